@@ -1,0 +1,586 @@
+"""One run, described by the names people know from nanoGPT and the textbook chapter.
+
+In:  a recipe (YAML), and overrides from the command line: ``--key=value``, ``--key value``, ``--flag``, ``--no_flag``.
+Out: one validated, immutable :class:`Config`, or a :class:`ConfigError` that lists every fault at once.
+
+Precedence: defaults < recipe < command line. Nothing is ever executed. This module imports nothing else of hfgpt,
+and neither torch nor transformers, so that ``--help`` and bad input are answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+GROUPS = {
+    "data": "Data (chapter 1)",
+    "model": "Model (chapter 2)",
+    "optimizer": "Optimizer (chapter 3)",
+    "schedule": "Learning-rate schedule (chapter 4)",
+    "evaluation": "Evaluation and logging (chapter 5.3, 6.2)",
+    "system": "Speed and memory (chapter 6.1, 6.2)",
+    "run": "Run folder, safety and sharing",
+}
+
+EMBEDDED_DATASET = "shakespeare"
+
+
+def setting(group: str, unit: str, default: Any, text: str, **rules: Any) -> Any:
+    """Declare one field: its group, the unit it is counted in ("" if none), default, meaning, and range rules."""
+    return Field(default, description=text, json_schema_extra={"group": group, "unit": unit}, **rules)
+
+
+class Config(BaseModel):
+    """Everything that decides a run. The comment of a field is its ``--help`` line and its reference entry.
+
+    Fields that default to None are filled in by :func:`resolve`, which never changes a value that was given.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # fmt: off
+    # -- data
+    dataset: str = setting("data", "", EMBEDDED_DATASET, "What to train on: 'shakespeare' (embedded), a text file, a folder or glob of .txt/.jsonl/.parquet (also .gz, .zst), or a Hub id")
+    dataset_config: str | None = setting("data", "", None, "Configuration name of a Hub dataset")
+    dataset_split: str = setting("data", "", "train", "Split of a Hub dataset to train on")
+    text_column: str = setting("data", "", "text", "Column (of .jsonl, .parquet or Hub data) that holds the text")
+    val_fraction: float = setting("data", "share of the corpus", 0.1, "Tail of the corpus kept for validation where it has no validation split", gt=0, lt=1)
+    streaming: bool = setting("data", "", False, "Read the corpus as it trains instead of preparing it first; for corpora larger than the disk")
+    tokenizer: str = setting("data", "", "char", "'char', 'bpe' (byte-level, trained on the dataset), or a Hub id or folder of a tokenizer")
+    vocab_size: int | None = setting("data", "tokens", None, "Vocabulary to train with tokenizer 'bpe' (default 8192); otherwise the tokenizer decides", ge=257, le=1_000_000)
+    batch_size: int = setting("data", "sequences", 12, "Sequences in one micro-batch: what is on a device at a time, at most", ge=1)
+    block_size: int = setting("data", "tokens", 1024, "Context length: what the model sees at once; every block has this many targets", ge=1)
+    gradient_accumulation_steps: int = setting("data", "micro-batches", 1, "Micro-batches in an optimizer step, in total over all processes: a step trains on batch_size x gradient_accumulation_steps sequences", ge=1)
+    document_mask: bool = setting("data", "", False, "Keep attention inside a document where several are packed into one block (needs a tokenizer with an end-of-text token)")
+    # -- model
+    init_from: str = setting("model", "", "scratch", "'scratch', 'resume', or a Hub id or folder of a pretrained GPT-2, whose shape then replaces n_layer, n_head and n_embd")
+    n_layer: int = setting("model", "blocks", 12, "Transformer blocks: the depth", ge=1)
+    n_head: int = setting("model", "heads", 12, "Attention heads a block; must divide n_embd", ge=1)
+    n_embd: int = setting("model", "channels", 768, "Width: numbers that stand for one token", ge=1)
+    dropout: float = setting("model", "probability", 0.0, "Share of activations dropped while training (embeddings, attention, residuals)", ge=0, lt=1)
+    # -- optimizer
+    learning_rate: float = setting("optimizer", "", 6e-4, "Peak learning rate of AdamW", gt=0)
+    weight_decay: float = setting("optimizer", "", 0.1, "AdamW's decoupled decay, on weights of two or more dimensions", ge=0)
+    grad_clip: float = setting("optimizer", "gradient norm", 1.0, "Gradients are scaled down to this norm; 0 turns clipping off", ge=0)
+    beta1: float = setting("optimizer", "", 0.9, "AdamW's decay of the gradient average", ge=0, lt=1)
+    beta2: float = setting("optimizer", "", 0.95, "AdamW's decay of the squared-gradient average", ge=0, lt=1)
+    # -- schedule
+    max_iters: int = setting("schedule", "optimizer steps", 5000, "Length of the run", ge=1)
+    lr_schedule: Literal["cosine", "hold_cosine", "constant"] = setting("schedule", "", "cosine", "After the warm-up: 'cosine' falls to min_lr at lr_decay_iters (nanoGPT), 'hold_cosine' holds until lr_decay_iters and falls to min_lr at max_iters (the chapter), 'constant' holds")
+    warmup_iters: int | None = setting("schedule", "optimizer steps", None, "Linear rise from 0 to learning_rate (default 5% of max_iters, at most 2000)", ge=0)
+    lr_decay_iters: int | None = setting("schedule", "optimizer steps", None, "Where the decay ends (cosine) or begins (hold_cosine) (default max_iters; hold_cosine: 80% of max_iters)", ge=1)
+    min_lr: float | None = setting("schedule", "", None, "Learning rate at the end of the decay (default learning_rate / 10)", ge=0)
+    # -- evaluation
+    eval_interval: int = setting("evaluation", "optimizer steps", 250, "Evaluate, sample and save this often, and always at the last step", ge=1)
+    eval_iters: int = setting("evaluation", "batches of 12 sequences", 200, "Fixed blocks a split is evaluated on, or all of it where it is smaller", ge=1)
+    eval_only: bool = setting("evaluation", "", False, "Evaluate once and stop")
+    log_interval: int = setting("evaluation", "optimizer steps", 10, "Record loss, learning rate, gradient norm and speed this often", ge=1)
+    sample_prompt: str = setting("evaluation", "", "\n", "Prompt of the short text sampled at each evaluation; '' samples none")
+    early_stopping_patience: int | None = setting("evaluation", "evaluations", None, "Stop after this many evaluations without a better validation loss (default: never)", ge=1)
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting("evaluation", "", "none", "Tracker that mirrors metrics.jsonl")
+    project: str = setting("evaluation", "", "hfgpt", "Project name in the tracker", min_length=1)
+    # -- system
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = setting("system", "", "auto", "Where to train; auto takes the accelerator if there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("system", "", "auto", "Precision of the arithmetic, over float32 weights; auto: bfloat16 where the accelerator has it, float16 on older ones, float32 on a CPU")
+    compile: bool = setting("system", "", False, "Compile the model with torch.compile: slower start, faster steps on accelerators")
+    activation_checkpointing: bool = setting("system", "", False, "Recompute activations in the backward pass: less memory, about a third more time")
+    cpu_threads: int | Literal["auto"] = setting("system", "threads a process", "auto", "Threads of a CPU run; auto: all cores, shared between the processes of this machine")
+    num_proc: int | Literal["auto"] = setting("system", "processes", "auto", "Processes that prepare the data; auto: one a core")
+    # -- run
+    out_dir: str | None = setting("run", "", None, "Run folder (default out/<recipe name>); the exported model and its checkpoints")
+    seed: int = setting("run", "", 1337, "Decides initial weights, data order and dropout", ge=0, lt=2**31)
+    save_total_limit: int = setting("run", "checkpoints", 2, "Checkpoints to keep: the best and the latest are always among them", ge=1)
+    always_save_checkpoint: bool = setting("run", "", True, "Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end")
+    # fmt: on
+
+    @property
+    def global_batch(self) -> int:
+        """Sequences in one optimizer step, over all processes."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def tokens_per_iter(self) -> int:
+        """Targets trained in one optimizer step (chapter 5.2)."""
+        return self.global_batch * self.block_size
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder of a resolved config."""
+        assert self.out_dir is not None, "resolve() fills in out_dir"
+        return Path(self.out_dir)
+
+
+# What nanoGPT calls by a name that has another one here, and a function from its value to our key and value.
+RENAMED: dict[str, Callable[[Any], tuple[str, Any]]] = {
+    "decay_lr": lambda value: ("lr_schedule", "cosine" if value else "constant"),
+    "wandb_log": lambda value: ("report_to", "wandb" if value else "none"),
+    "wandb_project": lambda value: ("project", value),
+}
+
+# Names of nanoGPT's and of the Trainer's that mean nothing here, each with what to use instead.
+INSTEAD = {
+    "bias": "GPT-2 in Transformers always has biases; remove the key (a nanoGPT checkpoint without them imports with zeros)",
+    "backend": "Accelerate chooses the communication backend; see accelerate_configs/",
+    "wandb_run_name": "a run is named after its folder; set out_dir",
+    "per_device_train_batch_size": "use batch_size (micro-batch) and gradient_accumulation_steps (a total over all processes)",
+    "num_train_epochs": "use max_iters; plan.py shows how many epochs that is",
+    "max_steps": "use max_iters",
+    "warmup_steps": "use warmup_iters",
+    "lr_scheduler_type": "use lr_schedule",
+    "max_grad_norm": "use grad_clip",
+    "output_dir": "use out_dir",
+    "bf16": "use dtype: bfloat16",
+    "fp16": "use dtype: float16",
+    "gradient_checkpointing": "use activation_checkpointing",
+    "hidden_size": "use n_embd",
+    "num_hidden_layers": "use n_layer",
+    "num_attention_heads": "use n_head",
+    "max_position_embeddings": "use block_size",
+}
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with the input."""
+
+    key: str
+    value: Any
+    rule: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        shown = "" if self.value is None else f" = {self.value!r}"
+        return f"{self.key}{shown}: {self.rule}" + (f"\n    → {self.fix}" if self.fix else "")
+
+
+class InputError(Exception):
+    """The user's input cannot be used; the message says which part and what to do. Scripts exit with 2."""
+
+
+class ConfigError(InputError):
+    """One or more faults in a recipe or on the command line."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = list(faults)
+        super().__init__("\n".join(f"  {fault}" for fault in self.faults))
+
+
+# ------------------------------------------------------------------------------------------------ rules across fields
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition over several fields, checked when each of them is valid by itself."""
+
+    keys: tuple[str, ...]
+    broken: Callable[[Config], bool]
+    fault: Callable[[Config], Fault]
+
+
+def _divisors_near(width: int, heads: int) -> str:
+    valid = [n for n in range(1, width + 1) if width % n == 0]
+    below, above = [n for n in valid if n < heads][-1:], [n for n in valid if n > heads][:1]
+    return " or ".join(str(n) for n in below + above)
+
+
+RULES = (
+    Rule(
+        ("n_embd", "n_head", "init_from"),
+        lambda c: c.init_from in ("scratch", "resume") and c.n_embd % c.n_head != 0,
+        lambda c: Fault(
+            "n_head",
+            c.n_head,
+            f"must divide n_embd, and {c.n_embd} / {c.n_head} is {c.n_embd / c.n_head:.4g} (chapter 2.2)",
+            f"set n_head to {_divisors_near(c.n_embd, c.n_head)}",
+        ),
+    ),
+    Rule(
+        ("warmup_iters", "max_iters"),
+        lambda c: (c.warmup_iters or 0) >= c.max_iters,
+        lambda c: Fault(
+            "warmup_iters",
+            c.warmup_iters,
+            f"must be less than max_iters ({c.max_iters}), or the full learning rate is never reached",
+            f"leave it out (then {default_warmup(c.max_iters)}) or raise max_iters",
+        ),
+    ),
+    Rule(
+        ("warmup_iters", "lr_decay_iters", "max_iters", "lr_schedule"),
+        lambda c: c.lr_schedule != "constant"
+        and c.warmup_iters is not None
+        and c.lr_decay_iters is not None
+        and c.warmup_iters < c.max_iters
+        and c.lr_decay_iters <= c.warmup_iters,
+        lambda c: Fault(
+            "lr_decay_iters",
+            c.lr_decay_iters,
+            f"must be more than warmup_iters ({c.warmup_iters})",
+            f"leave it out (then {c.max_iters})",
+        ),
+    ),
+    Rule(
+        ("lr_schedule", "lr_decay_iters", "max_iters"),
+        lambda c: c.lr_schedule == "hold_cosine" and (c.lr_decay_iters or 0) >= c.max_iters,
+        lambda c: Fault(
+            "lr_decay_iters",
+            c.lr_decay_iters,
+            f"with lr_schedule 'hold_cosine' the decay runs from here to max_iters ({c.max_iters}), so it must be less",
+            f"set lr_decay_iters to, say, {c.max_iters * 4 // 5}, or lr_schedule to 'cosine'",
+        ),
+    ),
+    Rule(
+        ("min_lr", "learning_rate"),
+        lambda c: c.min_lr is not None and c.min_lr > c.learning_rate,
+        lambda c: Fault(
+            "min_lr",
+            c.min_lr,
+            f"must not be more than learning_rate ({c.learning_rate:g})",
+            f"leave it out (then {c.learning_rate / 10:g})",
+        ),
+    ),
+    Rule(
+        ("vocab_size", "tokenizer"),
+        lambda c: c.vocab_size is not None and c.tokenizer != "bpe",
+        lambda c: Fault(
+            "vocab_size",
+            c.vocab_size,
+            f"is decided by the tokenizer, here {c.tokenizer!r}",
+            "leave it out, or set tokenizer to 'bpe' to train one of this size",
+        ),
+    ),
+    Rule(
+        ("document_mask", "tokenizer"),
+        lambda c: c.document_mask and c.tokenizer == "char",
+        lambda c: Fault(
+            "document_mask",
+            True,
+            "needs a tokenizer with an end-of-text token between documents, and 'char' has none",
+            "set tokenizer to 'bpe' or to a Hub id such as 'gpt2', or document_mask to false",
+        ),
+    ),
+    Rule(
+        ("dtype", "device"),
+        lambda c: c.device == "cpu" and c.dtype == "float16",
+        lambda c: Fault(
+            "dtype",
+            c.dtype,
+            "needs an accelerator, and device is 'cpu'",
+            "set dtype to 'float32' or 'auto'",
+        ),
+    ),
+    *(
+        Rule(
+            (key,),
+            lambda c, key=key: isinstance(getattr(c, key), int) and getattr(c, key) < 1,  # type: ignore[misc]
+            lambda c, key=key: Fault(key, getattr(c, key), "must be 'auto' or at least 1"),  # type: ignore[misc]
+        )
+        for key in ("cpu_threads", "num_proc")
+    ),
+    *(
+        Rule(
+            (key,),
+            lambda c, key=key: not getattr(c, key).strip(),  # type: ignore[misc]
+            lambda c, key=key: Fault(key, getattr(c, key), "must not be empty"),  # type: ignore[misc]
+        )
+        for key in ("dataset", "dataset_split", "text_column", "tokenizer", "init_from")
+    ),
+)
+
+
+def default_warmup(max_iters: int) -> int:
+    """5% of the run, at most nanoGPT's 2000 steps."""
+    return min(2000, max_iters // 20)
+
+
+def resolve(config: Config, name: str) -> Config:
+    """Fill in every default that depends on another field; `name` is the recipe's, for out_dir."""
+    decay = config.max_iters * 4 // 5 if config.lr_schedule == "hold_cosine" else config.max_iters
+    filled = {
+        "warmup_iters": default_warmup(config.max_iters),
+        "lr_decay_iters": decay,
+        "min_lr": config.learning_rate / 10,
+        "out_dir": f"out/{name}",
+        "vocab_size": 8192 if config.tokenizer == "bpe" else None,
+    }
+    return config.model_copy(update={key: value for key, value in filled.items() if getattr(config, key) is None})
+
+
+# ------------------------------------------------------------------------------------------------------ reading
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML 1.1 without objects, that reads 1e-3 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            key = str(getattr(key_node, "value", key_node))
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a recipe file, not yet validated.
+
+    Raises:
+        InputError: the file cannot be read, or is no YAML mapping; the message names file, line and fix.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "recipe.yaml"  # a run folder is a recipe: the one that it was made with
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        known = sorted(str(p) for p in Path("recipes").glob("*.yaml"))
+        hint = f"; there are {', '.join(known)}" if known else ""
+        raise InputError(f"recipe {str(path)!r}: no such file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {str(path)!r} cannot be read as text: {error}") from None
+    try:
+        values = yaml.load(text, Loader=_RecipeLoader)  # noqa: S506 — a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"recipe {str(path)!r}{where}: not valid YAML: {problem}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {str(path)!r}: must be lines of 'key: value', not a {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """``--key=value``, ``--key value``, ``--flag``, ``--no_flag`` → keys and values, read by each field's type.
+
+    Raises:
+        ConfigError: a word that is no override, an override without a value, or one given twice.
+    """
+    words, values, faults = list(arguments), dict[str, Any](), list[Fault]()
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or word == "--":
+            faults.append(Fault(word, None, "is not an override", "write --key=value; the recipe comes first"))
+            continue
+        key, equals, text = word[2:].partition("=")
+        key = key.replace("-", "_")
+        field = Config.model_fields.get(key)
+        value: Any
+        if equals:
+            value = _read_text(field, text)
+        elif key.startswith("no_") and _is_flag(key[3:]):
+            key, value = key[3:], False
+        elif _is_flag(key) and not (words and words[0].lower() in ("true", "false")):
+            value = True
+        elif words and not words[0].startswith("--"):
+            value = _read_text(field, words.pop(0))
+        elif field is None and key not in RENAMED:
+            value = None  # an unknown key is reported as such, whatever it was given
+        else:
+            faults.append(Fault(key, None, "needs a value", f"write --{key}=VALUE"))
+            continue
+        if key in values:
+            faults.append(Fault(key, value, "is given twice on the command line"))
+        values[key] = value
+    if faults:
+        raise ConfigError(faults)
+    return values
+
+
+def _is_flag(key: str) -> bool:
+    field = Config.model_fields.get(key)
+    return (field is not None and field.annotation is bool) or key in ("decay_lr", "wandb_log", "bias")
+
+
+def _read_text(field: FieldInfo | None, text: str) -> Any:
+    """A value typed on the command line: as text for a field that holds text, else as YAML would read it."""
+    options = _alternatives(field.annotation) if field else []
+    if type(None) in options and text.lower() in ("none", "null", ""):
+        return None
+    if str in options:
+        return text
+    try:
+        value = yaml.load(text, Loader=_RecipeLoader)  # noqa: S506 — a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return text
+    return text if value is None else value
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, UnionType):
+        return [leaf for option in get_args(annotation) for leaf in _alternatives(option)]
+    return [annotation]
+
+
+def _translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
+    """Apply nanoGPT's other names; whole floats become integers where an integer is meant (max_iters: 1e4)."""
+    out, faults = dict[str, Any](), list[Fault]()
+    for key, value in values.items():
+        if key in RENAMED:
+            if key in ("decay_lr", "wandb_log") and not isinstance(value, bool):
+                faults.append(Fault(key, value, "must be true or false"))
+                continue
+            key, value = RENAMED[key](value)
+            if key in values:
+                continue  # our own name, given beside the old one, says it better
+        if key in INSTEAD:
+            faults.append(Fault(key, None, "is not a parameter here", INSTEAD[key]))
+        elif key not in Config.model_fields:
+            faults.append(Fault(key, None, "is not a parameter", _closest(key)))
+        else:
+            options = _alternatives(Config.model_fields[key].annotation)
+            if isinstance(value, float) and int in options and float not in options and value.is_integer():
+                value = int(value)
+            out[key] = value
+    return out, faults
+
+
+def _closest(key: str) -> str:
+    names = difflib.get_close_matches(key, [*Config.model_fields, *RENAMED], n=1, cutoff=0.6)
+    return f"did you mean {names[0]!r}?" if names else "--help lists all parameters"
+
+
+def _fault_of(error: Any) -> Fault:
+    """One of pydantic's errors in our words: what is allowed, in the field's own unit."""
+    key = str(error["loc"][0])
+    return Fault(key, error["input"], f"must be {allowed(key)}")
+
+
+def allowed(key: str) -> str:
+    """What a field takes, in words: 'an integer of at least 1 (sequences)'."""
+    field = Config.model_fields[key]
+    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "nothing (null)"}
+    parts = []
+    for option in _alternatives(field.annotation):
+        if get_origin(option) is Literal:
+            parts += [repr(choice) for choice in get_args(option)]
+        else:
+            parts.append(names[option])
+    words = " or ".join(parts) if len(parts) < 3 else "one of " + ", ".join(parts)
+    bounds = []
+    for rule in field.metadata:
+        for attribute, text in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
+            if (limit := getattr(rule, attribute, None)) is not None:
+                bounds.append(f"{text} {limit:,}")
+        if getattr(rule, "min_length", None):
+            bounds.append("at least one character")
+    words += (", " if bounds else "") + " and ".join(bounds)
+    return words + (f" ({unit_of(key)})" if unit_of(key) else "")
+
+
+def unit_of(key: str) -> str:
+    """The unit a field is counted in, "" if it has none."""
+    return str(_extra(key)["unit"])
+
+
+def group_of(key: str) -> str:
+    """The field's group, a key of GROUPS."""
+    return str(_extra(key)["group"])
+
+
+def _extra(key: str) -> dict[str, Any]:
+    extra = Config.model_fields[key].json_schema_extra
+    assert isinstance(extra, dict), "every field is declared with setting()"
+    return extra
+
+
+def build(values: Mapping[str, Any], name: str) -> Config:
+    """Validate keys and values against defaults, types, ranges and the rules across fields.
+
+    Args:
+        values: what the recipe and the command line say, later ones winning.
+        name: the recipe's name, for the default out_dir.
+
+    Raises:
+        ConfigError: with every fault there is, each with key, value, rule and fix.
+    """
+    known, faults = _translate(values)
+    try:
+        config = Config(**known)
+    except ValidationError as error:
+        bad = {}
+        for item in error.errors():
+            bad.setdefault(str(item["loc"][0]), _fault_of(item))
+        faults += bad.values()
+        known = {key: value for key, value in known.items() if key not in bad}
+        config = Config(**known)
+        checked = [rule for rule in RULES if not bad.keys() & set(rule.keys)]
+    else:
+        checked = list(RULES)
+    faults += [rule.fault(config) for rule in checked if rule.broken(config)]
+    if faults:
+        raise ConfigError(faults)
+    return resolve(config, name)
+
+
+def load(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Defaults < recipe < overrides, validated and resolved. See :func:`build` for errors."""
+    values = read_recipe(recipe) if recipe is not None else {}
+    typed = parse_overrides(overrides)
+    # An override by one name replaces the recipe's line by the other (decay_lr and lr_schedule).
+    for old, to_new in RENAMED.items():
+        new = to_new(None)[0]
+        if new in typed or old in typed:
+            values = {key: value for key, value in values.items() if key not in (old, new)}
+    return build({**values, **typed}, Path(recipe).stem if recipe is not None else "run")
+
+
+# ------------------------------------------------------------------------------------------------------ writing
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved recipe as YAML, grouped, that loads back to the same config."""
+    lines = []
+    for group, title in GROUPS.items():
+        lines.append(f"# {title}")
+        for key in Config.model_fields:
+            if group_of(key) == group:
+                lines.append(yaml.safe_dump({key: getattr(config, key)}, allow_unicode=True, width=10_000).strip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def help_text() -> str:
+    """Every field in the chapter's groups: name, default, unit, meaning."""
+    import textwrap
+
+    lines = []
+    for group, title in GROUPS.items():
+        lines.append(f"\n{title}")
+        for key, field in Config.model_fields.items():
+            if group_of(key) != group:
+                continue
+            default = "" if field.default is None else f" [{yaml_scalar(field.default)}]"
+            unit = f" ({unit_of(key)})" if unit_of(key) else ""
+            body = textwrap.wrap(f"{field.description}{unit}", 78)
+            lines += [f"  --{key}{default}", *(f"      {line}" for line in body)]
+    return "\n".join(lines)
+
+
+def yaml_scalar(value: Any) -> str:
+    """A value as it would be typed in a recipe."""
+    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).removesuffix("\n...\n").strip()
+
+
+def fail(error: InputError) -> NoReturn:
+    """Print bad input's one message and exit with 2; what scripts do with an InputError."""
+    import sys
+
+    lead = "The recipe cannot be used:\n" if isinstance(error, ConfigError) else ""
+    print(f"{lead}{error}", file=sys.stderr)
+    raise SystemExit(2)
