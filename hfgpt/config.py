@@ -55,7 +55,7 @@ class Config(BaseModel):
     text_column: str = setting("data", "", "text", "Column (of .jsonl, .parquet or Hub data) that holds the text")
     val_fraction: float = setting("data", "share of the corpus", 0.1, "Tail of the corpus kept for validation where it has no validation split", gt=0, lt=1)
     streaming: bool = setting("data", "", False, "Read the corpus as it trains instead of preparing it first; for corpora larger than the disk")
-    tokenizer: str = setting("data", "", "char", "'char', 'bpe' (byte-level, trained on the dataset), or a Hub id or folder of a tokenizer")
+    tokenizer: str = setting("data", "", "auto", "'char', 'bpe' (byte-level, trained on the dataset), or a Hub id or folder of a tokenizer; auto: init_from's own, else 'char'")
     vocab_size: int | None = setting("data", "tokens", None, "Vocabulary to train with tokenizer 'bpe' (default 8192); otherwise the tokenizer decides", ge=257, le=1_000_000)
     batch_size: int = setting("data", "sequences", 12, "Sequences in one micro-batch: what is on a device at a time, at most", ge=1)
     block_size: int = setting("data", "tokens", 1024, "Context length: what the model sees at once; every block has this many targets", ge=1)
@@ -96,6 +96,7 @@ class Config(BaseModel):
     cpu_threads: int | Literal["auto"] = setting("system", "threads a process", "auto", "Threads of a CPU run; auto: all cores, shared between the processes of this machine")
     num_proc: int | Literal["auto"] = setting("system", "processes", "auto", "Processes that prepare the data; auto: one a core")
     # -- run
+    max_bad_steps: int = setting("run", "optimizer steps", 1, "Stop at this many steps in a row with a NaN or infinite loss or gradient; their updates are left out. float16 overflows, which loss scaling expects, do not count", ge=1)
     out_dir: str | None = setting("run", "", None, "Run folder (default out/<recipe name>); the exported model and its checkpoints")
     seed: int = setting("run", "", 1337, "Decides initial weights, data order and dropout", ge=0, lt=2**31)
     save_total_limit: int = setting("run", "checkpoints", 2, "Checkpoints to keep: the best and the latest are always among them", ge=1)
@@ -111,6 +112,11 @@ class Config(BaseModel):
     def tokens_per_iter(self) -> int:
         """Targets trained in one optimizer step (chapter 5.2)."""
         return self.global_batch * self.block_size
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the run starts from somebody's weights; they bring their own shape."""
+        return self.init_from not in ("scratch", "resume")
 
     @property
     def run_dir(self) -> Path:
@@ -194,7 +200,7 @@ def _divisors_near(width: int, heads: int) -> str:
 RULES = (
     Rule(
         ("n_embd", "n_head", "init_from"),
-        lambda c: c.init_from in ("scratch", "resume") and c.n_embd % c.n_head != 0,
+        lambda c: not c.pretrained and c.n_embd % c.n_head != 0,
         lambda c: Fault(
             "n_head",
             c.n_head,
@@ -257,8 +263,8 @@ RULES = (
         ),
     ),
     Rule(
-        ("document_mask", "tokenizer"),
-        lambda c: c.document_mask and c.tokenizer == "char",
+        ("document_mask", "tokenizer", "init_from"),
+        lambda c: c.document_mask and choose_tokenizer(c) == "char",
         lambda c: Fault(
             "document_mask",
             True,
@@ -300,8 +306,16 @@ def default_warmup(max_iters: int) -> int:
     return min(2000, max_iters // 20)
 
 
+def choose_tokenizer(config: Config) -> str:
+    """What 'auto' stands for: a pretrained model brings its own tokenizer, a new one learns characters."""
+    if config.tokenizer != "auto":
+        return config.tokenizer
+    return config.init_from if config.pretrained else "char"
+
+
 def resolve(config: Config, name: str) -> Config:
     """Fill in every default that depends on another field; `name` is the recipe's, for out_dir."""
+    config = config.model_copy(update={"tokenizer": choose_tokenizer(config)})
     decay = config.max_iters * 4 // 5 if config.lr_schedule == "hold_cosine" else config.max_iters
     filled = {
         "warmup_iters": default_warmup(config.max_iters),

@@ -1,0 +1,43 @@
+# Two commands to begin with:
+#   make train    make the environment, train a small model, sample it
+#   make test     the same environment, and the tests
+#
+# make train RECIPE=recipes/learning.yaml ARGS="--max_iters=100"
+
+RECIPE ?= recipes/quick_experiment.yaml
+# The demonstration run is made anew each time. Any other run is kept: pass ARGS=--resume or ARGS=--overwrite.
+ARGS ?= $(if $(filter recipes/quick_experiment.yaml,$(RECIPE)),--overwrite)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: train test test-long check format clean
+
+train: $(READY)
+	@$(BIN)/accelerate launch --quiet scripts/train.py $(RECIPE) $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy hfgpt
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Installed once, and again when one of these files changes.
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hfgpt needs Python 3.11 or newer; PYTHON=python3.12 make … chooses one")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) out *.egg-info .pytest_cache .mypy_cache .ruff_cache

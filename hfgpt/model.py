@@ -1,0 +1,151 @@
+"""The model: the chapter's names become a GPT2LMHeadModel here, and nowhere else.
+
+In:  a Config and the size of the vocabulary.
+Out: :class:`LanguageModel`, what the loop trains: token ids and targets in, the summed loss out. Its `.gpt2` is the
+     plain Transformers model that is saved and exported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hfgpt.config import Config, InputError
+
+IGNORED = -100  # a target that is not trained, as everywhere in Transformers
+
+
+class LanguageModel(nn.Module):
+    """GPT-2 with its loss inside, so that DDP, FSDP and torch.compile wrap one module.
+
+    The forward pass runs GPT-2's own blocks. It leaves out what training needs no part of: the KV cache, and the
+    search for packed sequences, which under torch.compile would always build a mask and so lose the fast attention.
+    """
+
+    def __init__(self, gpt2: GPT2LMHeadModel) -> None:
+        super().__init__()
+        self.gpt2 = gpt2
+
+    def forward(self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """The negative log-likelihood of the targets, summed, in nats, float32.
+
+        Args:
+            input_ids: (batch, time) token ids.
+            targets: (batch, time) the token that follows each input, or IGNORED.
+            position_ids: (batch, time), restarting at 0 where a new document starts; attention then stays inside a
+                document. None: positions 0, 1, 2 …, one causal context.
+        """
+        hidden = self.hidden(input_ids, position_ids)
+        logits = self.gpt2.lm_head(hidden)
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), reduction="sum", ignore_index=IGNORED
+        )
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """(batch, time) ids → (batch, time, n_embd) states after the last layer norm."""
+        body = self.gpt2.transformer
+        mask = None
+        if position_ids is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        else:
+            positions, mask = position_ids, document_mask(position_ids)
+        hidden = body.drop(body.wte(input_ids) + body.wpe(positions))
+        for block in body.h:
+            hidden = block(hidden, None, mask)
+        return body.ln_f(hidden)
+
+
+def document_mask(position_ids: Tensor) -> Tensor:
+    """(batch, time) positions that restart with each document → (batch, 1, time, time), True where attention may look.
+
+    The mask is causal, and a token sees its own document alone.
+    """
+    document = (position_ids == 0).cumsum(-1)
+    same = document[:, :, None] == document[:, None, :]
+    return same.tril()[:, None]
+
+
+def gpt2_config(config: Config, vocab_size: int, eos_token_id: int | None) -> GPT2Config:
+    """The chapter's names as Transformers has them (chapter 2; GPT-2 paper).
+
+    The activation is GPT-2's tanh form of GELU in torch's fused implementation, the same function as `gelu_new`.
+    """
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=config.block_size,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        resid_pdrop=config.dropout,
+        activation_function="gelu_pytorch_tanh",
+        # GPT-2's default 50256 lies outside a small vocabulary.
+        bos_token_id=eos_token_id,
+        eos_token_id=eos_token_id,
+    )
+
+
+def build(config: Config, vocab_size: int, eos_token_id: int | None) -> LanguageModel:
+    """A model from scratch, or pretrained weights fitted to the recipe; float32, on the CPU.
+
+    The caller seeds torch first: the initial weights come from the global generator.
+
+    Raises:
+        InputError: the pretrained model cannot be loaded, or does not fit block_size or the tokenizer.
+    """
+    if config.pretrained:
+        gpt2 = _pretrained(config, vocab_size)
+    else:
+        gpt2 = GPT2LMHeadModel._from_config(gpt2_config(config, vocab_size, eos_token_id), attn_implementation="sdpa")
+    if config.activation_checkpointing:
+        gpt2.gradient_checkpointing_enable({"use_reentrant": False})
+    return LanguageModel(gpt2)
+
+
+def _pretrained(config: Config, vocab_size: int) -> GPT2LMHeadModel:
+    source = config.init_from
+    try:
+        gpt2 = GPT2LMHeadModel.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa",
+            embd_pdrop=config.dropout, attn_pdrop=config.dropout, resid_pdrop=config.dropout,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError) as error:
+        if Path(source).is_dir() and not (Path(source) / "model.safetensors").exists():
+            raise InputError(f"init_from = {source!r}: the folder holds no model.safetensors") from None
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"init_from = {source!r}: cannot be loaded as a GPT-2 model: {reason}\n"
+            "    → give a folder with config.json and model.safetensors, or a Hub id (with network access)"
+        ) from None
+    if gpt2.config.model_type != "gpt2":
+        raise InputError(f"init_from = {source!r}: is a {gpt2.config.model_type} model; GPT-2 models are trained here")
+    positions = gpt2.config.n_positions
+    if config.block_size > positions:
+        raise InputError(
+            f"block_size = {config.block_size}: {source} has positions for {positions} tokens → set block_size to at "
+            f"most {positions}"
+        )
+    if vocab_size > gpt2.config.vocab_size:
+        raise InputError(
+            f"tokenizer = {config.tokenizer!r}: has {vocab_size} tokens, and {source} knows {gpt2.config.vocab_size}"
+            f" → use the model's own tokenizer (leave tokenizer out)"
+        )
+    crop_positions(gpt2, config.block_size)
+    return gpt2
+
+
+def crop_positions(gpt2: GPT2LMHeadModel, block_size: int) -> None:
+    """Keep the first `block_size` position embeddings, in place."""
+    kept = gpt2.transformer.wpe.weight.detach()[:block_size].clone()
+    gpt2.transformer.wpe = nn.Embedding.from_pretrained(kept, freeze=False)
+    gpt2.config.n_positions = block_size
+
+
+def parameter_count(model: LanguageModel) -> int:
+    """Trained parameters; the head shares the token embedding and counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())

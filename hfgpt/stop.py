@@ -1,0 +1,70 @@
+"""When to stop early: a polite signal, or the time that a job is given.
+
+In:  SIGTERM, SIGINT, and `max_time`.
+Out: `requested()`, the same answer on every process at the same step.
+
+The first signal lets the step in hand finish; the same signal again ends the process at once, which is harmless, since
+a checkpoint is never half-written. Launchers pass a SIGTERM on after a Ctrl-C: a signal of the other kind is the same
+request and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+_TIME_IS_UP = 1000  # beyond every signal number
+
+
+class Stop:
+    """Watches for a reason to stop; use as a context, so that the handlers are put back.
+
+    Args:
+        max_seconds: stop after this long; None: never.
+        device: where a collective of this run's backend finds its tensors.
+    """
+
+    def __init__(self, max_seconds: float | None, device: torch.device) -> None:
+        self._deadline = time.monotonic() + max_seconds if max_seconds is not None else float("inf")
+        self._device = device
+        self._received = 0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self._received == number:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._received = self._received or number
+
+    def requested(self) -> int:
+        """0, the signal's number, or a number beyond them where the time is up. Collective: call it at every step."""
+        reason = self._received or (_TIME_IS_UP if time.monotonic() >= self._deadline else 0)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            flag = torch.tensor(reason, device=self._device)
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+            reason = int(flag.item())
+        return reason
+
+
+def describe(reason: int) -> str:
+    """What to tell the user about a reason that :meth:`Stop.requested` gave."""
+    return "max_time is reached" if reason == _TIME_IS_UP else f"{signal.Signals(reason).name} received"
+
+
+def exit_code(reason: int) -> int:
+    """128 + signal; 0 where the time was up, which the user asked for."""
+    return 0 if reason == _TIME_IS_UP else 128 + reason
