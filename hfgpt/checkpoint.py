@@ -70,8 +70,13 @@ def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Ten
             at_stage(name)
             save_tensors(tensors, temporary / name)
         at_stage("state.json")
-        files = {name: {"bytes": (temporary / name).stat().st_size, "sha256": _sum(temporary / name)} for name in TENSOR_FILES}
-        _write_text(temporary / "state.json", json.dumps({**state, "step": step, "format": FORMAT, "files": files}, indent=1))
+        files = {
+            name: {"bytes": (temporary / name).stat().st_size, "sha256": _sum(temporary / name)}
+            for name in TENSOR_FILES
+        }
+        _write_text(
+            temporary / "state.json", json.dumps({**state, "step": step, "format": FORMAT, "files": files}, indent=1)
+        )
         at_stage("COMPLETE")
         _write_text(temporary / "COMPLETE", _sum(temporary / "state.json"))
         sync(temporary)
@@ -90,7 +95,9 @@ def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Ten
 def save_tensors(tensors: Tensors, path: Path) -> None:
     """Write a safetensors file and wait until the disk has it. Raises OSError."""
     try:
-        safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, {"format": "pt"})
+        safetensors.torch.save_file(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, {"format": "pt"}
+        )
     except SafetensorError as error:  # its own wrapping of an OSError
         raise OSError(f"{path}: {error}") from error
     sync(path)

@@ -98,8 +98,10 @@ class Config(BaseModel):
     # -- run
     max_bad_steps: int = setting("run", "optimizer steps", 1, "Stop at this many steps in a row with a NaN or infinite loss or gradient; their updates are left out. float16 overflows, which loss scaling expects, do not count", ge=1)
     out_dir: str | None = setting("run", "", None, "Run folder (default out/<recipe name>); the exported model and its checkpoints")
+    max_time: str | None = setting("run", "such as 11h30m, 90m, 45s", None, "Stop politely after this long, checkpoint written, before a job's limit does it")
     seed: int = setting("run", "", 1337, "Decides initial weights, data order and dropout", ge=0, lt=2**31)
     save_total_limit: int = setting("run", "checkpoints", 2, "Checkpoints to keep: the best and the latest are always among them", ge=1)
+    license: str = setting("run", "the Hub's name of it", "mit", "Licence of the trained model, for its card", min_length=1)
     always_save_checkpoint: bool = setting("run", "", True, "Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end")
     # fmt: on
 
@@ -220,11 +222,13 @@ RULES = (
     ),
     Rule(
         ("warmup_iters", "lr_decay_iters", "max_iters", "lr_schedule"),
-        lambda c: c.lr_schedule != "constant"
-        and c.warmup_iters is not None
-        and c.lr_decay_iters is not None
-        and c.warmup_iters < c.max_iters
-        and c.lr_decay_iters <= c.warmup_iters,
+        lambda c: (
+            c.lr_schedule != "constant"
+            and c.warmup_iters is not None
+            and c.lr_decay_iters is not None
+            and c.warmup_iters < c.max_iters
+            and c.lr_decay_iters <= c.warmup_iters
+        ),
         lambda c: Fault(
             "lr_decay_iters",
             c.lr_decay_iters,
@@ -282,6 +286,11 @@ RULES = (
             "set dtype to 'float32' or 'auto'",
         ),
     ),
+    Rule(
+        ("max_time",),
+        lambda c: c.max_time is not None and not seconds_of(c.max_time),
+        lambda c: Fault("max_time", c.max_time, "must be a time such as 11h30m, 90m or 45s"),
+    ),
     *(
         Rule(
             (key,),
@@ -304,6 +313,13 @@ RULES = (
 def default_warmup(max_iters: int) -> int:
     """5% of the run, at most nanoGPT's 2000 steps."""
     return min(2000, max_iters // 20)
+
+
+def seconds_of(time: str) -> int:
+    """'11h30m' → 41400; 0 if it is no time of this form."""
+    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", time.strip())
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+    return hours * 3600 + minutes * 60 + seconds
 
 
 def choose_tokenizer(config: Config) -> str:
@@ -366,7 +382,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {str(path)!r} cannot be read as text: {error}") from None
     try:
-        values = yaml.load(text, Loader=_RecipeLoader)  # noqa: S506 — a SafeLoader
+        values = yaml.load(text, Loader=_RecipeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -429,7 +445,7 @@ def _read_text(field: FieldInfo | None, text: str) -> Any:
     if str in options:
         return text
     try:
-        value = yaml.load(text, Loader=_RecipeLoader)  # noqa: S506 — a SafeLoader
+        value = yaml.load(text, Loader=_RecipeLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
     return text if value is None else value
@@ -588,7 +604,20 @@ def help_text() -> str:
 
 def yaml_scalar(value: Any) -> str:
     """A value as it would be typed in a recipe."""
-    return yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).removesuffix("\n...\n").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).removesuffix("\n...\n").strip()
+    )
+
+
+def split_command(arguments: Sequence[str], flags: Iterable[str]) -> tuple[str | None, set[str], list[str]]:
+    """A script's arguments → (recipe or None, those of `flags` that are there, the overrides).
+
+    The recipe, if any, comes first; `flags` are the script's own, such as "--resume".
+    """
+    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    rest = list(arguments[1:] if recipe else arguments)
+    given = {word for word in rest if word in flags}
+    return recipe, given, [word for word in rest if word not in given]
 
 
 def fail(error: InputError) -> NoReturn:

@@ -17,11 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfgpt import config as configs
-from hfgpt.config import InputError
+import numpy as np
+from numpy.typing import NDArray
+
+from hfgpt import config as configs, sample
+from hfgpt.config import Config, InputError
 
 if TYPE_CHECKING:
     import evaluate
+    from numpy.typing import NDArray
     from torch import nn
 
     from hfgpt.data import TokenStream
@@ -104,7 +108,8 @@ def _evaluate_library() -> Any:
 def evaluate_blocks(
     model: nn.Module,
     stream: TokenStream,
-    indices: Sequence[int],
+    block_size: int,
+    indices: Sequence[int] | NDArray[Any],
     batch_size: int,
     device: Any,
     rank: int = 0,
@@ -113,32 +118,105 @@ def evaluate_blocks(
     """This process's share of (sum of negative log-likelihoods in nats, number of targets) over blocks of a split.
 
     Every process takes each `world`-th block, none twice, so the sums over the processes are those of one process.
-    Dropout is off meanwhile, and the model's mode is put back. Precision is the caller's (autocast).
+    Each makes the same number of passes of the same shape, filled up with rows that do not count: sharded models need
+    the first, compiled ones the second. Dropout is off meanwhile, and the model's mode is put back.
 
     Args:
-        model: a :class:`hfgpt.model.LanguageModel`, whose forward gives the summed NLL.
+        model: a :class:`hfgpt.model.LanguageModel`, whose forward gives the summed NLL, in any wrapper.
         stream: the split.
+        block_size: targets in a block.
         indices: the blocks to evaluate on, the same on every process.
         batch_size: sequences at a time.
         device: where the model is.
+        rank, world: this process, and how many there are.
     """
     import torch
 
-    mine = indices[rank::world]
-    nll, tokens = 0.0, 0
-    was_training = model.training
+    from hfgpt.model import IGNORED
+
+    mine = np.asarray(indices)[rank::world]
+    passes = -(-len(indices) // (world * batch_size))
+    nll, was_training = 0.0, model.training
     model.eval()
     try:
         with torch.no_grad():
-            for start in range(0, len(mine), batch_size):
-                batch = stream.blocks(mine[start : start + batch_size])
-                nll += float(model(**{key: value.to(device) for key, value in batch.items()}))
-                tokens += int((batch["targets"] >= 0).sum())
+            for start in range(0, passes * batch_size, batch_size):
+                rows = mine[start : start + batch_size]
+                padded = np.concatenate([rows, np.repeat(indices[:1], batch_size - len(rows))])
+                tokens = torch.from_numpy(stream.blocks(padded, block_size)).to(device)
+                inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
+                targets[len(rows) :] = IGNORED
+                nll += float(model(inputs, targets))
     finally:
         model.train(was_training)
-    return nll, tokens
+    return nll, len(mine) * block_size
 
 
-def characters_of(stream: TokenStream, tokens: int) -> int:
-    """The characters that `tokens` of a split stand for, at that split's average; exact for the whole split."""
-    return max(1, round(tokens * stream.n_characters / stream.n_tokens))
+# ------------------------------------------------------------------------------------------------------- a folder
+
+
+def evaluate_folder(
+    folder: str | Path,
+    dataset: str | None = None,
+    split: str = "val",
+    batch_size: int = 32,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Evaluate an exported model on all blocks of a split; the split is cut as training cuts it.
+
+    Args:
+        folder: the run folder; its recipe.yaml says which data, and where it has none, the defaults do.
+        dataset: other data, as `dataset` in a recipe; read with the model's own tokenizer.
+        split: 'val' or 'train'.
+        batch_size: sequences at a time; does not change the figures.
+        device: 'auto' or a device of torch.
+
+    Returns: `loss`, `perplexity`, `bits_per_character`, `tokens`, `characters`, `blocks`, `split`, `dataset`.
+
+    Raises:
+        InputError: the folder, the data or an argument cannot be used.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split = {split!r}: must be 'val' or 'train'")
+    if batch_size < 1:
+        raise InputError(f"batch_size = {batch_size}: must be at least 1 (sequences)")
+    config = _recipe(sample.check_folder(folder), dataset)
+    from tqdm import tqdm
+
+    from hfgpt import data
+    from hfgpt.model import LanguageModel
+
+    gpt2, tokenizer = sample.load_folder(folder, device)
+    block = gpt2.config.n_positions
+    corpus = data.prepare(config.model_copy(update={"tokenizer": str(folder), "block_size": block}))
+    stream = corpus.val if split == "val" else corpus.train
+    model = LanguageModel(gpt2, tokenizer.eos_token_id if config.document_mask else None)
+    count = data.CharacterCounter(tokenizer)
+    indices = np.arange(stream.n_blocks(block))
+    sums, characters = list[tuple[float, int]](), 0
+    for start in tqdm(range(0, len(indices), batch_size), unit="batch", disable=None, leave=False):
+        part = indices[start : start + batch_size]
+        sums.append(evaluate_blocks(model, stream, block, part, len(part), gpt2.device))
+        characters += count(stream.blocks(part, block)[:, 1:])
+    tokens = sum(count for _, count in sums)
+    return {
+        **figures(math.fsum(nll for nll, _ in sums), tokens, characters),
+        "tokens": tokens,
+        "characters": characters,
+        "blocks": len(indices),
+        "split": split,
+        "dataset": config.dataset,
+    }
+
+
+def _recipe(folder: Path, dataset: str | None) -> Config:
+    """What the folder was trained by, or the defaults, on `dataset` if that is given."""
+    path = folder / "recipe.yaml"
+    config = configs.load(path) if path.is_file() else configs.build({}, folder.name)
+    if dataset is None:
+        return config
+    if not dataset.strip():
+        raise InputError("dataset: must not be empty")
+    fields = Config.model_fields
+    subset = {key: fields[key].default for key in ("dataset_config", "dataset_split")}
+    return config.model_copy(update={**(subset if dataset != config.dataset else {}), "dataset": dataset})

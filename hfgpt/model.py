@@ -24,47 +24,56 @@ class LanguageModel(nn.Module):
 
     The forward pass runs GPT-2's own blocks. It leaves out what training needs no part of: the KV cache, and the
     search for packed sequences, which under torch.compile would always build a mask and so lose the fast attention.
+
+    Args:
+        gpt2: the model that is trained.
+        document_end: the end-of-text token, to keep attention inside a document; None: a block is one context.
     """
 
-    def __init__(self, gpt2: GPT2LMHeadModel) -> None:
+    def __init__(self, gpt2: GPT2LMHeadModel, document_end: int | None = None) -> None:
         super().__init__()
         self.gpt2 = gpt2
+        self.document_end = document_end
 
-    def forward(self, input_ids: Tensor, targets: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """The negative log-likelihood of the targets, summed, in nats, float32.
 
         Args:
             input_ids: (batch, time) token ids.
             targets: (batch, time) the token that follows each input, or IGNORED.
-            position_ids: (batch, time), restarting at 0 where a new document starts; attention then stays inside a
-                document. None: positions 0, 1, 2 …, one causal context.
         """
-        hidden = self.hidden(input_ids, position_ids)
-        logits = self.gpt2.lm_head(hidden)
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), reduction="sum", ignore_index=IGNORED
-        )
+        logits = self.gpt2.lm_head(self.hidden(input_ids))
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum", ignore_index=IGNORED)
 
-    def hidden(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+    def hidden(self, input_ids: Tensor) -> Tensor:
         """(batch, time) ids → (batch, time, n_embd) states after the last layer norm."""
         body = self.gpt2.transformer
-        mask = None
-        if position_ids is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        else:
-            positions, mask = position_ids, document_mask(position_ids)
+        positions, mask = torch.arange(input_ids.shape[1], device=input_ids.device), None
+        if self.document_end is not None:
+            positions = document_positions(input_ids, self.document_end)
+            mask = document_mask(positions)
         hidden = body.drop(body.wte(input_ids) + body.wpe(positions))
         for block in body.h:
             hidden = block(hidden, None, mask)
         return body.ln_f(hidden)
 
 
-def document_mask(position_ids: Tensor) -> Tensor:
+def document_positions(input_ids: Tensor, end: int) -> Tensor:
+    """(batch, time) ids → (batch, time) positions that start again at each end-of-text token.
+
+    The end-of-text token counts as the first token of the document behind it: that document's first token is predicted
+    from [end] alone, so every target of a block is trained, and none of them sees another document.
+    """
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return places - torch.where(input_ids == end, places, 0).cummax(dim=1).values
+
+
+def document_mask(positions: Tensor) -> Tensor:
     """(batch, time) positions that restart with each document → (batch, 1, time, time), True where attention may look.
 
     The mask is causal, and a token sees its own document alone.
     """
-    document = (position_ids == 0).cumsum(-1)
+    document = (positions == 0).cumsum(-1)
     same = document[:, :, None] == document[:, None, :]
     return same.tril()[:, None]
 
@@ -96,15 +105,20 @@ def build(config: Config, vocab_size: int, eos_token_id: int | None) -> Language
     The caller seeds torch first: the initial weights come from the global generator.
 
     Raises:
-        InputError: the pretrained model cannot be loaded, or does not fit block_size or the tokenizer.
+        InputError: the pretrained model cannot be loaded, or does not fit block_size or the tokenizer; or
+            document_mask is asked for and the tokenizer has no end-of-text token.
     """
+    if config.document_mask and eos_token_id is None:
+        raise InputError(
+            f"document_mask = True: the tokenizer {config.tokenizer!r} has no end-of-text token to tell documents by"
+        )
     if config.pretrained:
         gpt2 = _pretrained(config, vocab_size)
     else:
         gpt2 = GPT2LMHeadModel._from_config(gpt2_config(config, vocab_size, eos_token_id), attn_implementation="sdpa")
     if config.activation_checkpointing:
         gpt2.gradient_checkpointing_enable({"use_reentrant": False})
-    return LanguageModel(gpt2)
+    return LanguageModel(gpt2, eos_token_id if config.document_mask else None)
 
 
 def _pretrained(config: Config, vocab_size: int) -> GPT2LMHeadModel:

@@ -1,0 +1,426 @@
+"""One run: its parts, made from a recipe, saved and brought back.
+
+In:  a resolved Config and what launched this process.
+Out: a :class:`Run`, ready for the loop in :mod:`hfgpt.train`; its checkpoints and exported model.
+
+A process owns a :class:`Run`; what differs between the processes is their share of each batch, and their generators.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import shutil
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    TorchDynamoPlugin,
+    gather_object,
+)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+from hfgpt import checkpoint, data, export, optim, threads
+from hfgpt import config as configs
+from hfgpt import model as models
+from hfgpt import tokenizer as tokenizers
+from hfgpt.config import Config, InputError
+from hfgpt.display import Display
+from hfgpt.metrics import FILE_NAME, MetricsWriter
+
+PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names and Accelerate's
+
+# Whatever else a resume may change, these decide which run it is.
+IDENTITY = ("seed", "block_size", "val_fraction", "document_mask", "streaming", "n_layer", "n_head", "n_embd")
+
+
+@dataclass
+class Progress:
+    """Where a run is: what changes from step to step, beside weights, averages and generators."""
+
+    step: int = 0
+    evaluated_step: int | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_improvement: int = 0
+    seconds: float = 0.0  # since the run began, without the time between a stop and its resume
+    overflows: int = 0  # float16 steps whose update loss scaling left out
+    bad_steps: int = 0  # steps in a row whose loss or gradient was not finite
+
+
+@dataclass
+class Run:
+    """One process's view of a run in progress."""
+
+    config: Config
+    accelerator: Accelerator
+    corpus: data.Corpus
+    model: torch.nn.Module  # a LanguageModel in Accelerate's wrappers
+    optimizer: Any  # in Accelerate's wrapper
+    display: Display
+    metrics: MetricsWriter
+    micro_batch: int  # sequences on this device at a time
+    val_characters: int  # that the targets of the evaluated validation blocks stand for
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.config.run_dir
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        return self.accelerator.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.accelerator.is_main_process
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weights only (FSDP)."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    @property
+    def plain(self) -> models.LanguageModel:
+        """The model without the wrappers of DDP, compile and mixed precision."""
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+
+
+# ------------------------------------------------------------------------------------------------------ the start
+
+
+def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> Run:
+    """Everything that a run needs, checked before the first step; the folder is touched last.
+
+    Raises:
+        InputError: config, data, model, launch or folder do not go together; nothing was written.
+    """
+    # torchrun starts all processes anew when one has died; what they were doing goes on.
+    resume = resume or config.init_from == "resume" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if not config.eval_only:
+        check_folder(config, resume, overwrite)
+    accelerator = make_accelerator(config)
+    micro_batch = share_of_batch(config, accelerator.num_processes)
+    display = Display(config.max_iters, accelerator.is_main_process)
+    corpus = prepare_corpus(config, accelerator)
+    saved = find_checkpoint(config, display) if resume else None
+    torch.manual_seed(config.seed)
+    vocab_size = tokenizers.vocabulary_size(corpus.tokenizer)
+    model = models.build(config, vocab_size, corpus.tokenizer.eos_token_id)
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        corpus=corpus,
+        model=model,
+        optimizer=optim.build(model, config, accelerator.device),
+        display=display,
+        metrics=MetricsWriter(config.run_dir / FILE_NAME),
+        micro_batch=micro_batch,
+        val_characters=count_characters(config, corpus),
+    )
+    if saved is not None:
+        check_identity(run, saved)
+    if run.main and not config.eval_only:
+        claim_folder(config, overwrite)
+    run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
+    if saved is not None:
+        restore(run, saved)
+    else:
+        seed_process(run)
+    if run.main and resume:
+        run.metrics.truncate_after(run.progress.step if saved else -1)
+    if config.report_to != "none" and not config.eval_only:
+        accelerator.init_trackers(config.project, config.model_dump())
+    return run
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Accelerate as the recipe says, whatever the environment or an Accelerate configuration says differently.
+
+    Raises:
+        InputError: the device, the precision or the tracker is not to be had here.
+    """
+    state = PartialState(cpu=config.device == "cpu")
+    device = state.device.type
+    if config.device not in ("auto", device):
+        raise InputError(f"device = {config.device!r}: not available here, where training runs on {device!r}")
+    dtype = choose_dtype(config.dtype, device)
+    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
+        raise InputError(f"report_to = {config.report_to!r}: is not installed → pip install {config.report_to}")
+    share_of_batch(config, state.num_processes)
+    steps = config.global_batch // state.num_processes // share_of_batch(config, state.num_processes)
+    _overrule("ACCELERATE_MIXED_PRECISION", PRECISION[dtype], {"no"}, "dtype")
+    _overrule("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", str(steps), {"1"}, "gradient_accumulation_steps")
+    _overrule("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR" if config.compile else "NO", {"NO", "no"}, "compile")
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    compiles = config.compile and _can_compile(device)
+    return Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision=PRECISION[dtype],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor" if compiles else "no"),
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_config=ProjectConfiguration(config.out_dir, logging_dir=str(config.run_dir / "logs")),
+    )
+
+
+def choose_dtype(dtype: str, device: str) -> str:
+    """What `dtype: auto` is on a device: bfloat16 where it is fast, float16 on older CUDA cards, else float32.
+
+    Raises:
+        InputError: float16 on a CPU, whose small range needs the loss scaling that accelerators have.
+    """
+    if dtype == "auto":
+        if device == "cuda":
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        return "bfloat16" if device == "xpu" else "float32"
+    if dtype == "float16" and device == "cpu":
+        raise InputError("dtype = 'float16': needs an accelerator, and this run is on a CPU → set dtype to 'float32'")
+    return dtype
+
+
+def _overrule(variable: str, ours: str, neutral: set[str], key: str) -> None:
+    """The recipe is the truth: say so where the environment, or an Accelerate configuration, says something else."""
+    theirs = os.environ.get(variable)
+    if theirs is not None and theirs.lower() != ours.lower():
+        if theirs not in neutral and PartialState().is_main_process:
+            warnings.warn(f"{variable}={theirs} is overruled by the recipe's {key}: {ours}", stacklevel=3)
+        os.environ[variable] = ours
+
+
+def _can_compile(device: str) -> bool:
+    """Whether torch.compile finds what it needs (a C++ compiler, Triton); warns where it does not."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+    except Exception as error:  # whatever the backend raises, training without it works
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"compile: true is left out, torch.compile does not work here: {reason}", stacklevel=2)
+        return False
+    return True
+
+
+def share_of_batch(config: Config, processes: int) -> int:
+    """The micro-batch of a process: the largest divisor of its share of the global batch that batch_size allows.
+
+    Raises:
+        InputError: the global batch cannot be shared equally; names the nearest that can.
+    """
+    share, rest = divmod(config.global_batch, processes)
+    if rest:
+        unit = processes // math.gcd(processes, config.batch_size)
+        below = config.gradient_accumulation_steps // unit * unit
+        options = " or ".join(
+            f"{steps} ({steps * config.batch_size} sequences)" for steps in (below, below + unit) if steps
+        )
+        raise InputError(
+            f"gradient_accumulation_steps = {config.gradient_accumulation_steps}: a step's {config.global_batch} "
+            f"sequences (batch_size {config.batch_size} x {config.gradient_accumulation_steps}) cannot be shared "
+            f"equally by {processes} processes → set gradient_accumulation_steps to {options}"
+        )
+    return next(size for size in range(min(config.batch_size, share), 0, -1) if share % size == 0)
+
+
+def prepare_corpus(config: Config, accelerator: Accelerator) -> data.Corpus:
+    """The corpus, made by one process of each machine and read from the cache by the others.
+
+    Raises:
+        InputError: on every process alike, so that none waits for another.
+    """
+    problem: InputError | None = None
+    with threads.unpinned(), accelerator.local_main_process_first():
+        try:
+            return data.prepare(config)
+        except InputError as error:
+            problem = error
+    raise problem
+
+
+def count_characters(config: Config, corpus: data.Corpus) -> int:
+    """The characters that the evaluated validation targets stand for."""
+    blocks = data.evaluation_blocks(corpus.val, config.block_size, config.eval_iters)
+    return data.CharacterCounter(corpus.tokenizer)(corpus.val.blocks(blocks, config.block_size)[:, 1:])
+
+
+def seed_process(run: Run) -> None:
+    """Dropout differs between processes, and after a resume on another number of them, but never by chance."""
+    words = (run.config.seed, run.accelerator.process_index, run.accelerator.num_processes, run.progress.step)
+    torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+
+
+# ----------------------------------------------------------------------------------------------------- the folder
+
+_RUN_FILES = ("metrics.jsonl", "model.safetensors", "loss.png", "README.md", "recipe.yaml")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has written here."""
+    return (folder / FILE_NAME).exists() or (folder / "model.safetensors").exists() or bool(checkpoint.steps(folder))
+
+
+def check_folder(config: Config, resume: bool, overwrite: bool) -> None:
+    """A run is never overwritten unasked.
+
+    Raises:
+        InputError: what is in out_dir does not fit what was asked.
+    """
+    folder = config.run_dir
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite: one goes on with the run, the other replaces it; give one of them")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"out_dir = {str(folder)!r}: is a file → name a folder")
+    if holds_run(folder) and not resume and not overwrite:
+        raise InputError(
+            f"out_dir = {str(folder)!r}: holds a run → --resume goes on with it, --overwrite replaces it, "
+            "--out_dir=… puts the new one elsewhere"
+        )
+
+
+def claim_folder(config: Config, overwrite: bool) -> None:
+    """Make out_dir, empty it of an older run where that was asked, and write the resolved recipe there.
+
+    Raises:
+        InputError: it is not writable.
+    """
+    folder = config.run_dir
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            for step in checkpoint.steps(folder):
+                shutil.rmtree(folder / f"checkpoint-{step}")
+            for name in _RUN_FILES:
+                (folder / name).unlink(missing_ok=True)
+        checkpoint.discard_unfinished(folder)
+        checkpoint.replace_file(folder / "recipe.yaml", configs.to_yaml(config))
+    except OSError as error:
+        raise InputError(f"out_dir = {str(folder)!r}: cannot be written: {error.strerror or error}") from None
+
+
+# ----------------------------------------------------------------------------------------------- saving and resuming
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of the step that is done. Collective: every process calls it."""
+    model, optimizer = _states(run)
+    rng = {name: state for states in gather_object([_generators(run)]) for name, state in states.items()}
+    if run.main:
+        checkpoint.write(
+            run.folder,
+            run.progress.step,
+            export.weights(model),
+            checkpoint.flatten({name.removeprefix("gpt2."): state for name, state in optimizer["state"].items()}),
+            rng,
+            {
+                "progress": asdict(run.progress),
+                "identity": identity(run),
+                "processes": run.accelerator.num_processes,
+                "data": run.corpus.batches.state_dict(),
+                "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
+            },
+        )
+        checkpoint.rotate(run.folder, run.config.save_total_limit, run.progress.best_step)
+    run.accelerator.wait_for_everyone()
+
+
+def export_model(run: Run) -> None:
+    """Write the model as it is now for Transformers, into the run folder itself. Collective."""
+    model, _ = _states(run)
+    if run.main:
+        export.write(run.folder, run.plain.gpt2, run.corpus.tokenizer, export.weights(model))
+
+
+def _states(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights and averages by the weights' names, whole and on the CPU, also where they live in shards."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    model, optimizer = get_state_dict(run.plain, run.optimizer.optimizer, options=options)
+    return model, optimizer
+
+
+def _generators(run: Run) -> dict[str, torch.Tensor]:
+    rank = run.accelerator.process_index
+    states = {f"cpu.{rank}": torch.get_rng_state()}
+    if run.device.type == "cuda":
+        states[f"cuda.{rank}"] = torch.cuda.get_rng_state(run.device)
+    return states
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What a run and its resume must have in common: with it, the sequence of batches is the same."""
+    return {
+        **{key: getattr(run.config, key) for key in IDENTITY},
+        "global batch (batch_size x gradient_accumulation_steps)": run.config.global_batch,
+        "tokenizer": tokenizers.fingerprint(run.corpus.tokenizer),
+        "data": run.corpus.fingerprint,
+    }
+
+
+def find_checkpoint(config: Config, display: Display) -> checkpoint.Checkpoint | None:
+    """The newest valid checkpoint; None where no checkpoint was written yet, so that the run begins.
+
+    Raises:
+        InputError: there are checkpoints, and all of them are damaged.
+    """
+    if not checkpoint.steps(config.run_dir):
+        display.say(f"{config.run_dir} holds no checkpoint yet: beginning at step 0")
+        return None
+    return checkpoint.newest_valid(config.run_dir, display.warn)
+
+
+def check_identity(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """A resume goes on with the same run.
+
+    Raises:
+        InputError: naming each difference.
+    """
+    then, now = saved.state["identity"], identity(run)
+    different = [key for key in now if then.get(key) != now[key]]
+    if different:
+        lines = [f"  {key}: {then.get(key)!r} in the checkpoint, {now[key]!r} now" for key in different]
+        raise InputError(
+            f"{saved.path} is a checkpoint of another run:\n" + "\n".join(lines) + "\n"
+            f"    → resume with its own recipe, {run.folder / 'recipe.yaml'}, or set another out_dir"
+        )
+
+
+def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """Bring a checkpoint back into a run that is prepared. Collective."""
+    _, optimizer = _states(run)
+    weights = export.with_tied_head(saved.model)
+    averages = {f"gpt2.{name}": state for name, state in checkpoint.unflatten(saved.optimizer).items()}
+    try:
+        set_state_dict(
+            run.plain,
+            run.optimizer.optimizer,
+            model_state_dict={f"gpt2.{name}": tensor for name, tensor in weights.items()},
+            optim_state_dict={**optimizer, "state": averages},
+            options=StateDictOptions(full_state_dict=True),
+        )
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise InputError(f"{saved.path} does not fit this model: {str(error).splitlines()[0]}") from None
+    run.progress = Progress(**saved.state["progress"])
+    run.corpus.batches.load_state_dict(saved.state["data"])
+    if run.accelerator.scaler is not None and saved.state["scaler"]:
+        run.accelerator.scaler.load_state_dict(saved.state["scaler"])
+    if saved.state["processes"] == run.accelerator.num_processes:
+        rank = run.accelerator.process_index
+        torch.set_rng_state(saved.rng[f"cpu.{rank}"])
+        if f"cuda.{rank}" in saved.rng and run.device.type == "cuda":
+            torch.cuda.set_rng_state(saved.rng[f"cuda.{rank}"], run.device)
+    else:
+        seed_process(run)
+        if run.config.dropout:
+            run.display.say("the number of processes has changed: same batches, other dropout masks from here on")

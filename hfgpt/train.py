@@ -1,0 +1,408 @@
+"""The training loop.
+
+In:  a resolved Config.
+Out: the run folder: the exported model (best by validation loss), checkpoints, metrics.jsonl, loss.png, a model card.
+
+Accelerate does devices, processes, mixed precision, accumulation's no-sync, clipping and trackers; what is left is
+here. The optimizer step is the clock: step t is the t-th update, made on the t-th global batch with
+``learning_rate(t)``. Nothing else decides what a step does, so a resume needs the step, the weights, the optimizer's
+averages and the random generators, and no more.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hfgpt import card, data, evaluation, hardware, metrics, optim, plots, sample
+from hfgpt.config import Config, seconds_of
+from hfgpt.display import duration
+from hfgpt.model import parameter_count
+from hfgpt.run import Run, export_model, save, start
+from hfgpt.stop import Stop, describe, exit_code
+
+SAMPLE_TOKENS = 120  # of the short text at each evaluation
+
+
+class RunError(Exception):
+    """The run failed; the message says at which step and how to go on. Scripts exit with 1."""
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step did."""
+
+    nll: Tensor  # summed over this process's targets, in nats
+    targets: int  # of the global batch
+    grad_norm: float  # before clipping
+    applied: bool  # whether the weights changed
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
+    """Run a recipe to its end, or to a polite stop; returns the exit code (0, or 128 + signal).
+
+    Raises:
+        InputError: the recipe, the data or the folder cannot be used; nothing was written.
+        RunError: the run failed; the last checkpoint stays.
+    """
+    run = start(config, resume=resume, overwrite=overwrite)
+    introduce(run)
+    try:
+        with Stop(seconds_of(config.max_time) if config.max_time else None, run.device) as stop:
+            reason = loop(run, Meter(run), stop)
+        if not config.eval_only:
+            finish(run, reason)
+    except OSError as error:
+        raise RunError(f"step {run.progress.step}: writing failed: {error}\n{how_to_resume(run)}") from error
+    finally:
+        run.display.close()
+        run.accelerator.end_training()
+    return exit_code(reason) if reason else 0
+
+
+def loop(run: Run, meter: Meter, stop: Stop) -> int:
+    """The steps, with evaluation and checkpoints between them; returns why it stopped early, or 0."""
+    config, progress = run.config, run.progress
+    run.model.train()
+    run.display.begin(progress.step)
+    while True:
+        if evaluation_due(run):
+            evaluate(run, meter)
+        if config.eval_only or progress.step >= config.max_iters or patience_is_over(run):
+            return 0
+        with meter.data():
+            batches = to_device(run.corpus.batches.micro_batches(progress.step, *share(run)), run.device)
+        with meter.step():
+            result = train_step(run, batches, config.tokens_per_iter, optim.learning_rate(progress.step + 1, config))
+        progress.step += 1
+        check_finite(run, result)
+        if progress.step in (1, config.max_iters) or progress.step % config.log_interval == 0:
+            log(run, meter, result)
+        else:
+            run.display.advance(progress.step)
+        if reason := stop.requested():
+            run.display.say(f"{describe(reason)}: stopping after step {progress.step}")
+            meter.stamp()
+            save(run)
+            return reason
+
+
+def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learning_rate: float) -> StepResult:
+    """One update from this process's micro-batches of the global batch.
+
+    The loss is the mean over the targets of the whole global batch, however they fall to micro-batches and processes:
+    the sum over them, divided once. Accelerate divides by the number of micro-batches and DDP by the number of
+    processes, which the scale takes back.
+
+    Args:
+        run: model, optimizer and Accelerate.
+        batches: inputs and targets of this process, one entry a micro-batch.
+        targets: how many targets the global batch trains, over all processes.
+        learning_rate: of this step.
+    """
+    accelerator, optimizer = run.accelerator, run.optimizer
+    scale = accelerator.gradient_accumulation_steps * accelerator.num_processes / targets
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    nll, norm, applied = torch.zeros((), device=run.device), math.nan, False
+    for batch in batches:
+        with accelerator.accumulate(run.model):
+            loss = run.model(**batch)
+            accelerator.backward(loss * scale)
+            nll += loss.detach()
+            if accelerator.sync_gradients:
+                norm = float(accelerator.clip_grad_norm_(run.model.parameters(), run.config.grad_clip or math.inf))
+                # Loss scaling leaves an overflow out by itself, and learns from it; other precisions must not step.
+                if math.isfinite(norm) or accelerator.scaler is not None:
+                    optimizer.step()
+                    applied = not accelerator.optimizer_step_was_skipped
+            optimizer.zero_grad()
+    return StepResult(nll, targets, norm, applied)
+
+
+def to_device(blocks: Iterable[NDArray[Any]], device: torch.device) -> list[dict[str, Tensor]]:
+    """(sequences, block_size + 1) blocks → inputs, and targets one token later, on this process's device."""
+    out = []
+    for block in blocks:
+        tokens = torch.from_numpy(block)
+        if device.type == "cuda":  # the copy then goes on while the host prepares the step
+            tokens = tokens.pin_memory()
+        tokens = tokens.to(device, non_blocking=True)
+        out.append({"input_ids": tokens[:, :-1], "targets": tokens[:, 1:]})
+    return out
+
+
+def share(run: Run) -> tuple[int, int, int]:
+    """(process, processes, micro-batch): which part of the global batch is this process's."""
+    return run.accelerator.process_index, run.accelerator.num_processes, run.micro_batch
+
+
+def check_finite(run: Run, result: StepResult) -> None:
+    """Count updates that were left out; raise when loss or gradients have stayed infinite or NaN for too long.
+
+    Raises:
+        RunError: at `max_bad_steps` in a row; the weights are those of the last good step.
+    """
+    progress, config = run.progress, run.config
+    if result.applied:
+        progress.bad_steps = 0
+        return
+    if run.accelerator.scaler is not None and run.accelerator.scaler.get_scale() >= 1:
+        progress.overflows += 1
+        return
+    progress.bad_steps += 1
+    run.display.warn(f"step {progress.step}: gradient norm {result.grad_norm}; this update is left out")
+    if progress.bad_steps >= config.max_bad_steps:
+        raise RunError(
+            f"step {progress.step}: loss or gradients are not finite (gradient norm {result.grad_norm}, loss "
+            f"{global_loss(run, result)}, learning rate {optim.learning_rate(progress.step, config):.3g})\n"
+            f"    → a lower learning rate (--learning_rate={config.learning_rate / 2:g}; chapter 3.1), a longer "
+            f"warm-up, or dtype float32\n{how_to_resume(run)}"
+        )
+
+
+# --------------------------------------------------------------------------------------------- evaluating, recording
+
+
+def evaluation_due(run: Run) -> bool:
+    """At the start, every eval_interval and at the last step, once each, also where a stop came in between."""
+    step, config = run.progress.step, run.config
+    return (step % config.eval_interval == 0 or step == config.max_iters) and run.progress.evaluated_step != step
+
+
+def evaluate(run: Run, meter: Meter) -> None:
+    """Losses over the fixed blocks of both splits, a sample; the best model is exported and a checkpoint written."""
+    progress, config = run.progress, run.config
+    figures = losses(run)
+    progress.evaluated_step = progress.step
+    better = math.isfinite(figures["val_loss"]) and figures["val_loss"] < (progress.best_val_loss or math.inf)
+    if better:
+        progress.best_val_loss, progress.best_step = figures["val_loss"], progress.step
+        progress.evaluations_without_improvement = 0
+    else:
+        progress.evaluations_without_improvement += 1
+    announce(run, figures, better)
+    if config.eval_only:
+        return
+    meter.stamp()
+    record(run, seconds=progress.seconds, **figures)
+    if better and progress.step:
+        export_model(run)
+    last = progress.step == config.max_iters or patience_is_over(run)
+    if progress.step and (better or last or config.always_save_checkpoint):
+        save(run)
+    meter.stamp()
+
+
+def losses(run: Run) -> dict[str, float]:
+    """Token-weighted loss of both splits; perplexity and bits per character of the validation split."""
+    rank, world, micro_batch = share(run)
+    block_size, eval_iters = run.config.block_size, run.config.eval_iters
+    figures = dict[str, float]()
+    for name, stream in (("train_eval", run.corpus.train), ("val", run.corpus.val)):
+        blocks = data.evaluation_blocks(stream, block_size, eval_iters)
+        sums = evaluation.evaluate_blocks(run.model, stream, block_size, blocks, micro_batch, run.device, rank, world)
+        nll, tokens = total(run, *sums)
+        figures[f"{name}_loss"] = nll / tokens
+    measured = evaluation.figures(nll, int(tokens), run.val_characters)
+    figures["val_perplexity"] = measured["perplexity"]
+    figures["val_bits_per_character"] = measured["bits_per_character"]
+    return figures
+
+
+def total(run: Run, *values: float) -> list[float]:
+    """Sums over the processes, in float64."""
+    if run.accelerator.num_processes == 1:
+        return list(values)
+    sums = torch.tensor(values, dtype=torch.float64, device=run.device)
+    dist.all_reduce(sums)
+    return sums.tolist()
+
+
+def global_loss(run: Run, result: StepResult) -> float:
+    """The loss of the step's global batch. Collective."""
+    return total(run, float(result.nll))[0] / result.targets
+
+
+def announce(run: Run, figures: dict[str, float], better: bool) -> None:
+    """Tell the evaluation's figures and show a short sample."""
+    run.display.say(
+        f"step {run.progress.step}/{run.config.max_iters}  train {figures['train_eval_loss']:.4f}  "
+        f"val {figures['val_loss']:.4f}  perplexity {figures['val_perplexity']:.2f}  "
+        f"bits per character {figures['val_bits_per_character']:.3f}{'  (best so far)' if better else ''}"
+    )
+    if run.main and run.config.sample_prompt and run.progress.step and not run.sharded:
+        run.display.sample(sample_text(run, SAMPLE_TOKENS))
+
+
+def sample_text(run: Run, tokens: int) -> str:
+    """A text sampled from the model as it is; the run's random generators are not touched."""
+    drawing = sample.Sampling(max_new_tokens=tokens)
+    prompt = run.config.sample_prompt
+    return prompt + "".join(sample.generate(run.plain.gpt2, run.corpus.tokenizer, prompt, drawing))
+
+
+def log(run: Run, meter: Meter, result: StepResult) -> None:
+    """Record a step: the loss of its global batch, and the speed since the last record."""
+    figures = {
+        "train_loss": global_loss(run, result),
+        "learning_rate": optim.learning_rate(run.progress.step, run.config),
+        "grad_norm": result.grad_norm,
+        **meter.figures(),
+    }
+    record(run, **figures)
+    run.display.advance(run.progress.step, figures)
+
+
+def record(run: Run, **figures: float) -> None:
+    """One line in metrics.jsonl, mirrored by the tracker."""
+    if run.main:
+        run.metrics.write(run.progress.step, **figures)
+        run.accelerator.log(figures, step=run.progress.step)
+
+
+class Meter:
+    """Times the steps: speed and memory since the last record, and the seconds of the whole run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._began = time.monotonic() - run.progress.seconds
+        self._peak = peak_flops(run)
+        self._flops = flops_per_token(run)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps, self._step_seconds, self._data_seconds = 0, 0.0, 0.0
+
+    def data(self) -> Timer:
+        """Time what is done inside as waiting for data."""
+        return Timer(self, "_data_seconds")
+
+    def step(self) -> Timer:
+        """Time what is done inside as one step."""
+        self._steps += 1
+        return Timer(self, "_step_seconds")
+
+    def stamp(self) -> None:
+        """Bring the run's seconds up to now."""
+        self._run.progress.seconds = time.monotonic() - self._began
+
+    def figures(self) -> dict[str, float]:
+        """Speed, memory and time since the last call."""
+        self.stamp()
+        seconds = self._step_seconds + self._data_seconds
+        rate = self._steps * self._run.config.tokens_per_iter / seconds
+        out = {
+            "tokens_per_second": rate,
+            "memory_bytes": memory_bytes(self._run.device),
+            "data_seconds": self._data_seconds / self._steps,
+            "seconds": self._run.progress.seconds,
+        }
+        if self._peak:
+            out["mfu"] = rate * self._flops / (self._peak * self._run.accelerator.num_processes)
+        self._reset()
+        return out
+
+
+class Timer:
+    """Adds the time spent inside it to one of a Meter's sums."""
+
+    def __init__(self, meter: Meter, name: str) -> None:
+        self._meter, self._name = meter, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        total = getattr(self._meter, self._name) + time.perf_counter() - self._start
+        setattr(self._meter, self._name, total)
+
+
+def flops_per_token(run: Run) -> float:
+    """Forward and backward arithmetic of a token (PaLM, appendix B, as nanoGPT counts it): 6N + 12·L·C·T."""
+    shape = run.plain.gpt2.config
+    weights = parameter_count(run.plain) - shape.n_positions * shape.n_embd
+    return 6 * weights + 12 * shape.n_layer * shape.n_embd * shape.n_positions
+
+
+def peak_flops(run: Run) -> float | None:
+    """The FLOP/s one process could reach: the card's by its table, a CPU's by measurement; None if not known."""
+    mixed = run.accelerator.mixed_precision
+    if run.device.type == "cuda":
+        dtype = {"no": "tf32", "bf16": "bfloat16", "fp16": "float16"}[mixed]
+        return hardware.peak_flops(torch.cuda.get_device_name(run.device), dtype)
+    if run.device.type == "cpu":
+        return hardware.measured_cpu_peak("bfloat16" if mixed == "bf16" else "float32")
+    return None
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: what torch allocated on a card; the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+# ------------------------------------------------------------------------------------------------- beginning and end
+
+
+def introduce(run: Run) -> None:
+    """Say what is about to happen."""
+    config, corpus = run.config, run.corpus
+    run.display.say(
+        f"{config.run_dir}: {parameter_count(run.plain):,} parameters, "
+        f"vocabulary {run.plain.gpt2.config.vocab_size:,}, "
+        f"{len(corpus.train):,} training and {len(corpus.val):,} validation tokens\n"
+        f"{config.max_iters:,} steps of {config.tokens_per_iter:,} tokens on {run.accelerator.num_processes} x "
+        f"{run.device.type} ({run.accelerator.mixed_precision.replace('no', 'fp32')}), micro-batch {run.micro_batch}"
+    )
+    if run.progress.step:
+        run.display.say(f"going on after step {run.progress.step}")
+
+
+def patience_is_over(run: Run) -> bool:
+    """Whether early stopping ends the run."""
+    patience = run.config.early_stopping_patience
+    return patience is not None and run.progress.evaluations_without_improvement >= patience
+
+
+def finish(run: Run, reason: int) -> None:
+    """After the last step: the curve, the model card, what the record says, and what to type next."""
+    run.display.close()
+    run.accelerator.wait_for_everyone()
+    if not run.main:
+        return
+    if reason:
+        run.display.say(how_to_resume(run))
+        return
+    config, folder, records = run.config, run.folder, metrics.read(run.metrics.path)
+    _, val = metrics.series(records, "val_loss")
+    plots.loss_curve(folder)
+    card.write(folder, config.license)
+    steps = f"after {run.progress.step} steps, {duration(run.progress.seconds)}"
+    if patience_is_over(run):
+        steps += f" (no better validation loss in {config.early_stopping_patience} evaluations)"
+    run.display.say(
+        f"\nvalidation loss {val[0]:.4f} before, {val[-1]:.4f} {steps}; "
+        f"best {run.progress.best_val_loss:.4f} at step {run.progress.best_step}"
+    )
+    run.display.say("\nsampled:")
+    run.display.sample(sample_text(run, 3 * SAMPLE_TOKENS))
+    run.display.say(
+        f"\nmodel, curve and record are in {folder}/  (loss.png, README.md, metrics.jsonl)\n"
+        f'next: python scripts/sample.py {folder} --prompt "ROMEO:"'
+    )
+
+
+def how_to_resume(run: Run) -> str:
+    """The line to type."""
+    return f"to go on: accelerate launch scripts/train.py {run.folder / 'recipe.yaml'} --resume"
