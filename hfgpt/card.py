@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from hfgpt import config as configs, estimate, metrics
+from hfgpt import config as configs
+from hfgpt import estimate, metrics
 from hfgpt.config import Config, InputError
 from hfgpt.metrics import Record
 
@@ -82,10 +83,12 @@ def _shape(folder: Path) -> dict[str, int]:
         shape = {ours: int(saved[theirs]) for theirs, ours in names.items()}
         vocabulary = int(saved["vocab_size"])
     except FileNotFoundError:
-        raise InputError(f"{str(folder)!r}: holds no config.json; a model is exported at the first evaluation") from None
+        raise InputError(
+            f"{str(folder)!r}: holds no config.json; a model is exported at the first evaluation"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is not the description of a GPT-2 model") from None
-    total = estimate.parameters(Config(**shape), vocabulary).total
+    total = estimate.parameters(Config().model_copy(update=shape), vocabulary).total
     return {**shape, "vocab_size": vocabulary, "parameters": total}
 
 
@@ -170,7 +173,8 @@ def _figures(evaluations: Sequence[Record], recipe: Config | None, folder: Path)
     if not evaluations:
         return ""
     best = _best(evaluations)
-    lines = ["## Figures", "", "| step | tokens | train loss | val loss | perplexity | bits per character |", "|--:" * 6 + "|"]
+    columns = ("step", "tokens", "train loss", "val loss", "perplexity", "bits per character")
+    lines = ["## Figures", "", f"| {' | '.join(columns)} |", "|--:" * len(columns) + "|"]
     for record in _some(evaluations, best):
         bold = "**" if record is best else ""
         tokens = f"{record['step'] * recipe.tokens_per_iter:,}" if recipe else ""
@@ -178,7 +182,10 @@ def _figures(evaluations: Sequence[Record], recipe: Config | None, folder: Path)
         for key in ("train_eval_loss", "val_loss", "val_perplexity", "val_bits_per_character"):
             cells.append(f"{bold}{record[key]:.4f}{bold}" if key in record else "")
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Losses in nats per token, over the same blocks each time. The weights here are those of the bold row."]
+    lines += [
+        "",
+        "Losses in nats per token, over the same blocks each time. The weights here are those of the bold row.",
+    ]
     if (folder / "loss.png").is_file():
         lines += ["", "![Loss over the steps](loss.png)"]
     return "\n".join(lines)
@@ -213,7 +220,7 @@ def _recipe(recipe: Config | None) -> str:
     if recipe is None:
         return ""
     return (
-        "## Recipe\n\nEvery setting of the run; `recipe.yaml` in this repository holds the same, and trains it again.\n\n"
+        "## Recipe\n\nEvery setting of the run; `recipe.yaml` beside this card holds it, and trains it again.\n\n"
         f"```yaml\n{configs.to_yaml(recipe).strip()}\n```"
     )
 

@@ -10,7 +10,9 @@ and neither torch nor transformers, so that ``--help`` and bad input are answere
 from __future__ import annotations
 
 import difflib
+import json
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +36,13 @@ GROUPS = {
 EMBEDDED_DATASET = "shakespeare"
 
 
-def setting(group: str, unit: str, default: Any, text: str, **rules: Any) -> Any:
-    """Declare one field: its group, the unit it is counted in ("" if none), default, meaning, and range rules."""
-    return Field(default, description=text, json_schema_extra={"group": group, "unit": unit}, **rules)
+def setting(group: str, unit: str, default: Any, text: str, derived: str = "", **rules: Any) -> Any:
+    """Declare one field: its group, the unit it is counted in ("" if none), default, meaning, and range rules.
+
+    `derived` says in words what a default of None stands for, where :func:`resolve` or the run fills it in.
+    """
+    extra: dict[str, Any] = {"group": group, "unit": unit, "derived": derived}
+    return Field(default, description=text, json_schema_extra=extra, **rules)
 
 
 class Config(BaseModel):
@@ -56,16 +62,16 @@ class Config(BaseModel):
     val_fraction: float = setting("data", "share of the corpus", 0.1, "Tail of the corpus kept for validation where it has no validation split", gt=0, lt=1)
     streaming: bool = setting("data", "", False, "Read the corpus as it trains instead of preparing it first; for corpora larger than the disk")
     tokenizer: str = setting("data", "", "auto", "'char', 'bpe' (byte-level, trained on the dataset), or a Hub id or folder of a tokenizer; auto: init_from's own, else 'char'")
-    vocab_size: int | None = setting("data", "tokens", None, "Vocabulary to train with tokenizer 'bpe' (default 8192); otherwise the tokenizer decides", ge=257, le=1_000_000)
+    vocab_size: int | None = setting("data", "tokens", None, "Vocabulary to train with tokenizer 'bpe'; otherwise the tokenizer decides", "8192 with tokenizer 'bpe'", ge=257, le=1_000_000)
     batch_size: int = setting("data", "sequences", 12, "Sequences in one micro-batch: what is on a device at a time, at most", ge=1)
     block_size: int = setting("data", "tokens", 1024, "Context length: what the model sees at once; every block has this many targets", ge=1)
     gradient_accumulation_steps: int = setting("data", "micro-batches", 1, "Micro-batches in an optimizer step, in total over all processes: a step trains on batch_size x gradient_accumulation_steps sequences", ge=1)
     document_mask: bool = setting("data", "", False, "Keep attention inside a document where several are packed into one block (needs a tokenizer with an end-of-text token)")
     # -- model
     init_from: str = setting("model", "", "scratch", "'scratch', 'resume', or a Hub id or folder of a pretrained GPT-2, whose shape then replaces n_layer, n_head and n_embd")
-    n_layer: int = setting("model", "blocks", 12, "Transformer blocks: the depth", ge=1)
-    n_head: int = setting("model", "heads", 12, "Attention heads a block; must divide n_embd", ge=1)
-    n_embd: int = setting("model", "channels", 768, "Width: numbers that stand for one token", ge=1)
+    n_layer: int = setting("model", "blocks", 12, "Transformer blocks: the depth", ge=1, le=10_000)
+    n_head: int = setting("model", "heads", 12, "Attention heads a block; must divide n_embd", ge=1, le=1_000_000)
+    n_embd: int = setting("model", "channels", 768, "Width: numbers that stand for one token", ge=1, le=1_000_000)
     dropout: float = setting("model", "probability", 0.0, "Share of activations dropped while training (embeddings, attention, residuals)", ge=0, lt=1)
     # -- optimizer
     learning_rate: float = setting("optimizer", "", 6e-4, "Peak learning rate of AdamW", gt=0)
@@ -76,16 +82,16 @@ class Config(BaseModel):
     # -- schedule
     max_iters: int = setting("schedule", "optimizer steps", 5000, "Length of the run", ge=1)
     lr_schedule: Literal["cosine", "hold_cosine", "constant"] = setting("schedule", "", "cosine", "After the warm-up: 'cosine' falls to min_lr at lr_decay_iters (nanoGPT), 'hold_cosine' holds until lr_decay_iters and falls to min_lr at max_iters (the chapter), 'constant' holds")
-    warmup_iters: int | None = setting("schedule", "optimizer steps", None, "Linear rise from 0 to learning_rate (default 5% of max_iters, at most 2000)", ge=0)
-    lr_decay_iters: int | None = setting("schedule", "optimizer steps", None, "Where the decay ends (cosine) or begins (hold_cosine) (default max_iters; hold_cosine: 80% of max_iters)", ge=1)
-    min_lr: float | None = setting("schedule", "", None, "Learning rate at the end of the decay (default learning_rate / 10)", ge=0)
+    warmup_iters: int | None = setting("schedule", "optimizer steps", None, "Linear rise from 0 to learning_rate", "5% of max_iters, at most 2000", ge=0)
+    lr_decay_iters: int | None = setting("schedule", "optimizer steps", None, "Where the decay ends (cosine) or begins (hold_cosine)", "max_iters; with hold_cosine 80% of it", ge=1)
+    min_lr: float | None = setting("schedule", "", None, "Learning rate at the end of the decay", "learning_rate / 10", ge=0)
     # -- evaluation
     eval_interval: int = setting("evaluation", "optimizer steps", 250, "Evaluate, sample and save this often, and always at the last step", ge=1)
     eval_iters: int = setting("evaluation", "batches of 12 sequences", 200, "Fixed blocks a split is evaluated on, or all of it where it is smaller", ge=1)
     eval_only: bool = setting("evaluation", "", False, "Evaluate once and stop")
     log_interval: int = setting("evaluation", "optimizer steps", 10, "Record loss, learning rate, gradient norm and speed this often", ge=1)
     sample_prompt: str = setting("evaluation", "", "\n", "Prompt of the short text sampled at each evaluation; '' samples none")
-    early_stopping_patience: int | None = setting("evaluation", "evaluations", None, "Stop after this many evaluations without a better validation loss (default: never)", ge=1)
+    early_stopping_patience: int | None = setting("evaluation", "evaluations", None, "Stop after this many evaluations without a better validation loss", "never", ge=1)
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting("evaluation", "", "none", "Tracker that mirrors metrics.jsonl")
     project: str = setting("evaluation", "", "hfgpt", "Project name in the tracker", min_length=1)
     # -- system
@@ -97,8 +103,8 @@ class Config(BaseModel):
     num_proc: int | Literal["auto"] = setting("system", "processes", "auto", "Processes that prepare the data; auto: one a core")
     # -- run
     max_bad_steps: int = setting("run", "optimizer steps", 1, "Stop at this many steps in a row with a NaN or infinite loss or gradient; their updates are left out. float16 overflows, which loss scaling expects, do not count", ge=1)
-    out_dir: str | None = setting("run", "", None, "Run folder (default out/<recipe name>); the exported model and its checkpoints")
-    max_time: str | None = setting("run", "such as 11h30m, 90m, 45s", None, "Stop politely after this long, checkpoint written, before a job's limit does it")
+    out_dir: str | None = setting("run", "", None, "Run folder: the exported model and its checkpoints", "out/<recipe name>")
+    max_time: str | None = setting("run", "such as 11h30m, 90m, 45s", None, "Stop politely after this long, checkpoint written, before a job's limit does it", "no limit")
     seed: int = setting("run", "", 1337, "Decides initial weights, data order and dropout", ge=0, lt=2**31)
     save_total_limit: int = setting("run", "checkpoints", 2, "Checkpoints to keep: the best and the latest are always among them", ge=1)
     license: str = setting("run", "the Hub's name of it", "mit", "Licence of the trained model, for its card", min_length=1)
@@ -156,6 +162,10 @@ INSTEAD = {
 }
 
 
+_shown = reprlib.Repr()  # a value in a message stays short, however large or nested it is
+_shown.maxstring = _shown.maxother = 120
+
+
 class Fault(NamedTuple):
     """One thing that is wrong with the input."""
 
@@ -165,7 +175,7 @@ class Fault(NamedTuple):
     fix: str = ""
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f" = {self.value!r}"
+        shown = "" if self.value is None else f" = {_shown.repr(self.value)}"
         return f"{self.key}{shown}: {self.rule}" + (f"\n    → {self.fix}" if self.fix else "")
 
 
@@ -302,10 +312,10 @@ RULES = (
     *(
         Rule(
             (key,),
-            lambda c, key=key: not getattr(c, key).strip(),  # type: ignore[misc]
+            lambda c, key=key: getattr(c, key) is not None and not getattr(c, key).strip(),  # type: ignore[misc]
             lambda c, key=key: Fault(key, getattr(c, key), "must not be empty"),  # type: ignore[misc]
         )
-        for key in ("dataset", "dataset_split", "text_column", "tokenizer", "init_from")
+        for key in ("dataset", "dataset_split", "text_column", "tokenizer", "init_from", "out_dir")
     ),
 )
 
@@ -358,6 +368,12 @@ class _RecipeLoader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # a date or number that is none
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
 
 _RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
@@ -371,28 +387,39 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         InputError: the file cannot be read, or is no YAML mapping; the message names file, line and fix.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "recipe.yaml"  # a run folder is a recipe: the one that it was made with
     try:
+        if path.is_dir():
+            path = path / "recipe.yaml"  # a run folder is a recipe: the one that it was made with
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         known = sorted(str(p) for p in Path("recipes").glob("*.yaml"))
         hint = f"; there are {', '.join(known)}" if known else ""
         raise InputError(f"recipe {str(path)!r}: no such file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a name that no file can have
         raise InputError(f"recipe {str(path)!r} cannot be read as text: {error}") from None
     try:
         values = yaml.load(text, Loader=_RecipeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(f"recipe {str(path)!r}{where}: not valid YAML: {problem}") from None
+    except RecursionError:
+        raise InputError(f"recipe {str(path)!r}: must be lines of 'key: value', not lists within lists") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"recipe {str(path)!r}{_where(error, text)}: not valid YAML: {_problem(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise InputError(f"recipe {str(path)!r}: must be lines of 'key: value', not a {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
+
+
+def _where(error: Exception, text: str) -> str:
+    """The line that PyYAML's error is about."""
+    if mark := getattr(error, "problem_mark", None) or getattr(error, "context_mark", None):
+        return f", line {mark.line + 1}"
+    position = getattr(error, "position", None)  # of a character that YAML does not allow
+    return "" if position is None else f", line {text.count(chr(10), 0, position) + 1}"
+
+
+def _problem(error: Exception) -> str:
+    return getattr(error, "problem", None) or str(error).splitlines()[0]
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -405,7 +432,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
     while words:
         word = words.pop(0)
         if not word.startswith("--") or word == "--":
-            faults.append(Fault(word, None, "is not an override", "write --key=value; the recipe comes first"))
+            faults.append(Fault(repr(word), None, "is not an override", "write --key=value; the recipe comes first"))
             continue
         key, equals, text = word[2:].partition("=")
         key = key.replace("-", "_")
@@ -476,8 +503,20 @@ def _translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
             options = _alternatives(Config.model_fields[key].annotation)
             if isinstance(value, float) and int in options and float not in options and value.is_integer():
                 value = int(value)
-            out[key] = value
+            if reason := _unusable(value):
+                faults.append(Fault(key, None, reason))
+            else:
+                out[key] = value
     return out, faults
+
+
+def _unusable(value: Any) -> str:
+    """Why no parameter can have this value, whatever its type and range; "" if one may."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        return "must be a number of less than 2^63"
+    if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+        return "must be text without NUL characters and lone surrogates"
+    return ""
 
 
 def _closest(key: str) -> str:
@@ -543,16 +582,13 @@ def build(values: Mapping[str, Any], name: str) -> Config:
     try:
         config = Config(**known)
     except ValidationError as error:
-        bad = {}
+        bad: dict[str, Fault] = {}
         for item in error.errors():
             bad.setdefault(str(item["loc"][0]), _fault_of(item))
         faults += bad.values()
-        known = {key: value for key, value in known.items() if key not in bad}
-        config = Config(**known)
-        checked = [rule for rule in RULES if not bad.keys() & set(rule.keys)]
-    else:
-        checked = list(RULES)
-    faults += [rule.fault(config) for rule in checked if rule.broken(config)]
+        config = Config(**{key: value for key, value in known.items() if key not in bad})
+    wrong = {fault.key for fault in faults}
+    faults += [rule.fault(config) for rule in RULES if not wrong & set(rule.keys) and rule.broken(config)]
     if faults:
         raise ConfigError(faults)
     return resolve(config, name)
@@ -585,21 +621,40 @@ def to_yaml(config: Config) -> str:
     return "\n".join(lines)
 
 
+def default_of(key: str) -> str:
+    """A field's default as it would be typed, or in words where it depends on other fields; "none" if it has none."""
+    default = Config.model_fields[key].default
+    if isinstance(default, str) and not default.isprintable():
+        return json.dumps(default)  # "\n", as YAML reads it too
+    return str(_extra(key)["derived"]) or ("none" if default is None else yaml_scalar(default))
+
+
 def help_text() -> str:
-    """Every field in the chapter's groups: name, default, unit, meaning."""
+    """Every field in the chapter's groups: name, default and unit on one line, the meaning below."""
     import textwrap
 
-    lines = []
+    lines = ["Parameters, each with its default. --flag and --no_flag stand for true and false."]
     for group, title in GROUPS.items():
         lines.append(f"\n{title}")
         for key, field in Config.model_fields.items():
             if group_of(key) != group:
                 continue
-            default = "" if field.default is None else f" [{yaml_scalar(field.default)}]"
-            unit = f" ({unit_of(key)})" if unit_of(key) else ""
-            body = textwrap.wrap(f"{field.description}{unit}", 78)
-            lines += [f"  --{key}{default}", *(f"      {line}" for line in body)]
+            choices = [repr(choice) for choice in _choices(key) if choice != field.default]
+            or_else = f"  (or {', '.join(choices)})" if choices else ""
+            unit = f"  ({unit_of(key)})" if unit_of(key) else ""
+            lines.append(f"  --{key:<30}{default_of(key)}{or_else}{unit}")
+            lines += textwrap.wrap(str(field.description), 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines)
+
+
+def _choices(key: str) -> list[str]:
+    """The words that a field may be, where it may be nothing else."""
+    return [
+        str(choice)
+        for option in _alternatives(Config.model_fields[key].annotation)
+        if get_origin(option) is Literal
+        for choice in get_args(option)
+    ]
 
 
 def yaml_scalar(value: Any) -> str:
@@ -615,7 +670,7 @@ def split_command(arguments: Sequence[str], flags: Iterable[str]) -> tuple[str |
     The recipe, if any, comes first; `flags` are the script's own, such as "--resume".
     """
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    rest = list(arguments[1:] if recipe else arguments)
+    rest = list(arguments if recipe is None else arguments[1:])
     given = {word for word in rest if word in flags}
     return recipe, given, [word for word in rest if word not in given]
 

@@ -15,6 +15,7 @@ there is no index to shuffle; :class:`StreamBatches` shuffles windows of the str
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -81,9 +82,9 @@ def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
         cache.mkdir(parents=True, exist_ok=True)
         found = sources.find(config, cache)
         return _prepare_stream(config, found, cache) if config.streaming else _prepare_tokens(config, found, cache)
-    except PermissionError as error:
+    except OSError as error:
         raise InputError(
-            f"cannot write the prepared data: {error}\n    → set HF_DATASETS_CACHE to a folder that can be written"
+            f"the prepared data cannot be written: {error}\n    → set HF_DATASETS_CACHE to a folder with room for it"
         ) from None
 
 
@@ -154,10 +155,12 @@ def _tokenised(
                 fingerprint=key,
                 writer_batch_size=16,
             )
-        except datasets.exceptions.DatasetGenerationError:
+        except datasets.exceptions.DatasetGenerationError as error:
             for piece in pieces:  # a worker's own error is lost on its way: meet it again
                 for _ in sources.read(piece):
                     pass
+            if os.strerror(errno.ENOSPC) in str(error.__cause__):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache)) from None
             raise
     return TokenStream.of(rows)
 
@@ -193,9 +196,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _token_rows(pieces: list[Piece], pipeline: str, end: int | None, dtype: str) -> Iterator[dict[str, Any]]:
-    """One row of tokens for each part of the pieces; what a worker process runs."""
+    """One row of tokens for each part of the pieces, after an empty one (`datasets` keeps no table without rows).
+
+    This is what a worker process runs.
+    """
     encode = tokenizer.encoder(pipeline)
     for piece in pieces:
+        yield {"tokens": np.empty(0, dtype=dtype)}
         for part in sources.read(piece):
             yield {"tokens": encode_part(part, encode, end).astype(dtype)}
 
@@ -385,9 +392,7 @@ class TokenSource:
                 found = found or len(tokens) > 0
                 yield tokens, {"epoch": epoch, **at}
             if not found:
-                raise InputError(
-                    "dataset: nothing is left to train on\n    → give more text, or set streaming to false"
-                )
+                raise InputError("dataset: holds no text to train on\n    → give more text")
             epoch, place = epoch + 1, None
 
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfgpt import config as configs, sample
+from hfgpt import config as configs
+from hfgpt import sample
 from hfgpt.config import Config, InputError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def language_model_metric() -> evaluate.Metric:
     library = _evaluate_library()
     import datasets
 
-    class LanguageModelMetric(library.Metric):
+    class LanguageModelMetric(library.Metric):  # type: ignore[name-defined]
         """Loss, perplexity and bits per character from sums over batches."""
 
         def _info(self) -> evaluate.MetricInfo:

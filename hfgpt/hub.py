@@ -101,7 +101,10 @@ def push(
                 stale = None
         except HfHubHTTPError as error:
             if error.response.status_code == 403:
-                raise InputError(f"{repo}: the name is taken by a repository that this token may not write to") from None
+                raise InputError(
+                    f"{repo}: the name is taken, and this token may not write to it; choose another name, or take a "
+                    "token with the role 'write'"
+                ) from None
             raise
     return str(url)
 
@@ -137,7 +140,8 @@ def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi) -
     ours = (folder / metrics.FILE_NAME).read_bytes() if (folder / metrics.FILE_NAME).is_file() else b""
     if theirs.split(b"\n")[0] != ours.split(b"\n")[0]:
         raise InputError(
-            f"{repo}: the name is taken: it holds another model\n    → choose another name, or say --overwrite to replace it"
+            f"{repo}: the name is taken: it holds another model\n"
+            "    → choose another name, or replace it with --overwrite"
         )
 
 
@@ -170,12 +174,11 @@ def pull(repo_id: str, folder: str | Path, *, revision: str | None = None, api: 
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{str(folder)!r}: is in use already; name a new folder")
     api = api or huggingface_hub.HfApi()
-    beside = target.with_name(f".{target.name}.pulling-{repo_id.replace('/', '--')}-{(revision or '').replace('/', '-')}")
+    label = f"{repo_id}-{revision}".replace("/", "--")
+    beside = target.with_name(f".{target.name}.pulling-{label}")
     wanted = [*FILES, *LAST, *(f"{CHECKPOINTS}/{name}" for name in ("*.safetensors", "*.json", CHECKPOINT_MARKER))]
     with _explained(repo_id, api):
-        _patiently(
-            lambda: api.snapshot_download(repo_id, revision=revision, local_dir=beside, allow_patterns=wanted)
-        )
+        _patiently(lambda: api.snapshot_download(repo_id, revision=revision, local_dir=beside, allow_patterns=wanted))
     try:
         check_folder(beside)
     except InputError as error:
@@ -230,7 +233,9 @@ def _explained(repo_id: str, api: HfApi) -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise InputError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to push or pull") from None
     except (httpx2.ConnectError, httpx2.ConnectTimeout, LocalEntryNotFoundError) as error:
-        raise HubError(f"{api.endpoint} cannot be reached: {_reason(error)}; check the network, then do it again") from None
+        raise HubError(
+            f"{api.endpoint} cannot be reached ({_reason(error)}): check the network, and try again"
+        ) from None
     except Exception as error:
         raise _of_status(error, repo_id) from error
 
@@ -252,7 +257,7 @@ def _of_status(error: Exception, repo_id: str) -> Exception:
         )
     if status == 409:
         return InputError(f"{repo_id}: the name is taken; choose another")
-    return HubError(f"{repo_id}: the Hub failed: {_reason(error)}; what arrived is kept, so do it again")
+    return HubError(f"{repo_id}: the Hub failed: {_reason(error)}; what arrived is kept, so try again")
 
 
 def _reason(error: BaseException) -> str:

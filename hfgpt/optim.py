@@ -21,7 +21,8 @@ def learning_rate(step: int, config: Config) -> float:
     Step 0 is the state before training: rate 0 where there is a warm-up.
     """
     warmup, decay, peak, low = config.warmup_iters, config.lr_decay_iters, config.learning_rate, config.min_lr
-    assert warmup is not None and decay is not None and low is not None, "the config is resolved"
+    if warmup is None or decay is None or low is None:
+        raise ValueError("the config is not resolved")
     if step < warmup:
         return peak * step / warmup
     if config.lr_schedule == "constant":

@@ -27,6 +27,7 @@ from accelerate.utils import (
     ProjectConfiguration,
     TorchDynamoPlugin,
     gather_object,
+    parse_flag_from_env,
 )
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
@@ -95,8 +96,11 @@ class Run:
 
     @property
     def plain(self) -> models.LanguageModel:
-        """The model without the wrappers of DDP, compile and mixed precision."""
-        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+        """The LanguageModel inside the wrappers of DDP and compile.
+
+        Its forward keeps Accelerate's mixed precision: asking for the model without would take it from the run.
+        """
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
 
 # ------------------------------------------------------------------------------------------------------ the start
@@ -153,7 +157,9 @@ def make_accelerator(config: Config) -> Accelerator:
     Raises:
         InputError: the device, the precision or the tracker is not to be had here.
     """
-    state = PartialState(cpu=config.device == "cpu")
+    # Told that it is on a CPU, Accelerate joins the launched processes over gloo; by itself it would stay alone.
+    cpu = config.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu)
     device = state.device.type
     if config.device not in ("auto", device):
         raise InputError(f"device = {config.device!r}: not available here, where training runs on {device!r}")
@@ -169,11 +175,11 @@ def make_accelerator(config: Config) -> Accelerator:
         torch.set_float32_matmul_precision("high")
     compiles = config.compile and _can_compile(device)
     return Accelerator(
-        cpu=config.device == "cpu",
+        cpu=cpu,
         mixed_precision=PRECISION[dtype],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
         dynamo_plugin=TorchDynamoPlugin(backend="inductor" if compiles else "no"),
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.out_dir, logging_dir=str(config.run_dir / "logs")),
     )

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,24 +104,35 @@ def load_folder(folder: str | Path, device: str = "auto") -> tuple[GPT2LMHeadMod
     import torch
     from safetensors import SafetensorError
     from transformers import AutoTokenizer, GPT2LMHeadModel
-    from transformers.utils import logging
 
     if device == "auto":
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # it is over before one could read it
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = GPT2LMHeadModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True, local_files_only=True)
+        with quiet_loading():
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            model = GPT2LMHeadModel.from_pretrained(
+                path, dtype=torch.float32, use_safetensors=True, local_files_only=True
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{str(folder)!r}: cannot be loaded: {_first_line(error)}") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     try:
         return model.to(device).eval(), tokenizer
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device = {device!r}: cannot be used here: {_first_line(error)}") from None
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without Transformers' bar for loading weights, which is over before one could read it."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
@@ -146,6 +158,12 @@ def generation_config(config: GPT2Config, tokenizer: PreTrainedTokenizerBase) ->
         pad_token_id=padding,
         suppress_tokens=beyond or None,
     )
+
+
+def left_out(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The characters of `text` that the tokenizer has no tokens for, each once; most tokenizers have all."""
+    known = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), clean_up_tokenization_spaces=False)
+    return "".join(sorted(set(text) - set(known)))
 
 
 def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -207,7 +225,7 @@ def draw_tokens(
         model.train(was_training)
 
 
-def _chooser(sampling: Sampling, generator: Any) -> Any:
+def _chooser(sampling: Sampling, generator: Any) -> Callable[[Tensor], int]:
     """A function from the last position's logits, (1, vocabulary), to a token id."""
     import torch
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper

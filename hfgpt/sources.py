@@ -166,9 +166,7 @@ def _from_files(config: Config, train: list[Path], val: list[Path], cache: Path)
     except OSError as error:
         raise InputError(f"dataset = {config.dataset!r}: cannot be read: {error}") from None
     if not splits[0]:
-        raise InputError(
-            f"dataset = {config.dataset!r}: holds no text: its files are empty\n    → give files with text"
-        )
+        raise InputError(f"dataset = {config.dataset!r}: is empty\n    → give files with text in them")
     return Sources(config.dataset, splits[0], splits[1], prints[0], prints[1])
 
 
@@ -208,7 +206,7 @@ def _line_start(file: IO[bytes], after: int) -> int:
 _CUTS = [
     re.compile(pattern, re.DOTALL)
     for pattern in (
-        r".*[^\W_](?=\n)",  # letter or digit, newline: apart in GPT-2's and later pre-tokenisers
+        r".*[^\W_](?=\r?\n)",  # letter or digit, newline: apart in GPT-2's and later pre-tokenisers
         r".*\S(?=[ \n])",  # a word's end: apart in GPT-2's
         r".*[^\W_](?=[.,;:!?，。；：！？、])",  # for writing without spaces
     )
@@ -231,7 +229,10 @@ def _row_groups(whole: Piece) -> list[Piece]:
     try:
         file = pq.ParquetFile(whole.source)
     except pa.ArrowException as error:
-        raise InputError(f"{whole.source!r}: is no Parquet file that can be read: {error}") from None
+        raise InputError(
+            f"dataset: {whole.source!r} is no Parquet file that can be read: {str(error).splitlines()[0]}\n"
+            "    → it may be damaged: get it again"
+        ) from None
     with file:
         schema = file.schema_arrow
         _check_column(whole, schema.names)
@@ -397,15 +398,6 @@ def spread(pieces: list[Piece], limit: int) -> list[Piece]:
     return pieces[:: max(1, -(-sum(piece.size for piece in pieces) // limit))]
 
 
-def _open(path: str) -> IO[bytes]:
-    """The file's own bytes, whatever it is compressed with."""
-    if path.lower().endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if path.lower().endswith(".zst"):
-        return cast(IO[bytes], zstandard.open(path, "rb"))
-    return open(path, "rb")
-
-
 def _read_text(piece: Piece) -> Iterator[Part]:
     path = str(piece.source)
     decoder = codecs.getincrementaldecoder("utf-8")()
@@ -433,24 +425,47 @@ def _read_text(piece: Piece) -> Iterator[Part]:
 
 
 def _chunks(piece: Piece) -> Iterator[bytes]:
-    """The bytes of a piece, at most two parts at a time."""
+    """The bytes of a piece, whatever its file is compressed with, at most two parts at a time."""
     path = str(piece.source)
-    left = piece.stop - piece.start if piece.stop >= 0 else -1
     try:
-        with _open(path) as file:
-            if piece.start:
+        with open(path, "rb") as file:
+            if path.lower().endswith(".gz"):
+                with gzip.open(file) as unpacked:
+                    yield from iter(lambda: unpacked.read(PART), b"")
+            elif path.lower().endswith(".zst"):
+                yield from _unpack_zst(file)
+            else:
                 file.seek(piece.start)
-            while left and (raw := file.read(min(left, 2 * PART) if left > 0 else PART)):
-                yield raw
-                left -= len(raw) if left > 0 else 0
+                yield from _stretch(file, piece.stop - piece.start)
     except DAMAGED as error:
-        raise InputError(f"{path!r}: cannot be read: {error}\n    → it may be damaged: get it again") from None
+        raise InputError(f"dataset: {path!r} cannot be read: {error}\n    → it may be damaged: get it again") from None
+
+
+def _stretch(file: IO[bytes], left: int) -> Iterator[bytes]:
+    while left:
+        if not (raw := file.read(min(left, 2 * PART))):
+            raise EOFError("it has become shorter since it was opened")
+        yield raw
+        left -= len(raw)
+
+
+def _unpack_zst(file: IO[bytes]) -> Iterator[bytes]:
+    """Frame by frame, since the library's own reader takes a file that is cut short for one that ends."""
+    frame = None
+    while raw := file.read(1 << 16):
+        while raw:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            if text := frame.decompress(raw):
+                yield text
+            raw, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame:
+        raise EOFError("compressed file ended before the end of its data")
 
 
 def _binary(path: str, position: int, raw: bytes) -> InputError:
     utf16 = raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     advice = "it looks like UTF-16: save it as UTF-8" if utf16 else "give plain text, saved as UTF-8"
-    return InputError(f"{path!r}: is not UTF-8 text (at byte {position:,})\n    → {advice}")
+    return InputError(f"dataset: {path!r} is not UTF-8 text (at byte {position:,})\n    → {advice}")
 
 
 def _json_texts(piece: Piece) -> Iterator[str | None]:
@@ -462,18 +477,19 @@ def _json_texts(piece: Piece) -> Iterator[str | None]:
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"{_line_label(piece, position)}: is not JSON ({reason})\n    → .jsonl holds one JSON object a line"
+                f"dataset: {_line_label(piece, position)} is not JSON ({reason})\n"
+                "    → .jsonl holds one JSON object a line"
             ) from None
         if not isinstance(row, dict):
             raise InputError(
-                f"{_line_label(piece, position)}: is no JSON object\n    → .jsonl holds one object a line, such as "
-                f'{{"{piece.column}": "..."}}'
+                f"dataset: {_line_label(piece, position)} is no JSON object\n"
+                f'    → .jsonl holds one object a line, such as {{"{piece.column}": "..."}}'
             )
         if piece.column not in row:
             _check_column(piece, row, _line_label(piece, position))
         text = row[piece.column]
         if text is not None and not isinstance(text, str):
-            raise _not_text(piece, f"a {type(text).__name__}", _line_label(piece, position))
+            raise _not_text(piece, type(text).__name__, _line_label(piece, position))
         if text and b"\\u" in line:  # JSON can write half a surrogate pair, which is no character
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         yield text
@@ -491,11 +507,10 @@ def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 
 def _line_label(piece: Piece, position: int) -> str:
-    with _open(str(piece.source)) as file:
-        number = 1
-        while position > 0 and (raw := file.read(min(position, PART))):
-            number += raw.count(b"\n")
-            position -= len(raw)
+    number = 1
+    for raw in _chunks(replace(piece, start=0, stop=position)):
+        number += raw[: max(0, position)].count(b"\n")
+        position -= len(raw)
     return f"{piece.source!r}, line {number:,}"
 
 
@@ -509,10 +524,12 @@ def _parquet_texts(piece: Piece) -> Iterator[str | None]:
             for batch in file.iter_batches(256, row_groups=list(groups), columns=[piece.column]):
                 texts: list[Any] = batch.column(0).to_pylist()
                 if wrong := next((text for text in texts if not isinstance(text, str | None)), None):
-                    raise _not_text(piece, f"a {type(wrong).__name__}")
+                    raise _not_text(piece, type(wrong).__name__)
                 yield from texts
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{piece.source!r}: cannot be read: {error}\n    → it may be damaged: get it again") from None
+        raise InputError(
+            f"dataset: {piece.source!r} cannot be read: {error}\n    → it may be damaged: get it again"
+        ) from None
 
 
 def _row_texts(piece: Piece) -> Iterator[str | None]:

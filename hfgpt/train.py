@@ -194,7 +194,7 @@ def evaluate(run: Run, meter: Meter) -> None:
         return
     meter.stamp()
     record(run, seconds=progress.seconds, **figures)
-    if better and progress.step:
+    if better:
         export_model(run)
     last = progress.step == config.max_iters or patience_is_over(run)
     if progress.step and (better or last or config.always_save_checkpoint):
@@ -236,8 +236,8 @@ def announce(run: Run, figures: dict[str, float], better: bool) -> None:
     """Tell the evaluation's figures and show a short sample."""
     run.display.say(
         f"step {run.progress.step}/{run.config.max_iters}  train {figures['train_eval_loss']:.4f}  "
-        f"val {figures['val_loss']:.4f}  perplexity {figures['val_perplexity']:.2f}  "
-        f"bits per character {figures['val_bits_per_character']:.3f}{'  (best so far)' if better else ''}"
+        f"val {figures['val_loss']:.4f}  perplexity {figures['val_perplexity']:.4g}  "
+        f"bits per character {figures['val_bits_per_character']:.3f}{'  (best so far)' if better and run.progress.step else ''}"
     )
     if run.main and run.config.sample_prompt and run.progress.step and not run.sharded:
         run.display.sample(sample_text(run, SAMPLE_TOKENS))
@@ -395,8 +395,9 @@ def finish(run: Run, reason: int) -> None:
         f"\nvalidation loss {val[0]:.4f} before, {val[-1]:.4f} {steps}; "
         f"best {run.progress.best_val_loss:.4f} at step {run.progress.best_step}"
     )
-    run.display.say("\nsampled:")
-    run.display.sample(sample_text(run, 3 * SAMPLE_TOKENS))
+    if config.sample_prompt and not run.sharded:
+        run.display.say("\nsampled:")
+        run.display.sample(sample_text(run, 3 * SAMPLE_TOKENS))
     run.display.say(
         f"\nmodel, curve and record are in {folder}/  (loss.png, README.md, metrics.jsonl)\n"
         f'next: python scripts/sample.py {folder} --prompt "ROMEO:"'

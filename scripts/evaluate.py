@@ -1,7 +1,7 @@
 """Evaluate a trained model on a whole split: loss, perplexity, bits per character.
 
-    python scripts/evaluate.py out/standard                      # the validation split of its own recipe
-    python scripts/evaluate.py out/standard --dataset=notes.txt --json
+python scripts/evaluate.py out/standard                      # the validation split of its own recipe
+python scripts/evaluate.py out/standard --dataset=notes.txt --json
 """
 
 import argparse

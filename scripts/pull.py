@@ -1,7 +1,7 @@
 """Bring a model from the Hugging Face Hub here, as a run folder.
 
-    python scripts/pull.py user/name out/name
-    accelerate launch scripts/train.py out/name --resume --out_dir=out/name     # if its checkpoints were pushed
+python scripts/pull.py user/name out/name
+accelerate launch scripts/train.py out/name --resume --out_dir=out/name     # if its checkpoints were pushed
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Push a run to the Hugging Face Hub.
 
-    python scripts/push.py out/standard user/name
-    python scripts/push.py out/standard user/name --include_checkpoints     # another machine can resume it
+python scripts/push.py out/standard user/name
+python scripts/push.py out/standard user/name --include_checkpoints     # another machine can resume it
 """
 
 import argparse

@@ -1,15 +1,16 @@
 """Sample text from a trained model, as it is written.
 
-    python scripts/sample.py out/quick_experiment --prompt "ROMEO:" --max_new_tokens 500 --seed 1
-    cat scene.txt | python scripts/sample.py out/quick_experiment --prompt_file -
+python scripts/sample.py out/quick_experiment --prompt "ROMEO:" --max_new_tokens 500 --seed 1
+cat scene.txt | python scripts/sample.py out/quick_experiment --prompt_file -
 """
 
 import argparse
+import os
 import sys
 
 from hfgpt import threads
 from hfgpt.config import InputError, fail
-from hfgpt.sample import Sampling, check_folder, generate, load_folder
+from hfgpt.sample import Sampling, check_folder, generate, left_out, load_folder
 
 
 def main() -> None:
@@ -30,6 +31,10 @@ def main() -> None:
         run(args)
     except InputError as error:
         fail(error)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -41,6 +46,8 @@ def run(args: argparse.Namespace) -> None:
     check_folder(args.folder)
     threads.configure()
     model, tokenizer = load_folder(args.folder, args.device)
+    if unknown := left_out(tokenizer, prompt):
+        print(f"note: the model has no tokens for {unknown!r}; these characters are left out", file=sys.stderr)
     for number, sampling in enumerate(settings):
         print("-" * 15 + "\n" if number else "", prompt, sep="", end="", flush=True)
         for piece in generate(model, tokenizer, prompt, sampling):

@@ -156,9 +156,11 @@ class Handler(BaseHTTPRequestHandler):
             headers = {"X-Error-Code": problem.code, "X-Error-Message": problem.message}
             self.answer(json.dumps({"error": problem.message}).encode(), problem.status, headers)
 
-    do_GET = do_POST = do_PUT = do_HEAD = handle_any  # noqa: N815 — the names that http.server calls
+    do_GET = do_POST = do_PUT = do_HEAD = handle_any
 
-    def answer(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None, size: int | None = None) -> None:
+    def answer(
+        self, data: bytes, status: int = 200, headers: dict[str, str] | None = None, size: int | None = None
+    ) -> None:
         self.send_response(status)
         for key, value in {"Content-Type": "application/json", **(headers or {})}.items():
             if value:

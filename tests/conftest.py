@@ -1,0 +1,139 @@
+"""What the tests share: no network, caches of their own, a small text, a small recipe, and the scripts to run.
+
+The environment is set before any test module is imported, since the Hugging Face libraries read it once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+CACHE = Path(tempfile.mkdtemp(prefix="hfgpt-tests-"))
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HOME": str(CACHE / "home"),
+    "HF_DATASETS_CACHE": str(CACHE / "datasets"),
+    "HF_MODULES_CACHE": str(CACHE / "modules"),
+    "MPLBACKEND": "agg",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+# What a shell or a launcher around the tests may have set, and a run would heed.
+for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "OMP_", "TORCHELASTIC_"))]:
+    del os.environ[name]
+
+# A machine with other work on it makes single examples slow; that is no fault of theirs.
+settings.register_profile("hfgpt", deadline=None)
+settings.load_profile("hfgpt")
+
+
+def pytest_sessionfinish() -> None:
+    """The caches go with the session."""
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """A test leaves the environment, and Accelerate's process-wide state, as it found them."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of about 12,000 characters in lines of made-up words, the same each time: enough to learn from."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("aeioumnprst", k=draw.randint(2, 6))) for _ in range(60)]
+    lines = [" ".join(draw.choices(words, k=8)).capitalize() + "." for _ in range(300)]
+    path = tmp_path_factory.mktemp("text") / "tiny.txt"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_text: Path, tmp_path: Path) -> dict[str, Any]:
+    """A recipe that trains in about a second: what `config.build` takes. Its run folder is `tmp_path`/run."""
+    return {
+        "dataset": str(tiny_text),
+        "out_dir": str(tmp_path / "run"),
+        "device": "cpu",
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 16,
+        "block_size": 16,
+        "batch_size": 4,
+        "max_iters": 8,
+        "warmup_iters": 1,
+        "eval_interval": 4,
+        "eval_iters": 2,
+        "log_interval": 1,
+        "sample_prompt": "",
+        "num_proc": 1,
+    }
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """write_recipe(values, name="tiny") → the path of a recipe with these values."""
+
+    def write(values: dict[str, Any], name: str = "tiny") -> Path:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """run_script("train.py", *arguments) → what `python scripts/train.py …` did, in a process of its own.
+
+    It runs in `tmp_path`, so that nothing is written into the checkout. `launch` puts words before the script, as in
+    ``launch=["-m", "accelerate.commands.launch"]``; `env` adds variables.
+    """
+
+    def run(
+        script: str,
+        *arguments: Any,
+        launch: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+        timeout: int = 240,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *launch, str(ROOT / "scripts" / script), *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture
+def in_temporary_folder(tmp_path: Path) -> Iterator[Path]:
+    """The test runs in `tmp_path`."""
+    with contextlib.chdir(tmp_path):
+        yield tmp_path
