@@ -34,6 +34,7 @@ GROUPS = {
 }
 
 EMBEDDED_DATASET = "shakespeare"
+WORDS = r"\S"  # of a text that may not be empty
 
 
 def setting(group: str, unit: str, default: Any, text: str, derived: str = "", **rules: Any) -> Any:
@@ -55,20 +56,20 @@ class Config(BaseModel):
 
     # fmt: off
     # -- data
-    dataset: str = setting("data", "", EMBEDDED_DATASET, "What to train on: 'shakespeare' (embedded), a text file, a folder or glob of .txt/.jsonl/.parquet (also .gz, .zst), or a Hub id")
+    dataset: str = setting("data", "", EMBEDDED_DATASET, "What to train on: 'shakespeare' (embedded), a text file, a folder or glob of .txt/.jsonl/.parquet (also .gz, .zst), or a Hub id", pattern=WORDS)
     dataset_config: str | None = setting("data", "", None, "Configuration name of a Hub dataset")
-    dataset_split: str = setting("data", "", "train", "Split of a Hub dataset to train on")
-    text_column: str = setting("data", "", "text", "Column (of .jsonl, .parquet or Hub data) that holds the text")
+    dataset_split: str = setting("data", "", "train", "Split of a Hub dataset to train on", pattern=WORDS)
+    text_column: str = setting("data", "", "text", "Column (of .jsonl, .parquet or Hub data) that holds the text", pattern=WORDS)
     val_fraction: float = setting("data", "share of the corpus", 0.1, "Tail of the corpus kept for validation where it has no validation split", gt=0, lt=1)
     streaming: bool = setting("data", "", False, "Read the corpus as it trains instead of preparing it first; for corpora larger than the disk")
-    tokenizer: str = setting("data", "", "auto", "'char', 'bpe' (byte-level, trained on the dataset), or a Hub id or folder of a tokenizer; auto: init_from's own, else 'char'")
+    tokenizer: str = setting("data", "", "auto", "'char', 'bpe' (byte-level, trained on the dataset), or a Hub id or folder of a tokenizer; auto: init_from's own, else 'char'", pattern=WORDS)
     vocab_size: int | None = setting("data", "tokens", None, "Vocabulary to train with tokenizer 'bpe'; otherwise the tokenizer decides", "8192 with tokenizer 'bpe'", ge=257, le=1_000_000)
     batch_size: int = setting("data", "sequences", 12, "Sequences in one micro-batch: what is on a device at a time, at most", ge=1)
     block_size: int = setting("data", "tokens", 1024, "Context length: what the model sees at once; every block has this many targets", ge=1)
     gradient_accumulation_steps: int = setting("data", "micro-batches", 1, "Micro-batches in an optimizer step, in total over all processes: a step trains on batch_size x gradient_accumulation_steps sequences", ge=1)
     document_mask: bool = setting("data", "", False, "Keep attention inside a document where several are packed into one block (needs a tokenizer with an end-of-text token)")
     # -- model
-    init_from: str = setting("model", "", "scratch", "'scratch', 'resume', or a Hub id or folder of a pretrained GPT-2, whose shape then replaces n_layer, n_head and n_embd")
+    init_from: str = setting("model", "", "scratch", "'scratch', 'resume', or a Hub id or folder of a pretrained GPT-2, whose shape then replaces n_layer, n_head and n_embd", pattern=WORDS)
     n_layer: int = setting("model", "blocks", 12, "Transformer blocks: the depth", ge=1, le=10_000)
     n_head: int = setting("model", "heads", 12, "Attention heads a block; must divide n_embd", ge=1, le=1_000_000)
     n_embd: int = setting("model", "channels", 768, "Width: numbers that stand for one token", ge=1, le=1_000_000)
@@ -93,7 +94,7 @@ class Config(BaseModel):
     sample_prompt: str = setting("evaluation", "", "\n", "Prompt of the short text sampled at each evaluation; '' samples none")
     early_stopping_patience: int | None = setting("evaluation", "evaluations", None, "Stop after this many evaluations without a better validation loss", "never", ge=1)
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting("evaluation", "", "none", "Tracker that mirrors metrics.jsonl")
-    project: str = setting("evaluation", "", "hfgpt", "Project name in the tracker", min_length=1)
+    project: str = setting("evaluation", "", "hfgpt", "Project name in the tracker", pattern=WORDS)
     # -- system
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = setting("system", "", "auto", "Where to train; auto takes the accelerator if there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("system", "", "auto", "Precision of the arithmetic, over float32 weights; auto: bfloat16 where the accelerator has it, float16 on older ones, float32 on a CPU")
@@ -103,11 +104,11 @@ class Config(BaseModel):
     num_proc: int | Literal["auto"] = setting("system", "processes", "auto", "Processes that prepare the data; auto: one a core")
     # -- run
     max_bad_steps: int = setting("run", "optimizer steps", 1, "Stop at this many steps in a row with a NaN or infinite loss or gradient; their updates are left out. float16 overflows, which loss scaling expects, do not count", ge=1)
-    out_dir: str | None = setting("run", "", None, "Run folder: the exported model and its checkpoints", "out/<recipe name>")
+    out_dir: str | None = setting("run", "", None, "Run folder: the exported model and its checkpoints", "out/<recipe name>", pattern=WORDS)
     max_time: str | None = setting("run", "such as 11h30m, 90m, 45s", None, "Stop politely after this long, checkpoint written, before a job's limit does it", "no limit")
     seed: int = setting("run", "", 1337, "Decides initial weights, data order and dropout", ge=0, lt=2**31)
     save_total_limit: int = setting("run", "checkpoints", 2, "Checkpoints to keep: the best and the latest are always among them", ge=1)
-    license: str = setting("run", "the Hub's name of it", "mit", "Licence of the trained model, for its card", min_length=1)
+    license: str = setting("run", "the Hub's name of it", "mit", "Licence of the trained model, for its card", pattern=WORDS)
     always_save_checkpoint: bool = setting("run", "", True, "Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end")
     # fmt: on
 
@@ -162,8 +163,16 @@ INSTEAD = {
 }
 
 
-_shown = reprlib.Repr()  # a value in a message stays short, however large or nested it is
-_shown.maxstring = _shown.maxother = 120
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 120
+
+
+def _show(value: Any) -> str:
+    """A value in a message: short, however large or nested it is."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
 
 
 class Fault(NamedTuple):
@@ -175,7 +184,7 @@ class Fault(NamedTuple):
     fix: str = ""
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f" = {_shown.repr(self.value)}"
+        shown = "" if self.value is None else f" = {_show(self.value)}"
         return f"{self.key}{shown}: {self.rule}" + (f"\n    → {self.fix}" if self.fix else "")
 
 
@@ -196,11 +205,11 @@ class ConfigError(InputError):
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition over several fields, checked when each of them is valid by itself."""
+    """A condition over several fields of a resolved config, checked when each of them is valid by itself."""
 
     keys: tuple[str, ...]
-    broken: Callable[[Config], bool]
-    fault: Callable[[Config], Fault]
+    broken: Callable[[Any], bool]  # of a Config whose derived defaults are filled in
+    fault: Callable[[Any], Fault]
 
 
 def _divisors_near(width: int, heads: int) -> str:
@@ -222,7 +231,7 @@ RULES = (
     ),
     Rule(
         ("warmup_iters", "max_iters"),
-        lambda c: (c.warmup_iters or 0) >= c.max_iters,
+        lambda c: c.warmup_iters >= c.max_iters,
         lambda c: Fault(
             "warmup_iters",
             c.warmup_iters,
@@ -232,23 +241,19 @@ RULES = (
     ),
     Rule(
         ("warmup_iters", "lr_decay_iters", "max_iters", "lr_schedule"),
-        lambda c: (
-            c.lr_schedule != "constant"
-            and c.warmup_iters is not None
-            and c.lr_decay_iters is not None
-            and c.warmup_iters < c.max_iters
-            and c.lr_decay_iters <= c.warmup_iters
-        ),
+        lambda c: c.lr_schedule != "constant" and c.lr_decay_iters <= c.warmup_iters < c.max_iters,
         lambda c: Fault(
             "lr_decay_iters",
             c.lr_decay_iters,
             f"must be more than warmup_iters ({c.warmup_iters})",
-            f"leave it out (then {c.max_iters})",
+            f"leave it out (then {c.max_iters})"
+            if c.lr_schedule == "cosine"
+            else f"lower warmup_iters, or set lr_decay_iters between it and max_iters ({c.max_iters})",
         ),
     ),
     Rule(
         ("lr_schedule", "lr_decay_iters", "max_iters"),
-        lambda c: c.lr_schedule == "hold_cosine" and (c.lr_decay_iters or 0) >= c.max_iters,
+        lambda c: c.lr_schedule == "hold_cosine" and c.lr_decay_iters >= c.max_iters,
         lambda c: Fault(
             "lr_decay_iters",
             c.lr_decay_iters,
@@ -258,7 +263,7 @@ RULES = (
     ),
     Rule(
         ("min_lr", "learning_rate"),
-        lambda c: c.min_lr is not None and c.min_lr > c.learning_rate,
+        lambda c: c.min_lr > c.learning_rate,
         lambda c: Fault(
             "min_lr",
             c.min_lr,
@@ -278,7 +283,7 @@ RULES = (
     ),
     Rule(
         ("document_mask", "tokenizer", "init_from"),
-        lambda c: c.document_mask and choose_tokenizer(c) == "char",
+        lambda c: c.document_mask and c.tokenizer == "char",
         lambda c: Fault(
             "document_mask",
             True,
@@ -308,14 +313,6 @@ RULES = (
             lambda c, key=key: Fault(key, getattr(c, key), "must be 'auto' or at least 1"),  # type: ignore[misc]
         )
         for key in ("cpu_threads", "num_proc")
-    ),
-    *(
-        Rule(
-            (key,),
-            lambda c, key=key: getattr(c, key) is not None and not getattr(c, key).strip(),  # type: ignore[misc]
-            lambda c, key=key: Fault(key, getattr(c, key), "must not be empty"),  # type: ignore[misc]
-        )
-        for key in ("dataset", "dataset_split", "text_column", "tokenizer", "init_from", "out_dir")
     ),
 )
 
@@ -546,8 +543,8 @@ def allowed(key: str) -> str:
         for attribute, text in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
             if (limit := getattr(rule, attribute, None)) is not None:
                 bounds.append(f"{text} {limit:,}")
-        if getattr(rule, "min_length", None):
-            bounds.append("at least one character")
+        if getattr(rule, "pattern", None) == WORDS:
+            bounds.append("not empty")
     words += (", " if bounds else "") + " and ".join(bounds)
     return words + (f" ({unit_of(key)})" if unit_of(key) else "")
 
@@ -587,11 +584,12 @@ def build(values: Mapping[str, Any], name: str) -> Config:
             bad.setdefault(str(item["loc"][0]), _fault_of(item))
         faults += bad.values()
         config = Config(**{key: value for key, value in known.items() if key not in bad})
+    config = resolve(config, name)
     wrong = {fault.key for fault in faults}
     faults += [rule.fault(config) for rule in RULES if not wrong & set(rule.keys) and rule.broken(config)]
     if faults:
         raise ConfigError(faults)
-    return resolve(config, name)
+    return config
 
 
 def load(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Config:

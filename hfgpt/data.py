@@ -512,25 +512,6 @@ def evaluation_blocks(stream: TokenStream, block_size: int, eval_iters: int) -> 
     return np.arange(n, dtype=np.int64) * n_blocks // max(1, n)
 
 
-def positions(inputs: NDArray[Any], end: int) -> NDArray[np.int64]:
-    """Position ids that start again at each end-of-text token, so that GPT-2 keeps attention inside a document.
-
-    The end-of-text token is taken as the first token of the document behind it: a document's first token is then
-    predicted from [end], the rest of it from [end, document ...], and every target of a block is trained, none of them
-    seeing another document. Transformers builds the mask from these ids alone, where it is given no attention mask and
-    no cache (``attention_mask=None, use_cache=False``).
-
-    Args:
-        inputs: token ids of shape (n, T).
-        end: the id of the end-of-text token.
-
-    Returns: int64 of shape (n, T), each less than T.
-    """
-    places = np.arange(inputs.shape[1])
-    starts = np.maximum.accumulate(np.where(inputs == end, places, 0), axis=1)
-    return places - starts
-
-
 class CharacterCounter:
     """Counts the characters of text that tokens stand for, for bits per character."""
 

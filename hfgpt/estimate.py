@@ -103,8 +103,8 @@ class _Step:
     narrow: int  # bytes of a number in the matrix products: 4, or 2 under mixed precision
     resid_mask: int  # bytes an element that dropout keeps, in a block
     embed_mask: int  # and at the embedding
-    attention: int  # bytes that a block's attention keeps, beside query, key and value
-    qkv: int  # bytes a number of query, key and value as attention keeps them
+    whole: bool  # whether attention makes whole matrices of block_size² a head
+    document_mask: int  # bytes
     checkpointed: bool
     accumulates: bool
 
@@ -113,11 +113,19 @@ class _Step:
         """Bytes that the forward pass keeps in one block.
 
         In float32: the residual stream twice (before attention and before the MLP). In the narrow type: what enters
-        the four matrix products (1 + 1 + 1 + 4 times C), and the MLP before its activation (4 C). Two layer norms keep
-        a mean and a deviation each.
+        the four matrix products (1 + 1 + 1 + 4 times C), query, key and value (3 C), and the MLP before its activation
+        (4 C). Two layer norms keep a mean and a deviation each; fused attention a number a head. Whole attention keeps
+        its weights, the dropped weights and the mask in float32, and so it does query, key and value.
         """
-        kept = 8 + 3 * self.qkv + 11 * self.narrow + 2 * self.resid_mask
-        return self.N * (kept * self.C + 16) + self.attention
+        narrow = self.narrow
+        kept = 8 + 14 * narrow + 2 * self.resid_mask
+        if self.whole:
+            # With a single head the value needs no copy, and the query, key and value it is cut from stay.
+            kept += 12 - 3 * narrow + (8 if self.H == 1 and narrow == 4 else 0)
+            attention = 12 * self.H * self.T
+        else:
+            attention = 4 * self.H + (narrow * self.T if self.document_mask else 0)
+        return self.N * (kept * self.C + attention + 16)
 
     @property
     def casts(self) -> int:
@@ -127,21 +135,23 @@ class _Step:
 
 def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
     batch, length, heads = config.batch_size, config.block_size, config.n_head
-    tokens, drops, narrow = batch * length, config.dropout > 0, 4 if dtype == "float32" else 2
-    # The CPU's fused attention has no dropout: with it, three float32 matrices of block_size² a head are kept.
-    whole = kind == "cpu" and drops
+    drops, narrow = config.dropout > 0, 4 if dtype == "float32" else 2
     return _Step(
-        N=tokens, T=length, C=config.n_embd, L=config.n_layer, H=heads, V=vocab_size,
+        N=batch * length,
+        T=length,
+        C=config.n_embd,
+        L=config.n_layer,
+        H=heads,
+        V=vocab_size,
         P=parameters(config, vocab_size).total,
         narrow=narrow,
         resid_mask=(narrow if kind == "cpu" else 1) if drops else 0,
         embed_mask=(4 if kind == "cpu" else 1) if drops else 0,
-        attention=12 * heads * length * tokens if whole
-        else 4 * heads * tokens + (narrow * length * tokens if config.document_mask else 0),
-        qkv=4 if whole else narrow,
+        whole=kind == "cpu" and drops,  # the CPU's fused attention has no dropout
+        document_mask=batch * length * length if config.document_mask else 0,
         checkpointed=config.activation_checkpointing,
         accumulates=config.gradient_accumulation_steps > 1,
-    )  # fmt: skip
+    )
 
 
 def memory(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Memory:
@@ -180,37 +190,56 @@ ALLOWANCE_CARD = 700 * 2**20
 
 def _moments(s: _Step) -> dict[str, int]:
     """Bytes alive at each moment of the step that can be its peak."""
-    head_cast = 2 * s.V * s.C if s.narrow == 2 else 0
+    stream, mixed = s.N * s.C, s.narrow == 2
+    head_cast = 2 * s.V * s.C if mixed else 0
     head_gradient = 4 * s.V * s.C  # kept until the embedding's own gradient joins it
     always = 12 * s.P + (4 * s.P if s.accumulates else 0) + 24 * s.N  # and ids and targets
-    # Beside the blocks: what the last layer norm keeps and gives to the head, and the embedding's dropout.
-    ends = s.N * ((4 + s.narrow + s.embed_mask) * s.C + 8)
-    kept = s.L * (4 * s.N * s.C if s.checkpointed else s.block + s.casts) + ends
+    always += s.document_mask if s.checkpointed else 0
+    ends = stream * (4 + s.narrow + s.embed_mask) + 8 * s.N  # around the last norm; dropout of the embedding
+    kept = s.L * (4 * stream if s.checkpointed else s.block + s.casts) + ends
     full = always + kept + head_cast
     # Entering the last block, the head is done; the gradient of the residual stream has replaced the stream itself.
-    entering = full - head_cast + head_gradient - s.narrow * s.N * s.C
+    entering = full - head_cast + head_gradient - s.narrow * stream
     if s.checkpointed:  # that block's activations are there again
-        entering += s.block - 4 * s.N * s.C + s.casts
-    # The MLP: a gradient as wide as its inside, that of its output's weight, and what enters them of the stream's
-    # gradient: cast narrow, or with dropout masked, the mask being done with.
-    incoming = s.narrow - s.resid_mask if s.resid_mask else 2 if s.narrow == 2 else 0
-    mlp = entering + s.N * s.C * (4 * s.narrow + incoming) + 4 * s.narrow * s.C**2
+        entering += s.block - 4 * stream + s.casts
     # From the last block to the first, activations go and gradients of weights come.
-    freed = 4 * s.N * s.C if s.checkpointed else s.block + s.casts
+    freed = 4 * stream if s.checkpointed else s.block + s.casts
     gained = 0 if s.accumulates else 48 * s.C**2
-    moments = {
-        "forward": full + s.N * s.V * (10 if s.narrow == 2 else 8),
+    to_first = (s.L - 1) * (gained - freed)
+    inside = {"last block": _mlp_backward(s), **_whole_attention(s)}
+    return {
+        # Autocast keeps the casts of all weights to the end of the forward pass, also where nothing saves them.
+        "forward": full + s.N * s.V * (10 if mixed else 8) + (s.L * s.casts if s.checkpointed else s.document_mask),
         "loss": full + 12 * s.N * s.V,
-        "last block": mlp,
-        "first block": mlp + (s.L - 1) * (gained - freed),
+        **{moment: entering + more for moment, more in inside.items()},
+        "first block": max(
+            entering + max(inside.values()) + to_first,
+            # or when only the query, key and value of the first block are left to do
+            always + head_gradient + stream * (8 + 5 * s.narrow + s.embed_mask) + max(s.L * gained, 12 * s.C**2),
+        ),
         "embedding": 16 * s.P
-        + (head_gradient if s.accumulates else 0)
-        + head_gradient
-        + (4 * s.N * s.C if s.narrow == 2 else max(4 * s.N * s.C, head_gradient)),
+        + head_gradient * (2 if s.accumulates else 1)
+        + (4 * stream if mixed else max(4 * stream, head_gradient)),
         "optimizer": 16 * s.P,
     }
-    if s.attention > 4 * s.H * s.N * s.T:  # whole attention matrices: the gradient of one is there as well
-        moments["attention"] = (
-            entering - s.N * s.C * (10 * s.narrow + 2 * s.resid_mask - 4) + 36 * s.C**2 + 4 * s.H * s.T * s.N
-        )
-    return moments
+
+
+def _mlp_backward(s: _Step) -> int:
+    """Bytes that the backward pass of an MLP adds to what it finds.
+
+    A gradient as wide as its inside, that of its output's weight, and what enters them of the stream's gradient: cast
+    narrow, or with dropout masked, the mask being done with.
+    """
+    incoming = s.narrow - s.resid_mask if s.resid_mask else 2 if s.narrow == 2 else 0
+    return s.N * s.C * (4 * s.narrow + incoming) + 4 * s.narrow * s.C**2
+
+
+def _whole_attention(s: _Step) -> dict[str, int]:
+    """Bytes, beside what a block keeps, where attention makes whole matrices of block_size² a head; else nothing."""
+    if not s.whole:
+        return {}
+    after = s.N * s.C * (4 + 10 * s.narrow + 2 * s.resid_mask)  # kept by what comes after attention: not yet, no longer
+    matrix = s.H * s.N * s.T
+    backward = 8 * s.N * s.C + 4 * matrix + 36 * s.C**2
+    forward = 4 * s.T**2 + (2 * matrix + 14 * s.N * s.C if s.narrow == 2 else 8 * s.N * s.C)  # the causal mask, copies
+    return {"attention": max(backward, forward) - after}

@@ -191,7 +191,7 @@ def evaluate_folder(
     block = gpt2.config.n_positions
     corpus = data.prepare(config.model_copy(update={"tokenizer": str(folder), "block_size": block}))
     stream = corpus.val if split == "val" else corpus.train
-    model = LanguageModel(gpt2, tokenizer.eos_token_id if config.document_mask else None)
+    model = LanguageModel(gpt2, tokenizer.eos_token_id if config.document_mask else None).eval()
     count = data.CharacterCounter(tokenizer)
     indices = np.arange(stream.n_blocks(block))
     sums, characters = list[tuple[float, int]](), 0

@@ -117,7 +117,7 @@ def build(config: Config, vocab_size: int, eos_token_id: int | None) -> Language
     else:
         gpt2 = GPT2LMHeadModel._from_config(gpt2_config(config, vocab_size, eos_token_id), attn_implementation="sdpa")
     if config.activation_checkpointing:
-        gpt2.gradient_checkpointing_enable({"use_reentrant": False})
+        gpt2.activation_checkpointing_enable()
     return LanguageModel(gpt2, eos_token_id if config.document_mask else None)
 
 

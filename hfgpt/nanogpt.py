@@ -182,10 +182,10 @@ def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
     }
     try:
         config = _gpt2_config(loaded["model_args"], state, eos)
+        with torch.device("meta"):
+            expected = GPT2LMHeadModel(config).state_dict()
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the checkpoint's model_args or tensors are not those of a GPT: {error!r}") from None
-    with torch.device("meta"):
-        expected = GPT2LMHeadModel(config).state_dict()
     for name, like in expected.items():
         if name.endswith(TRANSPOSED) and name in state:
             state[name] = state[name].T

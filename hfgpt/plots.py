@@ -176,9 +176,9 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, title: s
         evaluated: list[float] = []
         for number, curve in enumerate(curves):
             colour, marker = colours[number], MARKERS[number % len(MARKERS)]
-            steps, losses = _along(curve.run, "train_loss", by)
+            steps, losses = along(curve.run, "train_loss", by)
             axes.plot([x / scale for x in steps], smooth(losses), color=colour, lw=1.2, alpha=0.45)
-            steps, losses = _along(curve.run, "val_loss", by)
+            steps, losses = along(curve.run, "val_loss", by)
             axes.plot([x / scale for x in steps], losses, color=colour, lw=2, marker=marker, ms=5,
                       label=_plain(curve.label))  # fmt: skip
             evaluated += [loss for loss in losses if math.isfinite(loss)]
@@ -193,7 +193,7 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, title: s
         return _save(figure, Path(target))
 
 
-def _along(run: Run, key: str, by: By) -> tuple[list[float], list[float]]:
+def along(run: Run, key: str, by: By) -> tuple[list[float], list[float]]:
     """A series against steps, tokens or seconds (of the record itself or of the nearest timed one before it)."""
     steps, values = run.series(key)
     if by == "steps":
@@ -237,8 +237,17 @@ class Point:
     group: str = ""
 
 
-def final_loss_against(name: str, points: Sequence[Point], target: str | Path, unit: str = "", title: str = "") -> Path:
+def final_loss_against(
+    name: str, points: Sequence[Point], target: str | Path, unit: str = "", title: str = "", joined: bool = True
+) -> Path:
     """Draw what a swept value does to the validation loss, and under it to the training time.
+
+    Args:
+        name, unit: of the value, for its axis.
+        points: the runs' ends.
+        target: where the PNG goes.
+        title: above the picture.
+        joined: whether a line joins the points of a group; not where other values differ too, as in a random search.
 
     The axis is logarithmic where the values are positive and span a factor of four or more; its ticks are the values
     themselves where they are few. Runs without a loss are crosses along the top.
@@ -251,7 +260,8 @@ def final_loss_against(name: str, points: Sequence[Point], target: str | Path, u
         position = _value_axis(below, [point.value for point in points])
         groups = sorted({point.group for point in points})
         for number, group in enumerate(groups):
-            style = {"color": _colours(len(groups))[number], "marker": MARKERS[number % len(MARKERS)], "ms": 8, "lw": 2}
+            style = {"color": _colours(len(groups))[number], "marker": MARKERS[number % len(MARKERS)], "ms": 8,
+                     "lw": 2 if joined else 0}  # fmt: skip
             members = sorted((p for p in points if p.group == group), key=lambda point: position(point.value))
             _draw_ends(above, members, position, style, group)
             if timed:

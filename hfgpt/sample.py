@@ -228,19 +228,20 @@ def draw_tokens(
 def _chooser(sampling: Sampling, generator: Any) -> Callable[[Tensor], int]:
     """A function from the last position's logits, (1, vocabulary), to a token id."""
     import torch
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     if sampling.temperature == 0:
         return lambda logits: int(logits.argmax())
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(sampling.temperature))])
+    warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k is not None:
         warpers.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p is not None:
         warpers.append(TopPLogitsWarper(sampling.top_p))
 
     def draw(logits: Tensor) -> int:
-        probabilities = warpers(None, logits).softmax(-1)
-        return int(torch.multinomial(probabilities, 1, generator=generator))
+        for warp in warpers:
+            logits = warp(None, logits)
+        return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
 
     return draw
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,10 @@ TRAINED = ("char", "bpe")
 END_OF_TEXT = "<|endoftext|>"
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 ABSENT = 0xFFFF_FFFF  # in the table of the char encoder: not a character of the vocabulary
+
+SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")  # Unicode's White_Space
+WORD = re.compile(rf"{SPACE.pattern}*{SPACE.pattern.replace('[', '[^')}+|{SPACE.pattern}+")
+KNOWN_WORDS = 1 << 17  # about as many different words are remembered, in some tens of MB
 
 Encoder = Callable[[list[str]], list[NDArray[Any]]]
 
@@ -215,7 +220,7 @@ def encoder(pipeline: str) -> Encoder:
         encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
-    return encode
+    return _word_encoder(encode) if _splits_at_spaces(parsed) else encode
 
 
 def _is_char(pipeline: dict[str, Any]) -> bool:
@@ -232,6 +237,35 @@ def _is_char(pipeline: dict[str, Any]) -> bool:
     )
 
 
+def _splits_at_spaces(pipeline: dict[str, Any]) -> bool:
+    """Whether no token can reach over a place where a space follows something else: so with GPT-2's pre-tokeniser."""
+    splitter, model = pipeline["pre_tokenizer"] or {}, pipeline["model"]
+    return (
+        (splitter.get("type"), splitter.get("use_regex"), splitter.get("add_prefix_space"))
+        == ("ByteLevel", True, False)
+        and (model["type"], model["dropout"], pipeline["normalizer"]) == ("BPE", None, None)
+        and not any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in pipeline["added_tokens"])
+        and not any(SPACE.search(token["content"]) for token in pipeline["added_tokens"])
+    )
+
+
+def _word_encoder(encode: Encoder) -> Encoder:
+    """Each different word, with the space before it, is encoded once: text repeats its words, so that this is ten
+    times faster than encoding all of it."""
+    known: dict[str, bytes] = {}
+
+    def encode_one(text: str) -> NDArray[Any]:
+        words = WORD.findall(text)
+        if new := list({word for word in words if word not in known}):
+            if len(known) > KNOWN_WORDS:
+                known.clear()
+                new = list(set(words))
+            known.update(zip(new, (ids.tobytes() for ids in encode(new)), strict=True))
+        return np.frombuffer(b"".join(map(known.__getitem__, words)), dtype=np.uint32)
+
+    return lambda texts: [encode_one(text) for text in texts]
+
+
 def _char_encoder(vocabulary: dict[str, int]) -> Encoder:
     """A table lookup over code points: tokenizers' own BPE takes a long text for one word, and is 50 times slower."""
     letters = {ord(token): i for token, i in vocabulary.items() if len(token) == 1}
@@ -245,14 +279,15 @@ def _char_encoder(vocabulary: dict[str, int]) -> Encoder:
         else:
             codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         ids = table.take(codes, mode="clip")
-        absent = np.flatnonzero(ids == ABSENT)
-        if not absent.size:
+        absent = ids == ABSENT
+        if not absent.any():
             return ids
-        pieces, start = [], 0
-        for i in absent.tolist():
-            raw = np.frombuffer(text[i].encode("utf-8"), dtype=np.uint8)
-            pieces += [ids[start:i], spelled[raw]]
-            start = i + 1
-        return np.concatenate([*pieces, ids[start:]])
+        strangers = codes[absent].astype("<u4").tobytes().decode("utf-32-le").encode("utf-8")
+        raw = np.frombuffer(strangers, dtype=np.uint8)
+        widths = np.ones(len(ids), dtype=np.int64)
+        widths[absent] = np.diff(np.flatnonzero(raw & 0xC0 != 0x80), append=len(raw))  # from lead byte to lead byte
+        spread = np.repeat(ids, widths)
+        spread[spread == ABSENT] = spelled[raw]
+        return spread
 
     return lambda texts: [encode_one(text) for text in texts]

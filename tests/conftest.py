@@ -34,6 +34,7 @@ os.environ |= {
 # What a shell or a launcher around the tests may have set, and a run would heed.
 for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "OMP_", "TORCHELASTIC_"))]:
     del os.environ[name]
+os.environ["OMP_NUM_THREADS"] = "1"  # models this small only lose by waiting for a second thread
 
 # A machine with other work on it makes single examples slow; that is no fault of theirs.
 settings.register_profile("hfgpt", deadline=None)

@@ -38,6 +38,11 @@ class Blob:
         content = f"version lfs\noid sha256:{self.sha256}\n".encode() if self.lfs else self.data
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
+    @property
+    def content_id(self) -> str:
+        """What a client compares its own file with."""
+        return self.sha256 if self.lfs else self.oid
+
     def entry(self, path: str) -> dict[str, Any]:
         lfs = {"lfs": {"oid": self.sha256, "size": len(self.data), "pointerSize": 130}} if self.lfs else {}
         return {"type": "file", "path": path, "size": len(self.data), "oid": self.oid, **lfs}
@@ -225,7 +230,7 @@ class Handler(BaseHTTPRequestHandler):
                         "path": file["path"],
                         "uploadMode": "lfs" if file["path"].endswith(LFS_SUFFIXES) else "regular",
                         "shouldIgnore": False,
-                        "oid": there[file["path"]].oid if file["path"] in there else None,
+                        "oid": there[file["path"]].content_id if file["path"] in there else None,
                     }
                     for file in json.loads(self.body)["files"]
                 ]
@@ -308,7 +313,7 @@ class Handler(BaseHTTPRequestHandler):
         if blob is None:
             raise Problem(404, "EntryNotFound", "Entry not found")
         linked = {"X-Linked-Etag": f'"{blob.sha256}"', "X-Linked-Size": str(len(blob.data))} if blob.lfs else {}
-        headers = {"ETag": f'"{blob.sha256 if blob.lfs else blob.oid}"', "X-Repo-Commit": sha, **linked}
+        headers = {"ETag": f'"{blob.content_id}"', "X-Repo-Commit": sha, **linked}
         first = int((re.match(r"bytes=(\d+)-", self.headers.get("Range", "")) or ["", "0"])[1])
         data = blob.data[first:]
         if first:

@@ -14,10 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfgpt import config, data, sources, tokenizer
 from hfgpt.data import TokenStream
@@ -165,7 +163,9 @@ def test_large_vocabularies_are_stored_wide(corpus_file: Path) -> None:
 
 
 def arrow_files(cache: Path) -> dict[str, tuple[int, int]]:
-    return {str(p): (p.stat().st_mtime_ns, p.stat().st_ino) for p in cache.rglob("*") if p.suffix in (".arrow", ".json")}
+    return {
+        str(p): (p.stat().st_mtime_ns, p.stat().st_ino) for p in cache.rglob("*") if p.suffix in (".arrow", ".json")
+    }
 
 
 def test_the_second_start_reads_the_cache(corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,9 @@ def test_another_process_reads_the_cache_and_would_make_the_same(corpus_file: Pa
         "for cache in sys.argv[2:]: print(data.prepare(config.build(values, 'x'), Path(cache)).fingerprint)"
     )
     command = [sys.executable, "-c", program, str(corpus_file), str(cache), str(fresh)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "7"})
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "7"}
+    )
     assert result.stdout.split() == [first.fingerprint] * 2
     assert arrow_files(cache) == before
 
@@ -411,27 +413,3 @@ def test_characters_by_decoding() -> None:
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
     made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=False)
     assert data.CharacterCounter(made)(np.array([[0, 1, 2], [1, 1, 1]])) == len("ab c") + len("c c c")
-
-
-def test_positions_start_again_at_end_of_text() -> None:
-    inputs = np.array([[5, 6, 9, 7, 8, 9, 9, 4], [9, 1, 1, 1, 1, 1, 1, 9]])
-    assert data.positions(inputs, 9).tolist() == [[0, 1, 0, 1, 2, 0, 0, 1], [0, 1, 2, 3, 4, 5, 6, 0]]
-
-
-def test_positions_keep_documents_apart_in_gpt2() -> None:
-    """Change document A: the logits of document B, in the same block, stay as they are."""
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=10, n_positions=16)).eval()
-    one = np.array([[1, 2, 3, 4, 9, 5, 6, 7]])
-    two = np.array([[8, 8, 0, 2, 9, 5, 6, 7]])
-
-    def logits(inputs: np.ndarray, masked: bool) -> torch.Tensor:
-        ids = torch.from_numpy(inputs)
-        places = torch.from_numpy(data.positions(inputs, 9)) if masked else None
-        with torch.no_grad():
-            return model(input_ids=ids, position_ids=places, attention_mask=None, use_cache=False).logits[0, 4:]
-
-    assert torch.equal(logits(one, True), logits(two, True))
-    assert not torch.allclose(logits(one, False), logits(two, False))
-    alone = model(input_ids=torch.from_numpy(one[:, 4:]), use_cache=False).logits[0]
-    torch.testing.assert_close(logits(one, True), alone)

@@ -1,0 +1,157 @@
+"""How fast text becomes batches, in how much memory.
+
+In:  the size of a text that is made up here (the embedded corpus again and again, its speeches shuffled, with made-up
+     words among them), and a tokenizer.
+Out: one line of figures as JSON, and as text: MB/s of a first start, the peak memory of all its processes, the seconds
+     of a second start, the microseconds that feeding a batch of the CPU recipe takes, and its share of a step.
+
+    python benchmarks/data_preparation.py --megabytes 1000 --tokenizer char
+    python benchmarks/data_preparation.py --megabytes 200 --tokenizer bpe
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from hfgpt import config, sources
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "shakespeare_char_cpu.yaml"
+
+
+def write_text(path: Path, megabytes: int) -> None:
+    """A text of this size whose words are Shakespeare's, and new ones at a steady rate, as in real text."""
+    draw = random.Random(0)
+    speeches = gzip.decompress(sources.EMBEDDED.read_bytes()).decode().split("\n\n")
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        while file.tell() < megabytes * 1_000_000:
+            draw.shuffle(speeches)
+            for speech in speeches:
+                word = "".join(draw.choices("aeioulnrst", k=draw.randint(4, 9)))
+                file.write(f"{speech} {word}.\n\n")
+        file.truncate(megabytes * 1_000_000)  # plain ASCII: a byte is a character
+
+
+def memory(process: psutil.Process) -> int:
+    """Bytes that a process and its children hold, memory that they share counted once (PSS)."""
+    total = 0
+    for each in [process, *process.children(recursive=True)]:
+        try:
+            total += each.memory_full_info().pss
+        except psutil.Error:
+            continue  # it has just ended
+    return total
+
+
+def watched(command: list[str]) -> tuple[float, int, dict[str, float]]:
+    """Seconds of a command, its peak memory in bytes, and the figures it printed."""
+    began, peak = time.perf_counter(), 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        output: list[str] = []
+        assert process.stdout is not None
+        reader = threading.Thread(target=lambda stream=process.stdout: output.append(stream.read()))
+        reader.start()
+        while reader.is_alive():
+            peak = max(peak, memory(psutil.Process(process.pid)))
+            reader.join(0.2)
+    if process.returncode:
+        raise SystemExit(f"failed: {' '.join(command)}")
+    return time.perf_counter() - began, peak, json.loads(output[0].splitlines()[-1])
+
+
+def prepare_once(text: Path, tokenizer: str, cache: Path) -> None:
+    """What a start does with its data; prints the seconds of `prepare` alone, and how many tokens there are."""
+    from hfgpt import data
+
+    values = {"dataset": str(text), "tokenizer": tokenizer, "block_size": 64}
+    began = time.perf_counter()
+    corpus = data.prepare(config.build(values, "benchmark"), cache)
+    seconds = time.perf_counter() - began
+    print(json.dumps({"seconds": seconds, "tokens": len(corpus.train) + len(corpus.val)}))
+
+
+def median_seconds(action: Callable[[int], object], times: int) -> float:
+    """The median of many times."""
+    taken = []
+    for number in range(times):
+        began = time.perf_counter()
+        action(number)
+        taken.append(time.perf_counter() - began)
+    return sorted(taken)[times // 2]
+
+
+def feeding(text: Path, cache: Path) -> dict[str, float]:
+    """Seconds that the CPU recipe's batch and its step take, each the median of many."""
+    import torch
+
+    from hfgpt import data, model, optim, tokenizer, train
+
+    made = config.load(RECIPE, [f"--dataset={text}", "--device=cpu"])
+    corpus = data.prepare(made, cache)
+    vocabulary = tokenizer.vocabulary_size(corpus.tokenizer)
+    gpt = model.build(made, vocabulary, corpus.tokenizer.eos_token_id)
+    optimizer = optim.build(gpt, made, torch.device("cpu"))
+
+    def feed(number: int) -> list[dict[str, torch.Tensor]]:
+        blocks = corpus.batches.micro_batches(number, 0, 1, made.batch_size)
+        return train.to_device(blocks, torch.device("cpu"))
+
+    def step(number: int) -> None:
+        for batch in feed(number):
+            (gpt(**batch) / made.tokens_per_iter).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {"feeding": median_seconds(feed, 2000), "step": median_seconds(step, 100)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=1000)
+    parser.add_argument("--tokenizer", default="char")
+    parser.add_argument(
+        "--only", type=Path, help=argparse.SUPPRESS
+    )  # the child: prepare this text in the folder's cache
+    arguments = parser.parse_args()
+    if arguments.only:
+        prepare_once(arguments.only, arguments.tokenizer, arguments.only.parent / "cache")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text.txt"
+        write_text(text, arguments.megabytes)
+        command = [sys.executable, __file__, "--only", str(text), "--tokenizer", arguments.tokenizer]
+        _, peak, first = watched(command)
+        whole, _, second = watched(command)
+        fed = feeding(text, Path(folder) / "cache")
+    figures = {
+        "megabytes": arguments.megabytes,
+        "tokenizer": arguments.tokenizer,
+        "cores": len(os.sched_getaffinity(0)),
+        "megabytes_per_second": round(arguments.megabytes / first["seconds"], 1),
+        "tokens": first["tokens"],
+        "peak_memory_megabytes": round(peak / 1e6),
+        "second_start_seconds": round(second["seconds"], 3),
+        "second_start_with_imports_seconds": round(whole, 2),
+        "feeding_microseconds": round(fed["feeding"] * 1e6),
+        "step_microseconds": round(fed["step"] * 1e6),
+        "feeding_share_of_step": round(fed["feeding"] / fed["step"], 4),
+    }
+    print(json.dumps(figures))
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):36}{value:>16}")
+
+
+if __name__ == "__main__":
+    main()
