@@ -56,8 +56,8 @@ def memory(process: psutil.Process) -> int:
 
 
 def watched(command: list[str]) -> tuple[float, int, dict[str, float]]:
-    """Seconds of a command, its peak memory in bytes, and the figures it printed."""
-    began, peak = time.perf_counter(), 0
+    """Seconds of a command, its peak memory in bytes, and the figures it printed, with those of its processor time."""
+    began, used, peak = time.perf_counter(), os.times(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         output: list[str] = []
         assert process.stdout is not None
@@ -68,11 +68,17 @@ def watched(command: list[str]) -> tuple[float, int, dict[str, float]]:
             reader.join(0.2)
     if process.returncode:
         raise SystemExit(f"failed: {' '.join(command)}")
-    return time.perf_counter() - began, peak, json.loads(output[0].splitlines()[-1])
+    now = os.times()
+    figures = json.loads(output[0].splitlines()[-1])
+    figures["cpu"] = now.children_user + now.children_system - used.children_user - used.children_system
+    return time.perf_counter() - began, peak, figures
 
 
 def prepare_once(text: Path, tokenizer: str, cache: Path) -> None:
     """What a start does with its data; prints the seconds of `prepare` alone, and how many tokens there are."""
+    import datasets  # noqa: F401 — a training run has imported these before it comes to its data
+    from transformers import AutoTokenizer  # noqa: F401
+
     from hfgpt import data
 
     values = {"dataset": str(text), "tokenizer": tokenizer, "block_size": 64}
@@ -140,6 +146,7 @@ def main() -> None:
         "tokenizer": arguments.tokenizer,
         "cores": len(os.sched_getaffinity(0)),
         "megabytes_per_second": round(arguments.megabytes / first["seconds"], 1),
+        "core_seconds": round(first["cpu"], 1),
         "tokens": first["tokens"],
         "peak_memory_megabytes": round(peak / 1e6),
         "second_start_seconds": round(second["seconds"], 3),

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ Tensors = Mapping[str, Tensor]
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors", "rng.safetensors")
 FORMAT = 1
 _TEMPORARY = ".writing-"
+_FOLDER = re.compile(r"checkpoint-(\d+)(\.old)?")
 
 
 class CheckpointError(Exception):
@@ -62,6 +64,7 @@ def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Ten
         OSError: the disk is full or not writable; what was there before is untouched.
     """
     target, temporary = run_dir / f"checkpoint-{step}", run_dir / f"{_TEMPORARY}checkpoint-{step}"
+    aside = run_dir / f"checkpoint-{step}.old"
     discard_unfinished(run_dir)
     try:
         at_stage("begin")
@@ -81,11 +84,14 @@ def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Ten
         _write_text(temporary / "COMPLETE", _sum(temporary / "state.json"))
         sync(temporary)
         at_stage("rename")
-        if target.exists():  # of the same step: an earlier attempt, made before a resume
-            shutil.rmtree(target)
+        if target.exists():  # of the same step: it may be the only one, so it stays until the new one is in place
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+        at_stage("replace")
         temporary.rename(target)
         sync(run_dir)
         at_stage("end")
+        shutil.rmtree(aside, ignore_errors=True)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -103,10 +109,15 @@ def save_tensors(tensors: Tensors, path: Path) -> None:
     sync(path)
 
 
+def folders(run_dir: Path) -> list[tuple[int, Path]]:
+    """The checkpoint folders by step, newest first, valid or not; one that was about to be replaced after its new one."""
+    named = ((_FOLDER.fullmatch(path.name), path) for path in run_dir.glob("checkpoint-*") if path.is_dir())
+    return sorted(((int(name[1]), path) for name, path in named if name), key=lambda found: (-found[0], found[1].name))
+
+
 def steps(run_dir: Path) -> list[int]:
-    """The steps that have a checkpoint folder, newest first, valid or not."""
-    numbers = (path.name.removeprefix("checkpoint-") for path in run_dir.glob("checkpoint-*") if path.is_dir())
-    return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
+    """The steps that have a checkpoint folder, newest first."""
+    return list(dict.fromkeys(step for step, _ in folders(run_dir)))
 
 
 def newest_valid(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
@@ -115,10 +126,10 @@ def newest_valid(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
     Raises:
         InputError: there is none.
     """
-    found = steps(run_dir)
-    for step in found:
+    found = folders(run_dir)
+    for _, path in found:
         try:
-            return read(run_dir / f"checkpoint-{step}")
+            return read(path)
         except CheckpointError as error:
             warn(f"{error}; looking for an older checkpoint")
     what = "every checkpoint is damaged" if found else "there is no checkpoint"
@@ -127,6 +138,8 @@ def newest_valid(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
 
 def read(path: Path) -> Checkpoint:
     """Read and check one checkpoint folder.
+
+    Only the files named in the module's docstring are opened, whatever the folder says of itself.
 
     Raises:
         CheckpointError: a file is missing, cut short or changed.
@@ -138,24 +151,30 @@ def read(path: Path) -> Checkpoint:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if state.get("format") != FORMAT:
             raise CheckpointError(f"{path} has format {state.get('format')!r}; this version reads {FORMAT}")
-        for name, expected in state["files"].items():
+        for name in TENSOR_FILES:
+            expected = state["files"][name]
             if (path / name).stat().st_size != expected["bytes"] or _sum(path / name) != expected["sha256"]:
                 raise CheckpointError(f"{path / name} is damaged: its checksum differs")
         model, optimizer, rng = (safetensors.torch.load_file(path / name) for name in TENSOR_FILES)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is not whole: {Path(error.filename or '').name} is missing") from None
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     return Checkpoint(path, model, optimizer, rng, state)
 
 
-def rotate(run_dir: Path, keep: int, best_step: int | None) -> None:
-    """Delete the oldest checkpoints beyond `keep`; the latest and the best one always stay."""
-    found = steps(run_dir)
-    protected = {found[0], best_step} if found else set()
-    others = [step for step in found if step not in protected]
-    for step in others[max(0, keep - len(protected & set(found))) :]:
-        shutil.rmtree(run_dir / f"checkpoint-{step}", ignore_errors=True)
+def rotate(run_dir: Path, latest: int, keep: int, best_step: int | None) -> None:
+    """Delete the oldest checkpoints beyond `keep`; the latest, of step `latest`, and the best one always stay.
+
+    Those of later steps go too: they were damaged, and the run went on from an older one.
+    """
+    older = [step for step in steps(run_dir) if step <= latest]
+    protected = {latest, best_step} & set(older)
+    others = [step for step in older if step not in protected]
+    kept = protected | set(others[: max(0, keep - len(protected))])
+    for step, path in folders(run_dir):
+        if step not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def discard_unfinished(run_dir: Path) -> None:

@@ -43,6 +43,8 @@ class Entry:
             self.kinds = [finding.kind for finding in diagnose.diagnose(self.run.records, self.run.config)]
             if "diverged" in self.kinds:
                 self.outcome = "diverged"
+            if self.outcome not in ("finished", "running"):
+                self.kinds = [kind for kind in self.kinds if kind != "healthy"]
 
     def last(self, key: str) -> float | None:
         """The last value of a series, None where there is none or it is no number."""
@@ -199,7 +201,7 @@ def _rates(comparison: Comparison) -> str:
         if rate < best.values["learning_rate"] and behind is not None:
             slow.append(f"{rate:g} is too slow (at the end still {behind:.2f} above)")
         elif rate > best.values["learning_rate"]:
-            how = "diverges" if entry.outcome == "diverged" else "is too high"
+            how = "diverges" if entry.outcome == "diverged" else "failed" if behind is None else "is too high"
             if "learning_rate_too_high" in entry.kinds:
                 how = "is too high and unsteady"
             wild.append(f"{rate:g} {how}" + (f" (it ends {behind:.2f} above)" if behind is not None else ""))
@@ -305,8 +307,8 @@ def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> P
         "runs": [_row(entry) for entry in comparison.entries],
         "figures": [path.name for path in pictures],
     }
-    _replace(folder / "report.json", json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
-    _replace(folder / "report.md", _markdown(comparison, sentences, pictures))
+    replace(folder / "report.json", json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
+    replace(folder / "report.md", _markdown(comparison, sentences, pictures))
     return folder / "report.md"
 
 
@@ -431,7 +433,8 @@ def _table_line(entry: Entry) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in cells) + " |"
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

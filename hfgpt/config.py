@@ -100,16 +100,22 @@ class Config(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("system", "", "auto", "Precision of the arithmetic, over float32 weights; auto: bfloat16 where the accelerator has it, float16 on older ones, float32 on a CPU")
     compile: bool = setting("system", "", False, "Compile the model with torch.compile: slower start, faster steps on accelerators")
     activation_checkpointing: bool = setting("system", "", False, "Recompute activations in the backward pass: less memory, about a third more time")
+    fit: Literal["auto", "always", "never"] = setting("system", "", "auto", "Try a micro-batch before the first step and take a smaller one where memory does not suffice, with more accumulation: the same steps; auto: on accelerators")
+    process_timeout: str = setting("system", "such as 10m, 45s", "10m", "A process that waits this long for another gives up: the other has died, or the network is down")
     cpu_threads: int | Literal["auto"] = setting("system", "threads a process", "auto", "Threads of a CPU run; auto: all cores, shared between the processes of this machine")
     num_proc: int | Literal["auto"] = setting("system", "processes", "auto", "Processes that prepare the data; auto: one a core")
     # -- run
     max_bad_steps: int = setting("run", "optimizer steps", 1, "Stop at this many steps in a row with a NaN or infinite loss or gradient; their updates are left out. float16 overflows, which loss scaling expects, do not count", ge=1)
+    spike_guard: float | None = setting("run", "times the average gradient norm", None, "Leave out an update whose gradient norm is more than this many times its running average", "off", gt=1)
     out_dir: str | None = setting("run", "", None, "Run folder: the exported model and its checkpoints", "out/<recipe name>", pattern=WORDS)
     max_time: str | None = setting("run", "such as 11h30m, 90m, 45s", None, "Stop politely after this long, checkpoint written, before a job's limit does it", "no limit")
     seed: int = setting("run", "", 1337, "Decides initial weights, data order and dropout", ge=0, lt=2**31)
     save_total_limit: int = setting("run", "checkpoints", 2, "Checkpoints to keep: the best and the latest are always among them", ge=1)
     license: str = setting("run", "the Hub's name of it", "mit", "Licence of the trained model, for its card", pattern=WORDS)
     always_save_checkpoint: bool = setting("run", "", True, "Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end")
+    push_to_hub: bool = setting("run", "", False, "Push the model to the Hub whenever it is the best so far, in the background")
+    hub_model_id: str | None = setting("run", "name or user/name", None, "Repository to push to (default: the run folder's name)")
+    hub_private: bool = setting("run", "", False, "Make the repository private if it is made here")
     # fmt: on
 
     @property
@@ -301,10 +307,13 @@ RULES = (
             "set dtype to 'float32' or 'auto'",
         ),
     ),
-    Rule(
-        ("max_time",),
-        lambda c: c.max_time is not None and not seconds_of(c.max_time),
-        lambda c: Fault("max_time", c.max_time, "must be a time such as 11h30m, 90m or 45s"),
+    *(
+        Rule(
+            (key,),
+            lambda c, key=key: getattr(c, key) is not None and not seconds_of(getattr(c, key)),  # type: ignore[misc]
+            lambda c, key=key: Fault(key, getattr(c, key), "must be a time such as 11h30m, 90m or 45s"),  # type: ignore[misc]
+        )
+        for key in ("max_time", "process_timeout")
     ),
     *(
         Rule(
@@ -372,9 +381,14 @@ class _RecipeLoader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+class _RecipeDumper(yaml.SafeDumper):
+    """Writes what :class:`_RecipeLoader` reads back: a text such as '1e3' in quotes."""
+
+
+for _each in (_RecipeLoader, _RecipeDumper):
+    _each.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -614,7 +628,7 @@ def to_yaml(config: Config) -> str:
         lines.append(f"# {title}")
         for key in Config.model_fields:
             if group_of(key) == group:
-                lines.append(yaml.safe_dump({key: getattr(config, key)}, allow_unicode=True, width=10_000).strip())
+                lines.append(_dump({key: getattr(config, key)}))
         lines.append("")
     return "\n".join(lines)
 
@@ -657,9 +671,11 @@ def _choices(key: str) -> list[str]:
 
 def yaml_scalar(value: Any) -> str:
     """A value as it would be typed in a recipe."""
-    return (
-        yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000).removesuffix("\n...\n").strip()
-    )
+    return _dump(value, default_flow_style=True).removesuffix("\n...")
+
+
+def _dump(value: Any, **options: Any) -> str:
+    return str(yaml.dump(value, Dumper=_RecipeDumper, allow_unicode=True, width=10_000, **options)).strip()
 
 
 def split_command(arguments: Sequence[str], flags: Iterable[str]) -> tuple[str | None, set[str], list[str]]:

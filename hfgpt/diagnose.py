@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from hfgpt.config import Config
-from hfgpt.metrics import Record, Run, series
+from hfgpt.metrics import Record, Run, series, smooth
 
 Kind = Literal[
     "diverged", "learning_rate_too_high", "overfitting", "data_starved", "learning_rate_too_low", "underfitting",
@@ -65,7 +65,7 @@ class Facts:
     def __init__(self, records: Sequence[Record], config: Config | None) -> None:
         self.records, self.config = records, config
         self.steps, self.losses = _finite(records, "train_loss")
-        self.smoothed = _smooth(self.losses)
+        self.smoothed = smooth(self.losses)
         self.eval_steps, self.val = _finite(records, "val_loss")
         self.train_eval = dict(zip(*_finite(records, "train_eval_loss"), strict=True))
         self.last_step = int(records[-1]["step"]) if records else 0
@@ -176,12 +176,6 @@ def _finite(records: Sequence[Record], key: str) -> tuple[list[float], list[floa
     return [steps[i] for i in kept], [values[i] for i in kept]
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Moving medians over a fifteenth of the series: a single bad batch leaves no trace."""
-    half = max(1, len(values) // 30)
-    return [statistics.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
-
-
 # ------------------------------------------------------------------------------------------------------ the rules
 
 
@@ -237,28 +231,31 @@ Sign = tuple[int, str]
 
 
 def _leap(facts: Facts) -> Sign | None:
-    if facts.start is None or facts.chance is None or not facts.losses:
+    if facts.start is None or facts.chance is None:
         return None
-    top = max(facts.losses)
-    if top <= facts.start + 0.25:
+    above = [(int(s), loss) for s, loss in zip(facts.steps, facts.losses, strict=True) if loss > facts.start + 0.25]
+    if len(above) < 2:
         return None
-    step = int(facts.steps[facts.losses.index(top)])
-    return step, f"the train loss leapt from {facts.start:.2f} at the start to {top:.3g} at step {step:,}"
+    step, top = max(above, key=lambda pair: pair[1])
+    return above[0][0], f"the train loss leapt from {facts.start:.2f} at the start to {top:.3g} at step {step:,}"
 
 
-def _spikes(facts: Facts) -> Sign | None:
-    spikes = [
+def _leaps(facts: Facts) -> list[tuple[int, float]]:
+    """Steps, after the warm-up, whose loss stands far above the curve, and that loss."""
+    return [
         (int(step), loss)
         for step, loss, usual in zip(facts.steps, facts.losses, facts.smoothed, strict=True)
         if loss > usual + SPIKE and step > max(facts.past_warmup, facts.last_step // 10)
     ]
-    if not spikes:
+
+
+def _spikes(facts: Facts) -> Sign | None:
+    spikes = _leaps(facts)
+    if len(spikes) < 2:
         return None
-    worst = max(spikes, key=lambda spike: spike[1])
-    many = "once" if len(spikes) == 1 else f"{len(spikes)} times"
-    return spikes[0][0], (
-        f"after the warm-up the train loss leapt {many} by more than {SPIKE:g}, to {worst[1]:.3g} at step {worst[0]:,}"
-    )
+    step, loss = max(spikes, key=lambda spike: spike[1])
+    text = f"after the warm-up the train loss leapt {len(spikes)} times by more than {SPIKE:g}, to {loss:.3g} at step"
+    return spikes[0][0], f"{text} {step:,}"
 
 
 def _train_rises(facts: Facts) -> Sign | None:
@@ -556,7 +553,8 @@ def _feed(facts: Facts) -> list[Remedy]:
 def notes(records: Sequence[Record], config: Config | None = None) -> list[str]:
     """What is worth knowing of a run and no alarm: whether it still falls, clipping, a slow start, time evaluating."""
     facts = Facts(records, config)
-    return [note for make in (_still_falling, _clipping, _slow_start, _evaluating) if (note := make(facts))]
+    every = (_still_falling, _one_spike, _clipping, _slow_start, _evaluating)
+    return [note for make in every if (note := make(facts))]
 
 
 def _still_falling(facts: Facts) -> str | None:
@@ -573,6 +571,13 @@ def _still_falling(facts: Facts) -> str | None:
     return f"validation loss still falls ({fall:.1%} in the last fifth of the run)" + (
         f"; a longer run would go lower: {more}" if more else ""
     )
+
+
+def _one_spike(facts: Facts) -> str | None:
+    spikes = _leaps(facts)
+    if len(spikes) != 1:
+        return None
+    return f"the train loss leapt once, to {spikes[0][1]:.3g} at step {spikes[0][0]:,}, and came back"
 
 
 def _clipping(facts: Facts) -> str | None:

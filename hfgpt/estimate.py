@@ -12,7 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hfgpt.config import Config
+from hfgpt import hardware
+from hfgpt.config import Config, InputError
+from hfgpt.hardware import Card
+from hfgpt.survey import Survey
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,36 @@ def parameters(config: Config, vocab_size: int) -> Parameters:
         mlp=layers * (8 * width * width + 5 * width),  # up to 4 · n_embd and back, with biases
         norms=layers * 4 * width + 2 * width,  # two a block and the last one, gain and bias each
     )
+
+
+# ------------------------------------------------------------------------------------------------------ tokens
+
+COMPUTE_OPTIMAL = 20  # tokens a parameter: Hoffmann et al. 2022, "Training compute-optimal large language models"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a run trains on (chapter 5.2).
+
+    Attributes:
+        per_iter: targets of one optimizer step.
+        total: targets of the whole run; a corpus smaller than that is seen several times.
+        epochs: how often the corpus is seen; None where its size is not known.
+        per_parameter: total over parameters; about 20 is compute-optimal.
+    """
+
+    per_iter: int
+    total: int
+    epochs: float | None
+    per_parameter: float
+
+
+def tokens(found: Survey) -> Tokens:
+    """Tokens of a run, against its corpus and its parameters."""
+    config = found.config
+    total = config.tokens_per_iter * config.max_iters
+    epochs = total / found.train_tokens if found.train_tokens else None
+    return Tokens(config.tokens_per_iter, total, epochs, total / parameters(config, found.vocab_size).total)
 
 
 # ------------------------------------------------------------------------------------------------------ memory
@@ -243,3 +276,266 @@ def _whole_attention(s: _Step) -> dict[str, int]:
     backward = 8 * s.N * s.C + 4 * matrix + 36 * s.C**2
     forward = 4 * s.T**2 + (2 * matrix + 14 * s.N * s.C if s.narrow == 2 else 8 * s.N * s.C)  # the causal mask, copies
     return {"attention": max(backward, forward) - after}
+
+
+# ------------------------------------------------------------------------------------------------------ the device
+
+REFERENCE = "RTX 3060"  # the chapter's card (5.3), where a recipe asks for an accelerator and none is known
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a recipe runs on: one device of each of its processes.
+
+    Attributes:
+        name: the device, in words.
+        kind: whose operations run.
+        dtype: 'float32', 'bfloat16' or 'float16', 'auto' decided.
+        memory_bytes: of the device; a CPU's processes share it.
+        peak: FLOP/s of the device in matrix products of that type.
+        utilisation: the share of it that training is taken to reach.
+        power_w: of the device; None where it is not known.
+        processes: how many of them.
+        note: what was assumed.
+    """
+
+    name: str
+    kind: Kind
+    dtype: str
+    memory_bytes: int
+    peak: float
+    utilisation: float
+    power_w: float | None
+    processes: int
+    note: str
+
+
+def target(config: Config, gpu: str | None = None, vram: int | None = None, processes: int = 1) -> Target:
+    """The device that a recipe runs on, as told or as found here.
+
+    Args:
+        config: its device and dtype are read.
+        gpu: the name of a card; None: this machine's, where it has one and the recipe does not ask for the CPU.
+        vram: memory in bytes, in place of the card's.
+        processes: how many processes share the global batch.
+
+    Raises:
+        InputError: the card is not in the table, or contradicts the recipe.
+    """
+    if gpu and config.device == "cpu":
+        raise InputError(f"gpu = {gpu!r}: the recipe trains on the CPU → leave out --gpu, or add --device=auto")
+    local = None if gpu or config.device == "cpu" else hardware.local_accelerator()
+    if not (gpu or local) and (config.device == "cpu" or (config.device == "auto" and vram is None)):
+        return _cpu(config, vram, processes)
+    note = ""
+    try:
+        card = hardware.find(gpu or local or REFERENCE)
+    except InputError:
+        if gpu:
+            raise
+        card, note = hardware.find(REFERENCE), f"{local} is not in the table of cards; speed as of a {REFERENCE}"
+    if not (gpu or local):
+        note = f"no card is named or found here; speed as of the chapter's {REFERENCE} (--gpu names another)"
+    return _on_card(config, card, vram, processes, note)
+
+
+def _on_card(config: Config, card: Card, vram: int | None, processes: int, note: str) -> Target:
+    dtype = config.dtype
+    if dtype == "auto":  # as hfgpt/run.py chooses
+        dtype = "float32" if card.is_apple else "bfloat16" if card.bfloat16 else "float16"
+    peak = card.peak("tf32" if dtype == "float32" and card.tf32 else dtype)
+    if peak is None:
+        peak, note = card.float32, f"{card.name} has no {dtype} arithmetic: as slow as float32"
+    return Target(
+        name=card.name,
+        kind="accelerator",
+        dtype=dtype,
+        memory_bytes=vram or card.memory_bytes,
+        peak=peak,
+        # Narrow matrices do not fill a card. 0.4 is what GPT-2's width of 768 reaches, 0.2 at 384 (nanoGPT's
+        # published times on A100: 4 days for 124M, 3 minutes for the character model with its evaluations).
+        utilisation=0.4 * min(1.0, config.n_embd / 768),
+        power_w=card.power_w,
+        processes=processes,
+        note=note,
+    )
+
+
+def _cpu(config: Config, memory_bytes: int | None, processes: int) -> Target:
+    cores = hardware.cpu_cores()
+    return Target(
+        name=f"CPU, {cores} cores",
+        kind="cpu",
+        dtype="float32" if config.dtype == "auto" else config.dtype,
+        memory_bytes=(memory_bytes or hardware.cpu_memory_bytes()) // processes,
+        peak=cores * hardware.TYPICAL_CPU_CORE_FLOPS / processes,
+        utilisation=0.5,
+        power_w=None,
+        processes=processes,
+        note="a typical core's speed, which may be off by a factor of two or more: --probe measures this machine's",
+    )
+
+
+def micro_batch(config: Config, processes: int) -> int:
+    """The micro-batch of a process: the largest divisor of its share of the global batch that batch_size allows.
+
+    Raises:
+        InputError: the global batch cannot be shared equally.
+    """
+    share, rest = divmod(config.global_batch, processes)
+    if rest:
+        raise InputError(
+            f"processes = {processes}: a step's {config.global_batch} sequences (batch_size x "
+            "gradient_accumulation_steps) cannot be shared equally between them → choose a divisor, or change either"
+        )
+    return max(size for size in range(1, min(config.batch_size, share) + 1) if share % size == 0)
+
+
+# ------------------------------------------------------------------------------------------------------ time, money
+
+
+def flops_per_token(config: Config, vocab_size: int) -> float:
+    """Arithmetic of one token, forward and backward: 6N + 12 · n_layer · n_embd · block_size.
+
+    N is all parameters but the position embeddings (PaLM's appendix B, as nanoGPT counts it). Recomputing activations
+    is not counted: it is no work that trains.
+    """
+    weights = parameters(config, vocab_size).total - config.block_size * config.n_embd
+    return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size
+
+
+@dataclass(frozen=True)
+class Time:
+    """How long a run takes, in seconds.
+
+    Attributes:
+        seconds_per_step: one optimizer step.
+        training_seconds: all steps.
+        evaluation_seconds: both losses at every evaluation.
+        total_seconds: both; without start, saving and sampling.
+        tokens_per_second: of all processes together.
+        mfu: model FLOPs utilisation, the share of the peak that the arithmetic of the model uses.
+        measured: by a probe on this machine; else from the table of cards.
+    """
+
+    seconds_per_step: float
+    training_seconds: float
+    evaluation_seconds: float
+    total_seconds: float
+    tokens_per_second: float
+    mfu: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a probe measured, in seconds: an optimizer step, a token at evaluation, the sample shown at each one.
+
+    `peak` is the FLOP/s that the device can reach; None where it is not known.
+    """
+
+    seconds_per_step: float
+    seconds_per_eval_token: float
+    seconds_per_sample: float
+    peak: float | None
+
+
+def time(found: Survey, on: Target, measured: Measured | None = None) -> Time:
+    """How long a run takes: from a probe, or from the device's peak and the utilisation taken."""
+    config = found.config
+    flops = flops_per_token(config, found.vocab_size)
+    known = measured or _from_table(config, on, flops)
+    training = known.seconds_per_step * config.max_iters
+    evaluating = evaluations(config) * (
+        known.seconds_per_eval_token * evaluation_tokens(found) + known.seconds_per_sample
+    )
+    speed = config.tokens_per_iter / known.seconds_per_step
+    return Time(
+        seconds_per_step=known.seconds_per_step,
+        training_seconds=training,
+        evaluation_seconds=evaluating,
+        total_seconds=training + evaluating,
+        tokens_per_second=speed,
+        mfu=speed * flops / ((known.peak or on.peak) * on.processes),
+        measured=measured is not None,
+    )
+
+
+# An accelerator waits for the host to launch its kernels: about this long a block, forward and backward, in eager mode.
+HOST_SECONDS_PER_BLOCK = 0.8e-3
+
+
+def _from_table(config: Config, on: Target, flops: float) -> Measured:
+    rate = on.peak * on.utilisation / flops  # tokens/s of a process
+    per_process = config.tokens_per_iter / on.processes
+    work = 4 / 3 if config.activation_checkpointing else 1  # a second forward pass
+    step = per_process / rate * work
+    if on.kind == "accelerator":
+        micro_batches = config.global_batch / on.processes / micro_batch(config, on.processes)
+        step = max(step, micro_batches * (config.n_layer + 2) * HOST_SECONDS_PER_BLOCK)
+    return Measured(step, 1 / (3 * rate * on.processes), 0.0, None)
+
+
+def evaluations(config: Config) -> int:
+    """How often a run evaluates: before the first step, every eval_interval, and at the last step."""
+    return 1 + -(-config.max_iters // config.eval_interval)
+
+
+EVAL_BATCH = 12  # sequences an evaluation batch, as in hfgpt/data.py
+
+
+def evaluation_tokens(found: Survey) -> int:
+    """Tokens of one evaluation, both splits."""
+    config = found.config
+    most = config.eval_iters * EVAL_BATCH * config.block_size
+    if found.train_tokens is None:
+        return 2 * most
+    val_tokens = int(found.train_tokens * config.val_fraction / (1 - config.val_fraction))
+    return min(most, found.train_tokens) + min(most, val_tokens)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs: in money, where a price was given, and in energy, at most, where the card's power is known."""
+
+    money: float | None
+    energy_kwh: float | None
+
+
+def cost(duration: Time, on: Target, price_per_hour: float | None) -> Cost:
+    """Price and energy of a run. The price is of one device an hour; energy is the cards' full power all the time."""
+    hours = duration.total_seconds / 3600 * on.processes
+    return Cost(
+        money=None if price_per_hour is None else price_per_hour * hours,
+        energy_kwh=None if on.power_w is None else on.power_w / 1000 * hours,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ rules of thumb
+
+
+@dataclass(frozen=True)
+class RulesOfThumb:
+    """The chapter's own figures for a recipe, to stand beside the computed ones.
+
+    Attributes:
+        parameters: 12 · n_layer · n_embd² (5.2): without embeddings, biases and norms.
+        activation_bytes: batch_size · block_size · n_embd · n_layer · 4 (5.2).
+        memory_bytes: weights, gradients and AdamW's averages of those parameters, and those activations (5.2).
+        attention_bytes: batch_size · block_size² · n_embd · 4 (1.2), which no implementation stores.
+        seconds_per_step: 0.5 (5.3), for the standard recipe on an RTX 3060, from experience.
+    """
+
+    parameters: int
+    activation_bytes: int
+    memory_bytes: int
+    attention_bytes: int
+    seconds_per_step: float
+
+
+def rules_of_thumb(config: Config) -> RulesOfThumb:
+    """The chapter's formulas on a recipe."""
+    count = 12 * config.n_layer * config.n_embd**2
+    activations = config.batch_size * config.block_size * config.n_embd * config.n_layer * 4
+    attention = config.batch_size * config.block_size**2 * config.n_embd * 4
+    return RulesOfThumb(count, activations, 16 * count + activations, attention, 0.5)

@@ -53,6 +53,11 @@ class Card:
         value: float | None = getattr(self, dtype)
         return value
 
+    @property
+    def is_apple(self) -> bool:
+        """Whether it is one of Apple's chips, which torch drives through MPS."""
+        return self.source is APPLE
+
 
 TURING = "NVIDIA Turing GPU architecture whitepaper"
 AMPERE = "NVIDIA Ampere GA102 GPU architecture whitepaper"
@@ -63,10 +68,12 @@ A100 = "NVIDIA A100 Tensor Core GPU datasheet"
 CDNA3 = "AMD Instinct MI300X datasheet"
 APPLE = "Apple's technical specifications; arithmetic: GPU cores x 128 lanes x 2 x clock (metal-benchmarks, P. Turner)"
 
+Row = tuple[str, float, float, float, float | None, float | None, float | None, float | None, str]
+
 # fmt: off
 # name, memory GiB, bandwidth GB/s, then TFLOP/s: float32, tf32, bfloat16, float16; power W; source.
 # Where two entries share a name's words, the first answers to the bare name.
-_TABLE: tuple[tuple[str, float, float, float, float | None, float | None, float | None, float | None, str], ...] = (
+_TABLE: tuple[Row, ...] = (
     ("RTX 2060",            6,  336,  6.5, None, None, 25.8, 160, TURING),
     ("RTX 2070",            8,  448,  7.5, None, None, 29.9, 175, TURING),
     ("RTX 2080",            8,  448, 10.1, None, None, 40.3, 215, TURING),
@@ -140,11 +147,23 @@ _TABLE: tuple[tuple[str, float, float, float, float | None, float | None, float 
 # fmt: on
 
 
-def _card(row: tuple[str, float, float, float, float | None, float | None, float | None, float | None, str]) -> Card:
-    name, memory, bandwidth, *teraflops, power, source = row
-    float32, *others = (None if value is None else float(value) * TERA for value in teraflops)
-    assert float32 is not None
-    return Card(name, int(memory * GIB), bandwidth * 1e9, float32, *others, power, source)
+def _card(row: Row) -> Card:
+    name, memory, bandwidth, float32, tf32, bfloat16, float16, power, source = row
+
+    def tera(value: float | None) -> float | None:
+        return None if value is None else value * TERA
+
+    return Card(
+        name=name,
+        memory_bytes=int(memory * GIB),
+        bandwidth=bandwidth * 1e9,
+        float32=float32 * TERA,
+        tf32=tera(tf32),
+        bfloat16=tera(bfloat16),
+        float16=tera(float16),
+        power_w=power,
+        source=source,
+    )
 
 
 CARDS: tuple[Card, ...] = tuple(_card(row) for row in _TABLE)

@@ -21,7 +21,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,21 @@ def series(records: Iterable[Record], key: str) -> tuple[list[float], list[float
     """The steps at which `key` was measured, and its values there."""
     pairs = [(record["step"], record[key]) for record in records if key in record]
     return [step for step, _ in pairs], [value for _, value in pairs]
+
+
+def smooth(values: Sequence[float], half: int | None = None) -> list[float]:
+    """Moving medians, in which a single bad batch leaves no trace.
+
+    Args:
+        values: in the order of their steps; those that are no number stay so and count for nothing.
+        half: how many neighbours on each side count (default a fortieth of the series); towards the beginning, where
+            losses fall steeply, fewer.
+    """
+    half, out = half or max(1, len(values) // 40), []
+    for i, value in enumerate(values):
+        near = [x for x in values[i - min(half, i) : i + min(half, i) + 1] if math.isfinite(x)]
+        out.append(statistics.median(near) if math.isfinite(value) else value)
+    return out
 
 
 def read(path: str | Path) -> list[Record]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -122,22 +123,8 @@ def build(config: Config, vocab_size: int, eos_token_id: int | None) -> Language
 
 
 def _pretrained(config: Config, vocab_size: int) -> GPT2LMHeadModel:
-    source = config.init_from
-    try:
-        gpt2 = GPT2LMHeadModel.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa",
-            embd_pdrop=config.dropout, attn_pdrop=config.dropout, resid_pdrop=config.dropout,
-        )  # fmt: skip
-    except (OSError, ValueError, RuntimeError) as error:
-        if Path(source).is_dir() and not (Path(source) / "model.safetensors").exists():
-            raise InputError(f"init_from = {source!r}: the folder holds no model.safetensors") from None
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"init_from = {source!r}: cannot be loaded as a GPT-2 model: {reason}\n"
-            "    → give a folder with config.json and model.safetensors, or a Hub id (with network access)"
-        ) from None
-    if gpt2.config.model_type != "gpt2":
-        raise InputError(f"init_from = {source!r}: is a {gpt2.config.model_type} model; GPT-2 models are trained here")
+    """Pretrained weights that go together with block_size and the tokenizer."""
+    source, gpt2 = config.init_from, _load(config)
     positions = gpt2.config.n_positions
     if config.block_size > positions:
         raise InputError(
@@ -150,6 +137,29 @@ def _pretrained(config: Config, vocab_size: int) -> GPT2LMHeadModel:
             f" → use the model's own tokenizer (leave tokenizer out)"
         )
     crop_positions(gpt2, config.block_size)
+    return gpt2
+
+
+def _load(config: Config) -> GPT2LMHeadModel:
+    """The model of `init_from`, whole, in float32 and with the recipe's dropout."""
+    source = config.init_from
+    try:
+        gpt2, report = GPT2LMHeadModel.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True,
+            embd_pdrop=config.dropout, attn_pdrop=config.dropout, resid_pdrop=config.dropout,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if Path(source).is_dir() and not (Path(source) / "model.safetensors").exists():
+            raise InputError(f"init_from = {source!r}: the folder holds no model.safetensors") from None
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"init_from = {source!r}: cannot be loaded as a GPT-2 model: {reason}\n"
+            "    → give a folder with config.json and model.safetensors, or a Hub id (with network access)"
+        ) from None
+    if gpt2.config.model_type != "gpt2":
+        raise InputError(f"init_from = {source!r}: is a {gpt2.config.model_type} model; GPT-2 models are trained here")
+    if missing := sorted(report["missing_keys"]):  # Transformers would fill them with random numbers
+        raise InputError(f"init_from = {source!r}: {len(missing)} weights are missing in it, the first is {missing[0]}")
     return gpt2
 
 

@@ -237,7 +237,15 @@ def _tokenizer_for(
             "the checkpoint's vocabulary is not GPT-2's, and there is no meta.pkl around it\n"
             "    → give the meta.pkl of its dataset with --meta, or its tokenizer with --tokenizer"
         )
-    return tokenizer.load(name or "gpt2")
+    try:
+        return tokenizer.load(name or "gpt2")
+    except InputError:
+        if name is not None:
+            raise
+        raise InputError(
+            "GPT-2's tokenizer is neither here nor to be had from the Hub\n"
+            "    → give a folder with its vocab.json and merges.txt with --tokenizer"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------------- exporting

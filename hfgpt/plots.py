@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from hfgpt import estimate
 from hfgpt.config import Config
-from hfgpt.metrics import Run, read_run
+from hfgpt.metrics import Run, read_run, smooth
 
 BLUE, SKY, VERMILION, GREEN, ORANGE, PURPLE, GREY = (
     "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#666666",
@@ -304,7 +304,7 @@ def _value_axis(axes: Axes, values: Sequence[Any]) -> Any:
     if distinct[0] > 0 and distinct[-1] >= 4 * distinct[0]:
         axes.set_xscale("log")
     if len(distinct) <= 10:
-        axes.set_xticks(distinct, [quantity(value) if value >= 10_000 else f"{value:g}" for value in distinct])
+        axes.set_xticks(distinct, [quantity(value) if value >= 1000 else f"{value:g}" for value in distinct])
         axes.xaxis.set_minor_locator(ticker.NullLocator())
     return lambda value: value
 
@@ -320,7 +320,7 @@ def range_test(
         axes.plot(rates, smooth(losses), color=BLUE, lw=2.2, label="smoothed")
         axes.axvline(suggestion, color=VERMILION, lw=2, ls="--", label=_plain(f"suggested: {suggestion:.1e} ({why})"))
         axes.set_xscale("log")
-        finite = [loss for loss in smooth(losses) if math.isfinite(loss)]
+        finite = [loss for loss in losses if math.isfinite(loss)]
         if finite:
             low, start = min(finite), finite[0]
             axes.set_ylim(low - 0.1 * (start - low or 1), start + 0.4 * (start - low or 1))
@@ -334,22 +334,12 @@ def range_test(
 # ------------------------------------------------------------------------------------------------- small things
 
 
-def smooth(values: Sequence[float], window: int | None = None) -> list[float]:
-    """Moving means: each value becomes the mean of a window around it, by default a twentieth of the series. The window
-    narrows towards the beginning, where losses fall steeply. Values that are not finite stay."""
-    half, out = (window or max(3, len(values) // 20)) // 2, []
-    for i, value in enumerate(values):
-        near = [x for x in values[i - min(half, i) : i + min(half, i) + 1] if math.isfinite(x)]
-        out.append(statistics.fmean(near) if math.isfinite(value) else value)
-    return out
-
-
 def quantity(value: float) -> str:
-    """A large number in few letters: 16.4M, 10.65M, 0."""
+    """A large number in few letters: 16.4M, 10.65M, 1,024."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        if abs(value) >= max(size, 1e4):
             return f"{value / size:.4g}{letter}"
-    return f"{value:.4g}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"
 
 
 def parameters(run: Run) -> int | None:
@@ -392,6 +382,8 @@ def _style() -> dict[str, Any]:
 def _save(figure: Figure, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".tmp")
-    figure.savefig(temporary, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script that no font here has: boxes, then
+        figure.savefig(temporary, format="png")
     os.replace(temporary, target)
     return target

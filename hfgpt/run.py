@@ -14,6 +14,7 @@ import os
 import shutil
 import warnings
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,19 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     ProjectConfiguration,
     TorchDynamoPlugin,
+    broadcast_object_list,
     gather_object,
     parse_flag_from_env,
 )
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from hfgpt import checkpoint, data, export, optim, threads
+from hfgpt import checkpoint, data, export, hub, optim, threads
 from hfgpt import config as configs
 from hfgpt import model as models
 from hfgpt import tokenizer as tokenizers
@@ -41,8 +49,14 @@ from hfgpt.metrics import FILE_NAME, MetricsWriter
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names and Accelerate's
 
+PREPARING = timedelta(days=1)  # one process may tokenise a large corpus for as long, while the others wait for it
+
 # Whatever else a resume may change, these decide which run it is.
 IDENTITY = ("seed", "block_size", "val_fraction", "document_mask", "streaming", "n_layer", "n_head", "n_embd")
+
+
+class RunError(Exception):
+    """The run failed; the message says at which step and how to go on. Scripts exit with 1."""
 
 
 @dataclass
@@ -57,6 +71,8 @@ class Progress:
     seconds: float = 0.0  # since the run began, without the time between a stop and its resume
     overflows: int = 0  # float16 steps whose update loss scaling left out
     bad_steps: int = 0  # steps in a row whose loss or gradient was not finite
+    spikes: int = 0  # steps whose update the spike guard left out
+    average_norm: float | None = None  # running average of the gradient norm
 
 
 @dataclass
@@ -73,6 +89,8 @@ class Run:
     micro_batch: int  # sequences on this device at a time
     val_characters: int  # that the targets of the evaluated validation blocks stand for
     progress: Progress = field(default_factory=Progress)
+    drawn: tuple[int, dict[str, Any]] = (-1, {})  # a step, and the state of the data before its batches were drawn
+    pusher: hub.BackgroundPusher | None = None  # on the main process, where the recipe says push_to_hub
 
     @property
     def folder(self) -> Path:
@@ -113,7 +131,9 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
         InputError: config, data, model, launch or folder do not go together; nothing was written.
     """
     # torchrun starts all processes anew when one has died; what they were doing goes on.
-    resume = resume or config.init_from == "resume" or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+        resume, overwrite = True, False
+    resume = resume or config.init_from == "resume"
     if not config.eval_only:
         check_folder(config, resume, overwrite)
     accelerator = make_accelerator(config)
@@ -137,8 +157,8 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     )
     if saved is not None:
         check_identity(run, saved)
-    if run.main and not config.eval_only:
-        claim_folder(config, overwrite)
+    if not config.eval_only:
+        claim_folder(run, overwrite)
     run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
     if saved is not None:
         restore(run, saved)
@@ -146,8 +166,18 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
         seed_process(run)
     if run.main and resume:
         run.metrics.truncate_after(run.progress.step if saved else -1)
+    if run.main and config.push_to_hub and not config.eval_only:
+        run.pusher = hub.BackgroundPusher(
+            run.folder,
+            config.hub_model_id or run.folder.name,
+            private=config.hub_private or None,
+            overwrite=overwrite,
+            warn=display.warn,
+        )
     if config.report_to != "none" and not config.eval_only:
         accelerator.init_trackers(config.project, config.model_dump())
+    if accelerator.num_processes > 1:  # from here on no process has reason to be late
+        _set_pg_timeout(timedelta(seconds=configs.seconds_of(config.process_timeout)))
     return run
 
 
@@ -159,7 +189,7 @@ def make_accelerator(config: Config) -> Accelerator:
     """
     # Told that it is on a CPU, Accelerate joins the launched processes over gloo; by itself it would stay alone.
     cpu = config.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu)
+    state = PartialState(cpu=cpu, timeout=PREPARING)
     device = state.device.type
     if config.device not in ("auto", device):
         raise InputError(f"device = {config.device!r}: not available here, where training runs on {device!r}")
@@ -270,7 +300,7 @@ def seed_process(run: Run) -> None:
 
 # ----------------------------------------------------------------------------------------------------- the folder
 
-_RUN_FILES = ("metrics.jsonl", "model.safetensors", "loss.png", "README.md", "recipe.yaml")
+_RUN_FILES = (FILE_NAME, "samples.jsonl", "model.safetensors", "loss.png", "README.md", "recipe.yaml")
 
 
 def holds_run(folder: Path) -> bool:
@@ -296,31 +326,43 @@ def check_folder(config: Config, resume: bool, overwrite: bool) -> None:
         )
 
 
-def claim_folder(config: Config, overwrite: bool) -> None:
-    """Make out_dir, empty it of an older run where that was asked, and write the resolved recipe there.
+def claim_folder(run: Run, overwrite: bool) -> None:
+    """Make out_dir, empty it of an older run where that was asked, and write the resolved recipe there. Collective.
 
     Raises:
-        InputError: it is not writable.
+        InputError: it is not writable; on every process alike.
     """
+    problems = [_claim(run.config, overwrite) if run.main else ""]
+    if problem := broadcast_object_list(problems)[0]:
+        raise InputError(f"out_dir = {str(run.folder)!r}: cannot be written: {problem}")
+
+
+def _claim(config: Config, overwrite: bool) -> str:
+    """What kept the folder from being claimed; "" where nothing did."""
     folder = config.run_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
-            for step in checkpoint.steps(folder):
-                shutil.rmtree(folder / f"checkpoint-{step}")
+            for _, path in checkpoint.folders(folder):
+                shutil.rmtree(path)
             for name in _RUN_FILES:
                 (folder / name).unlink(missing_ok=True)
         checkpoint.discard_unfinished(folder)
         checkpoint.replace_file(folder / "recipe.yaml", configs.to_yaml(config))
     except OSError as error:
-        raise InputError(f"out_dir = {str(folder)!r}: cannot be written: {error.strerror or error}") from None
+        return error.strerror or str(error)
+    return ""
 
 
 # ----------------------------------------------------------------------------------------------- saving and resuming
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of the step that is done. Collective: every process calls it."""
+    """Write a checkpoint of the step that is done. Collective: every process calls it.
+
+    Raises:
+        OSError: the disk is full or not writable; what was there before is untouched.
+    """
     model, optimizer = _states(run)
     rng = {name: state for states in gather_object([_generators(run)]) for name, state in states.items()}
     if run.main:
@@ -338,7 +380,7 @@ def save(run: Run) -> None:
                 "scaler": run.accelerator.scaler.state_dict() if run.accelerator.scaler else None,
             },
         )
-        checkpoint.rotate(run.folder, run.config.save_total_limit, run.progress.best_step)
+        checkpoint.rotate(run.folder, run.progress.step, run.config.save_total_limit, run.progress.best_step)
     run.accelerator.wait_for_everyone()
 
 
@@ -404,7 +446,7 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint) -> None:
 
 def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
     """Bring a checkpoint back into a run that is prepared. Collective."""
-    _, optimizer = _states(run)
+    groups = get_optimizer_state_dict(run.plain, run.optimizer.optimizer)["param_groups"]
     weights = export.with_tied_head(saved.model)
     averages = {f"gpt2.{name}": state for name, state in checkpoint.unflatten(saved.optimizer).items()}
     try:
@@ -412,7 +454,7 @@ def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
             run.plain,
             run.optimizer.optimizer,
             model_state_dict={f"gpt2.{name}": tensor for name, tensor in weights.items()},
-            optim_state_dict={**optimizer, "state": averages},
+            optim_state_dict={"state": averages, "param_groups": groups},
             options=StateDictOptions(full_state_dict=True),
         )
     except (RuntimeError, KeyError, ValueError) as error:

@@ -70,7 +70,8 @@ def check_folder(folder: str | Path) -> Path:
     path = Path(folder)
     if not path.is_dir():
         what = "is a file, not a run folder" if path.exists() else "no such folder"
-        hint = f"; to get it from the Hub: python scripts/pull.py {path} DIR" if len(path.parts) == 2 else ""
+        on_the_hub = len(path.parts) == 2 and not path.parent.exists()
+        hint = f"; to get it from the Hub: python scripts/pull.py {path} DIR" if on_the_hub else ""
         raise InputError(f"{str(folder)!r}: {what}{hint}")
     missing = [name for name in ("config.json", "tokenizer_config.json") if not (path / name).is_file()]
     if not (path / "model.safetensors").is_file() and not (path / "model.safetensors.index.json").is_file():

@@ -4,8 +4,8 @@ In:  SIGTERM, SIGINT, and `max_time`.
 Out: `requested()`, the same answer on every process at the same step.
 
 The first signal lets the step in hand finish; the same signal again ends the process at once, which is harmless, since
-a checkpoint is never half-written. Launchers pass a SIGTERM on after a Ctrl-C: a signal of the other kind is the same
-request and changes nothing.
+a checkpoint is never half-written. One request may arrive twice: a launcher passes on the SIGTERM that its whole group
+was sent, and sends one after a Ctrl-C. So a signal of the other kind, or one within a second, changes nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 _TIME_IS_UP = 1000  # beyond every signal number
+_ECHO = 1.0  # seconds within which a signal is a launcher's echo of the first
 
 
 class Stop:
@@ -32,7 +33,7 @@ class Stop:
     def __init__(self, max_seconds: float | None, device: torch.device) -> None:
         self._deadline = time.monotonic() + max_seconds if max_seconds is not None else float("inf")
         self._device = device
-        self._received = 0
+        self._received, self._when = 0, 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Stop:
@@ -45,10 +46,11 @@ class Stop:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self._received == number:
+        if self._received == number and time.monotonic() - self._when > _ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._received = self._received or number
+        if not self._received:
+            self._received, self._when = number, time.monotonic()
 
     def requested(self) -> int:
         """0, the signal's number, or a number beyond them where the time is up. Collective: call it at every step."""

@@ -1,47 +1,27 @@
-"""Many runs of one recipe: a grid, a random search, or one of the chapter's experiments (8.1).
+"""What a sweep tries: a grid, a random search, or one of the chapter's experiments (8.1).
 
-In:  a recipe, or an experiment's file (`base`, `sweep` or `trials`, `equal`, `question`), and values to try.
-Out: a folder with a run folder a trial (``trials/``), Optuna's storage (``journal.log``, for its dashboard too), and
-     the comparison: ``report.md``, ``report.json`` and pictures.
+In:  a recipe, or an experiment's file (`base`, `set`, `sweep` or `trials`, `equal`, `question`), and values to try.
+Out: a :class:`Sweep`: its trials, all valid, and the config of each, with steps, tokens or time held equal.
 
-Each trial is a real training in a process of its own, started as a user would start it. What is to be tried is decided
-before the first trial and kept in ``sweep.json``; Optuna's storage says which trials are waiting, done or failed. A
-trial belongs to the process that holds the lock on its file in ``locks/``; its training inherits the lock. So a sweep
-that was killed goes on with the same command, several processes share the work when the same command is given several
-times, and a training that outlived its sweep is waited for.
+:mod:`hfgpt.trials` runs it. Everything is decided and checked here before the first trial begins.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import json
 import math
-import os
 import random
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from hfgpt import compare
 from hfgpt import config as configs
-from hfgpt.compare import Comparison, Entry
 from hfgpt.config import Config, ConfigError, Fault, InputError, seconds_of
-from hfgpt.display import duration
-from hfgpt.metrics import FILE_NAME, Run, read, read_run, series
 
 Equal = Literal["steps", "tokens", "time"]
 NOT_SWEPT = ("out_dir", "project", "sample_prompt", "init_from")  # text of these may hold a comma
-PROBE_STEPS = 20  # to measure a step for `equal: time`
-POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +49,7 @@ class Sweep:
     equal: Equal = "steps"
     question: str = ""
     grid: bool = True
+    retry_failed: bool = False
 
     def config(self, trial: Trial) -> Config:
         """A trial's own config, before anything is held equal.
@@ -83,6 +64,31 @@ class Sweep:
 # ----------------------------------------------------------------------------------------------- what is to be tried
 
 
+def split(words: Sequence[str]) -> tuple[str, dict[str, str], list[str]]:
+    """A command line → the recipe, the sweep's own options (random, equal, out_dir, retry_failed), and the overrides.
+
+    Raises:
+        InputError: no recipe comes first, or an option has no value.
+    """
+    if words[0].startswith("-"):
+        raise InputError(f"{words[0]}: the recipe comes first → python scripts/sweep.py RECIPE --key=a,b")
+    options, overrides, rest = dict[str, str](), list[str](), list(words[1:])
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word == "--retry_failed":
+            options["retry_failed"] = "true"
+        elif not word.startswith("--") or name not in ("random", "equal", "out_dir"):
+            overrides.append(word)
+        elif equals:
+            options[name] = value
+        elif rest:
+            options[name] = rest.pop(0)
+        else:
+            raise InputError(f"{word}: needs a value")
+    return words[0], options, overrides
+
+
 def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Sweep:
     """Read a sweep from the command line.
 
@@ -90,7 +96,7 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
         source: a recipe, or an experiment's file.
         words: overrides; those with commas (``--batch_size=16,32``) or a range (``--learning_rate=1e-4..1e-2``) are
             swept, the others hold for every trial.
-        options: `random` (how many), `equal`, `out_dir`, as given.
+        options: `random` (how many), `equal`, `out_dir`, `retry_failed`, as given.
 
     Raises:
         InputError: nothing to sweep, or a combination is not valid; names it. Nothing was written.
@@ -123,7 +129,8 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
     if len(trials) < 2:
         raise InputError(f"{source}: nothing to sweep → give a field several values, such as --batch_size=16,32,64")
     question = str(file.get("question", "")).strip() if "base" in file else ""
-    sweep = Sweep(name, base, trials, folder, equal, question, not options.get("random"))
+    grid, retry = not options.get("random"), "retry_failed" in options
+    sweep = Sweep(name, base, trials, folder, cast(Equal, equal), question, grid, retry)
     _check_trials(sweep)
     return sweep
 
@@ -133,7 +140,9 @@ EXPERIMENT_KEYS = ("base", "set", "sweep", "trials", "equal", "question")
 
 def _check_experiment(source: str, file: Mapping[str, Any]) -> None:
     wrong = [key for key in file if key not in EXPERIMENT_KEYS]
-    faults = [Fault(key, None, "is not a key of an experiment", f"there are {', '.join(EXPERIMENT_KEYS)}") for key in wrong]
+    faults = [
+        Fault(key, None, "is not a key of an experiment", f"there are {', '.join(EXPERIMENT_KEYS)}") for key in wrong
+    ]
     types = {"set": dict, "sweep": dict, "trials": list}
     faults += [Fault(key, file[key], f"must be a {'list' if kind is list else 'mapping'}")
                for key, kind in types.items() if not isinstance(file.get(key) or kind(), kind)]  # fmt: skip
@@ -146,7 +155,9 @@ def _check_experiment(source: str, file: Mapping[str, Any]) -> None:
 
 def _named_trial(source: str, entry: Any) -> Trial:
     if not isinstance(entry, dict) or not entry.get("name"):
-        raise InputError(f"{source}: each of `trials` must be a mapping with a name, such as {{name: small, n_layer: 2}}")
+        raise InputError(
+            f"{source}: each of `trials` must be a mapping with a name, such as {{name: small, n_layer: 2}}"
+        )
     return Trial(_file_name(str(entry["name"])), {key: value for key, value in entry.items() if key != "name"})
 
 
@@ -177,12 +188,20 @@ def _read_words(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[An
 
 
 def _range(key: str, low: float, high: float) -> tuple[float, float]:
-    options = configs.number_types(key)
+    options = _number_types(key)
     if not options:
         raise InputError(f"{key}: has no range → give a list of values, such as --{key}=a,b")
     if low >= high:
         raise InputError(f"{key} = {low:g}..{high:g}: the range must rise")
     return low, high
+
+
+def _number_types(key: str) -> list[type]:
+    """int, float or both, as the field takes them; [float] for a name that is no field, which is reported later."""
+    if key not in Config.model_fields:
+        return [float]
+    annotation = Config.model_fields[key].annotation
+    return [kind for kind in (get_args(annotation) or (annotation,)) if kind in (int, float)]
 
 
 def _count(text: str) -> int:
@@ -237,7 +256,7 @@ def _draw(generator: random.Random, key: str, low: float, high: float) -> float 
         value = math.exp(generator.uniform(math.log(low), math.log(high)))
     else:
         value = generator.uniform(low, high)
-    return round(value) if configs.number_types(key) == [int] else float(f"{value:.3g}")
+    return round(value) if _number_types(key) == [int] else float(f"{value:.3g}")
 
 
 def _check_trials(sweep: Sweep) -> None:
@@ -283,32 +302,3 @@ def equalised(sweep: Sweep, trial: Trial, seconds_per_step: float | None) -> Con
     keys = ("warmup_iters", "lr_decay_iters", "eval_interval", "log_interval")
     scaled = {key: max(1, round(getattr(config, key) * steps / config.max_iters)) for key in keys}
     return config.model_copy(update={**scaled, "max_iters": steps, "max_time": None})
-
-
-def measure_step(sweep: Sweep, trial: Trial, train: Path) -> float:
-    """Seconds of a step of this trial, from a short run of its own; NaN where that fails."""
-    folder = sweep.folder / "probes" / trial.name
-    probe = sweep.config(trial).model_copy(
-        update={"max_iters": PROBE_STEPS, "eval_interval": PROBE_STEPS, "eval_iters": 1, "log_interval": 1,
-                "warmup_iters": 1, "lr_decay_iters": PROBE_STEPS, "sample_prompt": "", "max_time": None,
-                "out_dir": str(folder)}
-    )  # fmt: skip
-    recipe = _write_recipe(sweep, probe, f"probe-{trial.name}")
-    log = sweep.folder / "logs" / f"probe-{trial.name}.log"
-    with log.open("w") as out:
-        subprocess.run([sys.executable, str(train), str(recipe), "--overwrite"], stdout=out, stderr=out, check=False)
-    try:
-        speeds = series(read(folder / FILE_NAME), "tokens_per_second")[1]
-    except InputError:
-        return math.nan
-    later = sorted(speeds[len(speeds) // 2 :])  # the first steps warm up
-    return probe.tokens_per_iter / later[len(later) // 2] if later else math.nan
-
-
-def _write_recipe(sweep: Sweep, config: Config, name: str) -> Path:
-    path = sweep.folder / "recipes" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(configs.to_yaml(config), encoding="utf-8")
-    temporary.replace(path)
-    return path

@@ -36,7 +36,7 @@ ABSENT = 0xFFFF_FFFF  # in the table of the char encoder: not a character of the
 
 SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")  # Unicode's White_Space
 WORD = re.compile(rf"{SPACE.pattern}*{SPACE.pattern.replace('[', '[^')}+|{SPACE.pattern}+")
-KNOWN_WORDS = 1 << 17  # about as many different words are remembered, in some tens of MB
+KNOWN_WORDS = 1 << 18  # about as many different words are remembered, in some 50 MB
 
 Encoder = Callable[[list[str]], list[NDArray[Any]]]
 

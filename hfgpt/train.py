@@ -11,6 +11,7 @@ averages and the random generators, and no more.
 
 from __future__ import annotations
 
+import json
 import math
 import resource
 import sys
@@ -23,18 +24,15 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hfgpt import card, data, evaluation, hardware, metrics, optim, plots, sample
+from hfgpt import card, checkpoint, data, diagnose, evaluation, fit, hardware, metrics, optim, plots, sample
 from hfgpt.config import Config, seconds_of
 from hfgpt.display import duration
 from hfgpt.model import parameter_count
-from hfgpt.run import Run, export_model, save, start
+from hfgpt.run import Run, RunError, export_model, save, start
 from hfgpt.stop import Stop, describe, exit_code
 
 SAMPLE_TOKENS = 120  # of the short text at each evaluation
-
-
-class RunError(Exception):
-    """The run failed; the message says at which step and how to go on. Scripts exit with 1."""
+NORMS_AVERAGED = 50  # steps over which the gradient norm is averaged for the spike guard
 
 
 class StepResult(NamedTuple):
@@ -54,14 +52,19 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> i
         RunError: the run failed; the last checkpoint stays.
     """
     run = start(config, resume=resume, overwrite=overwrite)
-    introduce(run)
     try:
+        fit.fit(run)
+        introduce(run)
         with Stop(seconds_of(config.max_time) if config.max_time else None, run.device) as stop:
             reason = loop(run, Meter(run), stop)
         if not config.eval_only:
             finish(run, reason)
     except OSError as error:
         raise RunError(f"step {run.progress.step}: writing failed: {error}\n{how_to_resume(run)}") from error
+    except RuntimeError as error:
+        if (message := explain(run, error)) is None:
+            raise
+        raise RunError(message) from error
     finally:
         run.display.close()
         run.accelerator.end_training()
@@ -79,11 +82,12 @@ def loop(run: Run, meter: Meter, stop: Stop) -> int:
         if config.eval_only or progress.step >= config.max_iters or patience_is_over(run):
             return 0
         with meter.data():
+            run.drawn = progress.step, run.corpus.batches.state_dict()
             batches = to_device(run.corpus.batches.micro_batches(progress.step, *share(run)), run.device)
         with meter.step():
             result = train_step(run, batches, config.tokens_per_iter, optim.learning_rate(progress.step + 1, config))
         progress.step += 1
-        check_finite(run, result)
+        check_update(run, result)
         if progress.step in (1, config.max_iters) or progress.step % config.log_interval == 0:
             log(run, meter, result)
         else:
@@ -120,8 +124,7 @@ def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learnin
             nll += loss.detach()
             if accelerator.sync_gradients:
                 norm = float(accelerator.clip_grad_norm_(run.model.parameters(), run.config.grad_clip or math.inf))
-                # Loss scaling leaves an overflow out by itself, and learns from it; other precisions must not step.
-                if math.isfinite(norm) or accelerator.scaler is not None:
+                if may_step(run, norm):
                     optimizer.step()
                     applied = not accelerator.optimizer_step_was_skipped
             optimizer.zero_grad()
@@ -145,24 +148,48 @@ def share(run: Run) -> tuple[int, int, int]:
     return run.accelerator.process_index, run.accelerator.num_processes, run.micro_batch
 
 
-def check_finite(run: Run, result: StepResult) -> None:
+def may_step(run: Run, norm: float) -> bool:
+    """Whether gradients of this norm may change the weights; the same answer on every process."""
+    scaler = run.accelerator.scaler
+    if not math.isfinite(norm):  # loss scaling leaves an overflow out by itself, and learns from it
+        return scaler is not None
+    spike = norm > spike_limit(run)
+    if spike and scaler is not None:
+        scaler.update()  # ends what unscaling the gradients began
+    return not spike
+
+
+def spike_limit(run: Run) -> float:
+    """The gradient norm above which an update is left out; infinite without a guard, and at the first step."""
+    guard, average = run.config.spike_guard, run.progress.average_norm
+    return guard * average if guard and average else math.inf
+
+
+def check_update(run: Run, result: StepResult) -> None:
     """Count updates that were left out; raise when loss or gradients have stayed infinite or NaN for too long.
 
     Raises:
         RunError: at `max_bad_steps` in a row; the weights are those of the last good step.
     """
-    progress, config = run.progress, run.config
-    if result.applied:
+    progress, config, norm = run.progress, run.config, result.grad_norm
+    if math.isfinite(norm):
+        limit = spike_limit(run)
+        if not result.applied:
+            progress.spikes += 1
+            run.display.warn(f"step {progress.step}: gradient norm {norm:.4g}, above {limit:.4g}: update left out")
+        # A spike moves the average by no more than the limit, so that one passes and a lasting rise is followed.
+        average = norm if progress.average_norm is None else progress.average_norm
+        progress.average_norm = average + (min(norm, limit) - average) / NORMS_AVERAGED
         progress.bad_steps = 0
         return
     if run.accelerator.scaler is not None and run.accelerator.scaler.get_scale() >= 1:
         progress.overflows += 1
         return
     progress.bad_steps += 1
-    run.display.warn(f"step {progress.step}: gradient norm {result.grad_norm}; this update is left out")
+    run.display.warn(f"step {progress.step}: gradient norm {norm}: update left out")
     if progress.bad_steps >= config.max_bad_steps:
         raise RunError(
-            f"step {progress.step}: loss or gradients are not finite (gradient norm {result.grad_norm}, loss "
+            f"step {progress.step}: loss or gradients are not finite (gradient norm {norm}, loss "
             f"{global_loss(run, result)}, learning rate {optim.learning_rate(progress.step, config):.3g})\n"
             f"    → a lower learning rate (--learning_rate={config.learning_rate / 2:g}; chapter 3.1), a longer "
             f"warm-up, or dtype float32\n{how_to_resume(run)}"
@@ -196,6 +223,9 @@ def evaluate(run: Run, meter: Meter) -> None:
     record(run, seconds=progress.seconds, **figures)
     if better:
         export_model(run)
+        if run.pusher is not None:
+            card.write(run.folder, config.license)
+            run.pusher.submit()
     last = progress.step == config.max_iters or patience_is_over(run)
     if progress.step and (better or last or config.always_save_checkpoint):
         save(run)
@@ -240,7 +270,11 @@ def announce(run: Run, figures: dict[str, float], better: bool) -> None:
         f"bits per character {figures['val_bits_per_character']:.3f}{'  (best so far)' if better and run.progress.step else ''}"
     )
     if run.main and run.config.sample_prompt and run.progress.step and not run.sharded:
-        run.display.sample(sample_text(run, SAMPLE_TOKENS))
+        text = sample_text(run, SAMPLE_TOKENS)
+        run.display.sample(text)
+        if not run.config.eval_only:
+            with open(run.folder / "samples.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": run.progress.step, "text": text}, ensure_ascii=False) + "\n")
 
 
 def sample_text(run: Run, tokens: int) -> str:
@@ -363,10 +397,17 @@ def introduce(run: Run) -> None:
         f"vocabulary {run.plain.gpt2.config.vocab_size:,}, "
         f"{len(corpus.train):,} training and {len(corpus.val):,} validation tokens\n"
         f"{config.max_iters:,} steps of {config.tokens_per_iter:,} tokens on {run.accelerator.num_processes} x "
-        f"{run.device.type} ({run.accelerator.mixed_precision.replace('no', 'fp32')}), micro-batch {run.micro_batch}"
+        f"{where(run)}, micro-batch {run.micro_batch}"
     )
     if run.progress.step:
         run.display.say(f"going on after step {run.progress.step}")
+
+
+def where(run: Run) -> str:
+    """The device of a process, the precision and, on a CPU, the threads."""
+    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[run.accelerator.mixed_precision]
+    threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
+    return f"{run.device.type} ({precision}{threads})"
 
 
 def patience_is_over(run: Run) -> bool:
@@ -378,11 +419,10 @@ def patience_is_over(run: Run) -> bool:
 def finish(run: Run, reason: int) -> None:
     """After the last step: the curve, the model card, what the record says, and what to type next."""
     run.display.close()
-    run.accelerator.wait_for_everyone()
-    if not run.main:
-        return
     if reason:
         run.display.say(how_to_resume(run))
+    run.accelerator.wait_for_everyone()
+    if reason or not run.main:
         return
     config, folder, records = run.config, run.folder, metrics.read(run.metrics.path)
     _, val = metrics.series(records, "val_loss")
@@ -395,13 +435,51 @@ def finish(run: Run, reason: int) -> None:
         f"\nvalidation loss {val[0]:.4f} before, {val[-1]:.4f} {steps}; "
         f"best {run.progress.best_val_loss:.4f} at step {run.progress.best_step}"
     )
+    run.display.say("\n" + diagnose.summary(records, config))
     if config.sample_prompt and not run.sharded:
         run.display.say("\nsampled:")
         run.display.sample(sample_text(run, 3 * SAMPLE_TOKENS))
+    if run.pusher is not None:
+        run.display.say("\nwaiting for the last push to the Hub")
+        run.pusher.submit()  # with the curve and the whole record
+        run.pusher.close()
     run.display.say(
         f"\nmodel, curve and record are in {folder}/  (loss.png, README.md, metrics.jsonl)\n"
         f'next: python scripts/sample.py {folder} --prompt "ROMEO:"'
     )
+
+
+def explain(run: Run, error: RuntimeError) -> str | None:
+    """What to tell of an error that the machine is to blame for; None if it is another."""
+    step = run.progress.step
+    if fit.is_out_of_memory(error):
+        return (
+            f"step {step + 1}: out of memory; {rescue(run)}\n    → {fit.advice(run)}\n"
+            f"      (or --fit=always, which finds that by itself)\n{how_to_resume(run)}"
+        )
+    if isinstance(error, dist.DistError) or "/gloo/" in str(error):
+        reason = str(error).strip().splitlines()[0]
+        return (
+            f"step {step + 1}: another process of this run has ended or cannot be reached ({reason})\n"
+            f"    → what that process said is above, or on its own machine\n{how_to_resume(run)}"
+        )
+    return None
+
+
+def rescue(run: Run) -> str:
+    """Keep the steps since the last checkpoint, where this process can by itself; says what there is.
+
+    With several processes the others wait in a collective, or have failed too; their last checkpoint stands.
+    """
+    alone, progress = run.accelerator.num_processes == 1, run.progress
+    if alone and progress.step and not run.config.eval_only:
+        run.optimizer.zero_grad()
+        drawn, state = run.drawn
+        if drawn == progress.step:  # the batches of the step that failed come again
+            run.corpus.batches.load_state_dict(state)
+        save(run)
+    saved = next(iter(checkpoint.steps(run.folder)), None)
+    return f"checkpoint-{saved} is the last checkpoint" if saved else "there is no checkpoint yet"
 
 
 def how_to_resume(run: Run) -> str:

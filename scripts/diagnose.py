@@ -1,9 +1,9 @@
 """Say what happened in a run: what is wrong, since when, how it shows, and what to change, with the values to type.
 
-    python scripts/diagnose.py out/standard                     a run folder, also of a run in progress
-    python scripts/diagnose.py results/checkpoint-500           a Trainer's folder, or its trainer_state.json
-    python scripts/diagnose.py train.log                        what nanoGPT printed
-    python scripts/diagnose.py out/standard --json              the same as data: findings, notes
+python scripts/diagnose.py out/standard                     a run folder, also of a run in progress
+python scripts/diagnose.py results/checkpoint-500           a Trainer's folder, or its trainer_state.json
+python scripts/diagnose.py train.log                        what nanoGPT printed
+python scripts/diagnose.py out/standard --json              the same as data: findings, notes
 """
 
 import argparse

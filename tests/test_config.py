@@ -461,6 +461,11 @@ def test_a_resolved_recipe_loads_back_to_the_same_config(path: Path, recipe: Any
     assert config.load(recipe(config.to_yaml(made))) == made
 
 
+def test_a_text_that_looks_like_a_number_stays_text(recipe: Any) -> None:
+    made = config.build({"out_dir": "1e3", "project": "true", "license": "0", "dataset": "null"}, "test")
+    assert config.load(recipe(config.to_yaml(made))) == made
+
+
 def bounds(key: str) -> dict[str, Any]:
     """ge, gt, le, lt of a field, as far as it has them."""
     rules = Config.model_fields[key].metadata
@@ -610,3 +615,17 @@ def test_thousands_of_texts_as_recipes(recipe: Any, text: str) -> None:
 @given(st.lists(WORDS, max_size=5))
 def test_thousands_of_words_as_overrides(words: list[str]) -> None:
     check_overrides(words)
+
+
+# ---------------------------------------------------------------------------------------------------- reference page
+
+
+def test_the_reference_page_is_current(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "parameters.md"
+    made = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "parameter_reference.py", tmp_path / "page.md"], check=False
+    )
+    assert made.returncode == 0
+    assert (tmp_path / "page.md").read_text() == page.read_text(), "run scripts/parameter_reference.py"
+    rows = re.findall(r"^\| `(\w+)` \|", page.read_text().split("## Other names")[0], re.MULTILINE)
+    assert sorted(rows) == sorted(FIELDS)

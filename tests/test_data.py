@@ -254,7 +254,7 @@ def test_a_compressed_file_without_text(tmp_path: Path) -> None:
 
 def test_an_unwritable_cache(corpus_file: Path) -> None:
     (corpus_file.parent / "file").touch()
-    with pytest.raises(config.InputError, match="cannot be written.*\n    → set HF_DATASETS_CACHE"):
+    with pytest.raises(config.InputError, match=r"cannot be written.*\n    → set HF_DATASETS_CACHE"):
         data.prepare(recipe(corpus_file), corpus_file.parent / "file" / "cache")
 
 

@@ -75,6 +75,14 @@ def test_truncating_a_run_that_has_not_begun_does_nothing(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_smoothing_drops_a_single_bad_batch_and_keeps_what_is_no_number() -> None:
+    falling = [5.0 - 0.1 * i for i in range(40)]
+    assert metrics.smooth([*falling[:20], 99.0, *falling[20:]], 2)[20] < 5
+    assert metrics.smooth(falling, 2)[0] == 5.0
+    assert metrics.smooth(falling, 2)[10] == falling[10]
+    assert metrics.smooth([1.0, math.nan, 3.0], 1) == pytest.approx([1.0, math.nan, 3.0], nan_ok=True)
+
+
 @pytest.mark.parametrize("line", ["{not json", '{"train_loss": 1}', '{"step": 1, "train_loss": "low"}', "[1]"])
 def test_a_bad_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "train_loss": 2}}\n{line}\n{{"step": 3, "train_loss": 1}}\n')

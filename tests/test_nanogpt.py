@@ -201,6 +201,9 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported", meta=many)
     with pytest.raises(InputError, match=r"no meta\.pkl"):
         nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported")
+    torch.save(checkpoint(vocab_size=50304), tmp_path / "gpt2.pt")
+    with pytest.raises(InputError, match="GPT-2's tokenizer is neither here"):
+        nanogpt.import_checkpoint(tmp_path / "gpt2.pt", tmp_path / "imported")
     (tmp_path / "imported").mkdir()
     (tmp_path / "imported" / "notes.txt").touch()
     with pytest.raises(InputError, match="in use"):

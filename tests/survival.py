@@ -1,0 +1,130 @@
+"""A run that is killed, in processes of its own: what the reliability tests share.
+
+A fork server loads torch and the project once; every attempt is a fork of it, a process that trains for real and is
+killed by a real SIGKILL. So fifty kills take minutes, not the half hour that fifty starts of Python would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from hfgpt import metrics
+
+MEASURED = ("train_loss", "learning_rate", "grad_norm", "train_eval_loss", "val_loss", "val_bits_per_character")
+STAGES = (
+    "begin", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", "COMPLETE", "rename", "end",
+)  # fmt: skip
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["hfgpt.train"])
+
+Attempt = multiprocessing.context.ForkServerProcess
+
+
+def attempt(values: dict[str, Any], change: Callable[[], None] | None = None, log: Path | None = None) -> Attempt:
+    """Start or resume a run in a process of its own; `change` is called there first (a function of a module)."""
+    process = _forks.Process(target=_train, args=(values, change, log))
+    process.start()
+    return process
+
+
+def _train(values: dict[str, Any], change: Callable[[], None] | None, log: Path | None) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    from hfgpt import config, train
+
+    if change is not None:
+        change()
+    with open(log or os.devnull, "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            sys.exit(train.train(config.build(values, "test"), resume=True))
+        except train.RunError as error:
+            print(f"The run failed at {error}", file=output)
+            sys.exit(1)
+
+
+class KillAt:
+    """A `change` that kills its process when a checkpoint's writing comes to a stage, for the `time`-th time."""
+
+    def __init__(self, stage: str, time: int = 1) -> None:
+        self.stage, self.left = stage, time
+
+    def __call__(self) -> None:
+        from hfgpt import checkpoint
+
+        checkpoint.at_stage = self._at_stage  # type: ignore[assignment]
+
+    def _at_stage(self, name: str) -> None:
+        self.left -= name == self.stage
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def forget_generators() -> None:
+    """A `change` that resumes without the saved random generators: what the comparison must notice."""
+    from hfgpt import run
+
+    real = run.restore
+
+    def restore(at: run.Run, saved: Any) -> None:
+        real(at, saved)
+        run.seed_process(at)
+
+    run.restore = restore
+
+
+def finish(process: Attempt, timeout: float = 240) -> int:
+    """Wait for an attempt; its exit code, negative for a signal."""
+    process.join(timeout)
+    assert process.exitcode is not None, "the run has not ended"
+    return process.exitcode
+
+
+def kill_after(process: Attempt, seconds: float) -> int:
+    """SIGKILL after so long, if it still runs; its exit code."""
+    process.join(seconds)
+    process.kill()
+    return finish(process)
+
+
+def figures(folder: Path) -> list[tuple[float, ...]]:
+    """What was measured at each step, without the clock."""
+    return [(r["step"], *(r.get(key, math.inf) for key in MEASURED)) for r in metrics.read(folder / "metrics.jsonl")]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The exported model, and the last checkpoint's weights and averages."""
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    names = {folder / "model.safetensors", last / "model.safetensors", last / "optimizer.safetensors"}
+    return {f"{path.relative_to(folder)}:{key}": t for path in names for key, t in load_file(path).items()}
+
+
+def differences(folder: Path, whole: Path) -> list[str]:
+    """What differs between two runs, bit by bit: records and weights, by name; none where they are the same run."""
+    ours, theirs = weights(folder), weights(whole)
+    out = [] if figures(folder) == figures(whole) else ["metrics.jsonl"]
+    out += sorted(ours.keys() ^ theirs.keys())
+    return out + [name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name], theirs[name])]
+
+
+def wait_for_step(folder: Path, step: int, seconds: float = 120) -> None:
+    """Until the run's record has this step."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(Exception):  # not there yet
+            if any(record["step"] >= step for record in metrics.read(folder / "metrics.jsonl")):
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"{folder} never came to step {step}")
