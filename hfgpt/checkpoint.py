@@ -110,7 +110,7 @@ def save_tensors(tensors: Tensors, path: Path) -> None:
 
 
 def folders(run_dir: Path) -> list[tuple[int, Path]]:
-    """The checkpoint folders by step, newest first, valid or not; one that was about to be replaced after its new one."""
+    """The checkpoint folders by step, newest first; of one that was being replaced, the new one first."""
     named = ((_FOLDER.fullmatch(path.name), path) for path in run_dir.glob("checkpoint-*") if path.is_dir())
     return sorted(((int(name[1]), path) for name, path in named if name), key=lambda found: (-found[0], found[1].name))
 

@@ -28,8 +28,8 @@ class Display:
 
     def begin(self, step: int) -> None:
         """The steps start now, after `step`; the bar appears."""
-        self._initial, self._began = step, time.monotonic()
-        self._last_line = self._began
+        self._initial, self._began = step, 0.0
+        self._last_line = time.monotonic()
         if step < self._total and self._speaks and sys.stderr.isatty():
             self._bar = tqdm(total=self._total, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05)
 
@@ -45,6 +45,8 @@ class Display:
 
     def advance(self, step: int, figures: dict[str, float] | None = None) -> None:
         """The step that is done and, where they were measured, its figures; off a terminal a line every 5 seconds."""
+        if not self._began:  # the first step is left out of the time left: it compiles, warms up, is evaluated before
+            self._initial, self._began = step, time.monotonic()
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             if figures:
@@ -66,7 +68,7 @@ class Display:
     def _time_left(self, step: int) -> str:
         done = step - self._initial
         seconds = (time.monotonic() - self._began) / max(1, done) * (self._total - step)
-        return f"{duration(seconds)} left" if step < self._total else ""
+        return f"{duration(seconds)} left" if 0 < done and step < self._total else ""
 
 
 def describe(figures: dict[str, float]) -> str:

@@ -9,7 +9,7 @@ and a test holds the two together.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hfgpt import hardware
@@ -336,7 +336,8 @@ def target(config: Config, gpu: str | None = None, vram: int | None = None, proc
         card, note = hardware.find(REFERENCE), f"{local} is not in the table of cards; speed as of a {REFERENCE}"
     if not (gpu or local):
         note = f"no card is named or found here; speed as of the chapter's {REFERENCE} (--gpu names another)"
-    return _on_card(config, card, vram, processes, note)
+    found = _on_card(config, card, vram, processes, note)
+    return replace(found, name=f"a card of {vram / 2**30:.4g} GiB") if vram and not (gpu or local) else found
 
 
 def _on_card(config: Config, card: Card, vram: int | None, processes: int, note: str) -> Target:

@@ -9,6 +9,7 @@ Without --probe and --simulate nothing is measured and torch is not loaded.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import re
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from hfgpt import advise, estimate
 from hfgpt import config as configs
 from hfgpt.advise import Design, Fit
-from hfgpt.config import Config, Fault, InputError
+from hfgpt.config import Config, Fault
 from hfgpt.estimate import Measured, Memory, Target, Time
 from hfgpt.survey import Survey, survey
 
@@ -103,7 +104,8 @@ def _read_processes(text: str) -> int:
 def _read_field(text: str) -> str:
     name = text.replace("-", "_")
     if name not in Config.model_fields:
-        raise ValueError(f"is not a parameter ({configs.closest(name)})")
+        close = difflib.get_close_matches(name, Config.model_fields, n=1)
+        raise ValueError(f"is not a parameter; did you mean {close[0]!r}?" if close else "is not a parameter")
     return name
 
 
@@ -169,9 +171,8 @@ def make(config: Config, options: Options) -> Plan:
     reasons = dict(design.reasons) if design else {}
     recommended = advise.with_batch(recommended, best.batch_size)
     if best.fits:
-        reasons["batch_size"] = (
-            f"the largest that fits {on.memory_bytes / 2**30:.4g} GiB; {recommended.config.global_batch} sequences a step"
-        )
+        sequences = recommended.config.global_batch
+        reasons["batch_size"] = f"the largest that fits {on.memory_bytes / 2**30:.4g} GiB; {sequences} sequences a step"
         reasons["gradient_accumulation_steps"] = "keeps the sequences of a step"
     return Plan(
         found=found,

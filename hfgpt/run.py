@@ -158,14 +158,12 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     if saved is not None:
         check_identity(run, saved)
     if not config.eval_only:
-        claim_folder(run, overwrite)
+        claim_folder(run, overwrite, None if not resume else saved.state["step"] if saved else -1)
     run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
     if saved is not None:
         restore(run, saved)
     else:
         seed_process(run)
-    if run.main and resume:
-        run.metrics.truncate_after(run.progress.step if saved else -1)
     if run.main and config.push_to_hub and not config.eval_only:
         run.pusher = hub.BackgroundPusher(
             run.folder,
@@ -326,20 +324,24 @@ def check_folder(config: Config, resume: bool, overwrite: bool) -> None:
         )
 
 
-def claim_folder(run: Run, overwrite: bool) -> None:
-    """Make out_dir, empty it of an older run where that was asked, and write the resolved recipe there. Collective.
+def claim_folder(run: Run, overwrite: bool, resumed_step: int | None) -> None:
+    """Make out_dir, and write the resolved recipe there. Collective.
+
+    Args:
+        overwrite: empty it of an older run first.
+        resumed_step: forget what the record says of later steps; None where a run begins.
 
     Raises:
         InputError: it is not writable; on every process alike.
     """
-    problems = [_claim(run.config, overwrite) if run.main else ""]
+    problems = [_claim(run, overwrite, resumed_step) if run.main else ""]
     if problem := broadcast_object_list(problems)[0]:
         raise InputError(f"out_dir = {str(run.folder)!r}: cannot be written: {problem}")
 
 
-def _claim(config: Config, overwrite: bool) -> str:
+def _claim(run: Run, overwrite: bool, resumed_step: int | None) -> str:
     """What kept the folder from being claimed; "" where nothing did."""
-    folder = config.run_dir
+    folder = run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if overwrite:
@@ -348,7 +350,9 @@ def _claim(config: Config, overwrite: bool) -> str:
             for name in _RUN_FILES:
                 (folder / name).unlink(missing_ok=True)
         checkpoint.discard_unfinished(folder)
-        checkpoint.replace_file(folder / "recipe.yaml", configs.to_yaml(config))
+        checkpoint.replace_file(folder / "recipe.yaml", configs.to_yaml(run.config))
+        if resumed_step is not None:
+            run.metrics.truncate_after(resumed_step)
     except OSError as error:
         return error.strerror or str(error)
     return ""

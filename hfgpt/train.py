@@ -188,12 +188,18 @@ def check_update(run: Run, result: StepResult) -> None:
     progress.bad_steps += 1
     run.display.warn(f"step {progress.step}: gradient norm {norm}: update left out")
     if progress.bad_steps >= config.max_bad_steps:
-        raise RunError(
-            f"step {progress.step}: loss or gradients are not finite (gradient norm {norm}, loss "
-            f"{global_loss(run, result)}, learning rate {optim.learning_rate(progress.step, config):.3g})\n"
-            f"    → a lower learning rate (--learning_rate={config.learning_rate / 2:g}; chapter 3.1), a longer "
-            f"warm-up, or dtype float32\n{how_to_resume(run)}"
-        )
+        raise diverged(run, f"loss or gradients (gradient norm {norm}, loss {global_loss(run, result)})")
+
+
+def diverged(run: Run, what: str) -> RunError:
+    """What is not finite, the last good checkpoint, and the chapter's remedy."""
+    step, config = run.progress.step, run.config
+    return RunError(
+        f"step {step}: not finite: {what}, learning rate {optim.learning_rate(step, config):.3g}; "
+        f"{last_checkpoint(run)}\n"
+        f"    → a lower learning rate (--learning_rate={config.learning_rate / 2:g}; chapter 3.1), a longer "
+        f"warm-up, or dtype float32\n{how_to_resume(run)}"
+    )
 
 
 # --------------------------------------------------------------------------------------------- evaluating, recording
@@ -221,6 +227,8 @@ def evaluate(run: Run, meter: Meter) -> None:
         return
     meter.stamp()
     record(run, seconds=progress.seconds, **figures)
+    if not math.isfinite(figures["val_loss"]):  # such weights are neither the best nor worth resuming from
+        raise diverged(run, f"validation loss {figures['val_loss']}")
     if better:
         export_model(run)
         if run.pusher is not None:
@@ -478,8 +486,13 @@ def rescue(run: Run) -> str:
         if drawn == progress.step:  # the batches of the step that failed come again
             run.corpus.batches.load_state_dict(state)
         save(run)
+    return last_checkpoint(run)
+
+
+def last_checkpoint(run: Run) -> str:
+    """In words: where a resume would go on."""
     saved = next(iter(checkpoint.steps(run.folder)), None)
-    return f"checkpoint-{saved} is the last checkpoint" if saved else "there is no checkpoint yet"
+    return f"checkpoint-{saved} is the last one" if saved else "there is no checkpoint yet"
 
 
 def how_to_resume(run: Run) -> str:

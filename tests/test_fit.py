@@ -131,9 +131,7 @@ def test_not_even_one_sequence(tiny: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_late_in_a_run(
-    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, streaming: bool
-) -> None:
+def test_late_in_a_run(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, streaming: bool) -> None:
     """The steps that are done are kept, and what the message says to set goes on with the same steps."""
     values = tiny | {"batch_size": 12, "streaming": streaming, "max_iters": 12, "eval_interval": 12}
     whole = figures(do_train(values | {"out_dir": str(tmp_path / "whole")}))
@@ -143,7 +141,12 @@ def test_late_in_a_run(
             do_train(values)
     folder = Path(values["out_dir"])
     assert checkpoint.steps(folder) == [7]
-    for words in ("step 8: out of memory", "checkpoint-7", "--batch_size=6 --gradient_accumulation_steps=2", "--resume"):
+    for words in (
+        "step 8: out of memory",
+        "checkpoint-7",
+        "--batch_size=6 --gradient_accumulation_steps=2",
+        "--resume",
+    ):
         assert words in str(failed.value)
     room_for(monkeypatch, 6)
     resumed = figures(do_train(values | {"batch_size": 6, "gradient_accumulation_steps": 2}, resume=True))
