@@ -42,10 +42,14 @@ class Fit:
 
 
 def fit(found: Survey, on: Target) -> Fit:
-    """The largest micro-batch whose step fits the device, dividing each process's share of the global batch."""
+    """The largest micro-batch whose step fits the device, dividing each process's share of the global batch.
+
+    On a CPU no larger than the recipe's: a larger one is not faster there.
+    """
     total = found.config.global_batch
     share = total // on.processes
-    for size in (size for size in range(share, 0, -1) if share % size == 0):
+    largest = estimate.micro_batch(found.config, on.processes) if on.kind == "cpu" else share
+    for size in (size for size in range(largest, 0, -1) if share % size == 0):
         needed = memory(with_batch(found, size), on)
         if needed.needed <= on.memory_bytes or size == 1:
             return Fit(size, total // size, needed, needed.needed <= on.memory_bytes)
@@ -100,7 +104,7 @@ def remedies(found: Survey, on: Target) -> list[Remedy]:
         ("accumulate", _accumulated(config), "75%", "slower where the card was not full; the same steps"),
         ("shorter block", _halved(config, "block_size"), "about 60%", "the model sees less context"),
         ("smaller model", _smaller_model(config), "about 60%", "a less able model"),
-        ("16-bit arithmetic", _narrow(config, on), "50%", "hardly any; float32 masters stay"),
+        ("16-bit arithmetic", _narrow(on), "50%", "hardly any; float32 masters stay"),
         ("smaller vocabulary", _smaller_vocabulary(config), "(possible for words only)", "longer token sequences"),
         (
             "activation checkpointing",
@@ -144,34 +148,60 @@ def _smaller_model(config: Config) -> dict[str, Any]:
     return {"n_layer": layers, "n_head": heads, "n_embd": width}
 
 
-def _narrow(config: Config, on: Target) -> dict[str, Any]:
-    if on.dtype != "float32" or on.kind == "cpu":  # 16 bits are far slower on most CPUs
-        return {}
-    return {"dtype": "bfloat16"}
+def _narrow(on: Target) -> dict[str, Any]:
+    return {"dtype": on.narrow} if on.dtype == "float32" and on.narrow else {}
 
 
 def _smaller_vocabulary(config: Config) -> dict[str, Any]:
     return {"vocab_size": max(257, config.vocab_size // 2)} if config.vocab_size and not config.pretrained else {}
 
 
-def shrink(found: Survey, on: Target) -> tuple[Survey, Fit, list[str]]:
-    """Apply the chapter's remedies one after another until a step fits, where no micro-batch does.
+@dataclass(frozen=True)
+class Recommendation:
+    """A recipe that fits.
 
-    Returns: the changed recipe, its fit, and the remedies taken; the last fit does not fit if none suffices.
+    Attributes:
+        found: its survey, in the largest micro-batch that fits.
+        fit: that batch.
+        needs: the remedies without which no batch fits, in the order they were taken.
+        reasons: why each recommended value is what it is.
     """
-    taken: list[str] = []
+
+    found: Survey
+    fit: Fit
+    needs: list[str]
+    reasons: dict[str, str]
+
+
+def recommend(found: Survey, on: Target, reasons: dict[str, str] | None = None) -> Recommendation:
+    """The recipe in the largest micro-batch that fits; with remedies taken first, where none does.
+
+    Those remedies that lose least come first, and one that saves less than a tenth is passed over.
+
+    Args:
+        found: the recipe.
+        on: the device.
+        reasons: why its values are what they are, where they were recommended.
+    """
+    reasons, needs = dict(reasons or {}), list[str]()
     best = fit(found, on)
     for name in ("16-bit arithmetic", "activation checkpointing", "shorter block", "smaller model"):
-        for _ in range(4):
-            if best.fits:
-                return found, best, taken
-            remedy = next(remedy for remedy in remedies(found, on) if remedy.name == name)
-            if not remedy.change:
+        while not best.fits:
+            values = next(remedy.change for remedy in remedies(found, on) if remedy.name == name)
+            smaller, narrower = change(found, **values), replace(on, dtype=values.get("dtype", on.dtype))
+            then = fit(smaller, narrower)
+            if not values or then.memory.needed > 0.9 * best.memory.needed:
                 break
-            found, on = change(found, **remedy.change), replace(on, dtype=remedy.change.get("dtype", on.dtype))
-            taken.append(name)
-            best = fit(found, on)
-    return found, best, taken
+            found, on, best = smaller, narrower, then
+            needs.append(name)
+            reasons |= dict.fromkeys(values, "to fit the memory (chapter 6.1)")
+    found = with_batch(found, best.batch_size)
+    if best.fits:
+        sequences = f"{found.config.global_batch} sequences a step"
+        why = f", {reasons['batch_size']}" if "batch_size" in reasons else ""
+        reasons["batch_size"] = f"fits {on.memory_bytes / GIB:.4g} GiB; {sequences}{why}"
+        reasons["gradient_accumulation_steps"] = sequences
+    return Recommendation(found, best, needs, reasons)
 
 
 # The chapter's table (1.3): memory in GiB, batch_size, gradient_accumulation_steps. 64 sequences a step each.
@@ -199,6 +229,7 @@ SHAPES = ((2, 2, 128), (4, 4, 256), (6, 6, 384), (12, 12, 768), (24, 16, 1024))
 # data helps nearly as new data does for 4, and hardly after 16 (Muennighoff et al. 2023, "Scaling data-constrained
 # language models").
 MOST_EPOCHS = 20
+MOST_EPOCHS_PRETRAINED = 4  # a pretrained model learns a small text by heart sooner
 LEAST_STEPS = 500  # the chapter's quick experiment
 
 
@@ -231,8 +262,9 @@ def learning_rate_for(parameters: int, pretrained: bool) -> float:
 def design(found: Survey, on: Target, budget: float | None) -> Design:
     """Layers, heads, width, learning rate and length for the text at hand and, where given, a time.
 
-    The largest of the chapter's shapes that the text deserves (2.1) and that can see its compute-optimal tokens (20 a
-    parameter), or MOST_EPOCHS of the text if those are fewer, in the time.
+    The largest of the chapter's shapes that the text deserves (2.1), that has no more parameters than it will see
+    tokens, and that can see its compute-optimal tokens (20 a parameter), or MOST_EPOCHS of the text if those are
+    fewer, in the time.
 
     Args:
         found: the recipe, whose block_size, batch and evaluation stay.
@@ -242,6 +274,7 @@ def design(found: Survey, on: Target, budget: float | None) -> Design:
     Raises:
         InputError: not even the smallest model makes a useful number of steps in the time.
     """
+    found, reasons = _modest_batch(found, on)
     deepest = layers_for(found.corpus_bytes)
     shapes = [found.config] if found.config.pretrained else [
         found.config.model_copy(update=dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True)))
@@ -251,14 +284,28 @@ def design(found: Survey, on: Target, budget: float | None) -> Design:
     for config in reversed(shapes):
         candidate, fits = no_larger_batch(replace(found, config=config), on)
         steps, wanted, affordable = _steps(candidate, on, budget)
-        if fits and affordable >= wanted:
+        count = estimate.parameters(config, found.vocab_size).total
+        if fits and affordable >= wanted and (count <= most_tokens(candidate) or config.pretrained):
             break
     if steps < LEAST_STEPS // 5:
         raise InputError(
             f"time-budget: {max(0, steps)} steps of this batch are all that the smallest model makes in the time on "
             f"{on.name} → give more time, or a smaller batch_size, block_size or eval_iters"
         )
-    return _complete(candidate, on, steps, budget)
+    done = _complete(candidate, on, steps, budget)
+    return replace(done, reasons=done.reasons | reasons)
+
+
+def _modest_batch(found: Survey, on: Target) -> tuple[Survey, dict[str, str]]:
+    """Fewer sequences a step where LEAST_STEPS of them would be more than MOST_EPOCHS of a small text."""
+    config = found.config
+    most = most_tokens(found)
+    if config.tokens_per_iter * LEAST_STEPS <= most:
+        return found, {}
+    sequences = max(1, int(most / (LEAST_STEPS * config.block_size * on.processes))) * on.processes
+    reason = f"so that {LEAST_STEPS} steps do not see this small text too often"
+    smaller = change(found, batch_size=sequences // on.processes, gradient_accumulation_steps=on.processes)
+    return smaller, {"batch_size": reason}
 
 
 def no_larger_batch(found: Survey, on: Target) -> tuple[Survey, bool]:
@@ -270,9 +317,10 @@ def no_larger_batch(found: Survey, on: Target) -> tuple[Survey, bool]:
 
 def _steps(found: Survey, on: Target, budget: float | None) -> tuple[int, int, int]:
     """(steps to make, steps that the model and the text want, steps that the time allows)."""
-    per_iter = found.config.tokens_per_iter
-    optimal = estimate.COMPUTE_OPTIMAL * estimate.parameters(found.config, found.vocab_size).total
-    most = MOST_EPOCHS * found.train_tokens if found.train_tokens else math.inf
+    per_iter, most = found.config.tokens_per_iter, most_tokens(found)
+    optimal: float = estimate.COMPUTE_OPTIMAL * estimate.parameters(found.config, found.vocab_size).total
+    if found.config.pretrained:
+        optimal = math.inf if math.isfinite(most) else 0  # what it knows already is not to be learnt again
     wanted = max(LEAST_STEPS, math.ceil(min(optimal, most) / per_iter))
     if budget is None:
         return wanted, wanted, wanted
@@ -282,6 +330,13 @@ def _steps(found: Survey, on: Target, budget: float | None) -> tuple[int, int, i
     affordable = int(left / time.seconds_per_step)
     longest = max(wanted, math.ceil(most / per_iter)) if math.isfinite(most) else affordable
     return min(affordable, longest), wanted, affordable
+
+
+def most_tokens(found: Survey) -> float:
+    """The most that is worth training on a text, counting each pass; infinite where its size is not known."""
+    if found.train_tokens is None:
+        return math.inf
+    return (MOST_EPOCHS_PRETRAINED if found.config.pretrained else MOST_EPOCHS) * found.train_tokens
 
 
 def _complete(found: Survey, on: Target, steps: int, budget: float | None) -> Design:

@@ -106,7 +106,15 @@ def save_tensors(tensors: Tensors, path: Path) -> None:
         )
     except SafetensorError as error:  # its own wrapping of an OSError
         raise OSError(f"{path}: {error}") from error
+    make_readable(path)
     sync(path)
+
+
+def make_readable(path: Path) -> None:
+    """Give a file the rights that new files have here; safetensors writes for its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def folders(run_dir: Path) -> list[tuple[int, Path]]:

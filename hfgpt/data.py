@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerFast
 
+    from hfgpt.nanogpt import Bins
+
 EVAL_BATCH = 12  # sequences in an evaluation batch, whatever batch_size is: runs are then compared on the same blocks
 SAMPLE = 16 << 20  # characters that 'char' and 'bpe' learn from: all of a small corpus, a cross-section of a large one
 SHUFFLE_WINDOW = 1024  # blocks that are shuffled among themselves while streaming
@@ -77,9 +79,13 @@ def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
     """
     import datasets
 
+    from hfgpt import nanogpt
+
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
     try:
         cache.mkdir(parents=True, exist_ok=True)
+        if nanogpt.holds_bins(config.dataset):
+            return _prepare_bins(config, nanogpt.read_bins(config.dataset), cache)
         with contextlib.nullcontext() if _is_main() else _quiet():  # a download has its bars, once
             found = sources.find(config, cache)
         return _prepare_stream(config, found, cache) if config.streaming else _prepare_tokens(config, found, cache)
@@ -105,6 +111,29 @@ def _prepare_tokens(config: Config, found: Sources, cache: Path) -> Corpus:
     _check_length(config, train, val, "give more text" if found.val else "give more text, or change val_fraction")
     batches = Batches(train, config.block_size, config.global_batch, config.seed)
     return Corpus(made, train, val, batches, fingerprint)
+
+
+def _prepare_bins(config: Config, bins: Bins, cache: Path) -> Corpus:
+    """What a prepare.py of nanoGPT wrote: tokens already, read where they lie."""
+    from hfgpt import nanogpt
+
+    if bins.characters is None and config.tokenizer in tokenizer.TRAINED:
+        raise InputError(
+            f"tokenizer = {config.tokenizer!r}: {config.dataset!r} holds tokens of GPT-2's tokenizer already\n"
+            "    → set tokenizer to 'gpt2', or to a folder that holds it"
+        )
+    made = nanogpt.char_tokenizer(bins.characters) if bins.characters else tokenizer.load(config.tokenizer)
+    train, val = TokenStream([bins.train]), TokenStream([bins.val])
+    highest = max(int(bins.train.max()), int(bins.val.max()))
+    if highest >= tokenizer.vocabulary_size(made):
+        raise InputError(
+            f"dataset = {config.dataset!r}: has the token {highest}, and the tokenizer {config.tokenizer!r} knows "
+            f"{tokenizer.vocabulary_size(made)}\n    → set tokenizer to the one it was prepared with"
+        )
+    _check_length(config, train, val, "prepare more text")
+    content = [sources.content_digest(Path(config.dataset) / name, cache) for name in ("train.bin", "val.bin")]
+    batches = Batches(train, config.block_size, config.global_batch, config.seed)
+    return Corpus(made, train, val, batches, _key(*content, tokenizer.fingerprint(made)))
 
 
 def _key(*parts: str) -> str:

@@ -101,19 +101,21 @@ class Facts:
     @property
     def end(self) -> float:
         """The loss at the end: validation's if it was evaluated since training began, else the smoothed train's."""
-        return self.val[-1] if self.val and self.eval_steps[-1] > 0 else self.smoothed[-1]
+        trained = self.val if self.val and self.eval_steps[-1] > 0 else self.smoothed or self.val
+        return trained[-1] if trained else math.nan
 
     @property
     def train_end(self) -> float:
-        """The lower of the last train losses: dropout raises a batch's, other blocks may raise the evaluated one."""
-        return min([*list(self.train_eval.values())[-1:], *self.smoothed[-1:]], default=math.inf)
+        """The last train loss."""
+        return self.train_at(self.last_step)
 
     def train_at(self, step: float) -> float:
-        """The smoothed train loss nearest to a step; the evaluated one where no batch's loss is known."""
-        if not self.steps:
-            return self.train_eval.get(step, math.nan)
-        nearest = min(range(len(self.steps)), key=lambda i: abs(self.steps[i] - step))
-        return self.smoothed[nearest]
+        """The train loss last evaluated by a step; the smoothed one of the batches where it never was."""
+        before = [loss for at, loss in self.train_eval.items() if at <= step]
+        if before:
+            return before[-1]
+        batches = [loss for at, loss in zip(self.steps, self.smoothed, strict=True) if at <= step]
+        return (batches or self.smoothed or [math.nan])[-1]
 
     @property
     def start(self) -> float | None:
@@ -266,8 +268,8 @@ def _train_rises(facts: Facts) -> Sign | None:
             lowest, low_step = loss, step
         elif loss - lowest > rise:
             rise, since = loss - lowest, int(low_step)
-    if rise < RISE or facts.train_at(facts.last_step) < facts.train_at(since) - RISE:
-        return None  # where the batches' own loss still falls, other blocks than these are learnt by heart
+    if rise < RISE:
+        return None
     return since, f"the evaluated train loss rose by {rise:.2f} after step {since:,}, where it should only fall"
 
 
@@ -395,12 +397,11 @@ def input_bound(facts: Facts) -> Finding | None:
 
 def _healthy(facts: Facts) -> Finding:
     begin = facts.start if facts.start is not None else (facts.losses or facts.val or [math.nan])[0]
-    end = facts.end if facts.smoothed or facts.val else math.nan
     so_far = "" if facts.finished else " so far"
     evidence = (
-        f"the loss fell from {begin:.2f} to {end:.2f} in {facts.last_step:,} steps{so_far}, and nothing speaks against"
+        f"the loss went from {begin:.2f} to {facts.end:.2f} in {facts.last_step:,} steps; no sign of trouble{so_far}"
     )
-    return Finding("healthy", 0, evidence + (" it" if not so_far else " going on"), [])
+    return Finding("healthy", 0, evidence)
 
 
 RULES: tuple[Callable[[Facts], Finding | None], ...] = (
@@ -593,7 +594,7 @@ def _clipping(facts: Facts) -> str | None:
 
 def _slow_start(facts: Facts) -> str | None:
     """The time of the first recorded step beyond a usual one's: compilation, kernels being chosen, caches filled."""
-    first = next((r for r in facts.records if r["step"] in (0, 1) and "train_loss" in r), None)
+    first = next((r for r in facts.records if r["step"] <= 1 and "train_loss" in r), None)
     if first is None or not facts.step_seconds:
         return None
     speed = first.get("tokens_per_second")

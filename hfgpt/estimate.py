@@ -291,6 +291,7 @@ class Target:
         name: the device, in words.
         kind: whose operations run.
         dtype: 'float32', 'bfloat16' or 'float16', 'auto' decided.
+        narrow: the 16-bit type that it has arithmetic for; '' where it is slower than float32.
         memory_bytes: of the device; a CPU's processes share it.
         peak: FLOP/s of the device in matrix products of that type.
         utilisation: the share of it that training is taken to reach.
@@ -302,6 +303,7 @@ class Target:
     name: str
     kind: Kind
     dtype: str
+    narrow: str
     memory_bytes: int
     peak: float
     utilisation: float
@@ -341,9 +343,9 @@ def target(config: Config, gpu: str | None = None, vram: int | None = None, proc
 
 
 def _on_card(config: Config, card: Card, vram: int | None, processes: int, note: str) -> Target:
-    dtype = config.dtype
-    if dtype == "auto":  # as hfgpt/run.py chooses
-        dtype = "float32" if card.is_apple else "bfloat16" if card.bfloat16 else "float16"
+    narrow = "bfloat16" if card.bfloat16 else "float16"
+    automatic = "float32" if card.is_apple else narrow  # as hfgpt/run.py chooses
+    dtype = automatic if config.dtype == "auto" else config.dtype
     peak = card.peak("tf32" if dtype == "float32" and card.tf32 else dtype)
     if peak is None:
         peak, note = card.float32, f"{card.name} has no {dtype} arithmetic: as slow as float32"
@@ -351,6 +353,7 @@ def _on_card(config: Config, card: Card, vram: int | None, processes: int, note:
         name=card.name,
         kind="accelerator",
         dtype=dtype,
+        narrow=narrow,
         memory_bytes=vram or card.memory_bytes,
         peak=peak,
         # Narrow matrices do not fill a card. 0.4 is what GPT-2's width of 768 reaches, 0.2 at 384 (nanoGPT's
@@ -368,6 +371,7 @@ def _cpu(config: Config, memory_bytes: int | None, processes: int) -> Target:
         name=f"CPU, {cores} cores",
         kind="cpu",
         dtype="float32" if config.dtype == "auto" else config.dtype,
+        narrow="",  # on most CPUs
         memory_bytes=(memory_bytes or hardware.cpu_memory_bytes()) // processes,
         peak=cores * hardware.TYPICAL_CPU_CORE_FLOPS / processes,
         utilisation=0.5,

@@ -18,7 +18,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hfgpt import sample
-from hfgpt.checkpoint import sync
+from hfgpt.checkpoint import make_readable, sync
 
 _HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
@@ -52,6 +52,7 @@ def write(
         logging.disable_progress_bar()
         gpt2.save_pretrained(temporary, state_dict=dict(weights), max_shard_size="1TB")
         for path in sorted(temporary.iterdir()):
+            make_readable(path)
             sync(path)
             path.replace(folder / path.name)
         sync(folder)

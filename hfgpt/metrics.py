@@ -226,8 +226,9 @@ def _read_trainer_state(path: Path) -> list[Record]:
 
 
 NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
-NANOGPT_EVALUATION = re.compile(rf"^step (\d+): train loss {NUMBER}, val loss {NUMBER}", re.MULTILINE)
-NANOGPT_STEP = re.compile(rf"^iter (\d+): loss {NUMBER}, time {NUMBER}ms(?:, mfu {NUMBER}%)?", re.MULTILINE)
+# A collector of logs may have put the time before each line.
+NANOGPT_EVALUATION = re.compile(rf"\bstep (\d+): train loss {NUMBER}, val loss {NUMBER}")
+NANOGPT_STEP = re.compile(rf"\biter (\d+): loss {NUMBER}, time {NUMBER}ms(?:, mfu {NUMBER}%)?")
 
 
 def _read_nanogpt(text: str) -> list[Record]:

@@ -13,14 +13,14 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfgpt import advise, estimate
 from hfgpt import config as configs
-from hfgpt.advise import Design, Fit
-from hfgpt.config import Config, Fault
+from hfgpt.advise import Recommendation
+from hfgpt.config import Config, Fault, InputError
 from hfgpt.estimate import Measured, Memory, Target, Time
 from hfgpt.survey import Survey, survey
 
@@ -133,8 +133,8 @@ _READ: dict[str, Any] = {
 class Plan:
     """All that is known of a recipe before it runs.
 
-    `fit` is the batch that is recommended; `design` the recipe made for a time or a text, where one was asked for.
-    `needs` are the remedies without which no batch fits.
+    `simulated` is the peak of a simulated step, in bytes, where that was asked for; `designed` says whether the
+    recommendation is made for a time or a text.
     """
 
     found: Survey
@@ -142,11 +142,8 @@ class Plan:
     memory: Memory
     simulated: int | None
     time: Time
-    fit: Fit
-    needs: list[str]
-    design: Design | None
-    recommended: Survey
-    reasons: dict[str, str] = field(default_factory=dict)
+    recommendation: Recommendation
+    designed: bool
 
 
 def make(config: Config, options: Options) -> Plan:
@@ -156,35 +153,23 @@ def make(config: Config, options: Options) -> Plan:
         InputError: the recipe's data, model or device cannot be used, or contradicts the options.
     """
     if options.data:
-        config = config.model_copy(update={"dataset": options.data, "dataset_config": None})
+        config = config.model_copy(update={"dataset": options.data, "dataset_config": None, "streaming": False})
     found = survey(config)
     on = estimate.target(found.config, options.gpu, options.vram, options.processes)
-    estimate.micro_batch(found.config, options.processes)
+    memory = advise.memory(found, on)
     measured = _probe(found) if options.probe else None
     time = estimate.time(found, on, measured)
     if measured:  # from here on, other shapes are taken to reach what this one does
         on = dataclasses.replace(on, peak=measured.peak or on.peak, utilisation=time.mfu, note="measured by the probe")
-    design = None
-    if options.time_budget or options.data:
-        design = advise.design(found, on, options.time_budget)
-    recommended, best, needs = advise.shrink(design.found if design else found, on)
-    reasons = dict(design.reasons) if design else {}
-    recommended = advise.with_batch(recommended, best.batch_size)
-    if best.fits:
-        sequences = recommended.config.global_batch
-        reasons["batch_size"] = f"the largest that fits {on.memory_bytes / 2**30:.4g} GiB; {sequences} sequences a step"
-        reasons["gradient_accumulation_steps"] = "keeps the sequences of a step"
+    design = advise.design(found, on, options.time_budget) if options.time_budget or options.data else None
     return Plan(
         found=found,
         on=on,
-        memory=advise.memory(found, on),
+        memory=memory,
         simulated=_simulate(found, on) if options.simulate else None,
         time=time,
-        fit=best,
-        needs=needs,
-        design=design,
-        recommended=recommended,
-        reasons=reasons,
+        recommendation=advise.recommend(*((design.found, on, design.reasons) if design else (found, on))),
+        designed=design is not None,
     )
 
 
@@ -207,19 +192,29 @@ def _simulate(found: Survey, on: Target) -> int:
 
 
 def write(plan: Plan, path: Path, recipe: str | None) -> Config:
-    """Write the recommended recipe, with its reasons and what it is expected to take."""
-    config = plan.recommended.config
+    """Write the recommended recipe, with its reasons and what it is expected to take.
+
+    Raises:
+        InputError: nothing fits, the file exists, or it cannot be written.
+    """
+    advice = plan.recommendation
+    if not advice.fit.fits:
+        raise InputError(
+            f"write = {str(path)!r}: nothing that fits {plan.on.memory_bytes / 2**30:.4g} GiB was found → give more "
+            "memory, or start from a smaller recipe"
+        )
+    config = advice.found.config
     if config.out_dir == f"out/{Path(recipe).stem if recipe else 'run'}":
         config = config.model_copy(update={"out_dir": None})
-    time = estimate.time(plan.recommended, plan.on)
-    count = estimate.parameters(config, plan.recommended.vocab_size).total
+    seconds = estimate.time(advice.found, plan.on).total_seconds
+    count = estimate.parameters(config, advice.found.vocab_size).total
     head = (
         f"{path.stem}: planned from {recipe or 'the defaults'} for {plan.on.name}\n\n"
         f"  accelerate launch scripts/train.py {path}\n\n"
-        f"{count:,} parameters; about {time.total_seconds / 60:,.1f} min; peak memory of a process about "
-        f"{plan.fit.memory.needed / 2**30:.2f} GiB. Estimated, not measured."
+        f"{count:,} parameters; about {seconds / 60:,.1f} min; memory of a process about "
+        f"{advice.fit.memory.needed / 2**30:.2f} GiB. Estimated, not measured."
     )
-    return advise.write_recipe(path, config, plan.reasons, head)
+    return advise.write_recipe(path, config, advice.reasons, head)
 
 
 # ------------------------------------------------------------------------------------------------------ as data
@@ -277,18 +272,21 @@ def _memory_json(memory: Memory) -> dict[str, Any]:
 
 
 def _recommendation_json(plan: Plan) -> dict[str, Any]:
-    before, after = plan.found.config, plan.recommended.config
+    advice, before = plan.recommendation, plan.found.config
+    after, time = advice.found.config.model_dump(), estimate.time(advice.found, plan.on)
+    chapter = advise.chapter_batch(plan.on.memory_bytes)
     return {
-        "batch_size": plan.fit.batch_size,
-        "gradient_accumulation_steps": plan.fit.gradient_accumulation_steps,
-        "fits": plan.fit.fits,
-        "peak_bytes": plan.fit.memory.peak,
-        "needed_bytes": plan.fit.memory.needed,
-        "changes": {key: value for key, value in after.model_dump().items() if value != getattr(before, key)},
-        "reasons": plan.reasons,
-        "remedies_needed": plan.needs,
-        "seconds_per_step": estimate.time(plan.recommended, plan.on).seconds_per_step,
-        "total_seconds": estimate.time(plan.recommended, plan.on).total_seconds,
+        "batch_size": advice.fit.batch_size,
+        "gradient_accumulation_steps": advice.fit.gradient_accumulation_steps,
+        "fits": advice.fit.fits,
+        "peak_bytes": advice.fit.memory.peak,
+        "needed_bytes": advice.fit.memory.needed,
+        "changes": {key: value for key, value in after.items() if value != getattr(before, key)},
+        "reasons": advice.reasons,
+        "remedies_needed": advice.needs,
+        "chapter": dict(zip(("batch_size", "gradient_accumulation_steps"), chapter, strict=True)),
+        "seconds_per_step": time.seconds_per_step,
+        "total_seconds": time.total_seconds,
     }
 
 
@@ -302,9 +300,7 @@ def run(words: Sequence[str]) -> str:
     recipe, _, overrides = configs.split_command(rest, ())
     config = configs.load(recipe, overrides)
     if options.explain:
-        from hfgpt import guide
-
-        return guide.explain(config, options.explain, options)
+        return _explain(config, options.explain, options)
     plan = make(config, options)
     written = write(plan, options.write, recipe) if options.write else None
     if options.json:
@@ -313,4 +309,15 @@ def run(words: Sequence[str]) -> str:
         return json.dumps(figures, indent=2, ensure_ascii=False)
     from hfgpt import plan_tables
 
-    return plan_tables.render(plan, options)
+    return plan_tables.render(plan, recipe, options)
+
+
+def _explain(config: Config, name: str, options: Options) -> str:
+    from hfgpt import guide
+
+    def device(changed: Config) -> Target:
+        return estimate.target(changed, options.gpu, options.vram, options.processes)
+
+    if options.json:
+        return json.dumps(guide.as_json(config, name, device), indent=2, ensure_ascii=False)
+    return guide.explain(config, name, device, options.lang)

@@ -23,12 +23,21 @@ from hfgpt.plan import Options, Plan
 RULE = "chapter's rule of thumb"
 
 
-def render(plan: Plan, options: Options) -> str:
+def render(plan: Plan, recipe: str | None, options: Options) -> str:
     """All tables of a plan, in the order in which one asks: how big, how much text, does it fit, how long, and then."""
-    parts = [_parameters(plan), _tokens(plan), _memory(plan), _time(plan, options), _recommendation(plan, options)]
+    on = f"{plan.on.processes} x {plan.on.name}" if plan.on.processes > 1 else plan.on.name
+    head = paragraph(f"{recipe or 'the defaults'}: {plan.found.config.dataset}, on {on}", bold=True)
+    parts: list[RenderableType] = [
+        head,
+        _parameters(plan),
+        _tokens(plan),
+        _memory(plan),
+        _time(plan, options),
+        _recommendation(plan, options),
+    ]
     if options.vram or options.gpu or plan.memory.needed > plan.on.memory_bytes:
         parts += [_remedies(plan), _by_memory(plan)]
-    return show(part for part in parts)
+    return show(parts)
 
 
 def show(parts: Iterable[RenderableType]) -> str:
@@ -57,6 +66,11 @@ def table(
 def size(amount: float) -> str:
     """Bytes as MiB or GiB."""
     return f"{amount / 2**30:,.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:,.1f} MiB"
+
+
+def number(value: float) -> str:
+    """Three digits, and all of them before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
@@ -111,7 +125,7 @@ def _tokens(plan: Plan) -> Group:
         ("training text", corpus, config.dataset),
     ]
     if tokens.epochs is not None:
-        rows.append(("epochs", f"{tokens.epochs:.3g}", "how often the text is seen"))
+        rows.append(("epochs", number(tokens.epochs), "how often the text is seen"))
     rows.append(
         ("tokens a parameter", f"{tokens.per_parameter:.3g}", "about 20 is compute-optimal (Hoffmann et al. 2022)")
     )
@@ -130,7 +144,7 @@ def _memory(plan: Plan) -> Group:
         ("logits", size(memory.logits), "scores over the vocabulary, three float32 copies"),
         ("peak", size(memory.peak), f"not all at once; set by {BINDS[memory.binding]}"),
         ("allowance", size(memory.allowance), "libraries, workspaces, fragmentation: assumed"),
-        ("needed", size(memory.needed), f"{fits} in {size(on.memory_bytes)} of {on.name}"),
+        ("needed", size(memory.needed), f"{fits} in {size(on.memory_bytes)} ({on.name})"),
         (RULE, size(rules.memory_bytes), "16 bytes a parameter and batch·block·n_embd·n_layer·4 (5.2)"),
     ]
     if plan.simulated is not None:
@@ -159,33 +173,36 @@ def _time(plan: Plan, options: Options) -> Group:
     if cost.money is not None:
         rows.append(("cost", f"{cost.money:,.2f}", f"at {options.price_per_hour:g} an hour a device"))
     if cost.energy_kwh is not None:
-        rows.append(("energy", f"{cost.energy_kwh:,.3g} kWh", f"at most: {on.power_w:g} W all the time"))
+        rows.append(("energy", f"{number(cost.energy_kwh)} kWh", f"at most: {on.power_w:g} W all the time"))
     devices = f"{on.processes} x {on.name}" if on.processes > 1 else on.name
     return table(f"Time on {devices}", ("", "", ""), rows, _sentence(on.note))
 
 
 def _recommendation(plan: Plan, options: Options) -> Group:
-    before, after, best = plan.found.config, plan.recommended.config, plan.fit
+    advice, on = plan.recommendation, plan.on
+    before, after = plan.found.config, advice.found.config
     rows = [
-        (key, _value(getattr(before, key)), _value(value), plan.reasons.get(key, ""))
+        (key, _value(getattr(before, key)), _value(value), advice.reasons.get(key, ""))
         for key, value in after.model_dump().items()
-        if key in plan.reasons or value != getattr(before, key)
+        if key in advice.reasons or value != getattr(before, key)
     ]
-    note = ""
-    if not best.fits:
-        note = f"Nothing fits {size(plan.on.memory_bytes)}: one sequence takes {size(best.memory.needed)}."
-    elif plan.needs:
-        note = f"No micro-batch fits without: {', '.join(dict.fromkeys(plan.needs))} (applied above)."
-    if plan.design:
-        time = estimate.time(plan.recommended, plan.on)
-        rule = advise.layers_for(plan.found.corpus_bytes)
-        note += (
-            f" It takes about {duration(time.total_seconds)}. {RULE.capitalize()} (2.1): n_layer {rule} for this text."
-        )
-    note += f" {RULE.capitalize()} (1.1): batch_size 32 for beginners, 8 where memory is short, 64 for speed."
+    notes = []
+    if not advice.fit.fits:
+        notes.append(f"Nothing fits {size(on.memory_bytes)}: one sequence takes {size(advice.fit.memory.needed)}.")
+    elif advice.needs:
+        notes.append(f"No micro-batch fits without: {', '.join(dict.fromkeys(advice.needs))} (applied above).")
+    if plan.designed:
+        seconds = estimate.time(advice.found, on).total_seconds
+        layers = advise.layers_for(plan.found.corpus_bytes)
+        notes.append(f"It takes about {duration(seconds)}. {RULE.capitalize()} (2.1): n_layer {layers} for this text.")
+    by_memory = "{} x {} for this memory (1.3)".format(*advise.chapter_batch(on.memory_bytes))
+    notes.append(
+        f"{RULE.capitalize()} (1.1): batch_size 32 for beginners, 8 where memory is short, 64 for speed"
+        + (f"; {by_memory}." if on.kind == "accelerator" else ".")
+    )
     if options.write:
-        note += f" Written to {options.write}."
-    return table("Recommended", ("", "now", "then", "why"), rows, note.strip())
+        notes.append(f"Written to {options.write}.")
+    return table("Recommended", ("", "now", "then", "why"), rows, " ".join(notes))
 
 
 def _value(value: Any) -> str:
@@ -224,3 +241,8 @@ def _by_memory(plan: Plan) -> Group:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def paragraph(text: str, bold: bool = False) -> Text:
+    """A paragraph and an empty line."""
+    return Text(f"{text}\n", style="bold" if bold else "")

@@ -266,12 +266,12 @@ def _fingerprint(paths: list[Path], config: Config, cache: Path) -> str:
     """Of the files' content in order; while streaming, of their names and sizes, since all of it may be too much."""
     digest = hashlib.sha256(config.text_column.encode())
     for path in paths:
-        known = f"{path.name} {path.stat().st_size}" if config.streaming else _digest(path, cache)
+        known = f"{path.name} {path.stat().st_size}" if config.streaming else content_digest(path, cache)
         digest.update(f"{_kind(path)} {known}\n".encode())
     return digest.hexdigest()[:32]
 
 
-def _digest(path: Path, cache: Path) -> str:
+def content_digest(path: Path, cache: Path) -> str:
     """SHA-256 of a file; a large one's is remembered for as long as the file is not touched."""
     stat = path.stat()
     key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"

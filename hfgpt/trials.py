@@ -73,7 +73,8 @@ def run(sweep: Sweep, train: Path, say: Callable[[str], None] = print) -> Path:
             if signals.received:
                 raise Stopped(signals.received)
         _wait_for_others(sweep, study, signals, progress)
-    return compare.write(comparison(sweep, study), sweep.folder)
+    with _folder_lock(sweep):
+        return compare.write(comparison(sweep, study), sweep.folder)
 
 
 def _open(sweep: Sweep) -> Any:

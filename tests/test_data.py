@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfgpt import config, data, sources, tokenizer
+from hfgpt.config import InputError
 from hfgpt.data import TokenStream
 
 LINES = [f"Line {i}: the quick brown fox, number {i * i}.\n" for i in range(600)]
@@ -413,3 +415,36 @@ def test_characters_by_decoding() -> None:
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
     made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", clean_up_tokenization_spaces=False)
     assert data.CharacterCounter(made)(np.array([[0, 1, 2], [1, 1, 1]])) == len("ab c") + len("c c c")
+
+
+# ----------------------------------------------------------------------------------------------- nanoGPT's token files
+
+
+def write_bins(folder: Path, text: str) -> list[str]:
+    """What nanoGPT's data/shakespeare_char/prepare.py writes."""
+    characters = sorted(set(text))
+    ids = np.array([characters.index(letter) for letter in text], dtype=np.uint16)
+    folder.mkdir()
+    ids[: len(ids) * 9 // 10].tofile(folder / "train.bin")
+    ids[len(ids) * 9 // 10 :].tofile(folder / "val.bin")
+    table = {"vocab_size": len(characters), "itos": dict(enumerate(characters))}
+    table["stoi"] = {letter: i for i, letter in enumerate(characters)}
+    (folder / "meta.pkl").write_bytes(pickle.dumps(table))
+    return characters
+
+
+def test_nanogpt_token_files_are_a_dataset(tmp_path: Path) -> None:
+    text = "To be, or not to be: that is the question.\n" * 20
+    characters = write_bins(tmp_path / "bins", text)
+    corpus = data.prepare(config.build({"dataset": str(tmp_path / "bins"), "block_size": 8}, "x"), tmp_path / "cache")
+    assert len(corpus.tokenizer) == len(characters)
+    assert corpus.tokenizer.decode(corpus.train.blocks([0], 8)[0]) == text[:9]
+    assert len(corpus.train) + len(corpus.val) == len(text)
+
+
+def test_nanogpt_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    write_bins(tmp_path / "bins", "abc" * 50)
+    np.array([7] * 50, dtype=np.uint16).tofile(tmp_path / "bins" / "val.bin")
+    resolved = config.build({"dataset": str(tmp_path / "bins"), "block_size": 8}, "x")
+    with pytest.raises(InputError, match="has the token 7, and the tokenizer"):
+        data.prepare(resolved, tmp_path / "cache")
