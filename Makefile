@@ -18,7 +18,7 @@ train: $(READY)
 	@$(BIN)/accelerate launch --quiet scripts/train.py $(RECIPE) $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not long"
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long

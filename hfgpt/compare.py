@@ -126,10 +126,11 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
     differing = [key for key in Config.model_fields if len({repr(dump.get(key)) for dump in dumps}) > 1]
     # What follows from another field (min_lr from learning_rate), and chance, is no difference of its own.
     keys = [key for key in differing if key not in ("min_lr", "warmup_iters", "lr_decay_iters", "seed")] or differing
+    keys = keys if len(keys) <= 2 else []  # runs that differ in more say nothing of any one of them
     entries = []
     for run, dump in zip(runs, dumps, strict=True):
         values = {key: dump.get(key) for key in keys}
-        label = ", ".join(f"{key}={value}" for key, value in values.items()) if len(keys) in (1, 2) else run.name
+        label = ", ".join(f"{key}={value}" for key, value in values.items()) or run.name
         unfinished = run.config is not None and diagnose.Facts(run.records, run.config).finished is False
         entries.append(Entry(label, values, run, "running" if unfinished else "finished"))
     return Comparison(f"{len(runs)} runs compared", entries)
@@ -226,7 +227,7 @@ def _at_equal(comparison: Comparison, by: By) -> str:
     if len(known) < 2:
         return ""
     where = f"{quantity(shortest)} tokens" if by == "tokens" else f"{duration(shortest)} of training"
-    listed = ", ".join(f"{loss:.3f} with {entry.label}" for entry, loss in known)
+    listed = _listed([f"{loss:.3f} with {entry.label}" for entry, loss in known])
     return (
         f"At equal {by} ({where}, where the shortest run ends) the order is: {listed}; the longer runs' learning rate "
         f"had not come down yet."
@@ -252,12 +253,17 @@ def _cost(ended: Sequence[Entry]) -> str:
     if len(timed) < 2:
         return ""
     timed.sort(key=lambda pair: pair[1])
-    shown = ", ".join(
+    shown = [
         f"{duration(seconds)}{f' ({quantity(speed)} tokens/s)' if (speed := entry.tokens_per_second) else ''} "
         f"with {entry.label}"
         for entry, seconds in timed
-    )
-    return f"Training took {shown}."
+    ]
+    return f"Training took {_listed(shown)}."
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """A list in a sentence: of many, the first three and the last."""
+    return ", ".join(parts if len(parts) <= 6 else [*parts[:3], "…", parts[-1]])
 
 
 def _trouble(comparison: Comparison) -> str:

@@ -436,13 +436,15 @@ class Time:
 class Measured:
     """What a probe measured, in seconds: an optimizer step, a token at evaluation, the sample shown at each one.
 
-    `peak` is the FLOP/s that the device can reach; None where it is not known.
+    `peak` is the FLOP/s that the device can reach, `peak_bytes` the memory that a step allocates at most; None where
+    they are not known.
     """
 
     seconds_per_step: float
     seconds_per_eval_token: float
     seconds_per_sample: float
     peak: float | None
+    peak_bytes: int | None
 
 
 def time(found: Survey, on: Target, measured: Measured | None = None) -> Time:
@@ -451,9 +453,9 @@ def time(found: Survey, on: Target, measured: Measured | None = None) -> Time:
     flops = flops_per_token(config, found.vocab_size)
     known = measured or _from_table(config, on, flops)
     training = known.seconds_per_step * config.max_iters
-    evaluating = evaluations(config) * (
-        known.seconds_per_eval_token * evaluation_tokens(found) + known.seconds_per_sample
-    )
+    times = evaluations(config)
+    evaluating = times * known.seconds_per_eval_token * evaluation_tokens(found)
+    evaluating += (times - 1) * known.seconds_per_sample  # before the first step nothing is sampled
     speed = config.tokens_per_iter / known.seconds_per_step
     return Time(
         seconds_per_step=known.seconds_per_step,
@@ -478,7 +480,7 @@ def _from_table(config: Config, on: Target, flops: float) -> Measured:
     if on.kind == "accelerator":
         micro_batches = config.global_batch / on.processes / micro_batch(config, on.processes)
         step = max(step, micro_batches * (config.n_layer + 2) * HOST_SECONDS_PER_BLOCK)
-    return Measured(step, 1 / (3 * rate * on.processes), 0.0, None)
+    return Measured(step, 1 / (3 * rate * on.processes), 0.0, None, None)
 
 
 def evaluations(config: Config) -> int:

@@ -133,7 +133,7 @@ _READ: dict[str, Any] = {
 class Plan:
     """All that is known of a recipe before it runs.
 
-    `simulated` is the peak of a simulated step, in bytes, where that was asked for; `designed` says whether the
+    `simulated` and `measured` are the peak memory of a simulated step and of a probed one; `designed` says whether the
     recommendation is made for a time or a text.
     """
 
@@ -141,6 +141,7 @@ class Plan:
     on: Target
     memory: Memory
     simulated: int | None
+    measured: int | None
     time: Time
     recommendation: Recommendation
     designed: bool
@@ -157,7 +158,7 @@ def make(config: Config, options: Options) -> Plan:
     found = survey(config)
     on = estimate.target(found.config, options.gpu, options.vram, options.processes)
     memory = advise.memory(found, on)
-    measured = _probe(found) if options.probe else None
+    measured = _probe(found, options.processes) if options.probe else None
     time = estimate.time(found, on, measured)
     if measured:  # from here on, other shapes are taken to reach what this one does
         on = dataclasses.replace(on, peak=measured.peak or on.peak, utilisation=time.mfu, note="measured by the probe")
@@ -167,19 +168,20 @@ def make(config: Config, options: Options) -> Plan:
         on=on,
         memory=memory,
         simulated=_simulate(found, on) if options.simulate else None,
+        measured=measured.peak_bytes if measured else None,
         time=time,
         recommendation=advise.recommend(*((design.found, on, design.reasons) if design else (found, on))),
         designed=design is not None,
     )
 
 
-def _probe(found: Survey) -> Measured:
+def _probe(found: Survey, processes: int) -> Measured:
     from hfgpt import threads
 
     threads.configure(found.config.cpu_threads)  # before torch is loaded
     from hfgpt import probe
 
-    return probe.probe(found)
+    return probe.probe(found, processes)
 
 
 def _simulate(found: Survey, on: Target) -> int:
@@ -244,6 +246,7 @@ def as_json(plan: Plan, options: Options) -> dict[str, Any]:
             "device_bytes": on.memory_bytes,
             "fits": memory.needed <= on.memory_bytes,
             "simulated_peak_bytes": plan.simulated,
+            "measured_peak_bytes": plan.measured,
             "rule_of_thumb_bytes": rules.memory_bytes,
         },
         "time": {**dataclasses.asdict(plan.time), "rule_of_thumb_seconds_per_step": rules.seconds_per_step},

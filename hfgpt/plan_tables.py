@@ -147,11 +147,9 @@ def _memory(plan: Plan) -> Group:
         ("needed", size(memory.needed), f"{fits} in {size(on.memory_bytes)} ({on.name})"),
         (RULE, size(rules.memory_bytes), "16 bytes a parameter and batch·block·n_embd·n_layer·4 (5.2)"),
     ]
-    if plan.simulated is not None:
-        off = memory.peak / plan.simulated - 1
-        rows.insert(
-            6, ("peak, simulated", size(plan.simulated), f"the step run on fake tensors; the formula: {off:+.1%}")
-        )
+    for name, value in (("peak, simulated", plan.simulated), ("peak, measured", plan.measured)):
+        if value is not None:
+            rows.insert(6, (name, size(value), f"the formula is off by {memory.peak / value - 1:+.1%}"))
     per = f", each of {on.processes} processes" if on.processes > 1 else ""
     note = "A predicted peak of the allocator; confirmed on CPUs, not yet on a GPU." if on.kind == "accelerator" else ""
     return table(f"Memory of a training step, {on.dtype}{per}", ("", "size", ""), rows, note)

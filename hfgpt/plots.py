@@ -268,7 +268,7 @@ def final_loss_against(
                 times = [(position(p.value), p.seconds) for p in members if p.seconds is not None]
                 below.plot([x for x, _ in times], [seconds for _, seconds in times], **style)
         above.set_ylabel(f"validation {LOSS}")
-        above.margins(x=0.08, y=0.2)
+        above.margins(y=0.2)
         below.set_xlabel(_plain(f"{name} ({unit})" if unit else name))
         if timed:
             below.set_ylabel("training time (s)")
@@ -300,9 +300,15 @@ def _value_axis(axes: Axes, values: Sequence[Any]) -> Any:
     distinct = sorted(set(values)) if numeric else list(dict.fromkeys(values))
     if not numeric:
         axes.set_xticks(range(len(distinct)), [_plain(str(value)) for value in distinct])
+        axes.set_xlim(-0.5, len(distinct) - 0.5)
         return distinct.index
-    if distinct[0] > 0 and distinct[-1] >= 4 * distinct[0]:
+    low, high = distinct[0], distinct[-1]
+    if low > 0 and high >= 4 * low:
         axes.set_xscale("log")
+        axes.set_xlim(low / (high / low) ** 0.08, high * (high / low) ** 0.08)
+    else:
+        room = 0.08 * (high - low) or 1
+        axes.set_xlim(low - room, high + room)
     if len(distinct) <= 10:
         axes.set_xticks(distinct, [quantity(value) if value >= 1000 else f"{value:g}" for value in distinct])
         axes.xaxis.set_minor_locator(ticker.NullLocator())

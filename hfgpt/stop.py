@@ -41,7 +41,9 @@ class Stop:
             self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None and _several():
+            return  # when one process is lost, a launcher sends the others a SIGTERM: they speak before they go
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -55,11 +57,15 @@ class Stop:
     def requested(self) -> int:
         """0, the signal's number, or a number beyond them where the time is up. Collective: call it at every step."""
         reason = self._received or (_TIME_IS_UP if time.monotonic() >= self._deadline else 0)
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if _several():
             flag = torch.tensor(reason, device=self._device)
             dist.all_reduce(flag, dist.ReduceOp.MAX)
             reason = int(flag.item())
         return reason
+
+
+def _several() -> bool:
+    return dist.is_initialized() and dist.get_world_size() > 1
 
 
 def describe(reason: int) -> str:

@@ -143,9 +143,9 @@ def _check_experiment(source: str, file: Mapping[str, Any]) -> None:
     faults = [
         Fault(key, None, "is not a key of an experiment", f"there are {', '.join(EXPERIMENT_KEYS)}") for key in wrong
     ]
-    types = {"set": dict, "sweep": dict, "trials": list}
-    faults += [Fault(key, file[key], f"must be a {'list' if kind is list else 'mapping'}")
-               for key, kind in types.items() if not isinstance(file.get(key) or kind(), kind)]  # fmt: skip
+    for key, kind, told in (("set", dict, "mapping"), ("sweep", dict, "mapping"), ("trials", list, "list")):
+        if not isinstance(file.get(key), kind | None):
+            faults.append(Fault(key, file[key], f"must be a {told}"))
     for key, values in (file.get("sweep") or {}).items() if isinstance(file.get("sweep"), dict) else ():
         if not isinstance(values, list):
             faults.append(Fault(f"sweep.{key}", values, "must be a list of values", f"write {key}: [16, 32]"))

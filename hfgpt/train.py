@@ -66,8 +66,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> i
             raise
         raise RunError(message) from error
     finally:
-        run.display.close()
-        run.accelerator.end_training()
+        leave(run, failed=sys.exc_info()[0] is not None)
     return exit_code(reason) if reason else 0
 
 
@@ -300,6 +299,8 @@ def log(run: Run, meter: Meter, result: StepResult) -> None:
         "grad_norm": result.grad_norm,
         **meter.figures(),
     }
+    if run.accelerator.scaler is not None and not math.isfinite(result.grad_norm):
+        del figures["grad_norm"]  # an overflow says how large the scale was, and nothing of the run
     record(run, **figures)
     run.display.advance(run.progress.step, figures)
 
@@ -416,6 +417,16 @@ def where(run: Run) -> str:
     precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[run.accelerator.mixed_precision]
     threads = f", {torch.get_num_threads()} threads" if run.device.type == "cpu" else ""
     return f"{run.device.type} ({precision}{threads})"
+
+
+def leave(run: Run, failed: bool) -> None:
+    """Close what is open. To leave the process group takes all of its members, so one that failed just goes."""
+    run.display.close()
+    if failed and run.accelerator.num_processes > 1:
+        for tracker in run.accelerator.trackers:
+            tracker.finish()
+    else:
+        run.accelerator.end_training()
 
 
 def patience_is_over(run: Run) -> bool:

@@ -66,13 +66,16 @@ def run(sweep: Sweep, train: Path, say: Callable[[str], None] = print) -> Path:
     say(f"{sweep.folder}: {len(sweep.trials)} trials of {sweep.name}, equal {sweep.equal}")
     with _Signals() as signals:
         progress = _Progress(sweep, say)
-        while (claim := _claim(sweep, study)) is not None:
-            trial, optuna_trial, lock = claim
-            with lock:
-                _run_trial(sweep, trial, optuna_trial, study, train, lock.fileno(), signals, progress)
+        while (claim := _claim(sweep, study)) is not None or _running_elsewhere(sweep, study):
+            if claim is None:  # wait: a training that outlived its sweep is then to be recorded
+                time.sleep(POLL_SECONDS)
+                progress.show(None)
+            else:
+                trial, optuna_trial, lock = claim
+                with lock:
+                    _run_trial(sweep, trial, optuna_trial, study, train, lock.fileno(), signals, progress)
             if signals.received:
                 raise Stopped(signals.received)
-        _wait_for_others(sweep, study, signals, progress)
     with _folder_lock(sweep):
         return compare.write(comparison(sweep, study), sweep.folder)
 
@@ -210,7 +213,8 @@ def _run_trial(
         child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,))
         signals.child = child
         while child.poll() is None:
-            time.sleep(POLL_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(POLL_SECONDS)
             _report(asked, config)
             progress.show(trial)
         signals.child = None
@@ -311,20 +315,15 @@ def _tell(study: Any, number: int, value: float | None) -> None:
         study.tell(number, value)
 
 
-def _wait_for_others(sweep: Sweep, study: Any, signals: _Signals, progress: _Progress) -> None:
-    """Until the trials of other processes are done; where one of those died, its trial is for the next call."""
+def _running_elsewhere(sweep: Sweep, study: Any) -> bool:
+    """Whether another process holds a trial."""
     from optuna.trial import TrialState
 
-    while any(_held(sweep, frozen) for frozen in study.get_trials(deepcopy=False, states=[TrialState.RUNNING])):
-        if signals.received:
-            raise Stopped(signals.received)
-        time.sleep(POLL_SECONDS)
-        progress.show(None)
-
-
-def _held(sweep: Sweep, frozen: Any) -> bool:
-    with _Lock(sweep.folder / "locks" / str(frozen.user_attrs.get("name"))) as lock:
-        return not lock.take()
+    for frozen in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        with _Lock(sweep.folder / "locks" / str(frozen.user_attrs.get("name"))) as lock:
+            if not lock.take():
+                return True
+    return False
 
 
 class _Signals:

@@ -119,10 +119,10 @@ def differences(folder: Path, whole: Path) -> list[str]:
     return out + [name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name], theirs[name])]
 
 
-def wait_for_step(folder: Path, step: int, seconds: float = 120) -> None:
-    """Until the run's record has this step."""
+def wait_for_step(folder: Path, step: int, process: Attempt | None = None, seconds: float = 120) -> None:
+    """Until the run's record has this step; fails at once if the process that is to make it has ended."""
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and (process is None or process.is_alive()):
         with contextlib.suppress(Exception):  # not there yet
             if any(record["step"] >= step for record in metrics.read(folder / "metrics.jsonl")):
                 return

@@ -6,6 +6,7 @@ test_fit.py, hostile input in test_hostile_input.py, exact resume inside one pro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -97,7 +98,7 @@ def test_a_second_signal_ends_at_once(
     values, log = tiny | KILLED, tmp_path / "log"
     folder = Path(values["out_dir"])
     process = attempt(values, slow_steps, log)
-    wait_for_step(folder, 5)
+    wait_for_step(folder, 5, process)
     assert process.pid
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         os.kill(process.pid, number)
@@ -116,7 +117,7 @@ def test_an_echo_is_one_request(tiny: dict[str, Any], whole: Callable[[dict[str,
     values, log = tiny | KILLED, tmp_path / "log"
     folder = Path(values["out_dir"])
     process = attempt(values, slow_steps, log)
-    wait_for_step(folder, 5)
+    wait_for_step(folder, 5, process)
     assert process.pid
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
         os.kill(process.pid, number)
@@ -270,7 +271,7 @@ def test_a_disk_that_is_full_between_checkpoints(
     values["out_dir"] = str(disk / "run")
     folder = Path(values["out_dir"])
     process = attempt(values, slow_steps_after_12, log)
-    wait_for_step(folder, 12)
+    wait_for_step(folder, 12, process)
     fill(disk)
     assert finish(process) == 1
     assert "writing failed: [Errno 28] No space left on device" in log.read_text()
@@ -373,19 +374,20 @@ def with_scaler(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
 
 
 def test_overflows_of_loss_scaling_are_skipped_and_counted(
-    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A scale of 2^20 overflows, is halved until it does not, and no overflow counts as a bad step."""
     with_scaler(monkeypatch, 2.0**20)
     progress = do_train(tiny)
     assert 1 <= progress["overflows"] <= 6
     norms = [row[3] for row in figures(Path(tiny["out_dir"]))[1:]]
-    assert [math.isfinite(norm) for norm in norms] == [step >= progress["overflows"] for step in range(8)]
+    assert sum(not math.isfinite(norm) for norm in norms) == progress["overflows"]
+    assert "diverged" not in capsys.readouterr().out
 
 
 def test_a_spike_under_loss_scaling(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    with_scaler(monkeypatch, 1024.0)
-    multiply_loss(monkeypatch, 5, 1000)
+    with_scaler(monkeypatch, 4.0)
+    multiply_loss(monkeypatch, 5, 100)
     progress = do_train(tiny | {"spike_guard": 5.0})
     assert (progress["spikes"], progress["overflows"]) == (1, 0)
 
@@ -429,7 +431,8 @@ def test_a_lost_process_ends_the_others(
     began = time.monotonic()
     other.wait(60)
     assert time.monotonic() - began < 60
-    lost.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        lost.kill()
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 1
     assert "another process of this run has ended or cannot be reached" in output
@@ -468,7 +471,7 @@ def test_a_stream_goes_on_with_the_same_rows(tiny: dict[str, Any], tmp_path: Pat
     once, first, second = (tmp_path / name for name in ("once", "first", "second"))
     assert finish(attempt(values | {"out_dir": str(tmp_path / "whole")}, LogBatches(once))) == 0
     process = attempt(values, Both(LogBatches(first), slow_steps_after_22))
-    wait_for_step(Path(values["out_dir"]), 22)
+    wait_for_step(Path(values["out_dir"]), 22, process)
     assert survival.kill_after(process, 0) == -signal.SIGKILL
     assert finish(attempt(values, LogBatches(second))) == 0
     assert batches_of(first)[:20] + batches_of(second) == batches_of(once)
@@ -506,7 +509,7 @@ def test_memory_and_handles_stay_as_they_are(tiny: dict[str, Any]) -> None:
     process = attempt(values)
     seen = []
     for step in (200, 980):
-        wait_for_step(Path(values["out_dir"]), step)
+        wait_for_step(Path(values["out_dir"]), step, process)
         watched = psutil.Process(process.pid)
         seen.append((watched.memory_info().rss, watched.num_fds()))
     assert finish(process) == 0
