@@ -105,7 +105,7 @@ def remedies(found: Survey, on: Target) -> list[Remedy]:
         ("shorter block", _halved(config, "block_size"), "about 60%", "the model sees less context"),
         ("smaller model", _smaller_model(config), "about 60%", "a less able model"),
         ("16-bit arithmetic", _narrow(on), "50%", "hardly any; float32 masters stay"),
-        ("smaller vocabulary", _smaller_vocabulary(config), "(possible for words only)", "longer token sequences"),
+        ("smaller vocabulary", _smaller_vocabulary(config), "for words only", "longer token sequences"),
         (
             "activation checkpointing",
             {} if config.activation_checkpointing else {"activation_checkpointing": True},
@@ -418,10 +418,10 @@ def write_recipe(path: Path, config: Config, reasons: Mapping[str, str], head: s
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(recipe_text(config, reasons, head), encoding="utf-8")
-        written = configs.load(temporary)
+        written = configs.build(configs.read_recipe(temporary), path.stem)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"write = {str(path)!r}: cannot be written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
-    return configs.resolve(written.model_copy(update={"out_dir": None}), path.stem)
+    return written

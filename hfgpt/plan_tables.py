@@ -57,7 +57,7 @@ def table(
     made = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
     left = {index % len(columns) for index in words}
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index in left else "right", overflow="fold")
+        made.add_column(column, justify="left" if index in left else "right", no_wrap=index < len(columns) - 1)
     for row in rows:
         made.add_row(*(Text(str(cell)) for cell in row))
     return Group(Text(title, style="bold"), made, Text(f"{note}\n" if note else ""))

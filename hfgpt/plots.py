@@ -189,7 +189,9 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, title: s
             ticker.FuncFormatter(lambda x, _: quantity(x) if by == "tokens" else f"{x:,.10g}")
         )
         figure.suptitle(_plain(title or f"Loss against {by}"), x=0.01, ha="left", fontweight="bold")
-        figure.legend(loc="outside right upper", title="faint: train, smoothed")
+        many = len(curves) > 12
+        figure.legend(loc="outside right upper", title="faint: train, smoothed", fontsize=8 if many else None,
+                      ncols=1 + len(curves) // 36)  # fmt: skip
         return _save(figure, Path(target))
 
 

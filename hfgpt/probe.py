@@ -94,6 +94,7 @@ def prepare(found: Survey, processes: int = 1) -> Run:
 def step(run: Run, sequences: int, micro_batches: int) -> None:
     """One optimizer step of the training loop, of this many micro-batches of this many sequences."""
     run.accelerator.gradient_accumulation_steps = micro_batches
+    run.accelerator.step = 0  # its count of micro-batches, by which it knows the last one of a step
     blocks = [next(iter(run.corpus.batches.micro_batches(0, 0, 1, run.micro_batch)))[:sequences]] * micro_batches
     targets = micro_batches * sequences * run.config.block_size
     train.train_step(run, train.to_device(blocks, run.device), targets, run.config.learning_rate)

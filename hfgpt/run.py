@@ -33,9 +33,10 @@ from accelerate.utils import (
 )
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
-    get_state_dict,
-    set_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
 )
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
@@ -48,6 +49,8 @@ from hfgpt.display import Display
 from hfgpt.metrics import FILE_NAME, MetricsWriter
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names and Accelerate's
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # not in shards, and to the main process
 
 PREPARING = timedelta(days=1)  # one process may tokenise a large corpus for as long, while the others wait for it
 
@@ -367,14 +370,14 @@ def save(run: Run) -> None:
     Raises:
         OSError: the disk is full or not writable; what was there before is untouched.
     """
-    model, optimizer = _states(run)
+    weights, averages = export.weights(get_model_state_dict(run.plain, options=WHOLE)), _averages(run)
     rng = {name: state for states in gather_object([_generators(run)]) for name, state in states.items()}
     if run.main:
         checkpoint.write(
             run.folder,
             run.progress.step,
-            export.weights(model),
-            checkpoint.flatten({name.removeprefix("gpt2."): state for name, state in optimizer["state"].items()}),
+            weights,
+            checkpoint.flatten(averages),
             rng,
             {
                 "progress": asdict(run.progress),
@@ -390,16 +393,22 @@ def save(run: Run) -> None:
 
 def export_model(run: Run) -> None:
     """Write the model as it is now for Transformers, into the run folder itself. Collective."""
-    model, _ = _states(run)
+    weights = export.weights(get_model_state_dict(run.plain, options=WHOLE))
     if run.main:
-        export.write(run.folder, run.plain.gpt2, run.corpus.tokenizer, export.weights(model))
+        export.write(run.folder, run.plain.gpt2, run.corpus.tokenizer, weights)
 
 
-def _states(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Weights and averages by the weights' names, whole and on the CPU, also where they live in shards."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    model, optimizer = get_state_dict(run.plain, run.optimizer.optimizer, options=options)
-    return model, optimizer
+def _averages(run: Run) -> dict[str, Any]:
+    """The optimizer's averages by the weights' names; none before the first update.
+
+    torch would make those of a fresh optimizer by a step without gradients, which AdamW counts as one.
+    """
+    optimizer = run.optimizer.optimizer
+    if not optimizer.state:
+        return {}
+    whole = get_optimizer_state_dict(run.plain, optimizer, options=WHOLE)
+    # Only the main process is given them.
+    return {name.removeprefix("gpt2."): state for name, state in whole.get("state", {}).items()}
 
 
 def _generators(run: Run) -> dict[str, torch.Tensor]:
@@ -450,17 +459,15 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint) -> None:
 
 def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
     """Bring a checkpoint back into a run that is prepared. Collective."""
-    groups = get_optimizer_state_dict(run.plain, run.optimizer.optimizer)["param_groups"]
-    weights = export.with_tied_head(saved.model)
+    weights = {f"gpt2.{name}": tensor for name, tensor in export.with_tied_head(saved.model).items()}
     averages = {f"gpt2.{name}": state for name, state in checkpoint.unflatten(saved.optimizer).items()}
+    optimizer, everywhere = run.optimizer.optimizer, StateDictOptions(full_state_dict=True)
     try:
-        set_state_dict(
-            run.plain,
-            run.optimizer.optimizer,
-            model_state_dict={f"gpt2.{name}": tensor for name, tensor in weights.items()},
-            optim_state_dict={"state": averages, "param_groups": groups},
-            options=StateDictOptions(full_state_dict=True),
-        )
+        set_model_state_dict(run.plain, weights, options=everywhere)
+        if averages:  # none where no update was made yet
+            groups = get_optimizer_state_dict(run.plain, optimizer)["param_groups"]
+            state = {"state": averages, "param_groups": groups}
+            set_optimizer_state_dict(run.plain, optimizer, state, options=everywhere)
     except (RuntimeError, KeyError, ValueError) as error:
         raise InputError(f"{saved.path} does not fit this model: {str(error).splitlines()[0]}") from None
     run.progress = Progress(**saved.state["progress"])

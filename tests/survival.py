@@ -7,20 +7,25 @@ killed by a real SIGKILL. So fifty kills take minutes, not the half hour that fi
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
-from hfgpt import metrics
+from hfgpt import checkpoint, config, metrics, run, train
+
+ROOT = Path(__file__).parent.parent
 
 MEASURED = ("train_loss", "learning_rate", "grad_norm", "train_eval_loss", "val_loss", "val_bits_per_character")
 STAGES = (
@@ -43,8 +48,6 @@ def attempt(values: dict[str, Any], change: Callable[[], None] | None = None, lo
 def _train(values: dict[str, Any], change: Callable[[], None] | None, log: Path | None) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
-    from hfgpt import config, train
-
     if change is not None:
         change()
     with open(log or os.devnull, "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -62,8 +65,6 @@ class KillAt:
         self.stage, self.left = stage, time
 
     def __call__(self) -> None:
-        from hfgpt import checkpoint
-
         checkpoint.at_stage = self._at_stage  # type: ignore[assignment]
 
     def _at_stage(self, name: str) -> None:
@@ -72,10 +73,30 @@ class KillAt:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class LogBatches:
+    """A `change` that writes down the blocks of every step, a line of JSON each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        real, path = train.to_device, self.path
+
+        def logging(blocks: Any, device: torch.device) -> list[dict[str, torch.Tensor]]:
+            batches = real(blocks, device)
+            with open(path, "a") as file:
+                file.write(json.dumps([batch["input_ids"].tolist() for batch in batches]) + "\n")
+            return batches
+
+        train.to_device = logging
+
+
+def batches_of(path: Path) -> list[list[Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def forget_generators() -> None:
     """A `change` that resumes without the saved random generators: what the comparison must notice."""
-    from hfgpt import run
-
     real = run.restore
 
     def restore(at: run.Run, saved: Any) -> None:
@@ -83,6 +104,33 @@ def forget_generators() -> None:
         run.seed_process(at)
 
     run.restore = restore
+
+
+# ------------------------------------------------------------------------------------------------- two processes
+
+TWO = ("-m", "accelerate.commands.launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/multi_cpu.yaml"))
+
+
+def launch_two(recipe: Path, *arguments: str, launch: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """The training script in two processes, launched in a process group of its own."""
+    command = [sys.executable, *TWO, *launch, str(ROOT / "scripts" / "train.py"), str(recipe), *arguments]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=recipe.parent,
+        start_new_session=True,
+    )
+
+
+def ranks(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """The training processes that a launcher has started, by rank."""
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    return {int(c.environ()["RANK"]): c for c in children if "RANK" in c.environ() and "train.py" in str(c.cmdline())}
+
+
+# ------------------------------------------------------------------------------------------------ how it ended
 
 
 def finish(process: Attempt, timeout: float = 240) -> int:

@@ -11,10 +11,8 @@ import torch
 
 from hfgpt import checkpoint, config, fit, model, train
 from hfgpt.run import Run, RunError, start
-from tests.conftest import ROOT
-from tests.survival import differences, figures
+from tests.survival import ROOT, TWO, differences, figures
 
-TWO = ("-m", "accelerate.commands.launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/multi_cpu.yaml"))
 TRAIN_LOSS = 1  # its place in a row of figures()
 
 # A device with room for two sequences: what a program that stands before the training script sets up.

@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,10 +26,19 @@ from safetensors.torch import load_file, save_file
 from hfgpt import checkpoint, config, model, run, train
 from hfgpt.config import InputError
 from tests import survival
-from tests.conftest import ROOT
-from tests.survival import KillAt, attempt, differences, figures, finish, wait_for_step
+from tests.survival import (
+    KillAt,
+    LogBatches,
+    attempt,
+    batches_of,
+    differences,
+    figures,
+    finish,
+    launch_two,
+    ranks,
+    wait_for_step,
+)
 
-TWO = ("-m", "accelerate.commands.launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/multi_cpu.yaml"))
 # Dropout and the spike guard keep state of their own, that a resume must bring back.
 KILLED = {"dropout": 0.2, "spike_guard": 3.0, "max_iters": 60, "eval_interval": 10, "batch_size": 2}
 KILLED |= {"gradient_accumulation_steps": 2}
@@ -406,17 +414,6 @@ def test_weights_that_are_not_finite_are_neither_exported_nor_saved(tiny: dict[s
 # -------------------------------------------------------------------------------------------- 7. and 8. a process lost
 
 
-def ranks(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
-    """The training processes that a launcher has started, by rank."""
-    children = psutil.Process(launcher.pid).children(recursive=True)
-    return {int(c.environ()["RANK"]): c for c in children if "RANK" in c.environ() and "train.py" in str(c.cmdline())}
-
-
-def launch_two(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, *TWO, *arguments, str(ROOT / "scripts" / "train.py"), str(recipe)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=recipe.parent)
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "silent"])
 def test_a_lost_process_ends_the_others(
@@ -441,28 +438,6 @@ def test_a_lost_process_ends_the_others(
 
 
 # ------------------------------------------------------------------------------------------------------- 9. streaming
-
-
-class LogBatches:
-    """A `change` that writes down the blocks of every step, a line of JSON each."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self) -> None:
-        real, path = train.to_device, self.path
-
-        def logging(blocks: Any, device: torch.device) -> list[dict[str, torch.Tensor]]:
-            batches = real(blocks, device)
-            with open(path, "a") as file:
-                file.write(json.dumps([batch["input_ids"].tolist() for batch in batches]) + "\n")
-            return batches
-
-        train.to_device = logging
-
-
-def batches_of(path: Path) -> list[list[Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_stream_goes_on_with_the_same_rows(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_pretrained_shapes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["missing.txt", "/no/such/folder", "none-*.txt"])
 def test_a_missing_file_is_an_error(name: str) -> None:
-    with pytest.raises(InputError, match="no such file|no file matches"):
+    with pytest.raises(InputError, match=r"no such file|no file matches"):
         of(dataset=name)
 
 

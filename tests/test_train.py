@@ -138,6 +138,38 @@ def test_evaluation_does_not_depend_on_the_batch(tiny: dict[str, Any], tmp_path:
         assert series(other, key)[0] == pytest.approx(series(reference, key)[0], rel=1e-6)
 
 
+def test_evaluating_exporting_and_saving_leave_the_run_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """The same losses, bit by bit, whether there is an evaluation after every step or only at the end."""
+    often = do_train(
+        tiny | {"dropout": 0.1, "eval_interval": 1, "sample_prompt": "A", "out_dir": str(tmp_path / "often")}
+    )
+    assert series(do_train(tiny | {"dropout": 0.1, "eval_interval": 100}), "train_loss") == series(often, "train_loss")
+
+
+def test_the_first_steps_are_those_of_a_plain_loop(tiny: dict[str, Any]) -> None:
+    """Losses as from torch alone: the model, AdamW, clipping and the schedule, without Accelerate or checkpoints."""
+    folder = do_train(tiny)
+    run = start(config.build(tiny | {"out_dir": str(folder.parent / "other")}, "x"))
+    plain = model.build(run.config, run.plain.gpt2.config.vocab_size, None)
+    plain.load_state_dict(run.plain.state_dict())
+    optimizer = torch.optim.AdamW(
+        optim.parameter_groups(plain.parameters(), run.config.weight_decay), betas=(0.9, 0.95), foreach=False
+    )
+    losses = []
+    for step in range(8):
+        [block] = run.corpus.batches.micro_batches(step, 0, 1, 4)
+        tokens = torch.from_numpy(block)
+        loss = plain(tokens[:, :-1], tokens[:, 1:]) / (4 * 16)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = optim.learning_rate(step + 1, run.config)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert series(folder, "train_loss") == pytest.approx(losses, rel=1e-6)
+
+
 def test_mixed_precision_is_on_for_every_step(tiny: dict[str, Any]) -> None:
     """Evaluation, export and checkpoints look inside the wrappers; the precision must survive that."""
     run = start(config.build(tiny | {"dtype": "bfloat16"}, "x"))
