@@ -7,8 +7,8 @@ Out: one progress bar where the output is a terminal, plain lines elsewhere; on 
 from __future__ import annotations
 
 import sys
-import textwrap
 import time
+import unicodedata
 
 from tqdm import tqdm
 
@@ -56,8 +56,10 @@ class Display:
             self.say(f"step {step}/{self._total}  {describe(figures)}  {self._time_left(step)}")
 
     def sample(self, text: str) -> None:
-        """A sampled text, set apart from the figures."""
-        self.say(textwrap.indent(text.strip("\n"), "    │ "))
+        """A sampled text, set apart from the figures; what would steer the terminal is shown as an unknown one."""
+        steering = {c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Zl", "Zp")}
+        plain = "".join("\ufffd" if c in steering else c for c in text.strip("\n"))
+        self.say("\n".join(f"    │ {line}" for line in plain.split("\n")))
 
     def close(self) -> None:
         """Leave the bar as it is; later lines come below it."""
@@ -68,7 +70,7 @@ class Display:
     def _time_left(self, step: int) -> str:
         done = step - self._initial
         seconds = (time.monotonic() - self._began) / max(1, done) * (self._total - step)
-        return f"{duration(seconds)} left" if 0 < done and step < self._total else ""
+        return f"{duration(seconds)} left" if done > 0 and step < self._total else ""
 
 
 def describe(figures: dict[str, float]) -> str:

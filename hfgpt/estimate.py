@@ -217,7 +217,7 @@ def memory(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Memory:
 
 # What a process holds beside tensors: Python, torch and its libraries (resident, measured); a CUDA context with
 # cuBLAS workspaces, and 5% of the peak for fragmentation (assumed, not measured here).
-ALLOWANCE_CPU = 450 * 2**20
+ALLOWANCE_CPU = 520 * 2**20
 ALLOWANCE_CARD = 700 * 2**20
 
 

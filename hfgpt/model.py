@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -148,10 +147,10 @@ def _load(config: Config) -> GPT2LMHeadModel:
             source, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True,
             embd_pdrop=config.dropout, attn_pdrop=config.dropout, resid_pdrop=config.dropout,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever the libraries raise for a missing, unreachable or damaged model
         if Path(source).is_dir() and not (Path(source) / "model.safetensors").exists():
             raise InputError(f"init_from = {source!r}: the folder holds no model.safetensors") from None
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"init_from = {source!r}: cannot be loaded as a GPT-2 model: {reason}\n"
             "    → give a folder with config.json and model.safetensors, or a Hub id (with network access)"

@@ -119,7 +119,7 @@ def _mark_divergence(axes: Axes, steps: Sequence[float], values: Sequence[float]
 def _fit_losses(axes: Axes, values: Iterable[float]) -> None:
     """A log axis for losses that span orders of magnitude: a divergence."""
     finite = [value for value in values if math.isfinite(value)]
-    if finite and 0 < 20 * min(finite) < max(finite):
+    if finite and 0 < 10 * min(finite) < max(finite):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
@@ -274,8 +274,7 @@ def final_loss_against(
         below.set_xlabel(_plain(f"{name} ({unit})" if unit else name))
         if timed:
             below.set_ylabel("training time (s)")
-            below.set_ylim(bottom=0)
-            below.margins(y=0.2)
+            below.set_ylim(0, 1.2 * max(point.seconds or 0 for point in points) or 1)
         figure.suptitle(_plain(title or f"Validation loss against {name}"), x=0.01, ha="left", fontweight="bold")
         if len(groups) > 1:
             figure.legend(loc="outside right upper")

@@ -31,16 +31,9 @@ from accelerate.utils import (
     gather_object,
     parse_flag_from_env,
 )
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from hfgpt import checkpoint, data, export, hub, optim, threads
+from hfgpt import checkpoint, data, export, hub, optim, states, threads
 from hfgpt import config as configs
 from hfgpt import model as models
 from hfgpt import tokenizer as tokenizers
@@ -49,8 +42,6 @@ from hfgpt.display import Display
 from hfgpt.metrics import FILE_NAME, MetricsWriter
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names and Accelerate's
-
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # not in shards, and to the main process
 
 PREPARING = timedelta(days=1)  # one process may tokenise a large corpus for as long, while the others wait for it
 
@@ -162,6 +153,8 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
         check_identity(run, saved)
     if not config.eval_only:
         claim_folder(run, overwrite, None if not resume else saved.state["step"] if saved else -1)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        tell_deepspeed(run)
     run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
     if saved is not None:
         restore(run, saved)
@@ -189,7 +182,9 @@ def make_accelerator(config: Config) -> Accelerator:
         InputError: the device, the precision or the tracker is not to be had here.
     """
     # Told that it is on a CPU, Accelerate joins the launched processes over gloo; by itself it would stay alone.
-    cpu = config.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    cpu = config.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if not torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        cpu = True
     state = PartialState(cpu=cpu, timeout=PREPARING)
     device = state.device.type
     if config.device not in ("auto", device):
@@ -213,6 +208,15 @@ def make_accelerator(config: Config) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.out_dir, logging_dir=str(config.run_dir / "logs")),
+    )
+
+
+def tell_deepspeed(run: Run) -> None:
+    """DeepSpeed accumulates and clips by itself: give it the recipe's numbers."""
+    run.accelerator.state.deepspeed_plugin.deepspeed_config.update(
+        train_micro_batch_size_per_gpu=run.micro_batch,
+        gradient_accumulation_steps=run.accelerator.gradient_accumulation_steps,
+        gradient_clipping=run.config.grad_clip,
     )
 
 
@@ -370,14 +374,15 @@ def save(run: Run) -> None:
     Raises:
         OSError: the disk is full or not writable; what was there before is untouched.
     """
-    weights, averages = export.weights(get_model_state_dict(run.plain, options=WHOLE)), _averages(run)
+    weights = export.weights(states.weights(run.accelerator, run.plain))
+    averages = states.averages(run.accelerator, run.plain, run.optimizer)
     rng = {name: state for states in gather_object([_generators(run)]) for name, state in states.items()}
     if run.main:
         checkpoint.write(
             run.folder,
             run.progress.step,
             weights,
-            checkpoint.flatten(averages),
+            checkpoint.flatten({name.removeprefix("gpt2."): state for name, state in averages.items()}),
             rng,
             {
                 "progress": asdict(run.progress),
@@ -393,22 +398,9 @@ def save(run: Run) -> None:
 
 def export_model(run: Run) -> None:
     """Write the model as it is now for Transformers, into the run folder itself. Collective."""
-    weights = export.weights(get_model_state_dict(run.plain, options=WHOLE))
+    weights = export.weights(states.weights(run.accelerator, run.plain))
     if run.main:
         export.write(run.folder, run.plain.gpt2, run.corpus.tokenizer, weights)
-
-
-def _averages(run: Run) -> dict[str, Any]:
-    """The optimizer's averages by the weights' names; none before the first update.
-
-    torch would make those of a fresh optimizer by a step without gradients, which AdamW counts as one.
-    """
-    optimizer = run.optimizer.optimizer
-    if not optimizer.state:
-        return {}
-    whole = get_optimizer_state_dict(run.plain, optimizer, options=WHOLE)
-    # Only the main process is given them.
-    return {name.removeprefix("gpt2."): state for name, state in whole.get("state", {}).items()}
 
 
 def _generators(run: Run) -> dict[str, torch.Tensor]:
@@ -461,13 +453,8 @@ def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
     """Bring a checkpoint back into a run that is prepared. Collective."""
     weights = {f"gpt2.{name}": tensor for name, tensor in export.with_tied_head(saved.model).items()}
     averages = {f"gpt2.{name}": state for name, state in checkpoint.unflatten(saved.optimizer).items()}
-    optimizer, everywhere = run.optimizer.optimizer, StateDictOptions(full_state_dict=True)
     try:
-        set_model_state_dict(run.plain, weights, options=everywhere)
-        if averages:  # none where no update was made yet
-            groups = get_optimizer_state_dict(run.plain, optimizer)["param_groups"]
-            state = {"state": averages, "param_groups": groups}
-            set_optimizer_state_dict(run.plain, optimizer, state, options=everywhere)
+        states.load(run.accelerator, run.plain, run.optimizer, weights, averages)
     except (RuntimeError, KeyError, ValueError) as error:
         raise InputError(f"{saved.path} does not fit this model: {str(error).splitlines()[0]}") from None
     run.progress = Progress(**saved.state["progress"])

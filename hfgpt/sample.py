@@ -103,7 +103,6 @@ def load_folder(folder: str | Path, device: str = "auto") -> tuple[GPT2LMHeadMod
     """
     path = check_folder(folder)
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
     if device == "auto":
@@ -114,7 +113,7 @@ def load_folder(folder: str | Path, device: str = "auto") -> tuple[GPT2LMHeadMod
             model = GPT2LMHeadModel.from_pretrained(
                 path, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever the libraries raise for a damaged folder
         raise InputError(f"{str(folder)!r}: cannot be loaded: {_first_line(error)}") from None
     try:
         return model.to(device).eval(), tokenizer

@@ -1,7 +1,7 @@
 """Threads of a CPU run, decided before torch loads its OpenMP.
 
 In:  `cpu_threads` of the config, and what a launcher said about the processes of this machine.
-Out: OMP_* variables set for this process, and :func:`pinned` / :func:`unpinned` for the phases of a run.
+Out: OMP_* variables set for this process, and :func:`unpinned` for the phases of a run that are not torch's.
 
 Two traps make this necessary. `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, so the plain
 command would train on one core. And unbound OpenMP threads may share a core, which costs a multiple of the step time.

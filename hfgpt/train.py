@@ -51,7 +51,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> i
         InputError: the recipe, the data or the folder cannot be used; nothing was written.
         RunError: the run failed; the last checkpoint stays.
     """
-    run = start(config, resume=resume, overwrite=overwrite)
+    run = begin(config, resume, overwrite)
     try:
         fit.fit(run)
         introduce(run)
@@ -468,6 +468,31 @@ def finish(run: Run, reason: int) -> None:
     )
 
 
+def begin(config: Config, resume: bool, overwrite: bool) -> Run:
+    """:func:`~hfgpt.run.start`, with what the machine is to blame for told in words."""
+    try:
+        return start(config, resume=resume, overwrite=overwrite)
+    except RuntimeError as error:
+        if fit.is_out_of_memory(error):
+            raise RunError(
+                "the start: out of memory, the model alone does not fit on the device\n    → a smaller n_layer or "
+                "n_embd, or shards of it on several devices (accelerate_configs/fsdp2.yaml)"
+            ) from error
+        if reason := lost_process(error):
+            raise RunError(f"the start: {reason}") from error
+        raise
+
+
+def lost_process(error: RuntimeError) -> str:
+    """What to tell where a collective failed for want of a member; "" if the error is another."""
+    if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+        return ""
+    return (
+        f"another process of this run has ended or cannot be reached ({str(error).strip().splitlines()[0]})\n"
+        "    → what that process said is above, or on its own machine"
+    )
+
+
 def explain(run: Run, error: RuntimeError) -> str | None:
     """What to tell of an error that the machine is to blame for; None if it is another."""
     step = run.progress.step
@@ -476,12 +501,8 @@ def explain(run: Run, error: RuntimeError) -> str | None:
             f"step {step + 1}: out of memory; {rescue(run)}\n    → {fit.advice(run)}\n"
             f"      (or --fit=always, which finds that by itself)\n{how_to_resume(run)}"
         )
-    if isinstance(error, dist.DistError) or "/gloo/" in str(error):
-        reason = str(error).strip().splitlines()[0]
-        return (
-            f"step {step + 1}: another process of this run has ended or cannot be reached ({reason})\n"
-            f"    → what that process said is above, or on its own machine\n{how_to_resume(run)}"
-        )
+    if reason := lost_process(error):
+        return f"step {step + 1}: {reason}\n{how_to_resume(run)}"
     return None
 
 

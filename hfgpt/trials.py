@@ -353,7 +353,7 @@ class _Progress:
     """Where the whole sweep is: the work done of all trials, by whichever process, and the time left."""
 
     def __init__(self, sweep: Sweep, say: Callable[[str], None]) -> None:
-        self._sweep, self._say = sweep, say
+        self._sweep, self._say, self._complete = sweep, say, set[str]()
         self._work = {trial.name: _work(self._expected(trial)) for trial in sweep.trials}
         self._began, self._before, self._last = time.monotonic(), self._done(), 0.0
         self._live = sys.stderr.isatty()
@@ -363,11 +363,16 @@ class _Progress:
         return sweep.config(trial) if sweep.equal == "time" else equalised(sweep, trial, None)
 
     def _share(self, trial: Trial) -> float:
+        if trial.name in self._complete:
+            return 1.0
         recipe = self._sweep.folder / "recipes" / f"{trial.name}.yaml"
         records = _records(self._sweep.folder / "trials" / trial.name)
         if not records or not recipe.exists():
             return 0.0
-        return min(1.0, records[-1]["step"] / configs.load(recipe).max_iters)
+        share = min(1.0, records[-1]["step"] / configs.load(recipe).max_iters)
+        if share == 1.0:
+            self._complete.add(trial.name)
+        return share
 
     def _done(self) -> float:
         return sum(self._work[trial.name] * self._share(trial) for trial in self._sweep.trials)

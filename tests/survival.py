@@ -111,17 +111,32 @@ def forget_generators() -> None:
 TWO = ("-m", "accelerate.commands.launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/multi_cpu.yaml"))
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
 def launch_two(recipe: Path, *arguments: str, launch: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """The training script in two processes, launched in a process group of its own."""
     command = [sys.executable, *TWO, *launch, str(ROOT / "scripts" / "train.py"), str(recipe), *arguments]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=recipe.parent,
-        start_new_session=True,
-    )
+    return start(command, recipe.parent)
+
+
+def start(command: list[str], folder: Path, **variables: str) -> subprocess.Popen[str]:
+    """A command in that folder and in a process group of its own; see :func:`end_all`."""
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, start_new_session=True,
+        env={**os.environ, **variables},
+    )  # fmt: skip
+    _started.append(started)
+    return started
+
+
+def end_all() -> None:
+    """Kill what :func:`start` has started and a test that failed has left behind."""
+    while _started:
+        with _started.pop() as left, contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(left.pid).children(recursive=True):
+                process.kill()
+            left.kill()
 
 
 def ranks(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:

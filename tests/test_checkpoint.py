@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from hfgpt import checkpoint
 from hfgpt.checkpoint import CheckpointError
@@ -61,9 +61,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_no_file_is_a_pickle(tmp_path: Path) -> None:
     for path in write(tmp_path, 1).iterdir():
-        assert path.suffix in (".safetensors", ".json", ""), path
-        with pytest.raises(Exception, match=r"(?i)magic|invalid|unpickl|failed"):
-            torch.load(path, weights_only=True)
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                assert list(file.keys())
+        else:
+            assert path.read_text(encoding="utf-8").isprintable() or json.loads(path.read_text())
 
 
 def test_the_optimizers_tree_is_flattened_and_back() -> None:
@@ -143,7 +145,7 @@ def test_the_damaged_file_is_named(tmp_path: Path, file: str) -> None:
 def test_parts_of_two_checkpoints_do_not_mix(tmp_path: Path) -> None:
     first, second = write(tmp_path, 4), write(tmp_path, 8)
     shutil.copy(first / "optimizer.safetensors", second)
-    with pytest.raises(CheckpointError, match="optimizer.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors is damaged"):
         checkpoint.read(second)
 
 
@@ -238,42 +240,29 @@ def test_a_failed_write_at_any_stage_leaves_a_valid_checkpoint(
     assert names(tmp_path) == {"checkpoint-4", f"checkpoint-{step}"}
 
 
-DYING = """
-import os, sys
-from pathlib import Path
-import torch
-from hfgpt import checkpoint
-
-run, step, stage = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-checkpoint.at_stage = lambda name: os._exit(9) if name == stage else None
-value = torch.tensor([float(step), 2.0])
-checkpoint.write(run, step, {"w": value}, {"w/exp_avg": value}, {"cpu.0": value.byte()}, {"mark": 2.0})
-"""
-
-
-@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12: other threads; the child needs none
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("step", [8, 4], ids=["a new step", "the same step again"])
-def test_a_process_that_dies_at_any_stage_leaves_a_valid_checkpoint(tmp_path: Path, step: int) -> None:
-    for stage in STAGES:
-        run = tmp_path / stage
-        write(run, 4, mark=1)
-    running = {
-        stage: subprocess.Popen([sys.executable, "-c", DYING, str(tmp_path / stage), str(step), stage])
-        for stage in STAGES
-    }
-    for stage, process in running.items():
-        assert process.wait() == 9
-        run = tmp_path / stage
-        assert newest(run)[:2] == ((step, 2.0) if stage == "end" else (4, 1.0)), stage
-        write(run, step, mark=3)
-        checkpoint.rotate(run, step, keep=2, best_step=None)
-        assert newest(run) == (step, 3.0, [])
-        assert names(run) == {"checkpoint-4", f"checkpoint-{step}"}, stage
+def test_a_process_that_dies_at_any_stage_leaves_a_valid_checkpoint(tmp_path: Path, stage: str, step: int) -> None:
+    write(tmp_path, 4, mark=1)
+    child = os.fork()
+    if child == 0:
+        try:
+            checkpoint.at_stage = lambda name: os._exit(9) if name == stage else None
+            write(tmp_path, step, mark=2)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert newest(tmp_path)[:2] == ((step, 2.0) if stage == "end" else (4, 1.0))
+    write(tmp_path, step, mark=3)
+    checkpoint.rotate(tmp_path, step, keep=2, best_step=None)
+    assert newest(tmp_path) == (step, 3.0, [])
+    assert names(tmp_path) == {"checkpoint-4", f"checkpoint-{step}"}
 
 
-def test_a_real_write_error_of_safetensors_is_an_oserror(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="full"):
-        checkpoint.save_tensors({"w": torch.zeros(10**6)}, Path("/dev/full"))
+def test_what_safetensors_cannot_write_is_an_oserror(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        checkpoint.save_tensors({"w": torch.zeros(3)}, tmp_path / "nowhere" / "w.safetensors")
 
 
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:

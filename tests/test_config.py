@@ -283,6 +283,7 @@ BROKEN_RULES: list[tuple[str, dict[str, Any]]] = [
     ("document_mask", {"document_mask": True}),
     ("dtype", {"device": "cpu", "dtype": "float16"}),
     *(("max_time", {"max_time": time}) for time in ("", "0s", "soon", "1d", "30m1h", "-5m", "1.5h", "90")),
+    ("process_timeout", {"process_timeout": "10"}),
     ("cpu_threads", {"cpu_threads": 0}),
     ("num_proc", {"num_proc": -1}),
 ]
@@ -412,6 +413,7 @@ def test_a_default_that_is_filled_in_is_said_in_words() -> None:
         "early_stopping_patience": "never",
         "out_dir": "out/<recipe name>",
         "max_time": "no limit",
+        "spike_guard": "off",
     }
 
 

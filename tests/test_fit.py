@@ -173,3 +173,12 @@ def test_two_processes_agree(
     done = run_script("train.py", small, f"--out_dir={asked}", launch=TWO)
     assert done.returncode == 0, done.stderr
     assert differences(fitted, asked) == []
+
+
+def test_a_model_that_does_not_fit_at_all(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("accelerate.Accelerator.prepare", full)
+    with pytest.raises(RunError, match=r"the start: out of memory(?s:.*)a smaller n_layer or n_embd"):
+        do_train(tiny)

@@ -60,6 +60,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]]
     return undisturbed
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    survival.end_all()
+
+
 # ------------------------------------------------------------------------------------------- 1. killed at any instant
 
 

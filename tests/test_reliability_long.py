@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from hfgpt import checkpoint
+from tests import survival
 from tests.survival import (
     ROOT,
     STAGES,
@@ -28,12 +29,19 @@ from tests.survival import (
     kill_after,
     launch_two,
     ranks,
+    start,
     wait_for_step,
 )
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 KILLS = 50
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    survival.end_all()
 
 
 # ------------------------------------------------------------------------------------------- 1. killed at any instant
@@ -93,7 +101,7 @@ def test_a_stream_that_is_killed_again_and_again(tiny: dict[str, Any], tmp_path:
 # ---------------------------------------------------------------------------------------- 2. and 7. two processes
 
 
-TWO_PROCESSES = {"dropout": 0.2, "max_iters": 800, "eval_interval": 40, "batch_size": 2, "process_timeout": "30s"}
+TWO_PROCESSES = {"dropout": 0.2, "max_iters": 240, "eval_interval": 20, "batch_size": 2, "process_timeout": "30s"}
 TWO_PROCESSES |= {"gradient_accumulation_steps": 4}
 
 
@@ -118,7 +126,7 @@ def test_a_signal_stops_both_at_the_same_step(
 ) -> None:
     recipe, folder = write_recipe(tiny | TWO_PROCESSES), Path(tiny["out_dir"])
     launcher = launch_two(recipe)
-    wait_for_step(folder, 50)
+    wait_for_step(folder, 30)
     if whom == "one process":
         ranks(launcher)[1].send_signal(signal.SIGTERM)
     elif whom == "the launcher":
@@ -129,7 +137,7 @@ def test_a_signal_stops_both_at_the_same_step(
     assert launcher.returncode
     [line] = [line for line in output.splitlines() if "SIGTERM received: stopping after step" in line]
     step = int(line.split()[-1])
-    assert 50 <= step < 800
+    assert 30 <= step < 240
     assert checkpoint.newest_valid(folder, pytest.fail).state["step"] == step
     assert f"{folder / 'recipe.yaml'} --resume" in output
     if whom == "one process":
@@ -146,9 +154,9 @@ def test_a_dead_process_is_started_again(
     """With --max_restarts the launcher starts both anew; they resume by themselves, --overwrite or not."""
     recipe, folder = write_recipe(tiny | TWO_PROCESSES), Path(tiny["out_dir"])
     launcher = launch_two(recipe, "--overwrite", launch=("--max_restarts", "2"))
-    for step in (60, 200):
+    for step, rank in ((30, 1), (90, 0)):
         wait_for_step(folder, step)
-        ranks(launcher)[step // 200].kill()
+        ranks(launcher)[rank].kill()
     output, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, output
     assert output.count("going on after step") == 2
@@ -188,11 +196,10 @@ class Hosts:
         script = [str(ROOT / "scripts" / "train.py"), str(recipe), *arguments]
         config = ["--config_file", str(ROOT / "accelerate_configs" / "multi_node.yaml"), "--num_processes", "2"]
         return [
-            subprocess.Popen(
+            start(
                 ["ip", "netns", "exec", name, sys.executable, "-m", "accelerate.commands.launch", *config,
                  "--machine_rank", str(rank), "--main_process_ip", "10.77.0.1", *script],
-                env={**os.environ, "GLOO_SOCKET_IFNAME": end},
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=recipe.parent,
+                recipe.parent, GLOO_SOCKET_IFNAME=end,
             )
             for rank, (name, end) in enumerate(zip(self.names, self.ends, strict=True))
         ]  # fmt: skip
@@ -219,15 +226,14 @@ def hosts() -> Iterator[Hosts]:
 def test_two_hosts_and_a_link_that_is_cut(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], hosts: Hosts, tmp_path: Path
 ) -> None:
-    values = tiny | TWO_PROCESSES | {"process_timeout": "10s"}
+    values = tiny | TWO_PROCESSES | {"process_timeout": "10s", "max_iters": 120}
     recipe, folder, whole = write_recipe(values), Path(tiny["out_dir"]), tmp_path / "whole"
     for launched in hosts.launch(recipe, f"--out_dir={whole}"):
         output, _ = launched.communicate(timeout=300)
         assert launched.returncode == 0, output
-        assert "MULTI_CPU" not in output
 
     cut = hosts.launch(recipe)
-    wait_for_step(folder, 60)
+    wait_for_step(folder, 30)
     hosts.link("down")
     began = time.monotonic()
     for launched in cut:
@@ -235,7 +241,7 @@ def test_two_hosts_and_a_link_that_is_cut(
         assert launched.returncode == 1
         assert "another process of this run has ended or cannot be reached" in output, output
     print(f"both hosts ended {time.monotonic() - began:.0f} s after the cut")
-    assert checkpoint.newest_valid(folder, pytest.fail).state["step"] >= 40
+    assert checkpoint.newest_valid(folder, pytest.fail).state["step"] >= 20
 
     hosts.link("up")
     for launched in hosts.launch(recipe, "--resume"):

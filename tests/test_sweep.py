@@ -319,6 +319,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.e2e
 def test_two_processes_share_the_trials(define: Callable[..., Sweep], stand_in: Callable[..., Path]) -> None:
     made, script = define("--learning_rate=0.1,0.2,0.3"), stand_in(0.01)
     both = [begin(made, script), begin(made, script)]
@@ -328,6 +329,7 @@ def test_two_processes_share_the_trials(define: Callable[..., Sweep], stand_in: 
     assert len(study(made).get_trials()) == 3
 
 
+@pytest.mark.e2e
 def test_a_polite_stop_passes_on_and_the_same_command_goes_on(
     define: Callable[..., Sweep], stand_in: Callable[..., Path]
 ) -> None:
@@ -343,6 +345,7 @@ def test_a_polite_stop_passes_on_and_the_same_command_goes_on(
     assert sorted(set(steps)) == list(range(101)), "resumed, not begun anew"
 
 
+@pytest.mark.e2e
 def test_a_training_that_outlives_its_sweep_is_waited_for(
     define: Callable[..., Sweep], stand_in: Callable[..., Path]
 ) -> None:

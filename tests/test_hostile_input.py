@@ -1,0 +1,324 @@
+"""Input that means harm, or is merely broken: refused with one message, and nothing in it is ever run.
+
+Recipes and overrides by the thousand are in test_config.py; here they go through the script. Round trips of any
+Unicode text are in test_tokenizer.py, tokens in = tokens out in test_data.py, nanoGPT's pickles in test_nanogpt.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import pickle
+import runpy
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hub_server
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import HfApi
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from test_config import DOCUMENTS, WORDS
+
+from hfgpt import checkpoint, config, data, hub, metrics, model, sample, tokenizer, train
+from hfgpt.config import InputError
+
+ROOT = Path(__file__).parent.parent
+ANY_FIXTURE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+class Payload:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, (str(self.mark), "w"))
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[Path]:
+    """The file that code in the input would leave; it must not."""
+    path = tmp_path / "code-was-run"
+    yield path
+    assert not path.exists()
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
+    """A run folder with two checkpoints."""
+    folder = tmp_path_factory.mktemp("exported") / "run"
+    values = {"dataset": str(tiny_text), "device": "cpu", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
+    values |= {"batch_size": 2, "max_iters": 2, "warmup_iters": 1, "eval_interval": 1, "eval_iters": 1, "num_proc": 1}
+    assert train.train(config.build(values | {"out_dir": str(folder), "sample_prompt": ""}, "test")) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(exported: Path, tmp_path: Path) -> Path:
+    """A copy of it to spoil."""
+    return Path(shutil.copytree(exported, tmp_path / "run"))
+
+
+# ------------------------------------------------------------------------------------------------- code in the input
+
+
+def test_the_payload_would_work(tmp_path: Path) -> None:
+    """The control of the tests below."""
+    pickle.loads(pickle.dumps(Payload(tmp_path / "mark"))).close()
+    assert (tmp_path / "mark").exists()
+
+
+def pretrained(folder: Path) -> Any:
+    """The recipe's way to a pretrained model."""
+    return model.build(config.build({"init_from": str(folder), "block_size": 8, "device": "cpu"}, "test"), 1, None)
+
+
+def test_a_model_folder_with_a_pickle_for_weights(folder: Path, mark: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"transformer.wte.weight": Payload(mark)}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"holds no model\.safetensors"):
+        pretrained(folder)
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        sample.load_folder(folder, "cpu")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth"])
+def test_a_pickle_beside_the_weights_is_not_opened(folder: Path, mark: Path, name: str) -> None:
+    torch.save(Payload(mark), folder / name)
+    torch.save(Payload(mark), folder / "checkpoint-2" / name)
+    pretrained(folder)
+    sample.load_folder(folder, "cpu")
+    checkpoint.read(folder / "checkpoint-2")
+
+
+@pytest.mark.parametrize("name", checkpoint.TENSOR_FILES)
+def test_a_checkpoint_of_pickles(folder: Path, mark: Path, name: str) -> None:
+    """Even with sums that are right, a safetensors file that is a pickle is no safetensors file."""
+    at = folder / "checkpoint-2"
+    torch.save(Payload(mark), at / name)
+    state = json.loads((at / "state.json").read_text())
+    state["files"][name] = {"bytes": (at / name).stat().st_size, "sha256": checkpoint._sum(at / name)}
+    (at / "state.json").write_text(json.dumps(state))
+    (at / "COMPLETE").write_text(checkpoint._sum(at / "state.json"))
+    with pytest.raises(checkpoint.CheckpointError, match="cannot be read"):
+        checkpoint.read(at)
+
+
+def add_code(folder: Path, mark: Path) -> None:
+    """Python beside the model, that its configuration asks to run."""
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n")
+    for name, entries in (
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Evil"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "E"}),
+    ):
+        values = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(values | entries))
+
+
+def test_a_model_folder_with_code(folder: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not run, and nobody is asked whether it may."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
+    add_code(folder, mark)
+    for load in (lambda: tokenizer.load(str(folder)), lambda: sample.load_folder(folder, "cpu"), lambda: pretrained(folder)):
+        with contextlib.suppress(InputError):
+            load()
+    assert "evil" not in sys.modules
+
+
+def test_a_recipe_with_a_python_tag(tmp_path: Path, mark: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"max_iters: 5\nseed: !!python/object/apply:builtins.open ['{mark}', 'w']\n")
+    code, _, told = script(str(recipe))
+    assert code == 2
+    assert "line 2" in told
+    assert "python/object" in told
+
+
+def test_a_recipe_in_a_run_folder_is_no_exception(folder: Path, mark: Path) -> None:
+    """A fetched run folder brings its own recipe, which is read the same way."""
+    (folder / "recipe.yaml").write_text(f"seed: !!python/object/apply:builtins.open ['{mark}', 'w']\n")
+    code, _, told = script(str(folder))
+    assert code == 2
+    assert "line 1" in told
+
+
+# ------------------------------------------------------------------------------------------ paths that leave a folder
+
+
+def test_a_repository_whose_paths_leave_the_folder(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub, "WAITS", ())
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.close_session()  # the client of another test remembers that it is offline
+    with hub_server.running() as server:
+        api = HfApi(endpoint=server.url, token=hub_server.TOKEN)
+        files = {path.name: hub_server.Blob(path.read_bytes(), False) for path in exported.iterdir() if path.is_file()}
+        repo = server.repos["ada/evil"] = hub_server.Repo(False)
+        outside = {"checkpoint-1/../../../outside.json": hub_server.Blob(b"{}", False)}
+        repo.commit("main", "files", files | outside, [])
+        below = tmp_path / "deep" / "below"
+        below.mkdir(parents=True)
+        with contextlib.suppress(InputError, hub.HubError):
+            hub.pull("ada/evil", below / "pulled", api=api)
+    huggingface_hub.close_session()
+    assert server.asked("GET", "/models/ada/evil")
+    assert not list(tmp_path.rglob("outside.json"))
+
+
+def test_a_compressed_text_whose_name_leaves_the_folder(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """gzip files carry the name of what was packed: it is not written anywhere, under any name."""
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    text = Path(tiny["dataset"]).read_bytes()
+    with open(inner / "text.txt.gz", "wb") as raw, gzip.GzipFile("../../outside.txt", "wb", fileobj=raw) as packed:
+        packed.write(text)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    made = data.prepare(config.build(tiny | {"dataset": str(inner / "text.txt.gz")}, "test"), tmp_path / "cache")
+    assert len(made.train) + len(made.val) == len(text)
+    after = {path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "cache" not in path.parents}
+    assert after == before
+
+
+# ------------------------------------------------------------------------------------------------------ broken files
+
+
+@settings(max_examples=150, suppress_health_check=ANY_FIXTURE)
+@given(st.data())
+def test_any_change_of_a_checkpoint_is_noticed(exported: Path, draw: st.DataObject) -> None:
+    """One byte, a cut or an addition, in any of its files."""
+    at = exported.parent / "spoilt"
+    shutil.rmtree(at, ignore_errors=True)
+    shutil.copytree(exported / "checkpoint-2", at)
+    path = at / draw.draw(st.sampled_from(sorted(file.name for file in at.iterdir())))
+    content = bytearray(path.read_bytes())
+    place = draw.draw(st.integers(0, len(content) - 1))
+    kind = draw.draw(st.sampled_from(["change", "cut", "add"]))
+    if kind == "change":
+        content[place] ^= draw.draw(st.integers(1, 255))
+    elif kind == "cut":
+        del content[place:]
+    else:
+        content[place:place] = draw.draw(st.binary(min_size=1).filter(bytes.strip))
+    path.write_bytes(content)
+    with pytest.raises(checkpoint.CheckpointError, match=r"checkpoint-|spoilt"):
+        checkpoint.read(at)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 99) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@settings(max_examples=200, suppress_health_check=ANY_FIXTURE)
+@given(st.dictionaries(st.sampled_from(["identity", "progress", "files", "step", "format", "data"]), JSON))
+def test_any_state_of_a_checkpoint(exported: Path, changed: dict[str, Any]) -> None:
+    """One whose sums are right, and whose state says anything: read, or refused by its path."""
+    at = exported.parent / "stated"
+    if not at.exists():
+        shutil.copytree(exported / "checkpoint-2", at)
+    state = json.loads((exported / "checkpoint-2" / "state.json").read_text())
+    (at / "state.json").write_text(json.dumps(state | changed))
+    (at / "COMPLETE").write_text(checkpoint._sum(at / "state.json"))
+    refused = ""
+    try:
+        checkpoint.read(at)
+    except checkpoint.CheckpointError as error:
+        refused = str(error)
+    assert not refused or str(at) in refused
+
+
+@settings(max_examples=200, suppress_health_check=ANY_FIXTURE)
+@given(st.binary() | st.lists(JSON.map(json.dumps), max_size=4).map("\n".join).map(str.encode))
+def test_any_bytes_as_a_record(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(content)
+    refused = ""
+    try:
+        metrics.read(path)
+    except InputError as error:
+        refused = str(error)
+    assert not refused or f"{path}, line " in refused
+
+
+GPT2_KEYS = st.sampled_from(["model_type", "n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner"])
+GPT2_KEYS |= st.sampled_from(["activation_function", "layer_norm_epsilon", "architectures", "dtype", "eos_token_id"])
+
+
+@settings(max_examples=60, phases=[Phase.generate], suppress_health_check=ANY_FIXTURE)
+@given(st.dictionaries(GPT2_KEYS, JSON, min_size=1, max_size=3))
+def test_any_configuration_of_a_pretrained_model(exported: Path, changed: dict[str, Any]) -> None:
+    """It loads, or is refused by name."""
+    at = exported.parent / "configured"
+    if not at.exists():
+        shutil.copytree(exported, at)
+    values = json.loads((exported / "config.json").read_text())
+    (at / "config.json").write_text(json.dumps(values | changed))
+    for load in (lambda: pretrained(at), lambda: sample.load_folder(at, "cpu")):
+        refused = ""
+        try:
+            load()
+        except InputError as error:
+            refused = str(error)
+        assert not refused or str(at) in refused or "block_size" in refused
+
+
+# --------------------------------------------------------------------------------------------- through the script
+
+
+def script(*arguments: str) -> tuple[Any, str, str]:
+    """scripts/train.py --print_config with these arguments, in this process: exit code, output, errors."""
+    output, errors, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["train.py", *arguments, "--print_config"]
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+    except SystemExit as ended:
+        return ended.code, output.getvalue(), errors.getvalue()
+    finally:
+        sys.argv = before
+    raise AssertionError("the script did not exit")
+
+
+def check_script(recipe: Path, text: str, words: list[str]) -> None:
+    """It prints the resolved recipe and exits with 0, or one message and exits with 2; there is no third way."""
+    recipe.write_bytes(text.encode("utf-8", "surrogatepass"))
+    code, output, told = script(str(recipe), *words)
+    if code == 0:
+        assert told == ""
+        assert output
+    else:
+        assert code == 2
+        assert output == ""
+        assert told.strip()
+        assert "Traceback" not in told
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    return tmp_path / "any.yaml"
+
+
+@settings(max_examples=100, suppress_health_check=ANY_FIXTURE)
+@given(DOCUMENTS, st.lists(WORDS, max_size=3))
+def test_any_recipe_and_words_through_the_script(recipe: Path, text: str, words: list[str]) -> None:
+    check_script(recipe, text, words)
+
+
+@pytest.mark.long
+@settings(max_examples=2000, suppress_health_check=ANY_FIXTURE)
+@given(DOCUMENTS, st.lists(WORDS, max_size=3))
+def test_thousands_of_recipes_and_words_through_the_script(recipe: Path, text: str, words: list[str]) -> None:
+    check_script(recipe, text, words)
