@@ -224,6 +224,11 @@ def _divisors_near(width: int, heads: int) -> str:
     return " or ".join(str(n) for n in below + above)
 
 
+def _can_be_a_path(text: str) -> bool:
+    """Whether file systems take it: 255 bytes between slashes, and 4096 in all with what is put behind."""
+    return len(text.encode()) < 3800 and all(len(part.encode()) <= 255 for part in text.split("/"))
+
+
 RULES = (
     Rule(
         ("n_embd", "n_head", "init_from"),
@@ -322,6 +327,14 @@ RULES = (
             lambda c, key=key: Fault(key, getattr(c, key), "must be 'auto' or at least 1"),  # type: ignore[misc]
         )
         for key in ("cpu_threads", "num_proc")
+    ),
+    *(
+        Rule(
+            (key,),
+            lambda c, key=key: not _can_be_a_path(getattr(c, key) or ""),  # type: ignore[misc]
+            lambda c, key=key: Fault(key, getattr(c, key), "is too long for a path or an id"),  # type: ignore[misc]
+        )
+        for key in ("dataset", "tokenizer", "init_from", "out_dir")
     ),
 )
 

@@ -46,7 +46,7 @@ PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the reci
 PREPARING = timedelta(days=1)  # one process may tokenise a large corpus for as long, while the others wait for it
 
 # Whatever else a resume may change, these decide which run it is.
-IDENTITY = ("seed", "block_size", "val_fraction", "document_mask", "streaming", "n_layer", "n_head", "n_embd")
+IDENTITY = ("seed", "block_size", "val_fraction", "document_mask", "streaming")
 
 
 class RunError(Exception):
@@ -412,9 +412,11 @@ def _generators(run: Run) -> dict[str, torch.Tensor]:
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """What a run and its resume must have in common: with it, the sequence of batches is the same."""
+    """What a run and its resume must have in common: the model's shape and the sequence of batches."""
+    shape = run.plain.gpt2.config  # not the config's, which a pretrained model replaces
     return {
         **{key: getattr(run.config, key) for key in IDENTITY},
+        **{key: getattr(shape, key) for key in ("n_layer", "n_head", "n_embd")},
         "global batch (batch_size x gradient_accumulation_steps)": run.config.global_batch,
         "tokenizer": tokenizers.fingerprint(run.corpus.tokenizer),
         "data": run.corpus.fingerprint,

@@ -8,7 +8,7 @@ A checkpoint is then the same files on any engine, and none of them a pickle. Ev
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -32,7 +32,7 @@ ADAM = ("exp_avg", "exp_avg_sq")
 def weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
     """The float32 weights by name. `model` is the plain one, inside the wrappers."""
     if not _deepspeed(accelerator):
-        return dict(get_model_state_dict(model, options=WHOLE))
+        return cast(dict[str, Tensor], get_model_state_dict(model, options=WHOLE))
     from deepspeed.utils import safe_get_full_fp32_param
 
     return {name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in model.named_parameters()}
@@ -47,7 +47,7 @@ def averages(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Aver
         return _of_deepspeed(model, optimizer)
     if not optimizer.optimizer.state:
         return {}
-    return dict(get_optimizer_state_dict(model, optimizer.optimizer, options=WHOLE).get("state", {}))
+    return cast(Averages, get_optimizer_state_dict(model, optimizer.optimizer, options=WHOLE).get("state", {}))
 
 
 def load(accelerator: Accelerator, model: nn.Module, optimizer: Any, new: dict[str, Tensor], means: Averages) -> None:
@@ -59,7 +59,7 @@ def load(accelerator: Accelerator, model: nn.Module, optimizer: Any, new: dict[s
     if _deepspeed(accelerator):
         _into_deepspeed(model, optimizer, new, means)
         return
-    set_model_state_dict(model, new, options=EVERYWHERE)
+    set_model_state_dict(model, cast(dict[str, Any], new), options=EVERYWHERE)
     if means:
         groups = get_optimizer_state_dict(model, optimizer.optimizer)["param_groups"]
         state = {"state": means, "param_groups": groups}
@@ -101,12 +101,14 @@ def _link_deepspeed(optimizer: Any) -> None:
 def _into_deepspeed(model: nn.Module, optimizer: Any, new: dict[str, Tensor], means: Averages) -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+    if means:  # a fresh optimizer has no averages to set yet
+        step = next(iter(means.values()))["step"]
+        for flat in optimizer.optimizer.single_partition_of_fp32_groups:
+            zeros = {key: torch.zeros_like(flat) for key in ADAM}
+            _inner(optimizer).state[flat] = {"step": step.clone(), **zeros}
     _link_deepspeed(optimizer)
     for name, parameter in model.named_parameters():
         safe_set_full_fp32_param(parameter, new[name])
         parameter.data.copy_(new[name])
         for key in ADAM if means else ():
             safe_set_full_optimizer_state(parameter, means[name][key], key)
-    for state in _inner(optimizer).state.values():
-        if means and "step" in state:
-            state["step"] = torch.as_tensor(next(iter(means.values()))["step"])

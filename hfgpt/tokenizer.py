@@ -130,6 +130,11 @@ def load(name: str) -> PreTrainedTokenizerFast:
         raise InputError(
             f"tokenizer = {name!r}: has no fast implementation (tokenizer.json)\n    → use one that has, such as 'gpt2'"
         )
+    if not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):  # made of a model's config.json alone
+        raise InputError(
+            f"tokenizer = {name!r}: has an empty vocabulary\n    → give a folder with tokenizer.json (or vocab.json "
+            "and merges.txt)"
+        )
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False  # what save_pretrained writes
     return tokenizer

@@ -271,10 +271,11 @@ def global_loss(run: Run, result: StepResult) -> float:
 
 def announce(run: Run, figures: dict[str, float], better: bool) -> None:
     """Tell the evaluation's figures and show a short sample."""
+    note = "  (best so far)" if better and run.progress.step else ""
     run.display.say(
         f"step {run.progress.step}/{run.config.max_iters}  train {figures['train_eval_loss']:.4f}  "
         f"val {figures['val_loss']:.4f}  perplexity {figures['val_perplexity']:.4g}  "
-        f"bits per character {figures['val_bits_per_character']:.3f}{'  (best so far)' if better and run.progress.step else ''}"
+        f"bits per character {figures['val_bits_per_character']:.3f}{note}"
     )
     if run.main and run.config.sample_prompt and run.progress.step and not run.sharded:
         text = sample_text(run, SAMPLE_TOKENS)

@@ -150,7 +150,8 @@ def test_finetuning_a_model_of_ones_own(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Runner, tmp_path: Path
 ) -> None:
     """recipes/finetune.yaml, from a model that was trained here: it begins where that one ended."""
-    assert run_script("train.py", write_recipe(tiny | {"max_iters": 40, "block_size": 32, "learning_rate": 3e-3})).returncode == 0
+    first = tiny | {"max_iters": 40, "block_size": 32, "learning_rate": 3e-3}
+    assert run_script("train.py", write_recipe(first)).returncode == 0
     tuned = tmp_path / "tuned"
     done = run_script(
         "train.py", ROOT / "recipes" / "finetune.yaml", f"--init_from={tiny['out_dir']}", f"--out_dir={tuned}",
