@@ -72,10 +72,12 @@ class Facts:
 
     @cached_property
     def lost_at(self) -> int | None:
-        """The first step with a loss or gradient that is no number."""
-        watched = ("train_loss", "val_loss", "grad_norm")
-        lost = (int(r["step"]) for r in self.records if any(not math.isfinite(r.get(key, 0.0)) for key in watched))
-        return next(lost, None)
+        """Since when a loss, or two gradients in a row, are no numbers to the end of the record; None where they are.
+
+        What a run came back from is no divergence: an update left out, or an overflow that float16's scaling expects.
+        """
+        since = [_lost_since(self.records, key, least) for key, least in LOST_IN_A_ROW.items()]
+        return min((step for step in since if step is not None), default=None)
 
     @property
     def finished(self) -> bool:
@@ -170,6 +172,18 @@ class Facts:
         steps, seconds = _finite(self.records, "seconds")
         gaps = [(b - a) / (t - s) for s, t, a, b in zip(steps, steps[1:], seconds, seconds[1:], strict=False)]
         return statistics.median(gaps) if gaps else None
+
+
+LOST_IN_A_ROW = {"train_loss": 1, "val_loss": 1, "grad_norm": 2}
+
+
+def _lost_since(records: Sequence[Record], key: str, least: int) -> int | None:
+    """The first step of the values at a series' end that are no numbers, where there are at least so many."""
+    steps, values = series(records, key)
+    lost = 0
+    while lost < len(values) and not math.isfinite(values[-1 - lost]):
+        lost += 1
+    return int(steps[-lost]) if lost >= least else None
 
 
 def _finite(records: Sequence[Record], key: str) -> tuple[list[float], list[float]]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.utils import logging
 
 from hfgpt.config import Config, InputError
 
@@ -142,6 +143,7 @@ def _pretrained(config: Config, vocab_size: int) -> GPT2LMHeadModel:
 def _load(config: Config) -> GPT2LMHeadModel:
     """The model of `init_from`, whole, in float32 and with the recipe's dropout."""
     source = config.init_from
+    logging.disable_progress_bar()  # it is over before one could read it
     try:
         gpt2, report = GPT2LMHeadModel.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True,

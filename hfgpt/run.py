@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -125,7 +126,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
         InputError: config, data, model, launch or folder do not go together; nothing was written.
     """
     # torchrun starts all processes anew when one has died; what they were doing goes on.
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0:
+    if restarts():
         resume, overwrite = True, False
     resume = resume or config.init_from == "resume"
     if not config.eval_only:
@@ -152,6 +153,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     if saved is not None:
         check_identity(run, saved)
     if not config.eval_only:
+        start_tracker(run)
         claim_folder(run, overwrite, None if not resume else saved.state["step"] if saved else -1)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         tell_deepspeed(run)
@@ -168,8 +170,6 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
             overwrite=overwrite,
             warn=display.warn,
         )
-    if config.report_to != "none" and not config.eval_only:
-        accelerator.init_trackers(config.project, config.model_dump())
     if accelerator.num_processes > 1:  # from here on no process has reason to be late
         _set_pg_timeout(timedelta(seconds=configs.seconds_of(config.process_timeout)))
     return run
@@ -185,6 +185,7 @@ def make_accelerator(config: Config) -> Accelerator:
     cpu = config.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     if not torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         cpu = True
+    join_after_restart()
     state = PartialState(cpu=cpu, timeout=PREPARING)
     device = state.device.type
     if config.device not in ("auto", device):
@@ -211,6 +212,26 @@ def make_accelerator(config: Config) -> Accelerator:
     )
 
 
+def start_tracker(run: Run) -> None:
+    """Begin the run in the recipe's tracker, if it names one.
+
+    Raises:
+        InputError: the tracker refuses, for want of a login or a network.
+    """
+    config = run.config
+    if config.report_to == "none":
+        return
+    named = {"name": config.run_dir.name}  # in a tracker a run is called what its folder is called
+    try:
+        run.accelerator.init_trackers(config.project, config.model_dump(), {"wandb": named, "trackio": named})
+    except Exception as error:  # each tracker has its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        ways = {"wandb": "log in with `wandb login`, or set WANDB_MODE=offline; or "}.get(config.report_to, "")
+        raise InputError(
+            f"report_to = {config.report_to!r}: cannot be started: {reason} → {ways}leave report_to out"
+        ) from None
+
+
 def tell_deepspeed(run: Run) -> None:
     """DeepSpeed accumulates and clips by itself: give it the recipe's numbers."""
     run.accelerator.state.deepspeed_plugin.deepspeed_config.update(
@@ -218,6 +239,24 @@ def tell_deepspeed(run: Run) -> None:
         gradient_accumulation_steps=run.accelerator.gradient_accumulation_steps,
         gradient_clipping=run.config.grad_clip,
     )
+
+
+def restarts() -> int:
+    """How often torchrun has started all processes anew since one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def join_after_restart() -> None:
+    """Find the other processes in a corner of torchrun's store that is this attempt's own.
+
+    The store outlives a restart, and with it the addresses of processes that are gone: gloo may read one before its
+    owner has put the new one there, and fails to connect (torch 2.13, either rendezvous backend).
+    """
+    if not restarts() or dist.is_initialized():
+        return
+    store, rank, world = next(dist.rendezvous("env://", timeout=PREPARING))
+    store = dist.PrefixStore(f"restart{restarts()}", store)
+    dist.init_process_group(store=store, rank=rank, world_size=world, timeout=PREPARING)
 
 
 def choose_dtype(dtype: str, device: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import re
 import runpy
@@ -209,6 +210,18 @@ def test_a_tracker_that_is_not_installed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)  # what import says of a module that is not there
     check(Case("", value(report_to="trackio"), ("report_to = 'trackio': is not installed", "pip install trackio")))
+
+
+def test_a_tracker_that_nobody_is_logged_in_to(
+    check: Callable[[Case], None], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    pytest.importorskip("wandb")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    for name in ("HOME", "NETRC", "WANDB_CONFIG_DIR", "WANDB_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(home / "netrc" if name == "NETRC" else home))
+    check(Case("", value(report_to="wandb"), ("report_to = 'wandb': cannot be started", "wandb login")))
 
 
 # ----------------------------------------------------------------------------------------------------------- data

@@ -162,10 +162,19 @@ def test_the_spare_bytes_of_the_character_tokenizer_are_no_chance_to_beat() -> N
 @pytest.mark.parametrize("key", ["train_loss", "val_loss", "grad_norm"])
 def test_a_number_that_is_none_means_divergence_and_nothing_else(key: str) -> None:
     records = falling()
-    records[150][key] = math.nan
+    for record in records[140:]:
+        if key in record:
+            record[key] = math.nan
     finding = diagnose.diagnose(records, recipe())[0]
-    assert (finding.kind, finding.since_step) == ("diverged", 150)
+    assert (finding.kind, finding.since_step) == ("diverged", 140)
     assert finding.remedies[0].override == "--learning_rate=6e-05 --min_lr=6e-06"
+
+
+def test_an_update_left_out_or_an_overflow_is_no_divergence() -> None:
+    records = falling()
+    records[150] |= {"train_loss": math.nan, "grad_norm": math.nan}
+    records[-1]["grad_norm"] = math.inf
+    assert kinds(records, recipe()) == ["healthy"]
 
 
 def test_a_train_loss_that_rises_on_the_same_blocks_is_a_rate_too_high() -> None:

@@ -128,7 +128,11 @@ def test_a_model_folder_with_code(folder: Path, mark: Path, monkeypatch: pytest.
     """Not run, and nobody is asked whether it may."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
     add_code(folder, mark)
-    for load in (lambda: tokenizer.load(str(folder)), lambda: sample.load_folder(folder, "cpu"), lambda: pretrained(folder)):
+    for load in (
+        lambda: tokenizer.load(str(folder)),
+        lambda: sample.load_folder(folder, "cpu"),
+        lambda: pretrained(folder),
+    ):
         with contextlib.suppress(InputError):
             load()
     assert "evil" not in sys.modules

@@ -153,7 +153,7 @@ def test_a_dead_process_is_started_again(
 ) -> None:
     """With --max_restarts the launcher starts both anew; they resume by themselves, --overwrite or not."""
     recipe, folder = write_recipe(tiny | TWO_PROCESSES), Path(tiny["out_dir"])
-    launcher = launch_two(recipe, "--overwrite", launch=("--rdzv_backend", "c10d", "--max_restarts", "2"))
+    launcher = launch_two(recipe, "--overwrite", launch=("--max_restarts", "2"))
     for step, rank in ((30, 1), (90, 0)):
         wait_for_step(folder, step)
         ranks(launcher)[rank].kill()
