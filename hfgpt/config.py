@@ -114,7 +114,7 @@ class Config(BaseModel):
     license: str = setting("run", "the Hub's name of it", "mit", "Licence of the trained model, for its card", pattern=WORDS)
     always_save_checkpoint: bool = setting("run", "", True, "Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end")
     push_to_hub: bool = setting("run", "", False, "Push the model to the Hub whenever it is the best so far, in the background")
-    hub_model_id: str | None = setting("run", "name or user/name", None, "Repository to push to (default: the run folder's name)")
+    hub_model_id: str | None = setting("run", "name or user/name", None, "Repository to push to", "the run folder's name")
     hub_private: bool = setting("run", "", False, "Make the repository private if it is made here")
     # fmt: on
 
@@ -397,6 +397,13 @@ class _RecipeLoader(yaml.SafeLoader):
 class _RecipeDumper(yaml.SafeDumper):
     """Writes what :class:`_RecipeLoader` reads back: a text such as '1e3' in quotes."""
 
+
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Unquoted, a line break that only Unicode knows (U+0085) would be read back as a space.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_RecipeDumper.add_representer(str, _write_text)
 
 for _each in (_RecipeLoader, _RecipeDumper):
     _each.add_implicit_resolver(

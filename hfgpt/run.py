@@ -185,7 +185,7 @@ def make_accelerator(config: Config) -> Accelerator:
     cpu = config.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     if not torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         cpu = True
-    join_after_restart()
+    join_after_restart("gloo" if cpu else None)
     state = PartialState(cpu=cpu, timeout=PREPARING)
     device = state.device.type
     if config.device not in ("auto", device):
@@ -246,7 +246,7 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def join_after_restart() -> None:
+def join_after_restart(backend: str | None) -> None:
     """Find the other processes in a corner of torchrun's store that is this attempt's own.
 
     The store outlives a restart, and with it the addresses of processes that are gone: gloo may read one before its
@@ -256,7 +256,7 @@ def join_after_restart() -> None:
         return
     store, rank, world = next(dist.rendezvous("env://", timeout=PREPARING))
     store = dist.PrefixStore(f"restart{restarts()}", store)
-    dist.init_process_group(store=store, rank=rank, world_size=world, timeout=PREPARING)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PREPARING)
 
 
 def choose_dtype(dtype: str, device: str) -> str:

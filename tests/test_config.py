@@ -284,6 +284,7 @@ BROKEN_RULES: list[tuple[str, dict[str, Any]]] = [
     ("dtype", {"device": "cpu", "dtype": "float16"}),
     *(("max_time", {"max_time": time}) for time in ("", "0s", "soon", "1d", "30m1h", "-5m", "1.5h", "90")),
     ("process_timeout", {"process_timeout": "10"}),
+    *((key, {key: "x" * 5000}) for key in ("dataset", "tokenizer", "init_from", "out_dir")),
     ("cpu_threads", {"cpu_threads": 0}),
     ("num_proc", {"num_proc": -1}),
 ]
@@ -414,6 +415,7 @@ def test_a_default_that_is_filled_in_is_said_in_words() -> None:
         "out_dir": "out/<recipe name>",
         "max_time": "no limit",
         "spike_guard": "off",
+        "hub_model_id": "the run folder's name",
     }
 
 

@@ -285,7 +285,9 @@ def spoiled(folder: Path, what: str) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("what", ["no weights", "truncated", "pickle", "config", "other model", "a weight is missing", "shapes"])
+@pytest.mark.parametrize(
+    "what", ["no weights", "truncated", "pickle", "config", "other model", "a weight is missing", "shapes"]
+)
 def test_a_folder_that_is_no_gpt2_is_named(pretrained: Path, what: str) -> None:
     folder = spoiled(pretrained, what)
     with pytest.raises(InputError) as caught:
