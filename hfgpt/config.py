@@ -379,6 +379,8 @@ class _RecipeLoader(yaml.SafeLoader):
     """YAML 1.1 without objects, that reads 1e-3 as a number and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        if not isinstance(node, yaml.MappingNode):  # '!!set 0'
+            raise yaml.constructor.ConstructorError(None, None, "this is no mapping", node.start_mark)
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = str(getattr(key_node, "value", key_node))

@@ -284,7 +284,7 @@ BROKEN_RULES: list[tuple[str, dict[str, Any]]] = [
     ("dtype", {"device": "cpu", "dtype": "float16"}),
     *(("max_time", {"max_time": time}) for time in ("", "0s", "soon", "1d", "30m1h", "-5m", "1.5h", "90")),
     ("process_timeout", {"process_timeout": "10"}),
-    *((key, {key: "x" * 5000}) for key in ("dataset", "tokenizer", "init_from", "out_dir")),
+    *((key, {"tokenizer": "char", key: "x" * 5000}) for key in ("dataset", "tokenizer", "init_from", "out_dir")),
     ("cpu_threads", {"cpu_threads": 0}),
     ("num_proc", {"num_proc": -1}),
 ]
