@@ -407,6 +407,7 @@ def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 _RecipeDumper.add_representer(str, _write_text)
 
+
 for _each in (_RecipeLoader, _RecipeDumper):
     _each.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")

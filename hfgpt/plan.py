@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,7 +162,8 @@ def make(config: Config, options: Options) -> Plan:
     measured = _probe(found, options.processes) if options.probe else None
     time = estimate.time(found, on, measured)
     if measured:  # from here on, other shapes are taken to reach what this one does
-        on = dataclasses.replace(on, peak=measured.peak or on.peak, utilisation=time.mfu, note="measured by the probe")
+        note = f"measured by a probe{_beside_other_work()}"
+        on = dataclasses.replace(on, peak=measured.peak or on.peak, utilisation=time.mfu, note=note)
     design = advise.design(found, on, options.time_budget) if options.time_budget or options.data else None
     return Plan(
         found=found,
@@ -182,6 +184,15 @@ def _probe(found: Survey, processes: int) -> Measured:
     from hfgpt import probe
 
     return probe.probe(found, processes)
+
+
+def _beside_other_work() -> str:
+    """A warning where more than this process was busy in the last minute: what was measured is then its time too."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = os.cpu_count() or 1  # torch has bound this process to its own by now
+    return (
+        f"; this machine is busy (load {load:.1f} on {cores} cores), alone it is faster" if load > cores + 0.5 else ""
+    )
 
 
 def _simulate(found: Survey, on: Target) -> int:

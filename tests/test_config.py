@@ -287,6 +287,9 @@ BROKEN_RULES: list[tuple[str, dict[str, Any]]] = [
     *((key, {"tokenizer": "char", key: "x" * 5000}) for key in ("dataset", "tokenizer", "init_from", "out_dir")),
     ("cpu_threads", {"cpu_threads": 0}),
     ("num_proc", {"num_proc": -1}),
+    *((key, {key: "x" * 256}) for key in ("dataset", "tokenizer", "out_dir")),
+    ("init_from", {"init_from": "é" * 200, "tokenizer": "char"}),
+    ("out_dir", {"out_dir": "x/" * 2000}),
 ]
 
 
@@ -466,7 +469,10 @@ def test_a_resolved_recipe_loads_back_to_the_same_config(path: Path, recipe: Any
 
 
 def test_a_text_that_looks_like_a_number_stays_text(recipe: Any) -> None:
-    made = config.build({"out_dir": "1e3", "project": "true", "license": "0", "dataset": "null"}, "test")
+    made = config.build(
+        {"sample_prompt": "a\x85b\u2028\u2029", "out_dir": "1e3", "project": "true", "license": "0", "dataset": "null"},
+        "test",
+    )
     assert config.load(recipe(config.to_yaml(made))) == made
 
 
