@@ -251,6 +251,10 @@ def join_after_restart(backend: str | None) -> None:
 
     The store outlives a restart, and with it the addresses of processes that are gone: gloo may read one before its
     owner has put the new one there, and fails to connect (torch 2.13, either rendezvous backend).
+
+    Args:
+        backend: as Accelerate would choose; with None (torch makes one for every kind of device) on a CPU, the last
+            process now and then did not come to its end.
     """
     if not restarts() or dist.is_initialized():
         return
