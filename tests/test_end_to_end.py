@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from hfgpt import checkpoint, metrics
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parent.parent
 
 Runner = Callable[..., "subprocess.CompletedProcess[str]"]
 LAUNCH = ("-m", "accelerate.commands.launch", "--quiet")
