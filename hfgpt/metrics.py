@@ -8,7 +8,7 @@ Out: ``metrics.jsonl`` (one JSON object a line: ``step`` and what was measured t
 Names and units: ``train_loss`` (of that step's global batch), ``train_eval_loss`` and ``val_loss`` (of the fixed
 evaluation blocks) in nats per token; ``learning_rate``; ``grad_norm`` before clipping; ``tokens_per_second``; ``mfu``
 (share of the device's peak); ``memory_bytes``; ``seconds`` since the run began, without the time between a stop and
-its resume; ``data_seconds``, spent waiting for data, per step.
+its resume; ``data_seconds``, spent waiting for data, per step; ``epoch``, how often the training text was seen.
 
 A number that is not finite (a diverged loss) is written as ``null``, since JSON has no NaN, and is read as NaN.
 A value that was not measured is left out. Imports neither torch nor transformers.

@@ -187,7 +187,9 @@ def check_update(run: Run, result: StepResult) -> None:
     progress.bad_steps += 1
     run.display.warn(f"step {progress.step}: gradient norm {norm}: update left out")
     if progress.bad_steps >= config.max_bad_steps:
-        raise diverged(run, f"loss or gradients (gradient norm {norm}, loss {global_loss(run, result)})")
+        loss = global_loss(run, result)
+        record(run, train_loss=loss, learning_rate=optim.learning_rate(progress.step, config), grad_norm=norm)
+        raise diverged(run, f"loss or gradients (gradient norm {norm}, loss {loss})")
 
 
 def diverged(run: Run, what: str) -> RunError:
@@ -300,6 +302,8 @@ def log(run: Run, meter: Meter, result: StepResult) -> None:
         "grad_norm": result.grad_norm,
         **meter.figures(),
     }
+    if isinstance(run.corpus.batches, data.Batches):  # a stream does not know its length
+        figures["epoch"] = run.progress.step * run.config.global_batch / run.corpus.batches.n_blocks
     if run.accelerator.scaler is not None and not math.isfinite(result.grad_norm):
         del figures["grad_norm"]  # an overflow says how large the scale was, and nothing of the run
     record(run, **figures)

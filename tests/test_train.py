@@ -301,6 +301,7 @@ def test_nan_stops_the_run_and_spares_the_weights(tiny: dict[str, Any], monkeypa
     with pytest.raises(train.RunError, match=r"step 6: .*not finite(?s:.*)--resume"):
         do_train(tiny)
     folder = Path(tiny["out_dir"])
+    assert [math.isnan(loss) for loss in series(folder, "train_loss")] == [False] * 5 + [True]
     assert checkpoint.steps(folder) == [4]
     saved = checkpoint.read(folder / "checkpoint-4")
     assert all(torch.isfinite(tensor).all() for tensor in saved.model.values())
@@ -367,7 +368,7 @@ def test_tensorboard_mirrors_the_record(tiny: dict[str, Any]) -> None:
 def test_the_record_has_every_figure(tiny: dict[str, Any]) -> None:
     lines = [json.loads(line) for line in (do_train(tiny) / "metrics.jsonl").read_text().splitlines()]
     steps = {"step", "train_loss", "learning_rate", "grad_norm", "tokens_per_second", "mfu", "memory_bytes"}
-    steps |= {"seconds", "data_seconds"}
+    steps |= {"seconds", "data_seconds", "epoch"}
     evaluated = {"step", "seconds", "train_eval_loss", "val_loss", "val_perplexity", "val_bits_per_character"}
     assert {frozenset(line) for line in lines} == {frozenset(steps), frozenset(evaluated)}
     for line in lines:
