@@ -84,10 +84,9 @@ def tokens(found: Survey) -> Tokens:
 Kind = Literal["cpu", "accelerator"]
 
 BINDS = {
-    "forward": "the logits, in several copies, at the end of the forward pass",
-    "loss": "the logits, in three float32 copies, where the backward pass begins",
+    "loss": "the head (logits, and the gradient of its weight), with the activations of all blocks",
     "last block": "the activations of all blocks, where the backward pass enters the last one",
-    "attention": "the attention weights (block_size² a head), in the backward pass of the last block",
+    "attention": "the attention weights, which a CPU keeps with dropout, in the backward pass of the last block",
     "first block": "the gradients of all weights, where the backward pass leaves the first block",
     "embedding": "two gradients of the token embedding, which the output head shares, at the end of the backward pass",
     "optimizer": "weights, gradients and AdamW's two averages, in the update",
@@ -101,7 +100,7 @@ class Memory:
     Attributes:
         weights, gradients, optimizer: float32 weights, their gradients, and AdamW's two averages.
         activations: what the forward pass keeps for the backward pass, without the logits (chapter 5.2).
-        logits: scores over the vocabulary and what the loss makes of them, at their most.
+        logits: scores over the vocabulary, of the chunk that the loss handles at a time.
         peak: the most that is alive at once. Less than the sum, since not all of it is alive at the same time.
         binding: the moment of the peak, a key of BINDS.
         allowance: not in `peak`: the device's context, libraries' workspaces, fragmentation. An estimate.
@@ -122,6 +121,12 @@ class Memory:
         return self.peak + self.allowance
 
 
+# As in hfgpt/kernels.py, which imports torch.
+LOGITS = 2**24
+CHUNKS = 8
+QUERIES = 64
+
+
 @dataclass(frozen=True)
 class _Step:
     """The sizes that the memory of a step is made of; N = tokens of a micro-batch, C = n_embd, and so on."""
@@ -134,9 +139,9 @@ class _Step:
     V: int
     P: int
     narrow: int  # bytes of a number in the matrix products: 4, or 2 under mixed precision
-    resid_mask: int  # bytes an element that dropout keeps, in a block
-    embed_mask: int  # and at the embedding
-    whole: bool  # whether attention makes whole matrices of block_size² a head
+    drop_mask: int  # bytes an element that dropout keeps
+    chunk: int  # rows of the logits that exist at a time
+    weighs: bool  # whether attention keeps its weights (a CPU's fused attention has no dropout)
     document_mask: int  # bytes
     checkpointed: bool
     accumulates: bool
@@ -147,18 +152,25 @@ class _Step:
 
         In float32: the residual stream twice (before attention and before the MLP). In the narrow type: what enters
         the four matrix products (1 + 1 + 1 + 4 times C), query, key and value (3 C), and the MLP before its activation
-        (4 C). Two layer norms keep a mean and a deviation each; fused attention a number a head. Whole attention keeps
-        its weights, the dropped weights and the mask in float32, and so it does query, key and value.
+        (4 C). Two layer norms keep a mean and a deviation each; fused attention a number a head. Attention with dropout
+        on a CPU keeps its weights and a mask where a query may look, and query, key, value and outcome in float32.
         """
         narrow = self.narrow
-        kept = 8 + 14 * narrow + 2 * self.resid_mask
-        if self.whole:
-            # With a single head the value needs no copy, and the query, key and value it is cut from stay.
-            kept += 12 - 3 * narrow + (8 if self.H == 1 and narrow == 4 else 0)
-            attention = 12 * self.H * self.T
+        kept = 8 + 14 * narrow + 2 * self.drop_mask
+        if self.weighs:
+            # With a single head the key needs no copy, and the query, key and value it is cut from stay; nor does the
+            # outcome, on its way to the projection.
+            kept += 16 - 3 * narrow + (4 if self.H == 1 and narrow == 4 else 0)
+            attention = 5 * self.H * self.seen // self.T
         else:
             attention = 4 * self.H + (narrow * self.T if self.document_mask else 0)
         return self.N * (kept * self.C + attention + 16)
+
+    @property
+    def seen(self) -> int:
+        """Pairs of a query and a key that a head of a sequence computes, where queries go in groups."""
+        ends = [min(start + QUERIES, self.T) for start in range(0, self.T, QUERIES)]
+        return sum((end - start) * end for start, end in zip(range(0, self.T, QUERIES), ends, strict=True))
 
     @property
     def casts(self) -> int:
@@ -178,9 +190,9 @@ def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
         V=vocab_size,
         P=parameters(config, vocab_size).total,
         narrow=narrow,
-        resid_mask=(narrow if kind == "cpu" else 1) if drops else 0,
-        embed_mask=(4 if kind == "cpu" else 1) if drops else 0,
-        whole=kind == "cpu" and drops,  # the CPU's fused attention has no dropout
+        drop_mask=1 if drops else 0,
+        chunk=-(-batch * length // min(CHUNKS, -(-batch * length * vocab_size // LOGITS))),
+        weighs=kind == "cpu" and drops,
         document_mask=batch * length * length if config.document_mask else 0,
         checkpointed=config.activation_checkpointing,
         accumulates=config.gradient_accumulation_steps > 1,
@@ -202,13 +214,13 @@ def memory(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Memory:
     s = _step(config, vocab_size, kind, dtype)
     moments = _moments(s)
     binding = max(moments, key=lambda moment: moments[moment])
-    kept = s.L * (4 * s.N * s.C if s.checkpointed else s.block) + s.N * (4 + s.narrow + s.embed_mask) * s.C
+    kept = s.L * (4 * s.N * s.C if s.checkpointed else s.block) + s.N * (8 + s.drop_mask) * s.C
     return Memory(
         weights=4 * s.P,
         gradients=4 * s.P,
         optimizer=8 * s.P,
         activations=kept + (s.block if s.checkpointed else 0),
-        logits=12 * s.N * s.V,
+        logits=s.chunk * s.V * (4 if s.narrow == 4 else 6),
         peak=moments[binding],
         binding=binding,
         allowance=ALLOWANCE_CPU if kind == "cpu" else ALLOWANCE_CARD + moments[binding] // 20,
@@ -223,38 +235,45 @@ ALLOWANCE_CARD = 700 * 2**20
 
 def _moments(s: _Step) -> dict[str, int]:
     """Bytes alive at each moment of the step that can be its peak."""
-    stream, mixed = s.N * s.C, s.narrow == 2
-    head_cast = 2 * s.V * s.C if mixed else 0
-    head_gradient = 4 * s.V * s.C  # kept until the embedding's own gradient joins it
+    stream = s.N * s.C
+    head_gradient = 4 * s.V * s.C  # from the loss until the embedding's own gradient joins it
     always = 12 * s.P + (4 * s.P if s.accumulates else 0) + 24 * s.N  # and ids and targets
     always += s.document_mask if s.checkpointed else 0
-    ends = stream * (4 + s.narrow + s.embed_mask) + 8 * s.N  # around the last norm; dropout of the embedding
-    kept = s.L * (4 * stream if s.checkpointed else s.block + s.casts) + ends
-    full = always + kept + head_cast
-    # Entering the last block, the head is done; the gradient of the residual stream has replaced the stream itself.
-    entering = full - head_cast + head_gradient - s.narrow * stream
+    kept = s.L * (4 * stream if s.checkpointed else s.block + s.casts) + stream * s.drop_mask + 8 * s.N
+    # The stream before and after the last norm, and its gradient, which comes with the loss.
+    ends = always + kept + 12 * stream
+    # Autocast keeps the casts of all weights to the end of the forward pass, also where nothing saves them.
+    ends += s.L * s.casts if s.checkpointed else s.document_mask
+    # Entering the last block, the head is done.
+    entering = always + kept + head_gradient + 4 * stream
     if s.checkpointed:  # that block's activations are there again
         entering += s.block - 4 * stream + s.casts
     # From the last block to the first, activations go and gradients of weights come.
     freed = 4 * stream if s.checkpointed else s.block + s.casts
     gained = 0 if s.accumulates else 48 * s.C**2
     to_first = (s.L - 1) * (gained - freed)
-    inside = {"last block": _mlp_backward(s), **_whole_attention(s)}
+    inside = {"last block": _mlp_backward(s), **_attention_backward(s)}
     return {
-        # Autocast keeps the casts of all weights to the end of the forward pass, also where nothing saves them.
-        "forward": full + s.N * s.V * (10 if mixed else 8) + (s.L * s.casts if s.checkpointed else s.document_mask),
-        "loss": full + 12 * s.N * s.V,
+        "loss": ends + _chunk_of_the_head(s),
         **{moment: entering + more for moment, more in inside.items()},
         "first block": max(
             entering + max(inside.values()) + to_first,
             # or when only the query, key and value of the first block are left to do
-            always + head_gradient + stream * (8 + 5 * s.narrow + s.embed_mask) + max(s.L * gained, 12 * s.C**2),
+            always + head_gradient + stream * (8 + 5 * s.narrow + s.drop_mask) + max(s.L * gained, 12 * s.C**2),
         ),
-        "embedding": 16 * s.P
-        + head_gradient * (2 if s.accumulates else 1)
-        + (4 * stream if mixed else max(4 * stream, head_gradient)),
+        "embedding": 16 * s.P + head_gradient * (2 if s.accumulates else 1) + 4 * stream,
         "optimizer": 16 * s.P,
     }
+
+
+def _chunk_of_the_head(s: _Step) -> int:
+    """Bytes of the head at its fullest: a chunk of the logits, or the gradients of its input and of its weight."""
+    mixed, weight, rows = s.narrow == 2, s.V * s.C, s.chunk * s.C
+    sum_so_far = 4 * weight if s.chunk < s.N else 0
+    logits = s.chunk * s.V * (6 if mixed else 4) + sum_so_far
+    of_input = s.narrow * (s.chunk * s.V + rows) + sum_so_far
+    of_weight = s.narrow * (s.chunk * s.V + weight) + (4 * weight if mixed else sum_so_far)
+    return max(logits, of_input, of_weight) + (2 * (weight + rows) if mixed else 0)
 
 
 def _mlp_backward(s: _Step) -> int:
@@ -263,19 +282,17 @@ def _mlp_backward(s: _Step) -> int:
     A gradient as wide as its inside, that of its output's weight, and what enters them of the stream's gradient: cast
     narrow, or with dropout masked, the mask being done with.
     """
-    incoming = s.narrow - s.resid_mask if s.resid_mask else 2 if s.narrow == 2 else 0
+    incoming = s.narrow - s.drop_mask if s.drop_mask else 2 if s.narrow == 2 else 0
     return s.N * s.C * (4 * s.narrow + incoming) + 4 * s.narrow * s.C**2
 
 
-def _whole_attention(s: _Step) -> dict[str, int]:
-    """Bytes, beside what a block keeps, where attention makes whole matrices of block_size² a head; else nothing."""
-    if not s.whole:
+def _attention_backward(s: _Step) -> dict[str, int]:
+    """Bytes, beside what a block keeps, where attention keeps its weights; else nothing."""
+    if not s.weighs:
         return {}
-    after = s.N * s.C * (4 + 10 * s.narrow + 2 * s.resid_mask)  # kept by what comes after attention: not yet, no longer
-    matrix = s.H * s.N * s.T
-    backward = 8 * s.N * s.C + 4 * matrix + 36 * s.C**2
-    forward = 4 * s.T**2 + (2 * matrix + 14 * s.N * s.C if s.narrow == 2 else 8 * s.N * s.C)  # the causal mask, copies
-    return {"attention": max(backward, forward) - after}
+    after = s.N * s.C * (4 + 10 * s.narrow + 2 * s.drop_mask)  # kept by what comes after attention: no longer
+    group = 4 * s.N * s.H * min(QUERIES, s.T)
+    return {"attention": s.N * s.C * (16 + s.narrow) + group + 36 * s.C**2 - after}
 
 
 # ------------------------------------------------------------------------------------------------------ the device

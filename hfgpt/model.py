@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.utils import logging
 
+from hfgpt import kernels
 from hfgpt.config import Config, InputError
 
 IGNORED = -100  # a target that is not trained, as everywhere in Transformers
@@ -35,6 +36,12 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.gpt2 = gpt2
         self.document_end = document_end
+        for module in list(gpt2.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.Dropout:
+                    setattr(module, name, kernels.Dropout(child.p))
+                elif type(child) is NewGELUActivation:  # GPT-2's own, eight operations in Python
+                    setattr(module, name, GELUTanh())  # the same function, one kernel
 
     def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
         """The negative log-likelihood of the targets, summed, in nats, float32.
@@ -43,8 +50,8 @@ class LanguageModel(nn.Module):
             input_ids: (batch, time) token ids.
             targets: (batch, time) the token that follows each input, or IGNORED.
         """
-        logits = self.gpt2.lm_head(self.hidden(input_ids))
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum", ignore_index=IGNORED)
+        hidden = self.hidden(input_ids).flatten(0, 1)
+        return kernels.linear_cross_entropy(hidden, self.gpt2.lm_head.weight, targets.flatten(), IGNORED)
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """(batch, time) ids → (batch, time, n_embd) states after the last layer norm."""
@@ -82,7 +89,7 @@ def document_mask(positions: Tensor) -> Tensor:
 def gpt2_config(config: Config, vocab_size: int, eos_token_id: int | None) -> GPT2Config:
     """The chapter's names as Transformers has them (chapter 2; GPT-2 paper).
 
-    The activation is GPT-2's tanh form of GELU in torch's fused implementation, the same function as `gelu_new`.
+    The activation is the exact GELU, as in nanoGPT: on a CPU it takes a third of the time of GPT-2's tanh form.
     """
     return GPT2Config(
         vocab_size=vocab_size,
@@ -93,7 +100,7 @@ def gpt2_config(config: Config, vocab_size: int, eos_token_id: int | None) -> GP
         embd_pdrop=config.dropout,
         attn_pdrop=config.dropout,
         resid_pdrop=config.dropout,
-        activation_function="gelu_pytorch_tanh",
+        activation_function="gelu",
         # GPT-2's default 50256 lies outside a small vocabulary.
         bos_token_id=eos_token_id,
         eos_token_id=eos_token_id,
@@ -116,7 +123,9 @@ def build(config: Config, vocab_size: int, eos_token_id: int | None) -> Language
     if config.pretrained:
         gpt2 = _pretrained(config, vocab_size)
     else:
-        gpt2 = GPT2LMHeadModel._from_config(gpt2_config(config, vocab_size, eos_token_id), attn_implementation="sdpa")
+        gpt2 = GPT2LMHeadModel._from_config(
+            gpt2_config(config, vocab_size, eos_token_id), attn_implementation=kernels.ATTENTION
+        )
     if config.activation_checkpointing:
         gpt2.activation_checkpointing_enable()
     return LanguageModel(gpt2, eos_token_id if config.document_mask else None)
@@ -146,8 +155,8 @@ def _load(config: Config) -> GPT2LMHeadModel:
     logging.disable_progress_bar()  # it is over before one could read it
     try:
         gpt2, report = GPT2LMHeadModel.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, attn_implementation="sdpa", output_loading_info=True,
-            embd_pdrop=config.dropout, attn_pdrop=config.dropout, resid_pdrop=config.dropout,
+            source, dtype=torch.float32, use_safetensors=True, attn_implementation=kernels.ATTENTION,
+            output_loading_info=True, embd_pdrop=config.dropout, attn_pdrop=config.dropout, resid_pdrop=config.dropout,
         )  # fmt: skip
     except Exception as error:  # whatever the libraries raise for a missing, unreachable or damaged model
         if Path(source).is_dir() and not (Path(source) / "model.safetensors").exists():

@@ -141,7 +141,7 @@ def _memory(plan: Plan) -> Group:
         ("gradients", size(memory.gradients), "float32"),
         ("optimizer", size(memory.optimizer), "AdamW's two averages"),
         ("activations", size(memory.activations), f"kept for the backward pass, {on.dtype}"),
-        ("logits", size(memory.logits), "scores over the vocabulary, three float32 copies"),
+        ("logits", size(memory.logits), "scores over the vocabulary, of a chunk of the micro-batch at a time"),
         ("peak", size(memory.peak), f"not all at once; set by {BINDS[memory.binding]}"),
         ("allowance", size(memory.allowance), "libraries, workspaces, fragmentation: assumed"),
         ("needed", size(memory.needed), f"{fits} in {size(on.memory_bytes)} ({on.name})"),

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hfgpt import model, optim
+from hfgpt import kernels, model, optim
 from hfgpt.config import Config
 
 Kind = Literal["cpu", "accelerator"]
@@ -154,12 +154,14 @@ def _operations_of(kind: Kind) -> Iterator[None]:
         "scaled_dot_product_attention": _attention,
         "layer_norm": lambda input, *args, **kwargs: layer_norm(input.float(), *args, **kwargs),
     }
-    originals = {name: getattr(F, name) for name in substitutes}
+    originals, suits = {name: getattr(F, name) for name in substitutes}, kernels.suits
     try:
+        kernels.suits = lambda tensor: False
         for name, substitute in substitutes.items():
             setattr(F, name, substitute)
         yield
     finally:
+        kernels.suits = suits
         for name, original in originals.items():
             setattr(F, name, original)
 

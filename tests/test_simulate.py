@@ -63,7 +63,7 @@ def test_the_formula_is_the_simulation_on_many_more(shape: Config, vocab_size: i
 @pytest.mark.parametrize(
     ("values", "vocab_size", "operation", "binding"),
     [
-        ({}, 50257, "_log_softmax_backward_data", {"loss"}),
+        ({}, 50257, "mm", {"loss"}),
         ({"n_layer": 4, "n_embd": 192, "batch_size": 16}, 80, "sum.dim_IntList", {"last block"}),
         ({"n_embd": 384, "batch_size": 1, "block_size": 64}, 80, "sum.dim_IntList", {"first block"}),
     ],
@@ -76,7 +76,7 @@ def test_the_moment_that_binds(values: dict[str, Any], vocab_size: int, operatio
 def test_an_accelerator_needs_less_than_a_cpu_with_dropout() -> None:
     shape = recipe(dropout=0.1, block_size=256)
     cpu, card = (simulate.peak(shape, 330, kind, "float32").bytes for kind in ("cpu", "accelerator"))
-    assert card < 0.7 * cpu
+    assert card < 0.8 * cpu
 
 
 def test_the_functions_are_put_back() -> None:

@@ -1,0 +1,215 @@
+"""The three pieces of a training step where torch's own operators leave time or memory on the table.
+
+In:  the tensors of GPT-2's dropout, attention and head.
+Out: the same results (dropout: the same distribution), with gradients.
+
+On a CPU torch draws dropout masks one number at a time, and attention with dropout makes whole block_size² matrices;
+:func:`dropout` and :func:`attention` do neither. On every device the logits of a large vocabulary are the largest
+tensors of a step; :func:`linear_cross_entropy` never has more than an eighth of them. All are plain torch operations.
+They draw from torch's own generator, so that seeds and exact resumes hold. benchmarks/README.md has what each saves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "hfgpt"  # the name of :func:`attention` among Transformers' attention implementations
+
+QUERIES = 64  # that attention handles at a time; what follows them is not computed
+
+LOGITS = 2**24  # elements of the logits that are made at a time, unless that takes more than so many chunks:
+CHUNKS = 8
+
+
+def suits(tensor: Tensor) -> bool:
+    """Whether the CPU's own ways serve: torch.compile generates better ones."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def keep_mask(shape: torch.Size, p: float) -> Tensor:
+    """A boolean mask of `shape`, each element False with probability p, to within 2⁻¹⁷.
+
+    A 64-bit draw decides four elements. torch's bernoulli takes one for each, and a division.
+    """
+    elements = math.prod(shape)
+    bits = torch.empty((elements + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    return (bits.view(torch.int16)[:elements] >= round(p * 2**16) - 2**15).view(shape)
+
+
+class Dropout(nn.Dropout):
+    """torch's nn.Dropout, with a faster mask on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape in, the same out."""
+        if self.training and 0 < self.p < 1 and suits(input):
+            return _Dropout.apply(input, self.p)
+        return F.dropout(input, self.p, self.training)
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, p: float) -> Tensor:
+        mask = keep_mask(input.shape, p)
+        ctx.save_for_backward(mask)
+        ctx.scale = 1 / (1 - p)
+        return input.mul(ctx.scale).mul_(mask)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (mask,) = ctx.saved_tensors
+        return gradients[0].mul(ctx.scale).mul_(mask), None
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    dropout: float = 0.0, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention as Transformers calls it: torch's fused kernels, but for causal attention with dropout on a CPU.
+
+    Args:
+        module: the attention layer.
+        query, key, value: (batch, n_head, time, head width).
+        attention_mask: None for causal attention over the whole block; or (batch, 1, time, time), True where a query
+            may look, which must not be ahead.
+        dropout: share of the attention weights that is dropped.
+        kwargs: as Transformers has them.
+
+    Returns:
+        (batch, time, n_head, head width), and no weights.
+    """
+    if not (0 < dropout < 1 and query.shape == key.shape and suits(query)):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **kwargs)
+    out = _CausalAttention.apply(query, key, value, attention_mask, dropout, query.shape[-1] ** -0.5)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class _CausalAttention(torch.autograd.Function):
+    """softmax(q kᵀ · scale, causal) with dropout, times v; in float32, a few queries at a time.
+
+    Queries i to j see keys up to j only, so nearly half of the products and of the weights are never made.
+    """
+
+    @staticmethod
+    @torch.autocast("cpu", enabled=False)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, may_look: Tensor | None, p: float, scale: float
+    ) -> Tensor:
+        shape, dtype = query.shape, query.dtype
+        batch, heads, time, width = shape
+        q, k, v = (tensor.float().reshape(batch * heads, time, width) for tensor in (query, key, value))
+        q, v = q * scale, v / (1 - p)
+        out = torch.empty_like(q)
+        ahead = torch.full((min(QUERIES, time),) * 2, -math.inf).triu_(1)
+        kept = []
+        for start in range(0, time, QUERIES):
+            end = min(start + QUERIES, time)
+            scores = q[:, start:end] @ k[:, :end].mT
+            if may_look is None:
+                scores[:, :, start:] += ahead[: end - start, : end - start]
+            else:
+                scores.view(batch, heads, end - start, end).masked_fill_(~may_look[:, :, start:end, :end], -math.inf)
+            weights = scores.softmax(-1)
+            mask = keep_mask(weights.shape, p)
+            torch.bmm(torch.mul(weights, mask, out=scores), v[:, :end], out=out[:, start:end])
+            kept += [weights, mask]
+        ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.p, ctx.scale, ctx.shape, ctx.dtype = p, scale, shape, dtype
+        return out.view(shape).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, *kept = ctx.saved_tensors
+        time = q.shape[1]
+        gradient = gradients[0].float().reshape(q.shape)
+        # Σ over keys of weight · its gradient, which the softmax takes off, is out · its gradient (FlashAttention).
+        taken_off = (gradient * out).sum(-1, keepdim=True)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for start, weights, mask in zip(range(0, time, QUERIES), kept[::2], kept[1::2], strict=True):
+            end = min(start + QUERIES, time)
+            g = gradient[:, start:end]
+            work = weights * mask
+            dv[:, :end].baddbmm_(work.mT, g)
+            torch.bmm(g, v[:, :end].mT, out=work)
+            work.mul_(mask).sub_(taken_off[:, start:end]).mul_(weights)
+            torch.bmm(work, k[:, :end], out=dq[:, start:end])
+            dk[:, :end].baddbmm_(work.mT, q[:, start:end])
+        dq.mul_(ctx.scale)
+        dv.div_(1 - ctx.p)
+        return *(d.view(ctx.shape).to(ctx.dtype) for d in (dq, dk, dv)), None, None, None
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    """Cross entropy of the logits `hidden @ weight.T`, summed, in nats, float32; the logits made a chunk at a time.
+
+    The gradient is computed with the loss, while a chunk's logits are there, as Liger's fused kernel does it.
+
+    Args:
+        hidden: (tokens, n_embd).
+        weight: (vocabulary, n_embd).
+        targets: (tokens,) token ids.
+        ignored: the target that has no loss.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, targets, ignored, torch.is_grad_enabled())
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, with_gradient: bool
+    ) -> Tensor:  # fmt: skip
+        device = hidden.device.type
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        tokens, vocabulary = len(hidden), len(weight)
+        chunks = min(CHUNKS, -(-tokens * vocabulary // LOGITS))
+        rows = -(-tokens // chunks)
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        d_hidden = torch.empty_like(hidden) if with_gradient else None
+        d_weight: Tensor | None = None
+        with torch.autocast(device, enabled=False):
+            head = weight.to(narrow)
+            for start in range(0, tokens, rows):
+                inputs = hidden[start : start + rows].to(narrow)
+                nll, d_logits = _nll(inputs @ head.T, targets[start : start + rows], ignored, with_gradient)
+                loss += nll
+                if d_hidden is not None and d_logits is not None:
+                    d_hidden[start : start + rows] = d_logits @ head
+                    share = d_logits.T @ inputs
+                    d_weight = share.to(weight.dtype) if d_weight is None else d_weight.add_(share)
+                    del d_logits, share  # before there are new ones
+        if d_hidden is not None:
+            ctx.save_for_backward(d_hidden, d_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden.mul_(gradients[0]), d_weight.mul_(gradients[0]), None, None, None
+
+
+def _nll(logits: Tensor, targets: Tensor, ignored: int, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """Of (rows, vocabulary) logits: the summed loss, and its gradient; both in the logits' own memory where it can."""
+    narrow, trained = logits.dtype, (targets != ignored).unsqueeze(1)
+    places = torch.where(trained, targets.unsqueeze(1), 0)
+    logits = logits.float()
+    logits.sub_(logits.amax(1, keepdim=True))
+    chosen = logits.gather(1, places)
+    odds = logits.exp_()
+    total = odds.sum(1, keepdim=True)
+    nll = (total.log() - chosen).mul(trained).sum()
+    if not with_gradient:
+        return nll, None
+    # softmax - one-hot, and nothing where there is no loss
+    gradient = odds.mul_(trained / total)
+    return nll, gradient.scatter_add_(1, places, -trained.to(gradient.dtype)).to(narrow)
