@@ -171,7 +171,7 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, title: s
     with rc_context(_style()):
         figure = Figure(figsize=(12, 6.5), layout="constrained")
         axes = figure.subplots()
-        scale, unit = _axis(curves, by)
+        scale, unit = axis(curves, by)
         colours = _colours(len(curves))
         evaluated: list[float] = []
         for number, curve in enumerate(curves):
@@ -208,7 +208,8 @@ def along(run: Run, key: str, by: By) -> tuple[list[float], list[float]]:
     return [seconds for seconds, _ in timed], [value for _, value in timed]
 
 
-def _axis(curves: Sequence[Curve], by: By) -> tuple[float, str]:
+def axis(curves: Sequence[Curve], by: By) -> tuple[float, str]:
+    """What an axis is divided by, and its title: seconds become minutes or hours where there are many."""
     if by != "time":
         return 1, {"steps": "optimizer steps", "tokens": "tokens trained"}[by]
     longest = max((x for curve in curves for x in curve.run.series("seconds")[1]), default=0)
