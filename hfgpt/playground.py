@@ -13,7 +13,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,9 @@ from hfgpt import advise, compare, guide, hardware, plan, plots, sample
 from hfgpt import config as configs
 from hfgpt import playground_view as view
 from hfgpt.config import Config, ConfigError, Fault, InputError
-from hfgpt.metrics import FILE_NAME, read_run, smooth
+from hfgpt.metrics import FILE_NAME
 from hfgpt.playground_view import word
-from hfgpt.plots import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, By
+from hfgpt.plots import By
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which reads it once
 try:
@@ -34,8 +34,6 @@ except ModuleNotFoundError:
     raise InputError('playground: needs Gradio → pip install -e ".[playground]"') from None
 
 HERE = "here"  # the card that stands for this machine
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # of the runs, told apart by colour-blind readers too
-POINTS = 400  # of a curve, at most: a browser draws no more of them
 REFRESH = 2.0  # seconds between two looks at the runs
 PIECES = 0.05  # seconds between two pieces of a text on their way to the browser
 
@@ -177,25 +175,6 @@ def compared(chosen: Mapping[str, Path]) -> compare.Comparison:
     return comparison
 
 
-def curve(comparison: compare.Comparison, key: str, by: By) -> dict[str, list[Any]]:
-    """A series of each run as columns x, loss and run: against steps, tokens or seconds, thinned to what can be drawn.
-
-    Values that are no number are left out, and single batches' losses are smoothed.
-    """
-    columns: dict[str, list[Any]] = {"x": [], "loss": [], "run": []}
-    for entry in comparison.entries:
-        assert entry.run is not None, "compared() reads every run"
-        xs, losses = plots.along(entry.run, key, by)
-        every = -(-len(xs) // POINTS) or 1
-        xs, losses = xs[::every], losses[::every]
-        for x, loss in zip(xs, smooth(losses) if key == "train_loss" else losses, strict=True):
-            if loss == loss and abs(loss) != float("inf"):
-                columns["x"].append(x)
-                columns["loss"].append(loss)
-                columns["run"].append(entry.label)
-    return columns
-
-
 # ---------------------------------------------------------------------------------------------------------- the texts
 
 
@@ -274,7 +253,7 @@ class Page:
 
     def _build(self) -> None:
         with gr.Row(elem_id="head"):
-            self._said(gr.HTML, lambda lang: {"value": _title(lang)})
+            self._said(gr.HTML, lambda lang: {"value": _title(lang)}, padding=False)
             self.language = gr.Radio(
                 [("English", "en"), ("中文", "zh")], value=self._start_language, show_label=False, container=False,
                 elem_id="language",
@@ -317,22 +296,28 @@ class Page:
                 interactive=True,
                 elem_id="card",
             )
-        with gr.Row():
-            with gr.Column(scale=5, min_width=320, elem_id="knobs"):
+        self.summary = gr.HTML(elem_id="summary", padding=False)
+        with gr.Row(elem_classes="halves"):
+            with gr.Column(scale=5, min_width=300, elem_id="knobs"):
                 self.knobs: dict[str, Any] = {}
                 self.faults: dict[str, Any] = {}
                 for group, knobs in KNOBS.items():
-                    self._said(gr.HTML, lambda lang, group=group: {"value": f"<h3>{word(group, lang)}</h3>"})
+                    self._said(
+                        gr.HTML, lambda lang, group=group: {"value": f"<h3>{word(group, lang)}</h3>"}, padding=False
+                    )
                     for knob in knobs:
                         with gr.Column(elem_classes="knob"):
                             kind, made = _control(knob, self._start[knob.key])
                             texts = partial(_knob_texts, knob.key)
                             self.knobs[knob.key] = self._said(kind, texts, **made)
-                            self.faults[knob.key] = gr.HTML(visible=False)
-                            self._said(gr.HTML, lambda lang, key=knob.key: {"value": view.explained(key, lang)})
-            with gr.Column(scale=6, min_width=320, elem_id="result"):
-                self.summary = gr.HTML(elem_id="summary")
-                self.take = self._said(gr.Button, lambda lang: {"value": word("take", lang)}, size="sm", elem_id="take")
+                            self.faults[knob.key] = gr.HTML(visible=False, padding=False)
+                            self._said(
+                                gr.HTML, lambda lang, key=knob.key: {"value": view.explained(key, lang)}, padding=False
+                            )
+            with gr.Column(scale=6, min_width=300, elem_id="result"):
+                self.take = self._said(
+                    gr.Button, lambda lang: {"value": word("take", lang)}, size="sm", visible=False, elem_id="take"
+                )
                 self.command = self._said(
                     gr.Code,
                     lambda lang: {"label": word("command", lang)},
@@ -341,7 +326,7 @@ class Page:
                     lines=1,
                     elem_id="command",
                 )
-                self.tables = gr.HTML(elem_id="tables")
+                self.tables = gr.HTML(elem_id="tables", padding=False)
                 with self._said(gr.Accordion, lambda lang: {"label": word("as_recipe", lang)}, open=False):
                     self.yaml = gr.Code(language="yaml", show_label=False, max_lines=30, wrap_lines=True)
 
@@ -370,7 +355,7 @@ class Page:
         found = self._answer(recipe, card, *values)
         marks = {item.key: view.fault(item, language) for item in found.faults}
         if found.plan is None or found.config is None:
-            shown = [view.refused(found.faults, found.message, language), gr.update(interactive=False)]
+            shown = [view.refused(found.faults, found.message, language), gr.update(visible=False)]
             shown += [found.command, "", ""]
         else:
             fits, sentence = view.verdict(found.plan, language)
@@ -378,7 +363,7 @@ class Page:
                 marks["batch_size"] = view.message(sentence, "bad")
             better = found.plan.recommendation.found.config != found.plan.found.config
             yaml = advise.recipe_text(found.config.model_copy(update={"out_dir": None}), {}, found.command)
-            shown = [view.summary(found.plan, language), gr.update(interactive=better)]
+            shown = [view.summary(found.plan, language), gr.update(visible=better)]
             shown += [found.command, view.tables(found.plan, language), yaml]
         return shown + [gr.update(value=marks.get(key, ""), visible=key in marks) for key in self.faults]
 
@@ -404,7 +389,7 @@ class Page:
                 choices=names,
                 value=names[:1],
                 multiselect=True,
-                max_choices=len(COLOURS),
+                max_choices=len(plots.RUNS),
                 interactive=True,
                 scale=3,
                 elem_id="runs",
@@ -420,22 +405,7 @@ class Page:
                 min_width=260,
                 elem_id="by",
             )
-        with gr.Row():
-            self.curves = {
-                key: self._said(
-                    gr.LinePlot,
-                    lambda lang, key=key: {"label": word(key, lang)},
-                    x="x",
-                    y="loss",
-                    color="run",
-                    height=320,
-                    min_width=300,
-                    elem_id=key,
-                    visible=False,
-                )
-                for key in ("val_loss", "train_loss")
-            }
-        self.diagnosis = gr.HTML(elem_id="diagnosis")
+        self.diagnosis = gr.HTML(elem_id="diagnosis", padding=False)
         self.seen = gr.State("")
         self.clock = gr.Timer(REFRESH)
 
@@ -446,35 +416,21 @@ class Page:
         sizes = [(path / FILE_NAME).stat().st_size for path in chosen.values()]
         now = repr((language, list(chosen), by, sizes, list(runs), list(exported)))
         if now == seen:
-            return [gr.skip()] * 6
+            return [gr.skip()] * 4
         lists = [
             gr.update(choices=sorted(runs), value=list(chosen)),
             gr.update(choices=list(exported), value=models if models in exported else next(iter(exported), None)),
         ]
-        hidden = [gr.update(visible=False)] * 2
         if not chosen:
             command = "accelerate launch scripts/train.py recipes/quick_experiment.yaml"
             text = word("choose_runs", language) if runs else word("no_runs", language, f"{self.folder}/", command)
-            return [*hidden, view.message(text), now, *lists]
+            return [view.message(text), now, *lists]
         try:
             comparison = compared(chosen)
         except InputError as error:
-            return [*hidden, view.message(str(error), "bad"), now, *lists]
+            return [view.message(str(error), "bad"), now, *lists]
         sentences = compare.answer(comparison) if len(chosen) > 1 else []
-        return [*self._draw(comparison, by, language), view.runs(comparison, sentences, language), now, *lists]
-
-    def _draw(self, comparison: compare.Comparison, by: By, language: str) -> list[Any]:
-        import pandas as pd
-
-        colours = {entry.label: colour for entry, colour in zip(comparison.entries, COLOURS, strict=False)}
-        scale, unit = plots.axis([plots.Curve(e.label, e.run) for e in comparison.entries if e.run], by)
-        drawn = []
-        for key in self.curves:
-            frame = pd.DataFrame(curve(comparison, key, by))
-            frame["x"] = frame["x"] / scale
-            title = unit if language == "en" else word(f"by_{by}", language)
-            drawn.append(gr.update(value=frame, color_map=colours, x_title=title, y_title="", visible=len(frame) > 0))
-        return drawn
+        return [view.runs(comparison, sentences, by, language), now, *lists]
 
     # -- sample
 
@@ -483,7 +439,7 @@ class Page:
             return lambda lang: {"label": word(name, lang), "info": word(f"{name}_info", lang)}
 
         how, names = sample.Sampling(), list(find(self.folder, "model.safetensors"))
-        with gr.Row():
+        with gr.Row(elem_classes="halves"):
             with gr.Column(scale=4, min_width=300):
                 self.model = self._said(
                     gr.Dropdown,
@@ -514,7 +470,7 @@ class Page:
                         )
                         for name, variant in buttons
                     )
-                self.status = gr.HTML(elem_id="status")
+                self.status = gr.HTML(elem_id="status", padding=False)
                 self.written = self._said(
                     gr.Textbox,
                     lambda lang: {"label": word("written", lang)},
@@ -567,8 +523,9 @@ class Page:
         watch: dict[str, Any] = {
             "fn": self._watch,
             "inputs": [self.language, self.chosen, self.by, self.seen, self.model],
-            "outputs": [*self.curves.values(), self.diagnosis, self.seen, self.chosen, self.model],
+            "outputs": [self.diagnosis, self.seen, self.chosen, self.model],
             "show_progress": "hidden",
+            "concurrency_id": "runs",  # one picture at a time: matplotlib's style is the whole process's
         }
         # A slider that is dragged asks many times a second: the latest place is the one that counts.
         gr.on(
@@ -615,7 +572,7 @@ def _knob_texts(key: str, language: str) -> dict[str, Any]:
     unit, info = configs.unit_of(key), guide.entry(key, language).meaning
     derived = configs.default_of(key) if Config.model_fields[key].default is None else ""
     texts = {"label": f"{key} ({unit})" if unit and language == "en" else key, "info": info}
-    return texts | ({"placeholder": word("derived", language, derived)} if derived else {})
+    return texts | ({"placeholder": word("derived", language, view.said(derived, language))} if derived else {})
 
 
 def _whole(key: str, value: Any, language: str) -> int:
@@ -642,6 +599,7 @@ def start(page: Page, host: str = "127.0.0.1", port: int = 7860) -> str:
         InputError: the port is not free, or the address is none of this machine's.
     """
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=view.FONTS, font_mono=view.MONOSPACE)
+    theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     try:
         _, address, _ = page.blocks.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,

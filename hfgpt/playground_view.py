@@ -18,14 +18,14 @@ from typing import Any
 
 import yaml
 
-from hfgpt import advise, estimate, guide
+from hfgpt import advise, estimate, guide, plots
 from hfgpt import config as configs
 from hfgpt.compare import Comparison, Entry
 from hfgpt.config import Fault
 from hfgpt.diagnose import Finding, Remedy, diagnose, notes
 from hfgpt.plan import Plan
 from hfgpt.plan_tables import duration, number, size
-from hfgpt.plots import quantity
+from hfgpt.plots import By, quantity
 
 
 @lru_cache(maxsize=1)
@@ -75,17 +75,23 @@ def explained(key: str, language: str) -> str:
     return f"<details><summary>{word('takes', language)}{section}</summary><dl>{''.join(parts)}</dl></details>"
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "") -> str:
-    """A table that scrolls inside itself. A row whose first cell begins with '=' is a result and stands out."""
+def _table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", notes: bool = True
+) -> str:
+    """A table that scrolls inside itself. A row whose first cell begins with '=' is a result and stands out.
+
+    `notes` says that the last column holds words, which wrap.
+    """
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = []
     for row in rows:
-        cells = [str(cell) for cell in row]
-        strong = ' class="result"' if cells[0].startswith("=") else ""
-        cells[0] = cells[0].removeprefix("=")
-        body.append(f"<tr{strong}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+        strong = ' class="result"' if str(row[0]).startswith("=") else ""
+        cells = [escape(str(cell).removeprefix("=")) for cell in row]
+        if notes:
+            cells[-1] = f"<span>{cells[-1]}</span>"
+        body.append(f"<tr{strong}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return (
-        f'<section class="figures"><h3>{escape(title)}</h3><div class="scrolls"><table>'
+        f'<section class="figures">{f"<h3>{escape(title)}</h3>" if title else ""}<div class="scrolls"><table>'
         f"{f'<thead><tr>{head}</tr></thead>' if any(columns) else ''}<tbody>{''.join(body)}</tbody></table></div>"
         f"{f'<p>{escape(note)}</p>' if note else ''}</section>"
     )
@@ -238,19 +244,32 @@ def _remedies(plan: Plan, language: str) -> str:
 # ----------------------------------------------------------------------------------------------------------- the runs
 
 
-def runs(comparison: Comparison, sentences: Sequence[str], language: str) -> str:
-    """Runs in a table, what their comparison says, and each one's diagnosis with its remedies, side by side."""
+def runs(comparison: Comparison, sentences: Sequence[str], by: By, language: str) -> str:
+    """Up to six runs: their curves, a table, what their comparison says, and each one's diagnosis, side by side."""
+    entries = comparison.entries
+    curves = [plots.Curve(entry.label, entry.run) for entry in entries if entry.run is not None]
+    pictures = "".join(
+        f'<figure id="{key}" role="img" aria-label="{word(key, language)}"><h3>{word(key, language)}</h3>{drawn}</figure>'
+        for key in ("val_loss", "train_loss")
+        if (drawn := plots.panel(curves, key, by))  # type: ignore[arg-type]
+    )
     heads = [word(n, language) for n in ("run", "steps", "parameters", "time", "train", "val", "best_val", "at_step")]
-    rows = [_row(entry, language) for entry in comparison.entries]
     listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    cards = "".join(_diagnosis(entry, language) for entry in comparison.entries)
+    coloured = list(zip(entries, plots.RUNS, strict=False))
+    cards = "".join(_diagnosis(entry, colour, language) for entry, colour in coloured)
+    legend = "".join(f"<span>{_dot(colour)} {escape(entry.label)}</span>" for entry, colour in coloured)
     note = word("english_only", language)
     return (
-        _table("", heads, rows)
+        f'<div class="legend">{legend}</div><div class="curves">{pictures}</div>'
+        + _table("", heads, [_row(entry, language) for entry in entries], notes=False)
         + (f'<ul class="answer">{listed}</ul>' if listed else "")
         + f'<div class="cards">{cards}</div>'
         + (f'<p class="small">{escape(note)}</p>' if note else "")
     )
+
+
+def _dot(colour: str) -> str:
+    return f'<i class="dot" style="background:{colour}"></i>'
 
 
 def _row(entry: Entry, language: str) -> tuple[str, ...]:
@@ -270,13 +289,13 @@ def _row(entry: Entry, language: str) -> tuple[str, ...]:
     )
 
 
-def _diagnosis(entry: Entry, language: str) -> str:
+def _diagnosis(entry: Entry, colour: str, language: str) -> str:
     assert entry.run is not None, "the page shows runs that it has read"
     found = diagnose(entry.run.records, entry.run.config)
     told = "".join(f"<li>{escape(note)}</li>" for note in notes(entry.run.records, entry.run.config))
     state = word("running" if entry.outcome == "running" else "finished", language)
     return (
-        f'<article><h3>{escape(entry.label)}</h3><p class="small">{state}</p>'
+        f'<article><h3>{_dot(colour)} {escape(entry.label)}</h3><p class="small">{state}</p>'
         f"{''.join(_finding(finding, language) for finding in found)}{f'<ul>{told}</ul>' if told else ''}</article>"
     )
 
@@ -293,7 +312,8 @@ def _finding(finding: Finding, language: str) -> str:
 
 
 def _remedy(remedy: Remedy, language: str) -> str:
-    typed = f"<br><code>{escape(remedy.override)}</code>" if remedy.override else ""
+    words = " ".join(f"<code>{escape(word)}</code>" for word in (remedy.override or "").split())
+    typed = f"<br>{words}" if words else ""
     return f"{escape(remedy.what)} <small>({word('chapter', language, remedy.chapter)})</small>{typed}"
 
 
@@ -306,49 +326,65 @@ MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "Not
 CSS = """
 :root { --good: #00704f; --good-back: #e7f5ef; --bad: #b3401a; --bad-back: #fdeee7; }
 .dark { --good: #63d3ae; --good-back: #12332a; --bad: #ff9d73; --bad-back: #40221a; }
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; min-width: 0; max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container :is(.main, .wrap, .contain) { width: 100%; min-width: 0; max-width: 100%; }
 #head { align-items: center; }
 #head h1 { font-size: 1.35rem; margin: 0; } #head p { margin: 0; color: var(--body-text-color-subdued); }
 #language { min-width: 190px !important; flex-grow: 0 !important; }
-#knobs h3 { margin: 1rem 0 0; font-size: .95rem; color: var(--body-text-color-subdued); font-weight: 600; }
-.knob { gap: 0 !important; border-left: 3px solid transparent; padding-left: .6rem; margin-bottom: .5rem; }
-.knob:has(.bad) { border-left-color: var(--bad); }
-.knob details { font-size: .85rem; color: var(--body-text-color-subdued); margin: .1rem 0 .2rem; }
+#knobs { gap: .5rem; }
+#knobs h3 { margin: .8rem 0 .1rem .6rem; font-size: 1rem; color: var(--body-text-color); font-weight: 650; }
+.knob { gap: 0 !important; border-left: 3px solid transparent; padding-left: .6rem; }
+.knob:has(.said.bad) { border-left-color: var(--bad); }
+.knob details { font-size: .85rem; color: var(--body-text-color-subdued); margin: .15rem 0 .25rem .2rem; }
 .knob summary { cursor: pointer; color: var(--link-text-color); }
 .knob dl { margin: .4rem 0; } .knob dt { font-weight: 600; } .knob dd { margin: 0 0 .4rem; }
 .knob .said { margin: .3rem 0; }
-#result { position: sticky; top: 0; align-self: flex-start; }
-#summary { background: var(--body-background-fill); padding: .5rem 0 .2rem; }
+.halves > div { min-width: min(300px, 100%) !important; }
+#summary { position: sticky; top: 0; z-index: 20; overflow: visible; background: var(--body-background-fill);
+  padding: .3rem 0 .1rem !important; }
+#result { position: sticky; top: 11rem; align-self: flex-start; }
 .tiles { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .6rem; }
-.tile { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .6rem .8rem;
+.tile { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .5rem .8rem;
   background: var(--background-fill-secondary); display: flex; flex-direction: column; min-width: 0; }
 .tile span { font-size: .8rem; color: var(--body-text-color-subdued); }
-.tile b { font-size: 1.3rem; font-variant-numeric: tabular-nums; line-height: 1.5; color: var(--body-text-color); }
+.tile b { font-size: 1.35rem; font-variant-numeric: tabular-nums; line-height: 1.4; color: var(--body-text-color); }
 .tile small { color: var(--body-text-color-subdued); overflow-wrap: anywhere; }
 .tile.bad { border-color: var(--bad); } .tile.bad b { color: var(--bad); }
 .bar { display: block; height: 4px; border-radius: 2px; background: var(--border-color-primary); margin-top: .4rem; }
 .bar > i { display: block; height: 4px; border-radius: 2px; background: var(--good); }
 .bad .bar > i { background: var(--bad); }
-.said { border-radius: 8px; padding: .5rem .75rem; margin: .6rem 0; font-size: .9rem; overflow-wrap: anywhere;
+.said { border-radius: 8px; padding: .4rem .75rem; margin: .5rem 0; font-size: .9rem; overflow-wrap: anywhere;
   background: var(--background-fill-secondary); color: var(--body-text-color); }
 .said.good { background: var(--good-back); color: var(--good); }
 .said.bad { background: var(--bad-back); color: var(--bad); }
-.said ul { margin: .3rem 0 0 1.1rem; } .said code, article code { overflow-wrap: anywhere; }
+.said b, .said code { color: inherit; } .said ul { margin: .3rem 0 0 1.1rem; list-style: disc; }
+.said code, article code { overflow-wrap: anywhere; white-space: normal; }
+article code { display: inline-block; max-width: 100%; }
 .fix { display: block; font-weight: 600; }
-.figures { margin: 1rem 0; } .figures h3, .cards h3 { font-size: .95rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+.figures { margin: 0 0 1.1rem; }
+.figures h3, .cards h3 { font-size: .95rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 .figures p, .small { font-size: .8rem; color: var(--body-text-color-subdued); margin: .3rem 0; }
 .scrolls { overflow-x: auto; border: 1px solid var(--border-color-primary); border-radius: 10px; }
-.scrolls table { width: 100%; border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
-.scrolls :is(td, th) { padding: .34rem .75rem; text-align: right; white-space: nowrap; border: 0;
-  border-top: 1px solid var(--border-color-primary); color: var(--body-text-color); }
-.scrolls :is(thead tr, tbody tr:first-child):first-child > * { border-top: 0; }
-.scrolls thead + tbody tr:first-child > td { border-top: 1px solid var(--border-color-primary); }
+.scrolls table { width: 100%; border-collapse: collapse; margin: 0; font-size: .86rem;
+  font-variant-numeric: tabular-nums; }
+.scrolls :is(table, thead, tbody, tr) { border: 0 !important; box-shadow: none !important; }
+.scrolls :is(td, th) { padding: .34rem .75rem !important; text-align: right; white-space: nowrap; border: 0 !important;
+  color: var(--body-text-color); }
+.scrolls tr + tr > td, .scrolls thead + tbody td { border-top: 1px solid var(--border-color-primary) !important; }
 .scrolls th { font-weight: 600; color: var(--body-text-color-subdued); }
 .scrolls :is(td, th):first-child { text-align: left; }
-.scrolls td:last-child:not(:nth-child(-n+2)) { text-align: left; color: var(--body-text-color-subdued);
-  white-space: normal; min-width: 11rem; }
+.scrolls td > span { display: block; text-align: left; white-space: normal; min-width: 10rem;
+  color: var(--body-text-color-subdued); }
 .scrolls tr.result td { font-weight: 700; background: var(--background-fill-secondary); }
-#diagnosis .scrolls td:last-child { text-align: right; min-width: 0; color: var(--body-text-color); }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .9rem; margin: .3rem 0; }
+.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: .8rem;
+  margin-bottom: 1rem; }
+.curves figure { margin: 0; border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .6rem;
+  min-width: 0; } .curves h3 { font-size: .9rem; margin: 0; }
+.curves svg { width: 100%; height: auto; display: block; }
+.curves svg text { fill: var(--body-text-color) !important; font-family: var(--font) !important; }
+.dark .curves svg [style*="stroke: #e6e6e6"] { stroke: #334155 !important; }
 .answer { margin: .6rem 0 .6rem 1.1rem; font-size: .9rem; list-style: disc; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: .8rem; }
 .cards article { border: 1px solid var(--border-color-primary); border-radius: 10px; padding: .8rem; min-width: 0;
@@ -357,8 +393,13 @@ CSS = """
 .cards ul { list-style: disc; margin-left: 1.2rem; color: var(--body-text-color-subdued); }
 #written textarea { font-family: var(--font-mono); line-height: 1.5; }
 @media (max-width: 900px) {
+  .halves { flex-direction: column; } .halves > div { width: 100%; }
   #result { position: static; }
-  .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .4rem; }
-  .tile { padding: .4rem .6rem; } .tile b { font-size: 1.1rem; }
+}
+@media (max-width: 600px) {
+  .gradio-container { padding: 0 .5rem !important; }
+  .tiles { gap: .3rem; } .tile { padding: .25rem .4rem; border-radius: 8px; } .tile small { display: none; }
+  .tile span { font-size: .7rem; } .tile b { font-size: .9rem; white-space: nowrap; } .bar { margin-top: .15rem; }
+  #summary .said { margin: .3rem 0; padding: .3rem .6rem; font-size: .82rem; }
 }
 """

@@ -9,6 +9,7 @@ transformers.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -33,6 +34,8 @@ BLUE, SKY, VERMILION, GREEN, ORANGE, PURPLE, GREY = (
 )  # fmt: skip
 MARKERS = "osD^vPX"
 LOSS = "loss (nats per token)"
+RUNS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # the colours of runs in one picture, in their order
+POINTS = 2000  # of a curve on a page: a screen shows no more
 By = Literal["steps", "tokens", "time"]
 
 STYLE = {
@@ -171,7 +174,7 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, title: s
     with rc_context(_style()):
         figure = Figure(figsize=(12, 6.5), layout="constrained")
         axes = figure.subplots()
-        scale, unit = axis(curves, by)
+        scale, unit = _axis(curves, by)
         colours = _colours(len(curves))
         evaluated: list[float] = []
         for number, curve in enumerate(curves):
@@ -195,6 +198,36 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, title: s
         return _save(figure, Path(target))
 
 
+def panel(curves: Sequence[Curve], key: Literal["train_loss", "val_loss"], by: By) -> str:
+    """One series of up to six runs for a page: SVG whose letters are text, without a title and a legend.
+
+    Each run has its colour of :data:`RUNS`; batches' losses are smoothed. "" where no run has such a series or axis.
+    """
+    series = [along(curve.run, key, by) for curve in curves]
+    if not any(xs for xs, _ in series):
+        return ""
+    with rc_context({**_style(), "svg.fonttype": "none", "svg.hashsalt": key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has its own fonts
+        figure = Figure(figsize=(6.4, 3.9), layout="constrained", facecolor="none")
+        axes = figure.subplots()
+        axes.set_facecolor("none")
+        scale, unit = _axis(curves, by)
+        for number, (xs, losses) in enumerate(series):
+            every = -(-len(xs) // POINTS) or 1
+            shown = smooth(losses[::every]) if key == "train_loss" else losses[::every]
+            style = {"marker": MARKERS[number], "ms": 4} if key == "val_loss" and len(shown) <= 40 else {}
+            axes.plot([x / scale for x in xs[::every]], shown, color=RUNS[number], lw=2, **style)
+        if key == "val_loss":
+            _limit_losses(axes, curves, [loss for _, losses in series for loss in losses if math.isfinite(loss)])
+        else:
+            _fit_losses(axes, [loss for _, losses in series for loss in losses])
+        axes.set_xlabel(unit)
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: quantity(x)))
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+
+
 def along(run: Run, key: str, by: By) -> tuple[list[float], list[float]]:
     """A series against steps, tokens or seconds (of the record itself or of the nearest timed one before it)."""
     steps, values = run.series(key)
@@ -208,8 +241,7 @@ def along(run: Run, key: str, by: By) -> tuple[list[float], list[float]]:
     return [seconds for seconds, _ in timed], [value for _, value in timed]
 
 
-def axis(curves: Sequence[Curve], by: By) -> tuple[float, str]:
-    """What an axis is divided by, and its title: seconds become minutes or hours where there are many."""
+def _axis(curves: Sequence[Curve], by: By) -> tuple[float, str]:
     if by != "time":
         return 1, {"steps": "optimizer steps", "tokens": "tokens trained"}[by]
     longest = max((x for curve in curves for x in curve.run.series("seconds")[1]), default=0)
@@ -362,7 +394,7 @@ def parameters(run: Run) -> int | None:
 
 def _colours(count: int) -> list[Any]:
     if count <= 6:
-        return [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY][:count]
+        return list(RUNS[:count])
     from matplotlib import colormaps
 
     return [colormaps["viridis"](0.92 * number / (count - 1)) for number in range(count)]
