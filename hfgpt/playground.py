@@ -187,10 +187,7 @@ class Writer:
         self._lock = threading.Lock()
 
     def _load(self, folder: Path) -> Any:
-        key = (folder, (sample.check_folder(folder) / "config.json").stat().st_mtime_ns)
-        weights = folder / "model.safetensors"
-        if weights.is_file():
-            key = (folder, weights.stat().st_mtime_ns)
+        key = (folder, (sample.check_folder(folder) / "model.safetensors").stat().st_mtime_ns)
         with self._lock:
             if key != self._key:
                 self._key, self._loaded = None, None  # the old one's memory goes first
@@ -253,17 +250,17 @@ class Page:
 
     def _build(self) -> None:
         with gr.Row(elem_id="head"):
-            self._said(gr.HTML, lambda lang: {"value": _title(lang)}, padding=False)
+            self._said(gr.HTML, _title, padding=False)
             self.language = gr.Radio(
                 [("English", "en"), ("中文", "zh")], value=self._start_language, show_label=False, container=False,
                 elem_id="language",
             )  # fmt: skip
         with gr.Tabs():
-            with self._said(gr.Tab, lambda lang: {"label": word("plan", lang)}, id="plan"):
+            with self._said(gr.Tab, _texts(label="plan"), id="plan"):
                 self._plan_tab()
-            with self._said(gr.Tab, lambda lang: {"label": word("runs", lang)}, id="runs"):
+            with self._said(gr.Tab, _texts(label="runs"), id="runs"):
                 self._runs_tab()
-            with self._said(gr.Tab, lambda lang: {"label": word("sample", lang)}, id="sample"):
+            with self._said(gr.Tab, _texts(label="sample"), id="sample"):
                 self._sample_tab()
         self._wire()
 
@@ -302,32 +299,26 @@ class Page:
                 self.knobs: dict[str, Any] = {}
                 self.faults: dict[str, Any] = {}
                 for group, knobs in KNOBS.items():
-                    self._said(
-                        gr.HTML, lambda lang, group=group: {"value": f"<h3>{word(group, lang)}</h3>"}, padding=False
-                    )
+                    self._said(gr.HTML, partial(_heading, group), padding=False)
                     for knob in knobs:
                         with gr.Column(elem_classes="knob"):
                             kind, made = _control(knob, self._start[knob.key])
                             texts = partial(_knob_texts, knob.key)
                             self.knobs[knob.key] = self._said(kind, texts, **made)
                             self.faults[knob.key] = gr.HTML(visible=False, padding=False)
-                            self._said(
-                                gr.HTML, lambda lang, key=knob.key: {"value": view.explained(key, lang)}, padding=False
-                            )
+                            self._said(gr.HTML, partial(_explained, knob.key), padding=False)
             with gr.Column(scale=6, min_width=300, elem_id="result"):
-                self.take = self._said(
-                    gr.Button, lambda lang: {"value": word("take", lang)}, size="sm", visible=False, elem_id="take"
-                )
+                self.take = self._said(gr.Button, _texts(value="take"), size="sm", visible=False, elem_id="take")
                 self.command = self._said(
                     gr.Code,
-                    lambda lang: {"label": word("command", lang)},
+                    _texts(label="command"),
                     language="shell",
                     wrap_lines=True,
                     lines=1,
                     elem_id="command",
                 )
                 self.tables = gr.HTML(elem_id="tables", padding=False)
-                with self._said(gr.Accordion, lambda lang: {"label": word("as_recipe", lang)}, open=False):
+                with self._said(gr.Accordion, _texts(label="as_recipe"), open=False):
                     self.yaml = gr.Code(language="yaml", show_label=False, max_lines=30, wrap_lines=True)
 
     def _load_recipe(self, recipe: str) -> list[Any]:
@@ -385,7 +376,7 @@ class Page:
         with gr.Row():
             self.chosen = self._said(
                 gr.Dropdown,
-                lambda lang: {"label": word("which_runs", lang), "info": word("which_runs_info", lang)},
+                _texts(label="which_runs", info="which_runs_info"),
                 choices=names,
                 value=names[:1],
                 multiselect=True,
@@ -435,27 +426,42 @@ class Page:
     # -- sample
 
     def _sample_tab(self) -> None:
-        def texts(name: str) -> Callable[[str], dict[str, Any]]:
-            return lambda lang: {"label": word(name, lang), "info": word(f"{name}_info", lang)}
-
         how, names = sample.Sampling(), list(find(self.folder, "model.safetensors"))
         with gr.Row(elem_classes="halves"):
             with gr.Column(scale=4, min_width=300):
                 self.model = self._said(
                     gr.Dropdown,
-                    lambda lang: {"label": word("which_run", lang)},
+                    _texts(label="which_run"),
                     choices=names,
                     value=next(iter(names), None),
                     interactive=True,
                     elem_id="model",
                 )
-                self.prompt = self._said(gr.Textbox, texts("prompt"), "ROMEO:", lines=3, elem_id="prompt")
+                self.prompt = self._said(
+                    gr.Textbox, _texts(label="prompt", info="prompt_info"), "ROMEO:", lines=3, elem_id="prompt"
+                )
                 slider = {"buttons": [], "interactive": True}
                 self.how = [
-                    self._said(gr.Slider, texts("temperature"), 0, 2, how.temperature, step=0.05, **slider),
-                    self._said(gr.Number, texts("top_k"), how.top_k, elem_id="top_k"),
-                    self._said(gr.Slider, texts("max_new_tokens"), 1, 2000, how.max_new_tokens, step=1, **slider),
-                    self._said(gr.Number, texts("seed"), how.seed, elem_id="seed"),
+                    self._said(
+                        gr.Slider,
+                        _texts(label="temperature", info="temperature_info"),
+                        0,
+                        2,
+                        how.temperature,
+                        step=0.05,
+                        **slider,
+                    ),
+                    self._said(gr.Number, _texts(label="top_k", info="top_k_info"), how.top_k, elem_id="top_k"),
+                    self._said(
+                        gr.Slider,
+                        _texts(label="max_new_tokens", info="max_new_tokens_info"),
+                        1,
+                        2000,
+                        how.max_new_tokens,
+                        step=1,
+                        **slider,
+                    ),
+                    self._said(gr.Number, _texts(label="seed", info="seed_info"), how.seed, elem_id="seed"),
                 ]
             with gr.Column(scale=6, min_width=300):
                 with gr.Row():
@@ -463,7 +469,7 @@ class Page:
                     self.write, self.stop = (
                         self._said(
                             gr.Button,
-                            lambda lang, name=name: {"value": word(name, lang)},
+                            _texts(value=name),
                             variant=variant,
                             min_width=100,
                             elem_id=name,
@@ -473,7 +479,7 @@ class Page:
                 self.status = gr.HTML(elem_id="status", padding=False)
                 self.written = self._said(
                     gr.Textbox,
-                    lambda lang: {"label": word("written", lang)},
+                    _texts(label="written"),
                     lines=18,
                     max_lines=18,
                     interactive=False,
@@ -553,8 +559,21 @@ class Page:
         self.blocks.load(**watch)
 
 
-def _title(language: str) -> str:
-    return f"<h1>{word('title', language)}</h1><p>{word('subtitle', language)}</p>"
+def _texts(**names: str) -> Callable[[str], dict[str, Any]]:
+    """A component's texts by language, from the names of words."""
+    return lambda language: {part: word(name, language) for part, name in names.items()}
+
+
+def _title(language: str) -> dict[str, Any]:
+    return {"value": f"<h1>{word('title', language)}</h1><p>{word('subtitle', language)}</p>"}
+
+
+def _heading(group: str, language: str) -> dict[str, Any]:
+    return {"value": f"<h3>{word(group, language)}</h3>"}
+
+
+def _explained(key: str, language: str) -> dict[str, Any]:
+    return {"value": view.explained(key, language)}
 
 
 def _control(knob: Knob, value: Any) -> tuple[Callable[..., Any], dict[str, Any]]:

@@ -97,8 +97,8 @@ def _table(
     )
 
 
-def _typed(change: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {_value(value)}" for key, value in change.items())
+def _typed(change: dict[str, Any], between: str = ", ") -> str:
+    return between.join(f"{key} {_value(value)}" for key, value in change.items())
 
 
 def _value(value: Any) -> str:
@@ -233,7 +233,12 @@ def _recommended(plan: Plan, language: str) -> str:
 
 def _remedies(plan: Plan, language: str) -> str:
     rows = [
-        (said(remedy.name, language), _typed(remedy.change), size(remedy.memory.needed), said(remedy.price, language))
+        (
+            said(remedy.name, language),
+            _typed(remedy.change, "\n"),
+            size(remedy.memory.needed),
+            said(remedy.price, language),
+        )
         for remedy in advise.remedies(plan.found, plan.on)
         if remedy.memory is not None
     ]
@@ -249,9 +254,9 @@ def runs(comparison: Comparison, sentences: Sequence[str], by: By, language: str
     entries = comparison.entries
     curves = [plots.Curve(entry.label, entry.run) for entry in entries if entry.run is not None]
     pictures = "".join(
-        f'<figure id="{key}" role="img" aria-label="{word(key, language)}"><h3>{word(key, language)}</h3>{drawn}</figure>'
+        f'<figure id="{key}"><h3>{word(key, language)}</h3>{drawn}</figure>'
         for key in ("val_loss", "train_loss")
-        if (drawn := plots.panel(curves, key, by))  # type: ignore[arg-type]
+        if (drawn := plots.panel(curves, key, by))
     )
     heads = [word(n, language) for n in ("run", "steps", "parameters", "time", "train", "val", "best_val", "at_step")]
     listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
@@ -326,7 +331,8 @@ MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "Not
 CSS = """
 :root { --good: #00704f; --good-back: #e7f5ef; --bad: #b3401a; --bad-back: #fdeee7; }
 .dark { --good: #63d3ae; --good-back: #12332a; --bad: #ff9d73; --bad-back: #40221a; }
-.gradio-container { width: 100% !important; min-width: 0; max-width: 1240px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; min-width: 0; max-width: 1240px !important; margin: 0 auto !important;
+  overflow: clip !important; /* hidden would keep the figures from staying in sight */ }
 .gradio-container :is(.main, .wrap, .contain) { width: 100%; min-width: 0; max-width: 100%; }
 #head { align-items: center; }
 #head h1 { font-size: 1.35rem; margin: 0; } #head p { margin: 0; color: var(--body-text-color-subdued); }
@@ -340,7 +346,7 @@ CSS = """
 .knob dl { margin: .4rem 0; } .knob dt { font-weight: 600; } .knob dd { margin: 0 0 .4rem; }
 .knob .said { margin: .3rem 0; }
 .halves > div { min-width: min(300px, 100%) !important; }
-#summary { position: sticky; top: 0; z-index: 20; overflow: visible; background: var(--body-background-fill);
+#summary { position: sticky; top: 0; z-index: 60; overflow: visible; background: var(--body-background-fill);
   padding: .3rem 0 .1rem !important; }
 #result { position: sticky; top: 11rem; align-self: flex-start; }
 .tiles { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .6rem; }
@@ -368,7 +374,7 @@ article code { display: inline-block; max-width: 100%; }
 .scrolls table { width: 100%; border-collapse: collapse; margin: 0; font-size: .86rem;
   font-variant-numeric: tabular-nums; }
 .scrolls :is(table, thead, tbody, tr) { border: 0 !important; box-shadow: none !important; }
-.scrolls :is(td, th) { padding: .34rem .75rem !important; text-align: right; white-space: nowrap; border: 0 !important;
+.scrolls :is(td, th) { padding: .34rem .75rem !important; text-align: right; white-space: pre; border: 0 !important;
   color: var(--body-text-color); }
 .scrolls tr + tr > td, .scrolls thead + tbody td { border-top: 1px solid var(--border-color-primary) !important; }
 .scrolls th { font-weight: 600; color: var(--body-text-color-subdued); }
@@ -398,8 +404,9 @@ article code { display: inline-block; max-width: 100%; }
 }
 @media (max-width: 600px) {
   .gradio-container { padding: 0 .5rem !important; }
-  .tiles { gap: .3rem; } .tile { padding: .25rem .4rem; border-radius: 8px; } .tile small { display: none; }
-  .tile span { font-size: .7rem; } .tile b { font-size: .9rem; white-space: nowrap; } .bar { margin-top: .15rem; }
-  #summary .said { margin: .3rem 0; padding: .3rem .6rem; font-size: .82rem; }
+  .tiles { gap: .3rem; grid-template-columns: 5fr 6fr 5fr 5fr; }
+  .tile { padding: .25rem .35rem; border-radius: 8px; } .tile small { display: none; }
+  .tile span { font-size: .66rem; white-space: nowrap; } .tile b { font-size: .85rem; white-space: nowrap; } .bar { margin-top: .15rem; }
+  #summary .said { max-height: 7rem; overflow-y: auto; margin: .3rem 0; padding: .3rem .6rem; font-size: .82rem; }
 }
 """

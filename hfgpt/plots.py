@@ -198,10 +198,16 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, title: s
         return _save(figure, Path(target))
 
 
-def panel(curves: Sequence[Curve], key: Literal["train_loss", "val_loss"], by: By) -> str:
+def panel(curves: Sequence[Curve], key: str, by: By) -> str:
     """One series of up to six runs for a page: SVG whose letters are text, without a title and a legend.
 
-    Each run has its colour of :data:`RUNS`; batches' losses are smoothed. "" where no run has such a series or axis.
+    Args:
+        curves: the runs; each has its colour of :data:`RUNS`.
+        key: 'val_loss', or 'train_loss', which is smoothed.
+        by: what it is drawn against.
+
+    Returns:
+        An <svg> element; "" where no run has such a series or axis.
     """
     series = [along(curve.run, key, by) for curve in curves]
     if not any(xs for xs, _ in series):
@@ -215,7 +221,9 @@ def panel(curves: Sequence[Curve], key: Literal["train_loss", "val_loss"], by: B
         for number, (xs, losses) in enumerate(series):
             every = -(-len(xs) // POINTS) or 1
             shown = smooth(losses[::every]) if key == "train_loss" else losses[::every]
-            style = {"marker": MARKERS[number], "ms": 4} if key == "val_loss" and len(shown) <= 40 else {}
+            style: dict[str, Any] = (
+                {"marker": MARKERS[number], "ms": 4} if key == "val_loss" and len(shown) <= 40 else {}
+            )
             axes.plot([x / scale for x in xs[::every]], shown, color=RUNS[number], lw=2, **style)
         if key == "val_loss":
             _limit_losses(axes, curves, [loss for _, losses in series for loss in losses if math.isfinite(loss)])
