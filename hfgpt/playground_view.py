@@ -406,7 +406,8 @@ article code { display: inline-block; max-width: 100%; }
   .gradio-container { padding: 0 .5rem !important; }
   .tiles { gap: .3rem; grid-template-columns: 5fr 6fr 5fr 5fr; }
   .tile { padding: .25rem .35rem; border-radius: 8px; } .tile small { display: none; }
-  .tile span { font-size: .66rem; white-space: nowrap; } .tile b { font-size: .85rem; white-space: nowrap; } .bar { margin-top: .15rem; }
+  .tile span { font-size: .66rem; white-space: nowrap; } .bar { margin-top: .15rem; }
+  .tile b { font-size: .85rem; white-space: nowrap; }
   #summary .said { max-height: 7rem; overflow-y: auto; margin: .3rem 0; padding: .3rem .6rem; font-size: .82rem; }
 }
 """
