@@ -9,6 +9,7 @@ hfgpt/compare.py, hfgpt/diagnose.py and hfgpt/sample.py. torch is loaded when th
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import threading
@@ -215,6 +216,16 @@ class Writer:
 
 
 # ----------------------------------------------------------------------------------------------------------- the page
+
+
+def slider(*given: Any, **more: Any) -> Any:
+    """A slider whose typed values come as they are: what is wrong with one is said beside it, not in a passing note.
+
+    (A subclass would be plainer, but Gradio writes a .pyi file beside the module of any subclass.)
+    """
+    made: Any = gr.Slider(*given, **more)
+    made.preprocess = lambda value: value
+    return made
 
 
 class Page:
@@ -440,26 +451,26 @@ class Page:
                 self.prompt = self._said(
                     gr.Textbox, _texts(label="prompt", info="prompt_info"), "ROMEO:", lines=3, elem_id="prompt"
                 )
-                slider = {"buttons": [], "interactive": True}
+                plain = {"buttons": [], "interactive": True}
                 self.how = [
                     self._said(
-                        gr.Slider,
+                        slider,
                         _texts(label="temperature", info="temperature_info"),
                         0,
                         2,
                         how.temperature,
                         step=0.05,
-                        **slider,
+                        **plain,
                     ),
                     self._said(gr.Number, _texts(label="top_k", info="top_k_info"), how.top_k, elem_id="top_k"),
                     self._said(
-                        gr.Slider,
+                        slider,
                         _texts(label="max_new_tokens", info="max_new_tokens_info"),
                         1,
                         2000,
                         how.max_new_tokens,
                         step=1,
-                        **slider,
+                        **plain,
                     ),
                     self._said(gr.Number, _texts(label="seed", info="seed_info"), how.seed, elem_id="seed"),
                 ]
@@ -497,7 +508,7 @@ class Page:
                 raise InputError(word("choose_run", language, f"{self.folder}/"))
             how = sample.Sampling(
                 max_new_tokens=_whole("max_new_tokens", tokens, language),
-                temperature=float(temperature if temperature is not None else "nan"),
+                temperature=math.nan if temperature is None else float(temperature),
                 top_k=None if top_k in (None, "") else _whole("top_k", top_k, language),
                 seed=_whole("seed", seed, language),
             )
@@ -581,7 +592,7 @@ def _control(knob: Knob, value: Any) -> tuple[Callable[..., Any], dict[str, Any]
     made: dict[str, Any] = {"value": value, "interactive": True, "elem_id": knob.key}
     if knob.slides:
         reach = {"minimum": knob.low, "maximum": max(knob.high, value), "step": knob.step}
-        return gr.Slider, made | reach | {"buttons": []}
+        return slider, made | reach | {"buttons": []}
     if knob.choices:
         return gr.Dropdown, made | {"choices": list(dict.fromkeys((*knob.choices, value)))}
     return gr.Checkbox if isinstance(value, bool) else gr.Number, made

@@ -45,7 +45,7 @@ def said(sentence: str, language: str) -> str:
     """What another module says in English, in the page's language as far as playground.yaml knows it."""
     if language == "zh":
         for pattern, chinese in _book()["phrases"]:
-            sentence = re.sub(rf"(?<![\w-]){pattern}" if pattern[0].isalpha() else pattern, chinese, sentence)
+            sentence = re.sub(rf"(?<![A-Za-z_-]){pattern}" if pattern[0].isalpha() else pattern, chinese, sentence)
     return sentence
 
 

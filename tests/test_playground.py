@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import runpy
@@ -43,6 +44,15 @@ def typed(recipe: str | None = STANDARD, **changes: Any) -> dict[str, Any]:
 def _in_the_checkout() -> Iterator[None]:
     with contextlib.chdir(ROOT):
         yield
+
+
+def made(folder: str | Path = "out", recipe: str | None = None) -> playground.Page:
+    """A page, built inside an event loop: outside of one, Gradio makes its own and leaves it open."""
+
+    async def build() -> playground.Page:
+        return playground.Page(folder, recipe)
+
+    return asyncio.run(build())
 
 
 # ----------------------------------------------------------------------------------------------------------- the plan
@@ -92,7 +102,7 @@ def test_a_broken_rule_is_marked_beside_its_value_in_both_languages(change: Any,
     assert found.plan is None
     assert [item.key for item in found.faults] == [key]
     assert fix in found.faults[0].fix
-    page = playground.Page("out", STANDARD)
+    page = made("out", STANDARD)
     for language in ("en", "zh"):
         shown = page._plan(language, STANDARD, CARD, *typed(**change).values())
         marks = dict(zip(page.faults, shown[5:], strict=True))
@@ -103,7 +113,7 @@ def test_a_broken_rule_is_marked_beside_its_value_in_both_languages(change: Any,
 
 
 def test_what_does_not_fit_says_what_would() -> None:
-    page = playground.Page("out", STANDARD)
+    page = made("out", STANDARD)
     large = typed(batch_size=128, block_size=2048)
     shown = page._plan("en", STANDARD, CARD, *large.values())
     assert "does not fit" in shown[0]
@@ -133,8 +143,8 @@ def test_a_recipe_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
     found = playground.answer(str(recipe), {}, None)
     assert "not valid YAML" in found.message
     with pytest.raises(InputError):
-        playground.Page("out", str(recipe))
-    assert "is not in the list" in playground.Page("out")._answer("/etc/passwd", CARD, *typed().values()).message
+        made("out", str(recipe))
+    assert "is not in the list" in made("out")._answer("/etc/passwd", CARD, *typed().values()).message
 
 
 def test_words_are_there_in_both_languages() -> None:
@@ -189,7 +199,7 @@ def test_runs_and_models_are_found_by_their_names(out: Path) -> None:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_runs_are_shown_side_by_side(out: Path, language: str) -> None:
-    page = playground.Page(out)
+    page = made(out)
     shown, *_ = page._watch(language, ["healthy.4x64", "overfitting.100k"], "tokens", "", None)
     for kind in ("healthy", "overfitting"):
         assert view._book()["kinds"][kind][language] in shown
@@ -201,7 +211,7 @@ def test_runs_are_shown_side_by_side(out: Path, language: str) -> None:
 
 
 def test_a_run_in_progress_is_followed(tmp_path: Path) -> None:
-    page = playground.Page(tmp_path)
+    page = made(tmp_path)
     assert "No run in" in page._watch("en", [], "steps", "", None)[0]
     writer = MetricsWriter(tmp_path / "live/metrics.jsonl")
     writer.path.parent.mkdir()
@@ -246,10 +256,10 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(out: Path) -> Iterator[Server]:
-    made = Server(out)
-    yield made
-    printed = made.stop()
-    assert made.process.returncode == 0
+    started = Server(out)
+    yield started
+    printed = started.stop()
+    assert started.process.returncode == 0
     assert "Traceback" not in printed, printed
 
 
@@ -257,9 +267,9 @@ def server(out: Path) -> Iterator[Server]:
 def client(server: Server) -> Iterator[Any]:
     from gradio_client import Client
 
-    made = Client(server.address, verbose=False)
-    yield made
-    made.close()
+    opened = Client(server.address, verbose=False)
+    yield opened
+    opened.close()
 
 
 def ask(client: Any, **changes: Any) -> str:
@@ -280,6 +290,8 @@ def test_the_server_plans(client: Any) -> None:
     assert "It fits" in ask(client)
     assert "14.42M" in ask(client, n_layer=8)
     assert "set n_head to 4 or 6" in ask(client, n_head=5)
+    assert "n_layer  must be an integer" in ask(client, n_layer=None)
+    assert "must be an integer, at least 1" in ask(client, batch_size=0)
 
 
 def write(client: Any, run: str = "tiny", prompt: str = "To be", **how: Any) -> list[tuple[str, str]]:
