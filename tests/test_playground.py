@@ -422,6 +422,24 @@ def test_the_page_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> 
     expect(page.locator("#status")).to_contain_text("tokens in")
     assert page.locator("#written textarea").input_value().startswith("ROMEO:")
 
+    # ... and stopped: it grows no more, and has not come to its 2000 tokens unless this machine was too busy to stop it.
+    type_number(page, "max_new_tokens", "2000")
+    written = page.locator("#written textarea")
+    for seed in ("3", "4", "5"):
+        before = written.input_value()
+        type_number(page, "seed", seed)
+        page.locator("#write").click()
+        expect(written).not_to_have_value(before)
+        page.locator("#stop").click()
+        time.sleep(1)  # for what is under way
+        stopped = written.input_value()
+        time.sleep(1)
+        assert written.input_value() == stopped
+        if "2000 tokens" not in page.locator("#status").inner_text():
+            break
+    else:
+        pytest.fail("no text was stopped")
+
     # Runs: curves and the diagnosis; narrow, too, nothing is wider than the screen.
     page.get_by_role("tab", name="Runs").click()
     expect(page.locator("#val_loss svg")).to_be_visible()
