@@ -404,6 +404,8 @@ article code { display: inline-block; max-width: 100%; }
 }
 @media (max-width: 600px) {
   .gradio-container { padding: 0 .5rem !important; }
+  #head h1 { font-size: 1.1rem; } #head p { display: none; }
+  .curves svg text { font-size: 15px !important; }
   .tiles { gap: .3rem; grid-template-columns: 5fr 6fr 5fr 5fr; }
   .tile { padding: .25rem .35rem; border-radius: 8px; } .tile small { display: none; }
   .tile span { font-size: .66rem; white-space: nowrap; } .bar { margin-top: .15rem; }
