@@ -9,6 +9,7 @@ transformers.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -33,6 +34,8 @@ BLUE, SKY, VERMILION, GREEN, ORANGE, PURPLE, GREY = (
 )  # fmt: skip
 MARKERS = "osD^vPX"
 LOSS = "loss (nats per token)"
+RUNS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # the colours of runs in one picture, in their order
+POINTS = 2000  # of a curve on a page: a screen shows no more
 By = Literal["steps", "tokens", "time"]
 
 STYLE = {
@@ -193,6 +196,44 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, title: s
         figure.legend(loc="outside right upper", title="faint: train, smoothed", fontsize=8 if many else None,
                       ncols=1 + len(curves) // 36)  # fmt: skip
         return _save(figure, Path(target))
+
+
+def panel(curves: Sequence[Curve], key: str, by: By) -> str:
+    """One series of up to six runs for a page: SVG whose letters are text, without a title and a legend.
+
+    Args:
+        curves: the runs; each has its colour of :data:`RUNS`.
+        key: 'val_loss', or 'train_loss', which is smoothed.
+        by: what it is drawn against.
+
+    Returns:
+        An <svg> element; "" where no run has such a series or axis.
+    """
+    series = [along(curve.run, key, by) for curve in curves]
+    if not any(xs for xs, _ in series):
+        return ""
+    with rc_context({**_style(), "svg.fonttype": "none", "svg.hashsalt": key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has its own fonts
+        figure = Figure(figsize=(6.4, 3.9), layout="constrained", facecolor="none")
+        axes = figure.subplots()
+        axes.set_facecolor("none")
+        scale, unit = _axis(curves, by)
+        for number, (xs, losses) in enumerate(series):
+            every = -(-len(xs) // POINTS) or 1
+            shown = smooth(losses[::every]) if key == "train_loss" else losses[::every]
+            style: dict[str, Any] = (
+                {"marker": MARKERS[number], "ms": 4} if key == "val_loss" and len(shown) <= 40 else {}
+            )
+            axes.plot([x / scale for x in xs[::every]], shown, color=RUNS[number], lw=2, **style)
+        if key == "val_loss":
+            _limit_losses(axes, curves, [loss for _, losses in series for loss in losses if math.isfinite(loss)])
+        else:
+            _fit_losses(axes, [loss for _, losses in series for loss in losses])
+        axes.set_xlabel(unit)
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: quantity(x)))
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
 
 
 def along(run: Run, key: str, by: By) -> tuple[list[float], list[float]]:
@@ -361,7 +402,7 @@ def parameters(run: Run) -> int | None:
 
 def _colours(count: int) -> list[Any]:
     if count <= 6:
-        return [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY][:count]
+        return list(RUNS[:count])
     from matplotlib import colormaps
 
     return [colormaps["viridis"](0.92 * number / (count - 1)) for number in range(count)]
