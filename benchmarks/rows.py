@@ -89,7 +89,6 @@ class Result:
     peer: list[float] | None = None
     note: str = ""
     flops: float | None = None  # of one unit (a token), where the share of the ceiling says something
-    details: dict[str, Any] = field(default_factory=dict)
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -202,9 +201,8 @@ def as_typed(setting: Setting) -> Result:
             command = [sys.executable, "train.py", *NANOGPT_README, f"--max_iters={steps}", data]
             lines = watch.run(command, setting.unbound, cwd=setting.home).lines
             peer += rates(peers.nanogpt_steps(lines)[10:], tokens)
-    if not peer:
-        return Result(ours, None, NANOGPT_MISSING)
-    return Result(ours, peer, "ours with hfgpt's own 256 byte tokens in the vocabulary")
+    flops = SMALL.flops(setting.characters.vocabulary) / tokens  # hfgpt's own 256 byte tokens are not counted
+    return Result(ours, peer or None, "" if peer else NANOGPT_MISSING, flops)
 
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -250,7 +248,7 @@ def two_processes(setting: Setting) -> Result:
         for side, processes in (("ours", 2), ("peer", 1)):
             seconds, _ = launched(setting, processes, 2 // processes, setting.steps(80))
             sides[side] += rates(seconds, SMALL.tokens)
-    return Result(sides["ours"], sides["peer"])
+    return Result(sides["ours"], sides["peer"], flops=SMALL.flops(setting.characters.vocabulary) / SMALL.tokens)
 
 
 def launched(setting: Setting, processes: int, threads: int, steps: int) -> tuple[list[float], int]:
@@ -353,7 +351,7 @@ def prepare_bpe(setting: Setting) -> Result:
     return preparation(setting, str(setting.gpt2_tokenizer), "shakespeare", megabytes=10, rounds=3)
 
 
-# ------------------------------------------------------------------------------------------------- start, memory, losses
+# ------------------------------------------------------------------------------------------------ start, memory, losses
 
 
 def start(setting: Setting) -> Result:

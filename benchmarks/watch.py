@@ -67,6 +67,11 @@ def run(
         Failed: it ended with an error, or before `until` was satisfied.
     """
     lines = list[str]()
+
+    def read() -> None:
+        for line in process.stdout:
+            lines.append(line)  # one by one, since `until` looks at them meanwhile
+
     began, peak, reached = time.perf_counter(), 0, False
     process = subprocess.Popen(
         [str(word) for word in command],
@@ -79,7 +84,7 @@ def run(
         start_new_session=True,  # what it starts ends with it
     )
     try:
-        reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)
+        reader = threading.Thread(target=read, daemon=True)
         reader.start()
         while reader.is_alive() and not reached:
             peak = max(peak, high_water(process.pid))
