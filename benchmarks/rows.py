@@ -147,12 +147,12 @@ def training(setting: Setting, shape: Shape, steps: int, warm: int, rounds: int,
 
 def small(setting: Setting) -> Result:
     """The small shape; nanoGPT also compiled, once, and the better of the two counts."""
-    return training(setting, SMALL, steps=100, warm=20, rounds=3, compiled=not setting.quick)
+    return training(setting, SMALL, steps=60, warm=20, rounds=3, compiled=not setting.quick)
 
 
 def standard(setting: Setting) -> Result:
     """The standard shape at a batch of 8."""
-    return training(setting, STANDARD, steps=6, warm=2, rounds=3, compiled=False)
+    return training(setting, STANDARD, steps=5, warm=2, rounds=2, compiled=False)
 
 
 def run_clm(setting: Setting) -> Result:
@@ -216,10 +216,12 @@ def time_to_loss(setting: Setting) -> Result:
     if setting.home is None:
         return Result([], None, NANOGPT_MISSING)
     tokens = setting.characters
-    command = [sys.executable, "train.py", *NANOGPT_README, "--max_iters=2000", "--lr_decay_iters=2000"]
-    command += [f"--dataset={tokens.nanogpt}", "--out_dir=long"]
+    steps = max(setting.steps(2000), 110)  # more than the warm-up of both
+    length = [f"--max_iters={steps}", f"--lr_decay_iters={steps}"]
+    command = [sys.executable, "train.py", *NANOGPT_README, *length, f"--dataset={tokens.nanogpt}"]
+    command += ["--out_dir=long", f"--eval_interval={min(250, steps)}", "--always_save_checkpoint=True"]
     taken = peers.nanogpt_steps(watch.run(command, setting.bound, cwd=setting.home).lines)
-    theirs = sum(taken) * 2000 / len(taken)  # for the iterations that an evaluation fell into
+    theirs = sum(taken) * steps / len(taken)  # with the iterations that an evaluation fell into
     loss = setting.inside(
         "held_out",
         checkpoint=str(setting.home / "long" / "ckpt.pt"),
@@ -229,8 +231,8 @@ def time_to_loss(setting: Setting) -> Result:
         eval_iters=200,
     )["loss"]
     folder = setting.folder()
-    command = [sys.executable, "scripts/train.py", CPU_RECIPE, *tokens.flags, f"--out_dir={folder}"]
-    watch.run([*command, "--eval_iters=200", "--eval_interval=50", "--log_interval=1"], setting.bound)
+    command = [sys.executable, "scripts/train.py", CPU_RECIPE, *tokens.flags, *length, f"--out_dir={folder}"]
+    watch.run([*command, "--eval_iters=200", "--eval_interval=100", "--log_interval=1"], setting.bound)
     lines = peers.records(folder / "metrics.jsonl")
     step_seconds = median(peers.our_steps(lines))
     reached = next((line["step"] for line in lines if line.get("val_loss", loss + 1) <= loss), None)
@@ -246,7 +248,7 @@ def two_processes(setting: Setting) -> Result:
     sides = dict[str, list[float]](ours=[], peer=[])
     for _ in range(setting.rounds(2)):
         for side, processes in (("ours", 2), ("peer", 1)):
-            seconds, _ = launched(setting, processes, 2 // processes, setting.steps(80))
+            seconds, _ = launched(setting, processes, 2 // processes, setting.steps(40))
             sides[side] += rates(seconds, SMALL.tokens)
     return Result(sides["ours"], sides["peer"], flops=SMALL.flops(setting.characters.vocabulary) / SMALL.tokens)
 
@@ -301,7 +303,7 @@ def generate_gpt2(setting: Setting) -> Result:
 
 def generate_batch(setting: Setting) -> Result:
     """Eight texts of 63 tokens, small shape: one after another here, at once by nanoGPT's generate."""
-    return generation(setting, SMALL, 63, 8, rounds=5)
+    return generation(setting, SMALL, 63, 8, rounds=3)
 
 
 # --------------------------------------------------------------------------------------------------------------- data
@@ -391,7 +393,7 @@ def memory(setting: Setting, shape: Shape, tokens: Tokens, rounds: int) -> Resul
 
 def memory_standard(setting: Setting) -> Result:
     """The standard shape."""
-    return memory(setting, STANDARD, setting.characters, rounds=2)
+    return memory(setting, STANDARD, setting.characters, rounds=1)
 
 
 def memory_gpt2(setting: Setting) -> Result:
@@ -407,7 +409,7 @@ def evaluation(setting: Setting) -> Result:
     timed by itself; and between that and the next step's beginning, for export and checkpoint.
     """
     tokens, folder, eval_iters = setting.characters, setting.folder(), 1
-    evaluations = setting.steps(4)
+    evaluations = setting.steps(3)
     flags = ["--eval_interval=2", f"--eval_iters={eval_iters}"]
     command = peers.our_command(STANDARD, tokens, 2 * evaluations, setting.device, folder)
     watch.run([word for word in command if not word.startswith("--eval_")] + flags, setting.bound)
@@ -437,7 +439,7 @@ class Row:
     title: str
     unit: str
     peer: str
-    seconds: int  # that it takes on two cores, about, for the time left
+    seconds: int  # that it takes on two slow cores, about, for the time left
     goal: float | None = 1.0  # ratio
     lower: bool = False  # is better
     long: bool = False  # runs with --long, or by its name
@@ -451,22 +453,22 @@ class Row:
 
 # fmt: off
 ROWS = (
-    Row(small, "training, small shape (4 layers, 128, block 64, batch 12)", "tokens/s", "nanoGPT", 210),
-    Row(standard, "training, standard shape (6 layers, 384, block 256, batch 8)", "tokens/s", "nanoGPT", 210),
-    Row(run_clm, "training, small shape, within one process", "tokens/s", "run_clm style", 40),
-    Row(as_typed, "the README's CPU command, nothing set", "tokens/s", "nanoGPT's README", 150, cpu_only=True),
+    Row(small, "training, small shape (4 layers, 128, block 64, batch 12)", "tokens/s", "nanoGPT", 190),
+    Row(standard, "training, standard shape (6 layers, 384, block 256, batch 8)", "tokens/s", "nanoGPT", 130),
+    Row(run_clm, "training, small shape, within one process", "tokens/s", "run_clm style", 35),
+    Row(as_typed, "the README's CPU command, nothing set", "tokens/s", "nanoGPT's README", 110, cpu_only=True),
     Row(time_to_loss, "to the loss of nanoGPT's CPU recipe", "s", "nanoGPT", 700, lower=True, long=True, cpu_only=True),
-    Row(two_processes, "small shape, two processes of one thread", "tokens/s", "one of two threads", 80, cpu_only=True),
+    Row(two_processes, "small shape, two processes of one thread", "tokens/s", "one of two threads", 65, cpu_only=True),
     Row(generate_within, "63 tokens within the block", "tokens/s", "nanoGPT", 20),
     Row(generate_past, "500 tokens past a block of 64", "tokens/s", "nanoGPT", 40),
-    Row(generate_gpt2, "200 tokens, 124M shape", "tokens/s", "nanoGPT", 120),
-    Row(generate_batch, "eight texts of 63 tokens", "tokens/s", "nanoGPT", 30),
-    Row(prepare_characters, "text to blocks, characters", "MB/s", "nanoGPT's prepare.py", 60, cpu_only=True),
-    Row(prepare_bpe, "text to blocks, GPT-2's tokens", "MB/s", "nanoGPT's prepare.py", 60, cpu_only=True),
-    Row(start, "command to first step, quick_experiment", "s", "nanoGPT", 80, lower=True, cpu_only=True),
-    Row(memory_standard, "peak memory, standard shape", "MB", "nanoGPT", 90, lower=True, cpu_only=True),
+    Row(generate_gpt2, "200 tokens, 124M shape", "tokens/s", "nanoGPT", 110),
+    Row(generate_batch, "eight texts of 63 tokens", "tokens/s", "nanoGPT", 25),
+    Row(prepare_characters, "text to blocks, characters", "MB/s", "nanoGPT's prepare.py", 45, cpu_only=True),
+    Row(prepare_bpe, "text to blocks, GPT-2's tokens", "MB/s", "nanoGPT's prepare.py", 45, cpu_only=True),
+    Row(start, "command to first step, quick_experiment", "s", "nanoGPT", 65, lower=True, cpu_only=True),
+    Row(memory_standard, "peak memory, standard shape", "MB", "nanoGPT", 40, lower=True, cpu_only=True),
     Row(memory_gpt2, "peak memory, 124M, 1024 x 4", "MB", "nanoGPT", 500, lower=True, long=True, cpu_only=True),
-    Row(evaluation, "lost to evaluations and checkpoints", "% of the time", "", 90, goal=None, lower=True),
+    Row(evaluation, "lost to evaluations and checkpoints", "% of the time", "", 80, goal=None, lower=True),
 )
 # fmt: on
 
@@ -476,7 +478,7 @@ def measure_scaling(setting: Setting) -> list[dict[str, Any]]:
     factors = watch.script("scaling.py", setting.bound, *(["--quick"] if setting.quick else []))
     counts = [count for count in (1, 2, 4) if count <= setting.threads]
     if len(counts) > 1:
-        taken = [launched(setting, count, 1, setting.steps(60)) for count in counts]
+        taken = [launched(setting, count, 1, setting.steps(40)) for count in counts]
         seconds, held = [summary(each) for each, _ in taken], [each for _, each in taken]
         factors.append(
             {

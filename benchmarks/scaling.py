@@ -73,7 +73,7 @@ def factor(name: str, values: list[int], rounds: int, iterations: int) -> dict[s
 
 def measure(quick: bool) -> list[dict[str, Any]]:
     """Every factor of a single process."""
-    rounds, iterations = (1, 2) if quick else (3, 5)
+    rounds, iterations = (1, 2) if quick else (3, 2)
     return [factor(name, values, rounds, iterations) for name, values in FACTORS.items()]
 
 
