@@ -140,8 +140,9 @@ def held_out(checkpoint: str, nanogpt: str, tokens: str, block_size: int, eval_i
     with torch.no_grad():
         for rows in np.array_split(indices, max(1, len(indices) // 12)):
             block = torch.from_numpy(stream.blocks(rows, block_size))
-            logits, _ = model(block[:, :-1], block[:, 1:])
-            nll += float(F.cross_entropy(logits.flatten(0, 1), block[:, 1:].flatten(), reduction="sum"))
+            targets = block[:, 1:].contiguous()  # with targets nanoGPT gives the logits of every position
+            logits, _ = model(block[:, :-1], targets)
+            nll += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
     return {"loss": nll / (len(indices) * block_size)}
 
 
