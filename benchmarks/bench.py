@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,6 +54,7 @@ def main() -> int:
         saved = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
         PAGE.write_text(table.page(PAGE.read_text(encoding="utf-8"), saved), encoding="utf-8")
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started ends too
     with tempfile.TemporaryDirectory(prefix="hfgpt-bench-") as scratch:
         setting = Setting(
             scratch=Path(scratch),
