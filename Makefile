@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-long check format clean
+.PHONY: train test test-long bench check format clean
 
 train: $(READY)
 	@$(BIN)/accelerate launch --quiet scripts/train.py $(RECIPE) $(ARGS)
@@ -22,6 +22,10 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
+
+# NANOGPT=path, TEXT=file and GPT2_TOKENIZER=folder reach it as environment variables; BENCH="--only small" its flags.
+bench: $(READY)
+	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,152 @@
+"""What is measured within one process, its sides in turn: steps, generation, the arithmetic of an evaluation.
+
+In:  the name of a measurement and its arguments as JSON.
+Out: JSON on the last line: samples of each side.
+
+    OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/inside.py run_clm '{"iterations": 20, "rounds": 3}'
+
+bench.py starts this in a process of its own: torch's threads, once bound, would bind whatever is started later.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peers import SMALL, STANDARD, Shape, clm_steps
+
+from hfgpt.run import Run
+from hfgpt.survey import Survey
+
+Samples = dict[str, list[float]]
+
+
+def in_turn(sides: dict[str, Callable[[], object]], rounds: int, iterations: int = 1, warm: int = 1) -> Samples:
+    """Seconds of each call, A B A B …: `rounds` times `iterations` calls of a side, after `warm` that do not count."""
+    import torch
+
+    def timed(action: Callable[[], object]) -> float:
+        began = time.perf_counter()
+        action()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        return time.perf_counter() - began
+
+    seconds: Samples = {name: [] for name in sides}
+    for name in sides:
+        for _ in range(warm):
+            sides[name]()
+    for _ in range(rounds):
+        for name, action in sides.items():
+            seconds[name] += [timed(action) for _ in range(iterations)]
+    return seconds
+
+
+def prepared(shape: Shape, vocabulary: int, device: str) -> Run:
+    """A run of the training loop's own parts, on random tokens."""
+    from hfgpt import probe
+
+    return probe.prepare(Survey(shape.config(device=device), vocabulary, "", None, None, False))
+
+
+def batch_of(run: Run, number: int) -> list[dict[str, Any]]:
+    """The batch of a step, as the training loop gets it."""
+    from hfgpt import train
+
+    return train.to_device(run.corpus.batches.micro_batches(number, 0, 1, run.micro_batch), run.device)
+
+
+def run_clm(iterations: int, rounds: int, vocabulary: int = 65, device: str = "cpu") -> Samples:
+    """Seconds a step, small shape: hfgpt's loop and one in the style of run_clm_no_trainer."""
+    from hfgpt import train
+
+    run, count = prepared(SMALL, vocabulary, device), iter(range(1_000_000))
+    blocks = np.random.default_rng(0).integers(vocabulary, size=(600, SMALL.block_size))
+
+    def ours() -> None:
+        train.train_step(run, batch_of(run, next(count)), SMALL.tokens, 1e-3)
+
+    return in_turn({"ours": ours, "peer": clm_steps(SMALL, vocabulary, blocks, device)}, rounds, iterations, warm=5)
+
+
+def generation(
+    shape: dict[str, Any], vocabulary: int, new: int, batch: int, rounds: int, nanogpt: str | None, device: str = "cpu"
+) -> Samples:
+    """Seconds for `batch` texts of `new` tokens, drawn as both sides' sample scripts draw by default.
+
+    hfgpt writes one text after another; nanoGPT's generate takes a batch. Weights are random on both sides.
+    """
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    from hfgpt import sample
+    from hfgpt.model import gpt2_config
+
+    made = Shape(**shape)
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel._from_config(gpt2_config(made.config(), vocabulary, None), attn_implementation="sdpa")
+    gpt2 = gpt2.to(device).eval()
+
+    def ours() -> None:
+        for seed in range(batch):
+            drawing = sample.Sampling(max_new_tokens=new, seed=seed)
+            for _ in sample.draw_tokens(gpt2, [0], vocabulary, None, drawing):
+                pass
+
+    sides: dict[str, Callable[[], object]] = {"ours": ours}
+    if nanogpt is not None:
+        sys.path.insert(0, nanogpt)
+        from model import GPT, GPTConfig
+
+        sizes = {key: shape[key] for key in ("n_layer", "n_head", "n_embd", "block_size")}
+        theirs = GPT(GPTConfig(vocab_size=vocabulary, bias=False, dropout=0.0, **sizes)).to(device).eval()
+        start = torch.zeros(batch, 1, dtype=torch.long, device=device)
+        sides["peer"] = lambda: theirs.generate(start, new, temperature=0.8, top_k=200)
+    with torch.no_grad():
+        for warm in (theirs,) if nanogpt is not None else ():
+            warm(torch.zeros(1, 8, dtype=torch.long, device=device))
+        next(sample.draw_tokens(gpt2, [0], vocabulary, None, sample.Sampling(max_new_tokens=2)))
+    return in_turn(sides, rounds, warm=0)
+
+
+def arithmetic(vocabulary: int, device: str = "cpu") -> dict[str, float]:
+    """Seconds of a step of the standard shape, and of the pure arithmetic of an evaluation, a token."""
+    from hfgpt import probe
+
+    measured = probe.probe(Survey(STANDARD.config(device=device), vocabulary, "", None, None, False))
+    return {"step": measured.seconds_per_step, "evaluated_token": measured.seconds_per_eval_token}
+
+
+def held_out(checkpoint: str, nanogpt: str, tokens: str, block_size: int, eval_iters: int) -> dict[str, float]:
+    """The validation loss of nanoGPT's checkpoint on the fixed blocks that hfgpt evaluates on, in nats a token."""
+    import torch
+    import torch.nn.functional as F
+
+    from hfgpt import data
+
+    sys.path.insert(0, nanogpt)
+    from model import GPT, GPTConfig
+
+    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = GPT(GPTConfig(**loaded["model_args"])).eval()
+    model.load_state_dict({key.removeprefix("_orig_mod."): value for key, value in loaded["model"].items()})
+    stream = data.TokenStream([np.fromfile(Path(tokens) / "val.bin", dtype=np.uint16)])
+    indices, nll = data.evaluation_blocks(stream, block_size, eval_iters), 0.0
+    with torch.no_grad():
+        for rows in np.array_split(indices, max(1, len(indices) // 12)):
+            block = torch.from_numpy(stream.blocks(rows, block_size))
+            targets = block[:, 1:].contiguous()  # with targets nanoGPT gives the logits of every position
+            logits, _ = model(block[:, :-1], targets)
+            nll += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+    return {"loss": nll / (len(indices) * block_size)}
+
+
+MEASUREMENTS = {each.__name__: each for each in (run_clm, generation, arithmetic, held_out)}
+
+if __name__ == "__main__":
+    print(json.dumps(MEASUREMENTS[sys.argv[1]](**json.loads(sys.argv[2]))))

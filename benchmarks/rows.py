@@ -1,0 +1,501 @@
+"""The rows of the table: what is measured of each side, and how.
+
+In:  a :class:`Setting`: where the peers are, how much to measure, the machine's ceiling.
+Out: a :class:`Result`: samples of hfgpt and of its peer. What they are called, their unit and goal are in ROWS.
+
+A row runs its sides in turn, A B A B …, so that whatever else the machine does meets both. The threads of both are
+bound to cores, except where the row is about what happens to those who set nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peers
+import scaling
+import watch
+from data_preparation import write_text
+from peers import GPT2, QUICK, SMALL, STANDARD, Shape, Tokens
+from table import median, summary
+
+NANOGPT_MISSING = "no peer: NANOGPT=path, a checkout of nanoGPT, was not given"
+
+
+@dataclass
+class Setting:
+    """What a row needs to know."""
+
+    scratch: Path
+    nanogpt: Path | None  # a checkout
+    text: Path | None  # None: the corpus that comes with hfgpt
+    gpt2_tokenizer: Path | None  # a folder with GPT-2's tokenizer
+    device: str
+    threads: int
+    quick: bool = False  # one round, without what must be compiled first
+    iterations: int | None = None  # of a side in a round; None: as many as the row asks for
+    numbers: itertools.count = field(default_factory=itertools.count)
+
+    @functools.cached_property
+    def characters(self) -> Tokens:
+        """The text by characters, for both sides."""
+        return peers.character_tokens(peers.read_text(self.text), self.scratch)
+
+    @functools.cached_property
+    def home(self) -> Path | None:
+        """Where nanoGPT is started; None without a checkout."""
+        return peers.home(self.nanogpt, self.scratch) if self.nanogpt else None
+
+    @property
+    def bound(self) -> dict[str, str]:
+        """The environment of a comparison; with an accelerator nothing is bound."""
+        return watch.environment(self.threads if self.device == "cpu" else None, self.scratch)
+
+    @property
+    def unbound(self) -> dict[str, str]:
+        """The environment of somebody who sets nothing."""
+        return watch.environment(None, self.scratch)
+
+    def rounds(self, usual: int) -> int:
+        """How often the sides take turns."""
+        return 1 if self.quick else usual
+
+    def steps(self, usual: int) -> int:
+        """How many iterations count, of one side in one round."""
+        return self.iterations or usual
+
+    def folder(self) -> Path:
+        """A name for a run folder that no other run has."""
+        return self.scratch / "runs" / str(next(self.numbers))
+
+    def inside(self, name: str, **arguments: Any) -> Any:
+        """A measurement of inside.py, in a process of its own."""
+        return watch.script("inside.py", self.bound, name, json.dumps(arguments))
+
+
+@dataclass
+class Result:
+    """Samples of both sides, in the row's unit; higher or lower is better as the row says."""
+
+    ours: list[float]
+    peer: list[float] | None = None
+    note: str = ""
+    flops: float | None = None  # of one unit (a token), where the share of the ceiling says something
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def our_run(
+    setting: Setting, shape: Shape, tokens: Tokens, steps: int, warm: int, *more: str, until_step: int | None = None
+) -> tuple[list[float], watch.Finished]:
+    """Seconds of the steps after the first `warm`; with `until_step` the run is ended when that is recorded."""
+    folder = setting.folder()
+    command = peers.our_command(shape, tokens, warm + steps, setting.device, folder, *more)
+    metrics = folder / "metrics.jsonl"
+    until = (lambda _: trained(metrics, until_step)) if until_step else None
+    done = watch.run(command, setting.bound, until=until)
+    # The first difference is that of steps 1 and 2.
+    seconds = peers.our_steps(peers.records(metrics))[max(0, warm - 1) :]
+    shutil.rmtree(folder)
+    return seconds, done
+
+
+def trained(metrics: Path, step: int) -> bool:
+    """Whether a run has recorded this step."""
+    return any("train_loss" in line and line["step"] >= step for line in peers.records(metrics))
+
+
+def nanogpt_run(
+    setting: Setting, shape: Shape, tokens: Tokens, steps: int, warm: int, compiled: bool
+) -> tuple[list[float], watch.Finished]:
+    """Seconds of the iterations after the first `warm`."""
+    command = peers.nanogpt_command(shape, tokens, warm + steps, setting.device, compiled)
+    done = watch.run(command, setting.bound, cwd=setting.home)
+    return peers.nanogpt_steps(done.lines)[max(0, warm - 1) :], done
+
+
+def rates(seconds: list[float], tokens: int) -> list[float]:
+    """Tokens a second of each step."""
+    return [tokens / each for each in seconds]
+
+
+def training(setting: Setting, shape: Shape, steps: int, warm: int, rounds: int, compiled: bool) -> Result:
+    """Tokens a second of both training scripts; with `compiled` nanoGPT runs both ways, and the better one counts."""
+    tokens, ours, modes = setting.characters, list[float](), dict[bool, list[float]]()
+    on_card = setting.device == "cuda"
+    for _ in range(setting.rounds(rounds)):
+        ours += rates(our_run(setting, shape, tokens, setting.steps(steps), warm)[0], shape.tokens)
+        for mode in {on_card, compiled or on_card} if setting.home else ():
+            taken, _ = nanogpt_run(setting, shape, tokens, setting.steps(steps), warm, mode)
+            modes.setdefault(mode, []).extend(rates(taken, shape.tokens))
+    flops = shape.flops(tokens.vocabulary) / shape.tokens
+    if not modes:
+        return Result(ours, None, NANOGPT_MISSING, flops)
+    best = max(modes, key=lambda mode: median(modes[mode]))
+    words = [f"{'compiled' if mode else 'eager'} {median(each):,.0f}" for mode, each in modes.items()]
+    return Result(ours, modes[best], ", ".join(words) if len(words) > 1 else "", flops)
+
+
+def small(setting: Setting) -> Result:
+    """The small shape. To compile takes nanoGPT a minute in the first round; later ones find it in torch's cache."""
+    return training(setting, SMALL, steps=60, warm=20, rounds=2, compiled=not setting.quick)
+
+
+def standard(setting: Setting) -> Result:
+    """The standard shape at a batch of 8."""
+    return training(setting, STANDARD, steps=5, warm=2, rounds=2, compiled=False)
+
+
+def run_clm(setting: Setting) -> Result:
+    """Steps of both loops in one process, ten of one, then ten of the other."""
+    vocabulary = setting.characters.vocabulary
+    samples = setting.inside(
+        "run_clm",
+        iterations=setting.steps(10),
+        rounds=setting.rounds(10),
+        vocabulary=vocabulary,
+        device=setting.device,
+    )
+    flops = SMALL.flops(vocabulary) / SMALL.tokens
+    return Result(*(rates(samples[side], SMALL.tokens) for side in ("ours", "peer")), flops=flops)
+
+
+# nanoGPT's README, "I only have a macbook"; the number of iterations is the benchmark's.
+NANOGPT_README = [
+    "config/train_shakespeare_char.py",
+    "--device=cpu",
+    "--compile=False",
+    "--eval_iters=20",
+    "--log_interval=1",
+    "--block_size=64",
+    "--batch_size=12",
+    "--n_layer=4",
+    "--n_head=4",
+    "--n_embd=128",
+    "--dropout=0.0",
+]
+CPU_RECIPE = "recipes/shakespeare_char_cpu.yaml"
+
+
+def as_typed(setting: Setting) -> Result:
+    """Both READMEs' commands for the CPU run, shortened; threads as each side leaves or sets them."""
+    steps, ours, peer = max(setting.steps(150), 110), list[float](), list[float]()  # more than the warm-up of both
+    tokens = SMALL.tokens
+    for _ in range(setting.rounds(2)):
+        folder = setting.folder()
+        command = [*LAUNCH, "scripts/train.py", CPU_RECIPE, f"--max_iters={steps}", f"--out_dir={folder}"]
+        command += [f"--lr_decay_iters={steps}"] + ([f"--dataset={setting.text}"] if setting.text else [])
+        watch.run(command, setting.unbound)
+        ours += rates(peers.our_steps(peers.records(folder / "metrics.jsonl")), tokens)
+        if setting.home is not None:
+            data = f"--dataset={setting.characters.nanogpt}"
+            command = [sys.executable, "train.py", *NANOGPT_README, f"--max_iters={steps}", data]
+            lines = watch.run(command, setting.unbound, cwd=setting.home).lines
+            peer += rates(peers.nanogpt_steps(lines)[10:], tokens)
+    flops = SMALL.flops(setting.characters.vocabulary) / tokens  # hfgpt's own 256 byte tokens are not counted
+    return Result(ours, peer or None, "" if peer else NANOGPT_MISSING, flops)
+
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+def time_to_loss(setting: Setting) -> Result:
+    """Seconds of training, evaluations left out, until hfgpt's recipe is at the loss that nanoGPT's recipe ends at.
+
+    Both losses are over the same 200 x 12 fixed windows of the validation split. The two runs follow one another, too
+    long to take turns: seconds are steps times the median of a step.
+    """
+    if setting.home is None:
+        return Result([], None, NANOGPT_MISSING)
+    tokens = setting.characters
+    steps = max(setting.steps(2000), 110)  # more than the warm-up of both
+    length = [f"--max_iters={steps}", f"--lr_decay_iters={steps}"]
+    command = [sys.executable, "train.py", *NANOGPT_README, *length, f"--dataset={tokens.nanogpt}"]
+    command += ["--out_dir=long", f"--eval_interval={min(250, steps)}", "--always_save_checkpoint=True"]
+    taken = peers.nanogpt_steps(watch.run(command, setting.bound, cwd=setting.home).lines)
+    theirs = median(taken) * steps
+    loss = setting.inside(
+        "held_out",
+        checkpoint=str(setting.home / "long" / "ckpt.pt"),
+        nanogpt=str(setting.home),
+        tokens=str(tokens.ours),
+        block_size=SMALL.block_size,
+        eval_iters=200,
+    )["loss"]
+    folder = setting.folder()
+    command = [sys.executable, "scripts/train.py", CPU_RECIPE, *tokens.flags, *length, f"--out_dir={folder}"]
+    watch.run([*command, "--eval_iters=200", "--eval_interval=100", "--log_interval=1"], setting.bound)
+    lines = peers.records(folder / "metrics.jsonl")
+    step_seconds = median(peers.our_steps(lines))
+    reached = next((line["step"] for line in lines if line.get("val_loss", loss + 1) <= loss), None)
+    best = min(line["val_loss"] for line in lines if "val_loss" in line)
+    if reached is None:
+        return Result([], [theirs], f"not reached: {best:.4f} at best, nanoGPT's is {loss:.4f}")
+    note = f"loss {loss:.4f}, reached at step {reached}; {best:.4f} at best"
+    return Result([reached * step_seconds], [theirs], note)
+
+
+def two_processes(setting: Setting) -> Result:
+    """Tokens a second of two processes of one thread each; the peer is hfgpt in one process of two threads."""
+    sides = dict[str, list[float]](ours=[], peer=[])
+    for _ in range(setting.rounds(2)):
+        for side, processes in (("ours", 2), ("peer", 1)):
+            seconds, _ = launched(setting, processes, 2 // processes, setting.steps(40))
+            sides[side] += rates(seconds, SMALL.tokens)
+    return Result(sides["ours"], sides["peer"], flops=SMALL.flops(setting.characters.vocabulary) / SMALL.tokens)
+
+
+def launched(setting: Setting, processes: int, threads: int, steps: int) -> tuple[list[float], int]:
+    """Seconds of the steps, and peak bytes of one process, of so many processes with so many threads each.
+
+    hfgpt gives each process cores of its own; an environment that binds would put all of them on the first.
+    """
+    folder = setting.folder()
+    command = peers.our_command(SMALL, setting.characters, 20 + steps, "cpu", folder, f"--cpu_threads={threads}")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    watch.run(launcher + command[1:] if processes > 1 else command, setting.unbound)
+    lines = peers.records(folder / "metrics.jsonl")
+    return peers.our_steps(lines)[20:], max(line.get("memory_bytes", 0) for line in lines)
+
+
+# ----------------------------------------------------------------------------------------------------------- generation
+
+
+def generation(setting: Setting, shape: Shape, new: int, batch: int, rounds: int, vocabulary: int = 65) -> Result:
+    """Tokens a second of both sides' generation, in one process."""
+    samples = setting.inside(
+        "generation",
+        shape=dataclasses.asdict(shape),
+        vocabulary=vocabulary,
+        new=setting.steps(new),
+        batch=batch,
+        rounds=setting.rounds(rounds),
+        nanogpt=str(setting.home) if setting.home else None,
+        device=setting.device,
+    )
+    made = setting.steps(new) * batch
+    peer = samples.get("peer")
+    return Result(rates(samples["ours"], made), peer and rates(peer, made), "" if peer else NANOGPT_MISSING)
+
+
+def generate_within(setting: Setting) -> Result:
+    """63 tokens of the small shape, within its block of 64."""
+    return generation(setting, SMALL, 63, 1, rounds=10)
+
+
+def generate_past(setting: Setting) -> Result:
+    """500 tokens of the small shape, past its block of 64: nanoGPT crops, hfgpt slides."""
+    return generation(setting, SMALL, 500, 1, rounds=3)
+
+
+def generate_gpt2(setting: Setting) -> Result:
+    """200 tokens of the 124M shape."""
+    return generation(setting, GPT2, 200, 1, rounds=1, vocabulary=peers.GPT2_VOCABULARY)
+
+
+def generate_batch(setting: Setting) -> Result:
+    """Eight texts of 63 tokens, small shape: one after another here, at once by nanoGPT's generate."""
+    return generation(setting, SMALL, 63, 8, rounds=3)
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def preparation(setting: Setting, tokenizer: str, script: str, megabytes: int, rounds: int) -> Result:
+    """MB/s from text to tokens on disk, on all cores; of nanoGPT's script what it takes beyond an almost empty text."""
+    ours, peer, note = list[float](), list[float](), ""
+    text = setting.scratch / "text.txt"
+    write_text(text, megabytes)
+
+    def theirs(size: int | None) -> float:
+        folder = setting.folder()
+        folder.mkdir(parents=True)
+        shutil.copy(setting.nanogpt / "data" / script / "prepare.py", folder)
+        (folder / "input.txt").write_text(text.read_text()[:size])
+        seconds = watch.run([sys.executable, "prepare.py"], setting.unbound, cwd=folder).seconds
+        shutil.rmtree(folder)
+        return seconds
+
+    for _ in range(setting.rounds(rounds)):
+        folder = setting.folder()  # a new one each time, since the cache is beside the text
+        folder.mkdir(parents=True)
+        copy = Path(shutil.copy(text, folder))
+        found = watch.script("data_preparation.py", setting.unbound, "--only", str(copy), "--tokenizer", tokenizer)
+        ours.append(megabytes / found["seconds"])
+        shutil.rmtree(folder)
+        if setting.nanogpt is None:
+            note = NANOGPT_MISSING
+            continue
+        try:
+            peer.append(megabytes / (theirs(None) - theirs(1000)))
+        except watch.Failed as failure:
+            note = f"no peer: nanoGPT's script ends with {failure}"
+    return Result(ours, peer or None, note)
+
+
+def prepare_characters(setting: Setting) -> Result:
+    """20 MB by characters, against data/shakespeare_char/prepare.py (Python and numpy)."""
+    return preparation(setting, "char", "shakespeare_char", megabytes=20, rounds=3)
+
+
+def prepare_bpe(setting: Setting) -> Result:
+    """10 MB by GPT-2's tokens, against data/shakespeare/prepare.py (tiktoken)."""
+    if setting.gpt2_tokenizer is None:
+        return Result([], None, "not measured: GPT2_TOKENIZER=path, a folder with GPT-2's tokenizer, was not given")
+    return preparation(setting, str(setting.gpt2_tokenizer), "shakespeare", megabytes=10, rounds=3)
+
+
+# ------------------------------------------------------------------------------------------------ start, memory, losses
+
+
+def start(setting: Setting) -> Result:
+    """Seconds from the command to the end of the first step, with warm caches; both make an evaluation before it."""
+    ours, peer = list[float](), list[float]()
+    for number in range(1 + setting.rounds(3)):  # the first fills caches
+        folder = setting.folder()
+        metrics = folder / "metrics.jsonl"
+        command = [*LAUNCH, "scripts/train.py", "recipes/quick_experiment.yaml", f"--out_dir={folder}"]
+        command += [f"--dataset={setting.text}"] if setting.text else []
+        taken = watch.run(command, setting.unbound, until=lambda _, metrics=metrics: trained(metrics, 1)).seconds
+        ours += [taken] if number else []
+        if setting.home is not None:
+            command = peers.nanogpt_command(QUICK, setting.characters, 500, "cpu", False, "--eval_iters=20")
+            done = watch.run(command, setting.unbound, cwd=setting.home, until=first_iteration)
+            peer += [done.seconds] if number else []
+    return Result(ours, peer or None, "" if peer else NANOGPT_MISSING)
+
+
+def first_iteration(lines: list[str]) -> bool:
+    """Whether nanoGPT has told of an iteration."""
+    return any(peers.ITERATION.match(line) for line in list(lines))
+
+
+def memory(setting: Setting, shape: Shape, tokens: Tokens, rounds: int) -> Result:
+    """Peak resident MB of both training scripts over their first steps, on a CPU."""
+    ours, peer = list[float](), list[float]()
+    for _ in range(setting.rounds(rounds)):
+        # Ended at the second step, by when the optimizer has its averages: an evaluation adds time and no memory.
+        _, done = our_run(setting, shape, tokens, 10, 0, until_step=2)
+        ours.append((done.peak_bytes or 0) / 1e6)
+        if setting.home is not None:
+            _, done = nanogpt_run(setting, shape, tokens, 2, 0, compiled=False)
+            peer.append((done.peak_bytes or 0) / 1e6)
+    return Result(ours, peer or None, "" if peer else NANOGPT_MISSING)
+
+
+def memory_standard(setting: Setting) -> Result:
+    """The standard shape."""
+    return memory(setting, STANDARD, setting.characters, rounds=1)
+
+
+def memory_gpt2(setting: Setting) -> Result:
+    """The 124M shape, blocks of 1024, a batch of 4: 4096 x 50,257 logits."""
+    return memory(setting, GPT2, peers.gpt2_tokens(GPT2.block_size, setting.scratch), rounds=1)
+
+
+def evaluation(setting: Setting) -> Result:
+    """Share (%) of the standard recipe's time that goes to its evaluations and checkpoints beyond their arithmetic.
+
+    Measured on the standard shape at a batch of 8, with an evaluation of few blocks after every second step: the
+    seconds that the record counts between a step and the end of the evaluation, less the arithmetic of the blocks as
+    timed by itself; and between that and the next step's beginning, for export and checkpoint.
+    """
+    tokens, folder, eval_iters = setting.characters, setting.folder(), 1
+    evaluations = setting.steps(3)
+    flags = ["--eval_interval=2", f"--eval_iters={eval_iters}"]
+    command = peers.our_command(STANDARD, tokens, 2 * evaluations, setting.device, folder)
+    watch.run([word for word in command if not word.startswith("--eval_")] + flags, setting.bound)
+    timed = setting.inside("arithmetic", vocabulary=tokens.vocabulary, device=setting.device)
+    token = timed["evaluated_token"]
+    lines, lost = peers.records(folder / "metrics.jsonl"), list[float]()
+    evaluated = 2 * eval_iters * 12 * STANDARD.block_size  # both splits
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        if "val_loss" in line and "train_loss" in before and "train_loss" in after:
+            step = STANDARD.tokens / after["tokens_per_second"]
+            evaluating = line["seconds"] - before["seconds"] - evaluated * token
+            lost.append(evaluating + after["seconds"] - line["seconds"] - step)
+    # The recipe: 64 sequences a step, an evaluation of 200 x 12 blocks of both splits every 250 steps.
+    interval = 250 * timed["step"] * 64 / STANDARD.batch_size + 200 * evaluated * token
+    note = f"{median(lost):.3f} s an evaluation, {interval / 250:.2f} s a step of the recipe; no peer"
+    return Result([100 * each / (interval + each) for each in lost], None, note)
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table. A ratio is above 1 where hfgpt is better, whichever way the unit counts."""
+
+    measure: Callable[[Setting], Result]
+    title: str
+    unit: str
+    peer: str
+    seconds: int  # that it takes on two slow cores, about, for the time left
+    goal: float | None = 1.0  # ratio
+    lower: bool = False  # is better
+    long: bool = False  # runs with --long, or by its name
+    cpu_only: bool = False
+
+    @property
+    def name(self) -> str:
+        """As --only takes it."""
+        return self.measure.__name__
+
+
+# fmt: off
+ROWS = (
+    Row(small, "training, small shape (4 layers, 128, block 64, batch 12)", "tokens/s", "nanoGPT", 200),
+    Row(standard, "training, standard shape (6 layers, 384, block 256, batch 8)", "tokens/s", "nanoGPT", 130),
+    Row(run_clm, "training, small shape, within one process", "tokens/s", "run_clm style", 35),
+    Row(as_typed, "the README's CPU command, nothing set", "tokens/s", "nanoGPT's README", 110, cpu_only=True),
+    Row(time_to_loss, "to the loss of nanoGPT's CPU recipe", "s", "nanoGPT", 700, lower=True, long=True, cpu_only=True),
+    Row(two_processes, "small shape, two processes of one thread", "tokens/s", "one of two threads", 65, cpu_only=True),
+    Row(generate_within, "63 tokens within the block", "tokens/s", "nanoGPT", 20),
+    Row(generate_past, "500 tokens past a block of 64", "tokens/s", "nanoGPT", 40),
+    Row(generate_gpt2, "200 tokens, 124M shape", "tokens/s", "nanoGPT", 110),
+    Row(generate_batch, "eight texts of 63 tokens", "tokens/s", "nanoGPT", 25),
+    Row(prepare_characters, "text to blocks, characters", "MB/s", "nanoGPT's prepare.py", 45, cpu_only=True),
+    Row(prepare_bpe, "text to blocks, GPT-2's tokens", "MB/s", "nanoGPT's prepare.py", 45, cpu_only=True),
+    Row(start, "command to first step, quick_experiment", "s", "nanoGPT", 65, lower=True, cpu_only=True),
+    Row(memory_standard, "peak memory, standard shape", "MB", "nanoGPT", 40, lower=True, cpu_only=True),
+    Row(memory_gpt2, "peak memory, 124M, 1024 x 4", "MB", "nanoGPT", 500, lower=True, long=True, cpu_only=True),
+    Row(evaluation, "lost to evaluations and checkpoints", "% of the time", "", 80, goal=None, lower=True),
+)
+# fmt: on
+
+
+def measure_scaling(setting: Setting) -> list[dict[str, Any]]:
+    """The factors of one process, and the number of processes."""
+    factors = watch.script("scaling.py", setting.bound, *(["--quick"] if setting.quick else []))
+    counts = [count for count in (1, 2, 4) if count <= setting.threads]
+    if len(counts) > 1:
+        taken = [launched(setting, count, 1, setting.steps(40)) for count in counts]
+        seconds, held = [summary(each) for each, _ in taken], [each for _, each in taken]
+        factors.append(
+            {
+                "factor": "processes",
+                "values": counts,
+                "seconds": seconds,
+                "bytes": held,
+                "time_exponent": scaling.exponent(counts, [each["median"] for each in seconds]),
+                "time_theory": -1.0,
+                "memory_exponent": scaling.exponent(counts, held),
+                "memory_theory": 0.0,
+            }
+        )
+    return factors
+
+
+def measure_profile(setting: Setting) -> dict[str, Any]:
+    """Where the time of a step goes, by shape."""
+    return {shape: watch.script("profile_step.py", setting.bound, shape) for shape in ("small", "standard")}

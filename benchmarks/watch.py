@@ -1,0 +1,123 @@
+"""A command watched from outside: what it printed and when, how long it took, the most memory it held.
+
+In:  a command, its folder and environment.
+Out: :class:`Finished`. The command runs as it is; nothing of it is imported here, and neither is torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+POLL = 0.05  # seconds between two looks at a process
+
+
+class Failed(Exception):
+    """A command ended with an error; the message holds the last line."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended, or was ended when it had done what was waited for."""
+
+    lines: list[str]
+    seconds: float  # from its start to its end, or to what was waited for
+    peak_bytes: int | None  # the most that its first process has held at once; None where there is no /proc
+
+
+def environment(threads: int | None, scratch: Path) -> dict[str, str]:
+    """What every side of a comparison is started with.
+
+    Args:
+        threads: OpenMP threads, each bound to a core: unbound, two may share one, which costs a multiple of a step's
+            time and decides any comparison. None leaves number and places to the program that is started.
+        scratch: a folder for its caches.
+    """
+    made = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_", "GOMP_", "KMP_"))}
+    made |= {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",  # lines are stamped as they come
+        "HF_DATASETS_CACHE": str(scratch / "cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    if threads is not None:
+        made |= {"OMP_PROC_BIND": "true", "OMP_NUM_THREADS": str(threads)}
+    return made
+
+
+def run(
+    command: Sequence[str | Path],
+    env: dict[str, str],
+    cwd: Path = ROOT,
+    until: Callable[[list[str]], bool] | None = None,
+) -> Finished:
+    """Run a command to its end, or until what it has printed so far satisfies `until`; then it is killed.
+
+    Raises:
+        Failed: it ended with an error, or before `until` was satisfied.
+    """
+    lines = list[str]()
+
+    def read() -> None:
+        for line in process.stdout:
+            lines.append(line)  # one by one, since `until` looks at them meanwhile
+
+    began, peak, reached = time.perf_counter(), 0, False
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # what it starts ends with it
+    )
+    try:
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        while reader.is_alive() and not reached:
+            peak = max(peak, high_water(process.pid))
+            reached = until is not None and until(lines)
+            reader.join(POLL if not reached else 0)
+        if not reached:
+            process.wait()
+        seconds = time.perf_counter() - began
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    if not reached and (process.returncode or until is not None):
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing printed")
+        raise Failed(f"exit code {process.returncode}: {last}")
+    return Finished(lines, seconds, peak or None)
+
+
+def high_water(pid: int) -> int:
+    """Bytes of the largest resident set a process has had so far (VmHWM); 0 where that is not to be had.
+
+    The kernel keeps the maximum, so that looking now and then misses nothing but the last moment. The maximum that
+    wait4 reports would begin with the memory of whoever started the process.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
+def script(name: str, env: dict[str, str], *arguments: str) -> Any:
+    """What a script of this folder printed as JSON on its last line."""
+    done = run([sys.executable, ROOT / "benchmarks" / name, *arguments], env)
+    return json.loads(done.lines[-1])
