@@ -102,7 +102,6 @@ def to_onnx(folder: str | Path, target: str | Path) -> float:
 def _write_onnx(model: GPT2LMHeadModel, path: Path) -> None:
     import torch
     from torch import Tensor, nn
-    from torch.export import Dim
 
     class Logits(nn.Module):
         """Token ids in, logits out: no cache, no dictionary."""
@@ -114,7 +113,8 @@ def _write_onnx(model: GPT2LMHeadModel, path: Path) -> None:
         def forward(self, input_ids: Tensor) -> Tensor:
             return self.gpt2(input_ids, use_cache=False).logits
 
-    example = torch.zeros(2, min(2, model.config.n_positions), dtype=torch.int64)  # an axis of 1 would be taken as fixed
+    # Its sizes are examples too; an axis of size 1 would be taken for one that always is.
+    example = torch.zeros(2, min(2, model.config.n_positions), dtype=torch.int64)
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)  # it warns that torchvision is not installed
@@ -244,11 +244,9 @@ def _vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> _Vocabulary:
 def _is_gpt2(pipeline: dict[str, Any]) -> bool:
     """Whether llama.cpp's pre-tokenizer "gpt-2" splits a text as this one does."""
     splitter, model = pipeline["pre_tokenizer"] or {}, pipeline["model"]
-    return (
-        (splitter.get("type"), splitter.get("use_regex"), splitter.get("add_prefix_space"))
-        == ("ByteLevel", True, False)
-        and (model["type"], model["byte_fallback"], pipeline["normalizer"]) == ("BPE", False, None)
-    )
+    split = tuple(splitter.get(key) for key in ("type", "use_regex", "add_prefix_space"))
+    pairs = (model["type"], model.get("byte_fallback", False), pipeline["normalizer"])
+    return split == ("ByteLevel", True, False) and pairs == ("BPE", False, None)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: _Vocabulary) -> None:
