@@ -99,10 +99,11 @@ def run(place: Workshop, command: str) -> str:
 def prepare_coming_from(place: Workshop) -> None:
     """What a nanoGPT user has: a configuration, prepared data, and a checkpoint with its characters beside it."""
     (place.folder / "out").mkdir()
-    torch.save(test_nanogpt.checkpoint(), place.folder / "out" / "ckpt.pt")
+    torch.save(
+        test_nanogpt.checkpoint() | {"config": {"dataset": "shakespeare_char"}}, place.folder / "out" / "ckpt.pt"
+    )
     data = place.folder / "data" / "shakespeare_char"
-    for folder in (place.folder / "out", data):
-        test_nanogpt.write_meta(folder / "meta.pkl")
+    test_nanogpt.write_meta(data / "meta.pkl")
     for name in ("train", "val"):
         np.resize(np.arange(20, dtype=np.uint16), 2000).tofile(data / f"{name}.bin")
     (place.folder / "config").mkdir()

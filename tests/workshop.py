@@ -64,7 +64,7 @@ def few_steps(words: list[str]) -> list[str]:
 class Workshop:
     """A folder with what a checkout holds; `scripts/` and the library are links, recipes and runs its own."""
 
-    def __init__(self, folder: Path, server: subprocess.Popen[str]) -> None:
+    def __init__(self, folder: Path, server: subprocess.Popen[str] | None = None) -> None:
         self.folder, self.server = folder, server
         for name in LINKED:
             (folder / name).symlink_to(ROOT / name)
@@ -76,6 +76,7 @@ class Workshop:
         Raises:
             AssertionError: it did not end with exit code 0.
         """
+        assert self.server
         assert self.server.stdin
         assert self.server.stdout
         log = self.folder / ".output"
@@ -90,13 +91,13 @@ class Workshop:
         return self.python("program.py")
 
     def shell(self, *words: str) -> str:
-        """What any other command prints, with this interpreter's own commands before those of the system."""
+        """What any other command prints to standard output, with this interpreter's own commands before those of the system."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             words, cwd=self.folder, env={**os.environ, "PATH": path}, text=True, capture_output=True, timeout=240
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        return done.stdout
 
 
 @contextmanager
