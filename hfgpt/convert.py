@@ -315,8 +315,8 @@ def _check_gguf(path: Path, tensors: dict[str, NDArray[np.float32]], vocabulary:
 
     reader = gguf.GGUFReader(path)
     read = {tensor.name: tensor.data for tensor in reader.tensors}
-    differ = sorted(tensors.keys() ^ read.keys())
-    differ += [name for name in tensors.keys() & read.keys() if not np.array_equal(read[name], tensors[name])]
+    names = sorted(tensors.keys() | read.keys())
+    differ = [name for name in names if not np.array_equal(read.get(name, []), tensors.get(name, []))]
     field = reader.get_field("tokenizer.ggml.tokens")
     if field is None or field.contents() != vocabulary.tokens:
         differ.append("the tokens")

@@ -1,4 +1,4 @@
-"""docs/ecosystem.md, section by section, typed as it stands there, with a model trained for two steps."""
+"""docs/ecosystem.md, section by section, typed as it stands there, with a small model."""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 import workshop
+from peft import PeftModel
+from transformers import GPT2LMHeadModel, pipeline
 from workshop import ROOT, Workshop
+
+from hfgpt import sample
 
 pytestmark = pytest.mark.e2e
 
 PAGE = (ROOT / "docs" / "ecosystem.md").read_text(encoding="utf-8")
 SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]}
-TEXT = "ROMEO:\nWhat light is it?\n\nJULIET:\nThe sun.\n"
+TEXT = "ROMEO:\nWhat light is it?\n\nJULIET:\nThe sun."
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """A folder with what a checkout holds, and a model of 64 characters' length in out/learning."""
+    """A folder with what a checkout holds, and in out/learning a model that has learned to write letters."""
     made = Workshop(tmp_path_factory.mktemp("ecosystem"))
-    train = ["python", "scripts/train.py", "recipes/learning.yaml", "--block_size=64"]
-    made.shell(*workshop.few_steps(train))
+    train = "python scripts/train.py recipes/learning.yaml --block_size=64 --n_embd=32 --learning_rate=1e-2"
+    made.shell(*workshop.few_steps([*train.split(), "--eval_interval=100"], steps=100))
     (made.folder / "my_text.txt").write_text(TEXT, encoding="utf-8")
     return made
 
@@ -84,7 +89,9 @@ def test_a_server_on_the_loopback(place: Workshop) -> None:
     try:
         wait_for(f"http://localhost:{port}/health", server)
         answer = run(place, program("A server").replace("8000", port))
-        assert len(answer.strip()) > 60, "fifty characters at once, and fifty in pieces"
+        assert len(answer) == 50 + 1 + 50 + 1
+        assert answer[:50] == answer[51:101], "the same seed, at once and in pieces"
+        assert len(set(answer)) > 5, "drawn, not the same letter all the time"
         request = {"model": "out/learning", "messages": [{"role": "user", "content": "Hello"}]}
         with pytest.raises(urllib.error.HTTPError) as refused:
             ask(f"http://localhost:{port}/v1/chat/completions", request)
@@ -117,11 +124,9 @@ def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 def test_onnx(place: Workshop) -> None:
     said = place.shell(*command("ONNX"))
     assert float(re.findall(r"Transformers': (\S+)", said)[0]) < 1e-5
-    greedy = """
-from transformers import pipeline
-print(pipeline("text-generation", model="out/learning")("ROMEO:", do_sample=False, max_length=26)[0]["generated_text"])
-"""
-    assert run(place, program("ONNX")) == run(place, greedy)
+    write = pipeline("text-generation", model=str(place.folder / "out" / "learning"))
+    (greedy,) = write("ROMEO:", do_sample=False, max_length=26)
+    assert run(place, program("ONNX")) == greedy["generated_text"] + "\n"
 
 
 def test_gguf(place: Workshop) -> None:
@@ -134,36 +139,27 @@ def test_lm_eval(place: Workshop) -> None:
     """Its bits per byte are those that Transformers computes: each paragraph in one window, behind a line feed."""
     table = place.shell(*command("lm-evaluation-harness"))
     (bits,) = re.findall(r"bits_per_byte\s*\|\S+\s*\|\s*([\d.]+)", table)
-    check = f"""
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer, model = (kind.from_pretrained("out/learning") for kind in (AutoTokenizer, AutoModelForCausalLM))
-nats = 0.0
-for paragraph in {TEXT.strip().split(chr(10) * 2)!r}:
-    ids = torch.tensor([[0, *tokenizer.encode(paragraph)]])
-    with torch.no_grad():
-        nats += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
-print("nats", nats)
-"""
-    nats = float(run(place, check).split("nats ")[1])
-    length = sum(len(paragraph) for paragraph in TEXT.strip().split("\n\n"))
+    paragraphs, nats = TEXT.split("\n\n"), 0.0
+    model, tokenizer = sample.load_folder(place.folder / "out" / "learning", "cpu")
+    for paragraph in paragraphs:
+        ids = torch.tensor([[0, *tokenizer.encode(paragraph)]])
+        with torch.no_grad():
+            nats += model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+    length = sum(len(paragraph) for paragraph in paragraphs)
     assert float(bits) == pytest.approx(nats / math.log(2) / length, abs=1e-3)
 
 
+# PEFT asks a model for an attribute whose name Transformers has changed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora(place: Workshop) -> None:
     """It learns, the adapter changes the logits, and the merged model's are the adapter's."""
     losses = [float(loss) for loss in re.findall(r"^loss (\S+)", run(place, program("LoRA")), re.MULTILINE)]
     assert losses[-1] < losses[0] - 0.01
-    check = """
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-load, ids = AutoModelForCausalLM.from_pretrained, torch.arange(1, 40)[None]
-with torch.no_grad():
-    base, merged = (load(folder)(ids).logits for folder in ("out/learning", "out/merged"))
-    adapted = PeftModel.from_pretrained(load("out/learning"), "out/lora")(ids).logits
-print("differences", (adapted - base).abs().max().item(), (merged - adapted).abs().max().item())
-"""
-    changed, apart = map(float, run(place, check).split("differences ")[1].split())
-    assert changed > 1e-3
-    assert apart < 1e-5
+    folders = [place.folder / "out" / name for name in ("learning", "learning", "merged")]
+    base, adapted, merged = (GPT2LMHeadModel.from_pretrained(folder).eval() for folder in folders)
+    adapted = PeftModel.from_pretrained(adapted, place.folder / "out" / "lora")
+    ids = torch.arange(1, 40)[None]
+    with torch.no_grad():
+        before, beside, within = (model(ids).logits for model in (base, adapted, merged))
+    assert (beside - before).abs().max() > 1e-2
+    torch.testing.assert_close(within, beside, rtol=0, atol=1e-5)

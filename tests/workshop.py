@@ -33,9 +33,9 @@ LINKED = (
 )
 
 # A model that trains in a second; what a command says itself stands, but for the number of steps.
-FEW_STEPS = {"device": "cpu", "max_iters": "2", "n_layer": "1", "n_head": "2", "n_embd": "8", "block_size": "32"} | {
+FEW_STEPS = {"device": "cpu", "n_layer": "1", "n_head": "2", "n_embd": "8", "block_size": "32"} | {
     "batch_size": "2", "gradient_accumulation_steps": "1", "eval_interval": "2", "eval_iters": "1", "warmup_iters": "1",
-    "lr_decay_iters": "2", "sample_prompt": "", "num_proc": "1", "process_timeout": "1m",
+    "sample_prompt": "", "num_proc": "1", "process_timeout": "1m",
 }  # fmt: skip
 
 
@@ -53,11 +53,12 @@ def commands(text: str) -> list[str]:
     return [shlex.join(line) for line in words if line]
 
 
-def few_steps(words: list[str]) -> list[str]:
+def few_steps(words: list[str], steps: int = 2) -> list[str]:
     """A training command, cut to a few steps of a tiny model."""
+    few = FEW_STEPS | {"max_iters": str(steps), "lr_decay_iters": str(steps)}
     said = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")} - {"max_iters"}
     kept = [word for word in words if not word.startswith("--max_iters=")]
-    more = [f"--{key}={value}" for key, value in FEW_STEPS.items() if key not in said]
+    more = [f"--{key}={value}" for key, value in few.items() if key not in said]
     return [*kept, *more]
 
 
@@ -91,7 +92,7 @@ class Workshop:
         return self.python("program.py")
 
     def shell(self, *words: str) -> str:
-        """What any other command prints to standard output, with this interpreter's own commands before those of the system."""
+        """What any other command prints, with this interpreter's own commands before those of the system."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             words, cwd=self.folder, env={**os.environ, "PATH": path}, text=True, capture_output=True, timeout=240
