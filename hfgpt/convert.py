@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hfgpt import sample
-from hfgpt.checkpoint import sync
 from hfgpt.config import InputError
 from hfgpt.nanogpt import TRANSPOSED
 from hfgpt.tokenizer import BYTE_TOKENS, is_char
@@ -52,6 +51,8 @@ def _new_file(target: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        from hfgpt.checkpoint import sync  # which imports torch
+
         sync(temporary)
         temporary.replace(path)
     except OSError as error:
