@@ -415,12 +415,16 @@ for _each in (_RecipeLoader, _RecipeDumper):
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a recipe file, not yet validated.
+    """The keys and values of a recipe file, not yet validated. A `.py` file is read as nanoGPT's, as literals.
 
     Raises:
         InputError: the file cannot be read, or is no YAML mapping; the message names file, line and fix.
     """
     path = Path(path)
+    if path.suffix == ".py":
+        from hfgpt import nanogpt  # the one that turns to the rest of the project, for who comes from there
+
+        return nanogpt.read_config(path)
     try:
         if path.is_dir():
             path = path / "recipe.yaml"  # a run folder is a recipe: the one that it was made with

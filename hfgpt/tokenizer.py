@@ -167,7 +167,7 @@ def characters(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.int64] | None:
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
     if (pipeline["decoder"] or {}).get("type") == "ByteLevel":
         count = _count_byte_level
-    elif _is_char(pipeline):
+    elif is_char(pipeline):
         count = _count_char
     else:
         return None
@@ -215,7 +215,7 @@ def encoder(pipeline: str) -> Encoder:
     from tokenizers import Tokenizer
 
     parsed = json.loads(pipeline)
-    if _is_char(parsed):
+    if is_char(parsed):
         return _char_encoder(parsed["model"]["vocab"])
     backend = Tokenizer.from_str(pipeline)
     backend.no_truncation()
@@ -228,7 +228,7 @@ def encoder(pipeline: str) -> Encoder:
     return _word_encoder(encode) if _splits_at_spaces(parsed) else encode
 
 
-def _is_char(pipeline: dict[str, Any]) -> bool:
+def is_char(pipeline: dict[str, Any]) -> bool:
     """Whether this is a tokenizer as :func:`train_char` makes it, whoever made it."""
     model, decoder = pipeline["model"], pipeline["decoder"] or {}
     return (

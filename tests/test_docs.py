@@ -1,33 +1,146 @@
-"""What the documents say is there: links, scripts, their flags, recipes and configurations."""
+"""What the documents say is there, and what they have one type works.
+
+Every command of README.md, CONTRIBUTING.md and docs/ is run here, or says in NOT_HERE why it cannot be; the training
+ones are cut to a few steps of a tiny model. docs/ecosystem.md is typed by test_ecosystem.py.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import test_nanogpt
+import torch
+import workshop
 from conftest import ROOT
+from workshop import Workshop
 
 from hfgpt.config import RENAMED, Config
 
-PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+TEXTS = {page.name: page.read_text("utf-8") for page in PAGES}
+COMMANDS = {name: workshop.commands(text) for name, text in TEXTS.items()}
+EVERY_COMMAND = sorted({command for commands in COMMANDS.values() for command in commands})
+# The Chinese page is compared with the English one.
+TYPED = [name for name in TEXTS if COMMANDS[name] and name not in ("README.zh-CN.md", "ecosystem.md")]
+
+EIGHT = "needs eight GPUs; test_end_to_end.py cuts the recipe for a CPU"
+TWO_HOSTS = "needs two hosts; test_reliability_long.py makes them of network namespaces"
+GRID = "three real trainings; test_sweep.py reads the grid, and a grid is run from the same page"
+TESTS = "the tests themselves"
+PART = "a part of a command, or the name of one"
+NOT_HERE = {
+    "pip install -e .": "installs an environment",
+    "pip install -e '.[elsewhere]'": "installs an environment",
+    "make test": TESTS,
+    "make test-long": TESTS,
+    "make check": "what continuous integration runs beside the tests",
+    "make format": "changes the checkout",
+    "python benchmarks/long_run.py": "takes 13 minutes",
+    "accelerate launch --config_file accelerate_configs/multi_gpu.yaml scripts/train.py recipes/production.yaml": EIGHT,
+    "accelerate launch --config_file accelerate_configs/fsdp2.yaml scripts/train.py recipes/production.yaml": EIGHT,
+    "accelerate launch --config_file accelerate_configs/multi_gpu.yaml --num_processes 2 scripts/train.py "
+    "recipes/production.yaml": "needs two GPUs",
+    "accelerate launch --config_file accelerate_configs/single_gpu.yaml scripts/train.py recipes/standard.yaml": (
+        "needs a GPU"
+    ),
+    "accelerate launch --config_file accelerate_configs/multi_node.yaml --machine_rank 0 --main_process_ip 10.0.0.1 "
+    "scripts/train.py recipes/production.yaml": TWO_HOSTS,
+    "accelerate launch --config_file accelerate_configs/multi_node.yaml --machine_rank 1 --main_process_ip 10.0.0.1 "
+    "scripts/train.py recipes/production.yaml": TWO_HOSTS,
+    "python scripts/sweep.py recipes/experiments/batch_size.yaml": GRID,
+    "python scripts/sweep.py recipes/experiments/learning_rate.yaml": GRID,
+    "python scripts/sweep.py recipes/experiments/model_size.yaml": GRID,
+    "python scripts/train.py RECIPE": PART,
+    "python scripts/diagnose.py": PART,
+    "python scripts/compare.py": PART,
+    "python scripts/evaluate.py": PART,
+    "accelerate launch --num_processes": PART,
+    "accelerate launch --max_restarts N": PART,
+    "accelerate launch --config_file accelerate_configs/fsdp2.yaml": PART,
+}
 
 
-def commands() -> list[str]:
-    """Each line of a bash block that names one of the scripts, once."""
-    blocks = [block for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
-    lines = [line for block in blocks for line in block.splitlines() if "scripts/" in line]
-    return sorted({" ".join(shlex.split(line, comments=True)) for line in lines})
+@pytest.fixture(scope="module")
+def server() -> Iterator[object]:
+    with workshop.python_server() as process:
+        yield process
+
+
+@pytest.fixture
+def place(server: object, tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path, server)  # type: ignore[arg-type]
+
+
+def run(place: Workshop, command: str) -> str:
+    """Type a command, cut as far as it trains.
+
+    `accelerate launch` with a configuration starts the launcher. Without one it is the plain command, on one process.
+    """
+    words = shlex.split(command)
+    if words[0] == "make":  # what it would type, once the environment is there
+        words = shlex.split(place.shell("make", "-n", "-o", ".venv/.ready", *words[1:]))
+        words[0] = Path(words[0]).name
+    launched = [word for word in words if word != "--quiet"]
+    if launched[:3] == ["accelerate", "launch", "scripts/train.py"]:
+        words = ["python", *launched[2:]]
+    if "scripts/train.py" in words or "scripts/sweep.py" in words:
+        words = workshop.few_steps(words)
+    if "scripts/train.py" in words and "--resume" not in words:
+        words.append("--overwrite")
+    return place.python(*words[1:]) if words[0] == "python" else place.shell(*words)
+
+
+def prepare_coming_from(place: Workshop) -> None:
+    """What a nanoGPT user has: a configuration, prepared data, and a checkpoint with its characters beside it."""
+    (place.folder / "out").mkdir()
+    torch.save(
+        test_nanogpt.checkpoint() | {"config": {"dataset": "shakespeare_char"}}, place.folder / "out" / "ckpt.pt"
+    )
+    data = place.folder / "data" / "shakespeare_char"
+    test_nanogpt.write_meta(data / "meta.pkl")
+    for name in ("train", "val"):
+        np.resize(np.arange(20, dtype=np.uint16), 2000).tofile(data / f"{name}.bin")
+    (place.folder / "config").mkdir()
+    (place.folder / "config" / "train_shakespeare_char.py").write_text(
+        "out_dir = 'out-shakespeare-char'\ndataset = 'shakespeare_char'\nbatch_size = 64\n", encoding="utf-8"
+    )
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("page", TYPED)
+def test_what_a_page_has_one_type_works(page: str, place: Workshop) -> None:
+    if page == "coming-from.md":
+        prepare_coming_from(place)
+    if page == "parameters.md":  # its command writes the page itself
+        (place.folder / "docs").unlink()
+        (place.folder / "docs").mkdir()
+    for command in dict.fromkeys(COMMANDS[page]):
+        if command not in NOT_HERE:
+            try:
+                run(place, command)
+            except AssertionError as error:
+                raise AssertionError(f"{page}: {command}\n{error}") from None
+    for program in workshop.blocks(TEXTS[page], "python"):
+        place.program(program)
+
+
+def test_what_is_not_run_is_documented() -> None:
+    assert NOT_HERE.keys() <= set(EVERY_COMMAND)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8"))
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", TEXTS[page.name])
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", [command for command in EVERY_COMMAND if "scripts/" in command])
 def test_commands_name_what_exists(command: str) -> None:
     script = re.search(r"scripts/\w+\.py", command)
     assert script
@@ -41,6 +154,8 @@ def test_commands_name_what_exists(command: str) -> None:
 
 
 def test_the_chinese_readme_mirrors_the_english_one() -> None:
-    english, chinese = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh-CN.md"))
+    english, chinese = TEXTS["README.md"], TEXTS["README.zh-CN.md"]
     for pattern in (r"^#+ ", r"^```\w*", r"^\|"):
         assert len(re.findall(pattern, chinese, re.M)) == len(re.findall(pattern, english, re.M)), pattern
+    assert COMMANDS["README.zh-CN.md"] == COMMANDS["README.md"]
+    assert workshop.blocks(chinese, "python") == workshop.blocks(english, "python")

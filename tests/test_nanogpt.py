@@ -355,7 +355,7 @@ def test_a_character_level_configuration_is_a_recipe(write_config: Any) -> None:
         warmup_iters = 100
         """
     )
-    config = configs.build(nanogpt.read_config(path), "mine")
+    config = configs.load(path, {})
     assert (config.dataset, config.tokenizer, config.out_dir) == ("shakespeare", "char", "out-mine")
     assert (config.batch_size, config.n_embd, config.dropout, config.beta2) == (64, 384, 0.2, 0.99)
     assert (config.lr_schedule, config.warmup_iters, config.min_lr) == ("cosine", 100, 1e-4)

@@ -1,0 +1,148 @@
+"""A place where the documents' commands are typed: a copy of the checkout, and a quick start for Python.
+
+Importing torch and transformers takes longer than the commands themselves, cut to a few steps, take. So one process
+imports them, and forks for each command; the child becomes `python scripts/….py …`, with its own arguments, folder,
+output and exit code. Run as a script, this file is that process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+LINKED = (
+    "Makefile",
+    "accelerate_configs",
+    "constraints.txt",
+    "docs",
+    "hfgpt",
+    "pyproject.toml",
+    "scripts",
+    "setup.cfg",
+)
+
+# A model that trains in a second; what a command says itself stands, but for the number of steps.
+FEW_STEPS = {"device": "cpu", "n_layer": "1", "n_head": "2", "n_embd": "8", "block_size": "32"} | {
+    "batch_size": "2", "gradient_accumulation_steps": "1", "eval_interval": "2", "eval_iters": "1", "warmup_iters": "1",
+    "sample_prompt": "", "num_proc": "1", "process_timeout": "1m",
+}  # fmt: skip
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """What a page has one type, in its order, without comments: lines of bash blocks, and commands inside of text."""
+    found = [line for block in blocks(text, "bash") for line in block.splitlines()]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    found += re.findall(r"`((?:make|python|accelerate launch|pip|git) [^`]+)`", prose)
+    words = [shlex.split(line, comments=True) for line in found]
+    return [shlex.join(line) for line in words if line]
+
+
+def few_steps(words: list[str], steps: int = 2) -> list[str]:
+    """A training command, cut to a few steps of a tiny model."""
+    few = FEW_STEPS | {"max_iters": str(steps), "lr_decay_iters": str(steps)}
+    said = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")} - {"max_iters"}
+    kept = [word for word in words if not word.startswith("--max_iters=")]
+    more = [f"--{key}={value}" for key, value in few.items() if key not in said]
+    return [*kept, *more]
+
+
+class Workshop:
+    """A folder with what a checkout holds; `scripts/` and the library are links, recipes and runs its own."""
+
+    def __init__(self, folder: Path, server: subprocess.Popen[str] | None = None) -> None:
+        self.folder, self.server = folder, server
+        for name in LINKED:
+            (folder / name).symlink_to(ROOT / name)
+        shutil.copytree(ROOT / "recipes", folder / "recipes")
+
+    def python(self, *words: str) -> str:
+        """What `python words…` prints; the first word is a file.
+
+        Raises:
+            AssertionError: it did not end with exit code 0.
+        """
+        assert self.server
+        assert self.server.stdin
+        assert self.server.stdout
+        log = self.folder / ".output"
+        print(json.dumps([str(self.folder), str(log), *words]), file=self.server.stdin, flush=True)
+        code, output = self.server.stdout.readline(), log.read_text(encoding="utf-8")
+        assert code == "0\n", f"exit code {code}{output}"
+        return output
+
+    def program(self, text: str) -> str:
+        """What a Python program prints; see :meth:`python`."""
+        (self.folder / "program.py").write_text(text, encoding="utf-8")
+        return self.python("program.py")
+
+    def shell(self, *words: str) -> str:
+        """What any other command prints, with this interpreter's own commands before those of the system."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            words, cwd=self.folder, env={**os.environ, "PATH": path}, text=True, capture_output=True, timeout=240
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@contextmanager
+def python_server() -> Iterator[subprocess.Popen[str]]:
+    """The process that forks, for :class:`Workshop`."""
+    with subprocess.Popen([sys.executable, __file__], stdin=-1, stdout=-1, text=True) as process:
+        yield process
+        assert process.stdin
+        process.stdin.close()  # it ends
+
+
+def _serve() -> None:
+    for name in ("matplotlib.pyplot", "hfgpt.train", "hfgpt.evaluation", "hfgpt.plan", "hfgpt.trials"):
+        __import__(name)
+    for line in sys.stdin:
+        folder, log, *words = json.loads(line)
+        child = os.fork()
+        if not child:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            for ours, theirs in ((nothing, 0), (output, 1), (output, 2)):
+                os.dup2(ours, theirs)
+            os.chdir(folder)
+            os._exit(_become(words))  # taking down what was imported would take longer than the command
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def _become(words: list[str]) -> int:
+    """Run a script; its exit code."""
+    sys.argv = words
+    try:
+        runpy.run_path(os.path.abspath(words[0]), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    _serve()
