@@ -3,10 +3,10 @@
 In:  an exported run folder (or a GPT2LMHeadModel and its tokenizer), a prompt, and how to draw.
 Out: an iterator over pieces of text, each whole characters; joined, they are the continuation.
 
-The model, its KV cache and the filters on its logits are Transformers' own; within the block the tokens are those that
-``model.generate`` would draw with the same seed. The loop around them is here for two things that ``generate`` does
-not do: it goes on past the block, and it draws from a generator of its own, so that a sample taken in the middle of
-training changes nothing in the run.
+Within the block the tokens are those that Transformers' ``model.generate`` would draw with the same seed, and the
+filters on the logits are its own. The loop is here for what ``generate`` does not do: it goes on past the block, it
+draws from generators of its own, so that a sample taken in the middle of training changes nothing in the run, and it
+takes a fraction of the time (hfgpt/decoder.py).
 
 Importing this module imports neither torch nor transformers.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,87 +184,121 @@ def generate(
     """The continuation of `prompt` as pieces of text, without the prompt, as they are drawn.
 
     Past the block the context slides: its last half is read anew and generation goes on from there, so a token costs
-    the same however long the text gets. Ends after ``max_new_tokens``, or where the model ends the text. The model is
-    in evaluation mode until the iterator ends or is closed, and then as it was; torch's global random state is
-    neither read nor changed.
+    the same however long the text gets. Ends after ``max_new_tokens``, or where the model ends the text. The model's
+    mode does not matter and does not change; torch's global random state is neither read nor changed.
+    """
+    for pieces in generate_many(model, tokenizer, prompt, sampling, 1):
+        yield pieces[0]
+
+
+def generate_many(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    sampling: Sampling | None = None,
+    samples: int = 1,
+) -> Iterator[list[str]]:
+    """Continuations of one prompt, computed side by side: at a time, a piece of text ("" for none yet) of each.
+
+    Each has the next seed and is, but for rounding, what :func:`generate` writes with that seed.
     """
     sampling = sampling or Sampling()
     ids = tokenizer.encode(prompt, add_special_tokens=False) or [start_id(tokenizer)]
-    return decode_stream(tokenizer, draw_tokens(model, ids, len(tokenizer), tokenizer.eos_token_id, sampling))
+    texts = [PieceDecoder(tokenizer) for _ in range(samples)]
+    for tokens in draw_many(model, ids, len(tokenizer), tokenizer.eos_token_id, sampling, samples):
+        pieces = ["" if token is None else text.add(token) for text, token in zip(texts, tokens, strict=True)]
+        if any(pieces):
+            yield pieces
+    if any(rest := [text.end() for text in texts]):
+        yield rest
 
 
 def draw_tokens(
     model: GPT2LMHeadModel, ids: list[int], vocabulary: int, end: int | None, sampling: Sampling
 ) -> Iterator[int]:
     """Token ids after `ids` (at least one), all below `vocabulary`, until `end` or ``max_new_tokens``."""
-    import torch
-    from transformers import DynamicCache
-
-    block = model.config.n_positions
-    generator = torch.Generator(model.device).manual_seed(sampling.seed)
-    choose = _chooser(sampling, generator)
-    context = list(ids[-block:])
-    cache, fresh = DynamicCache(config=model.config), context
-    was_training = model.training
-    model.eval()
-    try:
-        for _ in range(sampling.max_new_tokens):
-            if len(context) > block:
-                context = context[-max(1, block // 2) :]
-                cache, fresh = DynamicCache(config=model.config), context
-            with torch.no_grad():
-                inputs = torch.tensor([fresh], device=model.device)
-                output = model(inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                token = choose(output.logits[:, -1, :vocabulary].float())
-            if token == end:
-                return
-            context.append(token)
-            fresh = [token]
+    for (token,) in draw_many(model, ids, vocabulary, end, sampling, 1):
+        if token is not None:
             yield token
-    finally:
-        model.train(was_training)
 
 
-def _chooser(sampling: Sampling, generator: Any) -> Callable[[Tensor], int]:
-    """A function from the last position's logits, (1, vocabulary), to a token id."""
+def draw_many(
+    model: GPT2LMHeadModel, ids: list[int], vocabulary: int, end: int | None, sampling: Sampling, samples: int
+) -> Iterator[list[int | None]]:
+    """A token of each sample at a time; None for those that have ended. Sample i is drawn with ``seed + i``."""
+    import torch
+
+    from hfgpt.decoder import Decoder
+
+    block, device = model.config.n_positions, model.device
+    generators = [torch.Generator(device).manual_seed(sampling.seed + index) for index in range(samples)]
+    choose, decoder = _chooser(sampling, generators), Decoder(model, samples)
+    contexts = [list(ids[-block:]) for _ in range(samples)]
+    fresh = contexts
+    going = [True] * samples
+    for _ in range(sampling.max_new_tokens):
+        tokens = choose(decoder(torch.tensor(fresh, device=device))[:, :vocabulary].float())
+        going = [on and token != end for on, token in zip(going, tokens, strict=True)]
+        if not any(going):
+            return
+        yield [token if on else None for on, token in zip(going, tokens, strict=True)]
+        for context, token in zip(contexts, tokens, strict=True):
+            context.append(token)
+        fresh = [[token] for token in tokens]
+        if decoder.full:
+            contexts = [context[-max(1, block // 2) :] for context in contexts]
+            decoder.forget()
+            fresh = contexts
+
+
+def _chooser(sampling: Sampling, generators: list[Any]) -> Callable[[Tensor], list[int]]:
+    """A function from (samples, vocabulary) logits of the last position to a token id each."""
     import torch
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     if sampling.temperature == 0:
-        return lambda logits: int(logits.argmax())
+        return lambda logits: logits.argmax(-1).tolist()
     warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k is not None:
         warpers.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p is not None:
         warpers.append(TopPLogitsWarper(sampling.top_p))
 
-    def draw(logits: Tensor) -> int:
+    def draw(logits: Tensor) -> list[int]:
         for warp in warpers:
             logits = warp(None, logits)
-        return int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+        rows = logits.softmax(-1).split(1)
+        drawn = [torch.multinomial(row, 1, generator=own) for row, own in zip(rows, generators, strict=True)]
+        return torch.cat(drawn).flatten().tolist()
 
     return draw
 
 
-def decode_stream(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> Iterator[str]:
+class PieceDecoder:
     """Pieces of text for a stream of ids. A character that is spread over several tokens is held until it is whole.
 
     Each token is decoded after the piece before it, since some tokenizers write a word differently at the start of a
     text; only these few are decoded each time, so a long text costs no more a token than a short one.
     """
-    before: list[int] = []
-    pending: list[int] = []
 
-    def text(ids: list[int]) -> str:
-        return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._before: list[int] = []
+        self._pending: list[int] = []
 
-    for token in tokens:
-        pending.append(token)
-        whole = text(before + pending)
-        if whole.endswith("\ufffd") and len(pending) < MAX_HELD_TOKENS:
-            continue
-        if piece := whole[len(text(before)) :]:
-            yield piece
-        before, pending = pending, []
-    if rest := text(before + pending)[len(text(before)) :]:
-        yield rest
+    def add(self, token: int) -> str:
+        """The text that this token makes whole; "" if it is held."""
+        self._pending.append(token)
+        whole = self._text(self._before + self._pending)
+        if whole.endswith("\ufffd") and len(self._pending) < MAX_HELD_TOKENS:
+            return ""
+        piece = whole[len(self._text(self._before)) :]
+        self._before, self._pending = self._pending, []
+        return piece
+
+    def end(self) -> str:
+        """What is held, at the end of the stream."""
+        return self._text(self._before + self._pending)[len(self._text(self._before)) :]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -10,7 +10,7 @@ import sys
 
 from hfgpt import threads
 from hfgpt.config import InputError, fail
-from hfgpt.sample import Sampling, check_folder, generate, left_out, load_folder
+from hfgpt.sample import Sampling, check_folder, generate_many, left_out, load_folder
 
 
 def main() -> None:
@@ -40,19 +40,22 @@ def main() -> None:
 def run(args: argparse.Namespace) -> None:
     if args.num_samples < 1:
         raise InputError(f"num_samples = {args.num_samples}: must be at least 1")
-    seeds = range(args.seed, args.seed + args.num_samples)
-    settings = [Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, seed) for seed in seeds]
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.seed)
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
     check_folder(args.folder)
     threads.configure()
     model, tokenizer = load_folder(args.folder, args.device)
     if unknown := left_out(tokenizer, prompt):
         print(f"note: the model has no tokens for {unknown!r}; these characters are left out", file=sys.stderr)
-    for number, sampling in enumerate(settings):
-        print("-" * 15 + "\n" if number else "", prompt, sep="", end="", flush=True)
-        for piece in generate(model, tokenizer, prompt, sampling):
-            print(piece, end="", flush=True)
-        print()
+    # All are written side by side; the first is shown as it comes, the others when it is their turn.
+    texts = [""] * args.num_samples
+    print(prompt, end="", flush=True)
+    for pieces in generate_many(model, tokenizer, prompt, sampling, args.num_samples):
+        print(pieces[0], end="", flush=True)
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    print()
+    for text in texts[1:]:
+        print("-" * 15, prompt + text, sep="\n")
 
 
 def read_prompt(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,11 @@ def tokens(model: GPT2LMHeadModel, ids: list[int], sampling: Sampling, end: int 
     return list(sample.draw_tokens(model, ids, model.config.vocab_size, end, sampling))
 
 
+def decode(made: Any, ids: list[int]) -> list[str]:
+    text = sample.PieceDecoder(made)
+    return [piece for piece in [*map(text.add, ids), text.end()] if piece]
+
+
 # ---------------------------------------------------------------------------------------------- which tokens
 
 
@@ -105,7 +110,8 @@ def test_past_the_block_the_last_half_of_it_is_read_anew(model: GPT2LMHeadModel)
 def test_500_tokens_from_a_block_of_64_cost_no_more_each(chars: Any) -> None:
     model = tiny_model(chars, block=64)
     read = []
-    hook = model.transformer.wte.register_forward_hook(lambda _m, inputs, _o: read.append(inputs[0].numel()))
+    first = model.transformer.h[0].mlp.c_fc
+    hook = first.register_forward_hook(lambda _m, inputs, _o: read.append(len(inputs[0])))
     assert len(tokens(model, [1], Sampling(max_new_tokens=500))) == 500
     hook.remove()
     assert len(read) == 500
@@ -150,27 +156,19 @@ def test_the_same_seed_writes_the_same_text(model: GPT2LMHeadModel, chars: Any) 
 @given(text=st.text(max_size=40))
 def test_pieces_are_whole_characters_and_join_to_the_text(name: str, text: str, chars: Any, bpe: Any) -> None:
     made = {"chars": chars, "bpe": bpe}[name]
-    pieces = list(sample.decode_stream(made, made.encode(text, add_special_tokens=False)))
+    pieces = decode(made, made.encode(text, add_special_tokens=False))
     assert "".join(pieces) == text
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
 
 
 def test_a_piece_comes_as_soon_as_its_token(bpe: Any) -> None:
-    given_out = []
-
-    def ids() -> Iterator[int]:
-        for token in bpe.encode("be, 🙂!"):
-            given_out.append(token)
-            yield token
-
-    stream = sample.decode_stream(bpe, ids())
-    next(stream)
-    assert len(given_out) == 1
+    text = sample.PieceDecoder(bpe)
+    assert text.add(bpe.encode("be, 🙂!")[0])
 
 
 def test_bytes_that_are_no_text_do_not_hold_the_stream_up(chars: Any) -> None:
     broken = chars.convert_tokens_to_ids("<0xFF>")
-    pieces = list(sample.decode_stream(chars, [broken] * 50 + chars.encode("be")))
+    pieces = decode(chars, [broken] * 50 + chars.encode("be"))
     assert len(pieces) > 3
     assert "".join(pieces).endswith("be")
 
@@ -192,16 +190,28 @@ def test_characters_without_a_token_are_named() -> None:
 
 
 def test_sampling_changes_neither_the_random_state_nor_the_mode(model: GPT2LMHeadModel, chars: Any) -> None:
-    model.train()
+    expected = "".join(sample.generate(model.eval(), chars, "To be"))
     before = torch.get_rng_state()
-    "".join(sample.generate(model, chars, "To be"))
-    half = sample.generate(model, chars, "To be")
-    next(half)
-    assert not model.training  # no dropout in a sample
-    half.close()
+    assert "".join(sample.generate(model.train(), chars, "To be")) == expected  # no dropout in a sample
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
     model.eval()
+
+
+def test_texts_side_by_side_are_the_texts_one_by_one(model: GPT2LMHeadModel, chars: Any) -> None:
+    drawing = Sampling(max_new_tokens=100, seed=5)
+    pieces = list(sample.generate_many(model, chars, "To be", drawing, 3))
+    alone = ["".join(sample.generate(model, chars, "To be", replace(drawing, seed=seed))) for seed in (5, 6, 7)]
+    assert ["".join(text) for text in zip(*pieces, strict=True)] == alone
+    assert len(set(alone)) == 3
+
+
+def test_a_text_that_has_ended_is_silent_while_the_others_go_on(model: GPT2LMHeadModel) -> None:
+    drawing = Sampling(max_new_tokens=60, seed=5, temperature=2.0)
+    one = [list(sample.draw_tokens(model, [1], 20, 3, replace(drawing, seed=5 + index))) for index in range(4)]
+    assert len({len(tokens) for tokens in one}) > 1
+    many = list(sample.draw_many(model, [1], 20, 3, drawing, 4))
+    assert [[token for token in column if token is not None] for column in zip(*many, strict=True)] == one
 
 
 @pytest.mark.parametrize(
