@@ -79,7 +79,7 @@ def generation(
 ) -> Samples:
     """Seconds for `batch` texts of `new` tokens, drawn as both sides' sample scripts draw by default.
 
-    hfgpt writes one text after another; nanoGPT's generate takes a batch. Weights are random on both sides.
+    As the scripts do: hfgpt writes the texts side by side, nanoGPT one after another. Weights are random on both sides.
     """
     import torch
     from transformers import GPT2LMHeadModel
@@ -93,10 +93,8 @@ def generation(
     gpt2 = gpt2.to(device).eval()
 
     def ours() -> None:
-        for seed in range(batch):
-            drawing = sample.Sampling(max_new_tokens=new, seed=seed)
-            for _ in sample.draw_tokens(gpt2, [0], vocabulary, None, drawing):
-                pass
+        for _ in sample.draw_many(gpt2, [0], vocabulary, None, sample.Sampling(max_new_tokens=new), batch):
+            pass
 
     sides: dict[str, Callable[[], object]] = {"ours": ours}
     if nanogpt is not None:
@@ -105,8 +103,8 @@ def generation(
 
         sizes = {key: shape[key] for key in ("n_layer", "n_head", "n_embd", "block_size")}
         theirs = GPT(GPTConfig(vocab_size=vocabulary, bias=False, dropout=0.0, **sizes)).to(device).eval()
-        start = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        sides["peer"] = lambda: theirs.generate(start, new, temperature=0.8, top_k=200)
+        start = torch.zeros(1, 1, dtype=torch.long, device=device)
+        sides["peer"] = lambda: [theirs.generate(start, new, temperature=0.8, top_k=200) for _ in range(batch)]
     with torch.no_grad():
         for warm in (theirs,) if nanogpt is not None else ():
             warm(torch.zeros(1, 8, dtype=torch.long, device=device))

@@ -454,21 +454,21 @@ class Row:
 
 # fmt: off
 ROWS = (
-    Row(small, "training, small shape (4 layers, 128, block 64, batch 12)", "tokens/s", "nanoGPT", 200),
-    Row(standard, "training, standard shape (6 layers, 384, block 256, batch 8)", "tokens/s", "nanoGPT", 130),
-    Row(run_clm, "training, small shape, within one process", "tokens/s", "run_clm style", 35),
-    Row(as_typed, "the README's CPU command, nothing set", "tokens/s", "nanoGPT's README", 110, cpu_only=True),
-    Row(time_to_loss, "to the loss of nanoGPT's CPU recipe", "s", "nanoGPT", 700, lower=True, long=True, cpu_only=True),
-    Row(two_processes, "small shape, two processes of one thread", "tokens/s", "one of two threads", 65, cpu_only=True),
-    Row(generate_within, "63 tokens within the block", "tokens/s", "nanoGPT", 20),
-    Row(generate_past, "500 tokens past a block of 64", "tokens/s", "nanoGPT", 40),
-    Row(generate_gpt2, "200 tokens, 124M shape", "tokens/s", "nanoGPT", 110),
-    Row(generate_batch, "eight texts of 63 tokens", "tokens/s", "nanoGPT", 25),
+    Row(small, "training, small shape (4 layers, 128, block 64, batch 12)", "tokens/s", "nanoGPT", 200, 1.25),
+    Row(standard, "training, standard shape (6 layers, 384, block 256, batch 8)", "tokens/s", "nanoGPT", 130, 1.3),
+    Row(run_clm, "training, small shape, within one process", "tokens/s", "run_clm style", 35, 1.4),
+    Row(as_typed, "the README's CPU command, nothing set", "tokens/s", "nanoGPT's README", 110, 1.25, cpu_only=True),
+    Row(time_to_loss, "to nanoGPT's recipe's loss", "s", "nanoGPT", 700, 2.0, lower=True, long=True, cpu_only=True),
+    Row(two_processes, "two processes of one thread", "tokens/s", "one of two threads", 65, 0.97, cpu_only=True),
+    Row(generate_within, "63 tokens within the block", "tokens/s", "nanoGPT", 20, 1.5),
+    Row(generate_past, "500 tokens past a block of 64", "tokens/s", "nanoGPT", 40, 1.5),
+    Row(generate_gpt2, "200 tokens, 124M shape", "tokens/s", "nanoGPT", 110, 8.0),
+    Row(generate_batch, "eight texts of 63 tokens", "tokens/s", "nanoGPT", 25, 20.0),
     Row(prepare_characters, "text to blocks, characters", "MB/s", "nanoGPT's prepare.py", 45, cpu_only=True),
     Row(prepare_bpe, "text to blocks, GPT-2's tokens", "MB/s", "nanoGPT's prepare.py", 45, cpu_only=True),
     Row(start, "command to first step, quick_experiment", "s", "nanoGPT", 65, lower=True, cpu_only=True),
-    Row(memory_standard, "peak memory, standard shape", "MB", "nanoGPT", 40, lower=True, cpu_only=True),
-    Row(memory_gpt2, "peak memory, 124M, 1024 x 4", "MB", "nanoGPT", 500, lower=True, long=True, cpu_only=True),
+    Row(memory_standard, "peak memory, standard shape", "MB", "nanoGPT", 40, 1.11, lower=True, cpu_only=True),
+    Row(memory_gpt2, "peak memory, 124M, 1024 x 4", "MB", "nanoGPT", 500, 1.43, lower=True, long=True, cpu_only=True),
     Row(evaluation, "lost to evaluations and checkpoints", "% of the time", "", 80, goal=None, lower=True),
 )
 # fmt: on

@@ -97,7 +97,7 @@ class Config(BaseModel):
     project: str = setting("evaluation", "", "hfgpt", "Project name in the tracker", pattern=WORDS)
     # -- system
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = setting("system", "", "auto", "Where to train; auto takes the accelerator if there is one")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("system", "", "auto", "Precision of the arithmetic, over float32 weights; auto: bfloat16 where the accelerator has it, float16 on older ones, float32 on a CPU")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("system", "", "auto", "Precision of the arithmetic, over float32 weights; auto: bfloat16 where accelerator or CPU are fast in it, float16 on older accelerators, else float32")
     compile: bool = setting("system", "", False, "Compile the model with torch.compile: slower start, faster steps on accelerators")
     activation_checkpointing: bool = setting("system", "", False, "Recompute activations in the backward pass: less memory, about a third more time")
     fit: Literal["auto", "always", "never"] = setting("system", "", "auto", "Try a micro-batch before the first step and take a smaller one where memory does not suffice, with more accumulation: the same steps; auto: on accelerators")

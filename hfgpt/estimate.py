@@ -387,8 +387,8 @@ def _cpu(config: Config, memory_bytes: int | None, processes: int) -> Target:
     return Target(
         name=f"CPU, {cores} cores",
         kind="cpu",
-        dtype="float32" if config.dtype == "auto" else config.dtype,
-        narrow="",  # on most CPUs
+        dtype=hardware.cpu_dtype(config.n_embd) if config.dtype == "auto" else config.dtype,
+        narrow="bfloat16" if hardware.cpu_dtype(config.n_embd) == "bfloat16" else "",
         memory_bytes=(memory_bytes or hardware.cpu_memory_bytes()) // processes,
         peak=cores * hardware.TYPICAL_CPU_CORE_FLOPS / processes,
         utilisation=0.5,

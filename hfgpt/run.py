@@ -34,7 +34,7 @@ from accelerate.utils import (
 )
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from hfgpt import checkpoint, data, export, hub, optim, states, threads
+from hfgpt import checkpoint, data, export, hardware, hub, optim, states, threads
 from hfgpt import config as configs
 from hfgpt import model as models
 from hfgpt import tokenizer as tokenizers
@@ -190,7 +190,7 @@ def make_accelerator(config: Config) -> Accelerator:
     device = state.device.type
     if config.device not in ("auto", device):
         raise InputError(f"device = {config.device!r}: not available here, where training runs on {device!r}")
-    dtype = choose_dtype(config.dtype, device)
+    dtype = choose_dtype(config.dtype, device, config.n_embd)
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
         raise InputError(f"report_to = {config.report_to!r}: is not installed → pip install {config.report_to}")
     share_of_batch(config, state.num_processes)
@@ -263,7 +263,7 @@ def join_after_restart(backend: str | None) -> None:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PREPARING)
 
 
-def choose_dtype(dtype: str, device: str) -> str:
+def choose_dtype(dtype: str, device: str, n_embd: int) -> str:
     """What `dtype: auto` is on a device: bfloat16 where it is fast, float16 on older CUDA cards, else float32.
 
     Raises:
@@ -272,6 +272,8 @@ def choose_dtype(dtype: str, device: str) -> str:
     if dtype == "auto":
         if device == "cuda":
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        if device == "cpu":
+            return hardware.cpu_dtype(n_embd)
         return "bfloat16" if device == "xpu" else "float32"
     if dtype == "float16" and device == "cpu":
         raise InputError("dtype = 'float16': needs an accelerator, and this run is on a CPU → set dtype to 'float32'")

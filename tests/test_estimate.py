@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from hfgpt import config, estimate, survey
+from hfgpt import config, estimate, hardware, survey
 from hfgpt.config import Config, InputError
 from hfgpt.estimate import Measured
 from hfgpt.survey import Survey
@@ -149,7 +149,8 @@ def test_targets() -> None:
     assert estimate.target(recipe(), vram=8 * GIB).memory_bytes == 8 * GIB
     assert estimate.target(recipe(), "A100", vram=8 * GIB).memory_bytes == 8 * GIB
     cpu = estimate.target(recipe(device="cpu"))
-    assert (cpu.kind, cpu.dtype) == ("cpu", "float32")
+    assert (cpu.kind, cpu.dtype) == ("cpu", hardware.cpu_dtype(recipe().n_embd))
+    assert estimate.target(recipe(device="cpu", n_embd=128, n_head=2)).dtype == "float32"
     with pytest.raises(InputError, match="trains on the CPU"):
         estimate.target(recipe(device="cpu"), "A100")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -102,3 +103,22 @@ def test_this_machine() -> None:
 def test_the_table_needs_no_torch() -> None:
     code = "import sys, hfgpt.hardware, hfgpt.survey, hfgpt.estimate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "n_embd", "dtype"),
+    [
+        ("fpu avx2 avx512_bf16", 256, "bfloat16"),
+        ("fpu amx_bf16", 768, "bfloat16"),
+        ("fpu amx_bf16", 128, "float32"),  # its matrices are too small for it to pay
+        ("fpu avx2 avx512f", 768, "float32"),
+    ],
+)
+def test_a_cpus_precision(
+    flags: str, n_embd: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+    assert hardware.cpu_dtype(n_embd) == dtype
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "none")
+    assert hardware.cpu_dtype(n_embd) == "float32"
