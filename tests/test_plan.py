@@ -14,6 +14,7 @@ import pytest
 
 from hfgpt import config, plan
 from hfgpt.config import ConfigError, InputError
+from hfgpt.display import duration
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -209,3 +210,23 @@ def test_bad_input_exits_with_two() -> None:
     assert "must be a size" in done.stderr
     assert "Traceback" not in done.stderr
     assert script("no_such_recipe.yaml").returncode == 2
+
+
+def test_the_page_on_planning_says_what_plan_says() -> None:
+    page = (ROOT / "docs" / "planning.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| .*\|$", page, re.M)]
+    recipes = {row[0]: row[1:] for row in rows if row[0] in {recipe.stem for recipe in RECIPES}}
+    assert list(recipes) == ["quick_experiment", "learning", "standard", "production"]
+    for name, cells in recipes.items():
+        recipe = str(ROOT / "recipes" / f"{name}.yaml")
+        planned = figures(recipe, "--gpu", "RTX 3060")
+        smaller = figures(recipe, "--vram", "8GB")["recommendation"]
+        assert cells == [
+            f"{planned['parameters']['total']:,}",
+            f"{planned['parameters']['rule_of_thumb']:,}",
+            f"{planned['tokens']['per_iter']:,}",
+            f"{planned['tokens']['total']:,}",
+            f"{planned['memory']['peak_bytes'] / 2**20:,.0f}",
+            duration(planned["time"]["total_seconds"]),
+            f"{smaller['batch_size']} x {smaller['gradient_accumulation_steps']}",
+        ]
