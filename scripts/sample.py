@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 
-from hfgpt import threads
+from hfgpt import loading, threads
 from hfgpt.config import InputError, fail
 from hfgpt.sample import Sampling, check_folder, generate, left_out, load_folder
 
@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
     check_folder(args.folder)
     threads.configure()
-    model, tokenizer = load_folder(args.folder, args.device)
+    with loading.uncollected():
+        model, tokenizer = load_folder(args.folder, args.device)
     if unknown := left_out(tokenizer, prompt):
         print(f"note: the model has no tokens for {unknown!r}; these characters are left out", file=sys.stderr)
     for number, sampling in enumerate(settings):
