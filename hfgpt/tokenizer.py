@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,10 +64,15 @@ def build(config: Config, texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 def train_char(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """One token a character: those of `texts` in sorted order, then the 256 bytes that spell all others."""
+    characters = sorted(set().union(*(set(text) for text in texts)))
+    return char_of([*characters, *BYTE_TOKENS])
+
+
+def char_of(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+    """The character-level tokenizer with these tokens, id 0 first: single characters, and all of BYTE_TOKENS."""
     from tokenizers import Tokenizer, decoders, models
 
-    characters = sorted(set().union(*(set(text) for text in texts)))
-    vocabulary = {token: i for i, token in enumerate([*characters, *BYTE_TOKENS])}
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return _wrap(backend)
