@@ -40,7 +40,7 @@ from hfgpt import model as models
 from hfgpt import tokenizer as tokenizers
 from hfgpt.config import Config, InputError
 from hfgpt.display import Display
-from hfgpt.metrics import FILE_NAME, MetricsWriter
+from hfgpt.metrics import FILE_NAME, SAMPLES, MetricsWriter, truncate_samples
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names and Accelerate's
 
@@ -348,7 +348,7 @@ def seed_process(run: Run) -> None:
 
 # ----------------------------------------------------------------------------------------------------- the folder
 
-_RUN_FILES = (FILE_NAME, "samples.jsonl", "model.safetensors", "loss.png", "README.md", "recipe.yaml")
+_RUN_FILES = (FILE_NAME, SAMPLES, "model.safetensors", "loss.png", "README.md", "recipe.yaml")
 
 
 def holds_run(folder: Path) -> bool:
@@ -403,6 +403,7 @@ def _claim(run: Run, overwrite: bool, resumed_step: int | None) -> str:
         checkpoint.replace_file(folder / "recipe.yaml", configs.to_yaml(run.config))
         if resumed_step is not None:
             run.metrics.truncate_after(resumed_step)
+            truncate_samples(folder / SAMPLES, resumed_step)
     except OSError as error:
         return error.strerror or str(error)
     return ""

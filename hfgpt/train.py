@@ -11,7 +11,6 @@ averages and the random generators, and no more.
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
@@ -283,8 +282,7 @@ def announce(run: Run, figures: dict[str, float], better: bool) -> None:
         text = sample_text(run, SAMPLE_TOKENS)
         run.display.sample(text)
         if not run.config.eval_only:
-            with open(run.folder / "samples.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": run.progress.step, "text": text}, ensure_ascii=False) + "\n")
+            metrics.write_sample(run.folder / metrics.SAMPLES, run.progress.step, text)
 
 
 def sample_text(run: Run, tokens: int) -> str:

@@ -10,6 +10,7 @@ import sys
 
 from hfgpt import loading, threads
 from hfgpt.config import InputError, fail
+from hfgpt.display import for_output
 from hfgpt.sample import Sampling, check_folder, generate, left_out, load_folder
 
 
@@ -50,9 +51,9 @@ def run(args: argparse.Namespace) -> None:
     if unknown := left_out(tokenizer, prompt):
         print(f"note: the model has no tokens for {unknown!r}; these characters are left out", file=sys.stderr)
     for number, sampling in enumerate(settings):
-        print("-" * 15 + "\n" if number else "", prompt, sep="", end="", flush=True)
+        print("-" * 15 + "\n" if number else "", for_output(prompt), sep="", end="", flush=True)
         for piece in generate(model, tokenizer, prompt, sampling):
-            print(piece, end="", flush=True)
+            print(for_output(piece), end="", flush=True)
         print()
 
 
