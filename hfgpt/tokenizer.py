@@ -155,10 +155,15 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """32 hexadecimal digits that change with anything that changes the tokens of a text, and with nothing else."""
-    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
-    parts = [pipeline[key] for key in ("model", "normalizer", "pre_tokenizer", "decoder")]
-    added = sorted((token["id"], token["content"]) for token in pipeline["added_tokens"])
-    text = json.dumps([parts, added, tokenizer.eos_token_id], sort_keys=True)
+    return _fingerprint(tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id)
+
+
+@lru_cache(maxsize=2)  # asked at the start for each split and at every checkpoint, and a third of a second for GPT-2's
+def _fingerprint(pipeline: str, eos: int | None) -> str:
+    parsed = json.loads(pipeline)
+    parts = [parsed[key] for key in ("model", "normalizer", "pre_tokenizer", "decoder")]
+    added = sorted((token["id"], token["content"]) for token in parsed["added_tokens"])
+    text = json.dumps([parts, added, eos], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
