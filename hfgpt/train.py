@@ -58,6 +58,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> i
             reason = loop(run, Meter(run), stop)
         if not config.eval_only:
             finish(run, reason)
+    except BrokenPipeError:  # who read the output has gone, which is no fault of the disk
+        raise
     except OSError as error:
         raise RunError(f"step {run.progress.step}: writing failed: {error}\n{how_to_resume(run)}") from error
     except RuntimeError as error:

@@ -9,7 +9,7 @@ can be mixed.
 
 import argparse
 
-from hfgpt import compare
+from hfgpt import compare, shell
 from hfgpt.config import InputError, fail
 from hfgpt.display import for_output
 
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

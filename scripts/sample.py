@@ -5,10 +5,9 @@ cat scene.txt | python scripts/sample.py out/quick_experiment --prompt_file -
 """
 
 import argparse
-import os
 import sys
 
-from hfgpt import loading, threads
+from hfgpt import loading, shell, threads
 from hfgpt.config import InputError, fail
 from hfgpt.display import for_output
 from hfgpt.sample import Sampling, check_folder, generate, left_out, load_folder
@@ -32,8 +31,6 @@ def main() -> None:
         run(args)
     except InputError as error:
         fail(error)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -68,4 +65,4 @@ def read_prompt(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

@@ -14,7 +14,7 @@ The recipe comes first (a YAML file, or a run folder, whose own recipe is then r
 import sys
 
 from hfgpt import config as configs
-from hfgpt import loading, threads
+from hfgpt import loading, shell, threads
 
 
 def main() -> int:
@@ -41,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    shell.run(main)
