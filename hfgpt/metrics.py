@@ -3,7 +3,7 @@
 In:  what the training loop measures at a step; later a run folder, a Trainer's ``trainer_state.json``, or the log that
      nanoGPT printed.
 Out: ``metrics.jsonl`` (one JSON object a line: ``step`` and what was measured there), and records: a list of
-     dictionaries in the order of their steps, each step once.
+     dictionaries in the order of their steps, each step once. Beside it ``samples.jsonl``, with what the model wrote.
 
 Names and units: ``train_loss`` (of that step's global batch), ``train_eval_loss`` and ``val_loss`` (of the fixed
 evaluation blocks) in nats per token; ``learning_rate``; ``grad_norm`` before clipping; ``tokens_per_second``; ``mfu``
