@@ -76,7 +76,7 @@ def watched(command: list[str]) -> tuple[float, int, dict[str, float]]:
 
 def prepare_once(text: Path, tokenizer: str, cache: Path) -> None:
     """What a start does with its data; prints the seconds of `prepare` alone, and how many tokens there are."""
-    import datasets  # noqa: F401 — a training run has imported these before it comes to its data
+    import datasets  # noqa: F401 — what is measured is the work, and not the import of libraries
     from transformers import AutoTokenizer  # noqa: F401
 
     from hfgpt import data

@@ -201,19 +201,13 @@ def _some(evaluations: Sequence[Record], best: Record | None) -> list[Record]:
 
 
 def _sample(folder: Path) -> str:
-    path = folder / "samples.jsonl"
-    if not path.is_file():
+    samples = metrics.read_samples(folder / metrics.SAMPLES)
+    if not samples:
         return ""
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
-    for line in reversed(lines):
-        try:
-            sample = json.loads(line)
-            step, text = int(sample["step"]), str(sample["text"]).strip("\n")
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that a crash cut short
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-        return f"## A sample\n\nAs written at step {step:,}:\n\n{fence}text\n{text}\n{fence}"
-    return ""
+    step = next(reversed(samples))
+    text = samples[step].strip("\n")
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"## A sample\n\nAs written at step {step:,}:\n\n{fence}text\n{text}\n{fence}"
 
 
 def _recipe(recipe: Config | None) -> str:

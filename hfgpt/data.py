@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -36,7 +37,7 @@ from hfgpt.config import Config, InputError
 from hfgpt.sources import Part, Piece, Place, Sources, TextStream
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    import pyarrow as pa
     from transformers import PreTrainedTokenizerFast
 
     from hfgpt.nanogpt import Bins
@@ -77,22 +78,25 @@ def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
     Raises:
         InputError: the dataset or the tokenizer cannot be used, or is too short for one block in each split.
     """
-    import datasets
-
     from hfgpt import nanogpt
 
-    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    cache = Path(cache_dir or default_cache())
     try:
         cache.mkdir(parents=True, exist_ok=True)
         if nanogpt.holds_bins(config.dataset):
             return _prepare_bins(config, nanogpt.read_bins(config.dataset), cache)
-        with contextlib.nullcontext() if _is_main() else _quiet():  # a download has its bars, once
-            found = sources.find(config, cache)
+        found = sources.find(config, cache)
         return _prepare_stream(config, found, cache) if config.streaming else _prepare_tokens(config, found, cache)
     except OSError as error:
         raise InputError(
             f"the prepared data cannot be written: {error}\n    → set HF_DATASETS_CACHE to a folder with room for it"
         ) from None
+
+
+def default_cache() -> Path:
+    """The cache of `datasets`, as its own configuration says; the library takes half a second to import."""
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    return Path(os.environ.get("HF_DATASETS_CACHE") or os.path.join(os.path.expanduser(home), "datasets"))
 
 
 def _prepare_tokens(config: Config, found: Sources, cache: Path) -> Corpus:
@@ -162,16 +166,18 @@ def _tokenised(
     config: Config, pieces: list[Piece], made: PreTrainedTokenizerFast, key: str, cache: Path
 ) -> TokenStream:
     """The tokens of a split, from the cache or tokenised into it by all cores."""
+    dtype = _dtype(made)
+    if (rows := _cached(cache, key)) is not None:
+        return TokenStream.of(rows.column("tokens"), dtype)
     import datasets
 
-    dtype = _dtype(made)
     processes = min(len(pieces), _processes(config))
     size = sum(piece.size for piece in pieces)
-    if not (cache / "generator" / f"default-fingerprint={key}").exists() and size > 16 << 20 and _is_main():
+    if size > 16 << 20 and sources.is_main():
         print(f"Preparing {size / 1e6:,.0f} MB of {config.dataset} (once; cached in {cache})", file=sys.stderr)
     with _quiet():
         try:
-            rows = datasets.Dataset.from_generator(
+            made_rows = datasets.Dataset.from_generator(
                 _token_rows,
                 features=datasets.Features({"tokens": datasets.Value("binary")}),
                 cache_dir=str(cache),
@@ -192,7 +198,24 @@ def _tokenised(
             if os.strerror(errno.ENOSPC) in str(error.__cause__):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache)) from None
             raise
-    return TokenStream.of(rows, dtype)
+    return TokenStream.of(made_rows.data.column("tokens"), dtype)
+
+
+def _cached(cache: Path, key: str) -> pa.Table | None:
+    """The rows that `datasets` has in its cache, mapped into memory without it: a start does not wait for its import.
+
+    None where there are none, or not as they were known to be when this was written: then `datasets` is asked itself.
+    """
+    import pyarrow as pa
+
+    folder = cache / "generator" / f"default-fingerprint={key}" / "0.0.0"  # renamed to this when it is whole
+    try:
+        expected = json.loads((folder / "dataset_info.json").read_text())["splits"]["train"]["num_examples"]
+        shards = [pa.memory_map(str(path)) for path in sorted(folder.glob("generator-train*.arrow"))]
+        rows = pa.concat_tables([pa.ipc.open_stream(shard).read_all() for shard in shards])
+    except (OSError, ValueError, KeyError, TypeError):  # Arrow's own errors are among them
+        return None
+    return rows if rows.num_rows == expected and rows.column_names == ["tokens"] else None
 
 
 def _dtype(made: PreTrainedTokenizerFast) -> str:
@@ -203,10 +226,6 @@ def _processes(config: Config) -> int:
     if config.num_proc != "auto":
         return config.num_proc
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
@@ -278,10 +297,10 @@ class TokenStream:
         self._starts = [0, *np.cumsum([len(chunk) for chunk in self._chunks]).tolist()]
 
     @classmethod
-    def of(cls, rows: Dataset, dtype: str) -> TokenStream:
-        """The bytes in the column 'tokens' of a Dataset, as views of its memory-mapped Arrow buffers."""
+    def of(cls, tokens: pa.ChunkedArray, dtype: str) -> TokenStream:
+        """The bytes in a column of a Dataset, as views of its memory-mapped Arrow buffers."""
         chunks = []
-        for chunk in rows.data.column("tokens").chunks:
+        for chunk in tokens.chunks:
             _, offsets, values = chunk.buffers()
             ends = np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
             if ends[-1] > ends[0]:

@@ -56,10 +56,8 @@ class Display:
             self.say(f"step {step}/{self._total}  {describe(figures)}  {self._time_left(step)}")
 
     def sample(self, text: str) -> None:
-        """A sampled text, set apart from the figures; what would steer the terminal is shown as an unknown one."""
-        steering = {c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Zl", "Zp")}
-        plain = "".join("\ufffd" if c in steering else c for c in text.strip("\n"))
-        self.say("\n".join(f"    │ {line}" for line in plain.split("\n")))
+        """A sampled text, set apart from the figures, as :func:`visible` has it."""
+        self.say("\n".join(f"    │ {line}" for line in visible(text.strip("\n")).split("\n")))
 
     def close(self) -> None:
         """Leave the bar as it is; later lines come below it."""
@@ -71,6 +69,17 @@ class Display:
         done = step - self._initial
         seconds = (time.monotonic() - self._began) / max(1, done) * (self._total - step)
         return f"{duration(seconds)} left" if done > 0 and step < self._total else ""
+
+
+def visible(text: str) -> str:
+    """A text that cannot steer a terminal: but for line feed and tab, control characters are shown as escapes."""
+    steering = {c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in ("Cc", "Zl", "Zp")}
+    return "".join(c.encode("unicode_escape").decode() if c in steering else c for c in text) if steering else text
+
+
+def for_output(text: str) -> str:
+    """A model's text as standard output may have it: :func:`visible` on a terminal, unchanged in a pipe or a file."""
+    return visible(text) if sys.stdout.isatty() else text
 
 
 def describe(figures: dict[str, float]) -> str:

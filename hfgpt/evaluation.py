@@ -38,23 +38,33 @@ SPLITS = ("val", "train")
 
 
 def figures(nll_sum: float, tokens: int, characters: int) -> dict[str, float]:
-    """Loss (nats per token), perplexity and bits per character, by the local `evaluate` metric.
+    """Loss (nats per token), perplexity and bits per character.
 
     Args:
         nll_sum: negative log-likelihood of all targets, summed, in nats.
         tokens: number of targets.
         characters: number of characters that the targets stand for.
+
+    Raises:
+        ValueError: there are no targets or no characters.
     """
-    metric = language_model_metric()
-    metric.add_batch(nll_sum=[nll_sum], tokens=[tokens], characters=[characters])
-    return metric.compute()
+    if not tokens or not characters:
+        raise ValueError("no targets were added")
+    loss = nll_sum / tokens
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),  # e^710 overflows a float64
+        "bits_per_character": nll_sum / math.log(2) / characters,
+    }
 
 
 @functools.cache
 def language_model_metric() -> evaluate.Metric:
-    """The metric, of batches of (nll_sum, tokens, characters); built here, so that no Hub is asked, and in memory.
+    """:func:`figures` as a metric of the `evaluate` library, of batches of (nll_sum, tokens, characters).
 
-    Bits per character make models with different tokenizers comparable: nll_sum / ln 2 / characters.
+    Built here, so that no Hub is asked, and in memory. Bits per character make models with different tokenizers
+    comparable: nll_sum / ln 2 / characters. To import the library takes nearly a second, for which training does not
+    wait: it uses the formula.
     """
     library = _evaluate_library()
     import datasets
@@ -80,15 +90,7 @@ def language_model_metric() -> evaluate.Metric:
             return ""  # kept in memory: no cache folder is needed, nor made in a home that may be read-only
 
         def _compute(self, nll_sum: list[float], tokens: list[int], characters: list[int]) -> dict[str, float]:
-            nats, n_tokens, n_characters = math.fsum(nll_sum), sum(tokens), sum(characters)
-            if not n_tokens or not n_characters:
-                raise ValueError("no targets were added")
-            loss = nats / n_tokens
-            return {
-                "loss": loss,
-                "perplexity": math.exp(min(loss, 700.0)),  # e^710 overflows a float64
-                "bits_per_character": nats / math.log(2) / n_characters,
-            }
+            return figures(math.fsum(nll_sum), sum(tokens), sum(characters))
 
     return LanguageModelMetric(keep_in_memory=True)
 
@@ -194,14 +196,15 @@ def evaluate_folder(
     model = LanguageModel(gpt2, tokenizer.eos_token_id if config.document_mask else None).eval()
     count = data.CharacterCounter(tokenizer)
     indices = np.arange(stream.n_blocks(block))
-    sums, characters = list[tuple[float, int]](), 0
+    metric, tokens, characters = language_model_metric(), 0, 0
     for start in tqdm(range(0, len(indices), batch_size), unit="batch", disable=None, leave=False):
         part = indices[start : start + batch_size]
-        sums.append(evaluate_blocks(model, stream, block, part, len(part), gpt2.device))
-        characters += count(stream.blocks(part, block)[:, 1:])
-    tokens = sum(count for _, count in sums)
+        nll, targets = evaluate_blocks(model, stream, block, part, len(part), gpt2.device)
+        spelled = count(stream.blocks(part, block)[:, 1:])
+        metric.add_batch(nll_sum=[nll], tokens=[targets], characters=[spelled])
+        tokens, characters = tokens + targets, characters + spelled
     return {
-        **figures(math.fsum(nll for nll, _ in sums), tokens, characters),
+        **metric.compute(),
         "tokens": tokens,
         "characters": characters,
         "blocks": len(indices),

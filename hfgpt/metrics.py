@@ -3,7 +3,7 @@
 In:  what the training loop measures at a step; later a run folder, a Trainer's ``trainer_state.json``, or the log that
      nanoGPT printed.
 Out: ``metrics.jsonl`` (one JSON object a line: ``step`` and what was measured there), and records: a list of
-     dictionaries in the order of their steps, each step once.
+     dictionaries in the order of their steps, each step once. Beside it ``samples.jsonl``, with what the model wrote.
 
 Names and units: ``train_loss`` (of that step's global batch), ``train_eval_loss`` and ``val_loss`` (of the fixed
 evaluation blocks) in nats per token; ``learning_rate``; ``grad_norm`` before clipping; ``tokens_per_second``; ``mfu``
@@ -31,6 +31,7 @@ from hfgpt import config as configs
 from hfgpt.config import Config, InputError
 
 FILE_NAME = "metrics.jsonl"
+SAMPLES = "samples.jsonl"
 
 Record = dict[str, float]
 
@@ -66,17 +67,56 @@ class MetricsWriter:
         """Forget every record after `step`, in one atomic replacement: for a resume from the checkpoint of `step`."""
         if not self.path.exists():
             return
-        kept = [record for record in read(self.path) if record["step"] <= step]
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(map(_to_line, kept))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        _replace(self.path, (_to_line(record) for record in read(self.path) if record["step"] <= step))
+
+
+def _replace(path: Path, lines: Iterable[str]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _to_line(record: Record) -> str:
     return json.dumps({key: value if math.isfinite(value) else None for key, value in record.items()}) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------------ samples
+
+
+def write_sample(path: Path, step: int, text: str) -> None:
+    """Add what the model wrote at `step` to a run's ``samples.jsonl``."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_sample_line(step, text))
+
+
+def read_samples(path: Path) -> dict[int, str]:
+    """The texts of a ``samples.jsonl`` by their steps, in the order of the file; none where there is no file.
+
+    Of two texts of one step the later counts. A line that is none, such as one that a crash cut short, is left out.
+    """
+    samples = dict[int, str]()
+    for line in _text(path).split("\n") if path.is_file() else []:
+        try:
+            sample = json.loads(line)
+            step, text = int(sample["step"]), str(sample["text"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        samples.pop(step, None)
+        samples[step] = text
+    return samples
+
+
+def truncate_samples(path: Path, step: int) -> None:
+    """Forget every sample after `step`, as :meth:`MetricsWriter.truncate_after` does with records."""
+    if path.exists():
+        _replace(path, (_sample_line(at, text) for at, text in read_samples(path).items() if at <= step))
+
+
+def _sample_line(step: int, text: str) -> str:
+    return json.dumps({"step": step, "text": text}, ensure_ascii=False) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------------ reading

@@ -35,6 +35,10 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 COMPILED = "_orig_mod."  # what torch.compile puts before each name
 MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which older versions saved
 META_LIMIT = 64 << 20  # bytes; a vocabulary is a few kilobytes
+# What an export writes beside nanoGPT's own keys, which nanoGPT does not look at: in meta.pkl the ids of the 256 bytes,
+# in the checkpoint's config which GELU the model has.
+BYTE_IDS, ACTIVATION = "hfgpt_byte_ids", "hfgpt_activation"
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
 
 # ------------------------------------------------------------------------------------------------- prepared data
 
@@ -44,7 +48,7 @@ class Bins(NamedTuple):
 
     train: NDArray[np.uint16]  # memory-mapped, one-dimensional
     val: NDArray[np.uint16]
-    characters: list[str] | None  # by id, where the folder has a meta.pkl; None: GPT-2's tokens
+    characters: list[str] | None  # see read_meta, where the folder has a meta.pkl; None: GPT-2's tokens
 
 
 def holds_bins(folder: str | Path) -> bool:
@@ -81,6 +85,8 @@ class _PlainUnpickler(pickle.Unpickler):
 def read_meta(path: str | Path) -> list[str]:
     """The characters of a character-level ``meta.pkl``, in the order of their ids.
 
+    Where a model of ours was exported, the ids of bytes have the names of :data:`hfgpt.tokenizer.BYTE_TOKENS`.
+
     Raises:
         InputError: the file cannot be read, holds more than plain data, or is no vocabulary of single characters.
     """
@@ -90,26 +96,41 @@ def read_meta(path: str | Path) -> list[str]:
         with open(path, "rb") as file:
             meta = _PlainUnpickler(file).load()
         itos = meta["itos"]
-        characters = [itos[i] for i in range(len(itos))]
+        tokens = [itos[i] for i in range(len(itos))]
+        byte_ids = meta.get(BYTE_IDS) or []
+        spelled = {i: tokens[i] for i in byte_ids}
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except InputError:
         raise
     except Exception as error:  # a damaged pickle raises nearly anything
         raise InputError(f"{path}: is no vocabulary that can be read safely: {error!r}") from None
-    if not characters or not all(isinstance(c, str) and len(c) == 1 for c in characters):
+    if byte_ids and (
+        len(byte_ids) != 256 or len(spelled) != 256 or not all(type(i) is int and i >= 0 for i in spelled)
+    ):
+        raise InputError(f"{path}: does not give each byte one id")
+    characters = [token for i, token in enumerate(tokens) if i not in spelled]
+    if not tokens or not all(isinstance(c, str) and len(c) == 1 for c in characters):
         raise InputError(f"{path}: is no vocabulary of single characters; give the model's own tokenizer instead")
     if len(set(characters)) < len(characters):
         raise InputError(f"{path}: gives a character two ids")
-    return characters
+    from hfgpt.tokenizer import BYTE_TOKENS
+
+    for i, token in zip(byte_ids, BYTE_TOKENS, strict=False):
+        tokens[i] = token
+    return tokens
 
 
 def char_tokenizer(characters: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer with exactly these characters, id 0 first. As in nanoGPT there is no token for any other; such
-    characters are left out of a text."""
+    characters are left out of a text, unless the 256 bytes are among the tokens, which spell them."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
+    from hfgpt.tokenizer import BYTE_TOKENS, char_of
+
+    if set(BYTE_TOKENS) <= set(characters):
+        return char_of(characters)
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(characters)}, merges=[]))
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -182,6 +203,9 @@ def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
     }
     try:
         config = _gpt2_config(loaded["model_args"], state, eos)
+        settings = loaded.get("config")
+        if isinstance(settings, dict) and settings.get(ACTIVATION) in ACTIVATIONS:
+            config.activation_function = settings[ACTIVATION]
         with torch.device("meta"):
             expected = GPT2LMHeadModel(config).state_dict()
     except (KeyError, TypeError, ValueError) as error:
@@ -281,7 +305,8 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
         notes.append("nanoGPT knows GPT-2's tokens and characters alone; it cannot decode this tokenizer's tokens")
     if gpt2.config.activation_function != "gelu":
         notes.append("GELU is exact in nanoGPT and GPT-2's approximation here: its logits differ in the third decimal")
-    checkpoint = {"model": _to_nanogpt(gpt2), "model_args": _model_args(gpt2.config), "config": {"dataset": name}}
+    settings = {"dataset": name, ACTIVATION: gpt2.config.activation_function}
+    checkpoint = {"model": _to_nanogpt(gpt2), "model_args": _model_args(gpt2.config), "config": settings}
     _replace(out / "ckpt.pt", lambda path: torch.save(checkpoint, path))
     return notes
 
@@ -309,7 +334,8 @@ def _to_nanogpt(gpt2: GPT2LMHeadModel) -> dict[str, Tensor]:
 def _meta(tokenizer: Any) -> dict[str, Any] | None:
     """What nanoGPT's meta.pkl holds, for a character-level tokenizer; None for any other.
 
-    A byte token stands for its ASCII character; one that is a part of a longer character decodes to U+FFFD.
+    For nanoGPT a byte token stands for its ASCII character; one that is a part of a longer character decodes to U+FFFD.
+    Beside it is said which ids those are, so that :func:`read_meta` reads the tokenizer back.
     """
     from hfgpt.tokenizer import BYTE_TOKENS
 
@@ -325,7 +351,10 @@ def _meta(tokenizer: Any) -> dict[str, Any] | None:
             i = stoi.pop(token)
             itos[i] = chr(byte) if byte < 128 else "\ufffd"
             stoi.setdefault(itos[i], i)
-    return {"vocab_size": len(itos), "itos": itos, "stoi": stoi}
+    meta = {"vocab_size": len(itos), "itos": itos, "stoi": stoi}
+    if set(BYTE_TOKENS) <= vocabulary.keys():
+        meta[BYTE_IDS] = [vocabulary[token] for token in BYTE_TOKENS]
+    return meta
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import warnings
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -34,13 +35,13 @@ from accelerate.utils import (
 )
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from hfgpt import checkpoint, data, export, hardware, hub, optim, states, threads
+from hfgpt import checkpoint, data, estimate, export, hardware, hub, optim, states, threads
 from hfgpt import config as configs
 from hfgpt import model as models
 from hfgpt import tokenizer as tokenizers
 from hfgpt.config import Config, InputError
 from hfgpt.display import Display
-from hfgpt.metrics import FILE_NAME, MetricsWriter
+from hfgpt.metrics import FILE_NAME, SAMPLES, MetricsWriter, truncate_samples
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names and Accelerate's
 
@@ -133,6 +134,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
         check_folder(config, resume, overwrite)
     accelerator = make_accelerator(config)
     micro_batch = share_of_batch(config, accelerator.num_processes)
+    check_size(config, accelerator)
     display = Display(config.max_iters, accelerator.is_main_process)
     corpus = prepare_corpus(config, accelerator)
     saved = find_checkpoint(config, display) if resume else None
@@ -321,6 +323,64 @@ def share_of_batch(config: Config, processes: int) -> int:
     return next(size for size in range(min(config.batch_size, share), 0, -1) if share % size == 0)
 
 
+STATE = 16  # bytes a parameter: weight, gradient and AdamW's two averages, in float32
+
+
+def check_size(config: Config, accelerator: Accelerator) -> None:
+    """Refuse a model that no step of could fit, before a corpus is prepared for it or the system ends the process.
+
+    What is counted is less than a run takes: the blocks alone, without embeddings, activations and libraries. So
+    nothing is refused that might train; what is too large by less is found at the first step.
+
+    Raises:
+        InputError: the blocks take more than there is; says how much, and which n_embd would do.
+    """
+    if config.pretrained:  # its own shape is not known yet
+        return
+    total, where = memory_for_state(accelerator)
+    each = 4 if config.eval_only else STATE
+    need = each * _block_parameters(config)
+    if total is None or need <= total:
+        return
+    head = config.n_head
+    widths = range(head, config.n_embd, head)
+    fitting = bisect_right(widths, total, key=lambda width: each * _block_parameters(config, width))
+    advice = f"n_embd = {widths[fitting - 1]} at most with this n_layer" if fitting else "a smaller n_layer and n_embd"
+    parts = "weights" if config.eval_only else "weights, gradients and optimizer"
+    raise InputError(
+        f"n_layer = {config.n_layer}, n_embd = {config.n_embd}: {_block_parameters(config):,} parameters; their "
+        f"{parts} take {need / 2**30:,.1f} GiB, and {where} {total / 2**30:,.1f} GiB\n"
+        f"    → {advice}; python scripts/plan.py says what a recipe takes"
+    )
+
+
+def _block_parameters(config: Config, width: int | None = None) -> int:
+    """Parameters of the Transformer blocks, also with another n_embd."""
+    counted = estimate.parameters(config.model_copy(update={"n_embd": width or config.n_embd}), vocab_size=0)
+    return counted.attention + counted.mlp + counted.norms
+
+
+def memory_for_state(accelerator: Accelerator) -> tuple[int | None, str]:
+    """Bytes that one copy of weights, gradients and averages may take, and whose; None where that is not known.
+
+    Replicas on a CPU share the machine's memory; shards (FSDP) have all of their devices' together.
+    """
+    kind, device, processes = accelerator.distributed_type, accelerator.device, accelerator.num_processes
+    sharded = kind == DistributedType.FSDP
+    if kind == DistributedType.DEEPSPEED or (sharded and accelerator.state.fsdp_plugin.cpu_offload):
+        return None, ""  # the state may be in host memory, or on a disk
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device).total_memory
+        return (card * processes, f"{processes} cards have") if sharded else (card, "the card has")
+    if device.type not in ("cpu", "mps"):
+        return None, ""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    memory = hardware.cpu_memory_bytes()
+    if sharded:
+        return memory * processes // here, "this machine has" if here == processes else "these machines have"
+    return memory // here, f"each of {here} processes here has" if here > 1 else "this machine has"
+
+
 def prepare_corpus(config: Config, accelerator: Accelerator) -> data.Corpus:
     """The corpus, made by one process of each machine and read from the cache by the others.
 
@@ -350,7 +410,7 @@ def seed_process(run: Run) -> None:
 
 # ----------------------------------------------------------------------------------------------------- the folder
 
-_RUN_FILES = (FILE_NAME, "samples.jsonl", "model.safetensors", "loss.png", "README.md", "recipe.yaml")
+_RUN_FILES = (FILE_NAME, SAMPLES, "model.safetensors", "loss.png", "README.md", "recipe.yaml")
 
 
 def holds_run(folder: Path) -> bool:
@@ -405,6 +465,7 @@ def _claim(run: Run, overwrite: bool, resumed_step: int | None) -> str:
         checkpoint.replace_file(folder / "recipe.yaml", configs.to_yaml(run.config))
         if resumed_step is not None:
             run.metrics.truncate_after(resumed_step)
+            truncate_samples(folder / SAMPLES, resumed_step)
     except OSError as error:
         return error.strerror or str(error)
     return ""

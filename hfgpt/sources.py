@@ -84,6 +84,11 @@ class Sources:
     stream: tuple[IterableDataset, IterableDataset | None] | None = None
 
 
+def is_main() -> bool:
+    """Whether this is the process that speaks, of those that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def find(config: Config, cache: Path) -> Sources:
     """What the config's `dataset` is, without reading more of it than needed.
 
@@ -295,6 +300,8 @@ def _from_hub(config: Config) -> Sources:
     """A dataset of the Hub, downloaded once into the cache of `datasets`, or read as it comes while streaming."""
     import datasets
 
+    if not is_main():  # a download has its bars, once
+        datasets.disable_progress_bars()
     name, subset, split = config.dataset, config.dataset_config, config.dataset_split
     try:
         if config.streaming:

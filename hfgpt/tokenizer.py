@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,10 +64,15 @@ def build(config: Config, texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 def train_char(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """One token a character: those of `texts` in sorted order, then the 256 bytes that spell all others."""
+    characters = sorted(set().union(*(set(text) for text in texts)))
+    return char_of([*characters, *BYTE_TOKENS])
+
+
+def char_of(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+    """The character-level tokenizer with these tokens, id 0 first: single characters, and all of BYTE_TOKENS."""
     from tokenizers import Tokenizer, decoders, models
 
-    characters = sorted(set().union(*(set(text) for text in texts)))
-    vocabulary = {token: i for i, token in enumerate([*characters, *BYTE_TOKENS])}
+    vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return _wrap(backend)
@@ -150,10 +155,15 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     """32 hexadecimal digits that change with anything that changes the tokens of a text, and with nothing else."""
-    pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
-    parts = [pipeline[key] for key in ("model", "normalizer", "pre_tokenizer", "decoder")]
-    added = sorted((token["id"], token["content"]) for token in pipeline["added_tokens"])
-    text = json.dumps([parts, added, tokenizer.eos_token_id], sort_keys=True)
+    return _fingerprint(tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id)
+
+
+@lru_cache(maxsize=2)  # asked at the start for each split and at every checkpoint, and a third of a second for GPT-2's
+def _fingerprint(pipeline: str, eos: int | None) -> str:
+    parsed = json.loads(pipeline)
+    parts = [parsed[key] for key in ("model", "normalizer", "pre_tokenizer", "decoder")]
+    added = sorted((token["id"], token["content"]) for token in parsed["added_tokens"])
+    text = json.dumps([parts, added, eos], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -11,7 +11,6 @@ averages and the random generators, and no more.
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
@@ -24,7 +23,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hfgpt import card, checkpoint, data, diagnose, evaluation, fit, hardware, metrics, optim, plots, sample
+from hfgpt import card, checkpoint, data, diagnose, evaluation, fit, hardware, metrics, optim, sample
 from hfgpt.config import Config, seconds_of
 from hfgpt.display import duration
 from hfgpt.model import parameter_count
@@ -59,6 +58,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> i
             reason = loop(run, Meter(run), stop)
         if not config.eval_only:
             finish(run, reason)
+    except BrokenPipeError:  # who read the output has gone, which is no fault of the disk
+        raise
     except OSError as error:
         raise RunError(f"step {run.progress.step}: writing failed: {error}\n{how_to_resume(run)}") from error
     except RuntimeError as error:
@@ -283,8 +284,7 @@ def announce(run: Run, figures: dict[str, float], better: bool) -> None:
         text = sample_text(run, SAMPLE_TOKENS)
         run.display.sample(text)
         if not run.config.eval_only:
-            with open(run.folder / "samples.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": run.progress.step, "text": text}, ensure_ascii=False) + "\n")
+            metrics.write_sample(run.folder / metrics.SAMPLES, run.progress.step, text)
 
 
 def sample_text(run: Run, tokens: int) -> str:
@@ -323,7 +323,8 @@ class Meter:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._began = time.monotonic() - run.progress.seconds
-        self._peak = peak_flops(run)
+        self._peak: float | None = None  # not known before the second record
+        self._records = 0
         self._flops = flops_per_token(run)
         self._reset()
 
@@ -344,7 +345,11 @@ class Meter:
         self._run.progress.seconds = time.monotonic() - self._began
 
     def figures(self) -> dict[str, float]:
-        """Speed, memory and time since the last call."""
+        """Speed, memory and time since the last call.
+
+        The first record has no `mfu`: it is of a step that also warms up, and measuring a CPU's peak, which takes a
+        part of a second, would keep it waiting.
+        """
         self.stamp()
         seconds = self._step_seconds + self._data_seconds
         rate = self._steps * self._run.config.tokens_per_iter / seconds
@@ -354,6 +359,9 @@ class Meter:
             "data_seconds": self._data_seconds / self._steps,
             "seconds": self._run.progress.seconds,
         }
+        self._records += 1
+        if self._records == 2:
+            self._peak = peak_flops(self._run)
         if self._peak:
             out["mfu"] = rate * self._flops / (self._peak * self._run.accelerator.num_processes)
         self._reset()
@@ -448,6 +456,8 @@ def finish(run: Run, reason: int) -> None:
     run.accelerator.wait_for_everyone()
     if reason or not run.main:
         return
+    from hfgpt import plots  # matplotlib is for the end: the first step does not wait for it
+
     config, folder, records = run.config, run.folder, metrics.read(run.metrics.path)
     _, val = metrics.series(records, "val_loss")
     plots.loss_curve(folder)

@@ -19,6 +19,8 @@ import gzip
 import re
 from pathlib import Path
 
+from hfgpt import shell
+
 TARGET = Path(__file__).parent.parent / "hfgpt" / "corpus" / "shakespeare.txt.gz"
 
 
@@ -51,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

@@ -9,8 +9,9 @@ can be mixed.
 
 import argparse
 
-from hfgpt import compare
+from hfgpt import compare, shell
 from hfgpt.config import InputError, fail
+from hfgpt.display import for_output
 
 
 def main() -> None:
@@ -24,9 +25,9 @@ def main() -> None:
         report = compare.write(comparison, args.out_dir, samples=not args.no_samples)
     except InputError as error:
         fail(error)
-    print(report.read_text(encoding="utf-8"))
+    print(for_output(report.read_text(encoding="utf-8")))
     print(f"pictures and data are in {args.out_dir}/")
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

@@ -9,7 +9,7 @@ python scripts/diagnose.py out/standard --json              the same as data: fi
 import argparse
 import json
 
-from hfgpt import diagnose
+from hfgpt import diagnose, shell
 from hfgpt.config import InputError, fail
 from hfgpt.metrics import read_run
 
@@ -34,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

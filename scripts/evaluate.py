@@ -7,7 +7,7 @@ python scripts/evaluate.py out/standard --dataset=notes.txt --json
 import argparse
 import json
 
-from hfgpt import threads
+from hfgpt import shell, threads
 from hfgpt.config import InputError, fail
 from hfgpt.evaluation import SPLITS, evaluate_folder
 
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

@@ -9,6 +9,7 @@ The weights are float32; llama.cpp's llama-quantize makes them smaller. Needs pi
 import argparse
 import sys
 
+from hfgpt import shell
 from hfgpt.config import InputError, fail
 from hfgpt.convert import ConversionError, to_gguf
 
@@ -30,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

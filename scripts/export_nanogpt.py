@@ -6,6 +6,7 @@ cd nanoGPT && python sample.py --out_dir=out-mine --device=cpu
 
 import argparse
 
+from hfgpt import shell
 from hfgpt.config import InputError, fail
 from hfgpt.nanogpt import export_checkpoint
 
@@ -25,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

@@ -9,7 +9,7 @@ to block_size. Needs pip install -e '.[elsewhere]'.
 import argparse
 import sys
 
-from hfgpt import threads
+from hfgpt import shell, threads
 from hfgpt.config import InputError, fail
 from hfgpt.convert import ConversionError, to_onnx
 
@@ -30,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

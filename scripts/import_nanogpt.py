@@ -6,6 +6,7 @@ python scripts/import_nanogpt.py ckpt.pt out/imported --meta=nanoGPT/data/shakes
 
 import argparse
 
+from hfgpt import shell
 from hfgpt.config import InputError, fail
 from hfgpt.nanogpt import import_checkpoint
 
@@ -26,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

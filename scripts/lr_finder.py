@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from hfgpt import config as configs
-from hfgpt import threads
+from hfgpt import shell, threads
 from hfgpt.config import InputError, fail
 
 
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

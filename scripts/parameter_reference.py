@@ -6,7 +6,7 @@ python scripts/parameter_reference.py [FILE]
 import sys
 from pathlib import Path
 
-from hfgpt import config
+from hfgpt import config, shell
 
 HEAD = """\
 # Parameters
@@ -50,4 +50,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    shell.run(main)

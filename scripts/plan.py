@@ -24,6 +24,7 @@ The recipe comes first (a YAML file or a run folder; none: the defaults); --key=
 
 import sys
 
+from hfgpt import shell
 from hfgpt.config import InputError, fail
 from hfgpt.plan import run
 
@@ -39,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

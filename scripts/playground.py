@@ -13,6 +13,7 @@ The page listens on this machine alone and fetches nothing from outside. It need
 
 import argparse
 
+from hfgpt import shell
 from hfgpt.config import InputError, fail
 
 
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

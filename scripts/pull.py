@@ -7,6 +7,7 @@ accelerate launch scripts/train.py out/name --resume --out_dir=out/name     # if
 import argparse
 import sys
 
+from hfgpt import shell
 from hfgpt.config import InputError, fail
 from hfgpt.hub import HubError, pull
 
@@ -29,4 +30,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

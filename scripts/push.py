@@ -7,6 +7,7 @@ python scripts/push.py out/standard user/name --include_checkpoints     # anothe
 import argparse
 import sys
 
+from hfgpt import shell
 from hfgpt.config import InputError, fail
 from hfgpt.hub import HubError, push
 
@@ -31,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

@@ -5,11 +5,11 @@ cat scene.txt | python scripts/sample.py out/quick_experiment --prompt_file -
 """
 
 import argparse
-import os
 import sys
 
-from hfgpt import threads
+from hfgpt import loading, shell, threads
 from hfgpt.config import InputError, fail
+from hfgpt.display import for_output
 from hfgpt.sample import Sampling, check_folder, generate_many, left_out, load_folder
 
 
@@ -31,8 +31,6 @@ def main() -> None:
         run(args)
     except InputError as error:
         fail(error)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -44,18 +42,19 @@ def run(args: argparse.Namespace) -> None:
     prompt = read_prompt(args.prompt_file) if args.prompt_file else args.prompt
     check_folder(args.folder)
     threads.configure()
-    model, tokenizer = load_folder(args.folder, args.device)
+    with loading.uncollected():
+        model, tokenizer = load_folder(args.folder, args.device)
     if unknown := left_out(tokenizer, prompt):
         print(f"note: the model has no tokens for {unknown!r}; these characters are left out", file=sys.stderr)
     # All are written side by side; the first is shown as it comes, the others when it is their turn.
     texts = [""] * args.num_samples
-    print(prompt, end="", flush=True)
+    print(for_output(prompt), end="", flush=True)
     for pieces in generate_many(model, tokenizer, prompt, sampling, args.num_samples):
-        print(pieces[0], end="", flush=True)
+        print(for_output(pieces[0]), end="", flush=True)
         texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
     print()
     for text in texts[1:]:
-        print("-" * 15, prompt + text, sep="\n")
+        print("-" * 15, for_output(prompt + text), sep="\n")
 
 
 def read_prompt(name: str) -> str:
@@ -69,4 +68,4 @@ def read_prompt(name: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    shell.run(main)

@@ -19,7 +19,7 @@ report.md, report.json and pictures in the sweep's folder; `optuna-dashboard DIR
 import sys
 from pathlib import Path
 
-from hfgpt import sweep, trials
+from hfgpt import shell, sweep, trials
 from hfgpt.config import InputError, fail
 
 
@@ -42,4 +42,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    shell.run(main)

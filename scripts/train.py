@@ -14,7 +14,7 @@ The recipe comes first (a YAML file, or a run folder, whose own recipe is then r
 import sys
 
 from hfgpt import config as configs
-from hfgpt import threads
+from hfgpt import loading, shell, threads
 
 
 def main() -> int:
@@ -28,7 +28,8 @@ def main() -> int:
             print(configs.to_yaml(config))
             return 0
         threads.configure(config.cpu_threads)  # before torch is loaded
-        from hfgpt.train import RunError, train
+        with loading.uncollected():
+            from hfgpt.train import RunError, train
 
         try:
             return train(config, resume="--resume" in flags, overwrite="--overwrite" in flags)
@@ -40,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    shell.run(main)

@@ -146,6 +146,12 @@ LINE = [
     Case("half precision on what is there", value(dtype="float16", device="auto"), ("dtype = 'float16'", "on a CPU")),
     Case("a device that is not here", value(device="cuda"), ("device = 'cuda': not available here",)),
     Case("both flags", nothing, ("--resume and --overwrite",), ("--resume", "--overwrite")),
+    Case(
+        "a model that no machine holds",
+        nothing,
+        ("n_layer = 1000, n_embd = 100000: 120,001,", "1,788,158.7 GiB, and this machine has", "at most", "plan.py"),
+        ("--n_layer=1000", "--n_embd=100000"),
+    ),
 ]
 
 
@@ -529,6 +535,31 @@ def test_the_script_exits_with_2_and_one_message(
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"tiny.yaml"}
+
+
+def test_a_model_is_refused_where_its_state_alone_is_more_than_the_memory(
+    tiny: Values, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import Accelerator
+
+    from hfgpt import hardware, run
+
+    accelerator, wide = Accelerator(cpu=True), config.build(tiny | {"n_embd": 64}, "wide")
+    blocks = 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64
+    for values, each in ((wide, 16), (wide.model_copy(update={"eval_only": True}), 4)):
+        monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda each=each: each * blocks)
+        run.check_size(values, accelerator)
+        monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda each=each: each * blocks - 1)
+        with pytest.raises(config.InputError, match=r"n_layer = 2, n_embd = 64: .*\n.*n_embd = 62 at most"):
+            run.check_size(values, accelerator)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two replicas share the machine's memory
+    monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda: 32 * blocks - 1)
+    with pytest.raises(config.InputError, match="each of 2 processes here has"):
+        run.check_size(wide, accelerator)
+    run.check_size(wide.model_copy(update={"init_from": "gpt2"}), accelerator)  # has a shape of its own
+    monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda: 0)
+    with pytest.raises(config.InputError, match="a smaller n_layer and n_embd"):
+        run.check_size(wide, accelerator)
 
 
 def test_the_tables_are_long_enough() -> None:

@@ -170,9 +170,11 @@ def arrow_files(cache: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def test_the_second_start_reads_the_cache(corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_proc", [1, 3])
+def test_the_second_start_reads_the_cache(corpus_file: Path, num_proc: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "PART", 2000)
     cache = corpus_file.parent / "cache"
-    made = recipe(corpus_file, tokenizer="bpe", vocab_size=300)
+    made = recipe(corpus_file, tokenizer="bpe", vocab_size=300, num_proc=num_proc)
     first = data.prepare(made, cache)
     before = arrow_files(cache)
 

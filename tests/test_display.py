@@ -139,11 +139,11 @@ def test_warnings_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> No
         ("\nTo be,\nor not\n", "    │ To be,\n    │ or not\n"),
         ("a\n\nb", "    │ a\n    │ \n    │ b\n"),
         ("tab\tand 中文 é 👩‍👧\xa0!", "    │ tab\tand 中文 é 👩‍👧\xa0!\n"),
-        ("red \x1b[31m, bell \x07, back \x08, null \x00", "    │ red �[31m, bell �, back �, null �\n"),
-        ("one\x0cline\x1cof\x85text\u2028here\r", "    │ one�line�of�text�here�\n"),
+        ("red \x1b[31m, bell \x07, back \x08, null \x00", "    │ red \\x1b[31m, bell \\x07, back \\x08, null \\x00\n"),
+        ("one\x0cline\x1cof\x85text\u2028here\r", "    │ one\\x0cline\\x1cof\\x85text\\u2028here\\r\n"),
     ],
 )
 def test_a_sample_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str], text: str, shown: Any) -> None:
-    """An untrained model draws any character; those that move the cursor or set colours are shown as unknown."""
+    """An untrained model draws any character; those that move the cursor or set colours are shown as escapes."""
     Display(total=1).sample(text)
     assert capsys.readouterr().out == shown

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfgpt import config as configs
-from hfgpt import export, nanogpt, sample, tokenizer
+from hfgpt import data, export, nanogpt, sample, tokenizer
 from hfgpt.config import InputError
 
 CHARACTERS = list("\n !',abcdefghijklmnop")
@@ -250,6 +250,27 @@ def test_a_model_of_ours_keeps_its_logits_but_for_gelu(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already"):
         nanogpt.export_checkpoint(tmp_path / "run", tmp_path / "out")
 
+    # And back: the same logits, the same tokens, of text with characters that the corpus has not too.
+    back = nanogpt.import_checkpoint(tmp_path / "out" / "ckpt.pt", tmp_path / "back", tmp_path / "out" / "meta.pkl")
+    again, read = sample.load_folder(back, "cpu")
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, gpt2(ids).logits)
+    assert tokenizer.fingerprint(read) == tokenizer.fingerprint(made)
+    text += "\u4e2d\U0001f600\r\n"
+    assert read.encode(text) == made.encode(text)
+    assert read.decode(read.encode(text)) == text
+
+
+def test_an_exported_vocabulary_beside_token_files_is_a_dataset(tmp_path: Path) -> None:
+    made = tokenizer.train_char(["bad cab"])
+    text = "bad cab, a b\u00e9d\n" * 40
+    np.array(made.encode(text), dtype="<u2").tofile(tmp_path / "train.bin")
+    np.array(made.encode(text), dtype="<u2").tofile(tmp_path / "val.bin")
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(nanogpt._meta(made)))
+    corpus = data.prepare(configs.build({"dataset": str(tmp_path), "block_size": 16, "batch_size": 2}, "test"))
+    assert corpus.tokenizer.decode(corpus.train.blocks([0], 16)[0]) == text[:16]
+    assert tokenizer.fingerprint(corpus.tokenizer) == tokenizer.fingerprint(made)
+
 
 @pytest.mark.e2e
 def test_the_scripts(checkout: Path, tmp_path: Path, run_script: Any) -> None:
@@ -300,6 +321,11 @@ def test_a_damaged_token_file_is_named(tmp_path: Path, content: bytes) -> None:
         pickle.dumps({"itos": {0: "a", 2: "b"}}),
         pickle.dumps({"stoi": {}}),
         pickle.dumps({"itos": {}}),
+        pickle.dumps({"itos": {0: "a"}, nanogpt.BYTE_IDS: [0]}),
+        pickle.dumps({"itos": {0: "a"}, nanogpt.BYTE_IDS: [1]}),
+        pickle.dumps({"itos": {0: "a"}, nanogpt.BYTE_IDS: 7}),
+        pickle.dumps({"itos": dict(enumerate("a" * 300)), nanogpt.BYTE_IDS: list(range(256))}),
+        pickle.dumps({"itos": dict(enumerate("a" * 256)), nanogpt.BYTE_IDS: list(range(-256, 0))}),
         pickle.dumps(["a"]),
         pickle.dumps({"itos": {0: "a"}, "hook": Evil()}),
         b'cbuiltins\neval\n(S\'open("touched", "w")\'\ntR.',

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import subprocess
 import sys
+import termios
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, pipeline
 
-from hfgpt import export, nanogpt, sample, tokenizer
+from hfgpt import display, export, nanogpt, sample, tokenizer
 from hfgpt.config import InputError
 from hfgpt.sample import Sampling
 
@@ -319,6 +325,39 @@ def test_the_script_samples(folder: Path, tmp_path: Path, run_script: Any) -> No
     for text, seed in ((first, 4), (second, 5)):
         expected = sample.generate(loaded, made, "To be,\n\tor", Sampling(max_new_tokens=50, seed=seed))
         assert text == "To be,\n\tor" + "".join(expected) + "\n"
+
+
+@pytest.mark.e2e
+def test_on_a_terminal_control_characters_are_shown_and_in_a_pipe_they_are_written(
+    folder: Path, tmp_path: Path, run_script: Any
+) -> None:
+    """An untrained model draws any byte; so may one that was trained on a file with colours in it."""
+    (tmp_path / "prompt.txt").write_bytes(b"red \x1b[31m\n\tend\x9b\x07".decode("latin-1").encode())
+    arguments = ("--prompt_file=prompt.txt", "--max_new_tokens=150", "--temperature=2", "--device=cpu")
+    piped = run_script("sample.py", folder, *arguments)
+    assert (piped.returncode, piped.stderr) == (0, "")
+    assert piped.stdout.startswith("red \x1b[31m\n\tend\x9b\x07")
+    drawn = piped.stdout.removeprefix("red \x1b[31m\n\tend\x9b\x07")
+    steering = [c for c in drawn if unicodedata.category(c) == "Cc" and c not in "\n\t"]
+    assert steering, "the model must draw some for this test to mean anything"
+
+    ours, theirs = pty.openpty()
+    attributes = termios.tcgetattr(theirs)
+    attributes[1] &= ~termios.OPOST  # line feeds as they were written
+    termios.tcsetattr(theirs, termios.TCSANOW, attributes)
+    command = [sys.executable, str(ROOT / "scripts" / "sample.py"), str(folder), *arguments]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=theirs) as process:
+        os.close(theirs)
+        written = b""
+        with contextlib.suppress(OSError):  # how a terminal says that the other end is closed
+            while some := os.read(ours, 1 << 16):
+                written += some
+    os.close(ours)
+    assert process.returncode == 0
+    shown = written.decode("utf-8")
+    assert shown == display.visible(piped.stdout)
+    assert shown.startswith("red \\x1b[31m\n\tend\\x9b\\x07")
+    assert not [c for c in shown if unicodedata.category(c) == "Cc" and c not in "\n\t"]
 
 
 @pytest.mark.e2e
