@@ -99,7 +99,7 @@ def block_matrices(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies in it, else float32: a CPU without such arithmetic takes 15 times as long."""
+    """bfloat16 where the device multiplies in it; else float32, of which a CPU takes a fifteenth of the time."""
     if device.type == "cuda" and torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if device.type in ("cuda", "xpu") else torch.float32
@@ -128,7 +128,8 @@ class Muon(torch.optim.Optimizer):
     https://kellerjordan.github.io/posts/muon):
 
         m ← momentum · m + (1 - momentum) · g
-        W ← W - lr · weight_decay · W - lr · √max(1, outputs / inputs) · orthogonalise(momentum · m + (1 - momentum) · g)
+        u = orthogonalise(momentum · m + (1 - momentum) · g)
+        W ← W - lr · weight_decay · W - lr · √max(1, outputs / inputs) · u
 
     The learning rate thus is the spectral norm of a step, whatever the gradient is. It has a scale of its own, about
     0.02 at every width, some thirty times AdamW's.
