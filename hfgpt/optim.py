@@ -115,10 +115,32 @@ def orthogonalise(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = (x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)  # no singular value is above the norm
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if dtype == torch.float32 and x.shape[-1] > 2 * x.shape[-2]:
+        x = _iterated(x @ x.mT) @ x
+    else:
+        for _ in range(ITERATIONS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _iterated(gram: Tensor) -> Tensor:
+    """(batch, rows, rows) Gram matrices X Xᵀ → the Q for which Q X is the end of the iteration from X.
+
+    Each step is X ← (a + b X Xᵀ + c (X Xᵀ)²) X, so X Xᵀ says all that the factors depend on. That saves the products
+    with the wide X: 4 in 9 of them for an MLP's. It squares the singular values: in float32 the error is 2e-4 at most,
+    in bfloat16 it would be the whole.
+    """
+    a, b, c = COEFFICIENTS
+    product: Tensor | None = None
+    for step in range(ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if step < ITERATIONS - 1:
+            gram = factor @ gram @ factor
+    assert product is not None
+    return product
 
 
 class Muon(torch.optim.Optimizer):

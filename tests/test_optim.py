@@ -308,13 +308,31 @@ def test_an_idle_update_leaves_no_trace() -> None:
     assert not optimizer.state
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_arithmetic_of_an_update_is_the_formula(optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "kind", "dtype"),
+    [("adamw", "cpu", torch.float32), ("muon", "cpu", torch.float32), ("muon", "accelerator", torch.bfloat16)],
+)
+def test_the_arithmetic_of_an_update_is_the_formula(
+    optimizer: str, kind: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim, "fast_dtype", lambda device: dtype)
     net, recipe = network(optimizer=optimizer)
     give_gradients(net, 0)
     with FlopCounterMode(display=False) as counter:
         optim.build(net, recipe, CPU).step()
-    assert counter.get_total_flops() == estimate.flops_per_update(recipe)
+    assert counter.get_total_flops() == estimate.flops_per_update(recipe, kind)
+
+
+@pytest.mark.parametrize("smallest", [0.1, 1e-3, 1e-7])
+@pytest.mark.parametrize("shape", [(2, 32, 128), (2, 128, 32)])
+def test_the_way_by_gram_matrices_is_the_iteration(shape: tuple[int, ...], smallest: float) -> None:
+    """Also where singular values lie far below float32's rounding of the Gram matrix."""
+    torch.manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrices = left @ torch.diag(torch.logspace(0, math.log10(smallest), 32, dtype=torch.float64)) @ right
+    expected = optim.orthogonalise(matrices, torch.float64)  # step by step
+    result = optim.orthogonalise(matrices.float(), torch.float32)
+    assert (result.double() - expected).norm() < 5e-4 * expected.norm()
 
 
 def test_the_dtype_is_the_devices_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:
