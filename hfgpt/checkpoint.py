@@ -4,7 +4,7 @@ In:  named tensors and a small state, from :mod:`hfgpt.train`.
 Out: ``<run>/checkpoint-N/`` with
 
     model.safetensors       weights, by GPT2LMHeadModel's own names
-    optimizer.safetensors   AdamW's averages, by "<weight>/<average>"
+    optimizer.safetensors   AdamW's and Muon's averages, by "<weight>/<average>"
     rng.safetensors         each process's random generators, by "<device>.<process>"
     state.json              step, best loss, position in the data, and size and SHA-256 of the files above
     COMPLETE                SHA-256 of state.json; written last

@@ -75,8 +75,11 @@ class Config(BaseModel):
     n_embd: int = setting("model", "channels", 768, "Width: numbers that stand for one token", ge=1, le=1_000_000)
     dropout: float = setting("model", "probability", 0.0, "Share of activations dropped while training (embeddings, attention, residuals)", ge=0, lt=1)
     # -- optimizer
+    optimizer: Literal["adamw", "muon"] = setting("optimizer", "", "adamw", "'adamw' for all weights, or 'muon' for the matrices inside the blocks and AdamW for the rest")
     learning_rate: float = setting("optimizer", "", 6e-4, "Peak learning rate of AdamW", gt=0)
-    weight_decay: float = setting("optimizer", "", 0.1, "AdamW's decoupled decay, on weights of two or more dimensions", ge=0)
+    muon_learning_rate: float = setting("optimizer", "", 0.02, "Peak learning rate of Muon, the spectral norm of a step; follows the same schedule", gt=0)
+    muon_momentum: float = setting("optimizer", "", 0.95, "Muon's decay of the gradient average (Nesterov's)", ge=0, lt=1)
+    weight_decay: float = setting("optimizer", "", 0.1, "Decoupled decay, on weights of two or more dimensions", ge=0)
     grad_clip: float = setting("optimizer", "gradient norm", 1.0, "Gradients are scaled down to this norm; 0 turns clipping off", ge=0)
     beta1: float = setting("optimizer", "", 0.9, "AdamW's decay of the gradient average", ge=0, lt=1)
     beta2: float = setting("optimizer", "", 0.95, "AdamW's decay of the squared-gradient average", ge=0, lt=1)

@@ -444,6 +444,8 @@ def _change(what: str, chapter: str, config: Config | None, **new: Any) -> Remed
             follow["warmup_iters"] = follow["lr_decay_iters"] // 20
     if "learning_rate" in new and config.min_lr:
         follow["min_lr"] = _round(config.min_lr * new["learning_rate"] / config.learning_rate)
+    if "learning_rate" in new and config.optimizer == "muon":
+        follow["muon_learning_rate"] = _round(config.muon_learning_rate * new["learning_rate"] / config.learning_rate)
     told = ", ".join(f"{key} {getattr(config, key)} → {value}" for key, value in new.items())
     return Remedy(f"{what}: {told}", chapter, " ".join(_typed(*item) for item in {**new, **follow}.items()))
 

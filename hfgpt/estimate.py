@@ -89,7 +89,7 @@ BINDS = {
     "attention": "the attention weights, which a CPU keeps with dropout, in the backward pass of the last block",
     "first block": "the gradients of all weights, where the backward pass leaves the first block",
     "embedding": "two gradients of the token embedding, which the output head shares, at the end of the backward pass",
-    "optimizer": "weights, gradients and AdamW's two averages, in the update",
+    "optimizer": "weights, gradients and the optimizer's averages, in the update",
 }
 
 
@@ -98,7 +98,8 @@ class Memory:
     """Peak memory of a training step in one process, in bytes, and what it is made of.
 
     Attributes:
-        weights, gradients, optimizer: float32 weights, their gradients, and AdamW's two averages.
+        weights, gradients, optimizer: float32 weights, their gradients, and AdamW's two averages (with Muon, one of the
+            matrices inside the blocks).
         activations: what the forward pass keeps for the backward pass, without the logits (chapter 5.2).
         logits: scores over the vocabulary, of the chunk that the loss handles at a time.
         peak: the most that is alive at once. Less than the sum, since not all of it is alive at the same time.
@@ -121,10 +122,12 @@ class Memory:
         return self.peak + self.allowance
 
 
-# As in hfgpt/kernels.py, which imports torch.
+# As in hfgpt/kernels.py and hfgpt/optim.py, which import torch.
 LOGITS = 2**24
 CHUNKS = 8
 QUERIES = 64
+ELEMENTS = 2**23
+ITERATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,8 @@ class _Step:
     document_mask: int  # bytes
     checkpointed: bool
     accumulates: bool
+    state: int  # bytes of the optimizer's averages
+    update: int  # bytes that the optimizer needs while it steps
 
     @property
     def block(self) -> int:
@@ -196,7 +201,29 @@ def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
         document_mask=batch * length * length if config.document_mask else 0,
         checkpointed=config.activation_checkpointing,
         accumulates=config.gradient_accumulation_steps > 1,
+        state=8 * parameters(config, vocab_size).total - 4 * _muon_weights(config),
+        update=_muon_workspace(config, kind),
     )
+
+
+def _muon_weights(config: Config) -> int:
+    """Weights that have one average instead of two: the matrices inside the blocks, with Muon."""
+    return 12 * config.n_layer * config.n_embd**2 if config.optimizer == "muon" else 0
+
+
+def _muon_workspace(config: Config, kind: Kind) -> int:
+    """Bytes that the orthogonalisation of the largest batch of matrices takes: in float32, on a card in bfloat16.
+
+    Square matrices: the averaged gradient, the iterate, its Gram matrix, a polynomial of that, and the next iterate.
+    An MLP's, whose Gram matrices are a quarter as large, take less on a CPU; on a card they bind where the gradient,
+    scaled, is cast.
+    """
+    if config.optimizer != "muon":
+        return 0
+    square = config.n_embd**2
+    at_a_time = {parts: min(config.n_layer, max(1, ELEMENTS // (parts * square))) for parts in (1, 3, 4)}
+    mlp, attention = 4 * square * at_a_time[4], square * max(3 * at_a_time[3], at_a_time[1])
+    return 20 * attention if kind == "cpu" else max(10 * mlp, 12 * attention)
 
 
 def memory(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Memory:
@@ -218,7 +245,7 @@ def memory(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Memory:
     return Memory(
         weights=4 * s.P,
         gradients=4 * s.P,
-        optimizer=8 * s.P,
+        optimizer=s.state,
         activations=kept + (s.block if s.checkpointed else 0),
         logits=s.chunk * s.V * (4 if s.narrow == 4 else 6),
         peak=moments[binding],
@@ -237,7 +264,7 @@ def _moments(s: _Step) -> dict[str, int]:
     """Bytes alive at each moment of the step that can be its peak."""
     stream = s.N * s.C
     head_gradient = 4 * s.V * s.C  # from the loss until the embedding's own gradient joins it
-    always = 12 * s.P + (4 * s.P if s.accumulates else 0) + 24 * s.N  # and ids and targets
+    always = 4 * s.P + s.state + (4 * s.P if s.accumulates else 0) + 24 * s.N  # and ids and targets
     always += s.document_mask if s.checkpointed else 0
     kept = s.L * (4 * stream if s.checkpointed else s.block + s.casts) + stream * s.drop_mask + 8 * s.N
     # The stream before and after the last norm, and its gradient, which comes with the loss.
@@ -261,8 +288,8 @@ def _moments(s: _Step) -> dict[str, int]:
             # or when only the query, key and value of the first block are left to do
             always + head_gradient + stream * (8 + 5 * s.narrow + s.drop_mask) + max(s.L * gained, 12 * s.C**2),
         ),
-        "embedding": 16 * s.P + head_gradient * (2 if s.accumulates else 1) + 4 * stream,
-        "optimizer": 16 * s.P,
+        "embedding": 8 * s.P + s.state + head_gradient * (2 if s.accumulates else 1) + 4 * stream,
+        "optimizer": 8 * s.P + s.state + s.update,
     }
 
 
@@ -426,6 +453,18 @@ def flops_per_token(config: Config, vocab_size: int) -> float:
     return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size
 
 
+def flops_per_update(config: Config, kind: Kind) -> float:
+    """Arithmetic of the optimizer in a step, where it counts: Muon's matrix products (hfgpt/optim.py).
+
+    A block has four matrices of C x C and two of C x 4C. An iteration takes three products, 6C³ and 18C³. On a CPU the
+    wide ones are done by their Gram matrices: 8C³ before and after, and five products of C x C in an iteration, but
+    three fewer in all.
+    """
+    wide = 18 * ITERATIONS if kind == "accelerator" else 8 + 2 * (4 * ITERATIONS - 3) + 8
+    products = config.n_layer * (4 * 6 * ITERATIONS + 2 * wide)
+    return products * config.n_embd**3 if config.optimizer == "muon" else 0
+
+
 @dataclass(frozen=True)
 class Time:
     """How long a run takes, in seconds.
@@ -497,6 +536,7 @@ def _from_table(config: Config, on: Target, flops: float) -> Measured:
     if on.kind == "accelerator":
         micro_batches = config.global_batch / on.processes / micro_batch(config, on.processes)
         step = max(step, micro_batches * (config.n_layer + 2) * HOST_SECONDS_PER_BLOCK)
+    step += flops_per_update(config, on.kind) / (on.peak * on.utilisation)
     return Measured(step, 1 / (3 * rate * on.processes), 0.0, None, None)
 
 

@@ -56,7 +56,7 @@ def smaller(run: Run) -> Iterator[int]:
 def try_step(run: Run, size: int) -> bool:
     """Whether forward, backward and update of `size` sequences fit on this device. Leaves no trace.
 
-    The update has gradients and a rate of zero, so that AdamW makes its averages and changes no weight
+    The update has gradients and a rate of zero, so that the optimizer makes its averages and changes no weight
     (`torch.distributed.checkpoint` makes them the same way); those that a checkpoint brought are left alone.
     """
     optimizer, device = run.optimizer.optimizer, run.device

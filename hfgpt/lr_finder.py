@@ -38,7 +38,8 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
     """Run a range test and draw it.
 
     Args:
-        config: what to train; its learning rate and schedule are not used.
+        config: what to train; its learning rate and schedule are not used. With Muon, muon_learning_rate rises beside
+            learning_rate, in the recipe's ratio of the two.
         picture: where the PNG goes.
         steps: optimizer steps over the whole range of rates; fewer are made where the loss rises before the end.
 

@@ -132,6 +132,12 @@ def _tokens(plan: Plan) -> Group:
     return table("Tokens", ("", "count", ""), rows)
 
 
+AVERAGES = {
+    "adamw": "AdamW's two averages",
+    "muon": "Muon's one average of the matrices inside the blocks, AdamW's two of the rest",
+}
+
+
 def _memory(plan: Plan) -> Group:
     memory, on = plan.memory, plan.on
     rules = estimate.rules_of_thumb(plan.found.config)
@@ -139,7 +145,7 @@ def _memory(plan: Plan) -> Group:
     rows = [
         ("weights", size(memory.weights), "float32"),
         ("gradients", size(memory.gradients), "float32"),
-        ("optimizer", size(memory.optimizer), "AdamW's two averages"),
+        ("optimizer", size(memory.optimizer), AVERAGES[plan.found.config.optimizer]),
         ("activations", size(memory.activations), f"kept for the backward pass, {on.dtype}"),
         ("logits", size(memory.logits), "scores over the vocabulary, of a chunk of the micro-batch at a time"),
         ("peak", size(memory.peak), f"not all at once; set by {BINDS[memory.binding]}"),

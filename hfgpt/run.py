@@ -48,7 +48,7 @@ PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the reci
 PREPARING = timedelta(days=1)  # one process may tokenise a large corpus for as long, while the others wait for it
 
 # Whatever else a resume may change, these decide which run it is.
-IDENTITY = ("seed", "block_size", "val_fraction", "document_mask", "streaming")
+IDENTITY = ("seed", "block_size", "val_fraction", "document_mask", "streaming", "optimizer")
 
 
 class RunError(Exception):
@@ -133,6 +133,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     if not config.eval_only:
         check_folder(config, resume, overwrite)
     accelerator = make_accelerator(config)
+    check_optimizer(config, accelerator.distributed_type)
     micro_batch = share_of_batch(config, accelerator.num_processes)
     check_size(config, accelerator)
     display = Display(config.max_iters, accelerator.is_main_process)
@@ -212,6 +213,19 @@ def make_accelerator(config: Config) -> Accelerator:
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.out_dir, logging_dir=str(config.run_dir / "logs")),
     )
+
+
+def check_optimizer(config: Config, engine: DistributedType) -> None:
+    """Muon needs whole matrices, with their gradients, in every process.
+
+    Raises:
+        InputError: the engine keeps shards of them, or puts an optimizer of its own in the place of ours.
+    """
+    if config.optimizer == "muon" and engine in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise InputError(
+            f"optimizer = 'muon': needs whole matrices, and {engine.value} shards them → set optimizer to 'adamw', or "
+            "launch without shards (accelerate_configs/multi_gpu.yaml)"
+        )
 
 
 def start_tracker(run: Run) -> None:
@@ -547,7 +561,7 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint) -> None:
     Raises:
         InputError: naming each difference.
     """
-    then, now = saved.state["identity"], identity(run)
+    then, now = {"optimizer": "adamw", **saved.state["identity"]}, identity(run)  # it was the only one once
     different = [key for key in now if then.get(key) != now[key]]
     if different:
         lines = [f"  {key}: {then.get(key)!r} in the checkpoint, {now[key]!r} now" for key in different]

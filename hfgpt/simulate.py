@@ -60,7 +60,7 @@ def peak(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Peak:
     live, micro_batches = LiveBytes(), min(2, config.gradient_accumulation_steps)
     with FakeTensorMode(), live, _operations_of(kind):
         net = model.build(config, vocab_size, eos_token_id=0)
-        optimizer = optim.build(net, config, torch.device("cpu"))
+        optimizer = optim.build(net, config, torch.device("cpu" if kind == "cpu" else "cuda"))
         for parameter in net.parameters():
             live.enter(parameter)
         for _ in range(2):

@@ -39,7 +39,7 @@ def weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
 
 
 def averages(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Averages:
-    """AdamW's averages and step count by name; empty before the first update.
+    """AdamW's averages and step count by name, and Muon's average; empty before the first update.
 
     torch would make those of a fresh optimizer by a step without gradients, which AdamW counts as one.
     """

@@ -110,12 +110,11 @@ def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learnin
         run: model, optimizer and Accelerate.
         batches: inputs and targets of this process, one entry a micro-batch.
         targets: how many targets the global batch trains, over all processes.
-        learning_rate: of this step.
+        learning_rate: AdamW's in this step.
     """
     accelerator, optimizer = run.accelerator, run.optimizer
     scale = accelerator.gradient_accumulation_steps * accelerator.num_processes / targets
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+    optim.set_learning_rate(optimizer, learning_rate)
     nll, norm, applied = torch.zeros((), device=run.device), math.nan, False
     for batch in batches:
         with accelerator.accumulate(run.model):
@@ -196,10 +195,12 @@ def check_update(run: Run, result: StepResult) -> None:
 def diverged(run: Run, what: str) -> RunError:
     """What is not finite, the last good checkpoint, and the chapter's remedy."""
     step, config = run.progress.step, run.config
+    lower = f"--learning_rate={config.learning_rate / 2:g}"
+    lower += f" --muon_learning_rate={config.muon_learning_rate / 2:g}" if config.optimizer == "muon" else ""
     return RunError(
         f"step {step}: not finite: {what}, learning rate {optim.learning_rate(step, config):.3g}; "
         f"{last_checkpoint(run)}\n"
-        f"    → a lower learning rate (--learning_rate={config.learning_rate / 2:g}; chapter 3.1), a longer "
+        f"    → a lower learning rate ({lower}; chapter 3.1), a longer "
         f"warm-up, or dtype float32\n{how_to_resume(run)}"
     )
 

@@ -170,6 +170,19 @@ def test_a_number_that_is_none_means_divergence_and_nothing_else(key: str) -> No
     assert finding.remedies[0].override == "--learning_rate=6e-05 --min_lr=6e-06"
 
 
+def test_a_lower_rate_is_lower_for_muon_too() -> None:
+    records = [*falling(), {"step": 201, "train_loss": math.nan}]
+    for optimizer in ("adamw", "muon"):
+        rates = recipe(optimizer=optimizer, learning_rate=1e-3, min_lr=1e-4, muon_learning_rate=0.02)
+        [finding] = diagnose.diagnose(records, rates)
+        typed = dict(word.removeprefix("--").split("=") for word in finding.remedies[0].override.split())
+        lower = float(typed.pop("learning_rate"))
+        assert float(typed.pop("min_lr")) == pytest.approx(lower / 10)
+        assert {key: float(rate) / lower for key, rate in typed.items()} == (
+            {"muon_learning_rate": pytest.approx(20)} if optimizer == "muon" else {}
+        )
+
+
 def test_an_update_left_out_or_an_overflow_is_no_divergence() -> None:
     records = falling()
     records[150] |= {"train_loss": math.nan, "grad_norm": math.nan}

@@ -71,11 +71,13 @@ def test_the_plain_command_uses_every_core(
     assert "1 threads" in run_script("train.py", recipe, "--cpu_threads=1", launch=LAUNCH).stdout
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_two_processes_are_one_process(
-    tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Runner, tmp_path: Path
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Runner, tmp_path: Path, optimizer: str
 ) -> None:
     """Losses, gradient norms and evaluations within 1e-5 over 20 steps; the learning rates equal."""
     values = tiny | {"batch_size": 8, "gradient_accumulation_steps": 4, "max_iters": 20, "eval_interval": 10}
+    values["optimizer"] = optimizer
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, launch in ((one, ()), (two, TWO)):
         done = run_script("train.py", write_recipe(values), f"--out_dir={folder}", launch=launch)

@@ -126,6 +126,17 @@ def test_tables_show_the_rule_beside_the_figure() -> None:
     assert "\x1b[" not in text, "no colours where it is no terminal"
 
 
+def test_the_optimizers_row() -> None:
+    """Muon keeps one average of the blocks' matrices, 12 · n_layer · n_embd² of them, and computes more."""
+    adamw, muon = (figures(STANDARD, f"--optimizer={name}", "--device=cpu") for name in ("adamw", "muon"))
+    assert adamw["memory"]["optimizer_bytes"] == 8 * adamw["parameters"]["total"]
+    saved = adamw["memory"]["optimizer_bytes"] - muon["memory"]["optimizer_bytes"]
+    assert saved == 4 * 12 * 6 * 384**2
+    assert muon["time"]["seconds_per_step"] > adamw["time"]["seconds_per_step"]
+    assert "Muon's one average" in plan.run([STANDARD, "--optimizer=muon"])
+    assert "AdamW's two averages" in plan.run([STANDARD])
+
+
 def test_memory_is_one_process_s() -> None:
     one = figures(STANDARD, "--gpu=a100")["memory"]["peak_bytes"]
     eight = figures(STANDARD, "--gpu=a100", "--processes=8")["memory"]["peak_bytes"]

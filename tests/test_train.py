@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from hfgpt import checkpoint, config, metrics, model, optim, train
-from hfgpt.run import Run, restore, seed_process, start
+from hfgpt.config import InputError
+from hfgpt.run import Run, check_identity, check_optimizer, identity, restore, seed_process, start
 
 Records = list[dict[str, float]]
 MEASURED = ("train_loss", "learning_rate", "grad_norm", "train_eval_loss", "val_loss", "val_bits_per_character")
@@ -196,36 +199,55 @@ LONG = {"max_iters": 24, "eval_interval": 4, "batch_size": 32, "gradient_accumul
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Callable[[dict[str, Any]], Path]:
-    """The run that nothing interrupts, trained once."""
-    made: list[Path] = []
+    """The run that nothing interrupts, trained once with each optimizer."""
+    made: dict[str, Path] = {}
 
     def run(values: dict[str, Any]) -> Path:
-        if not made:
-            made.append(do_train(values | {"out_dir": str(tmp_path_factory.mktemp("undisturbed") / "run")}))
-        return made[0]
+        optimizer = values.get("optimizer", "adamw")
+        if optimizer not in made:
+            made[optimizer] = do_train(values | {"out_dir": str(tmp_path_factory.mktemp("undisturbed") / "run")})
+        return made[optimizer]
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("killed_after", "in_accumulation"),
-    [(2, False), (6, True), (10, False), (11, False), (13, True), (22, False)],
-    ids=["before the first checkpoint", "mid-accumulation", "an epoch's end", "mid-epoch", "epoch 2", "epoch 3"],
+    ("optimizer", "killed_after", "in_accumulation"),
+    [
+        ("adamw", 2, False),
+        ("adamw", 6, True),
+        ("adamw", 10, False),
+        ("adamw", 11, False),
+        ("adamw", 13, True),
+        ("adamw", 22, False),
+        ("muon", 13, True),
+    ],
+    ids=[
+        "before the first checkpoint",
+        "mid-accumulation",
+        "an epoch's end",
+        "mid-epoch",
+        "epoch 2",
+        "epoch 3",
+        "muon",
+    ],
 )
 def test_resume_is_exact(
     tiny: dict[str, Any],
     undisturbed: Callable[[dict[str, Any]], Path],
     monkeypatch: pytest.MonkeyPatch,
+    optimizer: str,
     killed_after: int,
     in_accumulation: bool,
 ) -> None:
     """Killed at any step, resumed, dropout on: weights and record equal the undisturbed run's, bit by bit."""
-    whole = undisturbed(tiny | LONG)
+    values = tiny | LONG | {"optimizer": optimizer}
+    whole = undisturbed(values)
     with monkeypatch.context() as patch:
         kill_after(patch, killed_after, in_accumulation)
         with pytest.raises(Killed):
-            do_train(tiny | LONG)
-    resumed = do_train(tiny | LONG, resume=True)
+            do_train(values)
+    resumed = do_train(values, resume=True)
     assert figures(resumed) == figures(whole)
     for name in ("model.safetensors", "checkpoint-24/model.safetensors", "checkpoint-24/optimizer.safetensors"):
         theirs = load_file(whole / name)
@@ -248,6 +270,28 @@ def test_resume_without_the_generators_is_noticed(
 
     monkeypatch.setattr("hfgpt.run.restore", restore_without)
     assert figures(do_train(tiny | LONG, resume=True)) != figures(whole)
+
+
+def test_a_resume_keeps_the_optimizer(tiny: dict[str, Any]) -> None:
+    """One's averages are no use to the other."""
+    do_train(tiny)
+    with pytest.raises(InputError, match="optimizer: 'adamw' in the checkpoint, 'muon' now"):
+        do_train(tiny | {"optimizer": "muon", "max_iters": 12}, resume=True)
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_is_adamws(tiny: dict[str, Any]) -> None:
+    do_train(tiny)
+    run = start(config.build(tiny, "x"), resume=True)
+    state = {"identity": {key: value for key, value in identity(run).items() if key != "optimizer"}}
+    check_identity(run, checkpoint.Checkpoint(Path("old"), {}, {}, {}, state))
+
+
+@pytest.mark.parametrize("engine", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_muon_in_shards_is_refused(tiny: dict[str, Any], engine: DistributedType) -> None:
+    with pytest.raises(InputError, match=f"needs whole matrices, and {engine.value} shards them"):
+        check_optimizer(config.build(tiny | {"optimizer": "muon"}, "x"), engine)
+    check_optimizer(config.build(tiny, "x"), engine)
+    check_optimizer(config.build(tiny | {"optimizer": "muon"}, "x"), DistributedType.MULTI_GPU)
 
 
 def test_resume_may_train_longer(tiny: dict[str, Any]) -> None:
@@ -323,6 +367,12 @@ def test_nan_stops_the_run_and_spares_the_weights(tiny: dict[str, Any], monkeypa
     assert all(torch.isfinite(tensor).all() for tensor in saved.model.values())
     monkeypatch.setattr(model.LanguageModel, "forward", forward)
     assert len(figures(do_train(tiny, resume=True))) == 9
+
+
+def test_a_diverged_run_is_told_to_lower_both_rates_of_muon(tiny: dict[str, Any]) -> None:
+    for optimizer, rates in (("adamw", r"\(--learning_rate=0.001;"), ("muon", "=0.001 --muon_learning_rate=0.02;")):
+        given = {"optimizer": optimizer, "learning_rate": 2e-3, "muon_learning_rate": 0.04}
+        assert re.search(rates, str(train.diverged(start(config.build(tiny | given, "x")), "loss nan")))
 
 
 def test_bad_steps_are_left_out_up_to_the_limit(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
