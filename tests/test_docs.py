@@ -33,9 +33,13 @@ EIGHT = "needs eight GPUs; test_end_to_end.py cuts the recipe for a CPU"
 TWO_HOSTS = "needs two hosts; test_reliability_long.py makes them of network namespaces"
 GRID = "three real trainings; test_sweep.py reads the grid, and a grid is run from the same page"
 TESTS = "the tests themselves"
+PAGE = "listens until it is stopped; test_playground.py starts it"
 PART = "a part of a command, or the name of one"
 NOT_HERE = {
     "pip install -e .": "installs an environment",
+    "pip install -e '.[playground]'": "installs an environment",
+    "python scripts/playground.py": PAGE,
+    "python scripts/playground.py out --recipe recipes/learning.yaml --lang zh --port 8000": PAGE,
     "pip install -e '.[elsewhere]'": "installs an environment",
     "make test": TESTS,
     "make test-long": TESTS,
@@ -56,6 +60,7 @@ NOT_HERE = {
     "python scripts/sweep.py recipes/experiments/batch_size.yaml": GRID,
     "python scripts/sweep.py recipes/experiments/learning_rate.yaml": GRID,
     "python scripts/sweep.py recipes/experiments/model_size.yaml": GRID,
+    **{command: GRID for command in COMMANDS["experiments.md"]},
     "python scripts/train.py RECIPE": PART,
     "python scripts/diagnose.py": PART,
     "python scripts/compare.py": PART,
