@@ -89,7 +89,7 @@ def run(place: Workshop, command: str) -> str:
     """
     words = shlex.split(command)
     if words[0] == "make":  # what it would type, once the environment is there
-        words = shlex.split(place.shell("make", "-n", "-o", ".venv/.ready", *words[1:]))
+        words = shlex.split(place.shell("make", "--no-print-directory", "-n", "-o", ".venv/.ready", *words[1:]))
         words[0] = Path(words[0]).name
     launched = [word for word in words if word != "--quiet"]
     if launched[:3] == ["accelerate", "launch", "scripts/train.py"]:
