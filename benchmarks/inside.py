@@ -120,26 +120,40 @@ def arithmetic(vocabulary: int, device: str = "cpu") -> dict[str, float]:
     return {"step": measured.seconds_per_step, "evaluated_token": measured.seconds_per_eval_token}
 
 
-def held_out(checkpoint: str, nanogpt: str, tokens: str, block_size: int, eval_iters: int) -> dict[str, float]:
-    """The validation loss of nanoGPT's checkpoint on the fixed blocks that hfgpt evaluates on, in nats a token."""
+def held_out(folder: str, nanogpt: str | None, tokens: str, block_size: int, eval_iters: int) -> dict[str, float]:
+    """The validation loss on the fixed blocks that hfgpt evaluates on, in nats a token.
+
+    Args:
+        folder: hfgpt's run folder; with `nanogpt`, a checkout, its checkpoint.
+    """
     import torch
     import torch.nn.functional as F
 
-    from hfgpt import data
+    from hfgpt import data, sample
 
-    sys.path.insert(0, nanogpt)
-    from model import GPT, GPTConfig
+    if nanogpt is None:
+        gpt2, _ = sample.load_folder(folder, "cpu")
 
-    loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = GPT(GPTConfig(**loaded["model_args"])).eval()
-    model.load_state_dict({key.removeprefix("_orig_mod."): value for key, value in loaded["model"].items()})
+        def logits_of(ids: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
+            return gpt2(ids, use_cache=False).logits
+    else:
+        sys.path.insert(0, nanogpt)
+        from model import GPT, GPTConfig
+
+        loaded = torch.load(folder, map_location="cpu", weights_only=True)
+        theirs = GPT(GPTConfig(**loaded["model_args"])).eval()
+        theirs.load_state_dict({key.removeprefix("_orig_mod."): value for key, value in loaded["model"].items()})
+
+        def logits_of(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return theirs(ids, targets)[0]  # without targets it gives the last position's alone
+
     stream = data.TokenStream([np.fromfile(Path(tokens) / "val.bin", dtype=np.uint16)])
     indices, nll = data.evaluation_blocks(stream, block_size, eval_iters), 0.0
     with torch.no_grad():
         for rows in np.array_split(indices, max(1, len(indices) // 12)):
             block = torch.from_numpy(stream.blocks(rows, block_size))
-            targets = block[:, 1:].contiguous()  # with targets nanoGPT gives the logits of every position
-            logits, _ = model(block[:, :-1], targets)
+            targets = block[:, 1:].contiguous()
+            logits = logits_of(block[:, :-1], targets)
             nll += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
     return {"loss": nll / (len(indices) * block_size)}
 
