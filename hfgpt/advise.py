@@ -48,7 +48,7 @@ def fit(found: Survey, on: Target) -> Fit:
     """
     total = found.config.global_batch
     share = total // on.processes
-    largest = estimate.micro_batch(found.config, on.processes) if on.kind == "cpu" else share
+    largest = found.config.micro_batch(on.processes) if on.kind == "cpu" else share
     for size in (size for size in range(largest, 0, -1) if share % size == 0):
         needed = memory(with_batch(found, size), on)
         if needed.needed <= on.memory_bytes or size == 1:
@@ -71,7 +71,7 @@ def change(found: Survey, **values: Any) -> Survey:
 def memory(found: Survey, on: Target) -> Memory:
     """Memory of a step in one process of a target."""
     config = found.config
-    size = estimate.micro_batch(config, on.processes)
+    size = config.micro_batch(on.processes)
     steps = config.global_batch // on.processes // size
     own = config.model_copy(update={"batch_size": size, "gradient_accumulation_steps": steps})
     return estimate.memory(own, found.vocab_size, on.kind, on.dtype)
@@ -311,7 +311,7 @@ def _modest_batch(found: Survey, on: Target) -> tuple[Survey, dict[str, str]]:
 def no_larger_batch(found: Survey, on: Target) -> tuple[Survey, bool]:
     """The recipe in the largest micro-batch that fits, but no larger than it says; and whether any fits."""
     best = fit(found, on)
-    own = estimate.micro_batch(found.config, on.processes)
+    own = found.config.micro_batch(on.processes)
     return (with_batch(found, min(own, best.batch_size)) if best.fits else found), best.fits
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -125,6 +126,26 @@ class Config(BaseModel):
     def global_batch(self) -> int:
         """Sequences in one optimizer step, over all processes."""
         return self.batch_size * self.gradient_accumulation_steps
+
+    def micro_batch(self, processes: int) -> int:
+        """The sequences that a process has on its device at a time: the largest part of its share within batch_size.
+
+        Raises:
+            InputError: the global batch cannot be shared equally; names the nearest that can.
+        """
+        share, rest = divmod(self.global_batch, processes)
+        if rest:
+            unit = processes // math.gcd(processes, self.batch_size)
+            below = self.gradient_accumulation_steps // unit * unit
+            options = " or ".join(
+                f"{steps} ({steps * self.batch_size} sequences)" for steps in (below, below + unit) if steps
+            )
+            raise InputError(
+                f"gradient_accumulation_steps = {self.gradient_accumulation_steps}: a step's {self.global_batch} "
+                f"sequences (batch_size {self.batch_size} x {self.gradient_accumulation_steps}) cannot be shared "
+                f"equally by {processes} processes → set gradient_accumulation_steps to {options}"
+            )
+        return next(size for size in range(min(self.batch_size, share), 0, -1) if share % size == 0)
 
     @property
     def tokens_per_iter(self) -> int:

@@ -425,21 +425,6 @@ def _cpu(config: Config, memory_bytes: int | None, processes: int) -> Target:
     )
 
 
-def micro_batch(config: Config, processes: int) -> int:
-    """The micro-batch of a process: the largest divisor of its share of the global batch that batch_size allows.
-
-    Raises:
-        InputError: the global batch cannot be shared equally.
-    """
-    share, rest = divmod(config.global_batch, processes)
-    if rest:
-        raise InputError(
-            f"processes = {processes}: a step's {config.global_batch} sequences (batch_size x "
-            "gradient_accumulation_steps) cannot be shared equally between them → choose a divisor, or change either"
-        )
-    return max(size for size in range(1, min(config.batch_size, share) + 1) if share % size == 0)
-
-
 # ------------------------------------------------------------------------------------------------------ time, money
 
 
@@ -534,7 +519,7 @@ def _from_table(config: Config, on: Target, flops: float) -> Measured:
     work = 4 / 3 if config.activation_checkpointing else 1  # a second forward pass
     step = per_process / rate * work
     if on.kind == "accelerator":
-        micro_batches = config.global_batch / on.processes / micro_batch(config, on.processes)
+        micro_batches = config.global_batch / on.processes / config.micro_batch(on.processes)
         step = max(step, micro_batches * (config.n_layer + 2) * HOST_SECONDS_PER_BLOCK)
     step += flops_per_update(config, on.kind) / (on.peak * on.utilisation)
     return Measured(step, 1 / (3 * rate * on.processes), 0.0, None, None)

@@ -198,7 +198,7 @@ def _beside_other_work() -> str:
 def _simulate(found: Survey, on: Target) -> int:
     from hfgpt import simulate
 
-    size = estimate.micro_batch(found.config, on.processes)
+    size = found.config.micro_batch(on.processes)
     steps = found.config.global_batch // on.processes // size
     own = {"batch_size": size, "gradient_accumulation_steps": steps, "init_from": "scratch"}
     return simulate.peak(found.config.model_copy(update=own), found.vocab_size, on.kind, on.dtype).bytes

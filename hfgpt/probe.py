@@ -26,7 +26,7 @@ import torch
 from hfgpt import data, evaluation, optim, sample, train
 from hfgpt import model as models
 from hfgpt.display import Display
-from hfgpt.estimate import Measured, flops_per_token, micro_batch
+from hfgpt.estimate import Measured, flops_per_token
 from hfgpt.metrics import FILE_NAME, MetricsWriter
 from hfgpt.run import Run, make_accelerator
 from hfgpt.survey import Survey
@@ -83,7 +83,7 @@ def prepare(found: Survey, processes: int = 1) -> Run:
         optimizer=optim.build(model, config, accelerator.device),
         display=Display(config.max_iters, speaks=False),
         metrics=MetricsWriter(config.run_dir / FILE_NAME),
-        micro_batch=micro_batch(config, processes),
+        micro_batch=config.micro_batch(processes),
         val_characters=0,
     )
     run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)

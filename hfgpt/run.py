@@ -9,7 +9,6 @@ A process owns a :class:`Run`; what differs between the processes is their share
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import shutil
 import warnings
@@ -134,7 +133,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
         check_folder(config, resume, overwrite)
     accelerator = make_accelerator(config)
     check_optimizer(config, accelerator.distributed_type)
-    micro_batch = share_of_batch(config, accelerator.num_processes)
+    micro_batch = config.micro_batch(accelerator.num_processes)
     check_size(config, accelerator)
     display = Display(config.max_iters, accelerator.is_main_process)
     corpus = prepare_corpus(config, accelerator)
@@ -196,8 +195,7 @@ def make_accelerator(config: Config) -> Accelerator:
     dtype = choose_dtype(config.dtype, device, config.n_embd)
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
         raise InputError(f"report_to = {config.report_to!r}: is not installed → pip install {config.report_to}")
-    share_of_batch(config, state.num_processes)
-    steps = config.global_batch // state.num_processes // share_of_batch(config, state.num_processes)
+    steps = config.global_batch // state.num_processes // config.micro_batch(state.num_processes)
     _overrule("ACCELERATE_MIXED_PRECISION", PRECISION[dtype], {"no"}, "dtype")
     _overrule("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", str(steps), {"1"}, "gradient_accumulation_steps")
     _overrule("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR" if config.compile else "NO", {"NO", "no"}, "compile")
@@ -314,27 +312,6 @@ def _can_compile(device: str) -> bool:
         warnings.warn(f"compile: true is left out, torch.compile does not work here: {reason}", stacklevel=2)
         return False
     return True
-
-
-def share_of_batch(config: Config, processes: int) -> int:
-    """The micro-batch of a process: the largest divisor of its share of the global batch that batch_size allows.
-
-    Raises:
-        InputError: the global batch cannot be shared equally; names the nearest that can.
-    """
-    share, rest = divmod(config.global_batch, processes)
-    if rest:
-        unit = processes // math.gcd(processes, config.batch_size)
-        below = config.gradient_accumulation_steps // unit * unit
-        options = " or ".join(
-            f"{steps} ({steps * config.batch_size} sequences)" for steps in (below, below + unit) if steps
-        )
-        raise InputError(
-            f"gradient_accumulation_steps = {config.gradient_accumulation_steps}: a step's {config.global_batch} "
-            f"sequences (batch_size {config.batch_size} x {config.gradient_accumulation_steps}) cannot be shared "
-            f"equally by {processes} processes → set gradient_accumulation_steps to {options}"
-        )
-    return next(size for size in range(min(config.batch_size, share), 0, -1) if share % size == 0)
 
 
 STATE = 16  # bytes a parameter: weight, gradient and AdamW's two averages, in float32

@@ -27,7 +27,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfgpt import config, threads, tokenizer
 from hfgpt.config import Config, InputError
-from hfgpt.run import share_of_batch
 
 Values = dict[str, Any]
 SCRIPT = ROOT / "scripts" / "train.py"
@@ -490,19 +489,18 @@ def test_a_batch_that_cannot_be_shared_names_the_nearest_that_can(
 ) -> None:
     made = config.build({"batch_size": batch_size, "gradient_accumulation_steps": steps}, "test")
     with pytest.raises(InputError) as caught:
-        share_of_batch(made, processes)
+        made.micro_batch(processes)
     message = str(caught.value)
     assert all(part in message for part in says), message
     for steps_named in re.findall(r"(\d+) \(\d+ sequences\)", message):
         values = {"batch_size": batch_size, "gradient_accumulation_steps": int(steps_named)}
-        share_of_batch(config.build(values, "test"), processes)
+        config.build(values, "test").micro_batch(processes)
 
 
 def test_a_batch_that_can_be_shared_takes_the_largest_micro_batch_that_fits() -> None:
     def micro(batch_size: int, steps: int, processes: int) -> int:
-        return share_of_batch(
-            config.build({"batch_size": batch_size, "gradient_accumulation_steps": steps}, "test"), processes
-        )
+        made = config.build({"batch_size": batch_size, "gradient_accumulation_steps": steps}, "test")
+        return made.micro_batch(processes)
 
     assert micro(12, 40, 1) == 12
     assert micro(12, 40, 8) == 12
