@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +302,14 @@ def test_a_folder_that_is_no_gpt2_is_named(pretrained: Path, what: str) -> None:
 def test_a_model_that_is_not_there(name: str) -> None:
     with pytest.raises(InputError, match="init_from = "):
         model.build(recipe(init_from=name), VOCABULARY, None)
+
+
+@pytest.mark.e2e
+def test_the_gradients_in_fsdps_shards_are_those_of_the_whole_model() -> None:
+    script = Path(__file__).parent / "sharded.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 1e-4
