@@ -52,8 +52,9 @@ class Shape:
         return self.batch_size * self.block_size
 
     def config(self, **more: Any) -> Config:
-        """As hfgpt's modules take it."""
-        return configs.build({**asdict(self), **more}, "benchmark")
+        """As hfgpt's modules take it; on a CPU in float32, whatever its width, as nanoGPT has it there."""
+        narrow = {} if more.get("device") == "cuda" else {"dtype": "float32"}
+        return configs.build({**asdict(self), **narrow, **more}, "benchmark")
 
     def flops(self, vocabulary: int) -> float:
         """Arithmetic of a step: 6N + 12 · n_layer · n_embd · block_size for each token, the same for both sides."""
