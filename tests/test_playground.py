@@ -240,7 +240,13 @@ class Server:
             self.port = free.getsockname()[1]
         words = [str(ROOT / "scripts/playground.py"), str(folder), "--port", str(self.port)]
         self.process = subprocess.Popen(
-            [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # Tests that a shell started in the background ignore SIGINT, and what they start inherits that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -250,8 +256,10 @@ class Server:
     def stop(self) -> str:
         """End it as Ctrl-C does; what it printed besides its first line."""
         self.process.send_signal(signal.SIGINT)
-        printed, _ = self.process.communicate(timeout=30)
-        return printed
+        try:
+            return self.process.communicate(timeout=60)[0]
+        finally:
+            self.process.kill()
 
 
 @pytest.fixture(scope="module")
