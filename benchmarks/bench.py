@@ -121,7 +121,7 @@ Action = Callable[[dict[str, Any]], None]
 def chosen(setting: Setting, only: list[str] | None, long: bool) -> list[tuple[str, int, Action]]:
     """(name, seconds, what puts it into the results) of everything that is asked for."""
     todo: list[tuple[str, int, Action]] = [
-        (row.name, row.seconds, lambda results, row=row: put(results, measured(row, setting, results["ceiling"])))
+        (row.name, row.seconds, lambda results, row=row: put(results, measured(row, setting)))
         for row in ROWS
         if (row.name in only if only else long or not row.long) and (setting.device == "cpu" or not row.cpu_only)
     ]
@@ -131,16 +131,14 @@ def chosen(setting: Setting, only: list[str] | None, long: bool) -> list[tuple[s
     return todo
 
 
-def measured(row: Row, setting: Setting, ceiling: dict[str, Any]) -> dict[str, Any]:
+def measured(row: Row, setting: Setting) -> dict[str, Any]:
     """A row of the results; one that fails says why, and the others go on."""
     known = {"name": row.name, "title": row.title, "unit": row.unit, "peer_name": row.peer, "goal": row.goal}
     try:
         found = row.measure(setting)
     except Exception as error:  # whatever a side raises is that row's news
         return {**known, "error": f"{type(error).__name__}: {error}"[:300]}
-    peak = ceiling["gflops"]["bfloat16" if setting.device == "cuda" else "float32"] * 1e9
-    reachable = peak / found.flops if found.flops else None
-    return {**known, **table.entry(found.ours, found.peer, row.lower, reachable), "note": found.note}
+    return {**known, **table.entry(found.ours, found.peer, row.lower, found.flops), "note": found.note}
 
 
 def put(results: dict[str, Any], row: dict[str, Any]) -> None:
@@ -150,12 +148,15 @@ def put(results: dict[str, Any], row: dict[str, Any]) -> None:
 
 
 def kept(target: Path | None, results: dict[str, Any]) -> dict[str, Any]:
-    """The rows that were measured before, by the same versions on the same machine."""
+    """The rows that were measured before, by the same versions on the same machine, and the best of its ceilings."""
     parts: dict[str, Any] = {"rows": [], "scaling": [], "profile": {}}
     if target is not None and target.exists():
         saved = json.loads(target.read_text())
         if all(saved[key] == results[key] for key in ("machine", "versions")):
             parts = {key: saved[key] for key in parts}
+            before, now = saved["ceiling"], results["ceiling"]
+            products = {name: max(value, before["gflops"][name]) for name, value in now["gflops"].items()}
+            parts["ceiling"] = {"gflops": products, "memory_gbps": max(now["memory_gbps"], before["memory_gbps"])}
     return parts
 
 

@@ -27,21 +27,19 @@ def ratio(ours: float, peer: float, lower_is_better: bool) -> float:
 
 
 def entry(
-    ours: Sequence[float], peer: Sequence[float] | None, lower_is_better: bool, flops_ceiling: float | None
+    ours: Sequence[float], peer: Sequence[float] | None, lower_is_better: bool, flops: float | None
 ) -> dict[str, Any]:
-    """The measured part of a row: both sides, their ratio, their share of the ceiling.
+    """The measured part of a row: both sides, their ratio, and the arithmetic that makes a share of the ceiling.
 
     Args:
         ours, peer: samples; either may be missing.
         lower_is_better: for the ratio.
-        flops_ceiling: units a second that the machine's matrix products would allow; None where that means nothing.
+        flops: arithmetic of one unit; None where a share of the ceiling means nothing.
     """
     sides = {"ours": summary(ours) if ours else None, "peer": summary(peer) if peer else None}
-    found: dict[str, Any] = {**sides, "ratio": None, "of_ceiling": {}}
+    found: dict[str, Any] = {**sides, "ratio": None, "flops": flops}
     if ours and peer:
         found["ratio"] = ratio(sides["ours"]["median"], sides["peer"]["median"], lower_is_better)
-    if flops_ceiling:
-        found["of_ceiling"] = {name: side["median"] / flops_ceiling for name, side in sides.items() if side}
     return found
 
 
@@ -61,11 +59,12 @@ def side(measured: dict[str, float] | None) -> str:
     return figure(measured["median"]) + spread
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table: name, both sides, ratio, goal, share of the ceiling, what there is to say."""
+def cells(row: dict[str, Any], ceiling: float) -> list[str]:
+    """A row of the table: name, both sides, ratio, goal, share of the ceiling (FLOP/s), what there is to say."""
     if row.get("error"):
         return [row["title"], row["unit"], "failed", "", "", "", "", row["error"]]
-    shares = [f"{row['of_ceiling'][name]:.0%}" for name in ("ours", "peer") if name in row["of_ceiling"]]
+    sides = [row[name] for name in ("ours", "peer") if row[name] and row["flops"]]
+    shares = [f"{measured['median'] * row['flops'] / ceiling:.0%}" for measured in sides]
     return [
         row["title"],
         row["unit"],
@@ -139,7 +138,10 @@ def profile_rows(shapes: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def report(results: dict[str, Any], table: Any = markdown) -> str:
     """Everything that was measured on one machine."""
-    parts = [machine_line(results), ceiling_line(results), table(HEADER, [cells(row) for row in results["rows"]])]
+    narrow = "accelerator" in results["machine"]  # where both sides compute in bfloat16
+    ceiling = results["ceiling"]["gflops"]["bfloat16" if narrow else "float32"] * 1e9
+    rows = [cells(row, ceiling) for row in results["rows"]]
+    parts = [machine_line(results), ceiling_line(results), table(HEADER, rows)]
     if results["scaling"]:
         parts.append(table(SCALING_HEADER, scaling_rows(results["scaling"])))
     if results["profile"]:
