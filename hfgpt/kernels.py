@@ -124,6 +124,7 @@ class _CausalAttention(torch.autograd.Function):
             mask = keep_mask(weights.shape, p)
             torch.bmm(torch.mul(weights, mask, out=scores), v[:, :end], out=out[:, start:end])
             kept += [weights, mask]
+            del scores
         ctx.save_for_backward(q, k, v, out, *kept)
         ctx.p, ctx.scale, ctx.shape, ctx.dtype = p, scale, shape, dtype
         return out.view(shape).to(dtype)
@@ -145,6 +146,7 @@ class _CausalAttention(torch.autograd.Function):
             work.mul_(mask).sub_(taken_off[:, start:end]).mul_(weights)
             torch.bmm(work, k[:, :end], out=dq[:, start:end])
             dk[:, :end].baddbmm_(work.mT, q[:, start:end])
+            del work  # before there is a new one
         dq.mul_(ctx.scale)
         dv.div_(1 - ctx.p)
         return *(d.view(ctx.shape).to(ctx.dtype) for d in (dq, dk, dv)), None, None, None
