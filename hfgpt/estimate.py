@@ -230,7 +230,7 @@ def memory(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Memory:
     """Peak memory of a step of `config.batch_size` sequences a micro-batch, in closed form.
 
     Derived from the tensors that live at each moment of the step; hfgpt/simulate.py runs the same step and agrees
-    within 2% (tests/test_simulate.py). Eager mode; torch.compile usually needs less.
+    within 4%, mostly within half a percent (tests/test_simulate.py). Eager mode; torch.compile usually needs less.
 
     Args:
         config: with the shape of the model that is trained; batch_size is the micro-batch of a process.
