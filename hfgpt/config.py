@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -431,7 +431,6 @@ def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 _RecipeDumper.add_representer(str, _write_text)
 
-
 for _each in (_RecipeLoader, _RecipeDumper):
     _each.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
@@ -738,12 +737,3 @@ def split_command(arguments: Sequence[str], flags: Iterable[str]) -> tuple[str |
     rest = list(arguments if recipe is None else arguments[1:])
     given = {word for word in rest if word in flags}
     return recipe, given, [word for word in rest if word not in given]
-
-
-def fail(error: InputError) -> NoReturn:
-    """Print bad input's one message and exit with 2; what scripts do with an InputError."""
-    import sys
-
-    lead = "The recipe cannot be used:\n" if isinstance(error, ConfigError) else ""
-    print(f"{lead}{error}", file=sys.stderr)
-    raise SystemExit(2)

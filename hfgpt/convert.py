@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hfgpt import sample
 from hfgpt.config import InputError
 from hfgpt.nanogpt import TRANSPOSED
+from hfgpt.shell import Failure
 from hfgpt.tokenizer import BYTE_TOKENS, is_char
 
 if TYPE_CHECKING:
@@ -37,8 +38,17 @@ GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu")  # the last one ex
 SPACE = "\u2581"  # how SentencePiece, and so llama.cpp's "llama" vocabulary, spells a space
 
 
-class ConversionError(Exception):
-    """What was written is not the same model, through no fault of the input; scripts exit with 1."""
+class ConversionError(Failure):
+    """What was written is not the same model."""
+
+
+@contextmanager
+def _needing_elsewhere() -> Iterator[None]:
+    """Say how to install a package that an import inside does not find."""
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"this needs {error.name} → pip install -e '.[elsewhere]'") from None
 
 
 @contextmanager
@@ -59,10 +69,6 @@ def _new_file(target: str | Path) -> Iterator[Path]:
         raise InputError(f"{str(path)!r}: cannot be written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _missing(error: ImportError) -> InputError:
-    return InputError(f"this needs {error.name} → pip install -e '.[elsewhere]'")
 
 
 # ------------------------------------------------------------------------------------------------------------- ONNX
@@ -87,11 +93,9 @@ def to_onnx(folder: str | Path, target: str | Path) -> float:
     """
     sample.check_folder(folder)
     with _new_file(target) as temporary:
-        try:
+        with _needing_elsewhere():
             import onnxruntime  # noqa: F401 - found missing before the work, not after it
             import onnxscript  # noqa: F401
-        except ImportError as error:
-            raise _missing(error) from None
         model, _ = sample.load_folder(folder, "cpu")
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
         if size >= ONNX_LIMIT:
@@ -172,10 +176,8 @@ def to_gguf(folder: str | Path, target: str | Path) -> list[str]:
     """
     sample.check_folder(folder)
     with _new_file(target) as temporary:
-        try:
+        with _needing_elsewhere():
             import gguf
-        except ImportError as error:
-            raise _missing(error) from None
         model, tokenizer = sample.load_folder(folder, "cpu")
         _check_known(model.config, folder)
         vocabulary = _vocabulary(tokenizer, model.config.vocab_size)

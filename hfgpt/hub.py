@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, TypeVar
 from hfgpt import card, metrics, threads
 from hfgpt.config import InputError
 from hfgpt.sample import check_folder
+from hfgpt.shell import Failure
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -43,8 +44,8 @@ CHECKPOINT_MARKER = "COMPLETE"  # hfgpt/checkpoint.py writes it into a checkpoin
 WAITS = (1.0, 2.0, 4.0)
 
 
-class HubError(Exception):
-    """The Hub could not be reached or failed, through no fault of the input; scripts exit with 1."""
+class HubError(Failure):
+    """The Hub could not be reached or failed."""
 
 
 # ------------------------------------------------------------------------------------------------------------- push

@@ -21,12 +21,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from hfgpt.estimate import CHUNKS, LOGITS, QUERIES
+
 ATTENTION = "hfgpt"  # the name of :func:`attention` among Transformers' attention implementations
-
-QUERIES = 64  # that attention handles at a time; what follows them is not computed
-
-LOGITS = 2**24  # elements of the logits that are made at a time, unless that takes more than so many chunks:
-CHUNKS = 8
 
 
 def suits(tensor: Tensor) -> bool:

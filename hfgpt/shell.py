@@ -1,7 +1,8 @@
 """How a script ends.
 
 In:  its main function.
-Out: the process's exit code; nothing where whoever read the output has gone.
+Out: the process's exit code: 2 after bad input, 1 after a failure, each with its one message; nothing is said where
+     whoever read the output has gone.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from hfgpt.config import ConfigError, InputError
+
+
+class Failure(Exception):
+    """Something failed through no fault of the input; the message is all there is to say. Scripts exit with 1."""
+
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Call a script's main and exit with what it returns (None: 0).
+    """Call a script's main and exit with what it returns (None: 0); an InputError or a Failure ends with its message.
 
     Where the reader of the output, such as `head`, has seen enough, this ends quietly with 128 + SIGPIPE, as programs
     that know nothing of it do.
@@ -23,6 +30,13 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     try:
         try:
             status = main()
+        except InputError as error:
+            lead = "The recipe cannot be used:\n" if isinstance(error, ConfigError) else ""
+            print(f"{lead}{error}", file=sys.stderr)
+            status = 2
+        except Failure as error:
+            print(error, file=sys.stderr)
+            status = 1
         finally:
             sys.stdout.flush()  # what the interpreter finds broken at its own end, it complains of
     except BrokenPipeError:

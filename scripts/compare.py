@@ -10,7 +10,6 @@ can be mixed.
 import argparse
 
 from hfgpt import compare, shell
-from hfgpt.config import InputError, fail
 from hfgpt.display import for_output
 
 
@@ -20,11 +19,8 @@ def main() -> None:
     parser.add_argument("--out_dir", default="out/compare", help="where the report goes (out/compare)")
     parser.add_argument("--no_samples", action="store_true", help="leave out what each model writes")
     args = parser.parse_args()
-    try:
-        comparison = compare.of_folders(args.runs)
-        report = compare.write(comparison, args.out_dir, samples=not args.no_samples)
-    except InputError as error:
-        fail(error)
+    comparison = compare.of_folders(args.runs)
+    report = compare.write(comparison, args.out_dir, samples=not args.no_samples)
     print(for_output(report.read_text(encoding="utf-8")))
     print(f"pictures and data are in {args.out_dir}/")
 

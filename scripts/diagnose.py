@@ -10,7 +10,6 @@ import argparse
 import json
 
 from hfgpt import diagnose, shell
-from hfgpt.config import InputError, fail
 from hfgpt.metrics import read_run
 
 
@@ -19,10 +18,7 @@ def main() -> None:
     parser.add_argument("run", metavar="OUT", help="run folder, metrics.jsonl, trainer_state.json or nanoGPT log")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
-    try:
-        run = read_run(args.run)
-    except InputError as error:
-        fail(error)
+    run = read_run(args.run)
     if args.json:
         print(json.dumps(diagnose.as_json(run), indent=2, ensure_ascii=False))
         return

@@ -8,7 +8,6 @@ import argparse
 import json
 
 from hfgpt import shell, threads
-from hfgpt.config import InputError, fail
 from hfgpt.evaluation import SPLITS, evaluate_folder
 
 
@@ -22,10 +21,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     threads.configure()
-    try:
-        result = evaluate_folder(args.folder, args.dataset, args.split, args.batch_size, args.device)
-    except InputError as error:
-        fail(error)
+    result = evaluate_folder(args.folder, args.dataset, args.split, args.batch_size, args.device)
     if args.json:
         print(json.dumps(result))
         return

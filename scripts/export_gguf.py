@@ -7,11 +7,9 @@ The weights are float32; llama.cpp's llama-quantize makes them smaller. Needs pi
 """
 
 import argparse
-import sys
 
 from hfgpt import shell
-from hfgpt.config import InputError, fail
-from hfgpt.convert import ConversionError, to_gguf
+from hfgpt.convert import to_gguf
 
 
 def main() -> None:
@@ -19,12 +17,7 @@ def main() -> None:
     parser.add_argument("folder", metavar="OUT", help="run folder, or any folder with an exported GPT-2")
     parser.add_argument("target", metavar="FILE", help="file to make")
     args = parser.parse_args()
-    try:
-        notes = to_gguf(args.folder, args.target)
-    except InputError as error:
-        fail(error)
-    except ConversionError as error:
-        sys.exit(str(error))
+    notes = to_gguf(args.folder, args.target)
     print(f"{args.target} is written; gguf's reader gives the same tensors and tokens back.")
     for note in notes:
         print(f"note: {note}")

@@ -7,7 +7,6 @@ cd nanoGPT && python sample.py --out_dir=out-mine --device=cpu
 import argparse
 
 from hfgpt import shell
-from hfgpt.config import InputError, fail
 from hfgpt.nanogpt import export_checkpoint
 
 
@@ -16,10 +15,7 @@ def main() -> None:
     parser.add_argument("folder", metavar="OUT", help="run folder")
     parser.add_argument("target", metavar="DIR", help="folder for ckpt.pt, and for meta.pkl of a character-level model")
     args = parser.parse_args()
-    try:
-        notes = export_checkpoint(args.folder, args.target)
-    except InputError as error:
-        fail(error)
+    notes = export_checkpoint(args.folder, args.target)
     print(f"{args.target}/ckpt.pt is written.")
     for note in notes:
         print(f"note: {note}")

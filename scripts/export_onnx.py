@@ -7,11 +7,9 @@ to block_size. Needs pip install -e '.[elsewhere]'.
 """
 
 import argparse
-import sys
 
 from hfgpt import shell, threads
-from hfgpt.config import InputError, fail
-from hfgpt.convert import ConversionError, to_onnx
+from hfgpt.convert import to_onnx
 
 
 def main() -> None:
@@ -20,12 +18,7 @@ def main() -> None:
     parser.add_argument("target", metavar="FILE", help="file to make")
     args = parser.parse_args()
     threads.configure()
-    try:
-        difference = to_onnx(args.folder, args.target)
-    except InputError as error:
-        fail(error)
-    except ConversionError as error:
-        sys.exit(str(error))
+    difference = to_onnx(args.folder, args.target)
     print(f"{args.target} is written. Largest difference of its logits from Transformers': {difference:.2g}")
 
 

@@ -7,7 +7,6 @@ python scripts/import_nanogpt.py ckpt.pt out/imported --meta=nanoGPT/data/shakes
 import argparse
 
 from hfgpt import shell
-from hfgpt.config import InputError, fail
 from hfgpt.nanogpt import import_checkpoint
 
 
@@ -19,10 +18,7 @@ def main() -> None:
     vocabulary.add_argument("--meta", help="meta.pkl of a character-level model (looked for around CKPT)")
     vocabulary.add_argument("--tokenizer", help="Hub id or folder of the tokenizer of any other (gpt2)")
     args = parser.parse_args()
-    try:
-        folder = import_checkpoint(args.checkpoint, args.folder, args.meta, args.tokenizer)
-    except InputError as error:
-        fail(error)
+    folder = import_checkpoint(args.checkpoint, args.folder, args.meta, args.tokenizer)
     print(f"{folder} is ready. Next: python scripts/sample.py {folder}")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hfgpt import config as configs
 from hfgpt import shell, threads
-from hfgpt.config import InputError, fail
+from hfgpt.config import InputError
 
 
 def main() -> None:
@@ -22,19 +22,14 @@ def main() -> None:
         return
     own = {"steps": "100", "picture": "lr_finder.png"}
     own |= {name: word.split("=", 1)[1] for word in words for name in own if word.startswith(f"--{name}=")}
-    try:
-        recipe, _, overrides = configs.split_command(
-            [w for w in words if not w.startswith(("--steps=", "--picture="))], ()
-        )
-        config = configs.load(recipe, overrides)
-        if not own["steps"].isdigit():
-            raise InputError(f"steps = {own['steps']!r}: must be a whole number")
-        threads.configure(config.cpu_threads)
-        from hfgpt import lr_finder
+    recipe, _, overrides = configs.split_command([w for w in words if not w.startswith(("--steps=", "--picture="))], ())
+    config = configs.load(recipe, overrides)
+    if not own["steps"].isdigit():
+        raise InputError(f"steps = {own['steps']!r}: must be a whole number")
+    threads.configure(config.cpu_threads)
+    from hfgpt import lr_finder
 
-        found = lr_finder.find(config, Path(own["picture"]), int(own["steps"]))
-    except InputError as error:
-        fail(error)
+    found = lr_finder.find(config, Path(own["picture"]), int(own["steps"]))
     print(f"suggested learning rate: {found.suggestion:g}  ({found.why})")
     print(f"curve: {own['picture']}    to use it: --learning_rate={found.suggestion:g}")
 

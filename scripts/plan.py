@@ -25,7 +25,6 @@ The recipe comes first (a YAML file or a run folder; none: the defaults); --key=
 import sys
 
 from hfgpt import shell
-from hfgpt.config import InputError, fail
 from hfgpt.plan import run
 
 
@@ -33,10 +32,7 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return
-    try:
-        print(run(sys.argv[1:]))
-    except InputError as error:
-        fail(error)
+    print(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ The page listens on this machine alone and fetches nothing from outside. It need
 import argparse
 
 from hfgpt import shell
-from hfgpt.config import InputError, fail
 
 
 def main() -> None:
@@ -25,12 +24,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
     parser.add_argument("--lang", choices=("en", "zh"), default="en", help="language of the page (en)")
     args = parser.parse_args()
-    try:
-        from hfgpt.playground import serve
+    from hfgpt.playground import serve
 
-        serve(args.folder, args.recipe, args.host, args.port, args.lang)
-    except InputError as error:
-        fail(error)
+    serve(args.folder, args.recipe, args.host, args.port, args.lang)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ accelerate launch scripts/train.py out/name --resume --out_dir=out/name     # if
 """
 
 import argparse
-import sys
 
 from hfgpt import shell
-from hfgpt.config import InputError, fail
-from hfgpt.hub import HubError, pull
+from hfgpt.hub import pull
 
 
 def main() -> None:
@@ -18,12 +16,7 @@ def main() -> None:
     parser.add_argument("folder", metavar="DIR", help="folder to make")
     parser.add_argument("--revision", help="branch, tag or commit (the main branch)")
     args = parser.parse_args()
-    try:
-        folder = pull(args.repo_id, args.folder, revision=args.revision)
-    except InputError as error:
-        fail(error)
-    except HubError as error:
-        sys.exit(str(error))
+    folder = pull(args.repo_id, args.folder, revision=args.revision)
     print(f"{folder} is here. Next: python scripts/sample.py {folder}")
     if any(folder.glob("checkpoint-*")):
         print(f"To go on training: accelerate launch scripts/train.py {folder} --resume --out_dir={folder}")

@@ -5,11 +5,9 @@ python scripts/push.py out/standard user/name --include_checkpoints     # anothe
 """
 
 import argparse
-import sys
 
 from hfgpt import shell
-from hfgpt.config import InputError, fail
-from hfgpt.hub import HubError, push
+from hfgpt.hub import push
 
 
 def main() -> None:
@@ -23,12 +21,7 @@ def main() -> None:
     parser.add_argument("--license", default="mit", help="licence in the model card, where there is no card yet (mit)")
     options = vars(parser.parse_args())
     options["private"] = options["private"] or None  # not asked for: as the account is set, not 'public'
-    try:
-        print(push(options.pop("folder"), options.pop("repo_id"), **options))
-    except InputError as error:
-        fail(error)
-    except HubError as error:
-        sys.exit(str(error))
+    print(push(options.pop("folder"), options.pop("repo_id"), **options))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from hfgpt import loading, shell, threads
-from hfgpt.config import InputError, fail
+from hfgpt.config import InputError
 from hfgpt.display import for_output
 from hfgpt.sample import Sampling, check_folder, generate_many, left_out, load_folder
 
@@ -29,8 +29,6 @@ def main() -> None:
     args = parser.parse_args()
     try:
         run(args)
-    except InputError as error:
-        fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
 

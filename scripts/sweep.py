@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 
 from hfgpt import shell, sweep, trials
-from hfgpt.config import InputError, fail
 
 
 def main() -> int:
@@ -31,8 +30,6 @@ def main() -> int:
     try:
         source, options, overrides = sweep.split(words)
         report = trials.run(sweep.define(source, overrides, options), Path(__file__).with_name("train.py"))
-    except InputError as error:
-        fail(error)
     except trials.Stopped as stopped:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 128 + stopped.number

@@ -21,23 +21,20 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__ + configs.help_text())
         return 0
-    try:
-        recipe, flags, overrides = configs.split_command(sys.argv[1:], {"--resume", "--overwrite", "--print_config"})
-        config = configs.load(recipe, overrides)
-        if "--print_config" in flags:
-            print(configs.to_yaml(config))
-            return 0
-        threads.configure(config.cpu_threads)  # before torch is loaded
-        with loading.uncollected():
-            from hfgpt.train import RunError, train
+    recipe, flags, overrides = configs.split_command(sys.argv[1:], {"--resume", "--overwrite", "--print_config"})
+    config = configs.load(recipe, overrides)
+    if "--print_config" in flags:
+        print(configs.to_yaml(config))
+        return 0
+    threads.configure(config.cpu_threads)  # before torch is loaded
+    with loading.uncollected():
+        from hfgpt.train import RunError, train
 
-        try:
-            return train(config, resume="--resume" in flags, overwrite="--overwrite" in flags)
-        except RunError as error:
-            print(f"The run failed at {error}", file=sys.stderr)
-            return 1
-    except configs.InputError as error:
-        configs.fail(error)
+    try:
+        return train(config, resume="--resume" in flags, overwrite="--overwrite" in flags)
+    except RunError as error:
+        print(f"The run failed at {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from hfgpt import shell
+from hfgpt.config import ConfigError, Fault, InputError
 
 
 def unread(script: str, *arguments: Any, stderr: int) -> tuple[int, str]:
@@ -57,3 +58,25 @@ def test_another_pipe_that_breaks_is_an_error(capfd: pytest.CaptureFixture[str])
 
     with pytest.raises(BrokenPipeError, match="of a worker"):
         shell.run(main)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("port = 0: must be more"), 2, "port = 0: must be more\n"),
+        (ConfigError([Fault("n_layer", "0", "must be at least 1")]), 2, "The recipe cannot be used:\n"),
+        (shell.Failure("the Hub failed"), 1, "the Hub failed\n"),
+    ],
+)
+def test_an_error_that_is_meant_ends_with_its_message(
+    error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        shell.run(main)
+    printed = capsys.readouterr()
+    assert (left.value.code, printed.out) == (code, "")
+    assert printed.err.startswith(said)
+    assert "Traceback" not in printed.err
