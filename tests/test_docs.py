@@ -34,6 +34,7 @@ TWO_HOSTS = "needs two hosts; test_reliability_long.py makes them of network nam
 GRID = "three real trainings; test_sweep.py reads the grid, and a grid is run from the same page"
 TESTS = "the tests themselves"
 PAGE = "listens until it is stopped; test_playground.py starts it"
+HUB = "needs the Hub and an account; test_hub.py pushes to a Hub on the loopback and pulls from it"
 PART = "a part of a command, or the name of one"
 NOT_HERE = {
     "pip install -e .": "installs an environment",
@@ -60,6 +61,8 @@ NOT_HERE = {
     "python scripts/sweep.py recipes/experiments/batch_size.yaml": GRID,
     "python scripts/sweep.py recipes/experiments/learning_rate.yaml": GRID,
     "python scripts/sweep.py recipes/experiments/model_size.yaml": GRID,
+    "python scripts/push.py out/learning user/shakespeare --include_checkpoints": HUB,
+    "python scripts/pull.py user/shakespeare out/pulled": HUB,
     **{command: GRID for command in COMMANDS["experiments.md"]},
     "python scripts/train.py RECIPE": PART,
     "python scripts/diagnose.py": PART,
