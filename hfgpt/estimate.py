@@ -86,7 +86,7 @@ Kind = Literal["cpu", "accelerator"]
 BINDS = {
     "loss": "the head (logits, and the gradient of its weight), with the activations of all blocks",
     "last block": "the activations of all blocks, where the backward pass enters the last one",
-    "attention": "the attention weights, which a CPU keeps with dropout, in the backward pass of the last block",
+    "attention": "the attention weights, kept on a CPU with dropout or in bfloat16, in the backward pass of the last block",
     "first block": "the gradients of all weights, where the backward pass leaves the first block",
     "embedding": "two gradients of the token embedding, which the output head shares, at the end of the backward pass",
     "optimizer": "weights, gradients and the optimizer's averages, in the update",
@@ -126,6 +126,7 @@ class Memory:
 LOGITS = 2**24
 CHUNKS = 8
 QUERIES = 64
+NARROW_BLOCK = 512  # the longest block whose attention weights a CPU keeps in bfloat16, without dropout
 ELEMENTS = 2**23
 ITERATIONS = 5
 
@@ -144,7 +145,7 @@ class _Step:
     narrow: int  # bytes of a number in the matrix products: 4, or 2 under mixed precision
     drop_mask: int  # bytes an element that dropout keeps
     chunk: int  # rows of the logits that exist at a time
-    weighs: bool  # whether attention keeps its weights (a CPU's fused attention has no dropout)
+    weighs: int  # bytes of a number in attention that keeps its weights, as on a CPU in hfgpt/kernels.py; 0: fused
     document_mask: int  # bytes
     checkpointed: bool
     accumulates: bool
@@ -157,16 +158,16 @@ class _Step:
 
         In float32: the residual stream twice (before attention and before the MLP). In the narrow type: what enters
         the four matrix products (1 + 1 + 1 + 4 times C), query, key and value (3 C), and the MLP before its activation
-        (4 C). Two layer norms keep a mean and a deviation each; fused attention a number a head. Attention with dropout
-        on a CPU keeps its weights and a mask where a query may look, and query, key, value and outcome in float32.
+        (4 C). Two layer norms keep a mean and a deviation each; fused attention a number a head. A CPU's attention with
+        dropout or in bfloat16 keeps its weights (and a mask) where a query may look, and its outcome head by head.
         """
-        narrow = self.narrow
+        narrow, weighs = self.narrow, self.weighs
         kept = 8 + 14 * narrow + 2 * self.drop_mask
-        if self.weighs:
-            # With a single head the key needs no copy, and the query, key and value it is cut from stay; nor does the
-            # outcome, on its way to the projection.
-            kept += 16 - 3 * narrow + (4 if self.H == 1 and narrow == 4 else 0)
-            attention = 5 * self.H * self.seen // self.T
+        if weighs:
+            # A single head's query, key and outcome need no copies.
+            single = self.H == 1 and weighs == narrow
+            kept += weighs * self.drop_mask if single else 4 * weighs - 3 * narrow
+            attention = (weighs + self.drop_mask) * self.H * self.seen // self.T
         else:
             attention = 4 * self.H + (narrow * self.T if self.document_mask else 0)
         return self.N * (kept * self.C + attention + 16)
@@ -186,6 +187,7 @@ class _Step:
 def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
     batch, length, heads = config.batch_size, config.block_size, config.n_head
     drops, narrow = config.dropout > 0, 4 if dtype == "float32" else 2
+    keeps_weights = kind == "cpu" and (drops or (dtype == "bfloat16" and length <= NARROW_BLOCK))
     return _Step(
         N=batch * length,
         T=length,
@@ -197,7 +199,7 @@ def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
         narrow=narrow,
         drop_mask=1 if drops else 0,
         chunk=-(-batch * length // min(CHUNKS, -(-batch * length * vocab_size // LOGITS))),
-        weighs=kind == "cpu" and drops,
+        weighs=(2 if dtype == "bfloat16" else 4) if keeps_weights else 0,
         document_mask=batch * length * length if config.document_mask else 0,
         checkpointed=config.activation_checkpointing,
         accumulates=config.gradient_accumulation_steps > 1,
@@ -318,8 +320,12 @@ def _attention_backward(s: _Step) -> dict[str, int]:
     if not s.weighs:
         return {}
     after = s.N * s.C * (4 + 10 * s.narrow + 2 * s.drop_mask)  # kept by what comes after attention: no longer
-    group = 4 * s.N * s.H * min(QUERIES, s.T)
-    return {"attention": s.N * s.C * (16 + s.narrow) + group + 36 * s.C**2 - after}
+    # Gradients of outcome, query, key and value, the last two as float32 sums; in a group one more of those and its
+    # weights', or at the end the sums cast.
+    group = s.weighs * (s.N * s.C + s.N * s.H * min(QUERIES, s.T))
+    casts = 2 * s.N * s.C * s.narrow if s.narrow < 4 else 0
+    gradients = s.N * s.C * (s.narrow + 2 * s.weighs + 8)
+    return {"attention": gradients + max(group, casts) + 36 * s.C**2 - after}
 
 
 # ------------------------------------------------------------------------------------------------------ the device

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from hfgpt.estimate import CHUNKS, LOGITS, QUERIES
+from hfgpt.estimate import CHUNKS, LOGITS, NARROW_BLOCK, QUERIES
 
 ATTENTION = "hfgpt"  # the name of :func:`attention` among Transformers' attention implementations
 
@@ -69,7 +69,10 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     dropout: float = 0.0, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention as Transformers calls it: torch's fused kernels, but for causal attention with dropout on a CPU.
+    """Attention as Transformers calls it: torch's fused kernels, except on a CPU with dropout or in bfloat16.
+
+    Those of a CPU have no dropout, and in bfloat16, at the lengths that are trained on a CPU, they take two to four
+    times as long as the products that they consist of.
 
     Args:
         module: the attention layer.
@@ -82,9 +85,12 @@ def attention(
     Returns:
         (batch, time, n_head, head width), and no weights.
     """
-    if not (0 < dropout < 1 and query.shape == key.shape and suits(query)):
+    narrow = query.dtype == torch.bfloat16
+    slow = 0 < dropout < 1 or (dropout == 0 and narrow and query.shape[2] <= NARROW_BLOCK)
+    if not (slow and query.shape == key.shape and suits(query)):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **kwargs)
-    out = _CausalAttention.apply(query, key, value, attention_mask, dropout, query.shape[-1] ** -0.5)
+    dtype = torch.bfloat16 if narrow else torch.float32
+    out = _CausalAttention.apply(query, key, value, attention_mask, dropout, kwargs.get("scaling"), dtype)
     return out.transpose(1, 2), None
 
 
@@ -93,7 +99,7 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 class _CausalAttention(torch.autograd.Function):
-    """softmax(q kᵀ · scale, causal) with dropout, times v; in float32, a few queries at a time.
+    """softmax(q kᵀ · scale, causal) with dropout, times v; in one number type, a few queries at a time.
 
     Queries i to j see keys up to j only, so nearly half of the products and of the weights are never made.
     """
@@ -101,52 +107,58 @@ class _CausalAttention(torch.autograd.Function):
     @staticmethod
     @torch.autocast("cpu", enabled=False)
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, may_look: Tensor | None, p: float, scale: float
-    ) -> Tensor:
-        shape, dtype = query.shape, query.dtype
-        batch, heads, time, width = shape
-        q, k, v = (tensor.float().reshape(batch * heads, time, width) for tensor in (query, key, value))
-        q, v = q * scale, v / (1 - p)
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, may_look: Tensor | None, p: float, scale: float | None,
+        dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        batch, heads, time, width = query.shape
+        scale = width**-0.5 if scale is None else scale
+        q, k, v = (tensor.to(dtype).reshape(batch * heads, time, width) for tensor in (query, key, value))
+        v = v / (1 - p) if p else v
         out = torch.empty_like(q)
-        ahead = torch.full((min(QUERIES, time),) * 2, -math.inf).triu_(1)
         kept = []
         for start in range(0, time, QUERIES):
             end = min(start + QUERIES, time)
-            scores = q[:, start:end] @ k[:, :end].mT
-            if may_look is None:
-                scores[:, :, start:] += ahead[: end - start, : end - start]
-            else:
+            ahead = torch.full((end - start, end), -math.inf, dtype=dtype).triu_(start + 1)
+            scores = torch.baddbmm(ahead, q[:, start:end], k[:, :end].mT, alpha=scale)
+            if may_look is not None:
                 scores.view(batch, heads, end - start, end).masked_fill_(~may_look[:, :, start:end, :end], -math.inf)
             weights = scores.softmax(-1)
-            mask = keep_mask(weights.shape, p)
-            torch.bmm(torch.mul(weights, mask, out=scores), v[:, :end], out=out[:, start:end])
-            kept += [weights, mask]
-            del scores
+            kept.append(weights)
+            if p:
+                kept.append(keep_mask(weights.shape, p))
+                weights = torch.mul(weights, kept[-1], out=scores)
+            torch.bmm(weights, v[:, :end], out=out[:, start:end])
+            del scores, weights  # before there are new ones
         ctx.save_for_backward(q, k, v, out, *kept)
-        ctx.p, ctx.scale, ctx.shape, ctx.dtype = p, scale, shape, dtype
-        return out.view(shape).to(dtype)
+        ctx.p, ctx.scale, ctx.dtype = p, scale, query.dtype
+        return out.view(query.shape).to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, *kept = ctx.saved_tensors
-        time = q.shape[1]
-        gradient = gradients[0].float().reshape(q.shape)
+        time, shape = q.shape[1], gradients[0].shape
+        gradient = gradients[0].to(q.dtype).reshape(q.shape)
         # Σ over keys of weight · its gradient, which the softmax takes off, is out · its gradient (FlashAttention).
         taken_off = (gradient * out).sum(-1, keepdim=True)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for start, weights, mask in zip(range(0, time, QUERIES), kept[::2], kept[1::2], strict=True):
+        dq = torch.empty_like(q)
+        dk, dv = (torch.zeros(k.shape) for _ in range(2))  # sums over the groups, in float32
+        masks = kept[1::2] if ctx.p else [None] * len(kept)
+        for start, weights, mask in zip(range(0, time, QUERIES), kept[:: 2 if ctx.p else 1], masks, strict=True):
             end = min(start + QUERIES, time)
             g = gradient[:, start:end]
-            work = weights * mask
-            dv[:, :end].baddbmm_(work.mT, g)
-            torch.bmm(g, v[:, :end].mT, out=work)
-            work.mul_(mask).sub_(taken_off[:, start:end]).mul_(weights)
+            dropped = weights if mask is None else weights * mask
+            dv[:, :end] += dropped.mT @ g
+            work = torch.bmm(g, v[:, :end].mT, out=None if mask is None else dropped)
+            if mask is not None:
+                work.mul_(mask)
+            work.sub_(taken_off[:, start:end]).mul_(weights)
             torch.bmm(work, k[:, :end], out=dq[:, start:end])
-            dk[:, :end].baddbmm_(work.mT, q[:, start:end])
-            del work  # before there is a new one
+            dk[:, :end] += work.mT @ q[:, start:end]
+            del work, dropped  # before there are new ones
         dq.mul_(ctx.scale)
+        dk.mul_(ctx.scale)
         dv.div_(1 - ctx.p)
-        return *(d.view(ctx.shape).to(ctx.dtype) for d in (dq, dk, dv)), None, None, None
+        return *(d.to(ctx.dtype).view(shape) for d in (dq, dk, dv)), None, None, None, None
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:

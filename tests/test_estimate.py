@@ -142,7 +142,7 @@ def test_targets() -> None:
     assert estimate.target(recipe(), "A100", vram=8 * GIB).memory_bytes == 8 * GIB
     cpu = estimate.target(recipe(device="cpu"))
     assert (cpu.kind, cpu.dtype) == ("cpu", hardware.cpu_dtype(recipe().n_embd))
-    assert estimate.target(recipe(device="cpu", n_embd=128, n_head=2)).dtype == "float32"
+    assert estimate.target(recipe(device="cpu", n_embd=64, n_head=2)).dtype == "float32"
     with pytest.raises(InputError, match="trains on the CPU"):
         estimate.target(recipe(device="cpu"), "A100")
 

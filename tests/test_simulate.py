@@ -11,7 +11,15 @@ from hfgpt import config, estimate, simulate
 from hfgpt.config import Config
 from hfgpt.survey import Survey
 
-SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64, "batch_size": 4, "device": "cpu"}
+SMALL = {
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 64,
+    "block_size": 64,
+    "batch_size": 4,
+    "device": "cpu",
+    "dtype": "float32",
+}
 
 
 def recipe(**values: Any) -> Config:
