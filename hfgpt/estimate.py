@@ -86,7 +86,7 @@ Kind = Literal["cpu", "accelerator"]
 BINDS = {
     "loss": "the head (logits, and the gradient of its weight), with the activations of all blocks",
     "last block": "the activations of all blocks, where the backward pass enters the last one",
-    "attention": "the attention weights, kept on a CPU with dropout or in bfloat16, in the backward pass of the last block",
+    "attention": "attention weights, kept on a CPU with dropout or in bfloat16, in the backward pass of the last block",
     "first block": "the gradients of all weights, where the backward pass leaves the first block",
     "embedding": "two gradients of the token embedding, which the output head shares, at the end of the backward pass",
     "optimizer": "weights, gradients and the optimizer's averages, in the update",

@@ -272,8 +272,8 @@ def cpu_memory_bytes() -> int:
     return total
 
 
-# The width from which bfloat16 pays on a CPU with instructions for it. Measured on a Zen 4: at a width of 32 a step takes
-# 1.27 times as long as in float32, at 64 0.93, at 128 0.7 to 0.8, at 256 0.61.
+# The width from which bfloat16 pays on a CPU with instructions for it. Measured on a Zen 4: at a width of 32 a step
+# takes 1.27 times as long as in float32, at 64 0.93, at 128 0.7 to 0.8, at 256 0.61.
 BFLOAT16_PAYS_FROM = 128
 
 CPUINFO = Path("/proc/cpuinfo")  # where Linux says what a processor can do

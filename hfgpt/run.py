@@ -8,6 +8,7 @@ A process owns a :class:`Run`; what differs between the processes is their share
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
@@ -201,6 +202,8 @@ def make_accelerator(config: Config) -> Accelerator:
     _overrule("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR" if config.compile else "NO", {"NO", "no"}, "compile")
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
+    if device == "cpu":
+        _keep_freed_memory()
     compiles = config.compile and _can_compile(device)
     return Accelerator(
         cpu=cpu,
@@ -301,6 +304,23 @@ def _overrule(variable: str, ours: str, neutral: set[str], key: str) -> None:
         if theirs not in neutral and PartialState().is_main_process:
             warnings.warn(f"{variable}={theirs} is overruled by the recipe's {key}: {ours}", stacklevel=3)
         os.environ[variable] = ours
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, instead of giving it back to the system.
+
+    Each page that comes back costs a fault: 2,000 in a step of the small recipes, a tenth of its time in bfloat16.
+    The process ends up as large as its largest step, as it does on a card. Another C library has no such setting.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_MMAP_THRESHOLD, 2**30)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h numbers them
 
 
 def _can_compile(device: str) -> bool:
