@@ -5,17 +5,47 @@ Out: the logits of the last position.
 
 Transformers' own forward pass does the same arithmetic (tests/test_decoder.py holds the two together) but spends more
 time in Python, on a small model, than on the arithmetic. Here a token costs the operations and nothing else, the cache
-is as long as the block and never copied, and there is no dropout to switch off.
+is as long as the block and never copied, and there is no dropout to switch off. On a CPU large weights are read by all
+threads (:func:`affine`), which is what the time of a token is spent on there.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
+
+
+class Affine(NamedTuple):
+    """x @ weight + bias, as Conv1D has them: weight (inputs, outputs), bias (outputs,)."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Norm(NamedTuple):
+    """A layer norm over the last dimension."""
+
+    weight: Tensor
+    bias: Tensor
+    epsilon: float
+
+
+class Layer(NamedTuple):
+    """What a block computes with, without the modules around it."""
+
+    norm_1: Norm
+    qkv: Affine
+    projection: Affine
+    norm_2: Norm
+    widen: Affine
+    activation: nn.Module
+    narrow: Affine
+    scale: float  # of the attention scores
+    cache: Tensor  # (2, batch, block, n_head, head width): keys and values
 
 
 class Decoder:
@@ -28,17 +58,25 @@ class Decoder:
 
     def __init__(self, model: GPT2LMHeadModel, batch: int = 1) -> None:
         shape, body = model.config, model.transformer
-        self._heads, self._block = shape.n_head, shape.n_positions
-        self._embedding, self._positions = body.wte.weight, body.wpe.weight
-        self._norm, self._head = body.ln_f, model.lm_head.weight
-        self._layers = [
-            (block.ln_1, block.attn.c_attn, block.attn.c_proj, block.ln_2, block.mlp.c_fc, block.mlp.act,
-             block.mlp.c_proj, _scale(block.attn, shape.n_embd // shape.n_head))
-            for block in body.h
-        ]  # fmt: skip
         head_width = shape.n_embd // shape.n_head
-        size = (shape.n_layer, 2, batch, shape.n_head, shape.n_positions, head_width)
-        self._cache = torch.empty(size, dtype=self._embedding.dtype, device=self._embedding.device)
+        self._heads, self._block = (shape.n_head, head_width), shape.n_positions
+        self._embedding, self._positions = body.wte.weight, body.wpe.weight
+        self._norm, self._head = _norm(body.ln_f), model.lm_head.weight
+        size = (2, batch, shape.n_positions, *self._heads)
+        self._layers = [
+            Layer(
+                _norm(block.ln_1),
+                Affine(block.attn.c_attn.weight, block.attn.c_attn.bias),
+                Affine(block.attn.c_proj.weight, block.attn.c_proj.bias),
+                _norm(block.ln_2),
+                Affine(block.mlp.c_fc.weight, block.mlp.c_fc.bias),
+                block.mlp.act,
+                Affine(block.mlp.c_proj.weight, block.mlp.c_proj.bias),
+                _scale(block.attn, head_width),
+                torch.empty(size, dtype=self._embedding.dtype, device=self._embedding.device),
+            )
+            for block in body.h
+        ]
         self._length = 0
 
     @property
@@ -67,15 +105,56 @@ class Decoder:
         self._length = end
         width = self._embedding.shape[1]
         x = (F.embedding(ids, self._embedding) + self._positions[start:end]).view(batch * time, width)
-        for layer, cache in zip(self._layers, self._cache, strict=True):
-            norm_1, qkv, projection, norm_2, widen, activation, narrow, scale = layer
-            heads = qkv(norm_1(x)).view(batch, time, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
-            cache[:, :, :, start:end] = heads[1:]
-            keys, values = cache[:, :, :, :end]
-            mixed = F.scaled_dot_product_attention(heads[0], keys, values, is_causal=time > 1, scale=scale)
-            x = x + projection(mixed.transpose(1, 2).reshape(batch * time, width))
-            x = x + narrow(activation(widen(norm_2(x))))
-        return F.linear(self._norm(x.view(batch, time, width)[:, -1]), self._head)
+        for layer in self._layers:
+            qkv = affine(layer_norm(x, layer.norm_1), layer.qkv).view(batch, time, 3, *self._heads)
+            layer.cache[:, :, start:end] = qkv[:, :, 1:].permute(2, 0, 1, 3, 4)
+            keys, values = layer.cache[:, :, :end].transpose(2, 3)
+            mixed = F.scaled_dot_product_attention(
+                qkv[:, :, 0].transpose(1, 2), keys, values, is_causal=time > 1, scale=layer.scale
+            )
+            x = x + affine(mixed.transpose(1, 2).reshape(batch * time, width), layer.projection)
+            x = x + affine(layer.activation(affine(layer_norm(x, layer.norm_2), layer.widen)), layer.narrow)
+        return logits(layer_norm(x.view(batch, time, width)[:, -1], self._norm), self._head)
+
+
+def layer_norm(x: Tensor, norm: Norm) -> Tensor:
+    """(rows, width) → the same."""
+    return torch.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.epsilon)
+
+
+# From so many numbers on, a matrix is read from memory each time. For a single row torch's product does that with one
+# thread, or with less than the memory gives; a product of each thread's part takes half to two thirds of the time.
+LARGE = 2**18
+
+
+def affine(x: Tensor, by: Affine) -> Tensor:
+    """(rows, inputs) → (rows, outputs)."""
+    weight = by.weight
+    parts = _parts(x, weight)
+    if parts == 1 or weight.shape[0] % parts:
+        return torch.addmm(by.bias, x, weight)
+    sums = torch.bmm(x.view(parts, 1, -1), weight.view(parts, -1, weight.shape[1]))
+    return sums.sum(0).add_(by.bias)
+
+
+def logits(x: Tensor, head: Tensor) -> Tensor:
+    """(rows, width) states and a (vocabulary, width) head → (rows, vocabulary)."""
+    parts = _parts(x, head)
+    if parts == 1:
+        return F.linear(x, head)
+    whole = len(head) // parts * parts
+    scores = torch.bmm(head[:whole].view(parts, -1, head.shape[1]), x.T.expand(parts, -1, 1)).view(1, whole)
+    return scores if whole == len(head) else torch.cat([scores, F.linear(x, head[whole:])], 1)
+
+
+def _parts(x: Tensor, matrix: Tensor) -> int:
+    """In how many parts a matrix is multiplied with one row; 1: as a whole."""
+    large = len(x) == 1 and matrix.numel() >= LARGE and matrix.device.type == "cpu" and matrix.is_contiguous()
+    return torch.get_num_threads() if large else 1
+
+
+def _norm(module: nn.LayerNorm) -> Norm:
+    return Norm(module.weight, module.bias, module.eps)
 
 
 def _scale(attention: Any, head_width: int) -> float:

@@ -232,7 +232,7 @@ def draw_many(
 
     block, device = model.config.n_positions, model.device
     generators = [torch.Generator(device).manual_seed(sampling.seed + index) for index in range(samples)]
-    choose, decoder = _chooser(sampling, generators), Decoder(model, samples)
+    choose, decoder = _chooser(sampling, generators, vocabulary), Decoder(model, samples)
     contexts = [list(ids[-block:]) for _ in range(samples)]
     fresh = contexts
     going = [True] * samples
@@ -251,15 +251,20 @@ def draw_many(
             fresh = contexts
 
 
-def _chooser(sampling: Sampling, generators: list[Any]) -> Callable[[Tensor], list[int]]:
-    """A function from (samples, vocabulary) logits of the last position to a token id each."""
+def _chooser(sampling: Sampling, generators: list[Any], vocabulary: int) -> Callable[[Tensor], list[int]]:
+    """A function from (samples, vocabulary) logits of the last position to a token id each.
+
+    A text is the same alone and in company, since each row has its own generator. The draws are torch.multinomial's,
+    which divides the probabilities by exponentially distributed numbers and takes the largest; only those numbers are
+    drawn row by row.
+    """
     import torch
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     if sampling.temperature == 0:
         return lambda logits: logits.argmax(-1).tolist()
     warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
-    if sampling.top_k is not None:
+    if sampling.top_k is not None and sampling.top_k < vocabulary:
         warpers.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p is not None:
         warpers.append(TopPLogitsWarper(sampling.top_p))
@@ -267,9 +272,10 @@ def _chooser(sampling: Sampling, generators: list[Any]) -> Callable[[Tensor], li
     def draw(logits: Tensor) -> list[int]:
         for warp in warpers:
             logits = warp(None, logits)
-        rows = logits.softmax(-1).split(1)
-        drawn = [torch.multinomial(row, 1, generator=own) for row, own in zip(rows, generators, strict=True)]
-        return torch.cat(drawn).flatten().tolist()
+        waits = torch.empty_like(logits)
+        for row, own in zip(waits, generators, strict=True):
+            row.exponential_(generator=own)
+        return logits.softmax(-1).div_(waits).argmax(-1).tolist()
 
     return draw
 

@@ -116,7 +116,7 @@ def test_past_the_block_the_last_half_of_it_is_read_anew(model: GPT2LMHeadModel)
 def test_500_tokens_from_a_block_of_64_cost_no_more_each(chars: Any) -> None:
     model = tiny_model(chars, block=64)
     read = []
-    first = model.transformer.h[0].mlp.c_fc
+    first = model.transformer.h[0].mlp.act
     hook = first.register_forward_hook(lambda _m, inputs, _o: read.append(len(inputs[0])))
     assert len(tokens(model, [1], Sampling(max_new_tokens=500))) == 500
     hook.remove()
