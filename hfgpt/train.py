@@ -434,13 +434,22 @@ def where(run: Run) -> str:
 
 
 def leave(run: Run, failed: bool) -> None:
-    """Close what is open. To leave the process group takes all of its members, so one that failed just goes."""
+    """Close what is open. To leave the process group takes all of its members, so one that failed just goes.
+
+    The group's last owner must be its own object: that one waits for gloo's thread without the interpreter's lock,
+    which the thread may want for what it still holds. DDP's reducer would wait for it with the lock, and for ever
+    (PyTorch #56297).
+    """
     run.display.close()
     if failed and run.accelerator.num_processes > 1:
         for tracker in run.accelerator.trackers:
             tracker.finish()
-    else:
-        run.accelerator.end_training()
+        return
+    group = dist.group.WORLD if dist.is_initialized() else None
+    run.accelerator.end_training()
+    run.model = run.plain
+    run.accelerator.free_memory()
+    del group
 
 
 def patience_is_over(run: Run) -> bool:

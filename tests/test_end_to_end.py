@@ -97,6 +97,32 @@ def test_two_processes_are_one_process(
     assert len(series(two, "train_loss")) == 24
 
 
+# What a program that stands before the training script sets up: it says which of gloo's threads are left at the end.
+LEFT_BEHIND = """
+import os
+from hfgpt import train
+leave = train.leave
+def watched(run, failed):
+    names = lambda: [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+    before = [name for name in names() if "gloo" in name]
+    leave(run, failed)
+    print("gloo:", len(before) > 0, [name for name in names() if "gloo" in name])
+train.leave = watched
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_gloos_threads_end_before_the_process_does(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Runner, tmp_path: Path
+) -> None:
+    """One that is left holds what it needs the interpreter for, and the process may then never end."""
+    program = tmp_path / "watched.py"
+    program.write_text(LEFT_BEHIND + (ROOT / "scripts" / "train.py").read_text(), encoding="utf-8")
+    done = run_script(program, write_recipe(tiny), launch=TWO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("gloo: True []") == 2
+
+
 def start_training(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), str(recipe), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=recipe.parent)
