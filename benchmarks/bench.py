@@ -138,7 +138,12 @@ def measured(row: Row, setting: Setting) -> dict[str, Any]:
         found = row.measure(setting)
     except Exception as error:  # whatever a side raises is that row's news
         return {**known, "error": f"{type(error).__name__}: {error}"[:300]}
-    return {**known, **table.entry(found.ours, found.peer, row.lower, found.flops), "note": found.note}
+    return {
+        **known,
+        **table.entry(found.ours, found.peer, row.lower, found.flops),
+        "dtypes": found.dtypes,
+        "note": found.note,
+    }
 
 
 def put(results: dict[str, Any], row: dict[str, Any]) -> None:

@@ -47,11 +47,11 @@ def in_turn(sides: dict[str, Callable[[], object]], rounds: int, iterations: int
     return seconds
 
 
-def prepared(shape: Shape, vocabulary: int, device: str) -> Run:
+def prepared(shape: Shape, vocabulary: int, device: str, **more: Any) -> Run:
     """A run of the training loop's own parts, on random tokens."""
     from hfgpt import probe
 
-    return probe.prepare(Survey(shape.config(device=device), vocabulary, "", None, None, False))
+    return probe.prepare(Survey(shape.config(device=device, **more), vocabulary, "", None, None, False))
 
 
 def batch_of(run: Run, number: int) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
 """What limits a training step: the shares of matrix products, attention, elementwise work, optimizer, data, Python.
 
-In:  a shape by its name.
+In:  a shape by its name, and a number type.
 Out: JSON: the share of each group in the time of a step, by torch's profiler; the milliseconds of a step without it.
 
-    OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/profile_step.py standard
+    OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/profile_step.py standard bfloat16
 
 Each operation's own time counts once. What no operation accounts for, while a step goes on, is Python's.
 """
@@ -51,13 +51,13 @@ def shares(own_microseconds: dict[str, float], data: float, whole: float) -> dic
     return {group: value / sum(sums.values()) for group, value in sums.items()}
 
 
-def measure(shape: Shape, vocabulary: int = 65, steps: int = 5) -> dict[str, Any]:
+def measure(shape: Shape, dtype: str, vocabulary: int = 65, steps: int = 5) -> dict[str, Any]:
     """Shares and milliseconds of the training loop's step, of this shape on the CPU."""
     import torch
 
     from hfgpt import train
 
-    run = prepared(shape, vocabulary, "cpu")
+    run = prepared(shape, vocabulary, "cpu", dtype=dtype)
 
     def step(number: int) -> float:
         """One step; the seconds that its batch took."""
@@ -84,4 +84,4 @@ def measure(shape: Shape, vocabulary: int = 65, steps: int = 5) -> dict[str, Any
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(SHAPES[sys.argv[1]])))
+    print(json.dumps(measure(SHAPES[sys.argv[1]], sys.argv[2])))

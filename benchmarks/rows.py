@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import shutil
@@ -26,6 +27,8 @@ import watch
 from data_preparation import write_text
 from peers import GPT2, QUICK, SMALL, STANDARD, Shape, Tokens
 from table import median, summary
+
+from hfgpt import hardware
 
 NANOGPT_MISSING = "no peer: NANOGPT=path, a checkout of nanoGPT, was not given"
 
@@ -53,6 +56,19 @@ class Setting:
     def home(self) -> Path | None:
         """Where nanoGPT is started; None without a checkout."""
         return peers.home(self.nanogpt, self.scratch) if self.nanogpt else None
+
+    @functools.cached_property
+    def tiktoken_files(self) -> Path:
+        """A cache for tiktoken with GPT-2's vocabulary, which is in the tokenizer's files, byte for byte.
+
+        tiktoken names a file by the SHA-1 of its address, and would otherwise download it.
+        """
+        folder = self.scratch / "tiktoken"
+        folder.mkdir()
+        for theirs, ours in (("vocab.bpe", "merges.txt"), ("encoder.json", "vocab.json")):
+            address = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{theirs}"
+            shutil.copy(self.gpt2_tokenizer / ours, folder / hashlib.sha1(address.encode()).hexdigest())
+        return folder
 
     @property
     def bound(self) -> dict[str, str]:
@@ -89,6 +105,7 @@ class Result:
     peer: list[float] | None = None
     note: str = ""
     flops: float | None = None  # of one unit (a token), where the share of the ceiling says something
+    dtypes: tuple[str, str] = ("float32", "float32")  # of hfgpt's matrix products, and of the peer's
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -129,7 +146,7 @@ def rates(seconds: list[float], tokens: int) -> list[float]:
 
 
 def training(
-    setting: Setting, shape: Shape, steps: int, warm: int, rounds: int, compiled: bool, dtype: str = "float32"
+    setting: Setting, shape: Shape, steps: int, warm: int, rounds: int, compiled: bool = False, dtype: str = "auto"
 ) -> Result:
     """Tokens a second of both training scripts; with `compiled` nanoGPT runs both ways, and the better one counts.
 
@@ -144,26 +161,37 @@ def training(
             taken, _ = nanogpt_run(setting, shape, tokens, setting.steps(steps), warm, mode)
             modes.setdefault(mode, []).extend(rates(taken, shape.tokens))
     flops = shape.flops(tokens.vocabulary) / shape.tokens
+    dtypes = ("bfloat16", "bfloat16") if on_card else (chosen_dtype(shape, dtype), "float32")
     if not modes:
-        return Result(ours, None, NANOGPT_MISSING, flops)
+        return Result(ours, None, NANOGPT_MISSING, flops, dtypes)
     best = max(modes, key=lambda mode: median(modes[mode]))
     words = [f"{'compiled' if mode else 'eager'} {median(each):,.0f}" for mode, each in modes.items()]
-    return Result(ours, modes[best], ", ".join(words) if len(words) > 1 else "", flops)
+    return Result(ours, modes[best], ", ".join(words) if len(words) > 1 else "", flops, dtypes)
+
+
+def chosen_dtype(shape: Shape, dtype: str = "auto") -> str:
+    """In what hfgpt multiplies on this CPU."""
+    return hardware.cpu_dtype(shape.n_embd) if dtype == "auto" else dtype
 
 
 def small(setting: Setting) -> Result:
     """The small shape. To compile takes nanoGPT a minute in the first round; later ones find it in torch's cache."""
-    return training(setting, SMALL, steps=60, warm=20, rounds=2, compiled=not setting.quick)
+    return training(setting, SMALL, steps=60, warm=20, rounds=3, compiled=not setting.quick)
+
+
+def small_float32(setting: Setting) -> Result:
+    """The small shape again, both sides in float32."""
+    return training(setting, SMALL, steps=60, warm=20, rounds=3, dtype="float32")
 
 
 def standard(setting: Setting) -> Result:
     """The standard shape at a batch of 8."""
-    return training(setting, STANDARD, steps=5, warm=2, rounds=2, compiled=False)
+    return training(setting, STANDARD, steps=5, warm=2, rounds=2)
 
 
-def standard_auto(setting: Setting) -> Result:
-    """The standard shape again, with the precision that hfgpt chooses by itself (`dtype: auto`)."""
-    return training(setting, STANDARD, steps=5, warm=2, rounds=2, compiled=False, dtype="auto")
+def standard_float32(setting: Setting) -> Result:
+    """The standard shape again, both sides in float32."""
+    return training(setting, STANDARD, steps=5, warm=2, rounds=2, dtype="float32")
 
 
 def run_clm(setting: Setting) -> Result:
@@ -214,7 +242,7 @@ def as_typed(setting: Setting) -> Result:
             lines = watch.run(command, setting.unbound, cwd=setting.home).lines
             peer += rates(peers.nanogpt_steps(lines)[10:], tokens)
     flops = SMALL.flops(setting.characters.vocabulary) / tokens  # hfgpt's own 256 byte tokens are not counted
-    return Result(ours, peer or None, "" if peer else NANOGPT_MISSING, flops)
+    return Result(ours, peer or None, "" if peer else NANOGPT_MISSING, flops, (chosen_dtype(SMALL), "float32"))
 
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -256,7 +284,8 @@ def two_processes(setting: Setting) -> Result:
         for side, processes in (("ours", 2), ("peer", 1)):
             seconds, _ = launched(setting, processes, 2 // processes, setting.steps(40))
             sides[side] += rates(seconds, SMALL.tokens)
-    return Result(sides["ours"], sides["peer"], flops=SMALL.flops(setting.characters.vocabulary) / SMALL.tokens)
+    flops = SMALL.flops(setting.characters.vocabulary) / SMALL.tokens
+    return Result(sides["ours"], sides["peer"], "", flops, (chosen_dtype(SMALL),) * 2)
 
 
 def launched(setting: Setting, processes: int, threads: int, steps: int) -> tuple[list[float], int]:
@@ -326,10 +355,11 @@ def preparation(setting: Setting, tokenizer: str, script: str, megabytes: int, r
         folder.mkdir(parents=True)
         shutil.copy(setting.nanogpt / "data" / script / "prepare.py", folder)
         (folder / "input.txt").write_text(text.read_text()[:size])
-        seconds = watch.run([sys.executable, "prepare.py"], setting.unbound, cwd=folder).seconds
+        seconds = watch.run([sys.executable, "prepare.py"], env, cwd=folder).seconds
         shutil.rmtree(folder)
         return seconds
 
+    env = setting.unbound | ({"TIKTOKEN_CACHE_DIR": str(setting.tiktoken_files)} if setting.gpt2_tokenizer else {})
     for _ in range(setting.rounds(rounds)):
         folder = setting.folder()  # a new one each time, since the cache is beside the text
         folder.mkdir(parents=True)
@@ -363,12 +393,22 @@ def prepare_bpe(setting: Setting) -> Result:
 
 
 def start(setting: Setting) -> Result:
-    """Seconds from the command to the end of the first step, with warm caches; both make an evaluation before it."""
+    """Seconds from the README's command to the end of the first step, with warm caches."""
+    return to_first_step(setting, LAUNCH)
+
+
+def start_python(setting: Setting) -> Result:
+    """The same without the launcher, as nanoGPT is started: `python scripts/train.py`, which does for one process."""
+    return to_first_step(setting, [sys.executable])
+
+
+def to_first_step(setting: Setting, launcher: list[str]) -> Result:
+    """Seconds from the command to the end of the first step; both sides make an evaluation before it."""
     ours, peer = list[float](), list[float]()
     for number in range(1 + setting.rounds(3)):  # the first fills caches
         folder = setting.folder()
         metrics = folder / "metrics.jsonl"
-        command = [*LAUNCH, "scripts/train.py", "recipes/quick_experiment.yaml", f"--out_dir={folder}"]
+        command = [*launcher, "scripts/train.py", "recipes/quick_experiment.yaml", f"--out_dir={folder}"]
         command += [f"--dataset={setting.text}"] if setting.text else []
         taken = watch.run(command, setting.unbound, until=lambda _, metrics=metrics: trained(metrics, 1)).seconds
         ours += [taken] if number else []
@@ -399,7 +439,7 @@ def memory(setting: Setting, shape: Shape, tokens: Tokens, rounds: int) -> Resul
 
 def memory_standard(setting: Setting) -> Result:
     """The standard shape."""
-    return memory(setting, STANDARD, setting.characters, rounds=1)
+    return memory(setting, STANDARD, setting.characters, rounds=3)
 
 
 def memory_gpt2(setting: Setting) -> Result:
@@ -460,9 +500,10 @@ class Row:
 # fmt: off
 ROWS = (
     Row(small, "training, small shape (4 layers, 128, block 64, batch 12)", "tokens/s", "nanoGPT", 200, 1.25),
-    Row(standard, "training, standard shape (6 layers, 384, block 256, batch 8)", "tokens/s", "nanoGPT", 130, 1.3),
-    Row(standard_auto, "the same, hfgpt with dtype auto", "tokens/s", "nanoGPT", 90, 1.3, cpu_only=True),
-    Row(run_clm, "training, small shape, within one process", "tokens/s", "run_clm style", 35, 1.4),
+    Row(small_float32, "the same, hfgpt in float32 too", "tokens/s", "nanoGPT", 70, 1.25, cpu_only=True),
+    Row(standard, "training, standard shape (6 layers, 384, block 256, batch 8)", "tokens/s", "nanoGPT", 80, 1.3),
+    Row(standard_float32, "the same, hfgpt in float32 too", "tokens/s", "nanoGPT", 90, 1.3, cpu_only=True),
+    Row(run_clm, "training, small shape, in float32 within one process", "tokens/s", "run_clm style", 35, 1.4),
     Row(as_typed, "the README's CPU command, nothing set", "tokens/s", "nanoGPT's README", 110, 1.25, cpu_only=True),
     Row(time_to_loss, "to nanoGPT's recipe's loss", "s", "nanoGPT", 300, 2.0, lower=True, long=True, cpu_only=True),
     Row(two_processes, "two processes of one thread", "tokens/s", "one of two threads", 65, 0.97, cpu_only=True),
@@ -472,8 +513,9 @@ ROWS = (
     Row(generate_batch, "eight texts of 63 tokens", "tokens/s", "nanoGPT", 25, 20.0),
     Row(prepare_characters, "text to blocks, characters", "MB/s", "nanoGPT's prepare.py", 45, cpu_only=True),
     Row(prepare_bpe, "text to blocks, GPT-2's tokens", "MB/s", "nanoGPT's prepare.py", 45, cpu_only=True),
-    Row(start, "command to first step, quick_experiment", "s", "nanoGPT", 65, lower=True, cpu_only=True),
-    Row(memory_standard, "peak memory, standard shape", "MB", "nanoGPT", 40, 1.11, lower=True, cpu_only=True),
+    Row(start, "command to first step, quick_experiment", "s", "nanoGPT", 50, lower=True, cpu_only=True),
+    Row(start_python, "the same, without accelerate launch", "s", "nanoGPT", 40, lower=True, cpu_only=True),
+    Row(memory_standard, "peak memory, standard shape", "MB", "nanoGPT", 70, 1.11, lower=True, cpu_only=True),
     Row(memory_gpt2, "peak memory, 124M, 1024 x 4", "MB", "nanoGPT", 500, 1.43, lower=True, long=True, cpu_only=True),
     Row(evaluation, "lost to evaluations and checkpoints", "% of the time", "", 80, goal=None, lower=True),
 )
@@ -503,5 +545,9 @@ def measure_scaling(setting: Setting) -> list[dict[str, Any]]:
 
 
 def measure_profile(setting: Setting) -> dict[str, Any]:
-    """Where the time of a step goes, by shape."""
-    return {shape: watch.script("profile_step.py", setting.bound, shape) for shape in ("small", "standard")}
+    """Where the time of a step goes, by shape and number type."""
+    found = dict[str, Any]()
+    for name, shape in (("small", SMALL), ("standard", STANDARD)):
+        for dtype in sorted({"float32", chosen_dtype(shape)}):
+            found[f"{name}, {dtype}"] = watch.script("profile_step.py", setting.bound, name, dtype)
+    return found

@@ -59,12 +59,18 @@ def side(measured: dict[str, float] | None) -> str:
     return figure(measured["median"]) + spread
 
 
-def cells(row: dict[str, Any], ceiling: float) -> list[str]:
-    """A row of the table: name, both sides, ratio, goal, share of the ceiling (FLOP/s), what there is to say."""
+def cells(row: dict[str, Any], ceiling: dict[str, float]) -> list[str]:
+    """A row of the table: name, both sides, ratio, goal, share of the ceiling, what there is to say.
+
+    Args:
+        row: as :func:`entry` makes it, with its names and the number types of both sides.
+        ceiling: GFLOP/s by number type.
+    """
     if row.get("error"):
         return [row["title"], row["unit"], "failed", "", "", "", "", row["error"]]
-    sides = [row[name] for name in ("ours", "peer") if row[name] and row["flops"]]
-    shares = [f"{measured['median'] * row['flops'] / ceiling:.0%}" for measured in sides]
+    sides = zip(("ours", "peer"), row["dtypes"], strict=True)
+    known = [(row[name]["median"], ceiling[dtype] * 1e9) for name, dtype in sides if row[name] and row["flops"]]
+    shares = [f"{rate * row['flops'] / most:.0%}" for rate, most in known]
     return [
         row["title"],
         row["unit"],
@@ -138,9 +144,7 @@ def profile_rows(shapes: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def report(results: dict[str, Any], table: Any = markdown) -> str:
     """Everything that was measured on one machine."""
-    narrow = "accelerator" in results["machine"]  # where both sides compute in bfloat16
-    ceiling = results["ceiling"]["gflops"]["bfloat16" if narrow else "float32"] * 1e9
-    rows = [cells(row, ceiling) for row in results["rows"]]
+    rows = [cells(row, results["ceiling"]["gflops"]) for row in results["rows"]]
     parts = [machine_line(results), ceiling_line(results), table(HEADER, rows)]
     if results["scaling"]:
         parts.append(table(SCALING_HEADER, scaling_rows(results["scaling"])))

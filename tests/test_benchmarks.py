@@ -60,8 +60,8 @@ def test_a_ratio_is_above_one_where_ours_is_better() -> None:
     assert table.ratio(20, 10, lower_is_better=True) == 0.5  # seconds
     found = table.entry([1, 2, 9], [8, 4, 3], lower_is_better=True, flops=3)
     assert found["ratio"] == 4 / 2
-    row = {"title": "", "unit": "", "goal": 1.0, "peer_name": "", "note": "", **found}
-    assert table.cells(row, ceiling=12)[6] == "50% / 100%"
+    known = {"title": "", "unit": "", "goal": 1.0, "peer_name": "", "note": "", "dtypes": ["bfloat16", "float32"]}
+    assert table.cells({**known, **found}, ceiling={"float32": 12e-9, "bfloat16": 24e-9})[6] == "25% / 100%"
 
 
 def test_shares_of_a_step_add_up_to_one() -> None:
