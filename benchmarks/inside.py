@@ -3,7 +3,7 @@
 In:  the name of a measurement and its arguments as JSON.
 Out: JSON on the last line: samples of each side.
 
-    OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/inside.py run_clm '{"iterations": 20, "rounds": 3}'
+    OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/inside.py run_clm '{"side": "ours", "iterations": 20}'
 
 bench.py starts this in a process of its own: torch's threads, once bound, would bind whatever is started later.
 """
@@ -61,17 +61,19 @@ def batch_of(run: Run, number: int) -> list[dict[str, Any]]:
     return train.to_device(run.corpus.batches.micro_batches(number, 0, 1, run.micro_batch), run.device)
 
 
-def run_clm(iterations: int, rounds: int, vocabulary: int = 65, device: str = "cpu") -> Samples:
-    """Seconds a step, small shape: hfgpt's loop and one in the style of run_clm_no_trainer."""
+def run_clm(side: str, iterations: int, vocabulary: int = 65, device: str = "cpu") -> list[float]:
+    """Seconds of each step, small shape: of hfgpt's loop ("ours"), or of one in run_clm_no_trainer's style ("peer")."""
     from hfgpt import train
 
-    run, count = prepared(SMALL, vocabulary, device), iter(range(1_000_000))
-    blocks = np.random.default_rng(0).integers(vocabulary, size=(600, SMALL.block_size))
+    if side == "ours":
+        run, count = prepared(SMALL, vocabulary, device), iter(range(1_000_000))
 
-    def ours() -> None:
-        train.train_step(run, batch_of(run, next(count)), SMALL.tokens, 1e-3)
-
-    return in_turn({"ours": ours, "peer": clm_steps(SMALL, vocabulary, blocks, device)}, rounds, iterations, warm=5)
+        def step() -> None:
+            train.train_step(run, batch_of(run, next(count)), SMALL.tokens, 1e-3)
+    else:
+        blocks = np.random.default_rng(0).integers(vocabulary, size=(600, SMALL.block_size))
+        step = clm_steps(SMALL, vocabulary, blocks, device)
+    return in_turn({side: step}, 1, iterations, warm=10)[side]
 
 
 def generation(

@@ -195,17 +195,14 @@ def standard_float32(setting: Setting) -> Result:
 
 
 def run_clm(setting: Setting) -> Result:
-    """Steps of both loops in one process, ten of one, then ten of the other."""
-    vocabulary = setting.characters.vocabulary
-    samples = setting.inside(
-        "run_clm",
-        iterations=setting.steps(10),
-        rounds=setting.rounds(10),
-        vocabulary=vocabulary,
-        device=setting.device,
-    )
-    flops = SMALL.flops(vocabulary) / SMALL.tokens
-    return Result(*(rates(samples[side], SMALL.tokens) for side in ("ours", "peer")), flops=flops)
+    """Steps of both loops, each in processes of its own, which take turns."""
+    vocabulary, samples = setting.characters.vocabulary, dict[str, list[float]]()
+    arguments = {"iterations": setting.steps(30), "vocabulary": vocabulary, "device": setting.device}
+    for _ in range(setting.rounds(3)):
+        for side in ("ours", "peer"):
+            taken = setting.inside("run_clm", side=side, **arguments)
+            samples.setdefault(side, []).extend(rates(taken, SMALL.tokens))
+    return Result(samples["ours"], samples["peer"], "", SMALL.flops(vocabulary) / SMALL.tokens)
 
 
 # nanoGPT's README, "I only have a macbook"; the number of iterations is the benchmark's.
@@ -344,34 +341,40 @@ def generate_batch(setting: Setting) -> Result:
 # --------------------------------------------------------------------------------------------------------------- data
 
 
-def preparation(setting: Setting, tokenizer: str, script: str, megabytes: int, rounds: int) -> Result:
-    """MB/s from text to tokens on disk, on all cores; of nanoGPT's script what it takes beyond an almost empty text."""
-    ours, peer, note = list[float](), list[float](), ""
-    text = setting.scratch / "text.txt"
-    write_text(text, megabytes)
+ALMOST_NOTHING = 100_000  # characters
 
-    def theirs(size: int | None) -> float:
+
+def preparation(setting: Setting, tokenizer: str, script: str, megabytes: int, rounds: int) -> Result:
+    """MB/s from text to tokens on disk, on all cores: what the text takes beyond an almost empty one, on both sides."""
+    ours, peer, note = list[float](), list[float](), ""
+    write_text(setting.scratch / "text.txt", megabytes)
+    text = (setting.scratch / "text.txt").read_text()
+    env = setting.unbound | ({"TIKTOKEN_CACHE_DIR": str(setting.tiktoken_files)} if setting.gpt2_tokenizer else {})
+
+    def taken(action: Callable[[Path], float], size: int | None) -> float:
+        """Seconds for the text's beginning, in a folder of its own, since hfgpt's cache is beside the text."""
         folder = setting.folder()
         folder.mkdir(parents=True)
-        shutil.copy(setting.nanogpt / "data" / script / "prepare.py", folder)
-        (folder / "input.txt").write_text(text.read_text()[:size])
-        seconds = watch.run([sys.executable, "prepare.py"], env, cwd=folder).seconds
+        (folder / "input.txt").write_text(text[:size])
+        seconds = action(folder)
         shutil.rmtree(folder)
         return seconds
 
-    env = setting.unbound | ({"TIKTOKEN_CACHE_DIR": str(setting.tiktoken_files)} if setting.gpt2_tokenizer else {})
+    def mine(folder: Path) -> float:
+        arguments = ("--only", str(folder / "input.txt"), "--tokenizer", tokenizer)
+        return watch.script("data_preparation.py", setting.unbound, *arguments)["seconds"]
+
+    def theirs(folder: Path) -> float:
+        shutil.copy(setting.nanogpt / "data" / script / "prepare.py", folder)
+        return watch.run([sys.executable, "prepare.py"], env, cwd=folder).seconds
+
     for _ in range(setting.rounds(rounds)):
-        folder = setting.folder()  # a new one each time, since the cache is beside the text
-        folder.mkdir(parents=True)
-        copy = Path(shutil.copy(text, folder))
-        found = watch.script("data_preparation.py", setting.unbound, "--only", str(copy), "--tokenizer", tokenizer)
-        ours.append(megabytes / found["seconds"])
-        shutil.rmtree(folder)
+        ours.append(megabytes / (taken(mine, None) - taken(mine, ALMOST_NOTHING)))
         if setting.nanogpt is None:
             note = NANOGPT_MISSING
             continue
         try:
-            peer.append(megabytes / (theirs(None) - theirs(1000)))
+            peer.append(megabytes / (taken(theirs, None) - taken(theirs, ALMOST_NOTHING)))
         except watch.Failed as failure:
             note = f"no peer: nanoGPT's script ends with {failure}"
     return Result(ours, peer or None, note)
@@ -503,7 +506,7 @@ ROWS = (
     Row(small_float32, "the same, hfgpt in float32 too", "tokens/s", "nanoGPT", 70, 1.25, cpu_only=True),
     Row(standard, "training, standard shape (6 layers, 384, block 256, batch 8)", "tokens/s", "nanoGPT", 80, 1.3),
     Row(standard_float32, "the same, hfgpt in float32 too", "tokens/s", "nanoGPT", 90, 1.3, cpu_only=True),
-    Row(run_clm, "training, small shape, in float32 within one process", "tokens/s", "run_clm style", 35, 1.4),
+    Row(run_clm, "training loop, small shape, both in float32", "tokens/s", "run_clm style", 35, 1.4),
     Row(as_typed, "the README's CPU command, nothing set", "tokens/s", "nanoGPT's README", 110, 1.25, cpu_only=True),
     Row(time_to_loss, "to nanoGPT's recipe's loss", "s", "nanoGPT", 300, 2.0, lower=True, long=True, cpu_only=True),
     Row(two_processes, "two processes of one thread", "tokens/s", "one of two threads", 65, 0.97, cpu_only=True),

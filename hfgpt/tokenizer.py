@@ -227,6 +227,8 @@ def encoder(pipeline: str) -> Encoder:
     parsed = json.loads(pipeline)
     if is_char(parsed):
         return _char_encoder(parsed["model"]["vocab"])
+    if is_gpt2(parsed):
+        return _gpt2_encoder(parsed)
     backend = Tokenizer.from_str(pipeline)
     backend.no_truncation()
     backend.no_padding()
@@ -262,6 +264,43 @@ def _splits_at_spaces(pipeline: dict[str, Any]) -> bool:
         and not any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in pipeline["added_tokens"])
         and not any(SPACE.search(token["content"]) for token in pipeline["added_tokens"])
     )
+
+
+# SHA-256 of GPT-2's merges, as its vocab.bpe and merges.txt have them.
+GPT2_MERGES = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+# How GPT-2 splits a text before it merges bytes (Radford et al. 2019, encoder.py), without backtracking.
+GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+def is_gpt2(pipeline: dict[str, Any]) -> bool:
+    """Whether these are GPT-2's tokens with GPT-2's ids, and at most one token beside them."""
+    model = pipeline["model"]
+    if not _splits_at_spaces(pipeline) or len(pipeline["added_tokens"]) > 1 or model["ignore_merges"]:
+        return False
+    merges = [" ".join(pair) for pair in model["merges"]]
+    digest = hashlib.sha256("".join(f"{line}\n" for line in ("#version: 0.2", *merges)).encode()).hexdigest()
+    tokens = [*_byte_alphabet(), *("".join(pair) for pair in model["merges"])]
+    beside = {token["content"] for token in pipeline["added_tokens"]}
+    numbered = {token: i for i, token in enumerate(tokens)}
+    return digest == GPT2_MERGES and {t: i for t, i in model["vocab"].items() if t not in beside} == numbered
+
+
+def _gpt2_encoder(pipeline: dict[str, Any]) -> Encoder:
+    """By tiktoken, which merges the bytes of a new word in a sixth of the time that tokenizers takes.
+
+    It takes the order of merges from the ids. For GPT-2 that comes to the same; another vocabulary may have two ways to
+    make a token.
+    """
+    import tiktoken
+
+    letters, added = _byte_alphabet(), {token["content"]: token["id"] for token in pipeline["added_tokens"]}
+    ranks = {
+        bytes(letters[letter] for letter in token): i
+        for token, i in pipeline["model"]["vocab"].items()
+        if token not in added
+    }
+    made = tiktoken.Encoding("gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
+    return lambda texts: [made.encode_to_numpy(text, allowed_special="all") for text in texts]
 
 
 def _word_encoder(encode: Encoder) -> Encoder:

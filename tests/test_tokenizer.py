@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
+import sys
+import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +15,37 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, GPT2Config
 
 from hfgpt import config, tokenizer
 from hfgpt.sources import EMBEDDED
 
 TEXT = gzip.decompress(EMBEDDED.read_bytes()).decode()[:50_000]
+
+
+def train_like_gpt2() -> Any:
+    """A tokenizer that differs from GPT-2's in its merges alone: bytes, merges and the end of text numbered in turn."""
+    backend = json.loads(tokenizer.train_bpe([TEXT], 400).backend_tokenizer.to_str())
+    merges = [tuple(pair) for pair in backend["model"]["merges"]]
+    tokens = [*tokenizer._byte_alphabet(), *("".join(pair) for pair in merges), tokenizer.END_OF_TEXT]
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made.add_special_tokens([tokenizer.END_OF_TEXT])
+    return tokenizer._wrap(made, bos_token=tokenizer.END_OF_TEXT, eos_token=tokenizer.END_OF_TEXT)
+
+
+def digest_of_merges(made: Any) -> str:
+    merges = json.loads(made.backend_tokenizer.to_str())["model"]["merges"]
+    return hashlib.sha256(
+        "".join(f"{line}\n" for line in ("#version: 0.2", *map(" ".join, merges))).encode()
+    ).hexdigest()
+
+
 MAKERS = {
     "char": lambda: tokenizer.train_char([TEXT]),
     "bpe": lambda: tokenizer.train_bpe([TEXT], 400),
+    "like GPT-2": train_like_gpt2,
 }
 NASTY = [
     "",
@@ -36,17 +63,21 @@ NASTY = [
     "ǅ ﬁ ß İ",
     "\u202eright to left\u202c",
     "tail of spaces     ",
+    "one<|endoftext|>two <|endoftext|> three<|endoftext|",
 ]
 
 
 @pytest.fixture(scope="module", params=list(MAKERS))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
     """A tokenizer as made, and as AutoTokenizer reloads it beside a GPT-2 config."""
     made = MAKERS[request.param]()
     folder = tmp_path_factory.mktemp(request.param)
     made.save_pretrained(folder)
     GPT2Config(n_layer=1).save_pretrained(folder)
-    return made, AutoTokenizer.from_pretrained(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "like GPT-2":
+            patch.setattr(tokenizer, "GPT2_MERGES", digest_of_merges(made))
+        yield made, AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -66,6 +97,32 @@ def test_the_encoder_equals_the_tokenizer(pair: tuple[Any, Any], texts: list[str
     encode = tokenizer.encoder(pair[0].backend_tokenizer.to_str())
     expected = [pair[1].encode(text, add_special_tokens=False) for text in texts]
     assert [ids.tolist() for ids in encode(texts)] == expected
+
+
+def test_gpt2s_encoder_is_for_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of GPT-2's tokens no other number, merge or special token may differ; each of these takes the general way."""
+    made = train_like_gpt2()
+    pipeline = json.loads(made.backend_tokenizer.to_str())
+    monkeypatch.setattr(tokenizer, "GPT2_MERGES", digest_of_merges(tokenizer.train_bpe([TEXT], 300)))
+    assert not tokenizer.is_gpt2(pipeline)
+    monkeypatch.setattr(tokenizer, "GPT2_MERGES", digest_of_merges(made))
+    assert tokenizer.is_gpt2(pipeline)
+    vocab = pipeline["model"]["vocab"]
+    assert not tokenizer.is_gpt2(pipeline | {"model": pipeline["model"] | {"vocab": vocab | {"!": 1, '"': 0}}})
+    assert not tokenizer.is_gpt2(pipeline | {"added_tokens": 2 * pipeline["added_tokens"]})
+    assert not tokenizer.is_gpt2(pipeline | {"normalizer": {"type": "NFC"}})
+
+
+def test_gpt2s_encoder_splits_at_every_character_as_tokenizers_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each assigned character between letters, digits, spaces and punctuation: two libraries' tables of Unicode."""
+    made = train_like_gpt2()
+    monkeypatch.setattr(tokenizer, "GPT2_MERGES", digest_of_merges(made))
+    encode = tokenizer.encoder(made.backend_tokenizer.to_str())
+    known = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] != "C" or code < 160]
+    texts = ["".join(f"th{c}th1{c}1 {c}{c}.{c}. " for c in known[i : i + 1000]) for i in range(0, len(known), 1000)]
+    expected = made.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    for text, ids, other in zip(texts, encode(texts), expected, strict=True):
+        assert ids.tolist() == other.ids, text[:20]
 
 
 @given(st.text())
