@@ -176,12 +176,12 @@ def chosen_dtype(shape: Shape, dtype: str = "auto") -> str:
 
 def small(setting: Setting) -> Result:
     """The small shape. To compile takes nanoGPT a minute in the first round; later ones find it in torch's cache."""
-    return training(setting, SMALL, steps=60, warm=20, rounds=3, compiled=not setting.quick)
+    return training(setting, SMALL, steps=50, warm=10, rounds=6, compiled=not setting.quick)
 
 
 def small_float32(setting: Setting) -> Result:
     """The small shape again, both sides in float32."""
-    return training(setting, SMALL, steps=60, warm=20, rounds=3, dtype="float32")
+    return training(setting, SMALL, steps=50, warm=10, rounds=4, dtype="float32")
 
 
 def standard(setting: Setting) -> Result:
@@ -330,7 +330,7 @@ def generate_past(setting: Setting) -> Result:
 
 def generate_gpt2(setting: Setting) -> Result:
     """200 tokens of the 124M shape."""
-    return generation(setting, GPT2, 200, 1, rounds=1, vocabulary=peers.GPT2_VOCABULARY)
+    return generation(setting, GPT2, 200, 1, rounds=3, vocabulary=peers.GPT2_VOCABULARY)
 
 
 def generate_batch(setting: Setting) -> Result:
