@@ -3,9 +3,10 @@
 In:  the tensors of GPT-2's dropout, attention and head.
 Out: the same results (dropout: the same distribution), with gradients.
 
-On a CPU torch draws dropout masks one number at a time, and attention with dropout makes whole block_size² matrices;
-:func:`dropout` and :func:`attention` do neither. On every device the logits of a large vocabulary are the largest
-tensors of a step; :func:`linear_cross_entropy` never has more than an eighth of them. All are plain torch operations.
+On a CPU torch draws dropout masks one number at a time, makes whole block_size² matrices for attention with dropout,
+and takes long for attention in bfloat16; :class:`Dropout` and :func:`attention` do better. On every device the logits
+of a large vocabulary are the largest tensors of a step; :func:`linear_cross_entropy` never has more than an eighth of
+them. All are plain torch operations.
 They draw from torch's own generator, so that seeds and exact resumes hold. benchmarks/README.md has what each saves.
 """
 

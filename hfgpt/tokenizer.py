@@ -268,8 +268,6 @@ def _splits_at_spaces(pipeline: dict[str, Any]) -> bool:
 
 # SHA-256 of GPT-2's merges, as its vocab.bpe and merges.txt have them.
 GPT2_MERGES = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-# How GPT-2 splits a text before it merges bytes (Radford et al. 2019, encoder.py), without backtracking.
-GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
 def is_gpt2(pipeline: dict[str, Any]) -> bool:
@@ -292,6 +290,7 @@ def _gpt2_encoder(pipeline: dict[str, Any]) -> Encoder:
     make a token.
     """
     import tiktoken
+    from tiktoken_ext.openai_public import r50k_pat_str  # how GPT-2 splits a text before it merges bytes
 
     letters, added = _byte_alphabet(), {token["content"]: token["id"] for token in pipeline["added_tokens"]}
     ranks = {
@@ -299,7 +298,7 @@ def _gpt2_encoder(pipeline: dict[str, Any]) -> Encoder:
         for token, i in pipeline["model"]["vocab"].items()
         if token not in added
     }
-    made = tiktoken.Encoding("gpt2", pat_str=GPT2_SPLIT, mergeable_ranks=ranks, special_tokens=added)
+    made = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=added)
     return lambda texts: [made.encode_to_numpy(text, allowed_special="all") for text in texts]
 
 
