@@ -14,7 +14,6 @@ import gc
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import should_reduce_batch_size
 
@@ -100,11 +99,7 @@ def idle_update(optimizer: torch.optim.Optimizer) -> None:
 
 def everywhere(run: Run, fits: bool) -> bool:
     """Whether it fits on every process. Collective."""
-    if run.accelerator.num_processes == 1:
-        return fits
-    flag = torch.tensor(int(fits), device=run.device)
-    dist.all_reduce(flag, dist.ReduceOp.MIN)
-    return bool(flag.item())
+    return bool(run.together.gather(fits).min())
 
 
 def is_out_of_memory(error: BaseException) -> bool:

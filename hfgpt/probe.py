@@ -30,6 +30,7 @@ from hfgpt.estimate import Measured, flops_per_token
 from hfgpt.metrics import FILE_NAME, MetricsWriter
 from hfgpt.run import Run, make_accelerator
 from hfgpt.survey import Survey
+from hfgpt.together import Together
 
 AIM = 2.0  # seconds of measuring for each of the things that are timed
 LONGEST = 10.0  # seconds that a timed micro-batch may take; a slower one is made smaller, and the time scaled
@@ -83,6 +84,7 @@ def prepare(found: Survey, processes: int = 1) -> Run:
         optimizer=optim.build(model, config, accelerator.device),
         display=Display(config.max_iters, speaks=False),
         metrics=MetricsWriter(config.run_dir / FILE_NAME),
+        together=Together(accelerator.device),
         micro_batch=config.micro_batch(processes),
         val_characters=0,
     )

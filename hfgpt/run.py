@@ -35,7 +35,7 @@ from accelerate.utils import (
 )
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from hfgpt import checkpoint, data, estimate, export, hardware, hub, optim, states, threads
+from hfgpt import checkpoint, data, estimate, export, hardware, hub, optim, states, threads, together
 from hfgpt import config as configs
 from hfgpt import model as models
 from hfgpt import tokenizer as tokenizers
@@ -82,6 +82,7 @@ class Run:
     optimizer: Any  # in Accelerate's wrapper
     display: Display
     metrics: MetricsWriter
+    together: together.Together
     micro_batch: int  # sequences on this device at a time
     val_characters: int  # that the targets of the evaluated validation blocks stand for
     progress: Progress = field(default_factory=Progress)
@@ -139,6 +140,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     display = Display(config.max_iters, accelerator.is_main_process)
     corpus = prepare_corpus(config, accelerator)
     saved = find_checkpoint(config, display) if resume else None
+    patience = timedelta(seconds=configs.seconds_of(config.process_timeout))
     torch.manual_seed(config.seed)
     vocab_size = tokenizers.vocabulary_size(corpus.tokenizer)
     model = models.build(config, vocab_size, corpus.tokenizer.eos_token_id)
@@ -150,6 +152,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
         optimizer=optim.build(model, config, accelerator.device),
         display=display,
         metrics=MetricsWriter(config.run_dir / FILE_NAME),
+        together=together.join(accelerator, patience),
         micro_batch=micro_batch,
         val_characters=count_characters(config, corpus),
     )
@@ -161,6 +164,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         tell_deepspeed(run)
     run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
+    run.together.average_gradients(run.model)
     if saved is not None:
         restore(run, saved)
     else:
@@ -174,7 +178,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
             warn=display.warn,
         )
     if accelerator.num_processes > 1:  # from here on no process has reason to be late
-        _set_pg_timeout(timedelta(seconds=configs.seconds_of(config.process_timeout)))
+        _set_pg_timeout(patience)
     return run
 
 

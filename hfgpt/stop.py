@@ -15,8 +15,7 @@ import signal
 import time
 from types import FrameType
 
-import torch
-import torch.distributed as dist
+from hfgpt.together import Together
 
 _TIME_IS_UP = 1000  # beyond every signal number
 _ECHO = 1.0  # seconds within which a signal is a launcher's echo of the first
@@ -27,12 +26,12 @@ class Stop:
 
     Args:
         max_seconds: stop after this long; None: never.
-        device: where a collective of this run's backend finds its tensors.
+        together: the processes that must agree.
     """
 
-    def __init__(self, max_seconds: float | None, device: torch.device) -> None:
+    def __init__(self, max_seconds: float | None, together: Together) -> None:
         self._deadline = time.monotonic() + max_seconds if max_seconds is not None else float("inf")
-        self._device = device
+        self._together = together
         self._received, self._when = 0, 0.0
         self._previous: dict[int, object] = {}
 
@@ -42,7 +41,7 @@ class Stop:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure is not None and _several():
+        if failure is not None and self._together.count > 1:
             return  # when one process is lost, a launcher sends the others a SIGTERM: they speak before they go
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -57,15 +56,7 @@ class Stop:
     def requested(self) -> int:
         """0, the signal's number, or a number beyond them where the time is up. Collective: call it at every step."""
         reason = self._received or (_TIME_IS_UP if time.monotonic() >= self._deadline else 0)
-        if _several():
-            flag = torch.tensor(reason, device=self._device)
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-            reason = int(flag.item())
-        return reason
-
-
-def _several() -> bool:
-    return dist.is_initialized() and dist.get_world_size() > 1
+        return int(self._together.gather(reason).max())
 
 
 def describe(reason: int) -> str:

@@ -54,7 +54,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> i
     try:
         fit.fit(run)
         introduce(run)
-        with Stop(seconds_of(config.max_time) if config.max_time else None, run.device) as stop:
+        with Stop(seconds_of(config.max_time) if config.max_time else None, run.together) as stop:
             reason = loop(run, Meter(run), stop)
         if not config.eval_only:
             finish(run, reason)
@@ -261,11 +261,7 @@ def losses(run: Run) -> dict[str, float]:
 
 def total(run: Run, *values: float) -> list[float]:
     """Sums over the processes, in float64."""
-    if run.accelerator.num_processes == 1:
-        return list(values)
-    sums = torch.tensor(values, dtype=torch.float64, device=run.device)
-    dist.all_reduce(sums)
-    return sums.tolist()
+    return run.together.gather(*values).sum(0).tolist()
 
 
 def global_loss(run: Run, result: StepResult) -> float:
