@@ -24,6 +24,7 @@ class Affine(NamedTuple):
 
     weight: Tensor
     bias: Tensor
+    parts: int  # in how many parts it is multiplied with a single row; see :func:`_parts`
 
 
 class Norm(NamedTuple):
@@ -62,16 +63,17 @@ class Decoder:
         self._heads, self._block = (shape.n_head, head_width), shape.n_positions
         self._embedding, self._positions = body.wte.weight, body.wpe.weight
         self._norm, self._head = _norm(body.ln_f), model.lm_head.weight
+        self._head_parts = _parts(self._head)
         size = (2, batch, shape.n_positions, *self._heads)
         self._layers = [
             Layer(
                 _norm(block.ln_1),
-                Affine(block.attn.c_attn.weight, block.attn.c_attn.bias),
-                Affine(block.attn.c_proj.weight, block.attn.c_proj.bias),
+                _affine(block.attn.c_attn),
+                _affine(block.attn.c_proj),
                 _norm(block.ln_2),
-                Affine(block.mlp.c_fc.weight, block.mlp.c_fc.bias),
+                _affine(block.mlp.c_fc),
                 block.mlp.act,
-                Affine(block.mlp.c_proj.weight, block.mlp.c_proj.bias),
+                _affine(block.mlp.c_proj),
                 _scale(block.attn, head_width),
                 torch.empty(size, dtype=self._embedding.dtype, device=self._embedding.device),
             )
@@ -108,13 +110,14 @@ class Decoder:
         for layer in self._layers:
             qkv = affine(layer_norm(x, layer.norm_1), layer.qkv).view(batch, time, 3, *self._heads)
             layer.cache[:, :, start:end] = qkv[:, :, 1:].permute(2, 0, 1, 3, 4)
-            keys, values = layer.cache[:, :, :end].transpose(2, 3)
+            keys, values = layer.cache[:, :, :end].transpose(2, 3).unbind(0)
             mixed = F.scaled_dot_product_attention(
                 qkv[:, :, 0].transpose(1, 2), keys, values, is_causal=time > 1, scale=layer.scale
             )
             x = x + affine(mixed.transpose(1, 2).reshape(batch * time, width), layer.projection)
             x = x + affine(layer.activation(affine(layer_norm(x, layer.norm_2), layer.widen)), layer.narrow)
-        return logits(layer_norm(x.view(batch, time, width)[:, -1], self._norm), self._head)
+        last = layer_norm(x.view(batch, time, width)[:, -1], self._norm)
+        return logits(last, self._head, self._head_parts if batch == 1 else 1)
 
 
 def layer_norm(x: Tensor, norm: Norm) -> Tensor:
@@ -129,17 +132,15 @@ LARGE = 2**18
 
 def affine(x: Tensor, by: Affine) -> Tensor:
     """(rows, inputs) → (rows, outputs)."""
-    weight = by.weight
-    parts = _parts(x, weight)
-    if parts == 1 or weight.shape[0] % parts:
-        return torch.addmm(by.bias, x, weight)
+    weight, bias, parts = by
+    if parts == 1 or x.shape[0] > 1:
+        return torch.addmm(bias, x, weight)
     sums = torch.bmm(x.view(parts, 1, -1), weight.view(parts, -1, weight.shape[1]))
-    return sums.sum(0).add_(by.bias)
+    return sums.sum(0).add_(bias)
 
 
-def logits(x: Tensor, head: Tensor) -> Tensor:
-    """(rows, width) states and a (vocabulary, width) head → (rows, vocabulary)."""
-    parts = _parts(x, head)
+def logits(x: Tensor, head: Tensor, parts: int) -> Tensor:
+    """(rows, width) states and a (vocabulary, width) head → (rows, vocabulary); in `parts` for a single row."""
     if parts == 1:
         return F.linear(x, head)
     whole = len(head) // parts * parts
@@ -147,10 +148,15 @@ def logits(x: Tensor, head: Tensor) -> Tensor:
     return scores if whole == len(head) else torch.cat([scores, F.linear(x, head[whole:])], 1)
 
 
-def _parts(x: Tensor, matrix: Tensor) -> int:
+def _parts(matrix: Tensor) -> int:
     """In how many parts a matrix is multiplied with one row; 1: as a whole."""
-    large = len(x) == 1 and matrix.numel() >= LARGE and matrix.device.type == "cpu" and matrix.is_contiguous()
+    large = matrix.numel() >= LARGE and matrix.device.type == "cpu" and matrix.is_contiguous()
     return torch.get_num_threads() if large else 1
+
+
+def _affine(module: Any) -> Affine:
+    parts = _parts(module.weight)
+    return Affine(module.weight, module.bias, parts if module.weight.shape[0] % parts == 0 else 1)
 
 
 def _norm(module: nn.LayerNorm) -> Norm:

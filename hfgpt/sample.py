@@ -186,6 +186,9 @@ def generate(
     Past the block the context slides: its last half is read anew and generation goes on from there, so a token costs
     the same however long the text gets. Ends after ``max_new_tokens``, or where the model ends the text. The model's
     mode does not matter and does not change; torch's global random state is neither read nor changed.
+
+    Raises:
+        InputError: the weights are not finite, so there is nothing to draw from.
     """
     for pieces in generate_many(model, tokenizer, prompt, sampling, 1):
         yield pieces[0]
@@ -262,7 +265,7 @@ def _chooser(sampling: Sampling, generators: list[Any], vocabulary: int) -> Call
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     if sampling.temperature == 0:
-        return lambda logits: logits.argmax(-1).tolist()
+        return _largest
     warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k is not None and sampling.top_k < vocabulary:
         warpers.append(TopKLogitsWarper(sampling.top_k))
@@ -275,9 +278,17 @@ def _chooser(sampling: Sampling, generators: list[Any], vocabulary: int) -> Call
         waits = torch.empty_like(logits)
         for row, own in zip(waits, generators, strict=True):
             row.exponential_(generator=own)
-        return logits.softmax(-1).div_(waits).argmax(-1).tolist()
+        return _largest(logits.softmax(-1).div_(waits))
 
     return draw
+
+
+def _largest(scores: Tensor) -> list[int]:
+    """The token of each row's largest score."""
+    largest, tokens = scores.max(-1)
+    if any(map(math.isnan, largest.tolist())):
+        raise InputError("the model says NaN of every token: its training has diverged → sample an earlier checkpoint")
+    return tokens.tolist()
 
 
 class PieceDecoder:

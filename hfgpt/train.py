@@ -277,7 +277,8 @@ def announce(run: Run, figures: dict[str, float], better: bool) -> None:
         f"val {figures['val_loss']:.4f}  perplexity {figures['val_perplexity']:.4g}  "
         f"bits per character {figures['val_bits_per_character']:.3f}{note}"
     )
-    if run.main and run.config.sample_prompt and run.progress.step and not run.sharded:
+    sound = math.isfinite(figures["val_loss"])  # else there is nothing to draw from
+    if run.main and run.config.sample_prompt and run.progress.step and not run.sharded and sound:
         text = sample_text(run, SAMPLE_TOKENS)
         run.display.sample(text)
         if not run.config.eval_only:

@@ -408,7 +408,7 @@ def test_a_spike_under_loss_scaling(tiny: dict[str, Any], monkeypatch: pytest.Mo
 
 def test_weights_that_are_not_finite_are_neither_exported_nor_saved(tiny: dict[str, Any]) -> None:
     """A step of 1e30 is finite, and what it leaves is not: the evaluation behind it finds out."""
-    values = tiny | {"eval_interval": 1, "learning_rate": 1e30, "warmup_iters": 0, "min_lr": 1e30}
+    values = tiny | {"eval_interval": 1, "learning_rate": 1e30, "warmup_iters": 0, "min_lr": 1e30, "sample_prompt": "A"}
     with pytest.raises(train.RunError, match=r"step \d: not finite: (?s:.*)a lower learning rate(?s:.*)--resume"):
         do_train(values)
     folder = Path(tiny["out_dir"])

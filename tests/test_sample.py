@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pty
 import subprocess
@@ -99,6 +100,15 @@ def test_within_the_block_the_tokens_are_those_of_transformers_generate(
     generated = model.generate(torch.tensor([prompt]), max_new_tokens=BLOCK - 3, pad_token_id=0, **theirs)
     assert ours == generated[0, 3:].tolist()
     assert len(set(ours)) > 1  # else the comparison shows little
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+def test_a_model_that_has_diverged_says_so(chars: Any, temperature: float) -> None:
+    model = tiny_model(chars, block=8)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[0, 0] = math.nan
+    with pytest.raises(InputError, match="has diverged"):
+        tokens(model, [1], Sampling(temperature=temperature))
 
 
 def test_past_the_block_the_last_half_of_it_is_read_anew(model: GPT2LMHeadModel) -> None:
