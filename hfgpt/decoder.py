@@ -24,7 +24,7 @@ class Affine(NamedTuple):
 
     weight: Tensor
     bias: Tensor
-    parts: int  # in how many parts it is multiplied with a single row; see :func:`_parts`
+    parts: int  # in how many parts it is multiplied with a few rows; see :func:`_parts`
 
 
 class Norm(NamedTuple):
@@ -116,8 +116,7 @@ class Decoder:
             )
             x = x + affine(mixed.transpose(1, 2).reshape(batch * time, width), layer.projection)
             x = x + affine(layer.activation(affine(layer_norm(x, layer.norm_2), layer.widen)), layer.narrow)
-        last = layer_norm(x.view(batch, time, width)[:, -1], self._norm)
-        return logits(last, self._head, self._head_parts if batch == 1 else 1)
+        return logits(layer_norm(x.view(batch, time, width)[:, -1], self._norm), self._head, self._head_parts)
 
 
 def layer_norm(x: Tensor, norm: Norm) -> Tensor:
@@ -125,31 +124,34 @@ def layer_norm(x: Tensor, norm: Norm) -> Tensor:
     return torch.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.epsilon)
 
 
-# From so many numbers on, a matrix is read from memory each time. For a single row torch's product does that with one
-# thread, or with less than the memory gives; a product of each thread's part takes half to two thirds of the time.
-LARGE = 2**18
+# From so many numbers on, a matrix is read from memory each time. Up to so many rows, torch's product does that with
+# less than the memory gives; a product of each thread's part takes half to four fifths of the time.
+LARGE, FEW = 2**18, 16
 
 
 def affine(x: Tensor, by: Affine) -> Tensor:
     """(rows, inputs) → (rows, outputs)."""
     weight, bias, parts = by
-    if parts == 1 or x.shape[0] > 1:
+    rows = x.shape[0]
+    if parts == 1 or rows > FEW:
         return torch.addmm(bias, x, weight)
-    sums = torch.bmm(x.view(parts, 1, -1), weight.view(parts, -1, weight.shape[1]))
+    sums = torch.bmm(x.view(rows, parts, -1).transpose(0, 1), weight.view(parts, -1, weight.shape[1]))
     return sums.sum(0).add_(bias)
 
 
 def logits(x: Tensor, head: Tensor, parts: int) -> Tensor:
-    """(rows, width) states and a (vocabulary, width) head → (rows, vocabulary); in `parts` for a single row."""
-    if parts == 1:
+    """(rows, width) states and a (vocabulary, width) head, in `parts` for a few rows → (rows, vocabulary)."""
+    rows = x.shape[0]
+    if parts == 1 or rows > FEW:
         return F.linear(x, head)
     whole = len(head) // parts * parts
-    scores = torch.bmm(head[:whole].view(parts, -1, head.shape[1]), x.T.expand(parts, -1, 1)).view(1, whole)
+    scores = torch.bmm(head[:whole].view(parts, -1, head.shape[1]), x.T.expand(parts, -1, -1))
+    scores = scores.permute(2, 0, 1).reshape(rows, whole)
     return scores if whole == len(head) else torch.cat([scores, F.linear(x, head[whole:])], 1)
 
 
 def _parts(matrix: Tensor) -> int:
-    """In how many parts a matrix is multiplied with one row; 1: as a whole."""
+    """In how many parts a matrix is multiplied with a few rows; 1: as a whole."""
     large = matrix.numel() >= LARGE and matrix.device.type == "cpu" and matrix.is_contiguous()
     return torch.get_num_threads() if large else 1
 
