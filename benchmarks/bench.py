@@ -8,7 +8,8 @@
 In:  environment variables: NANOGPT, a checkout of nanoGPT (without it, rows stand without their peer); TEXT, a file to
      train on (default: the corpus of hfgpt); GPT2_TOKENIZER, a folder with GPT-2's tokenizer.
 Out: the table, and benchmarks/results/<machine>.json. Rows that are not measured this time stay in that file, where
-     machine and versions are the same. A trial (--quick, --iterations) is only written where --json says. Ctrl-C ends
+     machine and versions are the same. A trial (--quick, --iterations, --allocator) is only written where --json
+     says. Ctrl-C ends
      the measuring and writes what there is.
 """
 
@@ -65,6 +66,7 @@ def main() -> int:
             threads=hardware.cpu_cores(),
             quick=arguments.quick,
             iterations=arguments.iterations,
+            allocator=arguments.allocator,
         )
         results = measure(setting, arguments.only, arguments.long, arguments.json)
     print(table.report(results, table.plain))
@@ -81,6 +83,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of each, and nothing compiled")
     parser.add_argument("--long", action="store_true", help="also the rows that take ten minutes each")
     parser.add_argument("--iterations", type=int, help="steps or tokens that count in each round (a row's own number)")
+    parser.add_argument("--allocator", action="store_true", help="peers with hfgpt's setting of malloc (not kept)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="cpu")
     parser.add_argument("--json", type=Path, help="where to write (benchmarks/results/<machine>.json)")
     return parser.parse_args()
@@ -97,7 +100,7 @@ def measure(setting: Setting, only: list[str] | None, long: bool, target: Path |
     todo = chosen(setting, only, long)
     results: dict[str, Any] = {"machine": machine(setting), "versions": versions(setting)}
     results |= {"ceiling": watch.script("ceiling.py", setting.bound, setting.device)}
-    trial = setting.quick or setting.iterations is not None
+    trial = setting.quick or setting.iterations is not None or setting.allocator
     target = target or (None if trial else RESULTS / f"{file_name(results['machine'])}.json")
     results |= kept(target, results)
     began, planned = time.monotonic(), sum(seconds for _, seconds, _ in todo)

@@ -3,7 +3,7 @@
 In:  the name of a measurement and its arguments as JSON.
 Out: JSON on the last line: samples of each side.
 
-    OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/inside.py run_clm '{"side": "ours", "iterations": 20}'
+    OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/inside.py arithmetic '{"vocabulary": 65}'
 
 bench.py starts this in a process of its own: torch's threads, once bound, would bind whatever is started later.
 """
@@ -61,12 +61,15 @@ def batch_of(run: Run, number: int) -> list[dict[str, Any]]:
     return train.to_device(run.corpus.batches.micro_batches(number, 0, 1, run.micro_batch), run.device)
 
 
-def run_clm(side: str, iterations: int, vocabulary: int = 65, device: str = "cpu") -> list[float]:
-    """Seconds of each step, small shape: of hfgpt's loop ("ours"), or of one in run_clm_no_trainer's style ("peer")."""
+def run_clm(side: str, iterations: int, dtype: str, vocabulary: int = 65, device: str = "cpu") -> list[float]:
+    """Seconds of each step, small shape: of hfgpt's loop ("ours"), or of one in run_clm_no_trainer's style ("peer").
+
+    `dtype` is hfgpt's; the script has float32 on a CPU by default, and bfloat16 on a card.
+    """
     from hfgpt import train
 
     if side == "ours":
-        run, count = prepared(SMALL, vocabulary, device), iter(range(1_000_000))
+        run, count = prepared(SMALL, vocabulary, device, dtype=dtype), iter(range(1_000_000))
 
         def step() -> None:
             train.train_step(run, batch_of(run, next(count)), SMALL.tokens, 1e-3)

@@ -35,15 +35,21 @@ class Finished:
     peak_bytes: int | None  # the most that its first process has held at once; None where there is no /proc
 
 
-def environment(threads: int | None, scratch: Path) -> dict[str, str]:
+# glibc's names for what hfgpt sets by itself (hfgpt/run.py: _keep_freed_memory).
+KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+
+
+def environment(threads: int | None, scratch: Path, allocator: bool = False) -> dict[str, str]:
     """What every side of a comparison is started with.
 
     Args:
         threads: OpenMP threads, each bound to a core: unbound, two may share one, which costs a multiple of a step's
             time and decides any comparison. None leaves number and places to the program that is started.
         scratch: a folder for its caches.
+        allocator: whether glibc keeps freed memory, as hfgpt has it do in any case.
     """
-    made = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_", "GOMP_", "KMP_"))}
+    dropped = ("OMP_", "MKL_", "GOMP_", "KMP_", "MALLOC_")
+    made = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     made |= {
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",  # lines are stamped as they come
@@ -52,7 +58,7 @@ def environment(threads: int | None, scratch: Path) -> dict[str, str]:
     }
     if threads is not None:
         made |= {"OMP_PROC_BIND": "true", "OMP_NUM_THREADS": str(threads)}
-    return made
+    return made | (KEEP_FREED_MEMORY if allocator else {})
 
 
 def run(

@@ -146,6 +146,14 @@ def test_a_checkout_of_nanogpt_stays_as_it_is(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- watching
 
 
+def test_the_peers_can_have_the_same_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # of whoever measures: no side has it
+    with_it = rows.Setting(tmp_path, None, None, None, "cpu", 1, allocator=True)
+    for env, plain in ((with_it.bound, setting(tmp_path).bound), (with_it.unbound, setting(tmp_path).unbound)):
+        assert env == plain | watch.KEEP_FREED_MEMORY
+        assert not [name for name in plain if name.startswith("MALLOC_")]
+
+
 def test_a_command_is_watched_until_it_has_said_enough(tmp_path: Path) -> None:
     env = watch.environment(1, tmp_path)
     program = "import time\nfor i in range(3): print('line', i)\ntime.sleep(3600)"
