@@ -240,7 +240,7 @@ def as_typed(setting: Setting) -> Result:
     """Both READMEs' commands for the CPU run, shortened; threads as each side leaves or sets them."""
     steps, ours, peer = max(setting.steps(150), 110), list[float](), list[float]()  # more than the warm-up of both
     tokens = SMALL.tokens
-    for _ in range(setting.rounds(2)):
+    for _ in range(setting.rounds(5)):
         folder = setting.folder()
         command = [*LAUNCH, "scripts/train.py", CPU_RECIPE, f"--max_iters={steps}", f"--out_dir={folder}"]
         command += [f"--lr_decay_iters={steps}"] + ([f"--dataset={setting.text}"] if setting.text else [])
@@ -526,7 +526,7 @@ ROWS = (
     Row(standard_float32, "the same, hfgpt in float32 too", "tokens/s", "nanoGPT", 90, 1.3, cpu_only=True),
     Row(run_clm, "training loop, small shape", "tokens/s", "run_clm style", 45, 1.4),
     Row(run_clm_float32, "the same, hfgpt in float32 too", "tokens/s", "run_clm style", 45, 1.4, cpu_only=True),
-    Row(as_typed, "the README's CPU command, nothing set", "tokens/s", "nanoGPT's README", 110, 1.25, cpu_only=True),
+    Row(as_typed, "the README's CPU command, nothing set", "tokens/s", "nanoGPT's README", 190, 1.25, cpu_only=True),
     Row(time_to_loss, "to nanoGPT's recipe's loss", "s", "nanoGPT", 300, 2.0, lower=True, long=True, cpu_only=True),
     Row(two_processes, "two processes of one thread", "tokens/s", "one of two threads", 65, 0.97, cpu_only=True),
     Row(generate_within, "63 tokens within the block", "tokens/s", "nanoGPT", 20, 1.5),
