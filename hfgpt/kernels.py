@@ -33,13 +33,15 @@ def suits(tensor: Tensor) -> bool:
 
 
 def keep_mask(shape: torch.Size, p: float) -> Tensor:
-    """A boolean mask of `shape`, each element False with probability p, to within 2⁻¹⁷.
+    """A mask of `shape`, uint8: each element 0 with probability p, to within 2⁻¹⁷, else 1.
 
-    A 64-bit draw decides four elements. torch's bernoulli takes one for each, and a division.
+    A 64-bit draw decides four elements. torch's bernoulli takes one for each, and a division. As uint8 the mask is made
+    four times as fast as in bool, and multiplied with twice to three times as fast.
     """
     elements = math.prod(shape)
     bits = torch.empty((elements + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    return (bits.view(torch.int16)[:elements] >= round(p * 2**16) - 2**15).view(shape)
+    mask = torch.empty(elements, dtype=torch.uint8)
+    return torch.ge(bits.view(torch.int16)[:elements], round(p * 2**16) - 2**15, out=mask).view(shape)
 
 
 class Dropout(nn.Dropout):
@@ -128,7 +130,7 @@ class _CausalAttention(torch.autograd.Function):
             if p:
                 kept.append(keep_mask(weights.shape, p))
                 weights = torch.mul(weights, kept[-1], out=scores)
-            torch.bmm(weights, v[:, :end], out=out[:, start:end])
+            out[:, start:end] = torch.bmm(weights, v[:, :end])  # with out= it would go one matrix at a time
             del scores, weights  # before there are new ones
         ctx.save_for_backward(q, k, v, out, *kept)
         ctx.p, ctx.scale, ctx.dtype = p, scale, query.dtype
@@ -153,7 +155,7 @@ class _CausalAttention(torch.autograd.Function):
             if mask is not None:
                 work.mul_(mask)
             work.sub_(taken_off[:, start:end]).mul_(weights)
-            torch.bmm(work, k[:, :end], out=dq[:, start:end])
+            dq[:, start:end] = torch.bmm(work, k[:, :end])
             dk[:, :end] += work.mT @ q[:, start:end]
             del work, dropped  # before there are new ones
         dq.mul_(ctx.scale)

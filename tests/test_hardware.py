@@ -106,19 +106,20 @@ def test_the_table_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "n_embd", "dtype"),
+    ("vendor", "flags", "n_embd", "dtype"),
     [
-        ("fpu avx2 avx512_bf16", 256, "bfloat16"),
-        ("fpu amx_bf16", 768, "bfloat16"),
-        ("fpu avx2 avx512_bf16", 128, "bfloat16"),
-        ("fpu amx_bf16", 64, "float32"),  # its matrices are too small for it to pay
-        ("fpu avx2 avx512f", 768, "float32"),
+        ("AuthenticAMD", "fpu avx2 avx512_bf16", 256, "bfloat16"),
+        ("AuthenticAMD", "fpu avx2 avx512_bf16", 128, "bfloat16"),
+        ("GenuineIntel", "fpu avx2 avx512_bf16 amx_bf16", 768, "bfloat16"),
+        ("GenuineIntel", "fpu avx2 avx512_bf16", 768, "float32"),  # its instruction takes longer than float32's
+        ("GenuineIntel", "fpu avx512_bf16 amx_bf16", 64, "float32"),  # its matrices are too small for it to pay
+        ("AuthenticAMD", "fpu avx2 avx512f", 768, "float32"),
     ],
 )
 def test_a_cpus_precision(
-    flags: str, n_embd: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vendor: str, flags: str, n_embd: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n")
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
     assert hardware.cpu_dtype(n_embd) == dtype
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "none")
