@@ -37,6 +37,16 @@ def test_dropout_draws_each_element_by_itself() -> None:
     assert float((kept[1:] * kept[:-1]).mean(0).abs().max()) * 4 < 5 / math.sqrt(len(kept))
 
 
+def test_random_bits_are_splitmix64s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first numbers from the seed 1234567, as its reference implementation in C gives them."""
+    monkeypatch.setattr(Tensor, "random_", lambda tensor, *_: tensor.fill_(1234567))
+    assert [number % 2**64 for number in kernels.random_bits(3).tolist()] == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
+
+
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5])
 def test_dropouts_gradient_has_the_forward_passs_mask(p: float) -> None:
     torch.manual_seed(0)
