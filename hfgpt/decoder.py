@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from hfgpt import hardware
+
 
 class Affine(NamedTuple):
     """x @ weight + bias, as Conv1D has them: weight (inputs, outputs), bias (outputs,)."""
@@ -63,17 +65,18 @@ class Decoder:
         self._heads, self._block = (shape.n_head, head_width), shape.n_positions
         self._embedding, self._positions = body.wte.weight, body.wpe.weight
         self._norm, self._head = _norm(body.ln_f), model.lm_head.weight
-        self._head_parts = _parts(self._head)
+        parts = 1 if hardware.intel_cpu() else torch.get_num_threads()
+        self._head_parts = _parts(self._head, parts)
         size = (2, batch, shape.n_positions, *self._heads)
         self._layers = [
             Layer(
                 _norm(block.ln_1),
-                _affine(block.attn.c_attn),
-                _affine(block.attn.c_proj),
+                _affine(block.attn.c_attn, parts),
+                _affine(block.attn.c_proj, parts),
                 _norm(block.ln_2),
-                _affine(block.mlp.c_fc),
+                _affine(block.mlp.c_fc, parts),
                 block.mlp.act,
-                _affine(block.mlp.c_proj),
+                _affine(block.mlp.c_proj, parts),
                 _scale(block.attn, head_width),
                 torch.empty(size, dtype=self._embedding.dtype, device=self._embedding.device),
             )
@@ -125,7 +128,8 @@ def layer_norm(x: Tensor, norm: Norm) -> Tensor:
 
 
 # From so many numbers on, a matrix is read from memory each time. Up to so many rows, torch's product does that with
-# less than the memory gives; a product of each thread's part takes half to four fifths of the time.
+# less than the memory gives, unless the processor is Intel's; a product of each thread's part takes half to four fifths
+# of the time.
 LARGE, FEW = 2**18, 16
 
 
@@ -150,14 +154,13 @@ def logits(x: Tensor, head: Tensor, parts: int) -> Tensor:
     return scores if whole == len(head) else torch.cat([scores, F.linear(x, head[whole:])], 1)
 
 
-def _parts(matrix: Tensor) -> int:
-    """In how many parts a matrix is multiplied with a few rows; 1: as a whole."""
-    large = matrix.numel() >= LARGE and matrix.device.type == "cpu" and matrix.is_contiguous()
-    return torch.get_num_threads() if large else 1
+def _parts(matrix: Tensor, most: int) -> int:
+    """In how many parts, `most` or 1, a matrix is multiplied with a few rows."""
+    return most if matrix.numel() >= LARGE and matrix.device.type == "cpu" and matrix.is_contiguous() else 1
 
 
-def _affine(module: Any) -> Affine:
-    parts = _parts(module.weight)
+def _affine(module: Any, most: int) -> Affine:
+    parts = _parts(module.weight, most)
     return Affine(module.weight, module.bias, parts if module.weight.shape[0] % parts == 0 else 1)
 
 

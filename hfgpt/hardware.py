@@ -286,15 +286,23 @@ def cpu_dtype(n_embd: int) -> str:
     Intel's AVX512-BF16 is slower than its float32 (a Xeon of family 6, model 207: 165 against 320 GFLOP/s), and
     elsewhere bfloat16 is emulated and ten times slower.
     """
-    try:
-        text = CPUINFO.read_text()
-    except OSError:  # not Linux
-        return "float32"
-    flags, vendor = (re.search(rf"^{key}\s*:(.*)$", text, flags=re.MULTILINE) for key in ("flags", "vendor_id"))
-    able = set(flags[1].split()) if flags else set()
-    amd = vendor is not None and vendor[1].strip() == "AuthenticAMD"
-    fast = "amx_bf16" in able or ("avx512_bf16" in able and amd)
+    able = set(_cpu("flags").split())
+    fast = "amx_bf16" in able or ("avx512_bf16" in able and _cpu("vendor_id") == "AuthenticAMD")
     return "bfloat16" if fast and n_embd >= BFLOAT16_PAYS_FROM else "float32"
+
+
+def intel_cpu() -> bool:
+    """Whether the processor is Intel's, for which torch's products on a CPU (MKL) are made. Known on Linux only."""
+    return _cpu("vendor_id") == "GenuineIntel"
+
+
+def _cpu(key: str) -> str:
+    """What Linux says of the processor; empty elsewhere."""
+    try:
+        found = re.search(rf"^{key}\s*:(.*)$", CPUINFO.read_text(), flags=re.MULTILINE)
+    except OSError:
+        return ""
+    return found[1].strip() if found else ""
 
 
 # A rough float32 rate of one CPU core where nothing was measured: two 8-wide fused multiply-adds at about 2.5 GHz,

@@ -122,5 +122,7 @@ def test_a_cpus_precision(
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n")
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
     assert hardware.cpu_dtype(n_embd) == dtype
+    assert hardware.intel_cpu() == (vendor == "GenuineIntel")
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "none")
     assert hardware.cpu_dtype(n_embd) == "float32"
+    assert not hardware.intel_cpu()
