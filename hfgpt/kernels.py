@@ -6,8 +6,8 @@ Out: the same results (dropout: the same distribution), with gradients.
 On a CPU torch draws dropout masks one number at a time, makes whole block_size² matrices for attention with dropout,
 and takes long for attention in bfloat16; :class:`Dropout` and :func:`attention` do better. On every device the logits
 of a large vocabulary are the largest tensors of a step; :func:`linear_cross_entropy` never has more than an eighth of
-them. All are plain torch operations.
-Their draws begin from torch's own generator, so that seeds and exact resumes hold. benchmarks/README.md has what each saves.
+them. All are plain torch operations, and their draws begin from torch's own generator, so that seeds and exact resumes
+hold. benchmarks/README.md has what each saves.
 """
 
 from __future__ import annotations
