@@ -227,7 +227,9 @@ def test_singular_values_come_near_1_and_directions_stay(shape: tuple[int, ...],
     inside = left.mT @ result.float() @ right.mT  # diagonal where the singular vectors are the same
     diagonal = inside.diagonal(dim1=-2, dim2=-1)
     assert 0.6 < diagonal.min() <= diagonal.max() < 1.25
-    assert (inside - torch.diag_embed(diagonal)).abs().max() < (1e-4 if dtype == torch.float32 else 0.05)
+    # A product's rounding grows as small singular values do: 3.4445 times in each of five steps.
+    limit = 3.4445**5 * torch.finfo(torch.float32).eps * math.sqrt(64) if dtype == torch.float32 else 0.05
+    assert (inside - torch.diag_embed(diagonal)).abs().max() < limit
 
 
 def test_a_matrix_without_a_gradient_so_far_is_not_moved_to_nan() -> None:
