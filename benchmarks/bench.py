@@ -9,8 +9,7 @@ In:  environment variables: NANOGPT, a checkout of nanoGPT (without it, rows sta
      train on (default: the corpus of hfgpt); GPT2_TOKENIZER, a folder with GPT-2's tokenizer.
 Out: the table, and benchmarks/results/<machine>.json. Rows that are not measured this time stay in that file, where
      machine and versions are the same. A trial (--quick, --iterations, --allocator) is only written where --json
-     says. Ctrl-C ends
-     the measuring and writes what there is.
+     says. Ctrl-C ends the measuring and writes what there is.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class _CausalAttention(torch.autograd.Function):
         q, k, v = (tensor.to(dtype).reshape(batch * heads, time, width) for tensor in (query, key, value))
         v = v / (1 - p) if p else v
         out = torch.empty_like(q)
-        nothing = torch.zeros((), dtype=dtype)
+        nothing = torch.zeros((), dtype=dtype)  # baddbmm wants a summand; with beta=0 it is not read
         ahead = torch.full((QUERIES, QUERIES), -math.inf, dtype=dtype).triu_(1)
         kept = []
         for start in range(0, time, QUERIES):

@@ -227,8 +227,8 @@ def test_singular_values_come_near_1_and_directions_stay(shape: tuple[int, ...],
     inside = left.mT @ result.float() @ right.mT  # diagonal where the singular vectors are the same
     diagonal = inside.diagonal(dim1=-2, dim2=-1)
     assert 0.6 < diagonal.min() <= diagonal.max() < 1.25
-    # A product's rounding grows as small singular values do: 3.4445 times in each of five steps.
-    limit = 3.4445**5 * torch.finfo(torch.float32).eps * math.sqrt(64) if dtype == torch.float32 else 0.05
+    # By way of the Gram matrix, which a wide matrix takes in float32, the error is larger: see _iterated.
+    limit = {torch.bfloat16: 0.05, torch.float32: 2e-4 if max(shape[1:]) > 2 * min(shape[1:]) else 1e-4}[dtype]
     assert (inside - torch.diag_embed(diagonal)).abs().max() < limit
 
 
