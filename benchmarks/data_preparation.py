@@ -26,7 +26,8 @@ from pathlib import Path
 
 import psutil
 
-from hfgpt import config, sources
+from hfgpt import config
+from hfgpt.data import sources
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "shakespeare_char_cpu.yaml"
 
@@ -79,7 +80,7 @@ def prepare_once(text: Path, tokenizer: str, cache: Path) -> None:
     import datasets  # noqa: F401 — what is measured is the work, and not the import of libraries
     from transformers import AutoTokenizer  # noqa: F401
 
-    from hfgpt import data
+    from hfgpt.data import corpus as data
 
     values = {"dataset": str(text), "tokenizer": tokenizer, "block_size": 64}
     began = time.perf_counter()
@@ -102,7 +103,11 @@ def feeding(text: Path, cache: Path) -> dict[str, float]:
     """Seconds that the CPU recipe's batch and its step take, each the median of many."""
     import torch
 
-    from hfgpt import data, model, optim, tokenizer, train
+    from hfgpt.data import corpus as data
+    from hfgpt.data import tokenizer
+    from hfgpt.model import gpt2 as model
+    from hfgpt.model import optim
+    from hfgpt.train import loop as train
 
     made = config.load(RECIPE, [f"--dataset={text}", "--device=cpu"])
     corpus = data.prepare(made, cache)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from peers import SMALL, STANDARD, Shape, clm_steps
 
-from hfgpt.run import Run
-from hfgpt.survey import Survey
+from hfgpt.plan.survey import Survey
+from hfgpt.train.run import Run
 
 Samples = dict[str, list[float]]
 
@@ -49,14 +49,14 @@ def in_turn(sides: dict[str, Callable[[], object]], rounds: int, iterations: int
 
 def prepared(shape: Shape, vocabulary: int, device: str, **more: Any) -> Run:
     """A run of the training loop's own parts, on random tokens."""
-    from hfgpt import probe
+    from hfgpt.plan import probe
 
     return probe.prepare(Survey(shape.config(device=device, **more), vocabulary, "", None, None, False))
 
 
 def batch_of(run: Run, number: int) -> list[dict[str, Any]]:
     """The batch of a step, as the training loop gets it."""
-    from hfgpt import train
+    from hfgpt.train import loop as train
 
     return train.to_device(run.corpus.batches.micro_batches(number, 0, 1, run.micro_batch), run.device)
 
@@ -66,7 +66,7 @@ def run_clm(side: str, iterations: int, dtype: str, vocabulary: int = 65, device
 
     `dtype` is hfgpt's; the script has float32 on a CPU by default, and bfloat16 on a card.
     """
-    from hfgpt import train
+    from hfgpt.train import loop as train
 
     if side == "ours":
         run, count = prepared(SMALL, vocabulary, device, dtype=dtype), iter(range(1_000_000))
@@ -89,8 +89,8 @@ def generation(
     import torch
     from transformers import GPT2LMHeadModel
 
-    from hfgpt import sample
-    from hfgpt.model import gpt2_config
+    from hfgpt.inference import sampling as sample
+    from hfgpt.model.gpt2 import gpt2_config
 
     made = Shape(**shape)
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def generation(
 
 def arithmetic(vocabulary: int, device: str = "cpu") -> dict[str, float]:
     """Seconds of a step of the standard shape, and of the pure arithmetic of an evaluation, a token."""
-    from hfgpt import probe
+    from hfgpt.plan import probe
 
     measured = probe.probe(Survey(STANDARD.config(device=device), vocabulary, "", None, None, False))
     return {"step": measured.seconds_per_step, "evaluated_token": measured.seconds_per_eval_token}
@@ -134,10 +134,11 @@ def held_out(folder: str, nanogpt: str | None, tokens: str, block_size: int, eva
     import torch
     import torch.nn.functional as F
 
-    from hfgpt import data, sample
+    from hfgpt.data import corpus as data
+    from hfgpt.inference import exported
 
     if nanogpt is None:
-        gpt2, _ = sample.load_folder(folder, "cpu")
+        gpt2, _ = exported.load_folder(folder, "cpu")
 
         def logits_of(ids: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
             return gpt2(ids, use_cache=False).logits

@@ -3,8 +3,8 @@
     python benchmarks/memory_model.py                 on this machine's device (a card if there is one, else the CPU)
     python benchmarks/memory_model.py --shapes 400    and the formula against the simulation on more shapes
 
-A real step is the training loop's own (hfgpt/train.py). Its peak is that of the live allocations: on a CPU by torch's
-profiler, on a card by torch.cuda.max_memory_allocated.
+A real step is the training loop's own (hfgpt/train/loop.py). Its peak is that of the live allocations: on a CPU by
+torch's profiler, on a card by torch.cuda.max_memory_allocated.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 warnings.simplefilter("ignore")
 
-from hfgpt import config, estimate, probe, simulate  # noqa: E402
+from hfgpt import config  # noqa: E402
 from hfgpt.config import Config  # noqa: E402
-from hfgpt.survey import Survey  # noqa: E402
+from hfgpt.plan import estimate, probe, simulate  # noqa: E402
+from hfgpt.plan.survey import Survey  # noqa: E402
 
 BASE = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 8}
 REAL: list[tuple[dict[str, Any], int]] = [

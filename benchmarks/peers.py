@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from watch import ROOT
 
 from hfgpt import config as configs
-from hfgpt import estimate, sources
 from hfgpt.config import Config
+from hfgpt.data import sources
+from hfgpt.model import sizes
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Shape:
 
     def flops(self, vocabulary: int) -> float:
         """Arithmetic of a step: 6N + 12 · n_layer · n_embd · block_size for each token, the same for both sides."""
-        return self.tokens * estimate.flops_per_token(self.config(), vocabulary)
+        return self.tokens * sizes.flops_per_token(self.config(), vocabulary)
 
 
 SMALL = Shape(n_layer=4, n_head=4, n_embd=128, block_size=64, batch_size=12)

@@ -55,7 +55,7 @@ def measure(shape: Shape, dtype: str, vocabulary: int = 65, steps: int = 5) -> d
     """Shares and milliseconds of the training loop's step, of this shape on the CPU."""
     import torch
 
-    from hfgpt import train
+    from hfgpt.train import loop as train
 
     run = prepared(shape, vocabulary, "cpu", dtype=dtype)
 

@@ -6,8 +6,8 @@ Out: JSON: for each factor its values, the seconds (median, quartiles) and peak 
 
     OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/scaling.py
 
-Formulas: 6N + 12 · n_layer · n_embd · block_size operations a token, and hfgpt/estimate.py's peak memory. The steps are
-the training loop's own, in one process, the points of a factor in turn. Memory is that of the live tensors.
+Formulas: 6N + 12 · n_layer · n_embd · block_size operations a token, and hfgpt/plan/estimate.py's peak memory. The
+steps are the training loop's own, in one process, the points of a factor in turn. Memory is that of the live tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from table import summary
 
-from hfgpt import estimate
+from hfgpt.plan import estimate
 
 BASE = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 4}
 VOCABULARY = 1024
@@ -44,7 +44,8 @@ def factor(name: str, values: list[int], rounds: int, iterations: int) -> dict[s
     from inside import batch_of, in_turn, prepared
     from peers import Shape
 
-    from hfgpt import probe, train
+    from hfgpt.plan import probe
+    from hfgpt.train import loop as train
 
     points = [(Shape(**{**BASE, name: value}), VOCABULARY) for value in values if name != "vocabulary"]
     points = points or [(Shape(**BASE), value) for value in values]

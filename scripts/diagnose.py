@@ -9,8 +9,9 @@ python scripts/diagnose.py out/standard --json              the same as data: fi
 import argparse
 import json
 
-from hfgpt import diagnose, shell
-from hfgpt.metrics import read_run
+from hfgpt.base import shell
+from hfgpt.runs import diagnose
+from hfgpt.runs.metrics import read_run
 
 
 def main() -> None:

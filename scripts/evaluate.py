@@ -7,8 +7,8 @@ python scripts/evaluate.py out/standard --dataset=notes.txt --json
 import argparse
 import json
 
-from hfgpt import shell, threads
-from hfgpt.evaluation import SPLITS, evaluate_folder
+from hfgpt.base import shell, threads
+from hfgpt.inference.evaluation import SPLITS, evaluate_folder
 
 
 def main() -> None:

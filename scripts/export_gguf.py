@@ -8,8 +8,8 @@ The weights are float32; llama.cpp's llama-quantize makes them smaller. Needs pi
 
 import argparse
 
-from hfgpt import shell
-from hfgpt.convert import to_gguf
+from hfgpt.base import shell
+from hfgpt.share.convert import to_gguf
 
 
 def main() -> None:

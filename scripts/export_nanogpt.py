@@ -6,8 +6,8 @@ cd nanoGPT && python sample.py --out_dir=out-mine --device=cpu
 
 import argparse
 
-from hfgpt import shell
-from hfgpt.nanogpt import export_checkpoint
+from hfgpt.base import shell
+from hfgpt.share.nanogpt import export_checkpoint
 
 
 def main() -> None:

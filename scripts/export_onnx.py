@@ -8,8 +8,8 @@ to block_size. Needs pip install -e '.[elsewhere]'.
 
 import argparse
 
-from hfgpt import shell, threads
-from hfgpt.convert import to_onnx
+from hfgpt.base import shell, threads
+from hfgpt.share.convert import to_onnx
 
 
 def main() -> None:

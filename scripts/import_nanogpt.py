@@ -6,8 +6,8 @@ python scripts/import_nanogpt.py ckpt.pt out/imported --meta=nanoGPT/data/shakes
 
 import argparse
 
-from hfgpt import shell
-from hfgpt.nanogpt import import_checkpoint
+from hfgpt.base import shell
+from hfgpt.share.nanogpt import import_checkpoint
 
 
 def main() -> None:

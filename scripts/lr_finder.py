@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from hfgpt import config as configs
-from hfgpt import shell, threads
-from hfgpt.config import InputError
+from hfgpt.base import shell, threads
+from hfgpt.base.errors import InputError
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
     if not own["steps"].isdigit():
         raise InputError(f"steps = {own['steps']!r}: must be a whole number")
     threads.configure(config.cpu_threads)
-    from hfgpt import lr_finder
+    from hfgpt.sweep import lr_finder
 
     found = lr_finder.find(config, Path(own["picture"]), int(own["steps"]))
     print(f"suggested learning rate: {found.suggestion:g}  ({found.why})")

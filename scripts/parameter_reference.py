@@ -1,4 +1,4 @@
-"""Write docs/parameters.md from the fields of hfgpt/config.py, where each is declared with its meaning.
+"""Write docs/parameters.md from the fields of hfgpt/config/fields.py, where each is declared with its meaning.
 
 python scripts/parameter_reference.py [FILE]
 """
@@ -6,14 +6,15 @@ python scripts/parameter_reference.py [FILE]
 import sys
 from pathlib import Path
 
-from hfgpt import config, shell
+from hfgpt import config
+from hfgpt.base import shell
 
 HEAD = """\
 # Parameters
 
 What a recipe may say, and the command line as `--name=value` (`--flag`, `--no_flag` for true and false). The names are
 nanoGPT's and the chapter's. Defaults < recipe < command line. Made by `python scripts/parameter_reference.py` from
-`hfgpt/config.py`.
+`hfgpt/config/fields.py`.
 """
 OTHER_NAMES = """\
 ## Other names

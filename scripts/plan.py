@@ -24,8 +24,8 @@ The recipe comes first (a YAML file or a run folder; none: the defaults); --key=
 
 import sys
 
-from hfgpt import shell
-from hfgpt.plan import run
+from hfgpt.base import shell
+from hfgpt.plan.command import run
 
 
 def main() -> None:

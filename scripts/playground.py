@@ -13,7 +13,7 @@ The page listens on this machine alone and fetches nothing from outside. It need
 
 import argparse
 
-from hfgpt import shell
+from hfgpt.base import shell
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
     parser.add_argument("--lang", choices=("en", "zh"), default="en", help="language of the page (en)")
     args = parser.parse_args()
-    from hfgpt.playground import serve
+    from hfgpt.playground.page import serve
 
     serve(args.folder, args.recipe, args.host, args.port, args.lang)
 

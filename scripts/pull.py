@@ -6,8 +6,8 @@ accelerate launch scripts/train.py out/name --resume --out_dir=out/name     # if
 
 import argparse
 
-from hfgpt import shell
-from hfgpt.hub import pull
+from hfgpt.base import shell
+from hfgpt.share.hub import pull
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ python scripts/push.py out/standard user/name --include_checkpoints     # anothe
 
 import argparse
 
-from hfgpt import shell
-from hfgpt.hub import push
+from hfgpt.base import shell
+from hfgpt.share.hub import push
 
 
 def main() -> None:

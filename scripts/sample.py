@@ -7,10 +7,11 @@ cat scene.txt | python scripts/sample.py out/quick_experiment --prompt_file -
 import argparse
 import sys
 
-from hfgpt import loading, shell, threads
-from hfgpt.config import InputError
-from hfgpt.display import for_output
-from hfgpt.sample import Sampling, check_folder, generate_many, left_out, load_folder
+from hfgpt.base import loading, shell, threads
+from hfgpt.base.errors import InputError
+from hfgpt.base.terminal import for_output
+from hfgpt.inference.exported import check_folder, left_out, load_folder
+from hfgpt.inference.sampling import Sampling, generate_many
 
 
 def main() -> None:

@@ -19,7 +19,9 @@ report.md, report.json and pictures in the sweep's folder; `optuna-dashboard DIR
 import sys
 from pathlib import Path
 
-from hfgpt import shell, sweep, trials
+from hfgpt.base import shell
+from hfgpt.sweep import definition as sweep
+from hfgpt.sweep import trials
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ The recipe comes first (a YAML file, or a run folder, whose own recipe is then r
 import sys
 
 from hfgpt import config as configs
-from hfgpt import loading, shell, threads
+from hfgpt.base import loading, shell, threads
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
         return 0
     threads.configure(config.cpu_threads)  # before torch is loaded
     with loading.uncollected():
-        from hfgpt.train import RunError, train
+        from hfgpt.train.loop import RunError, train
 
     try:
         return train(config, resume="--resume" in flags, overwrite="--overwrite" in flags)

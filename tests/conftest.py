@@ -20,11 +20,14 @@ import pytest
 import yaml
 from hypothesis import settings
 
+from hfgpt.locale.compile import compile_all
+
 ROOT = Path(__file__).parent.parent
 CACHE = Path(tempfile.mkdtemp(prefix="hfgpt-tests-"))
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
+    "HFGPT_LANG": "en",
     "HF_HOME": str(CACHE / "home"),
     "HF_DATASETS_CACHE": str(CACHE / "datasets"),
     "HF_MODULES_CACHE": str(CACHE / "modules"),
@@ -35,6 +38,8 @@ os.environ |= {
 for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "OMP_", "TORCHELASTIC_"))]:
     del os.environ[name]
 os.environ["OMP_NUM_THREADS"] = "1"  # models this small only lose by waiting for a second thread
+
+compile_all()  # the translations, as an installation does
 
 # A machine with other work on it makes single examples slow; that is no fault of theirs.
 settings.register_profile("hfgpt", deadline=None, derandomize=True)

@@ -21,12 +21,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from config.test_config import bounds
 from conftest import ROOT
-from test_config import bounds
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hfgpt import config, threads, tokenizer
-from hfgpt.config import Config, InputError
+from hfgpt import config
+from hfgpt.base import threads
+from hfgpt.base.errors import InputError
+from hfgpt.config import Config, reference
+from hfgpt.data import tokenizer
 
 Values = dict[str, Any]
 SCRIPT = ROOT / "scripts" / "train.py"
@@ -65,7 +68,7 @@ def refused(
 
 def wrong_values(key: str) -> dict[str, Any]:
     """A value of a wrong type, and values beyond each end of the range, by what is wrong with them."""
-    options = [get_origin(option) or option for option in config._alternatives(Config.model_fields[key].annotation)]
+    options = [get_origin(option) or option for option in reference.alternatives(Config.model_fields[key].annotation)]
     numeric, limits = int in options or float in options, bounds(key)
     wrong: dict[str, Any] = {"type": [1]}
     if str in options:
@@ -394,7 +397,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
     """The folder of a finished run of the `tiny` recipe."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from hfgpt import train
+    from hfgpt.train import loop as train
 
     folder = tmp_path_factory.mktemp("finished") / "run"
     values = {
@@ -540,7 +543,8 @@ def test_a_model_is_refused_where_its_state_alone_is_more_than_the_memory(
 ) -> None:
     from accelerate import Accelerator
 
-    from hfgpt import hardware, run
+    from hfgpt.base import machine as hardware
+    from hfgpt.train import run
 
     accelerator, wide = Accelerator(cpu=True), config.build(tiny | {"n_embd": 64}, "wide")
     blocks = 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64
@@ -548,15 +552,15 @@ def test_a_model_is_refused_where_its_state_alone_is_more_than_the_memory(
         monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda each=each: each * blocks)
         run.check_size(values, accelerator)
         monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda each=each: each * blocks - 1)
-        with pytest.raises(config.InputError, match=r"n_layer = 2, n_embd = 64: .*\n.*n_embd = 62 at most"):
+        with pytest.raises(InputError, match=r"n_layer = 2, n_embd = 64: .*\n.*n_embd = 62 at most"):
             run.check_size(values, accelerator)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two replicas share the machine's memory
     monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda: 32 * blocks - 1)
-    with pytest.raises(config.InputError, match="each of 2 processes here has"):
+    with pytest.raises(InputError, match="each of 2 processes here has"):
         run.check_size(wide, accelerator)
     run.check_size(wide.model_copy(update={"init_from": "gpt2"}), accelerator)  # has a shape of its own
     monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda: 0)
-    with pytest.raises(config.InputError, match="a smaller n_layer and n_embd"):
+    with pytest.raises(InputError, match="a smaller n_layer and n_embd"):
         run.check_size(wide, accelerator)
 
 

@@ -117,7 +117,7 @@ def test_steps_of_ours_without_those_that_an_evaluation_lies_between(tmp_path: P
 
 
 def test_both_sides_read_the_same_tokens(tmp_path: Path) -> None:
-    from hfgpt import data
+    from hfgpt.data import corpus as data
 
     tokens = peers.character_tokens("to be or not to be, " * 50, tmp_path)
     theirs = tmp_path / "nanoGPT" / "data" / tokens.nanogpt

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_nanogpt
 import torch
 import workshop
 from conftest import ROOT
+from share import test_nanogpt
 from workshop import Workshop
 
 from hfgpt.config import RENAMED, Config

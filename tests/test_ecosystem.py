@@ -22,7 +22,7 @@ from peft import PeftModel
 from transformers import GPT2LMHeadModel, pipeline
 from workshop import ROOT, Workshop
 
-from hfgpt import sample
+from hfgpt.inference import exported
 
 pytestmark = pytest.mark.e2e
 
@@ -140,7 +140,7 @@ def test_lm_eval(place: Workshop) -> None:
     table = place.shell(*command("lm-evaluation-harness"))
     (bits,) = re.findall(r"bits_per_byte\s*\|\S+\s*\|\s*([\d.]+)", table)
     paragraphs, nats = TEXT.split("\n\n"), 0.0
-    model, tokenizer = sample.load_folder(place.folder / "out" / "learning", "cpu")
+    model, tokenizer = exported.load_folder(place.folder / "out" / "learning", "cpu")
     for paragraph in paragraphs:
         ids = torch.tensor([[0, *tokenizer.encode(paragraph)]])
         with torch.no_grad():

@@ -16,7 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hfgpt import checkpoint, metrics
+from hfgpt.runs import metrics
+from hfgpt.train import checkpoint
 
 pytestmark = pytest.mark.e2e
 
@@ -100,7 +101,7 @@ def test_two_processes_are_one_process(
 # What a program that stands before the training script sets up: it says which of gloo's threads are left at the end.
 LEFT_BEHIND = """
 import os
-from hfgpt import train
+from hfgpt.train import loop as train
 leave = train.leave
 def watched(run, failed):
     names = lambda: [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]

@@ -22,13 +22,21 @@ import hub_server
 import huggingface_hub
 import pytest
 import torch
+from config.test_config import DOCUMENTS, WORDS
 from huggingface_hub import HfApi
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_config import DOCUMENTS, WORDS
 
-from hfgpt import checkpoint, config, data, hub, metrics, model, sample, tokenizer, train
-from hfgpt.config import InputError
+from hfgpt import config
+from hfgpt.base.errors import InputError
+from hfgpt.data import corpus as data
+from hfgpt.data import tokenizer
+from hfgpt.inference import exported as folders
+from hfgpt.model import gpt2 as model
+from hfgpt.runs import metrics
+from hfgpt.share import hub
+from hfgpt.train import checkpoint
+from hfgpt.train import loop as train
 
 ROOT = Path(__file__).parent.parent
 ANY_FIXTURE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -88,7 +96,7 @@ def test_a_model_folder_with_a_pickle_for_weights(folder: Path, mark: Path) -> N
     with pytest.raises(InputError, match=r"holds no model\.safetensors"):
         pretrained(folder)
     with pytest.raises(InputError, match=r"model\.safetensors"):
-        sample.load_folder(folder, "cpu")
+        folders.load_folder(folder, "cpu")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "optimizer.pt", "rng_state.pth"])
@@ -96,7 +104,7 @@ def test_a_pickle_beside_the_weights_is_not_opened(folder: Path, mark: Path, nam
     torch.save(Payload(mark), folder / name)
     torch.save(Payload(mark), folder / "checkpoint-2" / name)
     pretrained(folder)
-    sample.load_folder(folder, "cpu")
+    folders.load_folder(folder, "cpu")
     checkpoint.read(folder / "checkpoint-2")
 
 
@@ -130,7 +138,7 @@ def test_a_model_folder_with_code(folder: Path, mark: Path, monkeypatch: pytest.
     add_code(folder, mark)
     for load in (
         lambda: tokenizer.load(str(folder)),
-        lambda: sample.load_folder(folder, "cpu"),
+        lambda: folders.load_folder(folder, "cpu"),
         lambda: pretrained(folder),
     ):
         with contextlib.suppress(InputError):
@@ -270,7 +278,7 @@ def test_any_configuration_of_a_pretrained_model(exported: Path, changed: dict[s
         shutil.copytree(exported, at)
     values = json.loads((exported / "config.json").read_text())
     (at / "config.json").write_text(json.dumps(values | changed))
-    for load in (lambda: pretrained(at), lambda: sample.load_folder(at, "cpu")):
+    for load in (lambda: pretrained(at), lambda: folders.load_folder(at, "cpu")):
         refused = ""
         try:
             load()

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from hfgpt import config, data, loading
+from hfgpt import config
+from hfgpt.base import loading
+from hfgpt.data import corpus as data
 
 # Each takes a good part of a second to import. What torch and transformers import by themselves is not ours to leave.
 HEAVY = ("datasets", "pandas", "evaluate", "scipy.stats", "matplotlib", "sklearn", "optuna", "gradio", "tensorboard")
@@ -21,7 +23,7 @@ HEAVY = ("datasets", "pandas", "evaluate", "scipy.stats", "matplotlib", "sklearn
 FIRST_STEP = f"""
 import json, os, sys
 sys.argv = sys.argv[1:]
-from hfgpt import train
+from hfgpt.train import loop as train
 
 def after_a_step(run, meter, result):
     loaded = [name for name in {HEAVY} if name in sys.modules]
@@ -49,9 +51,8 @@ def test_nothing_heavy_is_loaded_before_the_first_step(tiny: dict[str, Any], wri
     [{}, {"HF_HOME": "/a"}, {"XDG_CACHE_HOME": "~/b"}, {"HF_HOME": "~/c", "HF_DATASETS_CACHE": "/d"}],
 )
 def test_the_cache_is_where_datasets_has_its_own(variables: dict[str, str], tmp_path: Path) -> None:
-    program = (
-        "import datasets; from hfgpt import data; print(datasets.config.HF_DATASETS_CACHE); print(data.default_cache())"
-    )
+    program = "import datasets; from hfgpt.data import corpus as data; print(datasets.config.HF_DATASETS_CACHE)"
+    program += "; print(data.default_cache())"
     kept = {k: v for k, v in os.environ.items() if k not in ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME")}
     environment = kept | {"HOME": str(tmp_path)} | variables
     done = subprocess.run(

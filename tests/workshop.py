@@ -110,8 +110,23 @@ def python_server() -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()  # it ends
 
 
+PRELOADED = (
+    "matplotlib.pyplot",
+    "hfgpt.train.loop",
+    "hfgpt.inference.evaluation",
+    "hfgpt.plan.command",
+    "hfgpt.sweep.trials",
+)
+
+
 def _serve() -> None:
-    for name in ("matplotlib.pyplot", "hfgpt.train", "hfgpt.evaluation", "hfgpt.plan", "hfgpt.trials"):
+    for name in (
+        "matplotlib.pyplot",
+        "hfgpt.train.loop",
+        "hfgpt.inference.evaluation",
+        "hfgpt.plan.command",
+        "hfgpt.sweep.trials",
+    ):
         __import__(name)
     for line in sys.stdin:
         folder, log, *words = json.loads(line)

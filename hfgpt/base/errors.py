@@ -1,0 +1,56 @@
+"""The errors that a user meets, each with the exit code that it leads to.
+
+In:  what was wrong: a key, its value, the rule that it breaks, and what to do about it.
+Out: exceptions whose message is all that a script prints.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+_short = reprlib.Repr()
+
+_short.maxstring = _short.maxother = 120
+
+
+def _show(value: Any) -> str:
+    """A value in a message: short, however large or nested it is."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a number of thousands of digits"
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong with the input."""
+
+    key: str
+    value: Any
+    rule: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        shown = "" if self.value is None else f" = {_show(self.value)}"
+        return f"{self.key}{shown}: {self.rule}" + (f"\n    → {self.fix}" if self.fix else "")
+
+
+class InputError(Exception):
+    """The user's input cannot be used; the message says which part and what to do. Scripts exit with 2."""
+
+
+class ConfigError(InputError):
+    """One or more faults in a recipe or on the command line."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = list(faults)
+        super().__init__("\n".join(f"  {fault}" for fault in self.faults))
+
+
+class RunError(Exception):
+    """The run failed; the message says at which step and how to go on. Scripts exit with 1."""
+
+
+class Failure(Exception):
+    """Something failed through no fault of the input; the message is all there is to say. Scripts exit with 1."""

@@ -1,0 +1,37 @@
+"""One run, described by the names people know from nanoGPT and the textbook chapter.
+
+In:  a recipe (YAML), and overrides from the command line.
+Out: one validated, immutable :class:`Config`, or a ConfigError that lists every fault at once.
+
+Precedence: defaults < recipe < command line. Nothing is ever executed, and nothing here imports torch or
+transformers, so that ``--help`` and bad input are answered at once.
+"""
+
+from hfgpt.config.fields import EMBEDDED_DATASET, GROUPS, INSTEAD, RENAMED, Config
+from hfgpt.config.reading import build, load, parse_overrides, read_recipe, split_command
+from hfgpt.config.reference import allowed, default_of, group_of, help_text, to_yaml, unit_of, yaml_scalar
+from hfgpt.config.rules import RULES, choose_tokenizer, default_warmup, resolve
+
+__all__ = [
+    "EMBEDDED_DATASET",
+    "GROUPS",
+    "INSTEAD",
+    "RENAMED",
+    "RULES",
+    "Config",
+    "allowed",
+    "build",
+    "choose_tokenizer",
+    "default_of",
+    "default_warmup",
+    "group_of",
+    "help_text",
+    "load",
+    "parse_overrides",
+    "read_recipe",
+    "resolve",
+    "split_command",
+    "to_yaml",
+    "unit_of",
+    "yaml_scalar",
+]

@@ -1,0 +1,174 @@
+"""GPT-2's forward pass for generation: the next token's logits, with the keys and values of the text so far kept.
+
+In:  a GPT2LMHeadModel, then token ids, a few or one at a time.
+Out: the logits of the last position.
+
+Transformers' own forward pass does the same arithmetic (tests/test_decoder.py holds the two together) but spends more
+time in Python, on a small model, than on the arithmetic. Here a token costs the operations and nothing else, the cache
+is as long as the block and never copied, and there is no dropout to switch off. On a CPU large weights are read by all
+threads (:func:`affine`), which is what the time of a token is spent on there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from hfgpt.base import machine as hardware
+
+
+class Affine(NamedTuple):
+    """x @ weight + bias, as Conv1D has them: weight (inputs, outputs), bias (outputs,)."""
+
+    weight: Tensor
+    bias: Tensor
+    parts: int  # in how many parts it is multiplied with a few rows; see :func:`_parts`
+
+
+class Norm(NamedTuple):
+    """A layer norm over the last dimension."""
+
+    weight: Tensor
+    bias: Tensor
+    epsilon: float
+
+
+class Layer(NamedTuple):
+    """What a block computes with, without the modules around it."""
+
+    norm_1: Norm
+    qkv: Affine
+    projection: Affine
+    norm_2: Norm
+    widen: Affine
+    activation: nn.Module
+    narrow: Affine
+    scale: float  # of the attention scores
+    cache: Tensor  # (2, batch, block, n_head, head width): keys and values
+
+
+class Decoder:
+    """Reads text and says what comes next.
+
+    Args:
+        model: any mode, dtype and device; its weights are used as they are.
+        batch: texts side by side.
+    """
+
+    def __init__(self, model: GPT2LMHeadModel, batch: int = 1) -> None:
+        shape, body = model.config, model.transformer
+        head_width = shape.n_embd // shape.n_head
+        self._heads, self._block = (shape.n_head, head_width), shape.n_positions
+        self._embedding, self._positions = body.wte.weight, body.wpe.weight
+        self._norm, self._head = _norm(body.ln_f), model.lm_head.weight
+        parts = 1 if hardware.intel_cpu() else torch.get_num_threads()
+        self._head_parts = _parts(self._head, parts)
+        size = (2, batch, shape.n_positions, *self._heads)
+        self._layers = [
+            Layer(
+                _norm(block.ln_1),
+                _affine(block.attn.c_attn, parts),
+                _affine(block.attn.c_proj, parts),
+                _norm(block.ln_2),
+                _affine(block.mlp.c_fc, parts),
+                block.mlp.act,
+                _affine(block.mlp.c_proj, parts),
+                _scale(block.attn, head_width),
+                torch.empty(size, dtype=self._embedding.dtype, device=self._embedding.device),
+            )
+            for block in body.h
+        ]
+        self._length = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the block has no room for another token; :meth:`forget` makes room."""
+        return self._length >= self._block
+
+    def forget(self) -> None:
+        """Start a new text."""
+        self._length = 0
+
+    @torch.inference_mode()
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Read on, and say what comes next.
+
+        Args:
+            ids: (batch, time) the tokens that follow what was read; several at the start of a text, then one at a time.
+
+        Returns:
+            (batch, vocabulary) logits of the token after the last one.
+        """
+        batch, time = ids.shape
+        start, end = self._length, self._length + time
+        if end > self._block or (start and time > 1):
+            raise ValueError(f"{time} tokens after {start} do not go into a block of {self._block}")
+        self._length = end
+        width = self._embedding.shape[1]
+        x = (F.embedding(ids, self._embedding) + self._positions[start:end]).view(batch * time, width)
+        for layer in self._layers:
+            qkv = affine(layer_norm(x, layer.norm_1), layer.qkv).view(batch, time, 3, *self._heads)
+            layer.cache[:, :, start:end] = qkv[:, :, 1:].permute(2, 0, 1, 3, 4)
+            keys, values = layer.cache[:, :, :end].transpose(2, 3).unbind(0)
+            mixed = F.scaled_dot_product_attention(
+                qkv[:, :, 0].transpose(1, 2), keys, values, is_causal=time > 1, scale=layer.scale
+            )
+            x = x + affine(mixed.transpose(1, 2).reshape(batch * time, width), layer.projection)
+            x = x + affine(layer.activation(affine(layer_norm(x, layer.norm_2), layer.widen)), layer.narrow)
+        return logits(layer_norm(x.view(batch, time, width)[:, -1], self._norm), self._head, self._head_parts)
+
+
+def layer_norm(x: Tensor, norm: Norm) -> Tensor:
+    """(rows, width) → the same."""
+    return torch.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.epsilon)
+
+
+# From so many numbers on, a matrix is read from memory each time. Up to so many rows, torch's product does that with
+# less than the memory gives, unless the processor is Intel's; a product of each thread's part takes half to four fifths
+# of the time.
+LARGE, FEW = 2**18, 16
+
+
+def affine(x: Tensor, by: Affine) -> Tensor:
+    """(rows, inputs) → (rows, outputs)."""
+    weight, bias, parts = by
+    rows = x.shape[0]
+    if parts == 1 or rows > FEW:
+        return torch.addmm(bias, x, weight)
+    sums = torch.bmm(x.view(rows, parts, -1).transpose(0, 1), weight.view(parts, -1, weight.shape[1]))
+    return sums.sum(0).add_(bias)
+
+
+def logits(x: Tensor, head: Tensor, parts: int) -> Tensor:
+    """(rows, width) states and a (vocabulary, width) head, in `parts` for a few rows → (rows, vocabulary)."""
+    rows = x.shape[0]
+    if parts == 1 or rows > FEW:
+        return F.linear(x, head)
+    whole = len(head) // parts * parts
+    scores = torch.bmm(head[:whole].view(parts, -1, head.shape[1]), x.T.expand(parts, -1, -1))
+    scores = scores.permute(2, 0, 1).reshape(rows, whole)
+    return scores if whole == len(head) else torch.cat([scores, F.linear(x, head[whole:])], 1)
+
+
+def _parts(matrix: Tensor, most: int) -> int:
+    """In how many parts, `most` or 1, a matrix is multiplied with a few rows."""
+    return most if matrix.numel() >= LARGE and matrix.device.type == "cpu" and matrix.is_contiguous() else 1
+
+
+def _affine(module: Any, most: int) -> Affine:
+    parts = _parts(module.weight, most)
+    return Affine(module.weight, module.bias, parts if module.weight.shape[0] % parts == 0 else 1)
+
+
+def _norm(module: nn.LayerNorm) -> Norm:
+    return Norm(module.weight, module.bias, module.eps)
+
+
+def _scale(attention: Any, head_width: int) -> float:
+    """What the scores are multiplied with, by the options that a pretrained model may have."""
+    scale = head_width**-0.5 if attention.scale_attn_weights else 1.0
+    return scale / (attention.layer_idx + 1) if attention.scale_attn_by_inverse_layer_idx else scale

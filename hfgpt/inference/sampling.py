@@ -1,0 +1,202 @@
+"""Text from a trained model, piece by piece as it is made.
+
+In:  an exported run folder (or a GPT2LMHeadModel and its tokenizer), a prompt, and how to draw.
+Out: an iterator over pieces of text, each whole characters; joined, they are the continuation.
+
+Within the block the tokens are those that Transformers' ``model.generate`` would draw with the same seed, and the
+filters on the logits are its own. The loop is here for what ``generate`` does not do: it goes on past the block, it
+draws from generators of its own, so that a sample taken in the middle of training changes nothing in the run, and it
+takes a fraction of the time (hfgpt/inference/decoder.py).
+
+Importing this module imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hfgpt.base.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from hfgpt.inference.exported import start_id
+
+# A character has at most four bytes; after so many tokens without the end of one, they are no UTF-8.
+MAX_HELD_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw. The defaults are those of nanoGPT's sample.py.
+
+    Raises:
+        InputError: a value out of range, as soon as it is made.
+    """
+
+    max_new_tokens: int = 200  # tokens; fewer where the model ends the text itself
+    temperature: float = 0.8  # 0: always the most likely token; 1: as the model says; above: more random
+    top_k: int | None = 200  # only the k most likely tokens; None: all
+    top_p: float | None = None  # only the most likely tokens that together have this probability; None: all
+    seed: int = 1337
+
+    def __post_init__(self) -> None:
+        rules = (
+            (self.max_new_tokens >= 1, "max_new_tokens", "must be at least 1 (tokens)"),
+            (0 <= self.temperature < math.inf, "temperature", "must be 0 (always the most likely token) or more"),
+            (self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1 (tokens)"),
+            (self.top_p is None or 0 < self.top_p <= 1, "top_p", "must be more than 0 and at most 1 (probability)"),
+            (0 <= self.seed < 2**63, "seed", "must be at least 0 and less than 2^63"),
+        )
+        for valid, key, rule in rules:
+            if not valid:
+                raise InputError(f"{key} = {getattr(self, key)!r}: {rule}")
+
+
+# ------------------------------------------------------------------------------------------------------- sampling
+
+
+def generate(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling | None = None
+) -> Iterator[str]:
+    """The continuation of `prompt` as pieces of text, without the prompt, as they are drawn.
+
+    Past the block the context slides: its last half is read anew and generation goes on from there, so a token costs
+    the same however long the text gets. Ends after ``max_new_tokens``, or where the model ends the text. The model's
+    mode does not matter and does not change; torch's global random state is neither read nor changed.
+
+    Raises:
+        InputError: the weights are not finite, so there is nothing to draw from.
+    """
+    for pieces in generate_many(model, tokenizer, prompt, sampling, 1):
+        yield pieces[0]
+
+
+def generate_many(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    sampling: Sampling | None = None,
+    samples: int = 1,
+) -> Iterator[list[str]]:
+    """Continuations of one prompt, computed side by side: at a time, a piece of text ("" for none yet) of each.
+
+    Each has the next seed and is, but for rounding, what :func:`generate` writes with that seed.
+    """
+    sampling = sampling or Sampling()
+    ids = tokenizer.encode(prompt, add_special_tokens=False) or [start_id(tokenizer)]
+    texts = [PieceDecoder(tokenizer) for _ in range(samples)]
+    for tokens in draw_many(model, ids, len(tokenizer), tokenizer.eos_token_id, sampling, samples):
+        pieces = ["" if token is None else text.add(token) for text, token in zip(texts, tokens, strict=True)]
+        if any(pieces):
+            yield pieces
+    if any(rest := [text.end() for text in texts]):
+        yield rest
+
+
+def draw_tokens(
+    model: GPT2LMHeadModel, ids: list[int], vocabulary: int, end: int | None, sampling: Sampling
+) -> Iterator[int]:
+    """Token ids after `ids` (at least one), all below `vocabulary`, until `end` or ``max_new_tokens``."""
+    for (token,) in draw_many(model, ids, vocabulary, end, sampling, 1):
+        if token is not None:
+            yield token
+
+
+def draw_many(
+    model: GPT2LMHeadModel, ids: list[int], vocabulary: int, end: int | None, sampling: Sampling, samples: int
+) -> Iterator[list[int | None]]:
+    """A token of each sample at a time; None for those that have ended. Sample i is drawn with ``seed + i``."""
+    import torch
+
+    from hfgpt.inference.decoder import Decoder
+
+    block, device = model.config.n_positions, model.device
+    generators = [torch.Generator(device).manual_seed(sampling.seed + index) for index in range(samples)]
+    choose, decoder = _chooser(sampling, generators, vocabulary), Decoder(model, samples)
+    contexts = [list(ids[-block:]) for _ in range(samples)]
+    fresh = contexts
+    going = [True] * samples
+    for _ in range(sampling.max_new_tokens):
+        tokens = choose(decoder(torch.tensor(fresh, device=device))[:, :vocabulary].float())
+        going = [on and token != end for on, token in zip(going, tokens, strict=True)]
+        if not any(going):
+            return
+        yield [token if on else None for on, token in zip(going, tokens, strict=True)]
+        for context, token in zip(contexts, tokens, strict=True):
+            context.append(token)
+        fresh = [[token] for token in tokens]
+        if decoder.full:
+            contexts = [context[-max(1, block // 2) :] for context in contexts]
+            decoder.forget()
+            fresh = contexts
+
+
+def _chooser(sampling: Sampling, generators: list[Any], vocabulary: int) -> Callable[[Tensor], list[int]]:
+    """A function from (samples, vocabulary) logits of the last position to a token id each.
+
+    A text is the same alone and in company, since each row has its own generator. The draws are torch.multinomial's,
+    which divides the probabilities by exponentially distributed numbers and takes the largest; only those numbers are
+    drawn row by row.
+    """
+    import torch
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    if sampling.temperature == 0:
+        return _largest
+    warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
+    if sampling.top_k is not None and sampling.top_k < vocabulary:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p is not None:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def draw(logits: Tensor) -> list[int]:
+        for warp in warpers:
+            logits = warp(None, logits)
+        waits = torch.empty_like(logits)
+        for row, own in zip(waits, generators, strict=True):
+            row.exponential_(generator=own)
+        return _largest(logits.softmax(-1).div_(waits))
+
+    return draw
+
+
+def _largest(scores: Tensor) -> list[int]:
+    """The token of each row's largest score."""
+    largest, tokens = scores.max(-1)
+    if any(map(math.isnan, largest.tolist())):
+        raise InputError("the model says NaN of every token: its training has diverged → sample an earlier checkpoint")
+    return tokens.tolist()
+
+
+class PieceDecoder:
+    """Pieces of text for a stream of ids. A character that is spread over several tokens is held until it is whole.
+
+    Each token is decoded after the piece before it, since some tokenizers write a word differently at the start of a
+    text; only these few are decoded each time, so a long text costs no more a token than a short one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._before: list[int] = []
+        self._pending: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The text that this token makes whole; "" if it is held."""
+        self._pending.append(token)
+        whole = self._text(self._before + self._pending)
+        if whole.endswith("\ufffd") and len(self._pending) < MAX_HELD_TOKENS:
+            return ""
+        piece = whole[len(self._text(self._before)) :]
+        self._before, self._pending = self._pending, []
+        return piece
+
+    def end(self) -> str:
+        """What is held, at the end of the stream."""
+        return self._text(self._before + self._pending)[len(self._text(self._before)) :]
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,0 +1,186 @@
+"""The model: the chapter's names become a GPT2LMHeadModel here, and nowhere else.
+
+In:  a Config and the size of the vocabulary.
+Out: :class:`LanguageModel`, what the loop trains: token ids and targets in, the summed loss out. Its `.gpt2` is the
+     plain Transformers model that is saved and exported.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.utils import logging
+
+from hfgpt.base.errors import InputError
+from hfgpt.config import Config
+from hfgpt.model import kernels
+
+IGNORED = -100  # a target that is not trained, as everywhere in Transformers
+
+
+class LanguageModel(nn.Module):
+    """GPT-2 with its loss inside, so that DDP, FSDP and torch.compile wrap one module.
+
+    The forward pass runs GPT-2's own blocks. It leaves out what training needs no part of: the KV cache, and the
+    search for packed sequences, which under torch.compile would always build a mask and so lose the fast attention.
+
+    Args:
+        gpt2: the model that is trained.
+        document_end: the end-of-text token, to keep attention inside a document; None: a block is one context.
+    """
+
+    def __init__(self, gpt2: GPT2LMHeadModel, document_end: int | None = None) -> None:
+        super().__init__()
+        self.gpt2 = gpt2
+        self.document_end = document_end
+        for module in list(gpt2.modules()):
+            for name, child in module.named_children():
+                if type(child) is nn.Dropout:
+                    setattr(module, name, kernels.Dropout(child.p))
+                elif type(child) is NewGELUActivation:  # GPT-2's own, eight operations in Python
+                    setattr(module, name, GELUTanh())  # the same function, one kernel
+
+    def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """The negative log-likelihood of the targets, summed, in nats, float32.
+
+        Args:
+            input_ids: (batch, time) token ids.
+            targets: (batch, time) the token that follows each input, or IGNORED.
+        """
+        hidden = self.hidden(input_ids).flatten(0, 1)
+        return kernels.linear_cross_entropy(hidden, self.gpt2.lm_head.weight, targets.flatten(), IGNORED)
+
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """(batch, time) ids → (batch, time, n_embd) states after the last layer norm."""
+        body = self.gpt2.transformer
+        positions, mask = torch.arange(input_ids.shape[1], device=input_ids.device), None
+        if self.document_end is not None:
+            positions = document_positions(input_ids, self.document_end)
+            mask = document_mask(positions)
+        hidden = body.drop(body.wte(input_ids) + body.wpe(positions))
+        for block in body.h:
+            hidden = block(hidden, None, mask)
+        return body.ln_f(hidden)
+
+
+def document_positions(input_ids: Tensor, end: int) -> Tensor:
+    """(batch, time) ids → (batch, time) positions that start again at each end-of-text token.
+
+    The end-of-text token counts as the first token of the document behind it: that document's first token is predicted
+    from [end] alone, so every target of a block is trained, and none of them sees another document.
+    """
+    places = torch.arange(input_ids.shape[1], device=input_ids.device)
+    return places - torch.where(input_ids == end, places, 0).cummax(dim=1).values
+
+
+def document_mask(positions: Tensor) -> Tensor:
+    """(batch, time) positions that restart with each document → (batch, 1, time, time), True where attention may look.
+
+    The mask is causal, and a token sees its own document alone.
+    """
+    document = (positions == 0).cumsum(-1)
+    same = document[:, :, None] == document[:, None, :]
+    return same.tril()[:, None]
+
+
+def gpt2_config(config: Config, vocab_size: int, eos_token_id: int | None) -> GPT2Config:
+    """The chapter's names as Transformers has them (chapter 2; GPT-2 paper).
+
+    The activation is the exact GELU, as in nanoGPT: on a CPU it takes a third of the time of GPT-2's tanh form.
+    """
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=config.block_size,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        embd_pdrop=config.dropout,
+        attn_pdrop=config.dropout,
+        resid_pdrop=config.dropout,
+        activation_function="gelu",
+        # GPT-2's default 50256 lies outside a small vocabulary.
+        bos_token_id=eos_token_id,
+        eos_token_id=eos_token_id,
+    )
+
+
+def build(config: Config, vocab_size: int, eos_token_id: int | None) -> LanguageModel:
+    """A model from scratch, or pretrained weights fitted to the recipe; float32, on the CPU.
+
+    The caller seeds torch first: the initial weights come from the global generator.
+
+    Raises:
+        InputError: the pretrained model cannot be loaded, or does not fit block_size or the tokenizer; or
+            document_mask is asked for and the tokenizer has no end-of-text token.
+    """
+    if config.document_mask and eos_token_id is None:
+        raise InputError(
+            f"document_mask = True: the tokenizer {config.tokenizer!r} has no end-of-text token to tell documents by"
+        )
+    if config.pretrained:
+        gpt2 = _pretrained(config, vocab_size)
+    else:
+        gpt2 = GPT2LMHeadModel._from_config(
+            gpt2_config(config, vocab_size, eos_token_id), attn_implementation=kernels.ATTENTION
+        )
+    if config.activation_checkpointing:
+        gpt2.activation_checkpointing_enable()
+    return LanguageModel(gpt2, eos_token_id if config.document_mask else None)
+
+
+def _pretrained(config: Config, vocab_size: int) -> GPT2LMHeadModel:
+    """Pretrained weights that go together with block_size and the tokenizer."""
+    source, gpt2 = config.init_from, _load(config)
+    positions = gpt2.config.n_positions
+    if config.block_size > positions:
+        raise InputError(
+            f"block_size = {config.block_size}: {source} has positions for {positions} tokens → set block_size to at "
+            f"most {positions}"
+        )
+    if vocab_size > gpt2.config.vocab_size:
+        raise InputError(
+            f"tokenizer = {config.tokenizer!r}: has {vocab_size} tokens, and {source} knows {gpt2.config.vocab_size}"
+            f" → use the model's own tokenizer (leave tokenizer out)"
+        )
+    crop_positions(gpt2, config.block_size)
+    return gpt2
+
+
+def _load(config: Config) -> GPT2LMHeadModel:
+    """The model of `init_from`, whole, in float32 and with the recipe's dropout."""
+    source = config.init_from
+    logging.disable_progress_bar()  # it is over before one could read it
+    try:
+        gpt2, report = GPT2LMHeadModel.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, attn_implementation=kernels.ATTENTION,
+            output_loading_info=True, embd_pdrop=config.dropout, attn_pdrop=config.dropout, resid_pdrop=config.dropout,
+        )  # fmt: skip
+    except Exception as error:  # whatever the libraries raise for a missing, unreachable or damaged model
+        if Path(source).is_dir() and not (Path(source) / "model.safetensors").exists():
+            raise InputError(f"init_from = {source!r}: the folder holds no model.safetensors") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"init_from = {source!r}: cannot be loaded as a GPT-2 model: {reason}\n"
+            "    → give a folder with config.json and model.safetensors, or a Hub id (with network access)"
+        ) from None
+    if gpt2.config.model_type != "gpt2":
+        raise InputError(f"init_from = {source!r}: is a {gpt2.config.model_type} model; GPT-2 models are trained here")
+    if missing := sorted(report["missing_keys"]):  # Transformers would fill them with random numbers
+        raise InputError(f"init_from = {source!r}: {len(missing)} weights are missing in it, the first is {missing[0]}")
+    return gpt2
+
+
+def crop_positions(gpt2: GPT2LMHeadModel, block_size: int) -> None:
+    """Keep the first `block_size` position embeddings, in place."""
+    kept = gpt2.transformer.wpe.weight.detach()[:block_size].clone()
+    gpt2.transformer.wpe = nn.Embedding.from_pretrained(kept, freeze=False)
+    gpt2.config.n_positions = block_size
+
+
+def parameter_count(model: LanguageModel) -> int:
+    """Trained parameters; the head shares the token embedding and counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())

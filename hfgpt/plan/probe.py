@@ -1,0 +1,174 @@
+"""How fast this machine trains a recipe, measured on a few real steps.
+
+In:  a Survey: the config with the model's shape, and the size of its vocabulary.
+Out: seconds of an optimizer step, of an evaluated token and of a sample, the FLOP/s that the device can reach, and
+     the peak memory of a step.
+
+The steps are the training loop's own, on the recipe's model, batch, precision and device. The tokens are random, since
+the arithmetic does not depend on them, so nothing need be downloaded or tokenised; and nothing is written. Call
+:func:`hfgpt.base.threads.configure` before this module is imported, as the training script does.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from hfgpt.data import corpus as data
+from hfgpt.inference import evaluation
+from hfgpt.inference import sampling as sample
+from hfgpt.model import gpt2 as models
+from hfgpt.model import optim
+from hfgpt.model.sizes import flops_per_token
+from hfgpt.plan.estimate import Measured
+from hfgpt.plan.survey import Survey
+from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
+from hfgpt.train import loop as train
+from hfgpt.train.display import Display
+from hfgpt.train.run import Run, make_accelerator
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # before torch: its profiler is quiet
+
+AIM = 2.0  # seconds of measuring for each of the things that are timed
+
+LONGEST = 10.0  # seconds that a timed micro-batch may take; a slower one is made smaller, and the time scaled
+
+
+def probe(found: Survey, processes: int = 1) -> Measured:
+    """Time a few optimizer steps and a part of an evaluation.
+
+    A step of n micro-batches takes as long as one of 1, and n - 1 times what a second micro-batch adds: both are
+    measured, so that a recipe with much accumulation need not be run for a whole step.
+
+    Args:
+        found: the recipe.
+        processes: how many share a step; this machine times one share, and what they say to each other is left out.
+
+    Raises:
+        InputError: the recipe cannot be run here (device, dtype).
+    """
+    run = prepare(found, processes)
+    try:
+        sequences = _fitting(run, flops_per_token(found.config, found.vocab_size))
+        one = _seconds(lambda: step(run, sequences, 1))
+        micro_batches = found.config.global_batch / processes / sequences
+        another = _seconds(lambda: step(run, sequences, 2)) - one if micro_batches > 1 else 0.0
+        return Measured(
+            seconds_per_step=one + (micro_batches - 1) * another,
+            seconds_per_eval_token=_seconds(lambda: _evaluate(run))
+            / (run.micro_batch * run.config.block_size * processes),
+            seconds_per_sample=_seconds(lambda: _sample(run, found.vocab_size)) if run.config.sample_prompt else 0.0,
+            peak=train.peak_flops(run),
+            peak_bytes=peak_bytes(run) if sequences == run.micro_batch else None,
+        )
+    finally:
+        run.accelerator.end_training()
+
+
+def prepare(found: Survey, processes: int = 1) -> Run:
+    """One process's run of a model from scratch of the recipe's shape, on random tokens; no folder is touched."""
+    config = found.config.model_copy(update={"init_from": "scratch", "report_to": "none", "push_to_hub": False})
+    accelerator = make_accelerator(config)
+    torch.manual_seed(config.seed)
+    model = models.build(config, found.vocab_size, eos_token_id=0)
+    length = config.block_size * max(64, config.batch_size) + 1
+    stream = data.TokenStream([np.random.default_rng(0).integers(found.vocab_size, size=length, dtype=np.uint32)])
+    batches = data.Batches(stream, config.block_size, config.global_batch, config.seed)
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        corpus=data.Corpus(cast(Any, None), stream, stream, batches, ""),  # no text, so no tokenizer
+        model=model,
+        optimizer=optim.build(model, config, accelerator.device),
+        display=Display(config.max_iters, speaks=False),
+        metrics=MetricsWriter(config.run_dir / FILE_NAME),
+        micro_batch=config.micro_batch(processes),
+        val_characters=0,
+    )
+    run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
+    run.model.train()
+    return run
+
+
+def step(run: Run, sequences: int, micro_batches: int) -> None:
+    """One optimizer step of the training loop, of this many micro-batches of this many sequences."""
+    run.accelerator.gradient_accumulation_steps = micro_batches
+    run.accelerator.step = 0  # its count of micro-batches, by which it knows the last one of a step
+    blocks = [next(iter(run.corpus.batches.micro_batches(0, 0, 1, run.micro_batch)))[:sequences]] * micro_batches
+    targets = micro_batches * sequences * run.config.block_size
+    train.train_step(run, train.to_device(blocks, run.device), targets, run.config.learning_rate)
+
+
+def peak_bytes(run: Run) -> int:
+    """The most memory that torch has allocated at once in an optimizer step, of at most two micro-batches.
+
+    On a CPU from the profiler's record of every allocation; what was there before the step is added.
+    """
+    micro_batches = min(2, run.config.global_batch // run.micro_batch)
+    step(run, run.micro_batch, micro_batches)  # so that the optimizer has its averages
+    if run.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(run.device)
+        step(run, run.micro_batch, micro_batches)
+        return torch.cuda.max_memory_allocated(run.device)
+    states = [value for state in run.optimizer.state.values() for value in state.values()]
+    live = peak = sum(tensor.nbytes for tensor in [*run.model.parameters(), *states])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(run, run.micro_batch, micro_batches)
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def _fitting(run: Run, flops_per_token: float) -> int:
+    """Sequences of the timed micro-batch: the run's own, or as many of them as take LONGEST, by one that is timed."""
+    if run.micro_batch * run.config.block_size * flops_per_token < 1e11:  # a second on a slow CPU
+        return run.micro_batch
+    start = time.perf_counter()
+    step(run, 1, 1)
+    seconds = time.perf_counter() - start
+    fitting = min(run.micro_batch, max(1, int(LONGEST / seconds)))
+    return max(size for size in range(1, fitting + 1) if run.micro_batch % size == 0)
+
+
+def _evaluate(run: Run) -> None:
+    """One evaluation pass of a micro-batch, as at each evaluation."""
+    indices = np.arange(run.micro_batch)
+    stream, block_size = run.corpus.val, run.config.block_size
+    evaluation.evaluate_blocks(run.model, stream, block_size, indices, run.micro_batch, run.device)
+
+
+def _sample(run: Run, vocab_size: int) -> None:
+    """A sample as long as the one shown at each evaluation."""
+    drawing = sample.Sampling(max_new_tokens=train.SAMPLE_TOKENS)
+    for _ in sample.draw_tokens(run.plain.gpt2, [0], vocab_size, None, drawing):
+        pass
+
+
+def _seconds(action: Callable[[], None]) -> float:
+    """The median time of an action that was done once before, over AIM seconds and at least three times."""
+    action()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < AIM and len(times) < 100):
+        _wait()
+        start = time.perf_counter()
+        action()
+        _wait()
+        times.append(time.perf_counter() - start)
+        if times[-1] > LONGEST:
+            break
+    return statistics.median(times)
+
+
+def _wait() -> None:
+    """Until the accelerator has done what it was told."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()

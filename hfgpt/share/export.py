@@ -1,0 +1,62 @@
+"""The exported model: a folder that Transformers loads without this project.
+
+In:  a GPT2LMHeadModel, its tokenizer, and weights by its names.
+Out: config.json, generation_config.json, model.safetensors, tokenizer.json and tokenizer_config.json in the run folder.
+
+Each file is replaced in one step, so that who reads the folder meanwhile sees the old or the new one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from hfgpt.base.files import make_readable, sync
+from hfgpt.inference import exported
+
+_HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
+
+
+def weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A LanguageModel's state by GPT2LMHeadModel's names, without the head, which is the token embedding."""
+    named = {name.removeprefix("gpt2."): tensor for name, tensor in state.items()}
+    named.pop(_HEAD, None)
+    return named
+
+
+def with_tied_head(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse, for a model that wants every name."""
+    return {**named, _HEAD: named[_EMBEDDING]}
+
+
+def write(
+    folder: Path, gpt2: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, weights: Mapping[str, Tensor]
+) -> None:
+    """Export `weights`, which may live elsewhere than in `gpt2` (gathered from many processes).
+
+    Raises:
+        OSError: the disk is full or not writable; the folder's files are as they were.
+    """
+    temporary = folder / ".exporting"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        tokenizer.model_max_length = gpt2.config.n_positions
+        tokenizer.save_pretrained(temporary)
+        gpt2.generation_config = exported.generation_config(gpt2.config, tokenizer)
+        logging.disable_progress_bar()
+        gpt2.save_pretrained(temporary, state_dict=dict(weights), max_shard_size="1TB")
+        for path in sorted(temporary.iterdir()):
+            make_readable(path)
+            sync(path)
+            path.replace(folder / path.name)
+        sync(folder)
+    except SafetensorError as error:  # its own wrapping of an OSError
+        raise OSError(f"{folder}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

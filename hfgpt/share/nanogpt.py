@@ -1,0 +1,262 @@
+"""From nanoGPT and back (https://github.com/karpathy/nanoGPT): checkpoints, prepared data, configuration files.
+
+In:  its ``ckpt.pt``, ``meta.pkl``, ``train.bin``/``val.bin`` or ``config/*.py``; or an exported run folder.
+Out: a run folder with equal logits, token arrays, a recipe's values; or a ``ckpt.pt`` that its sample.py loads.
+
+Nothing of a file is ever executed: checkpoints are loaded as weights only, ``meta.pkl`` by a reader that refuses
+every object beyond text, numbers and containers, and configuration files as literals.
+
+nanoGPT's GPT and GPT2LMHeadModel name their tensors alike. They differ in this: GPT-2's four matrices a block are
+stored (in, out) here and (out, in) there; GELU is exact there; biases may be left out there; and its vocabulary is
+often padded to a multiple of 64, which is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfgpt.base.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from hfgpt.data.bins import BYTE_IDS, char_tokenizer, read_meta
+
+TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+
+COMPILED = "_orig_mod."  # what torch.compile puts before each name
+
+MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which older versions saved
+
+ACTIVATION = "hfgpt_activation"
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
+
+
+# ------------------------------------------------------------------------------------------------- importing
+
+
+def import_checkpoint(
+    checkpoint: str | Path, folder: str | Path, meta: str | Path | None = None, tokenizer: str | None = None
+) -> Path:
+    """Write nanoGPT's ``ckpt.pt`` as a run folder whose logits are nanoGPT's.
+
+    Args:
+        checkpoint: what nanoGPT's train.py saved.
+        folder: a new or empty folder.
+        meta: the meta.pkl of a character-level model; None looks in the nanoGPT checkout around the checkpoint.
+        tokenizer: Hub id or folder of the tokenizer where there is no meta.pkl; None: GPT-2's.
+
+    Raises:
+        InputError: the checkpoint, the vocabulary or the folder cannot be used; nothing was written.
+    """
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{str(folder)!r}: is in use already; name a new folder")
+    loaded = _load(Path(checkpoint))
+    made = _tokenizer_for(Path(checkpoint), loaded, meta, tokenizer)
+    gpt2 = _to_gpt2(loaded, made.eos_token_id)
+    if len(made) > gpt2.config.vocab_size:
+        raise InputError(
+            f"the tokenizer has {len(made):,} tokens, the model {gpt2.config.vocab_size:,}: they do not belong together"
+            "\n    → give the model's own with --meta or --tokenizer"
+        )
+    from hfgpt.runs import card
+    from hfgpt.share import export
+
+    target.mkdir(parents=True, exist_ok=True)
+    export.write(target, gpt2, made, export.weights(gpt2.state_dict()))
+    card.write(target)
+    return target
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The checkpoint's dictionary; tensors stay on the disk until they are used."""
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"{str(path)!r}: no such file; nanoGPT writes out/ckpt.pt")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a file that is none raises nearly anything
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{str(path)!r}: cannot be loaded as weights alone: {reason}") from None
+    if not isinstance(loaded, dict) or not {"model", "model_args"} <= loaded.keys():
+        raise InputError(f"{str(path)!r}: is no checkpoint of nanoGPT: it has no 'model' and 'model_args'")
+    return loaded
+
+
+def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    from hfgpt.inference.exported import quiet_loading
+
+    state: dict[str, Tensor] = {
+        name.removeprefix(COMPILED): tensor for name, tensor in loaded["model"].items() if not name.endswith(MASKS)
+    }
+    try:
+        config = _gpt2_config(loaded["model_args"], state, eos)
+        settings = loaded.get("config")
+        if isinstance(settings, dict) and settings.get(ACTIVATION) in ACTIVATIONS:
+            config.activation_function = settings[ACTIVATION]
+        with torch.device("meta"):
+            expected = GPT2LMHeadModel(config).state_dict()
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the checkpoint's model_args or tensors are not those of a GPT: {error!r}") from None
+    for name, like in expected.items():
+        if name.endswith(TRANSPOSED) and name in state:
+            state[name] = state[name].T
+        elif name.endswith(".bias") and name not in state:
+            state[name] = torch.zeros(like.shape)
+    wrong = sorted(state.keys() ^ expected.keys())
+    wrong += [name for name, like in expected.items() if name in state and state[name].shape != like.shape]
+    if wrong:
+        raise InputError(f"the checkpoint's tensors are not those of nanoGPT's GPT: {', '.join(wrong[:3])} …")
+    state = {name: tensor.float().contiguous() for name, tensor in state.items()}
+    with quiet_loading():
+        return GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
+
+
+def _gpt2_config(args: dict[str, Any], state: dict[str, Tensor], eos: int | None) -> GPT2Config:
+    from transformers import GPT2Config
+
+    vocab_size, width = state["transformer.wte.weight"].shape
+    dropout = float(args.get("dropout", 0.0))
+    return GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=state["transformer.wpe.weight"].shape[0],
+        n_embd=width,
+        n_layer=int(args["n_layer"]),
+        n_head=int(args["n_head"]),
+        activation_function="gelu",
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        resid_pdrop=dropout,
+        bos_token_id=eos,
+        eos_token_id=eos,
+    )
+
+
+def _tokenizer_for(
+    checkpoint: Path, loaded: dict[str, Any], meta: str | Path | None, name: str | None
+) -> PreTrainedTokenizerFast:
+    from hfgpt.data import tokenizer
+
+    if meta is None and name is None:
+        settings = loaded.get("config")
+        dataset = str(settings.get("dataset", "")) if isinstance(settings, dict) else ""
+        found = checkpoint.resolve().parent.parent / "data" / dataset / "meta.pkl"  # nanoGPT/out-x/ckpt.pt
+        meta = found if dataset and found.is_file() else None
+    if meta is not None:
+        return char_tokenizer(read_meta(meta))
+    if name is None and loaded["model_args"].get("vocab_size", 0) < 50257:
+        raise InputError(
+            "the checkpoint's vocabulary is not GPT-2's, and there is no meta.pkl around it\n"
+            "    → give the meta.pkl of its dataset with --meta, or its tokenizer with --tokenizer"
+        )
+    try:
+        return tokenizer.load(name or "gpt2")
+    except InputError:
+        if name is not None:
+            raise
+        raise InputError(
+            "GPT-2's tokenizer is neither here nor to be had from the Hub\n"
+            "    → give a folder with its vocab.json and merges.txt with --tokenizer"
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------------- exporting
+
+
+def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
+    """Write an exported run folder as ``ckpt.pt`` (and ``meta.pkl`` for a character-level one) into `target`.
+
+    nanoGPT's sample.py loads it with ``--out_dir=<target>``, and finds the characters where meta.pkl lies in its
+    ``data/<dataset>/``; the dataset's name is the target folder's.
+
+    Returns: what the user should know: where meta.pkl belongs, and where nanoGPT will differ.
+
+    Raises:
+        InputError: the folder holds no exported GPT-2, or `target` holds a ckpt.pt.
+    """
+    from hfgpt.inference import exported
+
+    out = Path(target)
+    if (out / "ckpt.pt").exists():
+        raise InputError(f"{str(out / 'ckpt.pt')!r}: exists already; name another folder")
+    exported.check_folder(folder)
+    import torch
+
+    gpt2, tokenizer = exported.load_folder(folder, "cpu")
+    name = out.resolve().name
+    out.mkdir(parents=True, exist_ok=True)
+    notes = []
+    if (meta := _meta(tokenizer)) is not None:
+        _replace(out / "meta.pkl", lambda path: path.write_bytes(pickle.dumps(meta)))
+        notes.append(f"copy {out / 'meta.pkl'} to nanoGPT's data/{name}/meta.pkl, so that it finds the characters")
+    elif len(tokenizer) != 50257:
+        notes.append("nanoGPT knows GPT-2's tokens and characters alone; it cannot decode this tokenizer's tokens")
+    if gpt2.config.activation_function != "gelu":
+        notes.append("GELU is exact in nanoGPT and GPT-2's approximation here: its logits differ in the third decimal")
+    settings = {"dataset": name, ACTIVATION: gpt2.config.activation_function}
+    checkpoint = {"model": _to_nanogpt(gpt2), "model_args": _model_args(gpt2.config), "config": settings}
+    _replace(out / "ckpt.pt", lambda path: torch.save(checkpoint, path))
+    return notes
+
+
+def _model_args(config: GPT2Config) -> dict[str, Any]:
+    return {
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "block_size": config.n_positions,
+        "bias": True,
+        "vocab_size": config.vocab_size,
+        "dropout": float(config.resid_pdrop),
+    }
+
+
+def _to_nanogpt(gpt2: GPT2LMHeadModel) -> dict[str, Tensor]:
+    return {
+        name: (tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor.clone())
+        for name, tensor in gpt2.state_dict().items()
+        if not name.endswith(MASKS)
+    }
+
+
+def _meta(tokenizer: Any) -> dict[str, Any] | None:
+    """What nanoGPT's meta.pkl holds, for a character-level tokenizer; None for any other.
+
+    For nanoGPT a byte token stands for its ASCII character; one that is a part of a longer character decodes to U+FFFD.
+    Beside it is said which ids those are, so that :func:`read_meta` reads the tokenizer back.
+    """
+    from hfgpt.data.tokenizer import BYTE_TOKENS
+
+    itos, stoi = dict[int, str](), dict[str, int]()
+    vocabulary = tokenizer.get_vocab()
+    for token, i in vocabulary.items():
+        if len(token) != 1 and token not in BYTE_TOKENS:
+            return None
+        itos[i] = token
+        stoi[token] = i
+    for byte, token in enumerate(BYTE_TOKENS):
+        if token in stoi:
+            i = stoi.pop(token)
+            itos[i] = chr(byte) if byte < 128 else "\ufffd"
+            stoi.setdefault(itos[i], i)
+    meta = {"vocab_size": len(itos), "itos": itos, "stoi": stoi}
+    if set(BYTE_TOKENS) <= vocabulary.keys():
+        meta[BYTE_IDS] = [vocabulary[token] for token in BYTE_TOKENS]
+    return meta
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f".{path.name}.writing")
+    write(temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,101 @@
+"""A learning rate for a recipe, from a range test: the rate rises from step to step until the loss does too.
+
+In:  a resolved Config.
+Out: a suggested rate, why, and the curve as a PNG (L. Smith, 2017, "Cyclical Learning Rates for Training Neural
+     Networks", section 3.3).
+
+A range test finds the order of magnitude in about a hundred steps; a sweep around it decides. It trains with the loop's
+own step, writes nothing but its picture, and leaves the recipe's run folder alone.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfgpt.base.errors import InputError
+from hfgpt.config import Config
+from hfgpt.runs import plots
+from hfgpt.runs.metrics import smooth
+
+LOWEST, HIGHEST = 1e-6, 1.0
+
+GIVE_UP = 1.5  # times the first loss
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """The rates tried, the loss of the batch that each one's step was made on, and what follows from them."""
+
+    rates: list[float]
+    losses: list[float]
+    suggestion: float
+    why: str
+
+
+def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
+    """Run a range test and draw it.
+
+    Args:
+        config: what to train; its learning rate and schedule are not used. With Muon, muon_learning_rate rises beside
+            learning_rate, in the recipe's ratio of the two.
+        picture: where the PNG goes.
+        steps: optimizer steps over the whole range of rates; fewer are made where the loss rises before the end.
+
+    Raises:
+        InputError: too few steps, or the recipe cannot be trained.
+    """
+    if steps < 30:
+        raise InputError(f"steps = {steps}: must be at least 30, or the rate leaps too far from step to step")
+    rates, losses = _train(config, [LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1)) for i in range(steps)])
+    rate, why = suggest(rates, losses)
+    plots.range_test(rates, losses, rate, why, picture)
+    return RangeTest(rates, losses, rate, why)
+
+
+def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[float]]:
+    """One step at each rate, until the losses stay far above their start or are no number."""
+    from hfgpt.train.loop import global_loss, share, to_device, train_step
+    from hfgpt.train.run import start
+
+    run = start(config.model_copy(update={"eval_only": True, "report_to": "none", "max_iters": len(rates)}))
+    run.model.train()
+    losses: list[float] = []
+    try:
+        for step, rate in enumerate(rates):
+            batches = to_device(run.corpus.batches.micro_batches(step, *share(run)), run.device)
+            loss = global_loss(run, train_step(run, batches, config.tokens_per_iter, rate))
+            if not math.isfinite(loss) or statistics.median([*losses[-4:], loss]) > GIVE_UP * (losses or [loss])[0]:
+                break  # one bad batch alone ends nothing
+            losses.append(loss)
+    finally:
+        run.display.close()
+        run.accelerator.end_training()
+    return list(rates[: len(losses)]), losses
+
+
+def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, str]:
+    """The rate of the steepest descent, or a tenth of where the loss turns up, whichever is lower; and which it was.
+
+    Raises:
+        InputError: the loss never falls.
+    """
+    half = max(2, len(losses) // 24)
+    curve = smooth(losses, half)
+    fall = curve[0] - min(curve) if curve else 0.0
+    if fall < 0.1:
+        raise InputError("lr_finder: the loss does not fall at any rate → check the data, or give more --steps")
+    # The loss turns up where it is for the last time near its lowest.
+    turn = max(i for i, loss in enumerate(curve) if loss <= min(curve) + 0.05 * fall)
+    slopes = {i: curve[i + half] - curve[i - half] for i in range(half, max(half + 1, turn - half + 1))}
+    steepest = rates[min(slopes, key=lambda i: slopes[i])]
+    if rates[turn] / 10 < steepest:
+        return _two_digits(rates[turn] / 10), "a tenth of where the loss turns up"
+    return _two_digits(steepest), "where the loss falls most steeply"
+
+
+def _two_digits(rate: float) -> float:
+    return float(f"{rate:.1e}")

@@ -1,0 +1,210 @@
+"""Checkpoints: what a resume needs, written so that no instant leaves a half of one behind.
+
+In:  named tensors and a small state, from :mod:`hfgpt.train.loop`.
+Out: ``<run>/checkpoint-N/`` with
+
+    model.safetensors       weights, by GPT2LMHeadModel's own names
+    optimizer.safetensors   AdamW's and Muon's averages, by "<weight>/<average>"
+    rng.safetensors         each process's random generators, by "<device>.<process>"
+    state.json              step, best loss, position in the data, and size and SHA-256 of the files above
+    COMPLETE                SHA-256 of state.json; written last
+
+A write goes: hidden temporary folder → fsync of each file → COMPLETE → rename → fsync of the run folder; older
+checkpoints go only then. Reading checks every sum and names what is damaged. No file is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.files import make_readable, sync, write_text
+
+Tensors = Mapping[str, Tensor]
+
+TENSOR_FILES = ("model.safetensors", "optimizer.safetensors", "rng.safetensors")
+
+FORMAT = 1
+
+_TEMPORARY = ".writing-"
+
+_FOLDER = re.compile(r"checkpoint-(\d+)(\.old)?")
+
+
+class CheckpointError(Exception):
+    """A checkpoint is damaged or was made by something else; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose sums were found right; tensors are on the CPU."""
+
+    path: Path
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    rng: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def at_stage(name: str) -> None:
+    """Called before each stage of a write. Does nothing; the tests that kill a run in mid-write replace it."""
+
+
+def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Tensors, state: Mapping[str, Any]) -> Path:
+    """Write ``checkpoint-<step>``, replacing one of the same step; returns its path.
+
+    Raises:
+        OSError: the disk is full or not writable; what was there before is untouched.
+    """
+    target, temporary = run_dir / f"checkpoint-{step}", run_dir / f"{_TEMPORARY}checkpoint-{step}"
+    aside = run_dir / f"checkpoint-{step}.old"
+    discard_unfinished(run_dir)
+    try:
+        at_stage("begin")
+        temporary.mkdir(parents=True)
+        for name, tensors in zip(TENSOR_FILES, (model, optimizer, rng), strict=True):
+            at_stage(name)
+            save_tensors(tensors, temporary / name)
+        at_stage("state.json")
+        files = {
+            name: {"bytes": (temporary / name).stat().st_size, "sha256": _sum(temporary / name)}
+            for name in TENSOR_FILES
+        }
+        write_text(
+            temporary / "state.json", json.dumps({**state, "step": step, "format": FORMAT, "files": files}, indent=1)
+        )
+        at_stage("COMPLETE")
+        write_text(temporary / "COMPLETE", _sum(temporary / "state.json"))
+        sync(temporary)
+        at_stage("rename")
+        if target.exists():  # of the same step: it may be the only one, so it stays until the new one is in place
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+        at_stage("replace")
+        temporary.rename(target)
+        sync(run_dir)
+        at_stage("end")
+        shutil.rmtree(aside, ignore_errors=True)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def save_tensors(tensors: Tensors, path: Path) -> None:
+    """Write a safetensors file and wait until the disk has it. Raises OSError."""
+    try:
+        safetensors.torch.save_file(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, {"format": "pt"}
+        )
+    except SafetensorError as error:  # its own wrapping of an OSError
+        raise OSError(f"{path}: {error}") from error
+    make_readable(path)
+    sync(path)
+
+
+def folders(run_dir: Path) -> list[tuple[int, Path]]:
+    """The checkpoint folders by step, newest first; of one that was being replaced, the new one first."""
+    named = ((_FOLDER.fullmatch(path.name), path) for path in run_dir.glob("checkpoint-*") if path.is_dir())
+    return sorted(((int(name[1]), path) for name, path in named if name), key=lambda found: (-found[0], found[1].name))
+
+
+def steps(run_dir: Path) -> list[int]:
+    """The steps that have a checkpoint folder, newest first."""
+    return list(dict.fromkeys(step for step, _ in folders(run_dir)))
+
+
+def newest_valid(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
+    """The newest checkpoint that is whole; `warn` is told of each damaged one that was passed over.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = folders(run_dir)
+    for _, path in found:
+        try:
+            return read(path)
+        except CheckpointError as error:
+            warn(f"{error}; looking for an older checkpoint")
+    what = "every checkpoint is damaged" if found else "there is no checkpoint"
+    raise InputError(f"out_dir = {str(run_dir)!r}: cannot resume, {what} → train anew with --overwrite, or set out_dir")
+
+
+def read(path: Path) -> Checkpoint:
+    """Read and check one checkpoint folder.
+
+    Only the files named in the module's docstring are opened, whatever the folder says of itself.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or changed.
+    """
+    try:
+        marker = (path / "COMPLETE").read_text().strip()
+        if marker != _sum(path / "state.json"):
+            raise CheckpointError(f"{path / 'state.json'} is damaged: its checksum differs")
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state.get("format") != FORMAT:
+            raise CheckpointError(f"{path} has format {state.get('format')!r}; this version reads {FORMAT}")
+        for name in TENSOR_FILES:
+            expected = state["files"][name]
+            if (path / name).stat().st_size != expected["bytes"] or _sum(path / name) != expected["sha256"]:
+                raise CheckpointError(f"{path / name} is damaged: its checksum differs")
+        model, optimizer, rng = (safetensors.torch.load_file(path / name) for name in TENSOR_FILES)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is not whole: {Path(error.filename or '').name} is missing") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    return Checkpoint(path, model, optimizer, rng, state)
+
+
+def rotate(run_dir: Path, latest: int, keep: int, best_step: int | None) -> None:
+    """Delete the oldest checkpoints beyond `keep`; the latest, of step `latest`, and the best one always stay.
+
+    Those of later steps go too: they were damaged, and the run went on from an older one.
+    """
+    older = [step for step in steps(run_dir) if step <= latest]
+    protected = {latest, best_step} & set(older)
+    others = [step for step in older if step not in protected]
+    kept = protected | set(others[: max(0, keep - len(protected))])
+    for step, path in folders(run_dir):
+        if step not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def discard_unfinished(run_dir: Path) -> None:
+    """Remove what an interrupted write left."""
+    for path in run_dir.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# The optimizer's state is a tree by weight and average; a safetensors file is flat.
+
+
+def flatten(tree: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """{weight: {average: tensor}} → {"weight/average": tensor}"""
+    return {f"{outer}/{inner}": tensor for outer, branch in tree.items() for inner, tensor in branch.items()}
+
+
+def unflatten(flat: Tensors) -> dict[str, dict[str, Tensor]]:
+    """The inverse of :func:`flatten`."""
+    tree = dict[str, dict[str, Tensor]]()
+    for name, tensor in flat.items():
+        outer, inner = name.rsplit("/", 1)
+        tree.setdefault(outer, {})[inner] = tensor
+    return tree
+
+
+def _sum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,116 @@
+"""Weights and optimizer averages by the weights' names, whole, whichever engine trains.
+
+In:  a model and an optimizer as Accelerate prepared them: alone, under DDP, in FSDP's shards, or in DeepSpeed's.
+Out: {name: tensor} and {name: {average: tensor}} on the CPU, on the main process; and the way back.
+
+A checkpoint is then the same files on any engine, and none of them a pickle. Every function is collective.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+Averages = dict[str, dict[str, Tensor]]
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # not in shards, and to the main process
+
+EVERYWHERE = StateDictOptions(full_state_dict=True)
+
+ADAM = ("exp_avg", "exp_avg_sq")
+
+
+def weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
+    """The float32 weights by name. `model` is the plain one, inside the wrappers."""
+    if not _deepspeed(accelerator):
+        return cast(dict[str, Tensor], get_model_state_dict(model, options=WHOLE))
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return {name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in model.named_parameters()}
+
+
+def averages(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Averages:
+    """AdamW's averages and step count by name, and Muon's average; empty before the first update.
+
+    torch would make those of a fresh optimizer by a step without gradients, which AdamW counts as one.
+    """
+    if _deepspeed(accelerator):
+        return _of_deepspeed(model, optimizer)
+    if not optimizer.optimizer.state:
+        return {}
+    return cast(Averages, get_optimizer_state_dict(model, optimizer.optimizer, options=WHOLE).get("state", {}))
+
+
+def load(accelerator: Accelerator, model: nn.Module, optimizer: Any, new: dict[str, Tensor], means: Averages) -> None:
+    """Put weights and averages back, as :func:`weights` and :func:`averages` gave them.
+
+    Raises:
+        RuntimeError, KeyError, ValueError: they are another model's.
+    """
+    if _deepspeed(accelerator):
+        _into_deepspeed(model, optimizer, new, means)
+        return
+    set_model_state_dict(model, cast(dict[str, Any], new), options=EVERYWHERE)
+    if means:
+        groups = get_optimizer_state_dict(model, optimizer.optimizer)["param_groups"]
+        state = {"state": means, "param_groups": groups}
+        set_optimizer_state_dict(model, optimizer.optimizer, state, options=EVERYWHERE)  # type: ignore[arg-type]
+
+
+def _deepspeed(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def _inner(optimizer: Any) -> torch.optim.Optimizer:
+    """torch's optimizer inside Accelerate's wrapper and DeepSpeed's."""
+    return optimizer.optimizer.optimizer
+
+
+def _of_deepspeed(model: nn.Module, optimizer: Any) -> Averages:
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    steps = [state["step"] for state in _inner(optimizer).state.values() if "step" in state]
+    if not steps:
+        return {}
+    _link_deepspeed(optimizer)
+    return {
+        name: {key: safe_get_full_optimizer_state(parameter, key).cpu() for key in ADAM}
+        | {"step": torch.as_tensor(float(steps[0]))}
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _link_deepspeed(optimizer: Any) -> None:
+    """Let DeepSpeed's accessors by parameter see the averages of every group.
+
+    DeepSpeed 0.19 links them after the step of the first group, when the others have none yet, and never again.
+    """
+    optimizer.optimizer._hp_optimizer_states_linked = False
+    optimizer.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _into_deepspeed(model: nn.Module, optimizer: Any, new: dict[str, Tensor], means: Averages) -> None:
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    if means:  # a fresh optimizer has no averages to set yet
+        step = next(iter(means.values()))["step"]
+        for flat in optimizer.optimizer.single_partition_of_fp32_groups:
+            zeros = {key: torch.zeros_like(flat) for key in ADAM}
+            _inner(optimizer).state[flat] = {"step": step.clone(), **zeros}
+    _link_deepspeed(optimizer)
+    for name, parameter in model.named_parameters():
+        safe_set_full_fp32_param(parameter, new[name])
+        parameter.data.copy_(new[name])
+        for key in ADAM if means else ():
+            safe_set_full_optimizer_state(parameter, means[name][key], key)

@@ -1,0 +1,72 @@
+"""When to stop early: a polite signal, or the time that a job is given.
+
+In:  SIGTERM, SIGINT, and `max_time`.
+Out: `requested()`, the same answer on every process at the same step.
+
+The first signal lets the step in hand finish; the same signal again ends the process at once, which is harmless, since
+a checkpoint is never half-written. One request may arrive twice: a launcher passes on the SIGTERM that its whole group
+was sent, and sends one after a Ctrl-C. So a signal of the other kind, or one within a second, changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+
+import torch
+
+from hfgpt.train.collective import gather, processes
+
+_TIME_IS_UP = 1000  # beyond every signal number
+
+_ECHO = 1.0  # seconds within which a signal is a launcher's echo of the first
+
+
+class Stop:
+    """Watches for a reason to stop; use as a context, so that the handlers are put back.
+
+    Args:
+        max_seconds: stop after this long; None: never.
+        device: where the processes' collectives find their tensors.
+    """
+
+    def __init__(self, max_seconds: float | None, device: torch.device) -> None:
+        self._deadline = time.monotonic() + max_seconds if max_seconds is not None else float("inf")
+        self._device = device
+        self._received, self._when = 0, 0.0
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        if failure is not None and processes() > 1:
+            return  # when one process is lost, a launcher sends the others a SIGTERM: they speak before they go
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self._received == number and time.monotonic() - self._when > _ECHO:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if not self._received:
+            self._received, self._when = number, time.monotonic()
+
+    def requested(self) -> int:
+        """0, the signal's number, or a number beyond them where the time is up. Collective: call it at every step."""
+        reason = self._received or (_TIME_IS_UP if time.monotonic() >= self._deadline else 0)
+        return int(gather(self._device, reason).max())
+
+
+def describe(reason: int) -> str:
+    """What to tell the user about a reason that :meth:`Stop.requested` gave."""
+    return "max_time is reached" if reason == _TIME_IS_UP else f"{signal.Signals(reason).name} received"
+
+
+def exit_code(reason: int) -> int:
+    """128 + signal; 0 where the time was up, which the user asked for."""
+    return 0 if reason == _TIME_IS_UP else 128 + reason

@@ -1,0 +1,129 @@
+"""The table of cards answers to the names that people type and that torch reports; this machine can be measured."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfgpt.base import cards
+from hfgpt.base import machine as hardware
+from hfgpt.base.errors import InputError
+
+NAMES = {
+    "NVIDIA GeForce RTX 3060": "RTX 3060",
+    "rtx3060": "RTX 3060",
+    "3060": "RTX 3060",
+    "RTX 3060 Ti": "RTX 3060 Ti",
+    "rtx3060ti": "RTX 3060 Ti",
+    "NVIDIA GeForce RTX 3080": "RTX 3080 10GB",
+    "RTX 3080 12GB": "RTX 3080 12GB",
+    "rtx 4070 ti super": "RTX 4070 Ti Super",
+    "RTX 4090": "RTX 4090",
+    "Tesla T4": "T4",
+    "Tesla V100-SXM2-16GB": "V100 16GB",
+    "V100 32 GB": "V100 32GB",
+    "a100": "A100 40GB",
+    "NVIDIA A100-SXM4-80GB": "A100 80GB",
+    "NVIDIA A100 80GB PCIe": "A100 80GB",
+    "NVIDIA A10G": "A10G",
+    "NVIDIA L40S": "L40S",
+    "NVIDIA RTX A6000": "A6000",
+    "NVIDIA RTX 6000 Ada Generation": "RTX 6000 Ada",
+    "NVIDIA H100 80GB HBM3": "H100 SXM",
+    "NVIDIA H100 PCIe": "H100 PCIe",
+    "NVIDIA H100 NVL": "H100 NVL",
+    "NVIDIA H200": "H200",
+    "NVIDIA GH200 480GB": "GH200",
+    "NVIDIA B200": "B200",
+    "Apple M2 Pro": "M2 Pro",
+    "m1max": "M1 Max",
+}
+
+
+@pytest.mark.parametrize(("typed", "card"), NAMES.items())
+def test_find_understands_torch_and_people(typed: str, card: str) -> None:
+    assert cards.find(typed).name == card
+
+
+@pytest.mark.parametrize("card", cards.CARDS, ids=lambda card: card.name)
+def test_every_card_answers_to_its_own_name(card: cards.Card) -> None:
+    assert cards.find(card.name) == card
+    assert cards.find(f"  {card.name.lower().replace(' ', '-')} ") == card
+
+
+@pytest.mark.parametrize(
+    "name", ["NVIDIA GeForce RTX 3060 Laptop GPU", "RTX 3600", "GTX 1080 Ti", "Quadro RTX 6000", ""]
+)
+def test_an_unknown_card_is_never_taken_for_another(name: str) -> None:
+    with pytest.raises(InputError, match="not in the table"):
+        cards.find(name)
+    assert cards.peak_flops(name, "float32") is None
+
+
+def test_the_nearest_cards_are_named() -> None:
+    with pytest.raises(InputError, match="RTX 3060, RTX 3060 Ti"):
+        cards.find("NVIDIA GeForce RTX 3060 Laptop GPU")
+    with pytest.raises(InputError, match="A10, A10G"):
+        cards.find("A110")
+
+
+def test_figures_are_of_the_right_size() -> None:
+    for card in cards.CARDS:
+        assert 4 * cards.GIB <= card.memory_bytes <= 256 * cards.GIB
+        assert 5e10 < card.bandwidth < 1e13
+        assert 1e12 < card.float32 < 2e14
+        peaks = [peak for peak in (card.tf32, card.bfloat16, card.float16) if peak is not None]
+        assert peaks, "every card has some 16-bit arithmetic"
+        assert all(card.float32 <= peak < 4e15 for peak in peaks)
+        assert card.source
+
+
+def test_peaks_by_type() -> None:
+    assert cards.peak_flops("NVIDIA A100-SXM4-40GB", "bfloat16") == 312e12
+    assert cards.peak_flops("NVIDIA A100-SXM4-40GB", "tf32") == 156e12
+    assert cards.peak_flops("Tesla T4", "float16") == 65e12
+    assert cards.peak_flops("Tesla T4", "bfloat16") is None
+    assert cards.peak_flops("RTX 3060", "float32") == 12.7e12
+
+
+def test_hidden_cards_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    assert hardware.local_accelerator() is None
+
+
+def test_this_machine() -> None:
+    assert hardware.cpu_cores() >= 1
+    assert 2**28 < hardware.cpu_memory_bytes() < 2**44
+    assert 1e8 < hardware.measured_cpu_peak("float32") < 1e14
+
+
+def test_the_table_needs_no_torch() -> None:
+    code = "import sys, hfgpt.base.machine, hfgpt.plan.survey, hfgpt.plan.estimate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "n_embd", "dtype"),
+    [
+        ("AuthenticAMD", "fpu avx2 avx512_bf16", 256, "bfloat16"),
+        ("AuthenticAMD", "fpu avx2 avx512_bf16", 128, "bfloat16"),
+        ("GenuineIntel", "fpu avx2 avx512_bf16 amx_bf16", 768, "bfloat16"),
+        ("GenuineIntel", "fpu avx2 avx512_bf16", 768, "float32"),  # its instruction takes longer than float32's
+        ("GenuineIntel", "fpu avx512_bf16 amx_bf16", 64, "float32"),  # its matrices are too small for it to pay
+        ("AuthenticAMD", "fpu avx2 avx512f", 768, "float32"),
+    ],
+)
+def test_a_cpus_precision(
+    vendor: str, flags: str, n_embd: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
+    assert hardware.cpu_dtype(n_embd) == dtype
+    assert hardware.intel_cpu() == (vendor == "GenuineIntel")
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "none")
+    assert hardware.cpu_dtype(n_embd) == "float32"
+    assert not hardware.intel_cpu()

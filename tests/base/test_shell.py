@@ -1,0 +1,82 @@
+"""Scripts end as others do, also where nobody reads on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from hfgpt.base import shell
+from hfgpt.base.errors import ConfigError, Failure, Fault, InputError
+
+
+def unread(script: str, *arguments: Any, stderr: int) -> tuple[int, str]:
+    """Exit code and standard error of a script whose output goes into a pipe without a reader."""
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()  # long before Python has started
+        said = process.stderr.read() if process.stderr is not None else ""
+        return process.wait(timeout=240), said
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("arguments", [("plan.py", "recipes/standard.yaml"), ("train.py", "--help")])
+def test_a_script_whose_reader_has_gone_ends_quietly(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert unread(*arguments, stderr=subprocess.PIPE) == (141, "")
+    assert unread(*arguments, stderr=subprocess.STDOUT) == (141, "")
+
+
+@pytest.mark.e2e
+def test_a_run_whose_reader_has_gone_ends_quietly(tiny: dict[str, Any], write_recipe: Any) -> None:
+    assert unread("train.py", write_recipe(tiny), stderr=subprocess.PIPE) == (141, "")
+
+
+@pytest.mark.e2e
+def test_the_message_of_bad_input_is_still_there(tiny: dict[str, Any], write_recipe: Any) -> None:
+    code, said = unread("train.py", write_recipe(tiny | {"n_head": 3}), stderr=subprocess.PIPE)
+    assert code == 2
+    assert "n_head" in said
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, None), (0, 0), (130, 130)])
+def test_the_exit_code_is_mains(returned: int | None, code: int | None) -> None:
+    with pytest.raises(SystemExit) as left:
+        shell.run(lambda: returned)
+    assert left.value.code == code
+
+
+def test_another_pipe_that_breaks_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        raise BrokenPipeError("of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        shell.run(main)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (InputError("port = 0: must be more"), 2, "port = 0: must be more\n"),
+        (ConfigError([Fault("n_layer", "0", "must be at least 1")]), 2, "The recipe cannot be used:\n"),
+        (Failure("the Hub failed"), 1, "the Hub failed\n"),
+    ],
+)
+def test_an_error_that_is_meant_ends_with_its_message(
+    error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as left:
+        shell.run(main)
+    printed = capsys.readouterr()
+    assert (left.value.code, printed.out) == (code, "")
+    assert printed.err.startswith(said)
+    assert "Traceback" not in printed.err

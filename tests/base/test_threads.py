@@ -1,0 +1,173 @@
+"""A CPU run uses every core it may, whatever the launcher left in the environment, and no core that is another's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from hfgpt.base import threads
+
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND")
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine of four physical cores, CPUs 0, 2, 4 and 6, without an accelerator and without limits."""
+    for name in (*VARIABLES, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(threads, "_physical_cores", lambda: [0, 2, 4, 6])
+    monkeypatch.setattr(threads, "_quota", lambda processes: 4)
+    monkeypatch.setattr(threads, "_accelerator", lambda: False)
+    monkeypatch.setattr(threads, "_main_cpu", None)
+    monkeypatch.setattr(threads, "_all_cpus", set())
+    return monkeypatch
+
+
+def environment() -> tuple[str | None, ...]:
+    return tuple(os.environ.get(name) for name in VARIABLES)
+
+
+@pytest.mark.usefixtures("cores")
+def test_auto_takes_every_physical_core_and_binds_a_thread_to_each() -> None:
+    assert threads.configure() == 4
+    assert environment() == ("4", "4", "{0},{2},{4},{6}", "true")
+
+
+@pytest.mark.parametrize("mark", ["LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"])
+def test_the_one_thread_that_a_launcher_leaves_is_not_the_users_wish(cores: pytest.MonkeyPatch, mark: str) -> None:
+    cores.setenv("OMP_NUM_THREADS", "1")
+    cores.setenv(mark, "0")
+    assert threads.configure() == 4
+
+
+def test_the_users_own_number_is_respected(cores: pytest.MonkeyPatch) -> None:
+    cores.setenv("OMP_NUM_THREADS", "1")
+    assert threads.configure() == 1
+    assert environment() == ("1", "1", "{0}", "true")
+    for name in VARIABLES:
+        cores.delenv(name)
+    cores.setenv("OMP_NUM_THREADS", "3")
+    cores.setenv("LOCAL_RANK", "0")
+    assert threads.configure() == 3
+
+
+@pytest.mark.parametrize("asked", [1, 3])
+def test_the_recipes_number_comes_before_the_environments(cores: pytest.MonkeyPatch, asked: int) -> None:
+    cores.setenv("OMP_NUM_THREADS", "2")
+    assert threads.configure(asked) == asked
+    assert os.environ["OMP_NUM_THREADS"] == str(asked)
+
+
+@pytest.mark.usefixtures("cores")
+def test_more_threads_than_cores_are_not_bound() -> None:
+    assert threads.configure(9) == 9
+    assert environment() == ("9", "9", None, None)
+
+
+def test_processes_of_a_machine_share_its_cores(cores: pytest.MonkeyPatch) -> None:
+    places = []
+    for rank in range(2):
+        cores.setenv("LOCAL_RANK", str(rank))
+        cores.setenv("LOCAL_WORLD_SIZE", "2")
+        cores.setenv("OMP_NUM_THREADS", "1")  # torchrun's
+        for name in ("OMP_PLACES", "OMP_PROC_BIND"):
+            cores.delenv(name, raising=False)
+        assert threads.configure() == 2
+        places.append(os.environ["OMP_PLACES"])
+    assert places == ["{0},{2}", "{4},{6}"]
+
+
+def test_more_processes_than_cores_have_a_thread_each_and_are_not_bound(cores: pytest.MonkeyPatch) -> None:
+    for rank in range(5):
+        cores.setenv("LOCAL_RANK", str(rank))
+        cores.setenv("LOCAL_WORLD_SIZE", "5")
+        for name in ("OMP_PLACES", "OMP_PROC_BIND"):
+            cores.delenv(name, raising=False)
+        assert threads.configure() == 1
+
+
+@pytest.mark.parametrize("name", ["OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"])
+def test_a_binding_of_the_users_own_is_left_alone(cores: pytest.MonkeyPatch, name: str) -> None:
+    cores.setenv(name, "something")
+    before = {key: os.environ.get(key) for key in ("OMP_PLACES", "OMP_PROC_BIND")}
+    assert threads.configure() == 4
+    assert {key: os.environ.get(key) for key in before} == before
+
+
+def test_beside_an_accelerator_nothing_is_bound(cores: pytest.MonkeyPatch) -> None:
+    cores.setattr(threads, "_accelerator", lambda: True)
+    assert threads.configure() == 4
+    assert "OMP_PLACES" not in os.environ
+
+
+def test_a_containers_limit_is_kept_and_its_threads_are_not_bound(cores: pytest.MonkeyPatch) -> None:
+    """The limit counts time, not cores: two threads of four cores' container may run anywhere."""
+    cores.setattr(threads, "_quota", lambda processes: 2)
+    assert threads.configure() == 2
+    assert "OMP_PLACES" not in os.environ
+
+
+def run(program: str) -> list[str]:
+    """What a Python program of its own prints, in words."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_machines_cores_are_those_that_the_process_may_use() -> None:
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("no affinity on this system")
+    allowed = os.sched_getaffinity(0)
+    assert set(threads._physical_cores()) <= allowed
+    one = min(allowed)
+    program = (
+        f"import os; os.sched_setaffinity(0, {{{one}}})\n"
+        "from hfgpt.base import threads; print(threads.configure(), os.environ.get('OMP_PLACES', '{%d}'))"
+    )
+    assert run(program.replace("%d", str(one))) == ["1", f"{{{one}}}"]
+
+
+def test_outside_of_torch_the_main_thread_uses_every_core_and_then_its_own() -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("no affinity on this system")
+    program = """
+import os
+from hfgpt.base import threads
+threads._accelerator = lambda: False
+threads._quota = lambda processes: 10_000
+all_cpus = os.sched_getaffinity(0)
+threads.configure()
+os.sched_setaffinity(0, {threads._main_cpu})  # what OpenMP does to the main thread
+with threads.unpinned():
+    assert os.sched_getaffinity(0) == all_cpus
+assert os.sched_getaffinity(0) == {threads._main_cpu}
+try:
+    with threads.unpinned():
+        raise KeyError
+except KeyError:
+    assert os.sched_getaffinity(0) == {threads._main_cpu}
+"""
+    assert run(program) == []
+
+
+def test_without_a_binding_unpinned_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_main_cpu", None)
+    before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    with threads.unpinned():
+        assert before is None or os.sched_getaffinity(0) == before
+
+
+def test_it_comes_before_torch_and_torch_heeds_it() -> None:
+    program = """
+import sys
+from hfgpt.base import threads
+threads.configure(2)
+assert "torch" not in sys.modules
+import torch
+print(torch.get_num_threads())
+"""
+    assert run(program) == ["2"]

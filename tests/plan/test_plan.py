@@ -1,0 +1,244 @@
+"""plan.py from the words typed to what is printed: keys, errors, files; quick, and without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfgpt import config
+from hfgpt.base.errors import ConfigError, InputError
+from hfgpt.base.units import duration
+from hfgpt.plan import command as plan
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+STANDARD = str(ROOT / "recipes" / "standard.yaml")
+
+
+def figures(*words: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(plan.run([*words, "--json"]))
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------ options
+
+
+def test_options_and_overrides_in_any_order() -> None:
+    options, rest = plan.split_options(
+        ["recipe.yaml", "--vram", "8GB", "--n_layer=4", "--json", "--time-budget=1h30m", "--gpu=RTX 3060", "--compile"]
+    )
+    assert (options.vram, options.time_budget, options.gpu, options.json) == (8 * 2**30, 5400, "RTX 3060", True)
+    assert rest == ["recipe.yaml", "--n_layer=4", "--compile"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GB", 8 * 2**30), ("8", 8 * 2**30), ("8 GiB", 8 * 2**30), ("0.5g", 2**29), ("8192MB", 8 * 2**30), ("1T", 2**40)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert plan.read_bytes(text) == size
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--vram=lots"], "vram = 'lots': must be a size"),
+        (["--vram", "0"], "vram"),
+        (["--vram"], "vram: needs a value"),
+        (["--json=yes"], "takes no value"),
+        (["--time-budget=soon"], "such as 1h"),
+        (["--price-per-hour=-3"], "must be a number"),
+        (["--processes=0"], "at least 1"),
+        (["--explain=n_layr"], "did you mean 'n_layer'"),
+        (["--lang=fr"], "'en' or 'zh'"),
+        (["--vrm=8GB"], "vrm: is not a parameter"),
+        (["--n_head=5"], "must divide n_embd"),
+        (["--gpu=rtx3600"], "the nearest are"),
+        (["--gpu=t4", "--device=cpu"], "trains on the CPU"),
+        (["--processes=7"], "cannot be shared equally"),
+        (["--data=none.txt"], "no such file"),
+        (["--time-budget=1s"], "give more time"),
+    ],
+)
+def test_bad_input_is_told(words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        plan.run([STANDARD, *words])
+
+
+def test_all_faults_at_once() -> None:
+    with pytest.raises(ConfigError) as raised:
+        plan.split_options(["--vram=x", "--lang=y"])
+    assert len(raised.value.faults) == 2
+
+
+# ------------------------------------------------------------------------------------------------------ as data
+
+KEYS = {
+    "parameters": {"total", "token_embedding", "position_embedding", "attention", "mlp", "norms", "rule_of_thumb"},
+    "tokens": {"per_iter", "total", "epochs", "per_parameter"},
+    "memory": {
+        "peak_bytes", "weights_bytes", "gradients_bytes", "optimizer_bytes", "activations_bytes", "logits_bytes",
+        "allowance_bytes", "binding", "fits",
+    },
+    "time": {"seconds_per_step", "total_seconds", "tokens_per_second", "mfu"},
+    "cost": {"money", "energy_kwh"},
+    "recommendation": {"batch_size", "gradient_accumulation_steps", "changes", "reasons"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_planned(recipe: Path) -> None:
+    found = figures(str(recipe), "--gpu=RTX 3060")
+    for group, keys in KEYS.items():
+        assert keys <= found[group].keys(), group
+    parts = found["parameters"]
+    assert parts["total"] == sum(
+        parts[key] for key in ("token_embedding", "position_embedding", "attention", "mlp", "norms")
+    )
+    shape = config.load(recipe)
+    advice = found["recommendation"]
+    assert advice["batch_size"] * advice["gradient_accumulation_steps"] == shape.global_batch
+    assert found["tokens"]["per_iter"] == shape.tokens_per_iter
+    assert "Parameters" in plan.run([str(recipe)])
+
+
+def test_the_chapter_s_own_recipe() -> None:
+    """5.2 by the rule, and exactly."""
+    found = figures(STANDARD)
+    assert found["parameters"]["rule_of_thumb"] == 10_616_832
+    assert found["parameters"]["total"] == 10_872_576
+    assert found["tokens"]["total"] == 81_920_000
+
+
+def test_tables_show_the_rule_beside_the_figure() -> None:
+    text = plan.run([STANDARD, "--vram=8GB", "--price-per-hour=0.5", "--simulate", "--n_layer=2", "--block_size=64"])
+    for words in (
+        "3,538,944", "chapter's rule of thumb", "tokens a parameter", "allowance", "cost", "simulated",
+        "16-bit arithmetic", "activation checkpointing", "64 x 1", "fits in 8.00 GiB", "--gradient_accumulation_steps=4",  # noqa: E501
+    ):  # fmt: skip
+        assert words in text, words
+    assert "\x1b[" not in text, "no colours where it is no terminal"
+
+
+def test_the_optimizers_row() -> None:
+    """Muon keeps one average of the blocks' matrices, 12 · n_layer · n_embd² of them, and computes more."""
+    adamw, muon = (figures(STANDARD, f"--optimizer={name}", "--device=cpu") for name in ("adamw", "muon"))
+    assert adamw["memory"]["optimizer_bytes"] == 8 * adamw["parameters"]["total"]
+    saved = adamw["memory"]["optimizer_bytes"] - muon["memory"]["optimizer_bytes"]
+    assert saved == 4 * 12 * 6 * 384**2
+    assert muon["time"]["seconds_per_step"] > adamw["time"]["seconds_per_step"]
+    assert "Muon's one average" in plan.run([STANDARD, "--optimizer=muon"])
+    assert "AdamW's two averages" in plan.run([STANDARD])
+
+
+def test_memory_is_one_process_s() -> None:
+    one = figures(STANDARD, "--gpu=a100")["memory"]["peak_bytes"]
+    eight = figures(STANDARD, "--gpu=a100", "--processes=8")["memory"]["peak_bytes"]
+    assert eight < one / 4
+
+
+def test_a_simulated_peak_stands_beside_the_formula() -> None:
+    memory = figures(STANDARD, "--n_layer=2", "--batch_size=4", "--simulate")["memory"]
+    assert memory["peak_bytes"] == pytest.approx(memory["simulated_peak_bytes"], rel=0.05)
+
+
+def test_the_written_recipe_trains_as_it_is(tiny_text: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    found = figures(
+        STANDARD, f"--data={tiny_text}", "--time-budget=1h", "--gpu=RTX 3060", f"--write={path}", "--val_fraction=0.2"
+    )
+    assert found["written"] == str(path)
+    written = config.load(path)
+    changes = found["recommendation"]["changes"]
+    assert {key: getattr(written, key) for key in changes} == changes
+    assert (written.dataset, written.val_fraction, written.out_dir) == (str(tiny_text), 0.2, "out/mine")
+    assert written.n_layer <= 6
+    assert "chapter 2.1" in path.read_text()
+    with pytest.raises(InputError, match="exists already"):
+        plan.run([STANDARD, f"--write={path}"])
+
+
+def test_nothing_that_does_not_fit_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing that fits"):
+        plan.run([STANDARD, "--vram=0.1GB", f"--write={tmp_path / 'x.yaml'}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_explanations() -> None:
+    assert "n_layer=8" in plan.run([STANDARD, "--explain=n_layer"])
+    assert "参数量" in plan.run([STANDARD, "--explain", "n_layer", "--lang", "zh"])
+    assert len(json.loads(plan.run([STANDARD, "--explain=n_layer", "--json"]))["neighbours"]) == 3
+
+
+def test_a_probe_measures_this_machine(tiny: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
+    from hfgpt.plan import probe
+
+    recipe = write_recipe({**tiny, "n_layer": 1, "gradient_accumulation_steps": 2})
+    original, probe.AIM = probe.AIM, 0.05
+    try:
+        found = figures(str(recipe), "--probe")
+    finally:
+        probe.AIM = original
+    assert found["time"]["measured"]
+    assert 1e-4 < found["time"]["seconds_per_step"] < 10
+    assert 0 < found["time"]["mfu"] < 1
+    memory = found["memory"]
+    assert memory["peak_bytes"] == pytest.approx(memory["measured_peak_bytes"], rel=0.05)
+    assert not Path(tiny["out_dir"]).exists(), "nothing is written"
+
+
+# ------------------------------------------------------------------------------------------------------ the script
+
+
+def script(*words: str, loads: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(["-X", "importtime"] if loads else []), str(ROOT / "scripts" / "plan.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_script_prints_json_without_loading_torch() -> None:
+    done = script(STANDARD, "--json", loads="yes")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["parameters"]["total"] == 10_872_576
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "hfgpt.plan.command" in loaded
+    assert not loaded & {"torch", "transformers", "accelerate", "datasets", "numpy", "rich"}
+
+
+def test_the_script_prints_tables_and_help() -> None:
+    assert "Memory of a training step" in script(STANDARD).stdout
+    assert "--time-budget" in script("--help").stdout
+
+
+def test_bad_input_exits_with_two() -> None:
+    done = script(STANDARD, "--vram=lots")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "must be a size" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert script("no_such_recipe.yaml").returncode == 2
+
+
+def test_the_page_on_planning_says_what_plan_says() -> None:
+    page = (ROOT / "docs" / "planning.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| .*\|$", page, re.M)]
+    recipes = {row[0]: row[1:] for row in rows if row[0] in {recipe.stem for recipe in RECIPES}}
+    assert list(recipes) == ["quick_experiment", "learning", "standard", "production"]
+    for name, cells in recipes.items():
+        recipe = str(ROOT / "recipes" / f"{name}.yaml")
+        planned = figures(recipe, "--gpu", "RTX 3060")
+        smaller = figures(recipe, "--vram", "8GB")["recommendation"]
+        assert cells == [
+            f"{planned['parameters']['total']:,}",
+            f"{planned['parameters']['rule_of_thumb']:,}",
+            f"{planned['tokens']['per_iter']:,}",
+            f"{planned['tokens']['total']:,}",
+            f"{planned['memory']['peak_bytes'] / 2**20:,.0f}",
+            duration(planned["time"]["total_seconds"]),
+            f"{smaller['batch_size']} x {smaller['gradient_accumulation_steps']}",
+        ]

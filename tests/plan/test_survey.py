@@ -1,0 +1,98 @@
+"""What a recipe names is found, counted and never downloaded; what is not known is said to be assumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hfgpt import config
+from hfgpt.base.errors import InputError
+from hfgpt.data import sources
+from hfgpt.plan import survey
+from hfgpt.plan.survey import Survey
+
+
+def of(**values: object) -> Survey:
+    return survey.survey(config.build(values, "run"))
+
+
+def test_the_embedded_corpus_is_as_it_is_said_to_be() -> None:
+    cache = Path()
+    pieces = sources.find(config.build({}, "run"), cache).train
+    text = "".join(text for piece in pieces for part in sources.read(piece) for text in part.texts)
+    assert (len(text), len(text.encode()), len(set(text))) == (
+        survey.EMBEDDED.characters,
+        survey.EMBEDDED.bytes,
+        survey.EMBEDDED.distinct,
+    )
+
+
+def test_characters_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("abc déjà vu\n" * 100, encoding="utf-8")
+    found = of(dataset=str(tmp_path / "text.txt"), val_fraction=0.25)
+    assert found.vocab_size == len(set("abc déjà vu\n")) + 256
+    assert found.train_tokens == 900
+    assert found.corpus_bytes == 1400
+    assert not found.approximate
+
+
+def test_the_vocabulary_is_the_trained_tokenizer_s(tiny_text: Path, tmp_path: Path) -> None:
+    from hfgpt.data import tokenizer
+
+    text = tiny_text.read_text()
+    made = tokenizer.train_char([text])
+    assert of(dataset=str(tiny_text)).vocab_size == tokenizer.vocabulary_size(made)
+    bpe = tokenizer.train_bpe([text], 300)
+    bpe.save_pretrained(tmp_path / "bpe")
+    found = of(dataset=str(tiny_text), tokenizer=str(tmp_path / "bpe"))
+    assert found.vocab_size == tokenizer.vocabulary_size(bpe)
+    assert found.approximate
+    assert of(dataset=str(tiny_text), tokenizer="bpe", vocab_size=300).vocab_size == 300
+
+
+def test_a_folder_with_splits(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("ab" * 50)
+    (tmp_path / "val.txt").write_text("cd" * 50)
+    found = of(dataset=str(tmp_path))
+    assert found.train_tokens == 100, "nothing is held out where there is a validation split"
+    assert found.vocab_size == 2 + 256
+
+
+def test_what_is_not_here_is_assumed() -> None:
+    found = of(dataset="user/name")
+    assert found.train_tokens is None
+    assert found.corpus_bytes is None
+    assert "assumes" in found.vocabulary
+    assert of(tokenizer="gpt2").vocab_size == 50257
+    assert "assumes" in of(tokenizer="somebody/else").vocabulary
+
+
+def test_pretrained_shapes(tmp_path: Path) -> None:
+    found = of(init_from="gpt2-medium")
+    assert (found.config.n_layer, found.config.n_head, found.config.n_embd, found.vocab_size) == (24, 16, 1024, 50257)
+    shape = {"model_type": "gpt2", "n_layer": 3, "n_head": 2, "n_embd": 8, "vocab_size": 77}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    found = of(init_from=str(tmp_path))
+    assert (found.config.n_layer, found.config.n_embd, found.vocab_size) == (3, 8, 77)
+    with pytest.raises(InputError, match="hf download somebody/model"):
+        of(init_from="somebody/model")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(InputError, match="not GPT-2's"):
+        of(init_from=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "/no/such/folder", "none-*.txt"])
+def test_a_missing_file_is_an_error(name: str) -> None:
+    with pytest.raises(InputError, match=r"no such file|no file matches"):
+        of(dataset=name)
+
+
+def test_a_large_text_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.txt"
+    with path.open("wb") as file:
+        file.truncate(survey.READ_UP_TO + 1)  # sparse: reading it would find zeros, and say so
+    found = of(dataset=str(path))
+    assert found.corpus_bytes == survey.READ_UP_TO + 1
+    assert found.approximate

@@ -1,0 +1,151 @@
+"""The model card: what the Hub reads of it, what a person does, and folders that hold less than all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hfgpt import config as configs
+from hfgpt.base.errors import InputError
+from hfgpt.runs import card
+
+SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32}
+LOSSES = {0: 4.2, 10: 3.0, 20: 2.5, 30: 2.75}
+
+
+def write_run(folder: Path, losses: dict[int, float], **recipe: Any) -> Path:
+    folder.mkdir()
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 32, "vocab_size": 65}
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}), encoding="utf-8")
+    config = configs.build({**SHAPE, "max_iters": 40, "batch_size": 4, **recipe}, "tiny")
+    (folder / "recipe.yaml").write_text(configs.to_yaml(config), encoding="utf-8")
+    with open(folder / "metrics.jsonl", "w", encoding="utf-8") as file:
+        for step, loss in losses.items():
+            figures = {"val_loss": loss, "val_perplexity": 2.718**loss, "val_bits_per_character": loss / 0.693}
+            file.write(json.dumps({"step": step, "train_eval_loss": loss - 0.1, **figures}) + "\n")
+            file.write(json.dumps({"step": step + 1, "train_loss": loss}) + "\n")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "bard", LOSSES)
+
+
+def front(text: str) -> dict[str, Any]:
+    _, matter, _ = text.split("---\n", 2)
+    return dict(yaml.safe_load(matter))
+
+
+def body(text: str) -> str:
+    return text.split("---\n", 2)[2]
+
+
+def test_the_front_matter_is_what_the_hub_reads(folder: Path) -> None:
+    matter = front(card.model_card(folder, "apache-2.0"))
+    assert matter["license"] == "apache-2.0"
+    assert matter["library_name"] == "transformers"
+    assert matter["pipeline_tag"] == "text-generation"
+    assert "gpt2" in matter["tags"]
+    (entry,) = matter["model-index"]
+    assert entry["name"] == "bard"
+    (result,) = entry["results"]
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {
+        "loss": 2.5,
+        "perplexity": round(2.718**2.5, 4),
+        "bits_per_character": round(2.5 / 0.693, 4),
+    }
+
+
+def test_huggingface_hub_reads_the_figures_back(folder: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    read = ModelCard(card.model_card(folder))
+    assert {(result.metric_type, result.metric_value) for result in read.data.eval_results} >= {("loss", 2.5)}
+    assert {result.dataset_name for result in read.data.eval_results} == {"shakespeare"}
+
+
+def test_the_body_has_the_shape_the_figures_and_the_recipe(folder: Path) -> None:
+    text = body(card.model_card(folder))
+    parameters = 12 * 2 * 16**2 + 13 * 2 * 16 + 2 * 16 + 65 * 16 + 32 * 16
+    assert f"{parameters:,} parameters" in text
+    assert "| **20** | 2,560 | **2.4000** | **2.5000** |" in text  # the best, marked; 4 x 32 tokens a step
+    assert "| 30 | 3,840 | 2.6500 | 2.7500 |" in text
+    recipe = text.split("```yaml\n")[1].split("```")[0]
+    assert yaml.safe_load(recipe) == yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    assert 'pipeline("text-generation"' in text
+    assert "loss.png" not in text
+
+
+def test_the_code_in_it_is_code(folder: Path) -> None:
+    compile(body(card.model_card(folder)).split("```python\n")[1].split("```")[0], "card", "exec")
+
+
+def test_picture_and_sample_are_shown_where_there_are_some(folder: Path) -> None:
+    (folder / "loss.png").write_bytes(b"")
+    lines = [{"step": 10, "text": "old"}, {"step": 20, "text": "\nBAPTISTA: ```who```?\n"}]
+    torn = '{"step": 30, "te'
+    (folder / "samples.jsonl").write_text("\n".join([*map(json.dumps, lines), torn]), encoding="utf-8")
+    text = card.model_card(folder)
+    assert "![Loss over the steps](loss.png)" in text
+    assert "````text\nBAPTISTA: ```who```?\n````" in text
+    assert "step 20" in text
+
+
+def test_a_long_record_shows_first_last_and_best(tmp_path: Path) -> None:
+    losses = {step: 5 - step / 1000 + (step > 500) for step in range(0, 1001, 7)}
+    text = body(card.model_card(write_run(tmp_path / "long", losses)))
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) <= card.MAX_ROWS + 1
+    best = min(losses, key=lambda step: losses[step])
+    steps = [row.split("|")[1].strip() for row in rows]
+    assert (steps[0], steps[-1]) == ("0", str(max(losses)))
+    assert f"**{best}**" in steps
+
+
+def test_a_diverged_evaluation_is_never_the_best(tmp_path: Path) -> None:
+    matter = front(card.model_card(write_run(tmp_path / "nan", {0: 4.0, 10: float("nan")})))
+    assert matter["model-index"][0]["results"][0]["metrics"][0]["value"] == 4.0
+
+
+def test_hub_names_are_linked_and_paths_are_not(tmp_path: Path) -> None:
+    matter = front(card.model_card(write_run(tmp_path / "hub", LOSSES, dataset="ada/poems", init_from="ada/base")))
+    assert (matter["datasets"], matter["base_model"]) == (["ada/poems"], "ada/base")
+    text = card.model_card(write_run(tmp_path / "local", LOSSES, dataset="/home/ada/secret/poems.txt"))
+    assert "datasets" not in front(text)
+    assert "**poems.txt**" in text
+
+
+def test_an_imported_model_has_a_card_too(folder: Path) -> None:
+    for name in ("recipe.yaml", "metrics.jsonl"):
+        (folder / name).unlink()
+    text = card.model_card(folder)
+    assert "model-index" not in front(text)
+    assert "## Figures" not in text
+    assert "## How to use it" in text
+
+
+def test_it_is_written_in_one_step(folder: Path) -> None:
+    path = card.write(folder, "mit")
+    assert path.read_text(encoding="utf-8") == card.model_card(folder, "mit")
+    assert not list(folder.glob(".*"))
+
+
+@pytest.mark.parametrize("damage", [None, "{", '{"n_layer": "many"}'])
+def test_a_folder_without_a_model_is_one_message(folder: Path, damage: str | None) -> None:
+    (folder / "config.json").unlink()
+    if damage:
+        (folder / "config.json").write_text(damage, encoding="utf-8")
+    with pytest.raises(InputError, match=r"config\.json"):
+        card.model_card(folder)
+
+
+def test_it_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys, hfgpt.runs.card; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,125 @@
+"""Comparisons: the right runs in the right order, in words that its numbers bear out."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from hfgpt import config
+from hfgpt.base.errors import InputError
+from hfgpt.runs import compare
+from hfgpt.runs.compare import Comparison, Entry
+from hfgpt.runs.metrics import MetricsWriter, read_run
+
+CURVES = ROOT / "tests" / "fixtures" / "curves"
+
+
+def make_run(folder: Path, end: float, steps: int = 100, seconds: float = 0.1, **fields: Any) -> Path:
+    folder.mkdir(parents=True)
+    shape = {"batch_size": 4, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8}
+    values = {**shape, "max_iters": steps, "out_dir": str(folder), **fields}
+    (folder / "recipe.yaml").write_text(config.to_yaml(config.build(values, folder.name)))
+    writer = MetricsWriter(folder / "metrics.jsonl")
+    for step in range(0, steps + 1, 10):
+        loss = end + (4.2 - end) * (1 - step / steps)
+        writer.write(step, train_loss=loss, train_eval_loss=loss, val_loss=loss, seconds=step * seconds)
+    return folder
+
+
+def entries(tmp_path: Path, key: str, ends: dict[Any, float], **more: Any) -> list[Entry]:
+    return [
+        Entry(f"{key}={value}", {key: value}, read_run(make_run(tmp_path / str(value), end, **{key: value}, **more)))
+        for value, end in ends.items()
+    ]
+
+
+def words(made: list[Entry]) -> str:
+    return " ".join(compare.answer(Comparison("test", made)))
+
+
+def test_the_best_and_the_worst_and_the_way_between(tmp_path: Path) -> None:
+    said = words(entries(tmp_path, "batch_size", {16: 1.9, 4: 2.3, 8: 2.1}))
+    assert "The lowest final validation loss is 1.9000, with batch_size=16; the highest is 2.3000" in said
+    assert "From batch_size 4 to 16 the loss falls all the way: 2.300 → 2.100 → 1.900." in said
+    assert "other seeds" not in said
+
+
+def test_a_lowest_point_in_the_middle_and_a_near_tie(tmp_path: Path) -> None:
+    said = words(entries(tmp_path, "dropout", {0.0: 2.1, 0.1: 1.9, 0.2: 1.905}))
+    assert "the loss goes 2.100 → 1.900 → 1.905, lowest at 0.1." in said
+    assert "dropout=0.2, is 0.0050 behind, less than 1%: other seeds may turn them round" in said
+
+
+def test_what_is_equal_at_the_end_of_the_shortest_run(tmp_path: Path) -> None:
+    said = words(entries(tmp_path, "batch_size", {4: 2.0, 8: 1.8}))
+    # Half-way, where the larger batch has seen as many tokens: 1.8 + 2.4 / 2 = 3.0.
+    assert (
+        "At equal tokens (3,200 tokens, where the shortest run ends) the order is: 2.000 with batch_size=4, 3.000"
+        in said
+    )
+
+
+def test_the_three_questions_about_the_learning_rate(tmp_path: Path) -> None:
+    made = entries(tmp_path, "learning_rate", {1e-4: 2.2, 1e-3: 1.8, 1e-2: 1.9})
+    made.append(Entry("learning_rate=1", {"learning_rate": 1.0}, None, "diverged"))
+    said = words(made)
+    assert "0.001 converges best; 0.0001 is too slow (at the end still 0.40 above)" in said
+    assert "0.01 is too high (it ends 0.10 above); 1 diverges" in said
+
+
+def test_a_diverged_run_is_told_by_its_record(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "lost", 2.0)
+    MetricsWriter(folder / "metrics.jsonl").write(100, train_loss=math.nan)
+    entry = Entry("lost", {}, read_run(folder))
+    assert (entry.outcome, entry.final) == ("diverged", None)
+
+
+def test_no_run_with_an_end() -> None:
+    assert compare.answer(Comparison("test", [Entry("a", {}, None, "failed"), Entry("b", {}, None, "failed")])) == [
+        "No run came to an end with a loss; see the outcomes below."
+    ]
+
+
+def test_folders_are_labelled_by_what_differs(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, 2.0, **fields) for name, fields in
+            {"a": {"learning_rate": 1e-3}, "b": {"learning_rate": 1e-2, "seed": 2}}.items()]  # fmt: skip
+    found = compare.of_folders(runs)
+    assert [entry.label for entry in found.entries] == ["learning_rate=0.001", "learning_rate=0.01"]
+    assert found.keys == ["learning_rate"], "min_lr follows from it, and the seed is chance"
+
+
+def test_folders_that_differ_in_much_go_by_their_names(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a", 2.0), make_run(tmp_path / "b", 1.9, dropout=0.1, weight_decay=0.2, grad_clip=2.0)]
+    found = compare.of_folders(runs)
+    assert [entry.label for entry in found.entries] == ["a", "b"]
+
+
+def test_one_run_is_nothing_to_compare(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least two"):
+        compare.of_folders([tmp_path])
+
+
+def test_the_report_holds_every_run_and_picture(tmp_path: Path) -> None:
+    made = entries(tmp_path, "learning_rate", {1e-4: 2.2, 1e-3: 1.8})
+    made += [Entry("learning_rate=9", {"learning_rate": 9.0}, None, "failed: exit code 1: a | b")]
+    path = compare.write(Comparison("Rates", made, "Which?", "steps"), tmp_path / "out", samples=False)
+    text, data = path.read_text(), json.loads(path.with_suffix(".json").read_text())
+    assert "**Question:** Which?" in text
+    assert "| learning_rate=0.001 | finished | 100 | 3,200 | 10s | – | 1.8000 | 1.8000 | 1.8000 | 100 |" in text
+    assert "failed: exit code 1: a \\| b" in text, "a bar does not break the table"
+    assert [row["final_val_loss"] for row in data["runs"]] == [2.2, 1.8, None]
+    for name in data["figures"]:
+        assert (tmp_path / "out" / name).stat().st_size > 1000
+        assert f"]({name})" in text
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_runs_of_other_programs_can_be_compared(tmp_path: Path) -> None:
+    found = compare.of_folders([CURVES / "nanogpt_issue_97.log", CURVES / "healthy.seed_0"])
+    assert [entry.label for entry in found.entries] == ["nanogpt_issue_97", "healthy.seed_0"]
+    compare.write(found, tmp_path, samples=False)

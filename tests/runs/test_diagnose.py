@@ -1,0 +1,315 @@
+"""The diagnosis of curves from real runs, made to go wrong in a known way or sound; and what it tells to do."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfgpt import config
+from hfgpt.config import Config
+from hfgpt.runs import diagnose
+from hfgpt.runs.metrics import Record, read_run
+
+ROOT = Path(__file__).parents[2]
+CURVES = ROOT / "tests" / "fixtures" / "curves"
+MADE = sorted(path.parent.name for path in CURVES.glob("*/metrics.jsonl"))
+HEALTHY = [name for name in MADE if name.startswith("healthy.")]
+SICK = [name for name in MADE if not name.startswith("healthy.")]
+
+
+def kinds(records: list[Record], recipe: Config | None = None) -> list[str]:
+    return [finding.kind for finding in diagnose.diagnose(records, recipe)]
+
+
+def falling(end: float = 1.5, steps: int = 200, **more: float) -> list[Record]:
+    """A sound run's record: from chance among 65 characters down to `end`, evaluated every 20 steps."""
+    records: list[Record] = []
+    for step in range(steps + 1):
+        loss = end + (4.17 - end) * math.exp(-step / 30)
+        record: Record = {"step": step}
+        if step:
+            record |= {"train_loss": loss, "grad_norm": 0.5, "learning_rate": 1e-3, **more}
+        if step % 20 == 0:
+            record |= {"train_eval_loss": loss, "val_loss": loss + 0.02}
+        records.append(record)
+    return records
+
+
+def recipe(**values: object) -> Config:
+    shape = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 64, "dropout": 0.2}
+    return config.build({**shape, "max_iters": 200, **values}, "test")
+
+
+# ------------------------------------------------------------------------------------------------ real curves
+
+
+def test_there_are_enough_curves() -> None:
+    assert len(HEALTHY) >= 20
+    assert {name.split(".")[0] for name in SICK} == {
+        "overfitting", "underfitting", "learning_rate_too_low", "learning_rate_too_high", "diverged", "clipping_always",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_run_gets_no_alarm_at_its_end_nor_underway(name: str) -> None:
+    run = read_run(CURVES / name)
+    assert kinds(run.records, run.config) == ["healthy"]
+    assert kinds(run.records, None) == ["healthy"], "without its recipe"
+    for length in range(1, len(run.records), 5):
+        assert kinds(run.records[:length], run.config) == ["healthy"], f"after {length} records"
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_a_run_made_to_go_wrong_is_recognised(name: str) -> None:
+    run = read_run(CURVES / name)
+    assert name.split(".")[0] in kinds(run.records, run.config)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_override_can_be_typed_as_it_is(name: str) -> None:
+    run = read_run(CURVES / name)
+    for finding in diagnose.diagnose(run.records, run.config):
+        for remedy in finding.remedies:
+            if remedy.override:
+                changed = config.load(CURVES / name / "recipe.yaml", remedy.override.split())
+                assert changed != run.config
+
+
+@pytest.mark.parametrize(
+    ("log", "kind"), [("nanogpt_issue_97.log", "overfitting"), ("nanogpt_issue_215.log", "diverged")]
+)
+def test_cases_that_users_of_nanogpt_published(log: str, kind: str) -> None:
+    assert kind in kinds(read_run(CURVES / log).records)
+
+
+# ------------------------------------------------------------------------------------- each kind, at its limits
+
+
+def test_the_chapters_own_examples() -> None:
+    def ends(train: float, val: float) -> list[str]:
+        return kinds(
+            [
+                {"step": 0, "train_eval_loss": 4.17, "val_loss": 4.17},
+                {"step": 5000, "train_eval_loss": train, "val_loss": val},
+            ]
+        )
+
+    assert ends(0.5, 2.0) == ["overfitting", "data_starved"], "6.3"
+    assert ends(2.5, 2.6) == ["underfitting"], "6.4"
+    assert ends(0.8, 0.9) == ["healthy"], "3.2"
+    assert ends(0.5, 1.2) == ["overfitting", "data_starved"], "3.2"
+
+
+def test_overfitting_says_since_when_and_what_early_stopping_saves() -> None:
+    records = falling(1.0, 400)
+    for record in records:
+        if "val_loss" in record and record["step"] > 100:
+            record["val_loss"] = 1.3 + (record["step"] - 100) / 500
+    for record in records:
+        if "train_eval_loss" in record:
+            record["train_eval_loss"] -= 0.001 * record["step"]
+    finding = diagnose.diagnose(records, recipe(max_iters=400))[0]
+    assert (finding.kind, finding.since_step) == ("overfitting", 100)
+    assert "saved 240 of 400 steps (60%" in finding.evidence
+    assert [remedy.chapter for remedy in finding.remedies] == [f"6.3, strategy {i}" for i in range(1, 6)]
+    assert [remedy.override for remedy in finding.remedies] == [
+        "--dropout=0.3",
+        "--weight_decay=0.2",
+        "--n_layer=4 --n_head=4 --n_embd=256",
+        "--dataset=PATH_OR_HUB_ID",
+        "--early_stopping_patience=3",
+    ], "the chapter's own steps, from its own recipe"
+
+
+def test_a_rise_of_validation_loss_by_chance_is_no_overfitting() -> None:
+    records = falling(1.5)
+    records[-1]["val_loss"] += 0.03
+    assert kinds(records, recipe()) == ["healthy"]
+
+
+def test_underfitting_takes_the_chapters_steps() -> None:
+    finding = diagnose.diagnose(falling(2.7), recipe())[0]
+    assert (finding.kind, finding.since_step) == ("underfitting", 200)
+    assert [remedy.override for remedy in finding.remedies] == [
+        "--n_layer=12 --n_head=12 --n_embd=768",
+        "--dropout=0.1 --weight_decay=0.05",
+        "--max_iters=400 --lr_decay_iters=400",
+        "--learning_rate=0.0018 --min_lr=0.00018",
+        None,
+    ]
+
+
+def test_a_run_underway_is_not_yet_underfitting() -> None:
+    assert kinds(falling(2.7)[:100], recipe()) == ["healthy"]
+
+
+def test_a_pretrained_model_is_not_judged_by_chance() -> None:
+    assert kinds(falling(3.2), recipe(init_from="gpt2", tokenizer="gpt2")) == ["healthy"]
+
+
+def test_the_spare_bytes_of_the_character_tokenizer_are_no_chance_to_beat() -> None:
+    records = falling(2.9)
+    records[0]["val_loss"] = math.log(330)
+    assert "underfitting" in kinds(records, recipe(tokenizer="char"))
+    assert "underfitting" not in kinds(records, recipe(tokenizer="bpe", vocab_size=330))
+
+
+@pytest.mark.parametrize("key", ["train_loss", "val_loss", "grad_norm"])
+def test_a_number_that_is_none_means_divergence_and_nothing_else(key: str) -> None:
+    records = falling()
+    for record in records[140:]:
+        if key in record:
+            record[key] = math.nan
+    finding = diagnose.diagnose(records, recipe())[0]
+    assert (finding.kind, finding.since_step) == ("diverged", 140)
+    assert finding.remedies[0].override == "--learning_rate=6e-05 --min_lr=6e-06"
+
+
+def test_a_lower_rate_is_lower_for_muon_too() -> None:
+    records = [*falling(), {"step": 201, "train_loss": math.nan}]
+    for optimizer in ("adamw", "muon"):
+        rates = recipe(optimizer=optimizer, learning_rate=1e-3, min_lr=1e-4, muon_learning_rate=0.02)
+        [finding] = diagnose.diagnose(records, rates)
+        typed = dict(word.removeprefix("--").split("=") for word in finding.remedies[0].override.split())
+        lower = float(typed.pop("learning_rate"))
+        assert float(typed.pop("min_lr")) == pytest.approx(lower / 10)
+        assert {key: float(rate) / lower for key, rate in typed.items()} == (
+            {"muon_learning_rate": pytest.approx(20)} if optimizer == "muon" else {}
+        )
+
+
+def test_an_update_left_out_or_an_overflow_is_no_divergence() -> None:
+    records = falling()
+    records[150] |= {"train_loss": math.nan, "grad_norm": math.nan}
+    records[-1]["grad_norm"] = math.inf
+    assert kinds(records, recipe()) == ["healthy"]
+
+
+def test_a_train_loss_that_rises_on_the_same_blocks_is_a_rate_too_high() -> None:
+    records = falling()
+    for record in records[150:]:
+        record["train_loss"] += 0.3
+        if "train_eval_loss" in record:
+            record["train_eval_loss"] += 0.3
+            record["val_loss"] += 0.3
+    finding = diagnose.diagnose(records, recipe())[0]
+    assert (finding.kind, finding.since_step) == ("learning_rate_too_high", 140)
+    assert finding.remedies[0].override == "--learning_rate=0.0003 --min_lr=3e-05", "half, as 3.1 says"
+
+
+def test_one_spike_is_noted_and_several_are_an_alarm() -> None:
+    records = falling()
+    records[100]["train_loss"] += 3
+    assert kinds(records, recipe()) == ["healthy"]
+    assert any("leapt once" in note for note in diagnose.notes(records, recipe()))
+    for step in (120, 140, 160):
+        records[step]["train_loss"] += 3
+    assert kinds(records, recipe()) == ["learning_rate_too_high"]
+
+
+def test_clipping_by_little_is_no_alarm() -> None:
+    assert kinds(falling(grad_norm=2.0), recipe()) == ["healthy"], "as in shakespeare_char_cpu, which trains well"
+    assert kinds(falling(grad_norm=3.0), recipe()) == ["clipping_always"]
+    assert kinds(falling(grad_norm=3.0), recipe(grad_clip=0.0)) == ["healthy"]
+    assert kinds(falling(grad_norm=3.0), None) == ["healthy"], "without a recipe grad_clip is not known"
+
+
+def test_waiting_for_data_is_seen() -> None:
+    speed = {"tokens_per_second": 64 * 256 / 0.1}
+    assert kinds(falling(**speed, data_seconds=0.01), recipe()) == ["healthy"]
+    finding = diagnose.diagnose(falling(**speed, data_seconds=0.06), recipe(streaming=True))[0]
+    assert finding.kind == "input_bound"
+    assert "60% of a step" in finding.evidence
+    assert finding.remedies[0].override == "--no_streaming"
+
+
+def test_repeats_of_the_text_tell_that_it_is_too_little() -> None:
+    records = falling(1.0, 400)
+    for record in records:
+        record["epoch"] = record["step"] / 10
+        if "val_loss" in record and record["step"] > 100:
+            record["val_loss"] = 1.3 + (record["step"] - 100) / 1000
+    assert kinds(records, recipe(max_iters=400)) == ["overfitting", "data_starved"]
+    for record in records:
+        record["epoch"] = record["step"] / 400
+    assert kinds(records, recipe(max_iters=400)) == ["overfitting"]
+
+
+# ------------------------------------------------------------------------------------------------------- notes
+
+
+def test_notes_tell_of_compilation_and_of_time_spent_evaluating() -> None:
+    records = falling()
+    for record in records:
+        record |= {"tokens_per_second": 64 * 256 / 0.1, "seconds": 30 + record["step"] * 0.1 + record["step"] // 20 * 4}
+    records[1]["tokens_per_second"] = 64 * 256 / 30
+    notes = "\n".join(diagnose.notes(records, recipe(compile=True, eval_interval=20)))
+    assert "the first step took 30 s, as long as 299 usual ones (compilation" in notes
+    assert re.search(r"evaluations.*took 67% of the time.*--eval_interval=40", notes)
+
+
+def test_notes_tell_whether_a_longer_run_would_help() -> None:
+    assert any("levelled out" in note for note in diagnose.notes(falling(), recipe()))
+    assert any("--max_iters=200" in note for note in diagnose.notes(falling(1.5, 100), recipe(max_iters=100)))
+
+
+# ------------------------------------------------------------------------------------------------- odd records, script
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{"step": 0, "val_loss": 4.2}],
+        [{"step": 0, "val_loss": math.nan}],
+        [{"step": 1, "train_loss": 4.2}],
+        [{"step": 1, "train_loss": math.nan}],
+        [{"step": 500, "train_loss": 3.0, "learning_rate": 5e-5}],
+        [{"step": 5, "learning_rate": 1e-3}],
+        [{"step": 3, "train_loss": 0.0}, {"step": 4, "train_loss": 0.0, "val_loss": 0.0}],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("known", [None, recipe()], ids=["no recipe", "recipe"])
+def test_any_record_can_be_diagnosed(records: list[Record], known: Config | None) -> None:
+    assert diagnose.summary(records, known)
+
+
+def script(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts/diagnose.py", *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_script_prints_findings_as_data() -> None:
+    answer = script(str(CURVES / "nanogpt_issue_97.log"), "--json")
+    assert answer.returncode == 0
+    data = json.loads(answer.stdout)
+    assert set(data["findings"][0]) == {"kind", "since_step", "evidence", "remedies"}
+    assert data["findings"][0]["kind"] == "overfitting"
+
+
+def test_the_script_answers_a_trainers_state(tmp_path: Path) -> None:
+    history = [{"step": s, "loss": 4.2 / (1 + s / 50), "learning_rate": 1e-3} for s in range(1, 500, 10)]
+    history += [{"step": s, "eval_loss": 1.2 + abs(s - 200) / 200} for s in range(50, 500, 50)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    answer = script(str(tmp_path))
+    assert answer.returncode == 0
+    assert "overfitting, since step 200" in answer.stdout
+
+
+def test_the_script_says_what_is_no_run(tmp_path: Path) -> None:
+    answer = script(str(tmp_path))
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert "no run here" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_diagnosing_needs_no_torch() -> None:
+    code = "import sys, hfgpt.runs.diagnose; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

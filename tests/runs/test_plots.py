@@ -1,0 +1,140 @@
+"""Pictures: drawn from any record, finished or not, sound or diverged, without a warning and at the size promised."""
+
+from __future__ import annotations
+
+import math
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfgpt import config
+from hfgpt.base.errors import InputError
+from hfgpt.runs import plots
+from hfgpt.runs.metrics import MetricsWriter, read_run
+from hfgpt.runs.plots import Curve, Point
+
+
+def make_run(folder: Path, steps: int = 100, lost_at: int | None = None, recipe: bool = True, **fields: object) -> Path:
+    folder.mkdir(parents=True)
+    if recipe:
+        values = {
+            "batch_size": 4,
+            "block_size": 8,
+            "n_layer": 1,
+            "n_head": 1,
+            "n_embd": 8,
+            "max_iters": steps,
+            **fields,
+        }
+        (folder / "recipe.yaml").write_text(config.to_yaml(config.build(values, folder.name)))
+    writer = MetricsWriter(folder / "metrics.jsonl")
+    for step in range(steps + 1):
+        loss = 1.5 + 3 * math.exp(-step / 30)
+        if lost_at is not None and step >= lost_at:
+            loss = math.nan
+        if step:
+            writer.write(step, train_loss=loss, learning_rate=1e-3, seconds=0.1 * step)
+        if step % 20 == 0:
+            writer.write(step, train_eval_loss=loss, val_loss=loss + 0.1)
+    return folder
+
+
+def width(path: Path) -> int:
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    return int(struct.unpack(">I", content[16:20])[0])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"steps": 1},
+        {"steps": 5},
+        {"lost_at": 50},
+        {"lost_at": 1},
+        {"recipe": False},
+    ],
+    ids=str,
+)
+def test_the_loss_curve_of_any_run(tmp_path: Path, kind: dict[str, object]) -> None:
+    folder = make_run(tmp_path / "run", **kind)  # type: ignore[arg-type]
+    assert plots.loss_curve(folder) == folder / "loss.png"
+    assert width(folder / "loss.png") == 1200
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    plots.loss_curve(make_run(tmp_path / "a$b$_^{实验"))
+
+
+def test_a_record_with_evaluations_alone(tmp_path: Path) -> None:
+    (tmp_path / "nanogpt.log").write_text(
+        "step 0: train loss 4.2, val loss 4.3\nstep 9: train loss 0.67, val loss 3.9\n"
+    )
+    assert width(plots.loss_curve(tmp_path / "nanogpt.log", tmp_path / "curve.png")) == 1200
+
+
+def test_no_record_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run here"):
+        plots.loss_curve(tmp_path)
+
+
+@pytest.mark.parametrize("by", ["steps", "tokens", "time"])
+@pytest.mark.parametrize("count", [2, 9])
+def test_many_runs_in_one_picture(tmp_path: Path, by: plots.By, count: int) -> None:
+    runs = [make_run(tmp_path / str(i), steps=100 + i, lost_at=40 if i == 1 else None) for i in range(count)]
+    curves = [Curve(f"seed=${i}", read_run(run)) for i, run in enumerate(runs)]
+    assert width(plots.compare_curves(curves, by, tmp_path / "all.png")) == 1200
+
+
+def test_a_run_without_a_recipe_has_no_tokens_and_is_left_out(tmp_path: Path) -> None:
+    run = read_run(make_run(tmp_path / "a", recipe=False))
+    assert plots.along(run, "val_loss", "tokens") == ([], [])
+    assert plots.along(run, "val_loss", "time")[0] == pytest.approx([2, 4, 6, 8, 10]), "step 0 was not timed"
+    plots.compare_curves([Curve("a", run)], "tokens", tmp_path / "all.png")
+
+
+@pytest.mark.parametrize(
+    "values", [(16, 32, 64), (0.0, 0.1), ("char", "bpe"), (True, False), (1e-4, 1e-3, 1e-2)], ids=str
+)
+def test_final_losses_against_any_kind_of_value(tmp_path: Path, values: tuple[object, ...]) -> None:
+    points = [Point(value, 1.5 + i, 10.0 * i) for i, value in enumerate(values)]
+    points += [Point(values[0], None, None, "diverged")]
+    assert width(plots.final_loss_against("value", points, tmp_path / "ends.png", unit="things")) == 1200
+
+
+def test_an_axis_is_logarithmic_where_the_values_span_much() -> None:
+    def scale(values: list[float]) -> str:
+        axes = plots.Figure().subplots()
+        plots._value_axis(axes, values)
+        return axes.get_xscale()
+
+    assert [scale(v) for v in ([16, 32, 64], [1e-4, 1e-2], [0.1, 0.2], [0.0, 1.0])] == [
+        "log",
+        "log",
+        "linear",
+        "linear",
+    ]
+
+
+def test_quantities_are_short() -> None:
+    assert [plots.quantity(x) for x in (0, 16, 1024, 16_384, 81_920_000, 1.5e9)] == [
+        "0", "16", "1,024", "16.38k", "81.92M", "1.5B",
+    ]  # fmt: skip
+
+
+def test_parameters_are_counted_from_the_exported_config(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "config.json").write_text(
+        '{"n_layer": 12, "n_head": 12, "n_embd": 768, "vocab_size": 50257, "n_positions": 1024}'
+    )
+    assert plots.parameters(read_run(run)) == 124_439_808, "GPT-2 small"
+
+
+def test_drawing_needs_no_torch_and_no_pyplot() -> None:
+    code = "import sys, hfgpt.runs.plots; assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

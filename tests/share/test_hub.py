@@ -1,0 +1,434 @@
+"""The Hub: the real client against a Hub on the loopback, with its faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hub_server
+import huggingface_hub
+import pytest
+from huggingface_hub import HfApi
+
+from hfgpt.base.errors import InputError
+from hfgpt.share import hub
+from hfgpt.share.hub import HubError
+
+# huggingface_hub 2.4 hands httpx2 an open file in the way that httpx2 would rather not see any more.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+
+REPO = "ada/bard"
+CONFIG = {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 4, "n_positions": 8, "vocab_size": 5}
+MODEL_FILES = {
+    "config.json": json.dumps(CONFIG),
+    "generation_config.json": "{}",
+    "model.safetensors": "weights " * 1000,
+    "tokenizer.json": "{}",
+    "tokenizer_config.json": "{}",
+    "metrics.jsonl": '{"step": 0, "seconds": 1.23, "val_loss": 4.0}\n',
+    "loss.png": "picture",
+}
+
+
+def write_run(folder: Path, **contents: str) -> Path:
+    """A run folder as far as the Hub is concerned: its files need not be a model that loads."""
+    for name, content in {**MODEL_FILES, **contents}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    return folder
+
+
+def write_checkpoint(folder: Path, step: int, whole: bool = True) -> None:
+    write_run(folder, **{f"checkpoint-{step}/{name}": f"{step} {name}" for name in ("model.safetensors", "state.json")})
+    if whole:
+        (folder / f"checkpoint-{step}" / "COMPLETE").write_text("sum", encoding="utf-8")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "out" / "bard")
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # neither the client nor we wait between attempts
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.close_session()  # the client of another test remembers that it is offline
+    with hub_server.running() as server:
+        yield server
+    huggingface_hub.close_session()
+
+
+def client(server: hub_server.Hub, token: str = hub_server.TOKEN) -> HfApi:
+    return HfApi(endpoint=server.url, token=token)
+
+
+def files(server: hub_server.Hub, revision: str = "main") -> dict[str, bytes]:
+    held = server.repos[REPO].files(revision)
+    assert held is not None
+    return {path: blob.data for path, blob in held.items()}
+
+
+# ---------------------------------------------------------------------------------------------- push
+
+
+def test_a_push_holds_the_model_and_a_card(server: hub_server.Hub, run: Path) -> None:
+    (run / "notes.txt").write_text("private", encoding="utf-8")
+    (run / "logs").mkdir()
+    (run / "logs" / "events").write_text("private", encoding="utf-8")
+    write_checkpoint(run, 5)
+    assert hub.push(run, REPO, api=client(server)) == f"{server.url}/{REPO}"
+    held = files(server)
+    assert held.keys() == {*MODEL_FILES, "README.md"}
+    assert all(held[name] == (run / name).read_bytes() for name in held)
+    assert not server.repos[REPO].private
+
+
+def test_the_card_and_the_config_go_last(server: hub_server.Hub, run: Path) -> None:
+    hub.push(run, REPO, api=client(server))
+    (_, _, first), (_, _, last) = server.repos[REPO].log
+    assert last == ["README.md", "config.json"]
+    assert "model.safetensors" in first
+
+
+def test_a_card_that_is_there_is_kept(server: hub_server.Hub, run: Path) -> None:
+    (run / "README.md").write_text("my own words", encoding="utf-8")
+    hub.push(run, REPO, api=client(server))
+    assert files(server)["README.md"] == b"my own words"
+
+
+def test_a_name_alone_is_the_tokens_own_account(server: hub_server.Hub, run: Path) -> None:
+    assert hub.push(run, "bard", private=True, api=client(server)).endswith(REPO)
+    assert server.repos[REPO].private
+
+
+def test_pushing_again_sends_only_what_changed(server: hub_server.Hub, run: Path) -> None:
+    hub.push(run, REPO, api=client(server))
+    uploads = server.asked("PUT", "/lfs/")
+    write_run(run, **{"metrics.jsonl": MODEL_FILES["metrics.jsonl"] + '{"step": 9}\n'})
+    hub.push(run, REPO, api=client(server))
+    assert server.asked("PUT", "/lfs/") == uploads
+    assert server.repos[REPO].log[-1][2] == ["metrics.jsonl"]
+
+
+def test_a_revision_is_a_branch_of_its_own(server: hub_server.Hub, run: Path) -> None:
+    hub.push(run, REPO, api=client(server))
+    write_run(run, **{"tokenizer.json": '{"new": 1}'})
+    for _ in range(2):  # the second time the branch exists
+        hub.push(run, REPO, revision="later", api=client(server))
+    assert files(server)["tokenizer.json"] == b"{}"
+    assert files(server, "later")["tokenizer.json"] == b'{"new": 1}'
+
+
+def test_only_whole_checkpoints_travel_and_old_ones_go(server: hub_server.Hub, run: Path) -> None:
+    write_checkpoint(run, 5)
+    write_checkpoint(run, 10)
+    write_checkpoint(run, 15, whole=False)
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    steps = {path.split("/")[0] for path in files(server) if path.startswith("checkpoint-")}
+    assert steps == {"checkpoint-5", "checkpoint-10"}
+    for path in (run / "checkpoint-5").iterdir():
+        path.unlink()
+    hub.push(run, REPO, api=client(server))  # not asked for: left alone
+    assert "checkpoint-5/COMPLETE" in files(server)
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    assert {path.split("/")[0] for path in files(server) if "checkpoint" in path} == {"checkpoint-10"}
+
+
+def test_another_model_is_not_replaced_unasked(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    hub.push(run, REPO, api=client(server))
+    other = write_run(tmp_path / "other", **{"metrics.jsonl": '{"step": 0, "seconds": 4.56, "val_loss": 4.0}\n'})
+    with pytest.raises(InputError, match="name is taken"):
+        hub.push(other, REPO, api=client(server))
+    assert files(server)["metrics.jsonl"] == MODEL_FILES["metrics.jsonl"].encode()
+    hub.push(other, REPO, overwrite=True, api=client(server))
+    assert b"4.56" in files(server)["metrics.jsonl"]
+
+
+# ---------------------------------------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/repos/create"),
+        ("POST", "/preupload/"),
+        ("POST", "/commit/"),
+        ("GET", f"/api/models/{REPO}"),
+    ],
+)
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_busy_hub_is_asked_again(server: hub_server.Hub, run: Path, method: str, path: str, status: int) -> None:
+    server.fault(method, path, status, times=2)
+    hub.push(run, REPO, api=client(server))
+    assert files(server).keys() >= MODEL_FILES.keys()
+
+
+def test_an_upload_that_is_cut_goes_on(server: hub_server.Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(run, **{"model.safetensors": "x" * 3_000_000})
+    server.fault("PUT", "/lfs/", None, times=2)
+    hub.push(run, REPO, api=client(server))
+    assert files(server)["model.safetensors"] == b"x" * 3_000_000
+
+
+def test_a_push_that_failed_goes_on_where_it_was(server: hub_server.Hub, run: Path) -> None:
+    server.fault("POST", "/commit/", 500, times=4)
+    with pytest.raises(HubError, match="try again"):
+        hub.push(run, REPO, api=client(server))
+    assert "config.json" not in files(server)
+    uploads = server.asked("PUT", "/lfs/")
+    assert uploads == 2  # weights and picture are there already
+    hub.push(run, REPO, api=client(server))
+    assert server.asked("PUT", "/lfs/") == uploads
+    assert files(server).keys() >= MODEL_FILES.keys()
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "error", "message"),
+    [
+        (hub_server.READ_ONLY, REPO, InputError, "no right to write"),
+        (hub_server.TOKEN, "bob/bard", InputError, "no right to write"),
+        ("hf_mistyped", REPO, InputError, "does not know this token"),
+        (hub_server.TOKEN, "a/b/c", InputError, "is no name for a repository"),
+        (hub_server.TOKEN, "ada/b d", InputError, "is no name for a repository"),
+    ],
+)
+def test_each_refusal_has_its_message(
+    server: hub_server.Hub, run: Path, token: str, repo: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        hub.push(run, repo, api=client(server, token))
+    assert not server.repos
+
+
+def test_no_token_no_network_and_offline(
+    server: hub_server.Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="needs a token"):
+        hub.push(run, REPO, api=HfApi(endpoint=server.url))
+    nowhere = HfApi(endpoint="http://127.0.0.1:9", token="x")
+    with pytest.raises(HubError, match=r"127\.0\.0\.1:9 cannot be reached"):
+        hub.push(run, REPO, api=nowhere)
+    with pytest.raises(HubError, match="cannot be reached"):
+        hub.pull(REPO, tmp_path / "pulled", api=nowhere)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE"):
+        hub.push(run, REPO, api=client(server))
+
+
+def test_a_folder_without_a_model_asks_nothing_of_the_hub(server: hub_server.Hub, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        hub.push(tmp_path / "none", REPO, api=client(server))
+    assert not server.requests
+
+
+# ---------------------------------------------------------------------------------------------- pull
+
+
+def test_a_pull_is_what_was_pushed(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    write_checkpoint(run, 5)
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    pulled = hub.pull(REPO, tmp_path / "pulled", api=client(server))
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert {str(path.relative_to(pulled)) for path in pulled.rglob("*") if path.is_file()} == names
+    assert all((pulled / name).read_bytes() == (run / name).read_bytes() for name in names)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_pull_takes_no_pickles(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    hub.push(run, REPO, api=client(server))
+    evil = {
+        "pytorch_model.bin": hub_server.Blob(b"code", False),
+        "checkpoint-1/scheduler.pt": hub_server.Blob(b"", False),
+    }
+    server.repos[REPO].commit("main", "others", evil, [])
+    pulled = hub.pull(REPO, tmp_path / "pulled", api=client(server))
+    assert {path.name for path in pulled.iterdir()} == {*MODEL_FILES, "README.md"}
+
+
+def test_a_revision_is_pulled(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    hub.push(run, REPO, api=client(server))
+    write_run(run, **{"tokenizer.json": '{"new": 1}'})
+    hub.push(run, REPO, revision="later", api=client(server))
+    assert (hub.pull(REPO, tmp_path / "a", api=client(server)) / "tokenizer.json").read_text() == "{}"
+    later = hub.pull(REPO, tmp_path / "b", revision="later", api=client(server))
+    assert (later / "tokenizer.json").read_text() == '{"new": 1}'
+    commit = server.repos[REPO].branches["main"]
+    assert hub.pull(REPO, tmp_path / "c", revision=commit, api=client(server)).is_dir()
+
+
+def test_a_pull_that_failed_leaves_no_folder_and_goes_on(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    hub.push(run, REPO, api=client(server))
+    server.fault("GET", "/resolve/.*model.safetensors", 500, times=100)
+    with pytest.raises(HubError):
+        hub.pull(REPO, tmp_path / "pulled", api=client(server))
+    assert not (tmp_path / "pulled").exists()
+    server._faults.clear()
+    before = server.asked("GET", "/resolve/.*tokenizer_config.json")
+    assert hub.pull(REPO, tmp_path / "pulled", api=client(server)).is_dir()
+    assert server.asked("GET", "/resolve/.*tokenizer_config.json") == before == 1
+
+
+def test_what_cannot_be_pulled_is_one_message(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    hub.push(run, REPO, private=True, api=client(server))
+    client(server).create_repo("ada/empty")
+    with pytest.raises(InputError, match="no such repository"):
+        hub.pull("ada/none", tmp_path / "pulled", api=client(server))
+    with pytest.raises(InputError, match="no such repository"):
+        hub.pull(REPO, tmp_path / "pulled", api=HfApi(endpoint=server.url, token=False))
+    with pytest.raises(InputError, match="no such revision"):
+        hub.pull(REPO, tmp_path / "pulled", revision="none", api=client(server))
+    with pytest.raises(InputError, match="no model that hfgpt reads"):
+        hub.pull("ada/empty", tmp_path / "pulled", api=client(server))
+    with pytest.raises(InputError, match="in use"):
+        hub.pull(REPO, run, api=client(server))
+    assert not (tmp_path / "pulled").exists()
+
+
+# ---------------------------------------------------------------------------------------------- background
+
+
+def test_pushing_in_the_background_waits_for_nothing_and_pushes_the_newest(server: hub_server.Hub, run: Path) -> None:
+    gate, warnings = threading.Event(), list[str]()
+    api = client(server)
+    create, api.create_repo = api.create_repo, lambda *a, **k: (gate.wait(30), create(*a, **k))[1]  # type: ignore[method-assign]
+    pusher = hub.BackgroundPusher(run, REPO, warn=warnings.append, api=api)
+    for number in range(5):  # the first is under way, held at the gate; of the others the last one waits
+        replaced = run / "new.safetensors"
+        replaced.write_text(f"weights {number}", encoding="utf-8")
+        replaced.replace(run / "model.safetensors")
+        with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(f'{{"step": {number + 1}}}\n')
+        pusher.submit()
+        while number == 0 and pusher._waiting is not None:
+            pass
+    (run / "model.safetensors").unlink()  # what was submitted stays what it was
+    gate.set()
+    assert pusher.close(timeout=60)
+    weights = [
+        commit["model.safetensors"].data
+        for commit in server.repos[REPO].commits.values()
+        if "model.safetensors" in commit
+    ]
+    assert list(dict.fromkeys(weights)) == [b"weights 0", b"weights 4"]
+    assert files(server)["metrics.jsonl"].endswith(b'{"step": 5}\n')
+    assert not warnings
+    assert not list(run.glob(".pushing-*"))
+
+
+def test_failures_in_the_background_are_one_warning(server: hub_server.Hub, run: Path) -> None:
+    warnings = list[str]()
+    pusher = hub.BackgroundPusher(run, "bob/bard", warn=warnings.append, api=client(server))
+    for _ in range(3):
+        pusher.submit()
+    assert pusher.close(timeout=60)
+    assert len(warnings) == 1
+    assert "the run goes on" in warnings[0]
+    assert "no right to write" in warnings[0]
+
+
+def test_closing_does_not_wait_for_ever(server: hub_server.Hub, run: Path) -> None:
+    gate = threading.Event()
+    api = client(server)
+    api.create_repo = lambda *_a, **_k: gate.wait(60)  # type: ignore[method-assign]
+    pusher = hub.BackgroundPusher(run, REPO, warn=lambda _text: None, api=api)
+    pusher.submit()
+    assert not pusher.close(timeout=0.1)
+    gate.set()
+
+
+def test_importing_it_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys, hfgpt.share.hub; assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---------------------------------------------------------------------------------------------- the scripts
+
+
+@pytest.mark.e2e
+def test_the_scripts_and_the_hubs_own_tools(server: hub_server.Hub, run: Path, tmp_path: Path, run_script: Any) -> None:
+    env = {
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": hub_server.TOKEN,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    done = run_script("push.py", run, REPO, "--private", env=env)
+    assert done.returncode == 0, done.stderr
+    assert REPO in done.stdout
+    assert server.repos[REPO].private
+    done = run_script("pull.py", REPO, "pulled", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "sample.py pulled" in done.stdout
+    tool = Path(sys.executable).with_name("hf")
+    subprocess.run([tool, "download", REPO, "--local-dir", tmp_path / "hf"], env={**os.environ, **env}, check=True)
+    assert (tmp_path / "hf" / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    for broken, code, message in (
+        ({"HF_TOKEN": ""}, 2, "needs a token"),
+        ({"HF_TOKEN": hub_server.READ_ONLY}, 2, "the name is taken, and this token may not write"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:9"}, 1, "cannot be reached"),
+    ):
+        done = run_script("push.py", run, REPO, env={**env, **broken})
+        assert done.returncode == code
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.e2e
+def test_a_pushed_model_loads_by_its_name(server: hub_server.Hub, tmp_path: Path) -> None:
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from hfgpt.data import tokenizer
+    from hfgpt.share import export
+
+    made = tokenizer.train_char(["a bad cab"])
+    shape = {"n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=len(made), bos_token_id=None, eos_token_id=None, **shape)).eval()
+    (tmp_path / "run").mkdir()
+    export.write(tmp_path / "run", gpt2, made, export.weights(gpt2.state_dict()))
+    hub.push(tmp_path / "run", REPO, api=client(server))
+    code = (
+        "import sys, torch; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model, made = (kind.from_pretrained({REPO!r}) for kind in (AutoModelForCausalLM, AutoTokenizer))\n"
+        "print(made.encode('bad'), float(model(torch.arange(8)[None]).logits.detach().double().sum()))"
+    )
+    env = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        total = float(gpt2(torch.arange(8)[None]).logits.double().sum())
+    assert done.stdout == f"{made.encode('bad')} {total}\n"
+
+
+@pytest.mark.e2e
+def test_another_machine_resumes_what_was_pushed(
+    server: hub_server.Hub, tiny: dict[str, Any], tmp_path: Path, write_recipe: Any, run_script: Any
+) -> None:
+    """Bit for bit: steps 5 to 8 from the pulled checkpoint are those of the run that was never interrupted."""
+    whole = tmp_path / "run"
+    done = run_script("train.py", write_recipe({**tiny, "dropout": 0.1}))
+    assert done.returncode == 0, done.stderr
+    halfway = tmp_path / "halfway"
+    shutil.copytree(whole, halfway)
+    shutil.rmtree(halfway / "checkpoint-8")
+    hub.push(halfway, REPO, include_checkpoints=True, api=client(server))
+    pulled = hub.pull(REPO, tmp_path / "pulled", api=client(server))
+    done = run_script("train.py", pulled, "--resume", f"--out_dir={pulled}")
+    assert done.returncode == 0, done.stderr
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (pulled / "checkpoint-8" / name).read_bytes() == (whole / "checkpoint-8" / name).read_bytes()

@@ -1,0 +1,396 @@
+"""Sweeps: what is tried, what is held equal; and that every trial is run once and told truly, come what may."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from hfgpt.base.errors import InputError
+from hfgpt.sweep import definition as sweep
+from hfgpt.sweep import trials
+from hfgpt.sweep.definition import Sweep
+
+ROOT = Path(__file__).parents[2]
+BASE = {"batch_size": 4, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8, "max_iters": 100, "eval_interval": 20}
+
+# What stands in for the training script, where the orchestration is tested: it writes the record that a training
+# would, resumes, obeys SIGTERM, and fails or diverges for a learning rate that says so.
+STAND_IN = """
+import signal, sys, time
+from hfgpt import config
+from hfgpt.runs.metrics import MetricsWriter, read
+
+c = config.load(sys.argv[1])
+assert sys.argv[2:] == ["--resume"]
+c.run_dir.mkdir(parents=True, exist_ok=True)
+(c.run_dir / "recipe.yaml").write_text(config.to_yaml(c))
+with (c.run_dir / "attempts").open("a") as file:
+    file.write("x")
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+writer = MetricsWriter(c.run_dir / "metrics.jsonl")
+begin = read(writer.path)[-1]["step"] + 1 if writer.path.exists() else 0
+if c.learning_rate == 0.5:
+    raise ValueError("no such luck")
+for step in range(begin, c.max_iters + 1):
+    loss = float("nan") if c.learning_rate == 1.0 and step > 3 else 4.0 / (1 + step / 20) + c.learning_rate
+    writer.write(step, train_loss=loss, seconds=step / 100, tokens_per_second=c.tokens_per_iter * 100)
+    if step % c.eval_interval == 0:
+        writer.write(step, val_loss=loss, train_eval_loss=loss)
+    if loss != loss:
+        print("The run failed at step 4: loss or gradients are not finite", file=sys.stderr)
+        sys.exit(1)
+    time.sleep(DELAY)
+"""
+
+
+@pytest.fixture
+def define(tmp_path: Path) -> Callable[..., Sweep]:
+    """define("--batch_size=4,8", equal="tokens") → the sweep, over a small recipe, in `tmp_path`/sweep."""
+
+    def make(*words: str, **options: str) -> Sweep:
+        recipe = tmp_path / "small.yaml"
+        recipe.write_text(yaml.safe_dump(BASE))
+        return sweep.define(str(recipe), words, {"out_dir": str(tmp_path / "sweep"), **options})
+
+    return make
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Callable[[float], Path]:
+    """stand_in(seconds a step) → a training script."""
+
+    def write(delay: float = 0.0) -> Path:
+        path = tmp_path / "train.py"
+        path.write_text(STAND_IN.replace("DELAY", str(delay)))
+        return path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def names(made: Sweep) -> list[str]:
+    return [trial.name for trial in made.trials]
+
+
+# ---------------------------------------------------------------------------------------------------- what is tried
+
+
+def test_a_grid_is_every_combination(define: Callable[..., Sweep]) -> None:
+    made = define("--batch_size", "4,8", "--learning_rate=1e-4,1e-3", "--dropout=0.1")
+    assert [trial.values for trial in made.trials] == [
+        {"batch_size": size, "learning_rate": rate} for size in (4, 8) for rate in (1e-4, 1e-3)
+    ]
+    assert made.config(made.trials[3]).dropout == 0.1
+    assert made.trials[3].label == "batch_size=8, learning_rate=0.001"
+
+
+def test_a_random_search_is_the_same_each_time_and_grows(define: Callable[..., Sweep]) -> None:
+    words = ("--learning_rate=1e-4..1e-2", "--batch_size=4..12", "--tokenizer=char,bpe")
+    short, long = define(*words, random="5"), define(*words, random="9")
+    assert names(long)[:5] == names(short)
+    for trial in long.trials:
+        assert 1e-4 <= trial.values["learning_rate"] <= 1e-2
+        assert trial.values["batch_size"] in range(4, 13)
+        assert trial.values["tokenizer"] in ("char", "bpe")
+    rates = [trial.values["learning_rate"] for trial in define(*words, random="40").trials]
+    assert 8 <= sum(rate < 1e-3 for rate in rates) <= 32, "logarithmic over two decades: half of them in each"
+
+
+def test_a_random_search_leaves_out_what_is_not_valid(define: Callable[..., Sweep]) -> None:
+    made = define("--n_head=1,2,3,4,5", "--n_embd=8,16,20,24", random="8")
+    assert all(trial.values["n_embd"] % trial.values["n_head"] == 0 for trial in made.trials)
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "said"),
+    [
+        ((), {}, "nothing to sweep"),
+        (("--batch_size=4",), {}, "nothing to sweep"),
+        (("--batch_size=4,x",), {}, "batch_size = 'x': must be an integer"),
+        (("--batchsize=4,8",), {}, "did you mean 'batch_size'"),
+        (("--n_head=1,3",), {}, "n_head = 3: must divide n_embd"),
+        (("--learning_rate=1e-4..1e-2",), {}, "add --random N"),
+        (("--learning_rate=1e-2..1e-4",), {"random": "3"}, "must rise"),
+        (("--tokenizer=1..2",), {"random": "3"}, "tokenizer: has no range"),
+        (("--batch_size=4,8",), {"random": "many"}, "random = 'many'"),
+        (("--batch_size=4,8",), {"random": "3"}, "only 2 different combinations"),
+        (("--batch_size=4,8",), {"equal": "cost"}, "equal = 'cost'"),
+        (("--batch_size=4,8",), {"equal": "time"}, "add --max_time"),
+        (("--max_iters=4,8",), {"equal": "tokens"}, "decides max_iters"),
+    ],
+)
+def test_what_cannot_be_swept_is_said_before_anything_is_written(
+    define: Callable[..., Sweep], tmp_path: Path, words: tuple[str, ...], options: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        define(*words, **options)
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "text"),
+    [("batch_size", 3, "time"), ("learning_rate", 3, "oscillates"), ("model_size", 3, "quality")],
+)
+def test_the_chapters_experiments(name: str, count: int, text: str) -> None:
+    made = sweep.define(str(ROOT / f"recipes/experiments/{name}.yaml"), [], {})
+    assert len(made.trials) == count
+    assert text in made.question
+    assert str(made.folder) == f"out/sweep-{name}"
+
+
+def test_a_cut_of_an_experiment_keeps_its_schedule_whole() -> None:
+    made = sweep.define(str(ROOT / "recipes/experiments/model_size.yaml"), ["--max_iters=40", "--n_embd=64"], {})
+    c = made.config(made.trials[0])
+    assert (c.max_iters, c.lr_decay_iters, c.warmup_iters) == (40, 40, 2)
+    assert c.n_embd == 128, "what a trial says of itself wins"
+
+
+def test_faults_of_an_experiments_file_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("base: x.yaml\nsweeps: {}\nsweep: {batch_size: 3}\ntrials: {}\n")
+    with pytest.raises(InputError) as caught:
+        sweep.define(str(tmp_path / "bad.yaml"), [], {})
+    for said in ("sweeps: is not a key", "sweep.batch_size = 3: must be a list", "trials = {}: must be a list"):
+        assert said in str(caught.value)
+
+
+def test_the_command_line_is_told_apart() -> None:
+    words = ["r.yaml", "--random", "5", "--equal=time", "--batch_size", "4,8", "--retry_failed"]
+    assert sweep.split(words) == (
+        "r.yaml",
+        {"random": "5", "equal": "time", "retry_failed": "true"},
+        ["--batch_size", "4,8"],
+    )
+    with pytest.raises(InputError, match="recipe comes first"):
+        sweep.split(["--random", "5"])
+
+
+# ------------------------------------------------------------------------------------------------ what is held equal
+
+
+def test_equal_tokens_change_the_length_and_stretch_the_schedule(define: Callable[..., Sweep]) -> None:
+    made = define("--batch_size=2,4,16", equal="tokens")
+    got = [sweep.equalised(made, trial, None) for trial in made.trials]
+    assert [c.max_iters for c in got] == [200, 100, 25]
+    assert {c.max_iters * c.tokens_per_iter for c in got} == {3200}
+    assert [c.eval_interval for c in got] == [40, 20, 5]
+    assert [c.lr_decay_iters for c in got] == [200, 100, 25]
+    assert [c.warmup_iters for c in got] == [10, 5, 1]
+
+
+def test_equal_time_gives_a_slower_step_fewer_of_them(define: Callable[..., Sweep]) -> None:
+    made = define("--batch_size=4,8", "--max_time=30s", equal="time")
+    got = [sweep.equalised(made, trial, seconds) for trial, seconds in zip(made.trials, (0.1, 0.2), strict=True)]
+    assert [(c.max_iters, c.max_time, c.eval_interval) for c in got] == [(300, None, 60), (150, None, 30)]
+
+
+def test_equal_steps_change_nothing(define: Callable[..., Sweep]) -> None:
+    made = define("--batch_size=4,8")
+    assert [sweep.equalised(made, trial, None).max_iters for trial in made.trials] == [100, 100]
+
+
+# ------------------------------------------------------------------------------------------------------- running
+
+
+def attempts(made: Sweep) -> list[int]:
+    """How often each trial was begun."""
+    files = [made.folder / "trials" / name / "attempts" for name in names(made)]
+    return [len(file.read_text()) if file.exists() else 0 for file in files]
+
+
+def report(made: Sweep) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((made.folder / "report.json").read_text())
+    return data
+
+
+def study(made: Sweep) -> optuna.Study:
+    return optuna.load_study(
+        study_name=made.name, storage=JournalStorage(JournalFileBackend(str(made.folder / "journal.log")))
+    )
+
+
+def test_failed_and_diverged_trials_are_told_and_not_fatal(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path]
+) -> None:
+    made = define("--learning_rate=0.1,0.5,1.0,0.2")
+    told: list[str] = []
+    path = trials.run(made, stand_in(), told.append)
+    data = report(made)
+    assert [row["outcome"] for row in data["runs"]] == [
+        "finished",
+        "failed: exit code 1: ValueError: no such luck",
+        "diverged",
+        "finished",
+    ]
+    assert data["runs"][0]["final_val_loss"] == pytest.approx(4 / 6 + 0.1)
+    assert "The lowest final validation loss is 0.7667, with learning_rate=0.1" in data["answer"][0]
+    assert "0.1 converges best; 0.5 failed; 1 diverges; 0.2 is too high" in " ".join(data["answer"])
+    assert set(data["figures"]) == {f"loss_against_{by}.png" for by in ("steps", "tokens", "time")} | {"final_loss.png"}
+    assert all((made.folder / name).exists() for name in data["figures"])
+    assert "learning_rate=0.5: failed" in path.read_text() + "\n".join(told)
+
+
+def test_optuna_knows_it_all(define: Callable[..., Sweep], stand_in: Callable[..., Path]) -> None:
+    made = define("--learning_rate=0.1,0.5", "--batch_size=4,8")
+    trials.run(made, stand_in(), lambda _: None)
+    known = study(made).get_trials()
+    assert sorted((t.params["learning_rate"], t.params["batch_size"]) for t in known) == [
+        (0.1, 4),
+        (0.1, 8),
+        (0.5, 4),
+        (0.5, 8),
+    ]
+    assert {t.params["learning_rate"]: t.state.name for t in known} == {0.1: "COMPLETE", 0.5: "FAIL"}
+    assert study(made).best_value == pytest.approx(4 / 6 + 0.1)
+    assert sorted(study(made).best_trial.intermediate_values) == [0, 20, 40, 60, 80, 100]
+
+
+def test_a_finished_sweep_runs_nothing_again_and_failures_only_when_asked(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path]
+) -> None:
+    words = ("--learning_rate=0.1,0.5,1.0",)
+    for options, expected in (({}, [1, 1, 1]), ({}, [1, 1, 1]), ({"retry_failed": "true"}, [1, 2, 1])):
+        made = define(*words, **options)
+        trials.run(made, stand_in(), lambda _: None)
+        assert attempts(made) == expected
+        assert [row["outcome"].split(":")[0] for row in report(made)["runs"]] == ["finished", "failed", "diverged"]
+
+
+def test_a_longer_random_search_adds_to_the_shorter(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path]
+) -> None:
+    for count in (2, 4):
+        made = define("--learning_rate=1e-3..1e-1", random=str(count))
+        trials.run(made, stand_in(), lambda _: None)
+        assert attempts(made) == [1] * count
+
+
+def test_a_folder_with_another_sweep_is_left_alone(define: Callable[..., Sweep], stand_in: Callable[..., Path]) -> None:
+    trials.run(define("--learning_rate=0.1,0.2"), stand_in(), lambda _: None)
+    for other in (define("--learning_rate=0.1,0.3"), define("--learning_rate=0.1,0.2", "--dropout=0.1")):
+        with pytest.raises(InputError, match="holds another sweep"):
+            trials.run(other, stand_in(), lambda _: None)
+
+
+def test_equal_time_measures_each_trials_step(define: Callable[..., Sweep], tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(STAND_IN.replace("DELAY", "0").replace('assert sys.argv[2:] == ["--resume"]', ""))
+    made = define("--batch_size=4,8", "--max_time=2s", equal="time")
+    trials.run(made, script, lambda _: None)
+    assert [row["steps"] for row in report(made)["runs"]] == [200, 200], "100 steps a second, as the stand-in records"
+    assert "2s each" in report(made)["equal"]
+
+
+RUNNER = """
+import sys
+from pathlib import Path
+from hfgpt.sweep import definition as sweep, trials
+try:
+    trials.run(sweep.define(sys.argv[1], ["--learning_rate=0.1,0.2,0.3"], {"out_dir": sys.argv[2]}), Path(sys.argv[3]))
+except trials.Stopped as stopped:
+    sys.exit(128 + stopped.number)
+"""
+
+
+def begin(made: Sweep, script: Path) -> subprocess.Popen[bytes]:
+    recipe = script.with_name("small.yaml")
+    return subprocess.Popen([sys.executable, "-c", RUNNER, str(recipe), str(made.folder), str(script)])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.e2e
+def test_two_processes_share_the_trials(define: Callable[..., Sweep], stand_in: Callable[..., Path]) -> None:
+    made, script = define("--learning_rate=0.1,0.2,0.3"), stand_in(0.01)
+    both = [begin(made, script), begin(made, script)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert attempts(made) == [1, 1, 1]
+    assert [row["outcome"] for row in report(made)["runs"]] == ["finished"] * 3
+    assert len(study(made).get_trials()) == 3
+
+
+@pytest.mark.e2e
+def test_a_polite_stop_passes_on_and_the_same_command_goes_on(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path]
+) -> None:
+    made, script = define("--learning_rate=0.1,0.2,0.3"), stand_in(0.02)
+    process = begin(made, script)
+    wait_for(lambda: attempts(made)[0] == 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert begin(made, stand_in(0.0)).wait(60) == 0
+    assert attempts(made) == [2, 1, 1]
+    record = (made.folder / "trials" / names(made)[0] / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in record]
+    assert sorted(set(steps)) == list(range(101)), "resumed, not begun anew"
+
+
+@pytest.mark.e2e
+def test_a_training_that_outlives_its_sweep_is_waited_for(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path]
+) -> None:
+    made, script = define("--learning_rate=0.1,0.2,0.3"), stand_in(0.02)
+    process = begin(made, script)
+    wait_for(lambda: attempts(made)[0] == 1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert begin(made, stand_in(0.0)).wait(60) == 0
+    assert [row["outcome"] for row in report(made)["runs"]] == ["finished"] * 3
+    record = (made.folder / "trials" / names(made)[0] / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in record if "seconds" in line]
+    assert steps == sorted(set(steps)), "never two trainings in one folder"
+
+
+@pytest.mark.e2e
+def test_real_trainings_are_swept_and_compared(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    tiny.pop("out_dir")
+    recipe = write_recipe(tiny)
+    done = run_script("sweep.py", recipe, "--learning_rate", "1e-3,1e-2", "--equal", "tokens", "--out_dir=both")
+    assert done.returncode == 0, done.stderr
+    assert "Of the learning rates" in done.stdout
+    folder = recipe.with_name("both")
+    data = json.loads((folder / "report.json").read_text())
+    assert [row["outcome"] for row in data["runs"]] == ["finished", "finished"]
+    assert all(row["sample"] and row["parameters"] for row in data["runs"])
+    runs = [folder / "trials" / f"learning_rate-{rate}" for rate in (0.001, 0.01)]
+    again = run_script("compare.py", *runs, "--out_dir=compared", "--no_samples")
+    assert again.returncode == 0, again.stderr
+    assert "learning_rate=0.01" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--learning_rate=1e-3"], "nothing to sweep"), (["--lr=1,2"], "lr: is not a parameter")]
+)
+def test_the_script_says_what_is_wrong(
+    write_recipe: Callable[..., Path],
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
+    words: list[str],
+    said: str,
+) -> None:
+    answer = run_script("sweep.py", write_recipe(BASE), *words)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert said in answer.stderr
+    assert "Traceback" not in answer.stderr

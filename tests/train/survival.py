@@ -1,0 +1,196 @@
+"""A run that is killed, in processes of its own: what the reliability tests share.
+
+A fork server loads torch and the project once; every attempt is a fork of it, a process that trains for real and is
+killed by a real SIGKILL. So fifty kills take minutes, not the half hour that fifty starts of Python would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file
+
+from hfgpt import config
+from hfgpt.runs import metrics
+from hfgpt.train import checkpoint, run
+from hfgpt.train import loop as train
+
+ROOT = Path(__file__).parents[2]
+
+MEASURED = ("train_loss", "learning_rate", "grad_norm", "train_eval_loss", "val_loss", "val_bits_per_character")
+STAGES = (
+    "begin", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", "COMPLETE", "rename", "end",
+)  # fmt: skip
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["hfgpt.train.loop"])
+
+Attempt = multiprocessing.context.ForkServerProcess
+
+
+def attempt(values: dict[str, Any], change: Callable[[], None] | None = None, log: Path | None = None) -> Attempt:
+    """Start or resume a run in a process of its own; `change` is called there first (a function of a module)."""
+    process = _forks.Process(target=_train, args=(values, change, log))
+    process.start()
+    return process
+
+
+def _train(values: dict[str, Any], change: Callable[[], None] | None, log: Path | None) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
+    if change is not None:
+        change()
+    with open(log or os.devnull, "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        try:
+            sys.exit(train.train(config.build(values, "test"), resume=True))
+        except train.RunError as error:
+            print(f"The run failed at {error}", file=output)
+            sys.exit(1)
+
+
+class KillAt:
+    """A `change` that kills its process when a checkpoint's writing comes to a stage, for the `time`-th time."""
+
+    def __init__(self, stage: str, time: int = 1) -> None:
+        self.stage, self.left = stage, time
+
+    def __call__(self) -> None:
+        checkpoint.at_stage = self._at_stage  # type: ignore[assignment]
+
+    def _at_stage(self, name: str) -> None:
+        self.left -= name == self.stage
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class LogBatches:
+    """A `change` that writes down the blocks of every step, a line of JSON each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        real, path = train.to_device, self.path
+
+        def logging(blocks: Any, device: torch.device) -> list[dict[str, torch.Tensor]]:
+            batches = real(blocks, device)
+            with open(path, "a") as file:
+                file.write(json.dumps([batch["input_ids"].tolist() for batch in batches]) + "\n")
+            return batches
+
+        train.to_device = logging
+
+
+def batches_of(path: Path) -> list[list[Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def forget_generators() -> None:
+    """A `change` that resumes without the saved random generators: what the comparison must notice."""
+    real = run.restore
+
+    def restore(at: run.Run, saved: Any) -> None:
+        real(at, saved)
+        run.seed_process(at)
+
+    run.restore = restore
+
+
+# ------------------------------------------------------------------------------------------------- two processes
+
+TWO = ("-m", "accelerate.commands.launch", "--quiet", "--config_file", str(ROOT / "accelerate_configs/multi_cpu.yaml"))
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+def launch_two(recipe: Path, *arguments: str, launch: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """The training script in two processes, launched in a process group of its own."""
+    command = [sys.executable, *TWO, *launch, str(ROOT / "scripts" / "train.py"), str(recipe), *arguments]
+    return start(command, recipe.parent)
+
+
+def start(command: list[str], folder: Path, **variables: str) -> subprocess.Popen[str]:
+    """A command in that folder and in a process group of its own; see :func:`end_all`."""
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, start_new_session=True,
+        env={**os.environ, **variables},
+    )  # fmt: skip
+    _started.append(started)
+    return started
+
+
+def end_all() -> None:
+    """Kill what :func:`start` has started and a test that failed has left behind."""
+    while _started:
+        with _started.pop() as left, contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(left.pid).children(recursive=True):
+                process.kill()
+            left.kill()
+
+
+def ranks(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
+    """The training processes that a launcher has started, by rank."""
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    return {int(c.environ()["RANK"]): c for c in children if "RANK" in c.environ() and "train.py" in str(c.cmdline())}
+
+
+# ------------------------------------------------------------------------------------------------ how it ended
+
+
+def finish(process: Attempt, timeout: float = 240) -> int:
+    """Wait for an attempt; its exit code, negative for a signal."""
+    process.join(timeout)
+    assert process.exitcode is not None, "the run has not ended"
+    return process.exitcode
+
+
+def kill_after(process: Attempt, seconds: float) -> int:
+    """SIGKILL after so long, if it still runs; its exit code."""
+    process.join(seconds)
+    process.kill()
+    return finish(process)
+
+
+def figures(folder: Path) -> list[tuple[float, ...]]:
+    """What was measured at each step, without the clock."""
+    return [(r["step"], *(r.get(key, math.inf) for key in MEASURED)) for r in metrics.read(folder / "metrics.jsonl")]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The exported model, and the last checkpoint's weights and averages."""
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    names = {folder / "model.safetensors", last / "model.safetensors", last / "optimizer.safetensors"}
+    return {f"{path.relative_to(folder)}:{key}": t for path in names for key, t in load_file(path).items()}
+
+
+def differences(folder: Path, whole: Path) -> list[str]:
+    """What differs between two runs, bit by bit: records and weights, by name; none where they are the same run."""
+    ours, theirs = weights(folder), weights(whole)
+    out = [] if figures(folder) == figures(whole) else ["metrics.jsonl"]
+    out += sorted(ours.keys() ^ theirs.keys())
+    return out + [name for name in ours.keys() & theirs.keys() if not torch.equal(ours[name], theirs[name])]
+
+
+def wait_for_step(folder: Path, step: int, process: Attempt | None = None, seconds: float = 120) -> None:
+    """Until the run's record has this step; fails at once if the process that is to make it has ended."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and (process is None or process.is_alive()):
+        with contextlib.suppress(Exception):  # not there yet
+            if any(record["step"] >= step for record in metrics.read(folder / "metrics.jsonl")):
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"{folder} never came to step {step}")

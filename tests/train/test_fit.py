@@ -1,0 +1,188 @@
+"""Out of memory: found before the first step, answered with smaller micro-batches; told in a later one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from survival import ROOT, TWO, differences, figures
+
+from hfgpt import config
+from hfgpt.base.errors import RunError
+from hfgpt.model import gpt2 as model
+from hfgpt.train import checkpoint, fit
+from hfgpt.train import loop as train
+from hfgpt.train.run import Run, start
+
+TRAIN_LOSS = 1  # its place in a row of figures()
+
+# A device with room for two sequences: what a program that stands before the training script sets up.
+SMALL_DEVICE = """
+import os, sys, torch
+from hfgpt.model import gpt2 as model
+real = model.LanguageModel.forward
+def forward(self, input_ids, targets):
+    if self.training and len(input_ids) > 2 and os.environ.get("RANK", "1") == "1":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return real(self, input_ids, targets)
+model.LanguageModel.forward = forward
+"""
+
+
+def room_for(monkeypatch: pytest.MonkeyPatch, sequences: int, steps: int = 0) -> list[int]:
+    """A device that runs out of memory above so many sequences, after so many forward passes; returns the tries."""
+    real, tried = model.LanguageModel.forward, list[int]()
+
+    def forward(self: model.LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            tried.append(len(input_ids))
+            if len(tried) > steps and len(input_ids) > sequences:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, input_ids, targets)
+
+    monkeypatch.setattr(model.LanguageModel, "forward", forward)
+    return tried
+
+
+def do_train(values: dict[str, Any], **how: bool) -> Path:
+    resolved = config.build(values, "test")
+    assert train.train(resolved, **how) == 0
+    return resolved.run_dir
+
+
+@pytest.fixture
+def dropped(tiny: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of 12 sequences a step, with dropout: a generator that were not put back would show."""
+    return tiny | {"batch_size": 12, "dropout": 0.2, "fit": "always"}
+
+
+def test_the_next_divisor_that_fits_is_taken(
+    dropped: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """12 → 6 → 4 → 3 → 2: then the run is, bit for bit, the one whose recipe says 2 x 6."""
+    small = dropped | {"batch_size": 2, "gradient_accumulation_steps": 6, "fit": "never"}
+    asked = do_train(small | {"out_dir": str(tmp_path / "asked")})
+    tried = room_for(monkeypatch, 2)
+    folder = do_train(dropped)
+    assert tried[:5] == [12, 6, 4, 3, 2]
+    assert set(tried[5:]) == {2}
+    assert differences(folder, asked) == []
+    assert "micro-batches of 12 do not fit in memory: taking 2" in capfd.readouterr().err
+
+
+def test_losses_are_those_of_the_whole_batch(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    values = tiny | {"batch_size": 8, "fit": "always"}
+    whole = figures(do_train(values | {"out_dir": str(tmp_path / "whole")}))
+    room_for(monkeypatch, 3)
+    small = figures(do_train(values))
+    assert [row[TRAIN_LOSS] for row in small] == pytest.approx([row[TRAIN_LOSS] for row in whole], rel=1e-5)
+
+
+def state_of(run: Run) -> list[torch.Tensor]:
+    averages = run.optimizer.optimizer.state_dict()["state"]
+    return [
+        torch.get_rng_state(),
+        *(parameter.detach().clone() for parameter in run.plain.parameters()),
+        *(value.clone() for state in averages.values() for value in state.values()),
+    ]
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["fresh", "resumed"])
+def test_a_try_leaves_no_trace(dropped: dict[str, Any], resumed: bool) -> None:
+    """Weights, averages, gradients and generators are what they were, bit for bit, whether it fits or not."""
+    if resumed:
+        do_train(dropped | {"max_iters": 4, "lr_decay_iters": 8, "fit": "never"})
+    run = start(config.build(dropped, "test"), resume=resumed)
+    before = state_of(run)
+    assert fit.try_step(run, 12)
+    after = state_of(run)
+    assert len(after) == len(before)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert all(parameter.grad is None for parameter in run.plain.parameters())
+    assert bool(run.optimizer.optimizer.state) == resumed
+
+
+@pytest.mark.parametrize(("mode", "tries"), [("never", 0), ("auto", 0), ("always", 1)])
+def test_when_it_tries(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mode: str, tries: int) -> None:
+    """`auto` trusts the recipe on a CPU, whose memory is swapped rather than refused."""
+    run = start(config.build(tiny | {"fit": mode}, "test"))
+    tried = room_for(monkeypatch, 1000)
+    fit.fit(run)
+    assert len(tried) == tries
+
+
+def test_another_error_is_not_taken_for_it(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    run = start(config.build(tiny | {"fit": "always"}, "test"))
+    monkeypatch.setattr(model.LanguageModel, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        fit.fit(run)
+
+
+def test_not_even_one_sequence(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    room_for(monkeypatch, 0)
+    with pytest.raises(RunError, match=r"out of memory with one sequence(?s:.*)--activation_checkpointing"):
+        do_train(tiny | {"fit": "always"})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_late_in_a_run(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, streaming: bool) -> None:
+    """The steps that are done are kept, and what the message says to set goes on with the same steps."""
+    values = tiny | {"batch_size": 12, "streaming": streaming, "max_iters": 12, "eval_interval": 12}
+    whole = figures(do_train(values | {"out_dir": str(tmp_path / "whole")}))
+    with monkeypatch.context() as patch:
+        room_for(patch, 6, steps=7)
+        with pytest.raises(RunError) as failed:
+            do_train(values)
+    folder = Path(values["out_dir"])
+    assert checkpoint.steps(folder) == [7]
+    for words in (
+        "step 8: out of memory",
+        "checkpoint-7",
+        "--batch_size=6 --gradient_accumulation_steps=2",
+        "--resume",
+    ):
+        assert words in str(failed.value)
+    room_for(monkeypatch, 6)
+    resumed = figures(do_train(values | {"batch_size": 6, "gradient_accumulation_steps": 2}, resume=True))
+    assert [row[TRAIN_LOSS] for row in resumed] == pytest.approx([row[TRAIN_LOSS] for row in whole], rel=1e-5)
+
+
+def test_what_to_change_where_batches_are_single(tiny: dict[str, Any]) -> None:
+    run = start(config.build(tiny | {"batch_size": 1}, "test"))
+    assert fit.advice(run).startswith("--activation_checkpointing")
+    run.config = run.config.model_copy(update={"activation_checkpointing": True})
+    assert "a smaller block_size" in fit.advice(run)
+
+
+@pytest.mark.e2e
+def test_two_processes_agree(
+    dropped: dict[str, Any], write_recipe: Callable[..., Path], run_script: Any, tmp_path: Path
+) -> None:
+    """Only one of them runs out of memory: both take its micro-batch, and neither waits for the other."""
+    program = tmp_path / "small_device.py"
+    program.write_text(SMALL_DEVICE + (ROOT / "scripts" / "train.py").read_text(), encoding="utf-8")
+    fitted, asked = tmp_path / "fitted", tmp_path / "asked"
+    done = run_script(program, write_recipe(dropped), f"--out_dir={fitted}", launch=TWO)
+    assert done.returncode == 0, done.stderr
+    assert "micro-batches of 6 do not fit in memory: taking 2" in done.stderr
+    small = write_recipe(dropped | {"batch_size": 2, "gradient_accumulation_steps": 6, "fit": "never"})
+    done = run_script("train.py", small, f"--out_dir={asked}", launch=TWO)
+    assert done.returncode == 0, done.stderr
+    assert differences(fitted, asked) == []
+
+
+def test_a_model_that_does_not_fit_at_all(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("accelerate.Accelerator.prepare", full)
+    with pytest.raises(RunError, match=r"the start: out of memory(?s:.*)a smaller n_layer or n_embd"):
+        do_train(tiny)

@@ -1,0 +1,523 @@
+"""What docs/reliability.md promises, a quick representative of each; test_reliability_long.py has the rest.
+
+The faults are real: SIGKILL, signals, a full filesystem, a process that is dead or silent. Out of memory is in
+test_fit.py, hostile input in test_hostile_input.py, exact resume inside one process in test_train.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import survival
+import torch
+from safetensors.torch import load_file, save_file
+from survival import (
+    KillAt,
+    LogBatches,
+    attempt,
+    batches_of,
+    differences,
+    figures,
+    finish,
+    launch_two,
+    ranks,
+    wait_for_step,
+)
+
+from hfgpt import config
+from hfgpt.base.errors import InputError
+from hfgpt.model import gpt2 as model
+from hfgpt.train import checkpoint, run
+from hfgpt.train import loop as train
+
+# Dropout and the spike guard keep state of their own, that a resume must bring back.
+KILLED = {"dropout": 0.2, "spike_guard": 3.0, "max_iters": 60, "eval_interval": 10, "batch_size": 2}
+KILLED |= {"gradient_accumulation_steps": 2}
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
+    """whole(values) → the folder of the run that nothing disturbs, trained once for each recipe."""
+    made: dict[str, Path] = {}
+
+    def undisturbed(values: dict[str, Any]) -> Path:
+        key = json.dumps({name: value for name, value in values.items() if name != "out_dir"})
+        if key not in made:
+            folder = tmp_path_factory.mktemp("whole") / "run"
+            assert finish(attempt(values | {"out_dir": str(folder)})) == 0
+            made[key] = folder
+        return made[key]
+
+    return undisturbed
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    survival.end_all()
+
+
+# ------------------------------------------------------------------------------------------- 1. killed at any instant
+
+
+def test_killed_while_writing_a_checkpoint(tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path]) -> None:
+    """Killed in the second checkpoint's writing, and in later ones'; the run ends with the same bits."""
+    values = tiny | KILLED
+    for stage in ("model.safetensors", "COMPLETE", "rename"):
+        assert finish(attempt(values, KillAt(stage, 2))) == -signal.SIGKILL
+    assert finish(attempt(values)) == 0
+    folder = Path(values["out_dir"])
+    assert differences(folder, whole(values)) == []
+    assert not list(folder.glob(".*")), "nothing unfinished is left"
+
+
+def test_a_resume_without_the_generators_is_noticed(
+    tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path]
+) -> None:
+    """The negative control of every comparison here."""
+    values = tiny | KILLED
+    assert finish(attempt(values, KillAt("end", 2))) == -signal.SIGKILL
+    assert finish(attempt(values, survival.forget_generators)) == 0
+    assert "metrics.jsonl" in differences(Path(values["out_dir"]), whole(values))
+
+
+# ------------------------------------------------------------------------------------------------ 2. asked to stop
+
+
+def slow_steps() -> None:
+    """From step 5 on a step takes 3 seconds."""
+    real = train.train_step
+
+    def slow(at: run.Run, *arguments: Any) -> train.StepResult:
+        if at.progress.step >= 5:
+            time.sleep(3)
+        return real(at, *arguments)
+
+    train.train_step = slow
+
+
+def test_a_second_signal_ends_at_once(
+    tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path], tmp_path: Path
+) -> None:
+    """The first lets the step be finished, its echo from a launcher changes nothing, a later one does not wait."""
+    values, log = tiny | KILLED, tmp_path / "log"
+    folder = Path(values["out_dir"])
+    process = attempt(values, slow_steps, log)
+    wait_for_step(folder, 5, process)
+    assert process.pid
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        os.kill(process.pid, number)
+        time.sleep(0.1)
+    time.sleep(1.2)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(1)
+    assert process.exitcode == -signal.SIGTERM
+    assert finish(attempt(values)) == 0
+    assert differences(folder, whole(values)) == []
+
+
+def test_an_echo_is_one_request(tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path], tmp_path: Path) -> None:
+    """SIGINT from the terminal and the SIGTERMs of a launcher: one checkpoint, one line that resumes, 128 + signal."""
+    values, log = tiny | KILLED, tmp_path / "log"
+    folder = Path(values["out_dir"])
+    process = attempt(values, slow_steps, log)
+    wait_for_step(folder, 5, process)
+    assert process.pid
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        os.kill(process.pid, number)
+        time.sleep(0.05)
+    assert finish(process) == 128 + signal.SIGINT
+    assert checkpoint.steps(folder) == [6]
+    assert "SIGINT received: stopping after step 6" in log.read_text()
+    assert f"train.py {folder / 'recipe.yaml'} --resume" in log.read_text()
+    assert finish(attempt(values)) == 0
+    assert differences(folder, whole(values)) == []
+
+
+# ------------------------------------------------------------------------------------------- 3. damaged checkpoints
+
+
+@pytest.fixture(scope="session")
+def two_checkpoints(whole: Callable[[dict[str, Any]], Path], tiny_text: Path) -> Path:
+    """A run folder with two checkpoints."""
+    values = {"dataset": str(tiny_text), "device": "cpu", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
+    values |= {"batch_size": 2, "max_iters": 4, "warmup_iters": 1, "eval_interval": 2, "eval_iters": 1, "num_proc": 1}
+    return whole(values | {"sample_prompt": ""})
+
+
+def cut_short(folder: Path) -> None:
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.truncate(100)
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / "optimizer.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "optimizer.safetensors").write_bytes(content)
+
+
+def change_the_state(folder: Path) -> None:
+    text = (folder / "state.json").read_text()
+    (folder / "state.json").write_text(text.replace('"step": 4', '"step": 3'))
+
+
+def a_trainers_own(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}")
+    torch.save({"never": "read"}, folder / "optimizer.pt")
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str]] = [
+    (cut_short, "model.safetensors is damaged: its checksum differs"),
+    (flip_a_byte, "optimizer.safetensors is damaged: its checksum differs"),
+    (change_the_state, "state.json is damaged: its checksum differs"),
+    (lambda folder: (folder / "rng.safetensors").unlink(), "rng.safetensors is missing"),
+    (lambda folder: (folder / "COMPLETE").unlink(), "COMPLETE is missing"),
+    (a_trainers_own, "COMPLETE is missing"),
+]
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGES)
+def test_damage_is_named_and_the_checkpoint_before_is_used(
+    two_checkpoints: Path, tmp_path: Path, damage: Callable[[Path], None], words: str
+) -> None:
+    folder, told = tmp_path / "run", list[str]()
+    shutil.copytree(two_checkpoints, folder)
+    assert checkpoint.newest_valid(folder, told.append).state["step"] == 4
+    damage(folder / "checkpoint-4")
+    assert checkpoint.newest_valid(folder, told.append).state["step"] == 2
+    [line] = told
+    assert words in line
+    assert "checkpoint-4" in line
+    shutil.rmtree(folder / "checkpoint-2")
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        checkpoint.newest_valid(folder, told.append)
+
+
+def test_a_run_goes_on_from_the_valid_one(tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path]) -> None:
+    values = tiny | KILLED
+    folder = Path(values["out_dir"])
+    shutil.copytree(whole(values), folder)
+    last = max(checkpoint.steps(folder))
+    assert last == 60
+    cut_short(folder / f"checkpoint-{last}")
+    assert finish(attempt(values)) == 0
+    assert differences(folder, whole(values)) == []
+
+
+def test_another_models_checkpoint(tiny: dict[str, Any], two_checkpoints: Path) -> None:
+    """Whole, but of another run: refused with every difference, and nothing is changed."""
+    folder = Path(tiny["out_dir"])
+    shutil.copytree(two_checkpoints, folder)
+    before = figures(folder)
+    with pytest.raises(InputError, match=r"another run:(?s:.*)n_layer: 1 in the checkpoint, 2 now"):
+        run.start(config.build(tiny, "test"), resume=True)
+    assert figures(folder) == before
+
+
+# ------------------------------------------------------------------------------------------------ 4. no room, no right
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """small_disk("size=4m") → a tmpfs with these mount options; small_disk("remount,…") changes it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "hfgpt", str(folder)], capture_output=True)
+        if made.returncode:
+            pytest.skip(f"a filesystem cannot be mounted here: {made.stderr.decode().strip()}")
+        return folder
+
+    if shutil.which("mount") is None:
+        pytest.skip("a filesystem cannot be mounted here: there is no mount")
+    yield mount
+    subprocess.run(["umount", "-l", str(folder)], capture_output=True)
+
+
+def fill(folder: Path) -> None:
+    """Leave no byte free."""
+    with open(folder / "ballast", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            return
+
+
+def test_a_disk_that_is_full_at_a_checkpoint(
+    tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path], small_disk: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A checkpoint of this model takes 1.4 MB, its export 0.5 MB: the second checkpoint finds no room."""
+    values = tiny | KILLED | {"n_embd": 64, "max_iters": 30}
+    expected, log = whole(values), tmp_path / "log"
+    values["out_dir"] = str(small_disk("size=3m") / "run")
+    folder = Path(values["out_dir"])
+    assert finish(attempt(values, log=log)) == 1
+    assert "The run failed at step 20: writing failed: " in log.read_text()
+    assert "No space left on device" in log.read_text()
+    assert "--resume" in log.read_text()
+    assert checkpoint.newest_valid(folder, pytest.fail).state["step"] == 10
+    small_disk("remount,size=64m")
+    assert finish(attempt(values)) == 0
+    assert differences(folder, expected) == []
+
+
+def test_a_disk_that_is_full_between_checkpoints(
+    tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path], small_disk: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The record finds no room; so does a resume, before its first step, until there is some."""
+    values = tiny | KILLED
+    expected, log = whole(values), tmp_path / "log"
+    disk = small_disk("size=4m")
+    values["out_dir"] = str(disk / "run")
+    folder = Path(values["out_dir"])
+    process = attempt(values, slow_steps_after_12, log)
+    wait_for_step(folder, 12, process)
+    fill(disk)
+    assert finish(process) == 1
+    assert "writing failed: [Errno 28] No space left on device" in log.read_text()
+    with pytest.raises(InputError, match="cannot be written: No space left on device"):
+        run.start(config.build(values, "test"), resume=True)
+    (disk / "ballast").unlink()
+    assert finish(attempt(values)) == 0
+    assert differences(folder, expected) == []
+
+
+def slow_steps_after_12() -> None:
+    """Time enough to fill the disk between two steps; 4 KB of further lines take some thirty of them."""
+    real = train.train_step
+
+    def slow(at: run.Run, *arguments: Any) -> train.StepResult:
+        if at.progress.step == 12:
+            time.sleep(1)
+        return real(at, *arguments)
+
+    train.train_step = slow
+
+
+def no_step(*_: object) -> None:
+    pytest.fail("a step was made")
+
+
+def test_an_unwritable_folder_is_found_before_the_first_step(
+    tiny: dict[str, Any], small_disk: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "train_step", no_step)
+    disk = small_disk("size=1m,ro")
+    with pytest.raises(InputError, match=r"out_dir = .*cannot be written: Read-only file system"):
+        train.train(config.build(tiny | {"out_dir": str(disk / "run")}, "test"))
+
+
+def test_a_folder_below_a_file(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(train, "train_step", no_step)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"out_dir = .*cannot be written: Not a directory"):
+        train.train(config.build(tiny | {"out_dir": str(tmp_path / "file" / "run")}, "test"))
+
+
+# -------------------------------------------------------------------------------------------------- 6. divergence
+
+
+def do_train(values: dict[str, Any]) -> dict[str, Any]:
+    """Train in this process; returns the progress that the last checkpoint holds."""
+    resolved = config.build(values, "test")
+    assert train.train(resolved) == 0
+    return checkpoint.newest_valid(resolved.run_dir, pytest.fail).state["progress"]
+
+
+def multiply_loss(monkeypatch: pytest.MonkeyPatch, step: int, by: float) -> None:
+    real, count = model.LanguageModel.forward, 0
+
+    def forward(self: model.LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        nonlocal count
+        count += self.training
+        loss = real(self, input_ids, targets)
+        return loss * by if self.training and count == step else loss
+
+    monkeypatch.setattr(model.LanguageModel, "forward", forward)
+
+
+def test_a_spike_is_left_out(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    multiply_loss(monkeypatch, 5, 1000)
+    assert do_train(tiny | {"spike_guard": 5.0})["spikes"] == 1
+    assert "warning: step 5: gradient norm" in capfd.readouterr().err
+    rows = figures(Path(tiny["out_dir"]))
+    norms = [row[3] for row in rows[1:]]
+    assert norms[4] > 100 * max(norms[:4] + norms[5:])
+    assert max(norms[5:]) < 2 * norms[3]
+
+
+def test_a_lasting_rise_is_followed(tiny: dict[str, Any]) -> None:
+    """A guard does not stop the learning for good: the average rises with every update that it leaves out."""
+    at = run.start(config.build(tiny | {"spike_guard": 2.0}, "test"))
+    at.progress.average_norm = 1.0
+    for step in range(1, 200):
+        at.progress.step = step
+        if train.may_step(at, 10.0):
+            break
+        train.check_update(at, train.StepResult(torch.zeros(()), 1, 10.0, False))
+    assert 50 < step < 150
+
+
+def with_scaler(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    """float16 with loss scaling on a CPU, where torch has both and Accelerate refuses them."""
+    real = run.make_accelerator
+
+    def make(resolved: config.Config) -> Any:
+        accelerator = real(resolved)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return accelerator
+
+    monkeypatch.setattr(run, "make_accelerator", make)
+
+
+def test_overflows_of_loss_scaling_are_skipped_and_counted(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scale of 2^20 overflows, is halved until it does not, and no overflow counts as a bad step."""
+    with_scaler(monkeypatch, 2.0**20)
+    progress = do_train(tiny)
+    assert 1 <= progress["overflows"] <= 6
+    norms = [row[3] for row in figures(Path(tiny["out_dir"]))[1:]]
+    assert sum(not math.isfinite(norm) for norm in norms) == progress["overflows"]
+    assert "diverged" not in capsys.readouterr().out
+
+
+def test_a_spike_under_loss_scaling(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    with_scaler(monkeypatch, 4.0)
+    multiply_loss(monkeypatch, 5, 100)
+    progress = do_train(tiny | {"spike_guard": 5.0})
+    assert (progress["spikes"], progress["overflows"]) == (1, 0)
+
+
+def test_weights_that_are_not_finite_are_neither_exported_nor_saved(tiny: dict[str, Any]) -> None:
+    """A step of 1e30 is finite, and what it leaves is not: the evaluation behind it finds out."""
+    values = tiny | {"eval_interval": 1, "learning_rate": 1e30, "warmup_iters": 0, "min_lr": 1e30, "sample_prompt": "A"}
+    with pytest.raises(train.RunError, match=r"step \d: not finite: (?s:.*)a lower learning rate(?s:.*)--resume"):
+        do_train(values)
+    folder = Path(tiny["out_dir"])
+    files = [folder / "model.safetensors", *folder.glob("checkpoint-*/model.safetensors")]
+    for path in files:
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values()), path
+
+
+# -------------------------------------------------------------------------------------------- 7. and 8. a process lost
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["dead", "silent"])
+def test_a_lost_process_ends_the_others(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], number: signal.Signals
+) -> None:
+    """Dead, it is noticed at once; silent (as behind a cut network), after process_timeout."""
+    values = tiny | {"max_iters": 100_000, "process_timeout": "5s", "eval_interval": 20}
+    launcher, folder = launch_two(write_recipe(values)), Path(tiny["out_dir"])
+    wait_for_step(folder, 30)
+    lost, other = ranks(launcher)[1], ranks(launcher)[0]
+    lost.send_signal(number)
+    began = time.monotonic()
+    other.wait(60)
+    assert time.monotonic() - began < 60
+    with contextlib.suppress(psutil.NoSuchProcess):
+        lost.kill()
+    output, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode == 1
+    assert "another process of this run has ended or cannot be reached" in output
+    assert "--resume" in output
+    assert checkpoint.newest_valid(folder, pytest.fail).state["step"] >= 20
+
+
+# ------------------------------------------------------------------------------------------------------- 9. streaming
+
+
+def test_a_stream_goes_on_with_the_same_rows(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """After a kill at step 22 and a resume from 20: the blocks of an undisturbed run, every one of them once."""
+    values = tiny | KILLED | {"streaming": True, "max_iters": 40}
+    once, first, second = (tmp_path / name for name in ("once", "first", "second"))
+    assert finish(attempt(values | {"out_dir": str(tmp_path / "whole")}, LogBatches(once))) == 0
+    process = attempt(values, Both(LogBatches(first), slow_steps_after_22))
+    wait_for_step(Path(values["out_dir"]), 22, process)
+    assert survival.kill_after(process, 0) == -signal.SIGKILL
+    assert finish(attempt(values, LogBatches(second))) == 0
+    assert batches_of(first)[:20] + batches_of(second) == batches_of(once)
+    assert differences(Path(values["out_dir"]), tmp_path / "whole") == []
+
+
+class Both:
+    """Two changes in one."""
+
+    def __init__(self, *changes: Callable[[], None]) -> None:
+        self.changes = changes
+
+    def __call__(self) -> None:
+        for change in self.changes:
+            change()
+
+
+def slow_steps_after_22() -> None:
+    real = train.train_step
+
+    def slow(at: run.Run, *arguments: Any) -> train.StepResult:
+        if at.progress.step >= 22:
+            time.sleep(1)
+        return real(at, *arguments)
+
+    train.train_step = slow
+
+
+# ------------------------------------------------------------------------------------------------------ 11. a long run
+
+
+def test_memory_and_handles_stay_as_they_are(tiny: dict[str, Any]) -> None:
+    """Between step 200 and step 900 of one run, with evaluations and checkpoints in between."""
+    values = tiny | {"max_iters": 1000, "eval_interval": 100, "log_interval": 20}
+    process = attempt(values)
+    seen = []
+    for step in (200, 900):
+        wait_for_step(Path(values["out_dir"]), step, process)
+        watched = psutil.Process(process.pid)
+        handles = []
+        for _ in range(20):  # a file that is just being written is none that stays open
+            handles.append(watched.num_fds())
+            time.sleep(0.005)
+        seen.append((watched.memory_info().rss, min(handles)))
+    assert finish(process) == 0
+    (early, early_handles), (late, late_handles) = seen
+    assert late < early * 1.05
+    assert late_handles == early_handles
+
+
+# ----------------------------------------------------------------------------- a checkpoint that lies about its files
+
+
+def test_a_checkpoint_opens_no_other_file(two_checkpoints: Path, tmp_path: Path) -> None:
+    """Its list of files is signed by itself alone: a name that leaves the folder is never followed."""
+    folder = tmp_path / "run"
+    shutil.copytree(two_checkpoints, folder)
+    at = folder / "checkpoint-4"
+    save_file({"stranger": torch.zeros(1)}, at / "model.safetensors")
+    state = json.loads((at / "state.json").read_text())
+    state["files"]["../../outside.safetensors"] = state["files"].pop("model.safetensors")
+    (at / "state.json").write_text(json.dumps(state))
+    (at / "COMPLETE").write_text(checkpoint._sum(at / "state.json"))
+    with pytest.raises(checkpoint.CheckpointError, match=r"cannot be read: 'model\.safetensors'"):
+        checkpoint.read(at)
