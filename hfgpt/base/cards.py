@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hfgpt.base.errors import InputError
 
@@ -28,6 +28,7 @@ class Card:
         float32, tf32, bfloat16, float16: peak FLOP/s by the arithmetic's type; None where the card has none.
         power_w: board power in watts; None where its maker does not say.
         source: where the figures come from.
+        old: whether torch's default wheel has no kernels for it any more.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Card:
     float16: float | None
     power_w: float | None
     source: str
+    old: bool = False
 
     def peak(self, dtype: str) -> float | None:
         """Peak FLOP/s for dtype 'float32', 'tf32', 'bfloat16' or 'float16'; None where the card does not have it."""
@@ -60,6 +62,16 @@ ADA = "NVIDIA Ada GPU architecture whitepaper"
 BLACKWELL = "NVIDIA RTX Blackwell GPU architecture whitepaper"
 
 HOPPER = "NVIDIA H100 Tensor Core GPU datasheet"
+
+HGX = "NVIDIA HGX datasheet (a GPU is an eighth of the board)"
+
+GRACE = "NVIDIA GB200 and GB300 NVL72 datasheets (a GPU is a 72nd of the rack)"
+
+LAPTOP = (
+    "NVIDIA GeForce laptop comparison table; arithmetic: cores x 2 x the highest boost clock, tensor cores twice that"
+)
+
+PRO = "NVIDIA RTX Blackwell PRO GPU architecture whitepaper"
 
 A100 = "NVIDIA A100 Tensor Core GPU datasheet"
 
@@ -97,12 +109,29 @@ _TABLE: tuple[Row, ...] = (
     ("RTX 4080",           16,  717, 48.7, 48.7, 97.5, 97.5, 320, ADA),
     ("RTX 4080 Super",     16,  736, 52.2, 52.2, 104.4, 104.4, 320, ADA),
     ("RTX 4090",           24, 1008, 82.6, 82.6, 165.2, 165.2, 450, ADA),
+    ("RTX 4090 D",         24, 1008, 73.5, 73.5, 147.1, 147.1, 425, "NVIDIA GeForce RTX 4090 D product page"),
     ("RTX 5060",            8,  448, 19.2, 19.2, 38.4, 38.4, 145, BLACKWELL),
     ("RTX 5060 Ti",        16,  448, 23.7, 23.7, 47.4, 47.4, 180, BLACKWELL),
     ("RTX 5070",           12,  672, 30.9, 30.9, 61.7, 61.7, 250, BLACKWELL),
     ("RTX 5070 Ti",        16,  896, 43.9, 43.9, 87.9, 87.9, 300, BLACKWELL),
     ("RTX 5080",           16,  960, 56.3, 56.3, 112.6, 112.6, 360, BLACKWELL),
     ("RTX 5090",           32, 1792, 104.8, 104.8, 209.5, 209.5, 575, BLACKWELL),
+    ("RTX 5090 D",         32, 1792, 104.8, 74.2, 148.4, 148.4, 575, "NVIDIA GeForce RTX 5090 D product page"),
+    ("RTX 3050 Laptop",     4,  192,  7.1,  7.1, 14.2, 14.2,  80, LAPTOP),
+    ("RTX 3060 Laptop",     6,  336, 13.1, 13.1, 26.2, 26.2, 115, LAPTOP),
+    ("RTX 3070 Laptop",     8,  448, 16.6, 16.6, 33.2, 33.2, 125, LAPTOP),
+    ("RTX 3080 Laptop 8GB", 8,  448, 21.0, 21.0, 42.0, 42.0, 150, LAPTOP),
+    ("RTX 3080 Laptop 16GB", 16, 448, 21.0, 21.0, 42.0, 42.0, 150, LAPTOP),
+    ("RTX 4050 Laptop",     6,  192, 12.1, 12.1, 24.3, 24.3, 115, LAPTOP),
+    ("RTX 4060 Laptop",     8,  256, 14.6, 14.6, 29.1, 29.1, 115, LAPTOP),
+    ("RTX 4070 Laptop",     8,  256, 20.0, 20.0, 40.1, 40.1, 115, LAPTOP),
+    ("RTX 4080 Laptop",    12,  432, 33.9, 33.9, 67.7, 67.7, 150, LAPTOP),
+    ("RTX 4090 Laptop",    16,  576, 39.7, 39.7, 79.4, 79.4, 150, LAPTOP),
+    ("RTX 5060 Laptop",     8,  384, 16.6, 16.6, 33.2, 33.2, 100, LAPTOP),
+    ("RTX 5070 Laptop",     8,  384, 21.6, 21.6, 43.3, 43.3, 100, LAPTOP),
+    ("RTX 5070 Ti Laptop", 12,  672, 26.1, 26.1, 52.3, 52.3, 115, LAPTOP),
+    ("RTX 5080 Laptop",    16,  896, 35.1, 35.1, 70.3, 70.3, 150, LAPTOP),
+    ("RTX 5090 Laptop",    24,  896, 45.3, 45.3, 90.7, 90.7, 150, LAPTOP),
     ("P100",               16,  732,  9.3, None, None, 18.7, 250, "NVIDIA Tesla P100 PCIe datasheet"),
     ("T4",                 16,  320,  8.1, None, None, 65.0,  70, "NVIDIA T4 datasheet"),
     ("V100 16GB",          16,  900, 15.7, None, None, 125.0, 300, "NVIDIA V100 datasheet"),
@@ -116,16 +145,28 @@ _TABLE: tuple[Row, ...] = (
     ("A6000",              48,  768, 38.7, 77.4, 154.8, 154.8, 300, "NVIDIA RTX A6000 datasheet"),
     ("A100 40GB",          40, 1555, 19.5, 156.0, 312.0, 312.0, 400, A100),
     ("A100 80GB",          80, 2039, 19.5, 156.0, 312.0, 312.0, 400, A100),
+    ("A800 40GB",          40, 1555, 19.5, 156.0, 312.0, 312.0, 240, "NVIDIA A800 40GB Active datasheet"),
+    ("A800 80GB",          80, 2039, 19.5, 156.0, 312.0, 312.0, 400, "NVIDIA A800 datasheet: an A100 of slower NVLink"),
     ("L4",                 24,  300, 30.3, 60.0, 121.0, 121.0,  72, "NVIDIA L4 datasheet"),
     ("L40",                48,  864, 90.5, 90.5, 181.0, 181.0, 300, "NVIDIA L40 datasheet"),
     ("L40S",               48,  864, 91.6, 183.0, 362.0, 362.0, 350, "NVIDIA L40S datasheet"),
+    ("L20",                48,  864, 59.8, 59.8, 119.5, 119.5, 275, "NVIDIA L20 datasheet"),
     ("RTX 6000 Ada",       48,  960, 91.1, 182.1, 364.2, 364.2, 300, "NVIDIA RTX 6000 Ada datasheet"),
+    ("RTX PRO 6000",       96, 1792, 125.0, 251.9, 503.8, 503.8, 600, PRO),
+    ("RTX PRO 6000 Max-Q", 96, 1792, 110.0, 219.0, 438.0, 438.0, 300, PRO),
+    ("H20",                96, 4000, 44.0, 74.0, 148.0, 148.0, 400, "NVIDIA H20 datasheet"),
+    ("H800 SXM",           80, 3350, 67.0, 494.0, 989.0, 989.0, 700, "NVIDIA H800 datasheet: an H100 of slower NVLink"),
+    ("H800 PCIe",          80, 2039, 51.0, 378.0, 756.0, 756.0, 350, "NVIDIA H800 datasheet: an H100 of slower NVLink"),
     ("H100 SXM",           80, 3350, 67.0, 494.0, 989.0, 989.0, 700, HOPPER),
     ("H100 PCIe",          80, 2039, 51.0, 378.0, 756.0, 756.0, 350, HOPPER),
     ("H100 NVL",           94, 3900, 60.0, 417.0, 835.0, 835.0, 400, HOPPER),
     ("H200",              141, 4800, 67.0, 494.0, 989.0, 989.0, 700, "NVIDIA H200 datasheet"),
+    ("H200 NVL",          141, 4800, 60.0, 417.0, 835.0, 835.0, 600, "NVIDIA H200 datasheet"),
     ("GH200",              96, 4000, 67.0, 494.0, 989.0, 989.0, 900, "NVIDIA GH200 datasheet"),
-    ("B200",              180, 7700, 75.0, 1125.0, 2250.0, 2250.0, 1000, "NVIDIA HGX B200 datasheet"),
+    ("B200",              180, 7700, 75.0, 1125.0, 2250.0, 2250.0, 1000, HGX),
+    ("B300",              270, 7700, 75.0, 1125.0, 2250.0, 2250.0, 1100, HGX),
+    ("GB200",             186, 8000, 80.0, 1250.0, 2500.0, 2500.0, 1200, GRACE),
+    ("GB300",             279, 8000, 80.0, 1250.0, 2500.0, 2500.0, 1400, GRACE),
     ("MI300X",            192, 5300, 163.4, 653.7, 1307.4, 1307.4, 750, CDNA3),
     ("M1",                  8,   68,  2.6, None,  2.6,  2.6, None, APPLE),
     ("M1 Pro",             16,  200,  5.2, None,  5.2,  5.2, None, APPLE),
@@ -164,17 +205,24 @@ def _card(row: Row) -> Card:
         float16=tera(float16),
         power_w=power,
         source=source,
+        old=name.startswith(OLD),
     )
 
+
+# Pascal and Volta: torch's default wheel, built for CUDA 13, begins with Turing (compute capability 7.5).
+OLD = ("P100", "V100")
 
 CARDS: tuple[Card, ...] = tuple(_card(row) for row in _TABLE)
 
 # Words of a reported name that do not tell two cards apart.
-_MAKERS = "nvidia geforce tesla rtx gpu graphics amd instinct apple ada generation"
+_MAKERS = "nvidia geforce tesla rtx gpu graphics amd instinct apple ada blackwell generation"
+_BUSES = "hbm2 hbm2e hbm3 hbm3e sxm sxm2 sxm4 sxm5 sxm6 pcie oam vf"
+_EDITIONS = "workstation server edition active ac"
+_FILLER = frozenset(f"{_MAKERS} {_BUSES} {_EDITIONS}".split())
 
-_BUSES = "hbm2 hbm2e hbm3 hbm3e sxm sxm2 sxm4 sxm5 pcie oam vf"
-
-_FILLER = frozenset(f"{_MAKERS} {_BUSES}".split())
+# A slice of a card, as its driver names it: "NVIDIA A100-SXM4-80GB MIG 3g.40gb".
+_SLICE = re.compile(r"\bmig\s+(?:\d+c\.)?(\d)g\.(\d+)gb\b.*$", flags=re.IGNORECASE)
+_SLICES = {"A30": 4}  # that a card is cut into at most; seven for any other (NVIDIA's MIG user guide)
 
 
 def _words(name: str) -> tuple[frozenset[str], str | None]:
@@ -189,9 +237,13 @@ def _words(name: str) -> tuple[frozenset[str], str | None]:
 def find(name: str) -> Card:
     """The card of this name; case, maker, spaces and bus do not matter, 'Ti', 'Super', 'Laptop' and the like do.
 
+    A MIG slice, such as "A100 80GB MIG 3g.40gb", has its own memory, and of arithmetic and bandwidth its share.
+
     Raises:
         InputError: no such card in the table; the message names the nearest ones.
     """
+    if part := _SLICE.search(name):
+        return _slice(find(name[: part.start()]), int(part[1]), int(part[2]))
     wanted, wanted_memory = _words(name)
     best: tuple[int, int, Card] | None = None
     for card in CARDS:
@@ -206,6 +258,26 @@ def find(name: str) -> Card:
             f"gpu = {name!r}: is not in the table of cards{_nearest(name)}\n    → give its memory: --vram=12GB"
         )
     return best[2]
+
+
+def _slice(card: Card, compute: int, memory: int) -> Card:
+    """`compute` of the card's slices with `memory` GB of its own."""
+    share = min(1.0, compute / _SLICES.get(card.name, 7))
+
+    def part(value: float | None) -> float | None:
+        return None if value is None else value * share
+
+    return replace(
+        card,
+        name=f"{card.name} MIG {compute}g.{memory}gb",
+        memory_bytes=memory * GIB,
+        bandwidth=card.bandwidth * min(1.0, memory * GIB / card.memory_bytes),
+        float32=card.float32 * share,
+        tf32=part(card.tf32),
+        bfloat16=part(card.bfloat16),
+        float16=part(card.float16),
+        power_w=None,
+    )
 
 
 def _nearest(name: str) -> str:
