@@ -1,0 +1,224 @@
+"""Whether two settings differ, or only their seeds.
+
+In:  final losses of settings, each with several seeds: a dictionary from seed to loss.
+Out: mean, spread and interval of a setting; the difference of two with its interval and p-value; the seeds needed.
+
+The tests are scipy's: Student's t for pairs of one seed, Welch's t without pairs (Welch, 1947). A winner is named at
+p < 0.01, which modded-nanogpt asks of a record, divided by the number of pairs of settings (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hfgpt.base.language import _, plural
+
+LEVEL = 0.01  # the chance that two equal settings are told apart
+
+CONFIDENCE = 0.95  # of the interval of one setting's mean
+
+POWER = 0.8  # the chance of telling a real difference apart, for which seeds are counted
+
+RESOLUTION = 1e-4  # nats: a smaller difference is rounding, whatever its p-value
+
+MOST_SEEDS = 1000
+
+Losses = Mapping[int, float]  # by seed
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The losses of one setting: how many, mean, standard deviation, and the mean's 95% interval.
+
+    With one seed the spread is not known: it and the interval are NaN.
+    """
+
+    count: int
+    mean: float
+    spread: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f}" if self.count < 2 else f"{self.mean:.4f} ± {self.high - self.mean:.4f}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the second setting's loss is than the first's, in nats.
+
+    Attributes:
+        mean, low, high: the difference of the means, and its interval at `1 - LEVEL / comparisons`.
+        p: the probability of so large a difference between equal settings, times the number of comparisons.
+        paired: whether the losses were compared seed by seed.
+        seeds: the seeds per setting that would tell a difference of this size, in 4 of 5 cases; None: above 1,000.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    paired: bool
+    seeds: int | None
+
+    @property
+    def distinct(self) -> bool:
+        """Whether the settings can be told apart."""
+        return self.p < LEVEL and abs(self.mean) >= RESOLUTION
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Settings by their mean loss, the lowest first.
+
+    Attributes:
+        settings: each setting's summary, in this order.
+        behind: the difference of each later setting from the first; None where one of the two has a single seed.
+    """
+
+    settings: dict[str, Summary]
+    behind: dict[str, Difference | None]
+
+    @property
+    def winner(self) -> str | None:
+        """The first setting, if it can be told apart from every other."""
+        told = [difference is not None and difference.distinct for difference in self.behind.values()]
+        return next(iter(self.settings)) if told and all(told) else None
+
+    @property
+    def ties(self) -> list[str]:
+        """The settings that cannot be told apart from the first."""
+        return [label for label, difference in self.behind.items() if difference is None or not difference.distinct]
+
+
+def summarise(losses: Sequence[float]) -> Summary:
+    """Mean, spread and the mean's 95% interval (Student's t).
+
+    Raises:
+        ValueError: there is no loss, or one is not finite.
+    """
+    if not losses or not all(math.isfinite(loss) for loss in losses):
+        raise ValueError("losses must be finite, and at least one")
+    mean = statistics.fmean(losses)
+    if len(losses) < 2:
+        return Summary(1, mean, math.nan, math.nan, math.nan)
+    from scipy import stats
+
+    spread = statistics.stdev(losses)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(losses) - 1)) * spread / math.sqrt(len(losses))
+    return Summary(len(losses), mean, spread, mean - half, mean + half)
+
+
+def difference(first: Losses, second: Losses, *, paired: bool = True, comparisons: int = 1) -> Difference | None:
+    """Compare two settings.
+
+    Args:
+        first, second: finite losses by seed.
+        paired: whether one seed means the same data order in both. Their common seeds are then compared pair by pair,
+            if there are at least two of them.
+        comparisons: how many pairs of settings are looked at in all.
+
+    Returns:
+        The difference; None where a setting has a single seed.
+    """
+    from scipy import stats
+
+    common = sorted(first.keys() & second.keys())
+    paired = paired and len(common) >= 2
+    a = [first[seed] for seed in common] if paired else list(first.values())
+    b = [second[seed] for seed in common] if paired else list(second.values())
+    if min(len(a), len(b)) < 2:
+        return None
+    mean = statistics.fmean(b) - statistics.fmean(a)
+    noise = statistics.stdev([y - x for x, y in zip(a, b, strict=True)]) if paired else max(statistics.stdev(a), statistics.stdev(b))
+    if noise < 1e-12 + 1e-9 * abs(mean):  # the seeds changed nothing
+        return Difference(mean, mean, mean, float(mean == 0), paired, 2 if mean else None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of losses that hardly differ
+        test = stats.ttest_rel(b, a) if paired else stats.ttest_ind(b, a, equal_var=False)
+        interval = test.confidence_interval(1 - LEVEL / comparisons)
+    spread = noise if paired else math.sqrt((statistics.variance(a) + statistics.variance(b)) / 2)
+    seeds = seeds_needed(mean, spread, paired=paired, level=LEVEL / comparisons)
+    p = min(1.0, float(test.pvalue) * comparisons)
+    return Difference(mean, float(interval.low), float(interval.high), p, paired, seeds)
+
+
+def seeds_needed(difference: float, spread: float, *, paired: bool = True, level: float = LEVEL) -> int | None:
+    """The seeds per setting with which a t-test tells this difference in 4 of 5 cases; None: more than 1,000.
+
+    Args:
+        difference: of the means.
+        spread: the standard deviation of the differences of pairs, or of one setting's losses without pairs.
+        paired: which test.
+        level: its level, two-sided.
+    """
+    from scipy import stats
+
+    effect = abs(difference) / spread / (1 if paired else math.sqrt(2))
+
+    def power(seeds: int) -> float:
+        freedom = seeds - 1 if paired else 2 * (seeds - 1)
+        limit = stats.t.ppf(1 - level / 2, freedom)
+        return float(stats.nct.sf(limit, freedom, effect * math.sqrt(seeds)))
+
+    if effect == 0 or power(MOST_SEEDS) < POWER:
+        return None
+    low, high = 1, MOST_SEEDS  # bisection: the power grows with the seeds
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
+    return high
+
+
+def rank(settings: Mapping[str, Losses], *, paired: bool = True) -> Ranking:
+    """Order settings by their mean loss, and compare the first with each other one.
+
+    Args:
+        settings: finite losses by seed, by the setting's label.
+        paired: whether one seed means the same data order in every setting.
+    """
+    summaries = {label: summarise(list(losses.values())) for label, losses in settings.items()}
+    order = sorted(summaries, key=lambda label: summaries[label].mean)
+    pairs = len(list(itertools.combinations(order, 2)))  # which of them is the first was not known beforehand
+    best = settings[order[0]]
+    behind = {label: difference(best, settings[label], paired=paired, comparisons=pairs) for label in order[1:]}
+    return Ranking({label: summaries[label] for label in order}, behind)
+
+
+def in_words(ranking: Ranking) -> list[str]:
+    """A ranking in sentences: the winner, or which settings cannot be told apart and what would tell them."""
+    best, *others = ranking.settings
+    if not others:
+        return []
+    if ranking.winner is not None:
+        nearest = ranking.behind[others[0]]
+        assert nearest is not None, "a winner was compared with every other setting"
+        return [
+            _("{best} is better than every other setting: the next, {next}, is {difference:.4f} nats behind "
+              "({low:.4f} to {high:.4f}, p = {p:.2g}).", best=best, next=others[0], difference=nearest.mean,
+              low=nearest.low, high=nearest.high, p=nearest.p)
+        ]  # fmt: skip
+    return [_tie(best, label, ranking.behind[label]) for label in ranking.ties[:3]]
+
+
+def _tie(best: str, other: str, difference: Difference | None) -> str:
+    if difference is None:
+        return _("{first} and {second} cannot be told apart: a spread needs at least two seeds of each.",
+                 first=best, second=other)  # fmt: skip
+    measured = {"first": best, "second": other, "difference": difference.mean,
+                "low": difference.low, "high": difference.high}  # fmt: skip
+    if difference.seeds is None:
+        return _("{first} and {second} cannot be told apart: they differ by {difference:.4f} nats ({low:.4f} to "
+                 "{high:.4f}), and a difference this small would take more than 1,000 seeds of each.", **measured)  # fmt: skip
+    return plural(
+        "{first} and {second} cannot be told apart: they differ by {difference:.4f} nats ({low:.4f} to {high:.4f}); "
+        "a difference of this size takes about {n} seed of each to tell.",
+        "{first} and {second} cannot be told apart: they differ by {difference:.4f} nats ({low:.4f} to {high:.4f}); "
+        "a difference of this size takes about {n} seeds of each to tell.",
+        difference.seeds, **measured,
+    )  # fmt: skip
