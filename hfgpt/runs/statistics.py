@@ -135,7 +135,11 @@ def difference(first: Losses, second: Losses, *, paired: bool = True, comparison
     if min(len(a), len(b)) < 2:
         return None
     mean = statistics.fmean(b) - statistics.fmean(a)
-    noise = statistics.stdev([y - x for x, y in zip(a, b, strict=True)]) if paired else max(statistics.stdev(a), statistics.stdev(b))
+    noise = (
+        statistics.stdev([y - x for x, y in zip(a, b, strict=True)])
+        if paired
+        else max(statistics.stdev(a), statistics.stdev(b))
+    )
     if noise < 1e-12 + 1e-9 * abs(mean):  # the seeds changed nothing
         return Difference(mean, mean, mean, float(mean == 0), paired, 2 if mean else None)
     with warnings.catch_warnings():
@@ -210,15 +214,13 @@ def _tie(best: str, other: str, difference: Difference | None) -> str:
     if difference is None:
         return _("{first} and {second} cannot be told apart: a spread needs at least two seeds of each.",
                  first=best, second=other)  # fmt: skip
-    measured = {"first": best, "second": other, "difference": difference.mean,
-                "low": difference.low, "high": difference.high}  # fmt: skip
+    measured = {"first": best, "second": other, "low": difference.low, "high": difference.high}
+    tie = _("{first} and {second} cannot be told apart: they differ by {difference:.4f} nats ({low:.4f} to {high:.4f}).",
+            difference=difference.mean, **measured)  # fmt: skip
     if difference.seeds is None:
-        return _("{first} and {second} cannot be told apart: they differ by {difference:.4f} nats ({low:.4f} to "
-                 "{high:.4f}), and a difference this small would take more than 1,000 seeds of each.", **measured)  # fmt: skip
-    return plural(
-        "{first} and {second} cannot be told apart: they differ by {difference:.4f} nats ({low:.4f} to {high:.4f}); "
-        "a difference of this size takes about {n} seed of each to tell.",
-        "{first} and {second} cannot be told apart: they differ by {difference:.4f} nats ({low:.4f} to {high:.4f}); "
-        "a difference of this size takes about {n} seeds of each to tell.",
-        difference.seeds, **measured,
-    )  # fmt: skip
+        return tie + " " + _("A difference this small would take more than 1,000 seeds of each.")
+    return f"{tie} " + plural(
+        "A difference of this size takes about {n} seed of each to tell.",
+        "A difference of this size takes about {n} seeds of each to tell.",
+        difference.seeds,
+    )
