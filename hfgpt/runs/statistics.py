@@ -215,8 +215,11 @@ def _tie(best: str, other: str, difference: Difference | None) -> str:
         return _("{first} and {second} cannot be told apart: a spread needs at least two seeds of each.",
                  first=best, second=other)  # fmt: skip
     measured = {"first": best, "second": other, "low": difference.low, "high": difference.high}
-    tie = _("{first} and {second} cannot be told apart: they differ by {difference:.4f} nats ({low:.4f} to {high:.4f}).",
-            difference=difference.mean, **measured)  # fmt: skip
+    tie = _(
+        "{first} and {second} cannot be told apart: they differ by {difference:.4f} nats ({low:.4f} to {high:.4f}).",
+        difference=difference.mean,
+        **measured,
+    )
     if difference.seeds is None:
         return tie + " " + _("A difference this small would take more than 1,000 seeds of each.")
     return f"{tie} " + plural(
