@@ -1,0 +1,77 @@
+"""The end of real curves, foretold from their beginnings and from shorter runs."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfgpt.model.schedule import learning_rate
+from hfgpt.runs.laws import Curve, fit_curve
+from hfgpt.runs.metrics import read_run
+
+CURVES = Path(__file__).parents[1] / "fixtures" / "curves"
+FALLING = sorted(path.name for path in CURVES.iterdir() if path.name.startswith(("healthy.", "underfitting.")))
+
+
+def fitted(name: str, share: float = 1.0) -> tuple[Curve, float, int]:
+    """A curve from the first share of a run; the run's last loss and step."""
+    run = read_run(CURVES / name)
+    steps, losses = run.series("val_loss")
+    end = int(steps[-1])
+    seen = [(step, loss) for step, loss in zip(steps, losses, strict=True) if step <= share * end]
+    assert run.config is not None
+    recipe = run.config
+    curve = fit_curve(*zip(*seen, strict=True), rate=lambda step: learning_rate(step, recipe))
+    assert curve is not None
+    return curve, losses[-1], end
+
+
+def test_the_end_of_a_run_lies_in_the_interval() -> None:
+    inside, misses = [], []
+    for name in FALLING:
+        for share in (0.6, 0.8):
+            if name == "underfitting.few_steps" and share < 0.8:
+                continue  # three evaluations
+            curve, end, step = fitted(name, share)
+            prediction = curve.at(step)
+            inside.append(prediction.low <= end <= prediction.high)
+            if share == 0.8:
+                misses.append(abs(prediction.loss - end))
+    assert sum(inside) / len(inside) >= 0.9
+    assert sorted(misses)[len(misses) // 2] <= 0.01, "nats, in the median, from 80% of the run"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_of_twice_the_steps_with_its_own_schedule(seed: int) -> None:
+    curve, _, _ = fitted(f"healthy.seed_{seed}")
+    longer = read_run(CURVES / "healthy.longer")
+    recipe = longer.config
+    assert recipe is not None
+    prediction = curve.at(1000, lambda step: learning_rate(step, recipe))
+    assert abs(prediction.loss - longer.series("val_loss")[1][-1]) <= min(0.05, prediction.half)
+
+
+def test_a_power_law_is_found_again() -> None:
+    steps = range(100, 2001, 100)
+    curve = fit_curve(steps, [1.5 + 30 * step**-0.5 for step in steps])
+    assert curve is not None
+    prediction = curve.at(4000)
+    assert prediction.loss == pytest.approx(1.5 + 30 * 4000**-0.5, abs=0.03)
+    assert curve.at(2000).half < prediction.half < curve.at(20_000).half, "an interval widens with the way"
+
+
+def test_numbers_that_are_not_finite_and_short_curves() -> None:
+    assert fit_curve([], []) is None
+    assert fit_curve([0, 1, 2, 3], [4.0, 3.0, 2.5, 2.2]) is None, "three evaluations after the start"
+    with_gap = fit_curve(range(100, 1100, 100), [math.nan, *(2 + 100 / step for step in range(200, 1100, 100))])
+    assert with_gap is not None
+    assert math.isfinite(with_gap.at(1000).loss)
+
+
+def test_fitting_needs_neither_torch_nor_scipy() -> None:
+    code = "import sys, hfgpt.runs.laws; assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
