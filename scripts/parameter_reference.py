@@ -1,6 +1,6 @@
-"""Write docs/parameters.md from the fields of hfgpt/config/fields.py, where each is declared with its meaning.
+"""Write docs/en/parameters.md and docs/zh/parameters.md from the fields of hfgpt/config/fields.py.
 
-python scripts/parameter_reference.py [FILE]
+python scripts/parameter_reference.py [FOLDER]    the folder that holds en/ and zh/; by default docs/
 """
 
 import sys
@@ -8,45 +8,55 @@ from pathlib import Path
 
 from hfgpt import config
 from hfgpt.base import shell
-
-HEAD = """\
-# Parameters
-
-What a recipe may say, and the command line as `--name=value` (`--flag`, `--no_flag` for true and false). The names are
-nanoGPT's and the chapter's. Defaults < recipe < command line. Made by `python scripts/parameter_reference.py` from
-`hfgpt/config/fields.py`.
-"""
-OTHER_NAMES = """\
-## Other names
-
-nanoGPT's `decay_lr` (false: `lr_schedule: constant`), `wandb_log` (true: `report_to: wandb`) and `wandb_project`
-(`project`) are understood. These are answered with what to use instead:
-
-| name | instead |
-|---|---|
-"""
+from hfgpt.base.language import LANGUAGES, _, using
 
 
 def reference() -> str:
-    """The page: a table a group, a row a field."""
-    parts = [HEAD]
+    """The page in the language in use: a table for each group, a row for each field."""
+    parts = [
+        "# " + _("Parameters"),
+        _(
+            "These are the keys of a recipe; on the command line each is `--name=value`, and a key that is true or "
+            "false is also `--flag` and `--no_flag`. The names are nanoGPT's and the chapter's. The command line "
+            "overrides the recipe, and the recipe overrides the defaults. `python scripts/parameter_reference.py` "
+            "writes this page from `hfgpt/config/fields.py`."
+        ),
+    ]
+    head = f"| {_('name')} | {_('default')} | {_('takes')} | {_('meaning')} |\n|---|---|---|---|\n"
     for group, title in config.GROUPS.items():
         keys = [key for key in config.Config.model_fields if config.group_of(key) == group]
-        rows = [
-            f"| `{key}` | {default} | {config.allowed(key)} | {config.Config.model_fields[key].description} |\n"
-            for key, default in ((key, config.default_of(key).replace("<", "&lt;")) for key in keys)
-        ]
-        parts.append(f"## {title}\n\n| name | default | takes | meaning |\n|---|---|---|---|\n{''.join(rows)}")
-    return "\n".join(parts) + "\n" + OTHER_NAMES + "".join(f"| `{k}` | {v} |\n" for k, v in config.INSTEAD.items())
+        parts += [f"## {_(title)}", head + "".join(map(row, keys))]
+    parts += [
+        "## " + _("Other names"),
+        _(
+            "nanoGPT's `decay_lr` (false: `lr_schedule: constant`), `wandb_log` (true: `report_to: wandb`) and "
+            "`wandb_project` (`project`) are understood. Any other name below is refused with a message that says "
+            "what to use instead:"
+        ),
+        f"| {_('name')} | {_('use instead')} |\n|---|---|\n"
+        + "".join(f"| `{name}` | {_(instead)} |\n" for name, instead in config.INSTEAD.items()),
+    ]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def row(key: str) -> str:
+    """A field's line of the table."""
+    default = config.default_of(key).replace("<", "&lt;")
+    description = _(str(config.Config.model_fields[key].description))
+    return f"| `{key}` | {default} | {config.allowed(key)} | {description} |\n"
 
 
 def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return 0
-    page = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent.parent / "docs" / "parameters.md"
-    page.write_text(reference(), encoding="utf-8")
-    print(f"written: {page}")
+    folder = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent.parent / "docs"
+    for language in LANGUAGES:
+        with using(language):
+            page = folder / language / "parameters.md"
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(reference(), encoding="utf-8")
+        print(page)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""docs/coming-from.md: our names are ours, and theirs are as complete as they can be checked here."""
+"""docs/en/coming-from.md: our names are ours, and theirs are as complete as they can be checked here."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import re
 import pytest
 from conftest import ROOT
 
-from hfgpt.config import RENAMED, Config
+from hfgpt.config import RENAMED, Config, nanogpt
 
-SECTIONS = re.split(r"^## ", (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+SECTIONS = re.split(r"^## ", (ROOT / "docs" / "en" / "coming-from.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
 FLAGS = {"--resume"}  # of scripts/train.py
+# The settings of nanoGPT's train.py, in its order.
+NANOGPT = (
+    "out_dir eval_interval log_interval eval_iters eval_only always_save_checkpoint init_from wandb_log wandb_project "
+    "wandb_run_name dataset gradient_accumulation_steps batch_size block_size n_layer n_head n_embd dropout bias "
+    "learning_rate max_iters weight_decay beta1 beta2 grad_clip decay_lr warmup_iters lr_decay_iters min_lr backend "
+    "device dtype compile"
+).split()
 
 
 def rows(section: str) -> list[tuple[list[str], list[str]]]:
@@ -39,5 +46,6 @@ def test_the_trainers_names_are_the_trainers() -> None:
     assert theirs("The Trainer") <= {field.name for field in dataclasses.fields(TrainingArguments)}
 
 
-def test_every_shared_or_understood_name_of_nanogpt_is_listed() -> None:
-    assert set(RENAMED) <= theirs("nanoGPT")
+def test_every_name_of_nanogpt_is_listed() -> None:
+    assert theirs("nanoGPT") == set(NANOGPT)
+    assert {*RENAMED, *nanogpt.DEFAULTS, *nanogpt.LEFT_OUT} <= set(NANOGPT)

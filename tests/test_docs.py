@@ -6,6 +6,7 @@ ones are cut to a few steps of a tiny model. docs/ecosystem.md is typed by test_
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -21,13 +22,19 @@ from workshop import Workshop
 
 from hfgpt.config import RENAMED, Config
 
-PAGES = [ROOT / name for name in ("README.md", "README.zh-CN.md", "CONTRIBUTING.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
-TEXTS = {page.name: page.read_text("utf-8") for page in PAGES}
+DOCS = ROOT / "docs"
+ENGLISH = sorted(path.relative_to(DOCS / "en") for path in (DOCS / "en").rglob("*.md"))
+# Each English page and its Chinese twin.
+TWINS = {"README.md": "README.zh-CN.md"} | {
+    f"docs/en/{page}": f"docs/zh/{page}" for page in map(Path.as_posix, ENGLISH)
+}
+ALONE = ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md")
+PAGES = [name for name in (*ALONE, *TWINS, *TWINS.values()) if (ROOT / name).exists()]
+TEXTS = {name: (ROOT / name).read_text("utf-8") for name in PAGES}
 COMMANDS = {name: workshop.commands(text) for name, text in TEXTS.items()}
 EVERY_COMMAND = sorted({command for commands in COMMANDS.values() for command in commands})
-# The Chinese page is compared with the English one.
-TYPED = [name for name in TEXTS if COMMANDS[name] and name not in ("README.zh-CN.md", "ecosystem.md")]
+# A Chinese page has the commands of its English twin.
+TYPED = [name for name in TWINS if COMMANDS[name] and name != "docs/en/ecosystem.md"] + ["CONTRIBUTING.md"]
 
 EIGHT = "needs eight GPUs; test_end_to_end.py cuts the recipe for a CPU"
 TWO_HOSTS = "needs two hosts; test_reliability_long.py makes them of network namespaces"
@@ -63,7 +70,7 @@ NOT_HERE = {
     "python scripts/sweep.py recipes/experiments/model_size.yaml": GRID,
     "python scripts/push.py out/learning user/shakespeare --include_checkpoints": HUB,
     "python scripts/pull.py user/shakespeare out/pulled": HUB,
-    **{command: GRID for command in COMMANDS["experiments.md"]},
+    **{command: GRID for command in COMMANDS["docs/en/experiments.md"]},
     "python scripts/train.py RECIPE": PART,
     "python scripts/diagnose.py": PART,
     "python scripts/compare.py": PART,
@@ -123,11 +130,10 @@ def prepare_coming_from(place: Workshop) -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("page", TYPED)
 def test_what_a_page_has_one_type_works(page: str, place: Workshop) -> None:
-    if page == "coming-from.md":
+    if page == "docs/en/coming-from.md":
         prepare_coming_from(place)
-    if page == "parameters.md":  # its command writes the page itself
+    if page == "docs/en/parameters.md":  # its command writes the page itself
         (place.folder / "docs").unlink()
-        (place.folder / "docs").mkdir()
     for command in dict.fromkeys(COMMANDS[page]):
         if command not in NOT_HERE:
             try:
@@ -142,10 +148,10 @@ def test_what_is_not_run_is_documented() -> None:
     assert NOT_HERE.keys() <= set(EVERY_COMMAND)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", TEXTS[page.name])
-    assert [link for link in links if not (page.parent / link).exists()] == []
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", TEXTS[page])
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 @pytest.mark.parametrize("command", [command for command in EVERY_COMMAND if "scripts/" in command])
@@ -161,9 +167,22 @@ def test_commands_name_what_exists(command: str) -> None:
         assert name in Config.model_fields or name in RENAMED or f"--{flag}" in known, flag
 
 
-def test_the_chinese_readme_mirrors_the_english_one() -> None:
-    english, chinese = TEXTS["README.md"], TEXTS["README.zh-CN.md"]
-    for pattern in (r"^#+ ", r"^```\w*", r"^\|"):
-        assert len(re.findall(pattern, chinese, re.M)) == len(re.findall(pattern, english, re.M)), pattern
-    assert COMMANDS["README.zh-CN.md"] == COMMANDS["README.md"]
-    assert workshop.blocks(chinese, "python") == workshop.blocks(english, "python")
+def test_both_trees_have_the_same_pages() -> None:
+    assert sorted(path.relative_to(DOCS / "zh") for path in (DOCS / "zh").rglob("*.md")) == ENGLISH
+
+
+@pytest.mark.parametrize("english", TWINS)
+def test_a_chinese_page_mirrors_the_english_one(english: str) -> None:
+    ours, twin = TEXTS[english], TEXTS[TWINS[english]]
+    for pattern in (r"^#+ ", r"^```\w*", r"^\|", r"!\["):
+        assert len(re.findall(pattern, twin, re.M)) == len(re.findall(pattern, ours, re.M)), pattern
+    assert COMMANDS[TWINS[english]] == COMMANDS[english]
+    assert [without_strings(block) for block in workshop.blocks(twin, "python")] == [
+        without_strings(block) for block in workshop.blocks(ours, "python")
+    ]
+    assert len(re.findall(r"[一-鿿]", twin)) > 100
+
+
+def without_strings(program: str) -> str:
+    """A program's structure: what it says in words and comments is the page's language."""
+    return re.sub(r"Constant\(value='.*?'\)|Constant\(value=\".*?\"\)", "Constant()", ast.dump(ast.parse(program)))

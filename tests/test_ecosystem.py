@@ -1,4 +1,4 @@
-"""docs/ecosystem.md, section by section, typed as it stands there, with a small model."""
+"""docs/en/ecosystem.md, section by section, typed as it stands there, with a small model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hfgpt.inference import exported
 
 pytestmark = pytest.mark.e2e
 
-PAGE = (ROOT / "docs" / "ecosystem.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "en" / "ecosystem.md").read_text(encoding="utf-8")
 SECTIONS = {part.splitlines()[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]}
 TEXT = "ROMEO:\nWhat light is it?\n\nJULIET:\nThe sun."
 

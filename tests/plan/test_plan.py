@@ -225,7 +225,7 @@ def test_bad_input_exits_with_two() -> None:
 
 
 def test_the_page_on_planning_says_what_plan_says() -> None:
-    page = (ROOT / "docs" / "planning.md").read_text("utf-8")
+    page = (ROOT / "docs" / "en" / "planning.md").read_text("utf-8")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\| .*\|$", page, re.M)]
     recipes = {row[0]: row[1:] for row in rows if row[0] in {recipe.stem for recipe in RECIPES}}
     assert list(recipes) == ["quick_experiment", "learning", "standard", "production"]

@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises, a quick representative of each; test_reliability_long.py has the rest.
+"""What docs/en/reliability.md promises, a quick representative of each; test_reliability_long.py has the rest.
 
 The faults are real: SIGKILL, signals, a full filesystem, a process that is dead or silent. Out of memory is in
 test_fit.py, hostile input in test_hostile_input.py, exact resume inside one process in test_train.py.

@@ -1,4 +1,4 @@
-"""What docs/reliability.md promises, at length: fifty kills, two processes, two hosts, twenty thousand steps."""
+"""What docs/en/reliability.md promises, at length: fifty kills, two processes, two hosts, twenty thousand steps."""
 
 from __future__ import annotations
 
