@@ -22,7 +22,7 @@ def reference() -> str:
             "writes this page from `hfgpt/config/fields.py`."
         ),
     ]
-    head = f"| {_('name')} | {_('default')} | {_('takes')} | {_('meaning')} |\n|---|---|---|---|\n"
+    head = _("| name | default | takes | meaning |") + "\n|---|---|---|---|\n"
     for group, title in config.GROUPS.items():
         keys = [key for key in config.Config.model_fields if config.group_of(key) == group]
         parts += [f"## {_(title)}", head + "".join(map(row, keys))]
@@ -33,7 +33,8 @@ def reference() -> str:
             "`wandb_project` (`project`) are understood. Any other name below is refused with a message that says "
             "what to use instead:"
         ),
-        f"| {_('name')} | {_('use instead')} |\n|---|---|\n"
+        _("| name | use instead |")
+        + "\n|---|---|\n"
         + "".join(f"| `{name}` | {_(instead)} |\n" for name, instead in config.INSTEAD.items()),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
