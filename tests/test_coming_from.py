@@ -10,15 +10,46 @@ from conftest import ROOT
 
 from hfgpt.config import RENAMED, Config, nanogpt
 
-SECTIONS = re.split(r"^## ", (ROOT / "docs" / "en" / "coming-from.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+SECTIONS = re.split(r"^## ", (ROOT / "docs" / "en" / "coming-from.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[
+    1:
+]
 FLAGS = {"--resume"}  # of scripts/train.py
 # The settings of nanoGPT's train.py, in its order.
-NANOGPT = (
-    "out_dir eval_interval log_interval eval_iters eval_only always_save_checkpoint init_from wandb_log wandb_project "
-    "wandb_run_name dataset gradient_accumulation_steps batch_size block_size n_layer n_head n_embd dropout bias "
-    "learning_rate max_iters weight_decay beta1 beta2 grad_clip decay_lr warmup_iters lr_decay_iters min_lr backend "
-    "device dtype compile"
-).split()
+NANOGPT = [
+    "out_dir",
+    "eval_interval",
+    "log_interval",
+    "eval_iters",
+    "eval_only",
+    "always_save_checkpoint",
+    "init_from",
+    "wandb_log",
+    "wandb_project",
+    "wandb_run_name",
+    "dataset",
+    "gradient_accumulation_steps",
+    "batch_size",
+    "block_size",
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "dropout",
+    "bias",
+    "learning_rate",
+    "max_iters",
+    "weight_decay",
+    "beta1",
+    "beta2",
+    "grad_clip",
+    "decay_lr",
+    "warmup_iters",
+    "lr_decay_iters",
+    "min_lr",
+    "backend",
+    "device",
+    "dtype",
+    "compile",
+]
 
 
 def rows(section: str) -> list[tuple[list[str], list[str]]]:
