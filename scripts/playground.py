@@ -8,7 +8,8 @@ Plan    parameters, memory, time and what fits follow each slider; a value that 
 Runs    the loss curves of the runs in the folder, live and side by side, with what the diagnosis says
 Sample  any of these models continues your text, as it is written
 
-The page listens on this machine alone and fetches nothing from outside. It needs: pip install -e ".[playground]"
+The page listens on this machine alone, answers no other web page, and fetches nothing from
+outside. It needs: pip install -e ".[playground]"
 """
 
 import argparse
@@ -23,10 +24,11 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine alone)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen on (7860)")
     parser.add_argument("--lang", choices=("en", "zh"), default="en", help="language of the page (en)")
+    parser.add_argument("--allow", metavar="NAME", nargs="+", default=[], help="other host names it may be called by")
     args = parser.parse_args()
-    from hfgpt.playground.page import serve
+    from hfgpt.playground.server import serve
 
-    serve(args.folder, args.recipe, args.host, args.port, args.lang)
+    serve(args.folder, args.recipe, args.host, args.port, args.lang, args.allow)
 
 
 if __name__ == "__main__":

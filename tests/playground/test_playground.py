@@ -295,6 +295,43 @@ def test_the_server_listens_on_this_machine_alone(server: Server) -> None:
     assert {(address.ip, address.port) for address in listening} == {("127.0.0.1", server.port)}
 
 
+def test_the_server_answers_no_other_page(server: Server) -> None:
+    import http.client
+
+    def status(method: str, path: str, body: bytes = b"", **headers: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.putrequest(method, path, skip_host="Host" in headers)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            connection.putheader(name.replace("_", "-"), value)
+        connection.endheaders(body)
+        try:
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    assert status("GET", "/") == 200
+    for path in (
+        "/",
+        "/config",
+        "/gradio_api/info",
+        "/gradio_api/queue/data?session_hash=x",
+        "/gradio_api/heartbeat/x",
+    ):
+        assert status("GET", path, Host="evil.example") == 403
+        assert status("GET", path, Origin="http://evil.example:7999") == 403
+    assert status("OPTIONS", "/config", Origin="http://evil.example", Access_Control_Request_Method="POST") == 403
+    for path in ("/gradio_api/queue/join", "/gradio_api/call/plan", "/gradio_api/run/plan"):
+        assert status("POST", path, b"{}", Origin="http://localhost:1", Content_Type="application/json") == 403
+    upgrade = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec_WebSocket_Version": "13",
+        "Sec_WebSocket_Key": "eA==",
+    }
+    assert status("GET", "/gradio_api/queue/join", Host="evil.example", **upgrade) == 403
+    assert status("POST", "/gradio_api/upload", b"x" * 100) == 404
+
+
 def test_the_server_plans(client: Any) -> None:
     assert "10.87M" in ask(client)
     assert "It fits" in ask(client)

@@ -1,0 +1,91 @@
+"""The page's server: one socket, on the loopback unless told otherwise, behind its guard.
+
+In:  a page (hfgpt/playground/page.py), an address, and the host names that may call it.
+Out: the page under http://HOST:PORT until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import fastapi
+import gradio as gr
+import uvicorn
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.playground import view
+from hfgpt.playground.guard import LOOPBACK, Guard
+from hfgpt.playground.page import Page
+
+
+def application(page: Page, hosts: Sequence[str] = (), addresses: bool = False) -> Guard:
+    """The page as an ASGI application behind its guard."""
+    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=view.FONTS, font_mono=view.MONOSPACE)
+    theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
+    app = gr.mount_gradio_app(
+        fastapi.FastAPI(openapi_url=None), page.blocks, "/", theme=theme, css=view.CSS, footer_links=["settings"],
+        run_history=False, ssr_mode=False, max_file_size=1, enable_monitoring=False, mcp_server=False, pwa=False,
+    )  # fmt: skip
+    return Guard(app, hosts, addresses)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: the port is not free, or the address is not one of this machine's.
+    """
+    if not 0 < port < 65536:
+        raise InputError(_("port = {port}: must be from 1 to 65535", port=port))
+    try:
+        family, kind, protocol, _name, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        if os.name != "nt":  # there it would share a port that is taken
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(place)
+        listening.listen(128)
+    except OSError as error:
+        raise InputError(
+            _("port = {port}: cannot listen on {host} ({reason}) → --port={other} chooses another", port=port,
+              host=host, reason=error.strerror or error, other=port + 1)
+        ) from None  # fmt: skip
+    return listening
+
+
+def serve(
+    folder: str | Path,
+    recipe: str | None,
+    host: str,
+    port: int,
+    language: str,
+    allow: Sequence[str] = (),
+) -> None:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        folder: holds the runs.
+        recipe: to start from; None: one that suits this machine.
+        host, port: where to listen.
+        language: 'en' or 'zh', until the reader chooses.
+        allow: host names besides the loopback's by which the page may be called.
+
+    Raises:
+        InputError: the recipe, the port or the address cannot be used.
+    """
+    with listen(host, port) as listening:
+        page = Page(folder, recipe, language)
+        local = host in LOOPBACK
+        app = application(page, (*allow, host), addresses=not local)
+        shown = f"[{host}]" if ":" in host else host
+        print(_("The playground is at {address}  (Ctrl-C ends it)", address=f"http://{shown}:{port}/"), flush=True)
+        if not local:
+            print(_("Whoever reaches this machine can use it: it reads the runs, and writes texts."), flush=True)
+        config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, ws="none")
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:
+            print()
