@@ -107,7 +107,7 @@ def feeding(text: Path, cache: Path) -> dict[str, float]:
     from hfgpt.data import tokenizer
     from hfgpt.model import gpt2 as model
     from hfgpt.model import optim
-    from hfgpt.train import loop as train
+    from hfgpt.train.step import to_device
 
     made = config.load(RECIPE, [f"--dataset={text}", "--device=cpu"])
     corpus = data.prepare(made, cache)
@@ -117,7 +117,7 @@ def feeding(text: Path, cache: Path) -> dict[str, float]:
 
     def feed(number: int) -> list[dict[str, torch.Tensor]]:
         blocks = corpus.batches.micro_batches(number, 0, 1, made.batch_size)
-        return train.to_device(blocks, torch.device("cpu"))
+        return to_device(blocks, torch.device("cpu"))
 
     def step(number: int) -> None:
         for batch in feed(number):

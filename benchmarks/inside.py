@@ -56,9 +56,9 @@ def prepared(shape: Shape, vocabulary: int, device: str, **more: Any) -> Run:
 
 def batch_of(run: Run, number: int) -> list[dict[str, Any]]:
     """The batch of a step, as the training loop gets it."""
-    from hfgpt.train import loop as train
+    from hfgpt.train.step import to_device
 
-    return train.to_device(run.corpus.batches.micro_batches(number, 0, 1, run.micro_batch), run.device)
+    return to_device(run.corpus.batches.micro_batches(number, 0, 1, run.micro_batch), run.device)
 
 
 def run_clm(side: str, iterations: int, dtype: str, vocabulary: int = 65, device: str = "cpu") -> list[float]:
@@ -66,13 +66,13 @@ def run_clm(side: str, iterations: int, dtype: str, vocabulary: int = 65, device
 
     `dtype` is hfgpt's; the script has float32 on a CPU by default, and bfloat16 on a card.
     """
-    from hfgpt.train import loop as train
+    from hfgpt.train.step import train_step
 
     if side == "ours":
         run, count = prepared(SMALL, vocabulary, device, dtype=dtype), iter(range(1_000_000))
 
         def step() -> None:
-            train.train_step(run, batch_of(run, next(count)), SMALL.tokens, 1e-3)
+            train_step(run, batch_of(run, next(count)), SMALL.tokens, 1e-3)
     else:
         blocks = np.random.default_rng(0).integers(vocabulary, size=(600, SMALL.block_size))
         step = clm_steps(SMALL, vocabulary, blocks, device)

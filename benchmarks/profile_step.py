@@ -55,7 +55,7 @@ def measure(shape: Shape, dtype: str, vocabulary: int = 65, steps: int = 5) -> d
     """Shares and milliseconds of the training loop's step, of this shape on the CPU."""
     import torch
 
-    from hfgpt.train import loop as train
+    from hfgpt.train.step import train_step
 
     run = prepared(shape, vocabulary, "cpu", dtype=dtype)
 
@@ -64,7 +64,7 @@ def measure(shape: Shape, dtype: str, vocabulary: int = 65, steps: int = 5) -> d
         began = time.perf_counter()
         batch = batch_of(run, number)
         taken = time.perf_counter() - began
-        train.train_step(run, batch, shape.tokens, 1e-3)
+        train_step(run, batch, shape.tokens, 1e-3)
         return taken
 
     times = list[float]()

@@ -45,13 +45,13 @@ def factor(name: str, values: list[int], rounds: int, iterations: int) -> dict[s
     from peers import Shape
 
     from hfgpt.plan import probe
-    from hfgpt.train import loop as train
+    from hfgpt.train.step import train_step
 
     points = [(Shape(**{**BASE, name: value}), VOCABULARY) for value in values if name != "vocabulary"]
     points = points or [(Shape(**BASE), value) for value in values]
     runs = [prepared(shape, vocabulary, "cpu") for shape, vocabulary in points]
     sides = {
-        str(i): lambda run=run, shape=shape: train.train_step(run, batch_of(run, 0), shape.tokens, 1e-3)
+        str(i): lambda run=run, shape=shape: train_step(run, batch_of(run, 0), shape.tokens, 1e-3)
         for i, (run, (shape, _)) in enumerate(zip(runs, points, strict=True))
     }
     seconds = [summary(samples) for samples in in_turn(sides, rounds, iterations, warm=2).values()]

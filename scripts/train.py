@@ -28,7 +28,8 @@ def main() -> int:
         return 0
     threads.configure(config.cpu_threads)  # before torch is loaded
     with loading.uncollected():
-        from hfgpt.train.loop import RunError, train
+        from hfgpt.base.errors import RunError
+        from hfgpt.train.loop import train
 
     try:
         return train(config, resume="--resume" in flags, overwrite="--overwrite" in flags)

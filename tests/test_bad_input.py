@@ -544,24 +544,24 @@ def test_a_model_is_refused_where_its_state_alone_is_more_than_the_memory(
     from accelerate import Accelerator
 
     from hfgpt.base import machine as hardware
-    from hfgpt.train import run
+    from hfgpt.train import memory
 
     accelerator, wide = Accelerator(cpu=True), config.build(tiny | {"n_embd": 64}, "wide")
     blocks = 2 * (12 * 64 * 64 + 13 * 64) + 2 * 64
     for values, each in ((wide, 16), (wide.model_copy(update={"eval_only": True}), 4)):
         monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda each=each: each * blocks)
-        run.check_size(values, accelerator)
+        memory.check_size(values, accelerator)
         monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda each=each: each * blocks - 1)
         with pytest.raises(InputError, match=r"n_layer = 2, n_embd = 64: .*\n.*n_embd = 62 at most"):
-            run.check_size(values, accelerator)
+            memory.check_size(values, accelerator)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # two replicas share the machine's memory
     monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda: 32 * blocks - 1)
     with pytest.raises(InputError, match="each of 2 processes here has"):
-        run.check_size(wide, accelerator)
-    run.check_size(wide.model_copy(update={"init_from": "gpt2"}), accelerator)  # has a shape of its own
+        memory.check_size(wide, accelerator)
+    memory.check_size(wide.model_copy(update={"init_from": "gpt2"}), accelerator)  # has a shape of its own
     monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda: 0)
     with pytest.raises(InputError, match="a smaller n_layer and n_embd"):
-        run.check_size(wide, accelerator)
+        memory.check_size(wide, accelerator)
 
 
 def test_the_tables_are_long_enough() -> None:

@@ -362,7 +362,7 @@ def target(config: Config, gpu: str | None = None, vram: int | None = None, proc
 
 def _on_card(config: Config, card: Card, vram: int | None, processes: int, note: str) -> Target:
     narrow = "bfloat16" if card.bfloat16 else "float16"
-    automatic = "float32" if card.is_apple else narrow  # as hfgpt/train/run.py chooses
+    automatic = "float32" if card.is_apple else narrow  # as hfgpt/train/launch.py chooses
     dtype = automatic if config.dtype == "auto" else config.dtype
     peak = card.peak("tf32" if dtype == "float32" and card.tf32 else dtype)
     if peak is None:

@@ -29,9 +29,12 @@ from hfgpt.model.sizes import flops_per_token
 from hfgpt.plan.estimate import Measured
 from hfgpt.plan.survey import Survey
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
-from hfgpt.train import loop as train
 from hfgpt.train.display import Display
-from hfgpt.train.run import Run, make_accelerator
+from hfgpt.train.evaluate import SAMPLE_TOKENS
+from hfgpt.train.launch import make_accelerator
+from hfgpt.train.meter import peak_flops
+from hfgpt.train.run import Run
+from hfgpt.train.step import to_device, train_step
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # before torch: its profiler is quiet
 
@@ -64,7 +67,7 @@ def probe(found: Survey, processes: int = 1) -> Measured:
             seconds_per_eval_token=_seconds(lambda: _evaluate(run))
             / (run.micro_batch * run.config.block_size * processes),
             seconds_per_sample=_seconds(lambda: _sample(run, found.vocab_size)) if run.config.sample_prompt else 0.0,
-            peak=train.peak_flops(run),
+            peak=peak_flops(run),
             peak_bytes=peak_bytes(run) if sequences == run.micro_batch else None,
         )
     finally:
@@ -98,11 +101,9 @@ def prepare(found: Survey, processes: int = 1) -> Run:
 
 def step(run: Run, sequences: int, micro_batches: int) -> None:
     """One optimizer step of the training loop, of this many micro-batches of this many sequences."""
-    run.accelerator.gradient_accumulation_steps = micro_batches
-    run.accelerator.step = 0  # its count of micro-batches, by which it knows the last one of a step
     blocks = [next(iter(run.corpus.batches.micro_batches(0, 0, 1, run.micro_batch)))[:sequences]] * micro_batches
     targets = micro_batches * sequences * run.config.block_size
-    train.train_step(run, train.to_device(blocks, run.device), targets, run.config.learning_rate)
+    train_step(run, to_device(blocks, run.device), targets, run.config.learning_rate)
 
 
 def peak_bytes(run: Run) -> int:
@@ -148,7 +149,7 @@ def _evaluate(run: Run) -> None:
 
 def _sample(run: Run, vocab_size: int) -> None:
     """A sample as long as the one shown at each evaluation."""
-    drawing = sample.Sampling(max_new_tokens=train.SAMPLE_TOKENS)
+    drawing = sample.Sampling(max_new_tokens=SAMPLE_TOKENS)
     for _ in sample.draw_tokens(run.plain.gpt2, [0], vocab_size, None, drawing):
         pass
 

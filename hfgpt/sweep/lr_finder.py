@@ -58,15 +58,15 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
 
 def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[float]]:
     """One step at each rate, until the losses stay far above their start or are no number."""
-    from hfgpt.train.loop import global_loss, share, to_device, train_step
-    from hfgpt.train.run import start
+    from hfgpt.train.start import start
+    from hfgpt.train.step import global_loss, to_device, train_step
 
     run = start(config.model_copy(update={"eval_only": True, "report_to": "none", "max_iters": len(rates)}))
     run.model.train()
     losses: list[float] = []
     try:
         for step, rate in enumerate(rates):
-            batches = to_device(run.corpus.batches.micro_batches(step, *share(run)), run.device)
+            batches = to_device(run.corpus.batches.micro_batches(step, *run.share), run.device)
             loss = global_loss(run, train_step(run, batches, config.tokens_per_iter, rate))
             if not math.isfinite(loss) or statistics.median([*losses[-4:], loss]) > GIVE_UP * (losses or [loss])[0]:
                 break  # one bad batch alone ends nothing

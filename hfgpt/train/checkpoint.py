@@ -1,6 +1,6 @@
-"""Checkpoints: what a resume needs, written so that no instant leaves a half of one behind.
+"""Checkpoints on disk: what a resume needs, written so that an interruption never leaves half of one.
 
-In:  named tensors and a small state, from :mod:`hfgpt.train.loop`.
+In:  named tensors and a small state, from :mod:`hfgpt.train.resume`.
 Out: ``<run>/checkpoint-N/`` with
 
     model.safetensors       weights, by GPT2LMHeadModel's own names
@@ -9,8 +9,8 @@ Out: ``<run>/checkpoint-N/`` with
     state.json              step, best loss, position in the data, and size and SHA-256 of the files above
     COMPLETE                SHA-256 of state.json; written last
 
-A write goes: hidden temporary folder → fsync of each file → COMPLETE → rename → fsync of the run folder; older
-checkpoints go only then. Reading checks every sum and names what is damaged. No file is a pickle.
+A write takes these stages: hidden temporary folder → fsync of each file → COMPLETE → rename → fsync of the run folder.
+Older checkpoints are deleted only then. Reading checks every checksum and names what is damaged. No file is a pickle.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import make_readable, sync, write_text
+from hfgpt.base.language import _
 
 Tensors = Mapping[str, Tensor]
 
@@ -48,7 +49,7 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose sums were found right; tensors are on the CPU."""
+    """A checkpoint whose checksums are right; its tensors are on the CPU."""
 
     path: Path
     model: dict[str, Tensor]
@@ -58,7 +59,7 @@ class Checkpoint:
 
 
 def at_stage(name: str) -> None:
-    """Called before each stage of a write. Does nothing; the tests that kill a run in mid-write replace it."""
+    """Called before each stage of a write; does nothing. The tests that kill a run in mid-write replace it."""
 
 
 def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Tensors, state: Mapping[str, Any]) -> Path:
@@ -88,7 +89,7 @@ def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Ten
         write_text(temporary / "COMPLETE", _sum(temporary / "state.json"))
         sync(temporary)
         at_stage("rename")
-        if target.exists():  # of the same step: it may be the only one, so it stays until the new one is in place
+        if target.exists():  # it may be the only checkpoint, so it stays until the new one is in place
             shutil.rmtree(aside, ignore_errors=True)
             target.rename(aside)
         at_stage("replace")
@@ -108,16 +109,16 @@ def save_tensors(tensors: Tensors, path: Path) -> None:
         safetensors.torch.save_file(
             {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, {"format": "pt"}
         )
-    except SafetensorError as error:  # its own wrapping of an OSError
+    except SafetensorError as error:  # wraps an OSError
         raise OSError(f"{path}: {error}") from error
     make_readable(path)
     sync(path)
 
 
 def folders(run_dir: Path) -> list[tuple[int, Path]]:
-    """The checkpoint folders by step, newest first; of one that was being replaced, the new one first."""
+    """The checkpoint folders by step, newest first; if one was being replaced, the new one first."""
     named = ((_FOLDER.fullmatch(path.name), path) for path in run_dir.glob("checkpoint-*") if path.is_dir())
-    return sorted(((int(name[1]), path) for name, path in named if name), key=lambda found: (-found[0], found[1].name))
+    return sorted(((int(name[1]), path) for name, path in named if name), key=lambda item: (-item[0], item[1].name))
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -126,19 +127,25 @@ def steps(run_dir: Path) -> list[int]:
 
 
 def newest_valid(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
-    """The newest checkpoint that is whole; `warn` is told of each damaged one that was passed over.
+    """The newest checkpoint that is whole; `warn` hears of each damaged one that was passed over.
 
     Raises:
         InputError: there is none.
     """
-    found = folders(run_dir)
-    for _, path in found:
+    candidates = folders(run_dir)
+    for _step, path in candidates:
         try:
             return read(path)
         except CheckpointError as error:
-            warn(f"{error}; looking for an older checkpoint")
-    what = "every checkpoint is damaged" if found else "there is no checkpoint"
-    raise InputError(f"out_dir = {str(run_dir)!r}: cannot resume, {what} → train anew with --overwrite, or set out_dir")
+            warn(_("{error}; looking for an older checkpoint", error=error))
+    reason = _("every checkpoint is damaged") if candidates else _("there is no checkpoint")
+    raise InputError(
+        _(
+            "out_dir = {folder!r}: cannot resume, {reason} → train anew with --overwrite, or set out_dir",
+            folder=str(run_dir),
+            reason=reason,
+        )
+    )
 
 
 def read(path: Path) -> Checkpoint:
@@ -152,26 +159,36 @@ def read(path: Path) -> Checkpoint:
     try:
         marker = (path / "COMPLETE").read_text().strip()
         if marker != _sum(path / "state.json"):
-            raise CheckpointError(f"{path / 'state.json'} is damaged: its checksum differs")
+            raise CheckpointError(_("{file} is damaged: its checksum differs", file=path / "state.json"))
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if state.get("format") != FORMAT:
-            raise CheckpointError(f"{path} has format {state.get('format')!r}; this version reads {FORMAT}")
+            raise CheckpointError(
+                _(
+                    "{checkpoint} has format {format!r}; this version reads {known}",
+                    checkpoint=path,
+                    format=state.get("format"),
+                    known=FORMAT,
+                )
+            )
         for name in TENSOR_FILES:
             expected = state["files"][name]
             if (path / name).stat().st_size != expected["bytes"] or _sum(path / name) != expected["sha256"]:
-                raise CheckpointError(f"{path / name} is damaged: its checksum differs")
+                raise CheckpointError(_("{file} is damaged: its checksum differs", file=path / name))
         model, optimizer, rng = (safetensors.torch.load_file(path / name) for name in TENSOR_FILES)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is not whole: {Path(error.filename or '').name} is missing") from None
+        missing = Path(error.filename or "").name
+        raise CheckpointError(
+            _("{checkpoint} is not whole: {file} is missing", checkpoint=path, file=missing)
+        ) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+        raise CheckpointError(_("{checkpoint} cannot be read: {error}", checkpoint=path, error=error)) from None
     return Checkpoint(path, model, optimizer, rng, state)
 
 
 def rotate(run_dir: Path, latest: int, keep: int, best_step: int | None) -> None:
-    """Delete the oldest checkpoints beyond `keep`; the latest, of step `latest`, and the best one always stay.
+    """Delete the oldest checkpoints beyond `keep`; that of step `latest` and the best one always stay.
 
-    Those of later steps go too: they were damaged, and the run went on from an older one.
+    Checkpoints of later steps are deleted too: they were damaged, and the run went on from an older one.
     """
     older = [step for step in steps(run_dir) if step <= latest]
     protected = {latest, best_step} & set(older)

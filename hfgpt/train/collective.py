@@ -1,7 +1,7 @@
-"""What the processes of a run tell each other: a few numbers.
+"""A few numbers, exchanged between the processes of a run.
 
 In:  numbers of this process.
-Out: the numbers of all processes, the same on each of them.
+Out: the numbers of all processes, or their sums, equal on every process.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ def gather(device: torch.device, *values: float) -> Tensor:
     """The numbers of every process, (processes, values) in float64 on the CPU, in order of rank. Collective.
 
     Args:
-        device: where a collective of this run's backend finds its tensors.
+        device: where the run's communication backend expects its tensors.
         values: this process's numbers, as many on every process.
     """
-    mine = torch.tensor(values, dtype=torch.float64)
+    own = torch.tensor(values, dtype=torch.float64)
     if processes() == 1:
-        return mine[None]
-    mine = mine.to(device)
-    everyone = [torch.empty_like(mine) for _ in range(processes())]
-    dist.all_gather(everyone, mine)
+        return own[None]
+    own = own.to(device)
+    everyone = [torch.empty_like(own) for _ in range(processes())]
+    dist.all_gather(everyone, own)
     return torch.stack(everyone).cpu()
+
+
+def total(device: torch.device, *values: float) -> list[float]:
+    """The sums of the numbers over all processes, in float64. Collective."""
+    sums: list[float] = gather(device, *values).sum(0).tolist()
+    return sums

@@ -1,15 +1,17 @@
-"""Weights and optimizer averages by the weights' names, whole, whichever engine trains.
+"""Weights, optimizer averages and random generators, read and set, whichever engine trains.
 
 In:  a model and an optimizer as Accelerate prepared them: alone, under DDP, in FSDP's shards, or in DeepSpeed's.
-Out: {name: tensor} and {name: {average: tensor}} on the CPU, on the main process; and the way back.
+Out: {name: tensor} and {name: {average: tensor}}, whole, on the CPU of the main process; and the way back.
 
-A checkpoint is then the same files on any engine, and none of them a pickle. Every function is collective.
+So a checkpoint has the same files on any engine, and none is a pickle. Reading and setting weights and averages is
+collective; generators are each process's own.
 """
 
 from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -68,13 +70,37 @@ def load(accelerator: Accelerator, model: nn.Module, optimizer: Any, new: dict[s
         set_optimizer_state_dict(model, optimizer.optimizer, state, options=EVERYWHERE)  # type: ignore[arg-type]
 
 
+def generators(accelerator: Accelerator) -> dict[str, Tensor]:
+    """This process's random generators, as "<device>.<process>": state."""
+    rank = accelerator.process_index
+    found = {f"cpu.{rank}": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        found[f"cuda.{rank}"] = torch.cuda.get_rng_state(accelerator.device)
+    return found
+
+
+def load_generators(accelerator: Accelerator, saved: dict[str, Tensor]) -> None:
+    """Set this process's random generators, as :func:`generators` gave them."""
+    rank = accelerator.process_index
+    torch.set_rng_state(saved[f"cpu.{rank}"])
+    if f"cuda.{rank}" in saved and accelerator.device.type == "cuda":
+        torch.cuda.set_rng_state(saved[f"cuda.{rank}"], accelerator.device)
+
+
+def seed(accelerator: Accelerator, seed: int, step: int) -> None:
+    """Seed this process: its dropout differs from the other processes', and is a function of these numbers alone."""
+    words = (seed, accelerator.process_index, accelerator.num_processes, step)
+    torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+
+
 def _deepspeed(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type == DistributedType.DEEPSPEED
+    return bool(accelerator.distributed_type == DistributedType.DEEPSPEED)
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
     """torch's optimizer inside Accelerate's wrapper and DeepSpeed's."""
-    return optimizer.optimizer.optimizer
+    inner: torch.optim.Optimizer = optimizer.optimizer.optimizer
+    return inner
 
 
 def _of_deepspeed(model: nn.Module, optimizer: Any) -> Averages:

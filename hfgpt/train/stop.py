@@ -3,9 +3,9 @@
 In:  SIGTERM, SIGINT, and `max_time`.
 Out: `requested()`, the same answer on every process at the same step.
 
-The first signal lets the step in hand finish; the same signal again ends the process at once, which is harmless, since
+The first signal lets the step in hand finish. The same signal again ends the process at once, which is harmless, since
 a checkpoint is never half-written. One request may arrive twice: a launcher passes on the SIGTERM that its whole group
-was sent, and sends one after a Ctrl-C. So a signal of the other kind, or one within a second, changes nothing.
+was sent, and sends one after a Ctrl-C. So a signal of another kind, or one within a second, changes nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import os
 import signal
 import time
 from types import FrameType
+from typing import Any
 
 import torch
 
+from hfgpt.base.language import _
 from hfgpt.train.collective import gather, processes
 
 _TIME_IS_UP = 1000  # beyond every signal number
@@ -29,25 +31,25 @@ class Stop:
 
     Args:
         max_seconds: stop after this long; None: never.
-        device: where the processes' collectives find their tensors.
+        device: where the run's communication backend expects its tensors.
     """
 
     def __init__(self, max_seconds: float | None, device: torch.device) -> None:
         self._deadline = time.monotonic() + max_seconds if max_seconds is not None else float("inf")
         self._device = device
         self._received, self._when = 0, 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_rest: object) -> None:
         if failure is not None and processes() > 1:
-            return  # when one process is lost, a launcher sends the others a SIGTERM: they speak before they go
+            return  # if one process is lost, a launcher sends the others a SIGTERM: they report before they end
         for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self._received == number and time.monotonic() - self._when > _ECHO:
@@ -57,16 +59,18 @@ class Stop:
             self._received, self._when = number, time.monotonic()
 
     def requested(self) -> int:
-        """0, the signal's number, or a number beyond them where the time is up. Collective: call it at every step."""
+        """0, the signal's number, or a number beyond them if the time is up. Collective: call it at every step."""
         reason = self._received or (_TIME_IS_UP if time.monotonic() >= self._deadline else 0)
         return int(gather(self._device, reason).max())
 
 
 def describe(reason: int) -> str:
-    """What to tell the user about a reason that :meth:`Stop.requested` gave."""
-    return "max_time is reached" if reason == _TIME_IS_UP else f"{signal.Signals(reason).name} received"
+    """What to say about a reason that :meth:`Stop.requested` gave."""
+    if reason == _TIME_IS_UP:
+        return _("max_time is reached")
+    return _("{signal} received", signal=signal.Signals(reason).name)
 
 
 def exit_code(reason: int) -> int:
-    """128 + signal; 0 where the time was up, which the user asked for."""
+    """128 + signal; 0 if the time was up, as the user asked."""
     return 0 if reason == _TIME_IS_UP else 128 + reason

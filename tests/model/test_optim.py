@@ -19,7 +19,7 @@ from hfgpt import config
 from hfgpt.config import Config
 from hfgpt.model import gpt2 as model
 from hfgpt.model import optim, schedule, sizes
-from hfgpt.train import fit
+from hfgpt.train.memory import idle_update
 
 
 def made(**values: Any) -> Config:
@@ -308,7 +308,7 @@ def test_an_idle_update_leaves_no_trace() -> None:
     optimizer = optim.build(net, recipe, CPU)
     before = [parameter.detach().clone() for parameter in net.parameters()]
     give_gradients(net, 0)
-    fit.idle_update(optimizer)
+    idle_update(optimizer)
     assert all(torch.equal(*pair) for pair in zip(net.parameters(), before, strict=True))
     assert not optimizer.state
 

@@ -24,9 +24,12 @@ import torch
 from safetensors.torch import load_file
 
 from hfgpt import config
+from hfgpt.base.errors import RunError
 from hfgpt.runs import metrics
-from hfgpt.train import checkpoint, run
+from hfgpt.train import checkpoint, states
 from hfgpt.train import loop as train
+from hfgpt.train import start as beginning
+from hfgpt.train.run import Run
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,7 +59,7 @@ def _train(values: dict[str, Any], change: Callable[[], None] | None, log: Path 
     with open(log or os.devnull, "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
             sys.exit(train.train(config.build(values, "test"), resume=True))
-        except train.RunError as error:
+        except RunError as error:
             print(f"The run failed at {error}", file=output)
             sys.exit(1)
 
@@ -100,13 +103,13 @@ def batches_of(path: Path) -> list[list[Any]]:
 
 def forget_generators() -> None:
     """A `change` that resumes without the saved random generators: what the comparison must notice."""
-    real = run.restore
+    real = beginning.restore
 
-    def restore(at: run.Run, saved: Any) -> None:
+    def restore(at: Run, saved: Any) -> None:
         real(at, saved)
-        run.seed_process(at)
+        states.seed(at.accelerator, at.config.seed, at.progress.step)
 
-    run.restore = restore
+    beginning.restore = restore
 
 
 # ------------------------------------------------------------------------------------------------- two processes

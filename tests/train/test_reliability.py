@@ -37,10 +37,13 @@ from survival import (
 )
 
 from hfgpt import config
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import InputError, RunError
 from hfgpt.model import gpt2 as model
-from hfgpt.train import checkpoint, run
+from hfgpt.train import checkpoint, launch
 from hfgpt.train import loop as train
+from hfgpt.train.run import Run
+from hfgpt.train.start import start
+from hfgpt.train.step import StepResult, check_update, may_step
 
 # Dropout and the spike guard keep state of their own, that a resume must bring back.
 KILLED = {"dropout": 0.2, "spike_guard": 3.0, "max_iters": 60, "eval_interval": 10, "batch_size": 2}
@@ -100,7 +103,7 @@ def slow_steps() -> None:
     """From step 5 on a step takes 3 seconds."""
     real = train.train_step
 
-    def slow(at: run.Run, *arguments: Any) -> train.StepResult:
+    def slow(at: Run, *arguments: Any) -> StepResult:
         if at.progress.step >= 5:
             time.sleep(3)
         return real(at, *arguments)
@@ -225,7 +228,7 @@ def test_another_models_checkpoint(tiny: dict[str, Any], two_checkpoints: Path) 
     shutil.copytree(two_checkpoints, folder)
     before = figures(folder)
     with pytest.raises(InputError, match=r"another run:(?s:.*)n_layer: 1 in the checkpoint, 2 now"):
-        run.start(config.build(tiny, "test"), resume=True)
+        start(config.build(tiny, "test"), resume=True)
     assert figures(folder) == before
 
 
@@ -293,7 +296,7 @@ def test_a_disk_that_is_full_between_checkpoints(
     assert finish(process) == 1
     assert "writing failed: [Errno 28] No space left on device" in log.read_text()
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
-        run.start(config.build(values, "test"), resume=True)
+        start(config.build(values, "test"), resume=True)
     (disk / "ballast").unlink()
     assert finish(attempt(values)) == 0
     assert differences(folder, expected) == []
@@ -303,7 +306,7 @@ def slow_steps_after_12() -> None:
     """Time enough to fill the disk between two steps; 4 KB of further lines take some thirty of them."""
     real = train.train_step
 
-    def slow(at: run.Run, *arguments: Any) -> train.StepResult:
+    def slow(at: Run, *arguments: Any) -> StepResult:
         if at.progress.step == 12:
             time.sleep(1)
         return real(at, *arguments)
@@ -367,19 +370,19 @@ def test_a_spike_is_left_out(
 
 def test_a_lasting_rise_is_followed(tiny: dict[str, Any]) -> None:
     """A guard does not stop the learning for good: the average rises with every update that it leaves out."""
-    at = run.start(config.build(tiny | {"spike_guard": 2.0}, "test"))
+    at = start(config.build(tiny | {"spike_guard": 2.0}, "test"))
     at.progress.average_norm = 1.0
     for step in range(1, 200):
         at.progress.step = step
-        if train.may_step(at, 10.0):
+        if may_step(at, 10.0):
             break
-        train.check_update(at, train.StepResult(torch.zeros(()), 1, 10.0, False))
+        check_update(at, StepResult(torch.zeros(()), 1, 10.0, False))
     assert 50 < step < 150
 
 
 def with_scaler(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     """float16 with loss scaling on a CPU, where torch has both and Accelerate refuses them."""
-    real = run.make_accelerator
+    real = launch.make_accelerator
 
     def make(resolved: config.Config) -> Any:
         accelerator = real(resolved)
@@ -387,7 +390,7 @@ def with_scaler(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         return accelerator
 
-    monkeypatch.setattr(run, "make_accelerator", make)
+    monkeypatch.setattr(launch, "make_accelerator", make)
 
 
 def test_overflows_of_loss_scaling_are_skipped_and_counted(
@@ -412,7 +415,7 @@ def test_a_spike_under_loss_scaling(tiny: dict[str, Any], monkeypatch: pytest.Mo
 def test_weights_that_are_not_finite_are_neither_exported_nor_saved(tiny: dict[str, Any]) -> None:
     """A step of 1e30 is finite, and what it leaves is not: the evaluation behind it finds out."""
     values = tiny | {"eval_interval": 1, "learning_rate": 1e30, "warmup_iters": 0, "min_lr": 1e30, "sample_prompt": "A"}
-    with pytest.raises(train.RunError, match=r"step \d: not finite: (?s:.*)a lower learning rate(?s:.*)--resume"):
+    with pytest.raises(RunError, match=r"step \d: not finite: (?s:.*)a lower learning rate(?s:.*)--resume"):
         do_train(values)
     folder = Path(tiny["out_dir"])
     files = [folder / "model.safetensors", *folder.glob("checkpoint-*/model.safetensors")]
@@ -476,7 +479,7 @@ class Both:
 def slow_steps_after_22() -> None:
     real = train.train_step
 
-    def slow(at: run.Run, *arguments: Any) -> train.StepResult:
+    def slow(at: Run, *arguments: Any) -> StepResult:
         if at.progress.step >= 22:
             time.sleep(1)
         return real(at, *arguments)

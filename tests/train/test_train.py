@@ -18,13 +18,18 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from hfgpt import config
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import InputError, RunError
 from hfgpt.model import gpt2 as model
 from hfgpt.model import optim, schedule
 from hfgpt.runs import metrics
-from hfgpt.train import checkpoint
+from hfgpt.train import checkpoint, states
 from hfgpt.train import loop as train
-from hfgpt.train.run import Run, check_identity, check_optimizer, identity, restore, seed_process, start
+from hfgpt.train.failures import diverged
+from hfgpt.train.launch import check_optimizer
+from hfgpt.train.resume import check_identity, identity, restore
+from hfgpt.train.run import Run
+from hfgpt.train.start import start
+from hfgpt.train.step import StepResult, to_device, train_step
 
 Records = list[dict[str, float]]
 MEASURED = ("train_loss", "learning_rate", "grad_norm", "train_eval_loss", "val_loss", "val_bits_per_character")
@@ -56,7 +61,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int, in_accumulation: boo
     """Let `steps` optimizer steps happen, then end the process before the next, or after its first micro-batch."""
     real_step, count = train.train_step, 0
 
-    def dying(run: Run, batches: list[Any], *rest: Any) -> train.StepResult:
+    def dying(run: Run, batches: list[Any], *rest: Any) -> StepResult:
         nonlocal count
         count += 1
         if count > steps:
@@ -107,7 +112,7 @@ def test_ragged_targets_weigh_by_their_number(tiny: dict[str, Any], splits: list
     run.accelerator.clip_grad_norm_ = lambda parameters, limit: torch.nn.utils.get_total_norm(  # type: ignore[method-assign]
         [p.grad for p in parameters]
     )
-    result = train.train_step(run, ragged_batches(run, splits), count, 1e-3)
+    result = train_step(run, ragged_batches(run, splits), count, 1e-3)
     assert result.applied
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-7)
 
@@ -118,8 +123,8 @@ def test_gradients_are_clipped_to_the_norm(tiny: dict[str, Any]) -> None:
     run.optimizer.optimizer.register_step_pre_hook(
         lambda *_: norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in run.plain.parameters()])))
     )
-    batches = train.to_device(run.corpus.batches.micro_batches(0, 0, 1, 4), run.device)
-    result = train.train_step(run, batches, run.config.tokens_per_iter, 1e-3)
+    batches = to_device(run.corpus.batches.micro_batches(0, 0, 1, 4), run.device)
+    result = train_step(run, batches, run.config.tokens_per_iter, 1e-3)
     assert result.grad_norm > 0.1
     assert norms == [pytest.approx(0.01, rel=1e-3)]
 
@@ -271,9 +276,9 @@ def test_resume_without_the_generators_is_noticed(
 
     def restore_without(run: Run, saved: checkpoint.Checkpoint) -> None:
         restore(run, saved)
-        seed_process(run)
+        states.seed(run.accelerator, run.config.seed, run.progress.step)
 
-    monkeypatch.setattr("hfgpt.train.run.restore", restore_without)
+    monkeypatch.setattr("hfgpt.train.start.restore", restore_without)
     assert figures(do_train(tiny | LONG, resume=True)) != figures(whole)
 
 
@@ -363,7 +368,7 @@ def test_nan_stops_the_run_and_spares_the_weights(tiny: dict[str, Any], monkeypa
         return loss * math.nan if self.training and count == 6 else loss
 
     monkeypatch.setattr(model.LanguageModel, "forward", poisoned)
-    with pytest.raises(train.RunError, match=r"step 6: .*not finite(?s:.*)--resume"):
+    with pytest.raises(RunError, match=r"step 6: .*not finite(?s:.*)--resume"):
         do_train(tiny)
     folder = Path(tiny["out_dir"])
     assert [math.isnan(loss) for loss in series(folder, "train_loss")] == [False] * 5 + [True]
@@ -377,7 +382,7 @@ def test_nan_stops_the_run_and_spares_the_weights(tiny: dict[str, Any], monkeypa
 def test_a_diverged_run_is_told_to_lower_both_rates_of_muon(tiny: dict[str, Any]) -> None:
     for optimizer, rates in (("adamw", r"\(--learning_rate=0.001;"), ("muon", "=0.001 --muon_learning_rate=0.02;")):
         given = {"optimizer": optimizer, "learning_rate": 2e-3, "muon_learning_rate": 0.04}
-        assert re.search(rates, str(train.diverged(start(config.build(tiny | given, "x")), "loss nan")))
+        assert re.search(rates, str(diverged(start(config.build(tiny | given, "x")), "loss nan")))
 
 
 def test_bad_steps_are_left_out_up_to_the_limit(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@ from survival import ROOT, TWO, differences, figures
 from hfgpt import config
 from hfgpt.base.errors import RunError
 from hfgpt.model import gpt2 as model
-from hfgpt.train import checkpoint, fit
+from hfgpt.train import checkpoint, memory
 from hfgpt.train import loop as train
-from hfgpt.train.run import Run, start
+from hfgpt.train.run import Run
+from hfgpt.train.start import start
 
 TRAIN_LOSS = 1  # its place in a row of figures()
 
@@ -99,7 +100,7 @@ def test_a_try_leaves_no_trace(dropped: dict[str, Any], resumed: bool) -> None:
         do_train(dropped | {"max_iters": 4, "lr_decay_iters": 8, "fit": "never"})
     run = start(config.build(dropped, "test"), resume=resumed)
     before = state_of(run)
-    assert fit.try_step(run, 12)
+    assert memory.try_step(run, 12)
     after = state_of(run)
     assert len(after) == len(before)
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
@@ -112,7 +113,7 @@ def test_when_it_tries(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mo
     """`auto` trusts the recipe on a CPU, whose memory is swapped rather than refused."""
     run = start(config.build(tiny | {"fit": mode}, "test"))
     tried = room_for(monkeypatch, 1000)
-    fit.fit(run)
+    memory.fit(run)
     assert len(tried) == tries
 
 
@@ -123,7 +124,7 @@ def test_another_error_is_not_taken_for_it(tiny: dict[str, Any], monkeypatch: py
     run = start(config.build(tiny | {"fit": "always"}, "test"))
     monkeypatch.setattr(model.LanguageModel, "forward", broken)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        fit.fit(run)
+        memory.fit(run)
 
 
 def test_not_even_one_sequence(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +158,9 @@ def test_late_in_a_run(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tm
 
 def test_what_to_change_where_batches_are_single(tiny: dict[str, Any]) -> None:
     run = start(config.build(tiny | {"batch_size": 1}, "test"))
-    assert fit.advice(run).startswith("--activation_checkpointing")
+    assert memory.advice(run).startswith("--activation_checkpointing")
     run.config = run.config.model_copy(update={"activation_checkpointing": True})
-    assert "a smaller block_size" in fit.advice(run)
+    assert "a smaller block_size" in memory.advice(run)
 
 
 @pytest.mark.e2e

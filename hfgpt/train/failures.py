@@ -1,0 +1,142 @@
+"""What a run says when it fails, and how to go on.
+
+In:  the error, and the run that it ended.
+Out: a RunError whose message names the step, the cause, the last checkpoint and the line to type.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from hfgpt.base.errors import RunError
+from hfgpt.base.language import _
+from hfgpt.model.schedule import learning_rate
+from hfgpt.train import checkpoint
+from hfgpt.train.memory import advice, is_out_of_memory
+from hfgpt.train.resume import save
+from hfgpt.train.run import Run
+
+
+@contextmanager
+def explained(run: Run, position: dict[str, Any] | None = None) -> Iterator[None]:
+    """Turn what the machine is to blame for into a RunError.
+
+    Args:
+        run: the run that trains inside.
+        position: the state of the data before the step in hand drew its batches; they then come again.
+
+    Raises:
+        RunError: a full disk, no memory, a lost process.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader of the output has gone, which is not the disk's fault
+        raise
+    except OSError as error:
+        raise RunError(
+            _("step {step}: writing failed: {error}", step=run.progress.step, error=error) + "\n" + how_to_resume(run)
+        ) from error
+    except RuntimeError as error:
+        step = run.progress.step + 1
+        if is_out_of_memory(error):
+            saved = rescue(run, position)
+            raise RunError(
+                _(
+                    "step {step}: out of memory; {saved}\n    → {advice}\n"
+                    "      (or --fit=always, which finds that by itself)",
+                    step=step,
+                    saved=saved,
+                    advice=advice(run),
+                )
+                + "\n"
+                + how_to_resume(run)
+            ) from error
+        if reason := lost_process(error):
+            raise RunError(_("step {step}: {reason}", step=step, reason=reason) + "\n" + how_to_resume(run)) from error
+        raise
+
+
+@contextmanager
+def explained_start() -> Iterator[None]:
+    """The same while there is not yet a run.
+
+    Raises:
+        RunError: the model does not fit on the device, or a process was lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise RunError(
+                _(
+                    "the start: out of memory, the model alone does not fit on the device\n    → a smaller n_layer or "
+                    "n_embd, or shards of it on several devices (accelerate_configs/fsdp2.yaml)"
+                )
+            ) from error
+        if reason := lost_process(error):
+            raise RunError(_("the start: {reason}", reason=reason)) from error
+        raise
+
+
+def diverged(run: Run, what: str) -> RunError:
+    """What is not finite, the last good checkpoint, and the chapter's remedy."""
+    step, config = run.progress.step, run.config
+    lower = f"--learning_rate={config.learning_rate / 2:g}"
+    lower += f" --muon_learning_rate={config.muon_learning_rate / 2:g}" if config.optimizer == "muon" else ""
+    return RunError(
+        _(
+            "step {step}: not finite: {what}, learning rate {rate:.3g}; {saved}\n"
+            "    → a lower learning rate ({lower}; chapter 3.1), a longer warm-up, or dtype float32",
+            step=step,
+            what=what,
+            rate=learning_rate(step, config),
+            saved=last_checkpoint(run.folder),
+            lower=lower,
+        )
+        + "\n"
+        + how_to_resume(run)
+    )
+
+
+def lost_process(error: RuntimeError) -> str:
+    """What to say if a collective failed because another process has gone; "" if the error is another."""
+    if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+        return ""
+    return _(
+        "another process of this run has ended or cannot be reached ({error})\n"
+        "    → see what that process said, above or on its own machine",
+        error=str(error).strip().splitlines()[0],
+    )
+
+
+def rescue(run: Run, position: dict[str, Any] | None) -> str:
+    """Keep the steps since the last checkpoint, if this process can do it alone; says which checkpoint there is.
+
+    With several processes the others wait in a collective, or have failed too; their last checkpoint stands.
+    """
+    if run.accelerator.num_processes == 1 and run.progress.step and not run.config.eval_only:
+        run.optimizer.zero_grad()
+        if position is not None:
+            run.corpus.batches.load_state_dict(position)
+        save(run)
+    return last_checkpoint(run.folder)
+
+
+def last_checkpoint(folder: Path) -> str:
+    """In words: where a resume would go on."""
+    saved = next(iter(checkpoint.steps(folder)), None)
+    if saved is None:
+        return _("there is no checkpoint yet")
+    return _("checkpoint-{step} is the last one", step=saved)
+
+
+def how_to_resume(run: Run) -> str:
+    """The line to type, quoted for a shell."""
+    command = shlex.join(["accelerate", "launch", "scripts/train.py", str(run.folder / "recipe.yaml"), "--resume"])
+    return _("to go on: {command}", command=command)

@@ -1,0 +1,220 @@
+"""Accelerate, set up as the recipe says.
+
+In:  a resolved Config, and what a launcher put into the environment.
+Out: an Accelerator of the recipe's device, precision and accumulation; its tracker; or an InputError.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, PartialState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+    TorchDynamoPlugin,
+    parse_flag_from_env,
+)
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from hfgpt.base import machine
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.config import Config
+
+PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names and Accelerate's
+
+PREPARING = timedelta(days=1)  # the others wait this long while one process tokenises a large corpus
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Accelerate as the recipe says; where the environment or an Accelerate configuration differs, the recipe wins.
+
+    Raises:
+        InputError: the device, the precision or the tracker is not available here.
+    """
+    # Accelerate joins launched CPU processes over gloo only if it is told that it is on a CPU.
+    cpu = config.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    if not torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        cpu = True
+    join_after_restart("gloo" if cpu else None)
+    state = PartialState(cpu=cpu, timeout=PREPARING)
+    device = state.device.type
+    if config.device not in ("auto", device):
+        raise InputError(
+            _(
+                "device = {asked!r}: is not available here; training runs on {device!r}",
+                asked=config.device,
+                device=device,
+            )
+        )
+    dtype = choose_dtype(config.dtype, device, config.n_embd)
+    if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
+        raise InputError(
+            _("report_to = {tracker!r}: is not installed → pip install {tracker}", tracker=config.report_to)
+        )
+    steps = config.global_batch // state.num_processes // config.micro_batch(state.num_processes)
+    _overrule("ACCELERATE_MIXED_PRECISION", PRECISION[dtype], {"no"}, "dtype")
+    _overrule("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", str(steps), {"1"}, "gradient_accumulation_steps")
+    _overrule("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR" if config.compile else "NO", {"NO", "no"}, "compile")
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
+    if device == "cpu":
+        _keep_freed_memory()
+    compiles = config.compile and _can_compile(device)
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=PRECISION[dtype],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor" if compiles else "no"),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        log_with=None if config.report_to == "none" else config.report_to,
+        project_config=ProjectConfiguration(config.out_dir, logging_dir=str(config.run_dir / "logs")),
+    )
+
+
+def check_optimizer(config: Config, engine: DistributedType) -> None:
+    """Muon needs whole matrices, with their gradients, in every process.
+
+    Raises:
+        InputError: the engine shards them, or replaces the optimizer with its own.
+    """
+    if config.optimizer == "muon" and engine in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise InputError(
+            _(
+                "optimizer = 'muon': needs whole matrices, and {engine} shards them → set optimizer to 'adamw', or "
+                "launch without shards (accelerate_configs/multi_gpu.yaml)",
+                engine=engine.value,
+            )
+        )
+
+
+def start_tracker(accelerator: Accelerator, config: Config) -> None:
+    """Begin the run in the recipe's tracker, if it names one. There the run has its folder's name.
+
+    Raises:
+        InputError: the tracker refuses, for example without a login or a network.
+    """
+    if config.report_to == "none":
+        return
+    named = {"name": config.run_dir.name}
+    try:
+        accelerator.init_trackers(config.project, config.model_dump(), {"wandb": named, "trackio": named})
+    except Exception as error:  # each tracker has its own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if config.report_to == "wandb":
+            fix = _("log in with `wandb login`, or set WANDB_MODE=offline; or leave report_to out")
+        else:
+            fix = _("leave report_to out")
+        raise InputError(
+            _("report_to = {tracker!r}: cannot be started: {reason}", tracker=config.report_to, reason=reason)
+            + f" → {fix}"
+        ) from None
+
+
+def configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: int) -> None:
+    """DeepSpeed accumulates and clips by itself: give it the recipe's numbers."""
+    accelerator.state.deepspeed_plugin.deepspeed_config.update(
+        train_micro_batch_size_per_gpu=micro_batch,
+        gradient_accumulation_steps=accelerator.gradient_accumulation_steps,
+        gradient_clipping=config.grad_clip,
+    )
+
+
+def restarts() -> int:
+    """How often torchrun has restarted all processes because one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def join_after_restart(backend: str | None) -> None:
+    """Find the other processes under a prefix of torchrun's store that belongs to this attempt alone.
+
+    The store outlives a restart, and with it the addresses of processes that have ended: gloo may read one before its
+    owner has replaced it, and fails to connect (torch 2.13, either rendezvous backend).
+
+    Args:
+        backend: as Accelerate would choose. With None, torch makes one for every kind of device; on a CPU the last
+            process then sometimes did not end.
+    """
+    if not restarts() or dist.is_initialized():
+        return
+    store, rank, world = next(rendezvous("env://", timeout=PREPARING))
+    store = PrefixStore(f"restart{restarts()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PREPARING)
+
+
+def choose_dtype(dtype: str, device: str, n_embd: int) -> str:
+    """What `dtype: auto` is on a device: bfloat16 where it is fast, float16 on older CUDA cards, else float32.
+
+    Raises:
+        InputError: float16 on a CPU; its small range needs the loss scaling that accelerators have.
+    """
+    if dtype == "auto":
+        if device == "cuda":
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        if device == "cpu":
+            return machine.cpu_dtype(n_embd)
+        return "bfloat16" if device == "xpu" else "float32"
+    if dtype == "float16" and device == "cpu":
+        raise InputError(
+            _("dtype = 'float16': needs an accelerator, and this run is on a CPU → set dtype to 'float32'")
+        )
+    return dtype
+
+
+def _overrule(variable: str, value: str, neutral: set[str], key: str) -> None:
+    """The recipe is the truth: say so if the environment, or an Accelerate configuration, differs."""
+    given = os.environ.get(variable)
+    if given is not None and given.lower() != value.lower():
+        if given not in neutral and PartialState().is_main_process:
+            warnings.warn(
+                _(
+                    "{variable}={given} is overruled by the recipe's {key}: {value}",
+                    variable=variable,
+                    given=given,
+                    key=key,
+                    value=value,
+                ),
+                stacklevel=3,
+            )
+        os.environ[variable] = value
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h numbers them
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, instead of giving it back to the system.
+
+    Each page that returns costs a page fault: 2,000 in a step of the small recipes, a tenth of its time in bfloat16.
+    The process ends up as large as its largest step, as it does on a card. Other C libraries have no such setting.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_MMAP_THRESHOLD, 2**30)
+
+
+def _can_compile(device: str) -> bool:
+    """Whether torch.compile has what it needs (a C++ compiler, Triton); warns if it does not."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+    except Exception as error:  # whatever the backend raises, training without it works
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(
+            _("compile: true is left out, since torch.compile does not work here: {reason}", reason=reason),
+            stacklevel=2,
+        )
+        return False
+    return True

@@ -1,0 +1,219 @@
+"""Memory: a model that cannot fit is refused; a micro-batch that does not fit is made smaller before the first step.
+
+In:  a config and its Accelerator; later a :class:`~hfgpt.train.run.Run` that is ready to train.
+Out: an error that says what would fit; or the run with a smaller micro-batch and more accumulation. The global batch,
+     the order of the data, the weights, the optimizer and the random generators stay as they were.
+
+Accelerate's `find_executable_batch_size` decides in each process alone, while the others wait in a collective. Here
+every process tries without a collective, and only then do they agree.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from accelerate.utils.memory import should_reduce_batch_size
+
+from hfgpt.base import machine
+from hfgpt.base.errors import InputError, RunError
+from hfgpt.base.language import _
+from hfgpt.config import Config
+from hfgpt.model import sizes
+from hfgpt.train.collective import gather
+from hfgpt.train.run import Run
+
+STATE = 16  # bytes a parameter: weight, gradient and AdamW's two averages, in float32
+
+# Under FSDP and DeepSpeed a forward pass is a collective: a process that fails in it would leave the others waiting.
+REPLICATED = {DistributedType.NO, *(kind for kind in DistributedType if kind.name.startswith("MULTI_"))}
+
+
+# ------------------------------------------------------------------------------------------------ before the model
+
+
+def check_size(config: Config, accelerator: Accelerator) -> None:
+    """Refuse a model that cannot make a single step, before a corpus is prepared or the system ends the process.
+
+    This counts less than a run takes: the blocks alone, without embeddings, activations and libraries. So it refuses
+    nothing that might train; a model that is too large by less fails at the first step.
+
+    Raises:
+        InputError: the blocks take more than there is; says how much, and which n_embd would do.
+    """
+    if config.pretrained:  # its own shape is not known yet
+        return
+    total, owner = memory_for_state(accelerator)
+    each = 4 if config.eval_only else STATE
+    need = each * _block_parameters(config, config.n_embd)
+    if total is None or need <= total:
+        return
+    head = config.n_head
+    widths = range(head, config.n_embd, head)
+    fitting = bisect_right(widths, total, key=lambda width: each * _block_parameters(config, width))
+    if fitting:
+        advice = _("n_embd = {width} at most with this n_layer", width=widths[fitting - 1])
+    else:
+        advice = _("a smaller n_layer and n_embd")
+    parts = _("weights") if config.eval_only else _("weights, gradients and optimizer")
+    raise InputError(
+        _(
+            "n_layer = {n_layer}, n_embd = {n_embd}: {parameters:,} parameters; their {parts} take {need:,.1f} GiB, "
+            "and {owner} {total:,.1f} GiB\n    → {advice}; python scripts/plan.py says what a recipe takes",
+            n_layer=config.n_layer,
+            n_embd=config.n_embd,
+            parameters=need // each,
+            parts=parts,
+            need=need / 2**30,
+            owner=owner,
+            total=total / 2**30,
+            advice=advice,
+        )
+    )
+
+
+def _block_parameters(config: Config, width: int) -> int:
+    """Parameters of the Transformer blocks at this n_embd."""
+    counted = sizes.parameters(config.model_copy(update={"n_embd": width}), vocab_size=0)
+    return counted.attention + counted.mlp + counted.norms
+
+
+def memory_for_state(accelerator: Accelerator) -> tuple[int | None, str]:
+    """Bytes that one copy of weights, gradients and averages may take, and who has them; None if that is not known.
+
+    Replicas on a CPU share the machine's memory; shards (FSDP) use that of all their devices together.
+    """
+    kind, device, processes = accelerator.distributed_type, accelerator.device, accelerator.num_processes
+    sharded = kind == DistributedType.FSDP
+    if kind == DistributedType.DEEPSPEED or (sharded and accelerator.state.fsdp_plugin.cpu_offload):
+        return None, ""  # the state may be in host memory, or on a disk
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device).total_memory
+        return (card * processes, _("{n} cards have", n=processes)) if sharded else (card, _("the card has"))
+    if device.type not in ("cpu", "mps"):
+        return None, ""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    memory = machine.cpu_memory_bytes()
+    if sharded:
+        owner = _("this machine has") if here == processes else _("these machines have")
+        return memory * processes // here, owner
+    return memory // here, _("each of {n} processes here has", n=here) if here > 1 else _("this machine has")
+
+
+# ------------------------------------------------------------------------------------------- before the first step
+
+
+def fit(run: Run) -> None:
+    """Lower the micro-batch to the largest divisor of a process's share that fits in memory. Collective.
+
+    Raises:
+        RunError: not even one sequence fits.
+    """
+    mode, replicated = run.config.fit, run.accelerator.distributed_type in REPLICATED
+    if mode == "never" or not replicated or (mode == "auto" and run.device.type == "cpu"):
+        return
+    asked = run.micro_batch
+    while not everywhere(run, try_step(run, run.micro_batch)):
+        if run.micro_batch == 1:
+            raise RunError(
+                _(
+                    "step {step}: out of memory with one sequence\n    → {advice}",
+                    step=run.progress.step,
+                    advice=advice(run),
+                )
+            )
+        run.micro_batch = next(smaller(run))
+    if run.micro_batch < asked:
+        run.display.warn(
+            _(
+                "micro-batches of {asked} do not fit in memory: taking {taken}, for the same steps",
+                asked=asked,
+                taken=run.micro_batch,
+            )
+        )
+
+
+def smaller(run: Run) -> Iterator[int]:
+    """The micro-batches that are left to try, the largest first."""
+    share = run.config.global_batch // run.accelerator.num_processes
+    return (size for size in range(run.micro_batch - 1, 0, -1) if share % size == 0)
+
+
+def try_step(run: Run, size: int) -> bool:
+    """Whether forward, backward and update of `size` sequences fit on this device. Leaves no trace.
+
+    The update has zero gradients and a zero rate: the optimizer makes its averages and changes no weight
+    (`torch.distributed.checkpoint` makes them the same way). Averages from a checkpoint stay.
+    """
+    optimizer, device = run.optimizer.optimizer, run.device
+    tokens = torch.zeros((size, run.config.block_size), dtype=torch.long, device=device)
+    generators = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+    run.model.train()
+    try:
+        with generators, run.accelerator.no_sync(run.model):
+            run.accelerator.backward(run.model(input_ids=tokens, targets=tokens))
+        if not optimizer.state:
+            idle_update(optimizer)
+        return True
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        optimizer.zero_grad()
+        if device.type != "cpu":
+            gc.collect()
+            torch.accelerator.empty_cache()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+
+def idle_update(optimizer: torch.optim.Optimizer) -> None:
+    """An update that changes nothing, and whose averages are removed again."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.zero_()
+    try:
+        optimizer.step()
+    finally:
+        optimizer.state.clear()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def everywhere(run: Run, fits: bool) -> bool:
+    """Whether it fits on every process. Collective."""
+    return bool(gather(run.device, fits).min())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no memory left."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and (
+        should_reduce_batch_size(error) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
+    )
+
+
+def advice(run: Run) -> str:
+    """What to set so that the same steps take less memory."""
+    size = next(smaller(run), None)
+    if size is not None:
+        return _(
+            "--batch_size={size} --gradient_accumulation_steps={steps}: the same steps in micro-batches of {size} "
+            "instead of {old}",
+            size=size,
+            steps=run.config.global_batch // size,
+            old=run.micro_batch,
+        )
+    if not run.config.activation_checkpointing:
+        return _("--activation_checkpointing: the same steps in less memory, and about a third more time")
+    return _("a smaller block_size, n_layer or n_embd (a new run), or a device with more memory")

@@ -1,0 +1,92 @@
+"""Speed, memory and time of a run.
+
+In:  how long the loop waited for data and trained, step by step.
+Out: the figures of a record: tokens/s, MFU, peak memory, seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+
+from hfgpt.base import cards, machine
+from hfgpt.model.gpt2 import parameter_count
+from hfgpt.train.run import Run
+
+
+class Meter:
+    """Counts the steps since the last record, and the seconds of the whole run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._began = time.monotonic() - run.progress.seconds
+        self._peak: float | None = None  # not known before the second record
+        self._records = 0
+        self._flops = flops_per_token(run)
+        self._steps, self._step_seconds, self._data_seconds = 0, 0.0, 0.0
+
+    def add(self, data_seconds: float, step_seconds: float) -> None:
+        """One more step: how long it waited for its data, and how long it took then."""
+        self._steps += 1
+        self._data_seconds += data_seconds
+        self._step_seconds += step_seconds
+
+    def seconds(self) -> float:
+        """Since the run began, without the time between a stop and its resume."""
+        return time.monotonic() - self._began
+
+    def figures(self) -> dict[str, float]:
+        """Speed, memory and time since the last call.
+
+        The first record has no `mfu`: its step also warms up, and would wait while a CPU's peak is measured, which
+        takes a part of a second.
+        """
+        run = self._run
+        rate = self._steps * run.config.tokens_per_iter / (self._step_seconds + self._data_seconds)
+        figures = {
+            "tokens_per_second": rate,
+            "memory_bytes": memory_bytes(run.device),
+            "data_seconds": self._data_seconds / self._steps,
+            "seconds": self.seconds(),
+        }
+        self._records += 1
+        if self._records == 2:
+            self._peak = peak_flops(run)
+        if self._peak:
+            figures["mfu"] = rate * self._flops / (self._peak * run.accelerator.num_processes)
+        self._steps, self._step_seconds, self._data_seconds = 0, 0.0, 0.0
+        return figures
+
+
+def flops_per_token(run: Run) -> float:
+    """Forward and backward arithmetic of a token (PaLM, appendix B, as nanoGPT counts it): 6N + 12·L·C·T."""
+    shape = run.plain.gpt2.config
+    weights = parameter_count(run.plain) - shape.n_positions * shape.n_embd
+    return float(6 * weights + 12 * shape.n_layer * shape.n_embd * shape.n_positions)
+
+
+def peak_flops(run: Run) -> float | None:
+    """The FLOP/s one process could reach: the card's by its table, a CPU's by measurement; None if not known."""
+    mixed = run.accelerator.mixed_precision
+    if run.device.type == "cuda":
+        dtype = {"no": "tf32", "bf16": "bfloat16", "fp16": "float16"}[mixed]
+        return cards.peak_flops(torch.cuda.get_device_name(run.device), dtype)
+    if run.device.type == "cpu":
+        return machine.measured_cpu_peak("bfloat16" if mixed == "bf16" else "float32")
+    return None
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: what torch allocated on a card; the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

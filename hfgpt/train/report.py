@@ -1,0 +1,111 @@
+"""What a run says at its beginning and at its end.
+
+In:  a Run before its first step; the same after its last.
+Out: lines on the screen; at the end also the curve and the model card.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+import torch
+
+from hfgpt.base.language import _
+from hfgpt.base.units import duration
+from hfgpt.model.gpt2 import parameter_count
+from hfgpt.runs import card, diagnose, metrics
+from hfgpt.train.evaluate import SAMPLE_TOKENS, patience_is_over, sample_text
+from hfgpt.train.failures import how_to_resume
+from hfgpt.train.launch import PRECISION
+from hfgpt.train.run import Run
+
+
+def introduce(run: Run) -> None:
+    """Say what is about to happen."""
+    config, corpus = run.config, run.corpus
+    run.display.say(
+        _(
+            "{folder}: {parameters:,} parameters, vocabulary {vocabulary:,}, {train:,} training and {val:,} "
+            "validation tokens",
+            folder=config.run_dir,
+            parameters=parameter_count(run.plain),
+            vocabulary=run.plain.gpt2.config.vocab_size,
+            train=len(corpus.train),
+            val=len(corpus.val),
+        )
+    )
+    run.display.say(
+        _(
+            "{steps:,} steps of {tokens:,} tokens on {processes} x {device}, micro-batch {micro_batch}",
+            steps=config.max_iters,
+            tokens=config.tokens_per_iter,
+            processes=run.accelerator.num_processes,
+            device=device_name(run),
+            micro_batch=run.micro_batch,
+        )
+    )
+    if run.progress.step:
+        run.display.say(_("going on after step {step}", step=run.progress.step))
+
+
+def device_name(run: Run) -> str:
+    """The device of a process, the precision and, on a CPU, the threads."""
+    dtypes = {accelerates: ours for ours, accelerates in PRECISION.items()}
+    dtype = dtypes[run.accelerator.mixed_precision]
+    if run.device.type == "cpu":
+        return _("cpu ({dtype}, {threads} threads)", dtype=dtype, threads=torch.get_num_threads())
+    return f"{run.device.type} ({dtype})"
+
+
+def finish(run: Run, reason: int) -> None:
+    """After the last step: the curve, the model card, what the record says, and what to type next. Collective."""
+    run.display.close()
+    if reason:
+        run.display.say(how_to_resume(run))
+    run.accelerator.wait_for_everyone()
+    if reason or not run.main:
+        return
+    from hfgpt.runs import plots  # matplotlib is for the end: the first step does not wait for it
+
+    config, folder, records = run.config, run.folder, metrics.read(run.metrics.path)
+    plots.loss_curve(folder)
+    card.write(folder, config.license)
+    run.display.say("\n" + outcome(run, metrics.series(records, "val_loss")[1]))
+    run.display.say("\n" + diagnose.summary(records, config))
+    if config.sample_prompt and not run.sharded:
+        run.display.say("\n" + _("sampled:"))
+        run.display.sample(sample_text(run, 3 * SAMPLE_TOKENS))
+    if run.pusher is not None:
+        run.display.say("\n" + _("waiting for the last push to the Hub"))
+        run.pusher.submit()  # with the curve and the whole record
+        run.pusher.close()
+    run.display.say(
+        "\n" + _("model, curve and record are in {folder}/  (loss.png, README.md, metrics.jsonl)", folder=folder)
+    )
+    command = shlex.join(["python", "scripts/sample.py", str(folder)]) + ' --prompt "ROMEO:"'
+    run.display.say(_("next: {command}", command=command))
+
+
+def outcome(run: Run, val: list[float]) -> str:
+    """The validation loss before, at the end and at its best; `val` has that of every evaluation."""
+    progress, patience = run.progress, run.config.early_stopping_patience
+    figures = {
+        "before": val[0],
+        "last": val[-1],
+        "steps": progress.step,
+        "time": duration(progress.seconds),
+        "best": progress.best_val_loss,
+        "best_step": progress.best_step,
+    }
+    if patience_is_over(run):
+        return _(
+            "validation loss {before:.4f} before, {last:.4f} after {steps} steps, {time} (no better validation loss in "
+            "{patience} evaluations); best {best:.4f} at step {best_step}",
+            patience=patience,
+            **figures,
+        )
+    return _(
+        "validation loss {before:.4f} before, {last:.4f} after {steps} steps, {time}; best {best:.4f} at step "
+        "{best_step}",
+        **figures,
+    )

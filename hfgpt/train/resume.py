@@ -1,0 +1,137 @@
+"""What a resume needs: saved, found again, checked and brought back.
+
+In:  a Run at a step; later the same recipe, and the run folder.
+Out: a checkpoint; later a Run that goes on bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.config import Config
+from hfgpt.data import tokenizer as tokenizers
+from hfgpt.share import export
+from hfgpt.train import checkpoint, states
+from hfgpt.train.display import Display
+from hfgpt.train.run import Progress, Run
+
+# Whatever else a resume may change, these decide which run it is.
+IDENTITY = ("seed", "block_size", "val_fraction", "document_mask", "streaming", "optimizer")
+
+
+def save(run: Run) -> None:
+    """Write a checkpoint of the step that is done. Collective: every process calls it.
+
+    Raises:
+        OSError: the disk is full or not writable; what was there before is untouched.
+    """
+    accelerator = run.accelerator
+    weights = export.weights(states.weights(accelerator, run.plain))
+    averages = states.averages(accelerator, run.plain, run.optimizer)
+    generators = {
+        name: state for part in gather_object([states.generators(accelerator)]) for name, state in part.items()
+    }
+    if run.main:
+        checkpoint.write(
+            run.folder,
+            run.progress.step,
+            weights,
+            checkpoint.flatten({name.removeprefix("gpt2."): state for name, state in averages.items()}),
+            generators,
+            {
+                "progress": asdict(run.progress),
+                "identity": identity(run),
+                "processes": accelerator.num_processes,
+                "data": run.corpus.batches.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+            },
+        )
+        checkpoint.rotate(run.folder, run.progress.step, run.config.save_total_limit, run.progress.best_step)
+    accelerator.wait_for_everyone()
+
+
+def export_model(run: Run) -> None:
+    """Write the model as it is now for Transformers, into the run folder itself. Collective."""
+    weights = export.weights(states.weights(run.accelerator, run.plain))
+    if run.main:
+        export.write(run.folder, run.plain.gpt2, run.corpus.tokenizer, weights)
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What a run and its resume must have in common: the model's shape and the sequence of batches."""
+    shape = run.plain.gpt2.config  # not the config's, which a pretrained model replaces
+    return {
+        **{key: getattr(run.config, key) for key in IDENTITY},
+        **{key: getattr(shape, key) for key in ("n_layer", "n_head", "n_embd")},
+        "global batch (batch_size x gradient_accumulation_steps)": run.config.global_batch,
+        "tokenizer": tokenizers.fingerprint(run.corpus.tokenizer),
+        "data": run.corpus.fingerprint,
+    }
+
+
+def find_checkpoint(config: Config, display: Display) -> checkpoint.Checkpoint | None:
+    """The newest valid checkpoint; None if there is not one yet, and the run begins.
+
+    Raises:
+        InputError: there are checkpoints, and all of them are damaged.
+    """
+    if not checkpoint.steps(config.run_dir):
+        display.say(_("{folder} holds no checkpoint yet: beginning at step 0", folder=config.run_dir))
+        return None
+    return checkpoint.newest_valid(config.run_dir, display.warn)
+
+
+def check_identity(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """A resume goes on with the same run.
+
+    Raises:
+        InputError: names each difference.
+    """
+    then, now = {"optimizer": "adamw", **saved.state["identity"]}, identity(run)  # once the only optimizer
+    lines = [
+        _("  {key}: {then!r} in the checkpoint, {now!r} now", key=key, then=then.get(key), now=now[key])
+        for key in now
+        if then.get(key) != now[key]
+    ]
+    if lines:
+        raise InputError(
+            _(
+                "{checkpoint} is a checkpoint of another run:\n{differences}\n"
+                "    → resume with its own recipe, {recipe}, or set another out_dir",
+                checkpoint=saved.path,
+                differences="\n".join(lines),
+                recipe=run.folder / "recipe.yaml",
+            )
+        )
+
+
+def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """Bring a checkpoint back into a run that is prepared. Collective.
+
+    Raises:
+        InputError: it is another model's.
+    """
+    weights = {f"gpt2.{name}": tensor for name, tensor in export.with_tied_head(saved.model).items()}
+    averages = {f"gpt2.{name}": state for name, state in checkpoint.unflatten(saved.optimizer).items()}
+    try:
+        states.load(run.accelerator, run.plain, run.optimizer, weights, averages)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            _("{checkpoint} does not fit this model: {reason}", checkpoint=saved.path, reason=reason)
+        ) from None
+    run.progress = Progress(**saved.state["progress"])
+    run.corpus.batches.load_state_dict(saved.state["data"])
+    if run.accelerator.scaler is not None and saved.state["scaler"]:
+        run.accelerator.scaler.load_state_dict(saved.state["scaler"])
+    if saved.state["processes"] == run.accelerator.num_processes:
+        states.load_generators(run.accelerator, saved.rng)
+        return
+    states.seed(run.accelerator, run.config.seed, run.progress.step)
+    if run.config.dropout:
+        run.display.say(_("the number of processes has changed: same batches, other dropout masks from here on"))

@@ -1,0 +1,105 @@
+"""The start of a run: everything checked before the first step, the folder touched last.
+
+In:  a resolved Config, and whether to resume or to overwrite.
+Out: a :class:`~hfgpt.train.run.Run` that is ready to train; or an InputError, and nothing was written.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch.distributed.distributed_c10d import _set_pg_timeout
+
+from hfgpt.base import threads
+from hfgpt.base.errors import InputError
+from hfgpt.base.units import seconds_of
+from hfgpt.config import Config
+from hfgpt.data import corpus as data
+from hfgpt.data import tokenizer as tokenizers
+from hfgpt.model import gpt2, optim
+from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
+from hfgpt.share.hub import BackgroundPusher
+from hfgpt.train import folder, launch, memory, states
+from hfgpt.train.display import Display
+from hfgpt.train.evaluate import count_characters
+from hfgpt.train.resume import check_identity, find_checkpoint, restore
+from hfgpt.train.run import Run
+
+
+def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> Run:
+    """Everything that a run needs, checked before the first step. Collective.
+
+    Args:
+        config: resolved.
+        resume: go on from the newest valid checkpoint, or begin if there is not one yet.
+        overwrite: replace the run that out_dir holds.
+
+    Raises:
+        InputError: config, data, model, launch or folder do not go together; nothing was written.
+    """
+    if launch.restarts():  # torchrun restarts all processes when one has died; the run goes on
+        resume, overwrite = True, False
+    resume = resume or config.init_from == "resume"
+    if not config.eval_only:
+        folder.check_folder(config, resume, overwrite)
+    accelerator = launch.make_accelerator(config)
+    launch.check_optimizer(config, accelerator.distributed_type)
+    micro_batch = config.micro_batch(accelerator.num_processes)
+    memory.check_size(config, accelerator)
+    display = Display(config.max_iters, accelerator.is_main_process)
+    corpus = prepare_corpus(config, accelerator)
+    saved = find_checkpoint(config, display) if resume else None
+    torch.manual_seed(config.seed)
+    model = gpt2.build(config, tokenizers.vocabulary_size(corpus.tokenizer), corpus.tokenizer.eos_token_id)
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        corpus=corpus,
+        model=model,
+        optimizer=optim.build(model, config, accelerator.device),
+        display=display,
+        metrics=MetricsWriter(config.run_dir / FILE_NAME),
+        micro_batch=micro_batch,
+        val_characters=count_characters(config, corpus),
+    )
+    if saved is not None:
+        check_identity(run, saved)
+    if not config.eval_only:
+        launch.start_tracker(accelerator, config)
+        folder.claim_folder(run, overwrite, None if not resume else saved.state["step"] if saved else -1)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        launch.configure_deepspeed(accelerator, config, micro_batch)
+    run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
+    if saved is not None:
+        restore(run, saved)
+    else:
+        states.seed(accelerator, config.seed, 0)
+    if run.main and config.push_to_hub and not config.eval_only:
+        run.pusher = BackgroundPusher(
+            run.folder,
+            config.hub_model_id or run.folder.name,
+            private=config.hub_private or None,
+            overwrite=overwrite,
+            warn=display.warn,
+        )
+    if accelerator.num_processes > 1:  # from here on no process has a reason to be late
+        _set_pg_timeout(timedelta(seconds=seconds_of(config.process_timeout)))
+    return run
+
+
+def prepare_corpus(config: Config, accelerator: Accelerator) -> data.Corpus:
+    """The corpus, made by one process of each machine and read from the cache by the others. Collective.
+
+    Raises:
+        InputError: on every process alike, so that none waits for another.
+    """
+    problem: InputError | None = None
+    with threads.unpinned(), accelerator.local_main_process_first():
+        try:
+            return data.prepare(config)
+        except InputError as error:
+            problem = error
+    raise problem

@@ -1,0 +1,133 @@
+"""One optimizer step, and what becomes of a bad one.
+
+In:  a Run, this process's micro-batches of the global batch, and the step's learning rate.
+Out: updated weights, and a :class:`StepResult`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hfgpt.base.language import _
+from hfgpt.model import optim, schedule
+from hfgpt.train.collective import total
+from hfgpt.train.failures import diverged
+from hfgpt.train.run import Run
+
+NORMS_AVERAGED = 50  # steps over which the gradient norm is averaged for the spike guard
+
+
+class StepResult(NamedTuple):
+    """What one optimizer step did."""
+
+    nll: Tensor  # summed over this process's targets, in nats
+    targets: int  # of the global batch
+    grad_norm: float  # before clipping
+    applied: bool  # whether the weights changed
+
+
+def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learning_rate: float) -> StepResult:
+    """One update from this process's micro-batches of the global batch.
+
+    The loss is the mean over the targets of the whole global batch, however they fall to micro-batches and processes:
+    the sum over them, divided once. Accelerate divides by the number of micro-batches and DDP by the number of
+    processes; the scale undoes both.
+
+    Args:
+        run: model, optimizer and Accelerate.
+        batches: inputs and targets of this process, one entry a micro-batch.
+        targets: how many targets the global batch trains, over all processes.
+        learning_rate: AdamW's in this step.
+    """
+    accelerator, optimizer = run.accelerator, run.optimizer
+    accelerator.gradient_accumulation_steps, accelerator.step = len(batches), 0  # by which it knows the last one
+    scale = len(batches) * accelerator.num_processes / targets
+    optim.set_learning_rate(optimizer, learning_rate)
+    nll, norm, applied = torch.zeros((), device=run.device), math.nan, False
+    for batch in batches:
+        with accelerator.accumulate(run.model):
+            loss = run.model(**batch)
+            accelerator.backward(loss * scale)
+            nll += loss.detach()
+            if accelerator.sync_gradients:
+                norm = float(accelerator.clip_grad_norm_(run.model.parameters(), run.config.grad_clip or math.inf))
+                if may_step(run, norm):
+                    optimizer.step()
+                    applied = not accelerator.optimizer_step_was_skipped
+            optimizer.zero_grad()
+    return StepResult(nll, targets, norm, applied)
+
+
+def to_device(blocks: Iterable[NDArray[Any]], device: torch.device) -> list[dict[str, Tensor]]:
+    """(sequences, block_size + 1) blocks → inputs, and targets one token later, on this process's device."""
+    batches = []
+    for block in blocks:
+        tokens = torch.from_numpy(block)
+        if device.type == "cuda":  # the copy then goes on while the host prepares the step
+            tokens = tokens.pin_memory()
+        tokens = tokens.to(device, non_blocking=True)
+        batches.append({"input_ids": tokens[:, :-1], "targets": tokens[:, 1:]})
+    return batches
+
+
+def global_loss(run: Run, result: StepResult) -> float:
+    """The loss of the step's global batch, in nats per token. Collective."""
+    return total(run.device, float(result.nll))[0] / result.targets
+
+
+def may_step(run: Run, norm: float) -> bool:
+    """Whether gradients of this norm may change the weights; the same answer on every process."""
+    scaler = run.accelerator.scaler
+    if not math.isfinite(norm):  # loss scaling leaves an overflow out by itself, and learns from it
+        return scaler is not None
+    spike = norm > spike_limit(run)
+    if spike and scaler is not None:
+        scaler.update()  # ends what unscaling the gradients began
+    return not spike
+
+
+def spike_limit(run: Run) -> float:
+    """The gradient norm above which an update is left out; infinite without a guard, and at the first step."""
+    guard, average = run.config.spike_guard, run.progress.average_norm
+    return guard * average if guard and average else math.inf
+
+
+def check_update(run: Run, result: StepResult) -> None:
+    """Count updates that were left out; raise once loss or gradients have stayed infinite or NaN for too long.
+
+    Raises:
+        RunError: at `max_bad_steps` in a row; the weights are those of the last good step.
+    """
+    progress, config, norm = run.progress, run.config, result.grad_norm
+    if math.isfinite(norm):
+        limit = spike_limit(run)
+        if not result.applied:
+            progress.spikes += 1
+            run.display.warn(
+                _(
+                    "step {step}: gradient norm {norm:.4g}, above {limit:.4g}: update left out",
+                    step=progress.step,
+                    norm=norm,
+                    limit=limit,
+                )
+            )
+        # A spike moves the average by no more than the limit, so that one passes and a lasting rise is followed.
+        average = norm if progress.average_norm is None else progress.average_norm
+        progress.average_norm = average + (min(norm, limit) - average) / NORMS_AVERAGED
+        progress.bad_steps = 0
+        return
+    if run.accelerator.scaler is not None and run.accelerator.scaler.get_scale() >= 1:
+        progress.overflows += 1
+        return
+    progress.bad_steps += 1
+    run.display.warn(_("step {step}: gradient norm {norm}: update left out", step=progress.step, norm=norm))
+    if progress.bad_steps >= config.max_bad_steps:
+        loss = global_loss(run, result)
+        run.record(train_loss=loss, learning_rate=schedule.learning_rate(progress.step, config), grad_norm=norm)
+        raise diverged(run, _("loss or gradients (gradient norm {norm}, loss {loss})", norm=norm, loss=loss))
