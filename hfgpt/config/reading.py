@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from hfgpt.base.command import Reader
 from hfgpt.base.errors import ConfigError, Fault, InputError
 from hfgpt.config import nanogpt
 from hfgpt.config.fields import INSTEAD, RENAMED, Config
@@ -34,13 +35,13 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     if path.suffix == ".py":
         return nanogpt.read_config(path)
     try:
+        if not path.exists():
+            path = shipped_recipes().get(_shipped_name(path), path)
         if path.is_dir():
             path = path / "recipe.yaml"  # a run folder is a recipe: the one that it was made with
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        known = sorted(str(p) for p in Path("recipes").glob("*.yaml"))
-        hint = f"; there are {', '.join(known)}" if known else ""
-        raise InputError(f"recipe {str(path)!r}: no such file{hint}") from None
+        raise InputError(f"recipe {str(path)!r}: no such file; there are {', '.join(shipped_recipes())}") from None
     except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a name that no file can have
         raise InputError(f"recipe {str(path)!r} cannot be read as text: {error}") from None
     try:
@@ -56,6 +57,19 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with hfgpt, by name ('standard', 'experiments/batch_size')."""
+    package = Path(__file__).parent.parent
+    folder = next((f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), package)
+    paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)) if folder != package else []
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def _shipped_name(path: Path) -> str:
+    """The name that a missing file would have among the recipes: 'recipes/standard.yaml' → 'standard'."""
+    return path.with_suffix("").as_posix().removeprefix("recipes/")
+
+
 def _where(error: Exception, text: str) -> str:
     """The line that PyYAML's error is about."""
     if mark := getattr(error, "problem_mark", None) or getattr(error, "context_mark", None):
@@ -68,46 +82,34 @@ def _problem(error: Exception) -> str:
     return getattr(error, "problem", None) or str(error).splitlines()[0]
 
 
-def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+def _is_flag(key: str) -> bool:
+    field = Config.model_fields.get(key)
+    return (field is not None and field.annotation is bool) or key in ("decay_lr", "wandb_log", "bias")
+
+
+# What a command line may say of a recipe, and whether it is true or false: for base.command.Reader.
+PARAMETERS = {key: _is_flag(key) for key in (*Config.model_fields, *RENAMED, *INSTEAD)}
+
+
+def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
     """``--key=value``, ``--key value``, ``--flag``, ``--no_flag`` → keys and values, read by each field's type.
 
     Raises:
-        ConfigError: a word that is no override, an override without a value, or one given twice.
+        ConfigError: a word that is not an override, an override without a value, or one given twice.
     """
-    words, values, faults = list(arguments), dict[str, Any](), list[Fault]()
-    while words:
-        word = words.pop(0)
-        if not word.startswith("--") or word == "--":
-            faults.append(Fault(repr(word), None, "is not an override", "write --key=value; the recipe comes first"))
-            continue
-        key, equals, text = word[2:].partition("=")
-        key = key.replace("-", "_")
-        field = Config.model_fields.get(key)
-        value: Any
-        if equals:
-            value = _read_text(field, text)
-        elif key.startswith("no_") and _is_flag(key[3:]):
-            key, value = key[3:], False
-        elif _is_flag(key) and not (words and words[0].lower() in ("true", "false")):
-            value = True
-        elif words and not words[0].startswith("--"):
-            value = _read_text(field, words.pop(0))
-        elif field is None and key not in RENAMED:
-            value = None  # an unknown key is reported as such, whatever it was given
-        else:
-            faults.append(Fault(key, None, "needs a value", f"write --{key}=VALUE"))
-            continue
-        if key in values:
-            faults.append(Fault(key, value, "is given twice on the command line"))
-        values[key] = value
+    values, faults = _overrides(words)
     if faults:
         raise ConfigError(faults)
     return values
 
 
-def _is_flag(key: str) -> bool:
-    field = Config.model_fields.get(key)
-    return (field is not None and field.annotation is bool) or key in ("decay_lr", "wandb_log", "bias")
+def _overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[Fault]]:
+    typed = Reader("train", "", parameters=PARAMETERS).read(list(words))
+    values = dict[str, Any]()
+    for word in typed.overrides:
+        key, _equals, text = word.removeprefix("--").partition("=")
+        values[key] = _read_text(Config.model_fields.get(key), text)
+    return values, typed.faults
 
 
 def _read_text(field: FieldInfo | None, text: str) -> Any:
@@ -170,51 +172,42 @@ def _fault_of(error: Any) -> Fault:
     return Fault(key, error["input"], f"must be {allowed(key)}")
 
 
-def build(values: Mapping[str, Any], name: str) -> Config:
+def build(values: Mapping[str, Any], name: str, faults: Iterable[Fault] = ()) -> Config:
     """Validate keys and values against defaults, types, ranges and the rules across fields.
 
     Args:
         values: what the recipe and the command line say, later ones winning.
         name: the recipe's name, for the default out_dir.
+        faults: what is known to be wrong already, to be reported with the rest.
 
     Raises:
         ConfigError: with every fault there is, each with key, value, rule and fix.
     """
-    known, faults = _translate(values)
+    known, wrong = _translate(values)
+    wrong = [*faults, *wrong]
     try:
         config = Config(**known)
     except ValidationError as error:
         bad: dict[str, Fault] = {}
         for item in error.errors():
             bad.setdefault(str(item["loc"][0]), _fault_of(item))
-        faults += bad.values()
+        wrong += bad.values()
         config = Config(**{key: value for key, value in known.items() if key not in bad})
     config = resolve(config, name)
-    wrong = {fault.key for fault in faults}
-    faults += [rule.fault(config) for rule in RULES if not wrong & set(rule.keys) and rule.broken(config)]
-    if faults:
-        raise ConfigError(faults)
+    keys = {fault.key for fault in wrong}
+    wrong += [rule.fault(config) for rule in RULES if not keys & set(rule.keys) and rule.broken(config)]
+    if wrong:
+        raise ConfigError(wrong)
     return config
 
 
-def load(recipe: str | Path | None, overrides: Iterable[str] = ()) -> Config:
-    """Defaults < recipe < overrides, validated and resolved. See :func:`build` for errors."""
+def load(recipe: str | Path | None, overrides: Iterable[str] = (), faults: Iterable[Fault] = ()) -> Config:
+    """Defaults < recipe < overrides, validated and resolved. See :func:`build` for `faults` and errors."""
     values = read_recipe(recipe) if recipe is not None else {}
-    typed = parse_overrides(overrides)
+    typed, wrong = _overrides(overrides)
     # An override by one name replaces the recipe's line by the other (decay_lr and lr_schedule).
     for old, to_new in RENAMED.items():
         new = to_new(None)[0]
         if new in typed or old in typed:
             values = {key: value for key, value in values.items() if key not in (old, new)}
-    return build({**values, **typed}, Path(recipe).stem if recipe is not None else "run")
-
-
-def split_command(arguments: Sequence[str], flags: Iterable[str]) -> tuple[str | None, set[str], list[str]]:
-    """A script's arguments → (recipe or None, those of `flags` that are there, the overrides).
-
-    The recipe, if any, comes first; `flags` are the script's own, such as "--resume".
-    """
-    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    rest = list(arguments if recipe is None else arguments[1:])
-    given = {word for word in rest if word in flags}
-    return recipe, given, [word for word in rest if word not in given]
+    return build({**values, **typed}, Path(recipe).stem if recipe is not None else "run", [*faults, *wrong])

@@ -9,28 +9,18 @@ Without --probe and --simulate nothing is measured and torch is not loaded.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfgpt import config as configs
-from hfgpt.base.errors import ConfigError, Fault, InputError
-from hfgpt.base.units import seconds_of
+from hfgpt.base.errors import InputError
 from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.plan import advise, estimate
 from hfgpt.plan.advise import Recommendation
 from hfgpt.plan.estimate import Measured, Memory, Target, Time
 from hfgpt.plan.survey import Survey, survey
-
-FLAGS = ("json", "probe", "simulate")
-
-VALUED = ("vram", "gpu", "time_budget", "data", "write", "price_per_hour", "processes", "explain", "lang")
 
 
 @dataclass(frozen=True)
@@ -47,88 +37,6 @@ class Options:
     write: Path | None = None
     price_per_hour: float | None = None
     processes: int = 1
-    explain: str | None = None
-    lang: str = "en"
-
-
-def split_options(words: Sequence[str]) -> tuple[Options, list[str]]:
-    """plan.py's own options, checked, and the words that are left: the recipe and overrides.
-
-    Raises:
-        ConfigError: every option whose value cannot be used.
-    """
-    given: dict[str, Any] = {}
-    faults, rest, queue = list[Fault](), list[str](), list(words)
-    while queue:
-        word = queue.pop(0)
-        key, equals, text = word.removeprefix("--").partition("=")
-        key = key.replace("-", "_")
-        if not word.startswith("--") or key not in FLAGS + VALUED:
-            rest.append(word)
-        elif key in FLAGS and not equals:
-            given[key] = True
-        elif key in FLAGS or not (text if equals else queue and not queue[0].startswith("--")):
-            faults.append(Fault(key, text or None, "takes no value" if key in FLAGS else "needs a value"))
-        else:
-            try:
-                given[key] = _READ.get(key, str)(text if equals else queue.pop(0))
-            except ValueError as error:
-                faults.append(Fault(key, text or None, str(error)))
-    if faults:
-        raise ConfigError(faults)
-    return Options(**given), rest
-
-
-def read_bytes(text: str) -> int:
-    """'8GB', '8G', '8' (all 8 GiB, as cards are sold) or '8192MB' → bytes."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([GMT])i?B?)?", text.strip(), flags=re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
-        raise ValueError("must be a size such as 8GB or 8192MB")
-    return int(float(match[1]) * {"M": 2**20, "G": 2**30, "T": 2**40}[(match[2] or "G").upper()])
-
-
-def _read_seconds(text: str) -> int:
-    if not (seconds := seconds_of(text)):
-        raise ValueError("must be a time such as 1h, 90m or 1h30m")
-    return seconds
-
-
-def _read_price(text: str) -> float:
-    match = re.fullmatch(r"\d+(\.\d+)?", text)
-    if not match:
-        raise ValueError("must be a number, in any currency, for one device an hour")
-    return float(text)
-
-
-def _read_processes(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError("must be an integer of at least 1")
-    return int(text)
-
-
-def _read_field(text: str) -> str:
-    name = text.replace("-", "_")
-    if name not in Config.model_fields:
-        close = difflib.get_close_matches(name, Config.model_fields, n=1)
-        raise ValueError(f"is not a parameter; did you mean {close[0]!r}?" if close else "is not a parameter")
-    return name
-
-
-def _read_language(text: str) -> str:
-    if text not in ("en", "zh"):
-        raise ValueError("must be 'en' or 'zh'")
-    return text
-
-
-_READ: dict[str, Any] = {
-    "vram": read_bytes,
-    "time_budget": _read_seconds,
-    "price_per_hour": _read_price,
-    "processes": _read_processes,
-    "explain": _read_field,
-    "lang": _read_language,
-    "write": Path,
-}
 
 
 # ------------------------------------------------------------------------------------------------------ the plan
@@ -306,36 +214,3 @@ def _recommendation_json(plan: Plan) -> dict[str, Any]:
         "seconds_per_step": time.seconds_per_step,
         "total_seconds": time.total_seconds,
     }
-
-
-def run(words: Sequence[str]) -> str:
-    """What plan.py prints for these words.
-
-    Raises:
-        InputError: anything in them that cannot be used.
-    """
-    options, rest = split_options(words)
-    recipe, _, overrides = configs.split_command(rest, ())
-    config = configs.load(recipe, overrides)
-    if options.explain:
-        return _explain(config, options.explain, options)
-    plan = make(config, options)
-    written = write(plan, options.write, recipe) if options.write else None
-    if options.json:
-        figures = as_json(plan, options)
-        figures["written"] = str(options.write) if written else None
-        return json.dumps(figures, indent=2, ensure_ascii=False)
-    from hfgpt.plan import tables as plan_tables
-
-    return plan_tables.render(plan, recipe, options)
-
-
-def _explain(config: Config, name: str, options: Options) -> str:
-    from hfgpt.plan import guide
-
-    def device(changed: Config) -> Target:
-        return estimate.target(changed, options.gpu, options.vram, options.processes)
-
-    if options.json:
-        return json.dumps(guide.as_json(config, name, device), indent=2, ensure_ascii=False)
-    return guide.explain(config, name, device, options.lang)

@@ -67,31 +67,6 @@ class Sweep:
 # ----------------------------------------------------------------------------------------------- what is to be tried
 
 
-def split(words: Sequence[str]) -> tuple[str, dict[str, str], list[str]]:
-    """A command line → the recipe, the sweep's own options (random, equal, out_dir, retry_failed), and the overrides.
-
-    Raises:
-        InputError: no recipe comes first, or an option has no value.
-    """
-    if words[0].startswith("-"):
-        raise InputError(f"{words[0]}: the recipe comes first → python scripts/sweep.py RECIPE --key=a,b")
-    options, overrides, rest = dict[str, str](), list[str](), list(words[1:])
-    while rest:
-        word = rest.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word == "--retry_failed":
-            options["retry_failed"] = "true"
-        elif not word.startswith("--") or name not in ("random", "equal", "out_dir"):
-            overrides.append(word)
-        elif equals:
-            options[name] = value
-        elif rest:
-            options[name] = rest.pop(0)
-        else:
-            raise InputError(f"{word}: needs a value")
-    return words[0], options, overrides
-
-
 def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Sweep:
     """Read a sweep from the command line.
 

@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -49,12 +49,12 @@ class Stopped(Exception):
         self.number = number
 
 
-def run(sweep: Sweep, train: Path, say: Callable[[str], None] = print) -> Path:
+def run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None] = print) -> Path:
     """Run what is still to be done, wait for what other processes are doing, and write the report.
 
     Args:
         sweep: what to run.
-        train: the training script, run with this Python.
+        train: what stands behind `python` to train a recipe, such as a script.
         say: is told of each event in a line.
 
     Returns:
@@ -204,13 +204,20 @@ def _suggest(sweep: Sweep, trial: Trial, asked: Any) -> None:
 
 
 def _run_trial(
-    sweep: Sweep, trial: Trial, asked: Any, study: Any, train: Path, lock: int, signals: _Signals, progress: _Progress
+    sweep: Sweep,
+    trial: Trial,
+    asked: Any,
+    study: Any,
+    train: Sequence[str],
+    lock: int,
+    signals: _Signals,
+    progress: _Progress,
 ) -> None:
     """Train one trial to its end and tell Optuna; a stop leaves it to be resumed."""
     config = _trial_config(sweep, trial, train, asked)
     recipe = _write_recipe(sweep, config, trial.name)
     with (sweep.folder / "logs" / f"{trial.name}.log").open("a") as log:
-        command = [sys.executable, str(train), str(recipe), "--resume"]
+        command = [sys.executable, *train, str(recipe), "--resume"]
         # Its own session: Ctrl-C reaches it through this process, once. The lock lives as long as the training does.
         child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, pass_fds=(lock,))
         signals.child = child
@@ -231,7 +238,7 @@ def _run_trial(
     progress.say(f"{trial.label}: {told}")
 
 
-def _trial_config(sweep: Sweep, trial: Trial, train: Path, asked: Any) -> Config:
+def _trial_config(sweep: Sweep, trial: Trial, train: Sequence[str], asked: Any) -> Config:
     """The config that the trial runs with; a measured step is kept, so that a resume has the same length."""
     if sweep.equal != "time":
         return equalised(sweep, trial, None)
@@ -242,7 +249,7 @@ def _trial_config(sweep: Sweep, trial: Trial, train: Path, asked: Any) -> Config
     return equalised(sweep, trial, seconds)
 
 
-def _measure_step(sweep: Sweep, trial: Trial, train: Path) -> float:
+def _measure_step(sweep: Sweep, trial: Trial, train: Sequence[str]) -> float:
     """Seconds of a step of this trial, from a short run of its own; NaN where that fails."""
     folder = sweep.folder / "probes" / trial.name
     probe = sweep.config(trial).model_copy(
@@ -253,7 +260,7 @@ def _measure_step(sweep: Sweep, trial: Trial, train: Path) -> float:
     recipe = _write_recipe(sweep, probe, f"probe-{trial.name}")
     log = sweep.folder / "logs" / f"probe-{trial.name}.log"
     with log.open("w") as out:
-        subprocess.run([sys.executable, str(train), str(recipe), "--overwrite"], stdout=out, stderr=out, check=False)
+        subprocess.run([sys.executable, *train, str(recipe), "--overwrite"], stdout=out, stderr=out, check=False)
     try:
         speeds = series(read(folder / FILE_NAME), "tokens_per_second")[1]
     except InputError:

@@ -45,19 +45,19 @@ def test_the_message_of_bad_input_is_still_there(tiny: dict[str, Any], write_rec
     assert "n_head" in said
 
 
-@pytest.mark.parametrize(("returned", "code"), [(None, None), (0, 0), (130, 130)])
-def test_the_exit_code_is_mains(returned: int | None, code: int | None) -> None:
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (130, 130)])
+def test_the_exit_code_is_mains(returned: int | None, code: int) -> None:
     with pytest.raises(SystemExit) as left:
-        shell.run(lambda: returned)
+        shell.run(lambda words: returned, [])
     assert left.value.code == code
 
 
 def test_another_pipe_that_breaks_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
-    def main() -> None:
+    def main(words: list[str]) -> None:
         raise BrokenPipeError("of a worker")
 
     with pytest.raises(BrokenPipeError, match="of a worker"):
-        shell.run(main)
+        shell.run(main, [])
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,11 @@ def test_another_pipe_that_breaks_is_an_error(capfd: pytest.CaptureFixture[str])
 def test_an_error_that_is_meant_ends_with_its_message(
     error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def main() -> None:
+    def main(words: list[str]) -> None:
         raise error
 
     with pytest.raises(SystemExit) as left:
-        shell.run(main)
+        shell.run(main, [])
     printed = capsys.readouterr()
     assert (left.value.code, printed.out) == (code, "")
     assert printed.err.startswith(said)

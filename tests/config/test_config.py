@@ -238,7 +238,7 @@ def test_an_empty_recipe_is_all_defaults(recipe: Any) -> None:
 
 def test_a_missing_recipe_names_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match=r"'recipes/standrad.yaml': no such file; there are .*recipes/standard\.yaml"):
+    with pytest.raises(InputError, match=r"'recipes/standrad.yaml': no such file; there are .*standard"):
         config.load("recipes/standrad.yaml")
 
 

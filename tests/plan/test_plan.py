@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from hfgpt import config
-from hfgpt.base.errors import ConfigError, InputError
+from hfgpt.base import language
+from hfgpt.base.errors import InputError
 from hfgpt.base.units import duration
-from hfgpt.plan import command as plan
+from hfgpt.commands import plan
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -25,57 +26,6 @@ STANDARD = str(ROOT / "recipes" / "standard.yaml")
 def figures(*words: str) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(plan.run([*words, "--json"]))
     return result
-
-
-# ------------------------------------------------------------------------------------------------------ options
-
-
-def test_options_and_overrides_in_any_order() -> None:
-    options, rest = plan.split_options(
-        ["recipe.yaml", "--vram", "8GB", "--n_layer=4", "--json", "--time-budget=1h30m", "--gpu=RTX 3060", "--compile"]
-    )
-    assert (options.vram, options.time_budget, options.gpu, options.json) == (8 * 2**30, 5400, "RTX 3060", True)
-    assert rest == ["recipe.yaml", "--n_layer=4", "--compile"]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("8GB", 8 * 2**30), ("8", 8 * 2**30), ("8 GiB", 8 * 2**30), ("0.5g", 2**29), ("8192MB", 8 * 2**30), ("1T", 2**40)],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert plan.read_bytes(text) == size
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--vram=lots"], "vram = 'lots': must be a size"),
-        (["--vram", "0"], "vram"),
-        (["--vram"], "vram: needs a value"),
-        (["--json=yes"], "takes no value"),
-        (["--time-budget=soon"], "such as 1h"),
-        (["--price-per-hour=-3"], "must be a number"),
-        (["--processes=0"], "at least 1"),
-        (["--explain=n_layr"], "did you mean 'n_layer'"),
-        (["--lang=fr"], "'en' or 'zh'"),
-        (["--vrm=8GB"], "vrm: is not a parameter"),
-        (["--n_head=5"], "must divide n_embd"),
-        (["--gpu=rtx3600"], "the nearest are"),
-        (["--gpu=t4", "--device=cpu"], "trains on the CPU"),
-        (["--processes=7"], "cannot be shared equally"),
-        (["--data=none.txt"], "no such file"),
-        (["--time-budget=1s"], "give more time"),
-    ],
-)
-def test_bad_input_is_told(words: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=re.escape(message)):
-        plan.run([STANDARD, *words])
-
-
-def test_all_faults_at_once() -> None:
-    with pytest.raises(ConfigError) as raised:
-        plan.split_options(["--vram=x", "--lang=y"])
-    assert len(raised.value.faults) == 2
 
 
 # ------------------------------------------------------------------------------------------------------ as data
@@ -173,7 +123,8 @@ def test_nothing_that_does_not_fit_is_written(tmp_path: Path) -> None:
 
 def test_explanations() -> None:
     assert "n_layer=8" in plan.run([STANDARD, "--explain=n_layer"])
-    assert "参数量" in plan.run([STANDARD, "--explain", "n_layer", "--lang", "zh"])
+    with language.using("zh"):
+        assert "参数量" in plan.run([STANDARD, "--explain", "n_layer"])
     assert len(json.loads(plan.run([STANDARD, "--explain=n_layer", "--json"]))["neighbours"]) == 3
 
 

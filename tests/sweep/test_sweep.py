@@ -170,17 +170,6 @@ def test_faults_of_an_experiments_file_are_told_together(tmp_path: Path) -> None
         assert said in str(caught.value)
 
 
-def test_the_command_line_is_told_apart() -> None:
-    words = ["r.yaml", "--random", "5", "--equal=time", "--batch_size", "4,8", "--retry_failed"]
-    assert sweep.split(words) == (
-        "r.yaml",
-        {"random": "5", "equal": "time", "retry_failed": "true"},
-        ["--batch_size", "4,8"],
-    )
-    with pytest.raises(InputError, match="recipe comes first"):
-        sweep.split(["--random", "5"])
-
-
 # ------------------------------------------------------------------------------------------------ what is held equal
 
 
@@ -230,7 +219,7 @@ def test_failed_and_diverged_trials_are_told_and_not_fatal(
 ) -> None:
     made = define("--learning_rate=0.1,0.5,1.0,0.2")
     told: list[str] = []
-    path = trials.run(made, stand_in(), told.append)
+    path = trials.run(made, [str(stand_in())], told.append)
     data = report(made)
     assert [row["outcome"] for row in data["runs"]] == [
         "finished",
@@ -248,7 +237,7 @@ def test_failed_and_diverged_trials_are_told_and_not_fatal(
 
 def test_optuna_knows_it_all(define: Callable[..., Sweep], stand_in: Callable[..., Path]) -> None:
     made = define("--learning_rate=0.1,0.5", "--batch_size=4,8")
-    trials.run(made, stand_in(), lambda _: None)
+    trials.run(made, [str(stand_in())], lambda _: None)
     known = study(made).get_trials()
     assert sorted((t.params["learning_rate"], t.params["batch_size"]) for t in known) == [
         (0.1, 4),
@@ -267,7 +256,7 @@ def test_a_finished_sweep_runs_nothing_again_and_failures_only_when_asked(
     words = ("--learning_rate=0.1,0.5,1.0",)
     for options, expected in (({}, [1, 1, 1]), ({}, [1, 1, 1]), ({"retry_failed": "true"}, [1, 2, 1])):
         made = define(*words, **options)
-        trials.run(made, stand_in(), lambda _: None)
+        trials.run(made, [str(stand_in())], lambda _: None)
         assert attempts(made) == expected
         assert [row["outcome"].split(":")[0] for row in report(made)["runs"]] == ["finished", "failed", "diverged"]
 
@@ -277,22 +266,22 @@ def test_a_longer_random_search_adds_to_the_shorter(
 ) -> None:
     for count in (2, 4):
         made = define("--learning_rate=1e-3..1e-1", random=str(count))
-        trials.run(made, stand_in(), lambda _: None)
+        trials.run(made, [str(stand_in())], lambda _: None)
         assert attempts(made) == [1] * count
 
 
 def test_a_folder_with_another_sweep_is_left_alone(define: Callable[..., Sweep], stand_in: Callable[..., Path]) -> None:
-    trials.run(define("--learning_rate=0.1,0.2"), stand_in(), lambda _: None)
+    trials.run(define("--learning_rate=0.1,0.2"), [str(stand_in())], lambda _: None)
     for other in (define("--learning_rate=0.1,0.3"), define("--learning_rate=0.1,0.2", "--dropout=0.1")):
         with pytest.raises(InputError, match="holds another sweep"):
-            trials.run(other, stand_in(), lambda _: None)
+            trials.run(other, [str(stand_in())], lambda _: None)
 
 
 def test_equal_time_measures_each_trials_step(define: Callable[..., Sweep], tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(STAND_IN.replace("DELAY", "0").replace('assert sys.argv[2:] == ["--resume"]', ""))
     made = define("--batch_size=4,8", "--max_time=2s", equal="time")
-    trials.run(made, script, lambda _: None)
+    trials.run(made, [str(script)], lambda _: None)
     assert [row["steps"] for row in report(made)["runs"]] == [200, 200], "100 steps a second, as the stand-in records"
     assert "2s each" in report(made)["equal"]
 
@@ -302,7 +291,7 @@ import sys
 from pathlib import Path
 from hfgpt.sweep import definition as sweep, trials
 try:
-    trials.run(sweep.define(sys.argv[1], ["--learning_rate=0.1,0.2,0.3"], {"out_dir": sys.argv[2]}), Path(sys.argv[3]))
+    trials.run(sweep.define(sys.argv[1], ["--learning_rate=0.1,0.2,0.3"], {"out_dir": sys.argv[2]}), [sys.argv[3]])
 except trials.Stopped as stopped:
     sys.exit(128 + stopped.number)
 """

@@ -1,0 +1,305 @@
+"""What is typed after a command's name: declared once, read, checked, and explained by --help.
+
+In:  a command's arguments, options and flags, the parameters of a recipe if it takes them, and the words typed.
+Out: :class:`Arguments`, with every fault of the command line at once; the page that --help shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hfgpt.base.errors import CommandError, Fault
+from hfgpt.base.language import LANGUAGES, _
+from hfgpt.base.terminal import wrap
+
+# ------------------------------------------------------------------------------------------------------ as typed here
+
+
+def installed() -> bool:
+    """Whether the program was started as the installed command `hfgpt`, not as one of a checkout's scripts."""
+    return Path(sys.argv[0]).name in ("hfgpt", "hfgpt.exe", "__main__.py")
+
+
+def quoted(*words: object) -> str:
+    """Words as a shell takes them back: those with spaces, `#` and the like are quoted."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if sys.platform == "win32" else shlex.join(texts)
+
+
+def typed(name: str, *words: object) -> str:
+    """A command of ours as the user would type it, such as ``python scripts/sample.py out/standard``."""
+    if installed():
+        return quoted("hfgpt", name, *words)
+    script = f"scripts/{name}.py"
+    return quoted(*(("accelerate", "launch", script) if name == "train" else ("python", script)), *words)
+
+
+# --------------------------------------------------------------------------------------------------- kinds of values
+
+
+def whole(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(_("must be a whole number")) from None
+
+
+def number(text: str) -> float:
+    """A number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(_("must be a number")) from None
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """One of these words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(_("must be one of {choices}", choices=", ".join(map(repr, choices))))
+        return text
+
+    return read
+
+
+# ------------------------------------------------------------------------------------------------------- the reader
+
+
+class Arguments(argparse.Namespace):
+    """What was typed: an attribute for each argument, option and flag that the command declares.
+
+    Attributes:
+        overrides: the parameters of the recipe that were typed, as ``--key=value``.
+        faults: what is wrong with the command line, where the command takes parameters; elsewhere it is raised.
+    """
+
+    overrides: list[str]
+    faults: list[Fault]
+
+
+class _Positional(NamedTuple):
+    name: str
+    metavar: str
+    many: bool
+    required: bool
+
+
+class _Option(NamedTuple):
+    read: Callable[[str], Any] | None  # None: a flag
+    default: Any
+
+
+class Reader:
+    """A command's own reader: declare with :meth:`argument`, :meth:`option`, :meth:`flag`; then :meth:`read`.
+
+    Args:
+        name: the command's.
+        about: what it does, for --help.
+        examples: what may be typed after its name, and what that does.
+        notes: what else --help says, at its end.
+        parameters: the names of a recipe's parameters, where the command takes them, and whether each is a flag.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        about: str,
+        examples: Iterable[tuple[str, str]] = (),
+        notes: str = "",
+        parameters: Mapping[str, bool] | None = None,
+    ) -> None:
+        self._name, self._takes_parameters = name, parameters is not None
+        self._flags = {key for key, flag in (parameters or {}).items() if flag}
+        self._positionals: list[_Positional] = []
+        self._options: dict[str, _Option] = {}
+        self._exclusive: list[tuple[str, ...]] = []
+        shown = "\n".join(f"  {typed(name)} {words}\n      {told}" for words, told in examples)
+        self._parser = argparse.ArgumentParser(
+            usage=argparse.SUPPRESS, description=f"{about}\n\n{shown}", epilog=notes,
+            add_help=False, allow_abbrev=False, formatter_class=_Layout,
+        )  # fmt: skip
+        self._arguments = self._parser.add_argument_group(_("What it is given"))
+        self._choices = self._parser.add_argument_group(_("Options"))
+        self._parameters = list(parameters or {})
+        for key in self._parameters:
+            self._declare(key, argparse.SUPPRESS)
+        for key in self._flags:
+            self._declare(f"no_{key}", argparse.SUPPRESS)
+
+    def argument(self, name: str, metavar: str, told: str, *, many: bool = False, required: bool = True) -> None:
+        """Declare a word, or many, that stand by their place."""
+        self._positionals.append(_Positional(name, metavar, many, required))
+        self._arguments.add_argument(name, metavar=metavar, nargs="*" if many else "?", help=told.replace("%", "%%"))
+
+    def option(self, name: str, metavar: str, told: str, read: Callable[[str], Any] = str, default: Any = None) -> None:
+        """Declare ``--name VALUE``; `read` turns the text into the value, or raises a ValueError that says the rule."""
+        self._options[name] = _Option(read, default)
+        self._declare(name, told, metavar)
+
+    def flag(self, name: str, told: str) -> None:
+        """Declare ``--name``, which is True where it is typed."""
+        self._options[name] = _Option(None, False)
+        self._declare(name, told)
+
+    def exclusive(self, *names: str) -> None:
+        """Declare that at most one of these options may be typed."""
+        self._exclusive.append(names)
+
+    def _declare(self, name: str, told: str, metavar: str = "") -> None:
+        told = told if told == argparse.SUPPRESS else told.replace("%", "%%")
+        self._choices.add_argument(f"--{name}", action="append", nargs="?", metavar=metavar, help=told)
+
+    # ------------------------------------------------------------------------------------------------------- reading
+
+    def read(self, words: Sequence[str]) -> Arguments:
+        """What the words say; with -h or --help the page is printed instead, and the process ends.
+
+        Raises:
+            CommandError: every fault of a command that takes no parameters.
+        """
+        if {"-h", "--help"} & set(words):
+            print(self.help())
+            raise SystemExit(0)
+        places, options = self._split(words)
+        texts, unknown = self._parser.parse_known_args(options)
+        arguments, faults = Arguments(overrides=[], faults=[]), [self._unknown(word) for word in unknown]
+        faults += self._place(places, arguments)
+        for name, option in self._options.items():
+            setattr(arguments, name, self._value(name, option, getattr(texts, name) or [], faults))
+        for names in self._exclusive:
+            if len(both := [name for name in names if getattr(texts, name)]) > 1:
+                faults.append(Fault(both[0], None, _("cannot be given together with {other}", other=f"--{both[1]}")))
+        for key in self._parameters:
+            self._override(key, texts, arguments, faults)
+        if faults and not self._takes_parameters:
+            raise CommandError(faults, typed(self._name, "--help"))
+        arguments.faults = faults
+        return arguments
+
+    def _split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
+        """The words that stand by their place, and the options, each as one word: ``--key=value`` or ``--key``."""
+        places, options, rest = list[str](), list[str](), list(words)
+        while rest:
+            word = rest.pop(0)
+            if not word.startswith("--") or word == "--":
+                places.append(word)
+                continue
+            key, equals, text = word[2:].partition("=")
+            key = key.replace("-", "_")
+            if not equals and rest and self._takes_next(key, rest[0]):
+                equals, text = "=", rest.pop(0)
+            options.append(f"--{key}{equals}{text}")
+        return places, options
+
+    def _takes_next(self, key: str, word: str) -> bool:
+        """Whether the word behind ``--key`` is its value."""
+        if key in self._options:
+            return self._options[key].read is not None and not word.startswith("--")
+        if key in self._flags:
+            return word.lower() in ("true", "false")
+        no = key.startswith("no_") and key[3:] in self._flags
+        return self._takes_parameters and not no and not word.startswith("--")
+
+    def _place(self, words: list[str], arguments: Arguments) -> list[Fault]:
+        """Give each argument its words."""
+        faults = list[Fault]()
+        for place in self._positionals:
+            taken, words = (words, []) if place.many else (words[:1], words[1:])
+            if taken and taken[0].startswith("-") and taken[0] != "-":
+                taken, words = [], [*taken, *words]
+            if not taken and place.required:
+                faults.append(Fault(place.metavar, None, _("is missing: {told}", told=self._told(place.name))))
+            setattr(arguments, place.name, taken if place.many else taken[0] if taken else None)
+        return faults + [self._stray(word) for word in words]
+
+    def _told(self, name: str) -> str:
+        """What --help says of an argument."""
+        return next(str(action.help) for action in self._parser._actions if action.dest == name).replace("%%", "%")
+
+    def _stray(self, word: str) -> Fault:
+        if self._takes_parameters:
+            return Fault(repr(word), None, _("is not an override"), _("write --key=value; the recipe comes first"))
+        return Fault(repr(word), None, _("is one word too many"))
+
+    def _unknown(self, word: str) -> Fault:
+        """The fault of an option that does not exist, with the closest one that does."""
+        key = word[2:].partition("=")[0]
+        names = difflib.get_close_matches(key, [*self._options, *self._parameters, "lang", "help"], n=1, cutoff=0.6)
+        if names:
+            fix = _("did you mean {name}?", name=repr(names[0]))
+        else:
+            fix = _("--help lists all parameters") if self._takes_parameters else _("--help lists the options")
+        return Fault(key, None, _("is not a parameter") if self._takes_parameters else _("is not an option"), fix)
+
+    def _value(self, name: str, option: _Option, texts: list[str | None], faults: list[Fault]) -> Any:
+        """What an option or flag is set to; what is wrong with it goes into `faults`."""
+        if not texts:
+            return option.default
+        text, wrong = texts[-1], ""
+        if len(texts) > 1:
+            wrong = _("is given twice on the command line")
+        elif option.read is None:
+            wrong = _("takes no value") if text is not None else ""
+        elif text is None or (not text and option.read is not str):
+            wrong = _("needs a value")
+        if not wrong and option.read is not None:
+            try:
+                return option.read(str(text))
+            except ValueError as error:
+                wrong = str(error)
+        if wrong:
+            faults.append(Fault(name, text, wrong))
+        return option.read is None
+
+    def _override(self, key: str, texts: argparse.Namespace, arguments: Arguments, faults: list[Fault]) -> None:
+        """Add what was typed of a recipe's parameter to the overrides."""
+        given: list[str | None] = list(getattr(texts, key) or [])
+        if key in self._flags:
+            given = [text if text is not None else "true" for text in given]
+            given += ["false" for _text in getattr(texts, f"no_{key}") or []]
+        if len(given) > 1:
+            faults.append(Fault(key, given[-1], _("is given twice on the command line")))
+        elif given and given[0] is None:
+            faults.append(Fault(key, None, _("needs a value"), _("write {form}", form=f"--{key}=VALUE")))
+        elif given:
+            arguments.overrides.append(f"--{key}={given[0]}")
+
+    # ---------------------------------------------------------------------------------------------------------- help
+
+    def help(self) -> str:
+        """The page that --help shows."""
+        self._choices.add_argument("--lang", metavar="|".join(LANGUAGES), help=_("the language of what is printed"))
+        self._choices.add_argument("--help", action="store_true", help=_("show this page"))
+        places = [f"{place.metavar}{' …' if place.many else ''}" for place in self._positionals]
+        shown = [word if place.required else f"[{word}]" for word, place in zip(places, self._positionals, strict=True)]
+        more = ["[--key=value …]"] if self._takes_parameters else []
+        usage = _("usage: {command}", command=" ".join([typed(self._name), *shown, f"[{_('options')}]", *more]))
+        return f"{usage}\n\n{self._parser.format_help().strip()}"
+
+
+class _Layout(argparse.HelpFormatter):
+    """argparse's layout, with Chinese characters counted as wide as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(text, width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Paragraphs wrapped; what has several lines, or begins with a space, stays as it is."""
+        blocks = [block if "\n" in block or block[:1] == " " else wrap(block, width) for block in text.split("\n\n")]
+        return "\n\n".join(block if isinstance(block, str) else "\n".join(block) for block in blocks)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """A value's name without the brackets that argparse puts around what may be left out."""
+        return str(action.metavar or "")

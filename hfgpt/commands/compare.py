@@ -1,0 +1,34 @@
+"""Compare finished runs: a table, pictures, and what the values in which they differ did to the loss."""
+
+from __future__ import annotations
+
+from hfgpt.base.command import Reader
+from hfgpt.base.language import _
+from hfgpt.base.terminal import say
+from hfgpt.runs import compare
+
+
+def reader() -> Reader:
+    """What the command takes."""
+    made = Reader(
+        "compare",
+        _("Compare finished runs: a table, pictures, and what the values in which they differ did to the loss."),
+        [
+            ("out/batch16 out/batch32 out/batch64", _("report.md, report.json and PNG files in out/compare")),
+            ("out/a out/b --out_dir=out/a_or_b", _("... in another folder")),
+        ],
+        _("Run folders, a Trainer's trainer_state.json and nanoGPT's printed logs can be mixed."),
+    )
+    made.argument("runs", _("OUT"), _("run folders (or trainer_state.json, nanoGPT logs)"), many=True)
+    made.option("out_dir", _("DIR"), _("where the report goes (out/compare)"), default="out/compare")
+    made.flag("no_samples", _("leave out what each model writes"))
+    return made
+
+
+def main(words: list[str]) -> None:
+    """Write the report and print it."""
+    arguments = reader().read(words)
+    comparison = compare.of_folders(arguments.runs)
+    report = compare.write(comparison, arguments.out_dir, samples=not arguments.no_samples)
+    say(report.read_text(encoding="utf-8"))
+    say(_("pictures and data are in {folder}/", folder=arguments.out_dir))

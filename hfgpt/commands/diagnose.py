@@ -1,0 +1,49 @@
+"""Say what happened in a run: what is wrong, since when, how it shows, and what to change."""
+
+from __future__ import annotations
+
+import json
+
+from hfgpt.base.command import Reader, typed
+from hfgpt.base.language import _
+from hfgpt.base.terminal import say
+from hfgpt.runs import diagnose
+from hfgpt.runs.metrics import read_run
+
+
+def reader() -> Reader:
+    """What the command takes."""
+    made = Reader(
+        "diagnose",
+        _(
+            "Say what happened in a run: what is wrong, since when, how it shows, and what to change, with the values "
+            "to type."
+        ),
+        [
+            ("out/standard", _("a run folder, also of a run in progress")),
+            ("results/checkpoint-500", _("a Trainer's folder, or its trainer_state.json")),
+            ("train.log", _("what nanoGPT printed")),
+            ("out/standard --json", _("the same as data: findings, notes")),
+        ],
+    )
+    made.argument("run", _("OUT"), _("run folder, metrics.jsonl, trainer_state.json or nanoGPT log"))
+    made.flag("json", _("print JSON"))
+    return made
+
+
+def main(words: list[str]) -> None:
+    """Print the diagnosis."""
+    arguments = reader().read(words)
+    run = read_run(arguments.run)
+    if arguments.json:
+        print(json.dumps(diagnose.as_json(run), indent=2, ensure_ascii=False))
+        return
+    step = f"{run.records[-1]['step']:,}"
+    if run.config:
+        say(_("{name}: {step} of {steps} steps", name=run.name, step=step, steps=f"{run.config.max_iters:,}") + "\n")
+    else:
+        say(_("{name}: {step} steps", name=run.name, step=step) + "\n")
+    say(diagnose.summary(run.records, run.config))
+    if run.config and run.path.name == "metrics.jsonl":
+        command = typed("train", run.path.parent)
+        say("\n" + _("to try a change: {command} CHANGE --out_dir=NEW_FOLDER", command=command))

@@ -1,0 +1,60 @@
+"""Evaluate a trained model on a whole split: loss, perplexity, bits per character."""
+
+from __future__ import annotations
+
+import json
+
+from hfgpt.base import loading, threads
+from hfgpt.base.command import Reader, one_of, whole
+from hfgpt.base.language import _
+from hfgpt.base.terminal import pad, say
+
+
+def reader() -> Reader:
+    """What the command takes."""
+    made = Reader(
+        "evaluate",
+        _("Evaluate a trained model on a whole split: loss, perplexity, bits per character."),
+        [
+            ("out/standard", _("the validation split of its own recipe")),
+            ("out/standard --dataset=notes.txt --json", _("another text, as data")),
+        ],
+    )
+    made.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
+    made.option("dataset", _("DATA"), _("other data than the recipe's: a file, folder, glob or Hub id"))
+    made.option("split", "val|train", _("the split to evaluate on (val)"), one_of("val", "train"), "val")
+    made.option("batch_size", "N", _("sequences at a time; changes no figure (32)"), whole, 32)
+    made.option("device", _("DEVICE"), _("auto, cpu, cuda, mps … (auto)"), default="auto")
+    made.flag("json", _("print one JSON object"))
+    return made
+
+
+def main(words: list[str]) -> None:
+    """Evaluate and print."""
+    arguments = reader().read(words)
+    threads.configure()  # before torch is loaded
+    with loading.uncollected():
+        from hfgpt.inference.evaluation import evaluate_folder
+    result = evaluate_folder(
+        arguments.folder, arguments.dataset, arguments.split, arguments.batch_size, arguments.device
+    )
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    what = {"folder": arguments.folder, "dataset": result["dataset"], "blocks": f"{result['blocks']:,}"}
+    if result["split"] == "val":
+        say(_("{folder} on the validation split of {dataset}, {blocks} blocks:", **what) + "\n")
+    else:
+        say(_("{folder} on the training split of {dataset}, {blocks} blocks:", **what) + "\n")
+    tokens, characters = f"{result['tokens']:,}", f"{result['characters']:,}"
+    rows = [
+        (_("loss"), f"{result['loss']:10.4f}", _("nats per token, over {tokens} tokens", tokens=tokens)),
+        (_("perplexity"), f"{result['perplexity']:10.3f}", ""),
+        (
+            _("bits per character"),
+            f"{result['bits_per_character']:10.4f}",
+            _("over {characters} characters", characters=characters),
+        ),
+    ]
+    for name, figure, told in rows:
+        say(f"  {pad(name, 20)}{figure}  {told}".rstrip())

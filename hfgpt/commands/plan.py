@@ -1,0 +1,136 @@
+"""Say what a recipe costs before it runs: as tables, or with --json the same figures by name."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+
+from hfgpt import config as configs
+from hfgpt.base import language
+from hfgpt.base.command import Reader, typed, whole
+from hfgpt.base.language import _
+from hfgpt.base.units import seconds_of
+from hfgpt.config import Config
+from hfgpt.plan import estimate
+from hfgpt.plan.command import Options, as_json, make, write
+from hfgpt.plan.estimate import Target
+
+
+def reader() -> Reader:
+    """What the command takes."""
+    made = Reader(
+        "plan",
+        _(
+            "Say what a recipe costs before it runs: parameters, tokens, memory, time, money; and what to change so "
+            "that it fits."
+        ),
+        [
+            ("recipes/standard.yaml", _("all of it, for this machine")),
+            ("recipes/standard.yaml --vram 8GB", _("what fits a card with this much memory")),
+            ('recipes/standard.yaml --gpu "RTX 3060"', _("... or this card")),
+            ("recipes/standard.yaml --probe", _("the time of a step, measured here in a few steps")),
+            (
+                "recipes/learning.yaml --time-budget 1h --data my_text.txt --write recipes/mine.yaml",
+                _("the recipe that makes the most of an hour with this text"),
+            ),
+            ("recipes/standard.yaml --explain n_layer", _("what a parameter does, computed for this recipe")),
+        ],
+        _("--key=value changes the recipe, as in {command}.", command=typed("train")),
+        parameters=configs.PARAMETERS,
+    )
+    made.argument(
+        "recipe", _("RECIPE"), _("a YAML file, a recipe's name or a run folder; the defaults without"), required=False
+    )
+    made.option("vram", _("SIZE"), _("memory of the device, such as 8GB"), read_bytes)
+    made.option("gpu", _("NAME"), _('a card by its name, such as "RTX 4090", T4, A100, H100, "M2 Pro"'))
+    made.option("processes", "N", _("how many devices share each step's batch; memory is one's"), _processes, 1)
+    made.flag("probe", _("measure the time of a step here, with the training loop's own step"))
+    made.flag("simulate", _("check the memory formula by running a step on tensors without content"))
+    made.option("time_budget", _("TIME"), _("recommend model and length for 1h, 90m, 1h30m …"), _seconds)
+    made.option("data", _("FILE"), _("... and for this text"))
+    made.option("write", _("FILE"), _("write the recommended recipe, commented"), Path)
+    made.option("price_per_hour", "X", _("of one device, in any currency"), _price)
+    made.option("explain", _("PARAMETER"), _("its meaning, what grows with it and by how much here"), _field)
+    made.flag("json", _("the same figures as data"))
+    return made
+
+
+def main(words: list[str]) -> None:
+    """Print the plan."""
+    print(run(words))
+
+
+def run(words: list[str]) -> str:
+    """What the command prints for these words.
+
+    Raises:
+        InputError: anything in them that cannot be used.
+    """
+    arguments = reader().read(words)
+    config = configs.load(arguments.recipe, arguments.overrides, arguments.faults)
+    options = Options(
+        **{key: getattr(arguments, key) for key in Options.__dataclass_fields__ if hasattr(arguments, key)}
+    )
+    if arguments.explain:
+        return _explain(config, arguments.explain, options)
+    plan = make(config, options)
+    written = write(plan, options.write, arguments.recipe) if options.write else None
+    if options.json:
+        figures = as_json(plan, options)
+        figures["written"] = str(options.write) if written else None
+        return json.dumps(figures, indent=2, ensure_ascii=False)
+    from hfgpt.plan import tables
+
+    return tables.render(plan, arguments.recipe, options)
+
+
+def _explain(config: Config, name: str, options: Options) -> str:
+    from hfgpt.plan import guide
+
+    def device(changed: Config) -> Target:
+        return estimate.target(changed, options.gpu, options.vram, options.processes)
+
+    if options.json:
+        return json.dumps(guide.as_json(config, name, device), indent=2, ensure_ascii=False)
+    return guide.explain(config, name, device, language.current())
+
+
+# --------------------------------------------------------------------------------------------------- kinds of values
+
+
+def read_bytes(text: str) -> int:
+    """'8GB', '8G', '8' (all 8 GiB, as cards are sold) or '8192MB' → bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([GMT])i?B?)?", text.strip(), flags=re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise ValueError(_("must be a size such as 8GB or 8192MB"))
+    return int(float(match[1]) * {"M": 2**20, "G": 2**30, "T": 2**40}[(match[2] or "G").upper()])
+
+
+def _seconds(text: str) -> int:
+    if not (seconds := seconds_of(text)):
+        raise ValueError(_("must be a time such as 1h, 90m or 1h30m"))
+    return seconds
+
+
+def _price(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise ValueError(_("must be a number, in any currency, for one device an hour"))
+    return float(text)
+
+
+def _processes(text: str) -> int:
+    if (count := whole(text)) < 1:
+        raise ValueError(_("must be a whole number of at least 1"))
+    return count
+
+
+def _field(text: str) -> str:
+    name = text.replace("-", "_")
+    if name not in Config.model_fields:
+        close = difflib.get_close_matches(name, Config.model_fields, n=1)
+        if close:
+            raise ValueError(_("is not a parameter; did you mean {name}?", name=repr(close[0])))
+        raise ValueError(_("is not a parameter"))
+    return name

@@ -1,0 +1,47 @@
+"""Open a page to play with: plan a run with sliders, watch runs, let a model write."""
+
+from __future__ import annotations
+
+from hfgpt.base import language
+from hfgpt.base.command import Reader, whole
+from hfgpt.base.language import _
+
+
+def reader() -> Reader:
+    """What the command takes."""
+    made = Reader(
+        "playground",
+        _("Open a page to play with: plan a run with sliders, watch runs, let a model write."),
+        [
+            ("", _("then open http://127.0.0.1:7860")),
+            ("out --recipe recipes/learning.yaml", _("start from this recipe")),
+            ("--lang zh --port 8000", _("in Chinese, on another port")),
+        ],
+        _(
+            "Plan: parameters, memory, time and what fits follow each slider; a value that breaks a rule is marked, "
+            "with the fix. Runs: the loss curves of the runs in the folder, live and side by side, with what the "
+            "diagnosis says. Sample: any of these models continues your text, as it is written.\n\n"
+            "The page listens on this machine alone, answers no other web page, and fetches nothing from outside. It "
+            "needs: "
+            'pip install -e ".[playground]"'
+        ),
+    )
+    made.argument("folder", _("OUT"), _("folder that holds the runs (out)"), required=False)
+    made.option("recipe", _("FILE"), _("recipe to start from (recipes/standard.yaml)"))
+    made.option("host", _("ADDRESS"), _("address to listen on (127.0.0.1: this machine alone)"), default="127.0.0.1")
+    made.option("port", "N", _("port to listen on (7860)"), whole, 7860)
+    made.option("allow", _("NAMES"), _("other host names it may be called by, with commas between them"), _names, [])
+    return made
+
+
+def main(words: list[str]) -> None:
+    """Serve the page until Ctrl-C."""
+    arguments = reader().read(words)
+    from hfgpt.playground.server import serve
+
+    place = (arguments.host, arguments.port)
+    serve(arguments.folder or "out", arguments.recipe, *place, language.current(), arguments.allow)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]

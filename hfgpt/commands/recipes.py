@@ -1,0 +1,52 @@
+"""List the recipes that come with hfgpt, or copy them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from hfgpt import config as configs
+from hfgpt.base.command import Reader, typed
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.base.terminal import say
+
+
+def reader() -> Reader:
+    """What the command takes."""
+    made = Reader(
+        "recipes",
+        _("List the recipes that come with hfgpt, or copy them into a folder, to be changed there."),
+        [("", _("the names, with what each is for")), ("mine", _("copy all of them into the folder mine"))],
+        _("A recipe's name can be given in its file's place: {command}", command=typed("train", "standard")),
+    )
+    made.argument("folder", _("DIR"), _("folder to copy them into"), required=False)
+    return made
+
+
+def main(words: list[str]) -> None:
+    """List or copy."""
+    arguments = reader().read(words)
+    shipped = configs.shipped_recipes()
+    if arguments.folder is None:
+        for name, path in shipped.items():
+            say(f"  {name:26}{purpose(path)}")
+        return
+    folder = Path(arguments.folder)
+    copies = {path: folder / f"{name}.yaml" for name, path in shipped.items()}
+    if there := [str(copy) for copy in copies.values() if copy.exists()]:
+        raise InputError(_("{path} exists; it is left as it is", path=there[0]))
+    try:
+        for path, copy in copies.items():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    except OSError as error:
+        raise InputError(_("{path} cannot be written: {reason}", path=copy, reason=error.strerror)) from None
+    for copy in copies.values():
+        say(copy)
+
+
+def purpose(path: Path) -> str:
+    """What a recipe is for: the first line of its head comment."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().lstrip("# ").strip()

@@ -1,0 +1,79 @@
+"""Sample text from a trained model, as it is written."""
+
+from __future__ import annotations
+
+import sys
+
+from hfgpt.base import loading, threads
+from hfgpt.base.command import Reader, number, whole
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.base.terminal import for_output, say
+from hfgpt.inference.exported import check_folder, left_out, load_folder
+from hfgpt.inference.sampling import Sampling, generate_many
+
+
+def reader() -> Reader:
+    """What the command takes."""
+    made = Reader(
+        "sample",
+        _("Sample text from a trained model, as it is written."),
+        [
+            ('out/quick_experiment --prompt "ROMEO:" --max_new_tokens 500 --seed 1', _("continue a text")),
+            ("out/quick_experiment --prompt_file - < scene.txt", _("continue what standard input holds")),
+        ],
+    )
+    made.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
+    made.option("prompt", _("TEXT"), _("text to continue (a line feed)"), default="\n")
+    made.option("prompt_file", _("FILE"), _("file with the text to continue; - reads standard input"))
+    made.exclusive("prompt", "prompt_file")
+    made.option("max_new_tokens", "N", _("tokens to write, past the block too (200)"), whole, 200)
+    made.option("num_samples", "N", _("texts to write; each has the next seed (1)"), whole, 1)
+    made.option("temperature", "X", _("0: most likely token; higher: freer (0.8)"), number, 0.8)
+    made.option("top_k", "K", _("choose among the k most likely tokens (200)"), whole, 200)
+    made.option("top_p", "P", _("choose among the most likely tokens of this probability (all)"), number)
+    made.option("seed", "N", _("the same seed writes the same text (1337)"), whole, 1337)
+    made.option("device", _("DEVICE"), _("auto, cpu, cuda, mps … (auto)"), default="auto")
+    return made
+
+
+def main(words: list[str]) -> None:
+    """Load the model and print its samples: all are written side by side, the first is shown as it comes."""
+    arguments = reader().read(words)
+    if arguments.num_samples < 1:
+        raise InputError(_("num_samples = {number}: must be at least 1", number=arguments.num_samples))
+    drawing = (arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    sampling = Sampling(*drawing)
+    prompt = read_prompt(arguments.prompt_file) if arguments.prompt_file else arguments.prompt
+    check_folder(arguments.folder)
+    threads.configure()  # before torch is loaded
+    with loading.uncollected():
+        model, tokenizer = load_folder(arguments.folder, arguments.device)
+    if unknown := left_out(tokenizer, prompt):
+        note = _("note: the model has no tokens for {characters}; they are left out", characters=repr(unknown))
+        say(note, sys.stderr)
+    texts = [""] * arguments.num_samples
+    print(for_output(prompt), end="", flush=True)
+    for pieces in generate_many(model, tokenizer, prompt, sampling, arguments.num_samples):
+        print(for_output(pieces[0]), end="", flush=True)
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+    print()
+    for text in texts[1:]:
+        print("-" * 15, for_output(prompt + text), sep="\n")
+
+
+def read_prompt(name: str) -> str:
+    """The text of a file, or of standard input for '-'.
+
+    Raises:
+        InputError: it cannot be read as text.
+    """
+    try:
+        if name == "-":
+            return sys.stdin.read()
+        with open(name, encoding="utf-8", newline="") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            _("prompt_file = {name}: cannot be read as text: {reason}", name=repr(name), reason=error)
+        ) from None
