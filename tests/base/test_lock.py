@@ -1,0 +1,162 @@
+"""One process a folder: who holds it, who is refused, and when a dead holder's lock is taken over."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hfgpt.base import lock
+from hfgpt.base.errors import Failure, InputError
+from hfgpt.base.lock import FolderLock, holder_of
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from hfgpt.base.lock import FolderLock
+FolderLock(Path(sys.argv[1])).acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def another_process(folder: Path) -> subprocess.Popen[str]:
+    """A process that holds the folder."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
+    process = another_process(tmp_path)
+    try:
+        before = (tmp_path / ".lock").read_bytes()
+        with pytest.raises(InputError, match=rf"is in use by process {process.pid} on .*, since 20\d\d-"):
+            FolderLock(tmp_path).acquire()
+        assert (tmp_path / ".lock").read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        holder = holder_of(tmp_path)
+        assert holder
+        assert holder.process == process.pid
+    finally:
+        process.kill()
+    assert process.stdout
+    process.stdout.close()
+    # Dead, and not even waited for: the lock is nobody's.
+    deadline = time.monotonic() + 10
+    while holder_of(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with FolderLock(tmp_path):
+        assert holder_of(tmp_path) is not None
+    assert not list(tmp_path.iterdir())
+    process.wait()
+
+
+def take(folder: str, results: object) -> None:
+    try:
+        FolderLock(Path(folder)).acquire()
+        results.put(os.getpid())  # type: ignore[attr-defined]
+        time.sleep(2)
+    except InputError:
+        results.put(0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["free", "a dead holder"])
+def test_of_many_at_once_one_has_it(tmp_path: Path, dead: bool) -> None:
+    if dead:
+        process = another_process(tmp_path)
+        process.kill()
+        process.communicate()
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=take, args=(str(tmp_path), results)) for _ in range(8)]
+    for each in processes:
+        each.start()
+    taken = [results.get(timeout=30) for _ in processes]
+    for each in processes:
+        each.join()
+    assert sum(who != 0 for who in taken) == 1
+
+
+def of_another_machine(folder: Path, silent: float) -> None:
+    """A lock as another machine that shares the disk writes it, last touched so many seconds ago."""
+    path = folder / ".lock"
+    path.touch()
+    content = {"machine": "node7 boot namespace", "process": 1, "began": 0.0, "since": time.time(), "token": "x"}
+    path.write_text(json.dumps({**content, "inode": path.stat().st_ino}))
+    os.utime(path, (time.time() - silent,) * 2)
+
+
+def test_another_machines_lock_lives_while_it_gives_signs_of_life(tmp_path: Path) -> None:
+    of_another_machine(tmp_path, silent=5)
+    with pytest.raises(InputError, match="is in use by process 1 on node7, since"):
+        FolderLock(tmp_path).acquire()
+    of_another_machine(tmp_path, silent=lock.SILENCE + 5)
+    with FolderLock(tmp_path) as held:
+        held.check()
+
+
+def test_a_silent_machine_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perhaps it is cut off for a moment: after SILENCE its lock is taken over, not sooner."""
+    monkeypatch.setattr(lock, "BEAT", 0.2)
+    monkeypatch.setattr(lock, "SILENCE", 2.0)
+    of_another_machine(tmp_path, silent=0.5)
+    began = time.monotonic()
+    with FolderLock(tmp_path):
+        assert time.monotonic() - began > 1.0
+
+
+def test_a_holder_that_was_suspended_finds_out(tmp_path: Path) -> None:
+    held = FolderLock(tmp_path).acquire()
+    held.check()
+    of_another_machine(tmp_path, silent=0)
+    with pytest.raises(Failure, match="was taken over by process 1 on node7"):
+        held.check()
+    held.release()
+    assert (tmp_path / ".lock").exists(), "it is the other's now"
+
+
+def test_a_copied_lock_counts_for_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with FolderLock(tmp_path / "a"):
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        assert holder_of(tmp_path / "b") is None
+        with FolderLock(tmp_path / "b"):
+            pass
+        (tmp_path / "a").rename(tmp_path / "c")  # a folder that moves takes its holder along
+        assert holder_of(tmp_path / "c") is not None
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"machine": 1}', "\0" * 40])
+def test_a_damaged_lock_is_taken_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / ".lock").write_text(content)
+    with FolderLock(tmp_path):
+        assert holder_of(tmp_path) is not None
+
+
+def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with FolderLock(tmp_path), pytest.raises(InputError, match="is in use by"):
+        FolderLock(tmp_path).acquire()
+    assert not list(tmp_path.iterdir())
+
+
+def test_it_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    with FolderLock(tmp_path):
+        os.utime(tmp_path / ".lock", (0, 0))
+        deadline = time.monotonic() + 10
+        while (tmp_path / ".lock").stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (tmp_path / ".lock").stat().st_mtime > 0
