@@ -30,6 +30,8 @@ GROUPS = {
 
 EMBEDDED_DATASET = "shakespeare"
 
+EVAL_BATCH = 12  # sequences in a batch of eval_iters, whatever batch_size is: runs are compared on the same blocks
+
 WORDS = r"\S"  # of a text that may not be empty
 
 
@@ -66,6 +68,7 @@ class Config(BaseModel):
     document_mask: bool = setting("data", "", False, "Keep attention inside a document where several are packed into one block (needs a tokenizer with an end-of-text token)")
     # -- model
     init_from: str = setting("model", "", "scratch", "'scratch', 'resume', or a Hub id or folder of a pretrained GPT-2, whose shape then replaces n_layer, n_head and n_embd", pattern=WORDS)
+    new_embeddings: bool = setting("model", "", False, "Start the token embeddings of a pretrained model anew, for a tokenizer that is not its own")
     n_layer: int = setting("model", "blocks", 12, "Transformer blocks: the depth", ge=1, le=10_000)
     n_head: int = setting("model", "heads", 12, "Attention heads a block; must divide n_embd", ge=1, le=1_000_000)
     n_embd: int = setting("model", "channels", 768, "Width: numbers that stand for one token", ge=1, le=1_000_000)

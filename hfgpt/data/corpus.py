@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
+from hfgpt.config.fields import EVAL_BATCH
 from hfgpt.config.nanogpt import holds_bins
 from hfgpt.data import bins, sources, tokenizer
 from hfgpt.data.bins import Bins
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerFast
 
-
-EVAL_BATCH = 12  # sequences in an evaluation batch, whatever batch_size is: runs are then compared on the same blocks
 
 SAMPLE = 16 << 20  # characters that 'char' and 'bpe' learn from: all of a small corpus, a cross-section of a large one
 

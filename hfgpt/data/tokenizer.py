@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
+from hfgpt.data.tokenizer_file import check_file, panics_as_messages
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -127,6 +128,7 @@ def load(name: str) -> PreTrainedTokenizerFast:
     folder = Path(name).expanduser()
     bare = (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file()
     source = str(folder) if folder.is_dir() else name
+    check_file(folder / "tokenizer.json")
     try:
         tokenizer = (GPT2TokenizerFast if bare else AutoTokenizer).from_pretrained(source)
     except Exception as error:  # whatever the libraries raise for a missing, unreachable or damaged tokenizer
@@ -169,9 +171,14 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 def _fingerprint(pipeline: str, eos: int | None) -> str:
     parsed = json.loads(pipeline)
     parts = [parsed[key] for key in ("model", "normalizer", "pre_tokenizer", "decoder")]
-    added = sorted((token["id"], token["content"]) for token in parsed["added_tokens"])
+    added = sorted((token["id"], token["content"]) for token in _added(parsed))
     text = json.dumps([parts, added, eos], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _added(pipeline: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tokens beside the model's own. A byte that serves as padding is one of the model's, and changes no text."""
+    return [token for token in pipeline["added_tokens"] if token["content"] not in BYTE_TOKENS]
 
 
 def characters(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.int64] | None:
@@ -241,7 +248,8 @@ def encoder(pipeline: str) -> Encoder:
     backend.no_padding()
 
     def encode(texts: list[str]) -> list[NDArray[Any]]:
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        with panics_as_messages():
+            encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     return _word_encoder(encode) if _splits_at_spaces(parsed) else encode
@@ -254,7 +262,8 @@ def is_char(pipeline: dict[str, Any]) -> bool:
         model["type"] == "BPE"
         and model["byte_fallback"]
         and not model["merges"]
-        and not any(pipeline[key] for key in ("normalizer", "pre_tokenizer", "added_tokens"))
+        and not any(pipeline[key] for key in ("normalizer", "pre_tokenizer"))
+        and not _added(pipeline)
         and [part["type"] for part in decoder.get("decoders", [])] == ["ByteFallback", "Fuse"]
         and set(BYTE_TOKENS) <= model["vocab"].keys()
         and all(len(token) == 1 for token in model["vocab"].keys() - set(BYTE_TOKENS))

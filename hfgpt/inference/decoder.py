@@ -3,10 +3,10 @@
 In:  a GPT2LMHeadModel, then token ids, a few or one at a time.
 Out: the logits of the last position.
 
-Transformers' own forward pass does the same arithmetic (tests/test_decoder.py holds the two together) but spends more
-time in Python, on a small model, than on the arithmetic. Here a token costs the operations and nothing else, the cache
-is as long as the block and never copied, and there is no dropout to switch off. On a CPU large weights are read by all
-threads (:func:`affine`), which is what the time of a token is spent on there.
+Transformers' own forward pass does the same arithmetic (tests/inference/test_decoder.py holds the two together), but on
+a small model it spends more time in Python than on the arithmetic. Here a token costs the operations alone, the cache
+is as long as the block and is never copied, and there is no dropout to switch off. On a CPU all threads read large
+weights together (:func:`affine`), which takes most of a token's time there.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Layer(NamedTuple):
 
 
 class Decoder:
-    """Reads text and says what comes next.
+    """Reads text and gives the logits of the token that follows.
 
     Args:
         model: any mode, dtype and device; its weights are used as they are.
@@ -62,7 +62,7 @@ class Decoder:
     def __init__(self, model: GPT2LMHeadModel, batch: int = 1) -> None:
         shape, body = model.config, model.transformer
         head_width = shape.n_embd // shape.n_head
-        self._heads, self._block = (shape.n_head, head_width), shape.n_positions
+        self._heads, self._block = (shape.n_head, head_width), int(shape.n_positions)
         self._embedding, self._positions = body.wte.weight, body.wpe.weight
         self._norm, self._head = _norm(body.ln_f), model.lm_head.weight
         parts = 1 if hardware.intel_cpu() else torch.get_num_threads()
@@ -95,7 +95,7 @@ class Decoder:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor) -> Tensor:
-        """Read on, and say what comes next.
+        """Read on, and give the logits of the token that follows.
 
         Args:
             ids: (batch, time) the tokens that follow what was read; several at the start of a text, then one at a time.

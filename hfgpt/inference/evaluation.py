@@ -9,12 +9,10 @@ the batch size, on how the last batch falls, or on the number of processes.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +20,11 @@ from numpy.typing import NDArray
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.inference import exported
 
 if TYPE_CHECKING:
-    import evaluate
-    from numpy.typing import NDArray
     from torch import nn
 
     from hfgpt.data.corpus import TokenStream
@@ -60,53 +57,6 @@ def figures(nll_sum: float, tokens: int, characters: int) -> dict[str, float]:
     }
 
 
-@functools.cache
-def language_model_metric() -> evaluate.Metric:
-    """:func:`figures` as a metric of the `evaluate` library, of batches of (nll_sum, tokens, characters).
-
-    Built here, so that no Hub is asked, and in memory. Bits per character make models with different tokenizers
-    comparable: nll_sum / ln 2 / characters. To import the library takes nearly a second, for which training does not
-    wait: it uses the formula.
-    """
-    library = _evaluate_library()
-    import datasets
-
-    class LanguageModelMetric(library.Metric):  # type: ignore[name-defined]
-        """Loss, perplexity and bits per character from sums over batches."""
-
-        def _info(self) -> evaluate.MetricInfo:
-            return library.MetricInfo(
-                description="Token-weighted loss, perplexity and bits per character of a language model.",
-                citation="",
-                inputs_description="nll_sum: nats, summed over targets; tokens, characters: how many they are.",
-                features=datasets.Features(
-                    {
-                        "nll_sum": datasets.Value("float64"),
-                        "tokens": datasets.Value("int64"),
-                        "characters": datasets.Value("int64"),
-                    }
-                ),
-            )
-
-        def _build_data_dir(self) -> str:
-            return ""  # kept in memory: no cache folder is needed, nor made in a home that may be read-only
-
-        def _compute(self, nll_sum: list[float], tokens: list[int], characters: list[int]) -> dict[str, float]:
-            return figures(math.fsum(nll_sum), sum(tokens), sum(characters))
-
-    return LanguageModelMetric(keep_in_memory=True)
-
-
-def _evaluate_library() -> Any:
-    """The `evaluate` library. A script's folder comes first on the path, and ours holds an evaluate.py."""
-    path = list(sys.path)
-    sys.path[:] = [entry for entry in path if not (Path(entry or ".") / "evaluate.py").is_file()]
-    try:
-        return importlib.import_module("evaluate")
-    finally:
-        sys.path[:] = path
-
-
 # ------------------------------------------------------------------------------------------------------- the sums
 
 
@@ -122,9 +72,9 @@ def evaluate_blocks(
 ) -> tuple[float, int]:
     """This process's share of (sum of negative log-likelihoods in nats, number of targets) over blocks of a split.
 
-    Every process takes each `world`-th block, none twice, so the sums over the processes are those of one process.
-    Each makes the same number of passes of the same shape, filled up with rows that do not count: sharded models need
-    the first, compiled ones the second. Dropout is off meanwhile, and the model's mode is put back.
+    Each process takes every `world`-th block, so the sums over the processes are those of one process. All make the
+    same number of passes, which sharded models need, in the same shape, which compiled models need: rows that do not
+    count fill up the last pass. Dropout is off meanwhile, and the model's mode is put back.
 
     Args:
         model: a :class:`hfgpt.model.gpt2.LanguageModel`, whose forward gives the summed NLL, in any wrapper.
@@ -182,13 +132,14 @@ def evaluate_folder(
         InputError: the folder, the data or an argument cannot be used.
     """
     if split not in SPLITS:
-        raise InputError(f"split = {split!r}: must be 'val' or 'train'")
+        raise InputError(_("split = {split!r}: must be 'val' or 'train'", split=split))
     if batch_size < 1:
-        raise InputError(f"batch_size = {batch_size}: must be at least 1 (sequences)")
+        raise InputError(_("batch_size = {size}: must be at least 1 (sequences)", size=batch_size))
     config = _recipe(exported.check_folder(folder), dataset)
     from tqdm import tqdm
 
     from hfgpt.data import corpus as data
+    from hfgpt.inference.metric import LanguageModelMetric
     from hfgpt.model.gpt2 import LanguageModel
 
     gpt2, tokenizer = exported.load_folder(folder, device)
@@ -198,15 +149,18 @@ def evaluate_folder(
     model = LanguageModel(gpt2, tokenizer.eos_token_id if config.document_mask else None).eval()
     count = data.CharacterCounter(tokenizer)
     indices = np.arange(stream.n_blocks(block))
-    metric, tokens, characters = language_model_metric(), 0, 0
-    for start in tqdm(range(0, len(indices), batch_size), unit="batch", disable=None, leave=False):
-        part = indices[start : start + batch_size]
-        nll, targets = evaluate_blocks(model, stream, block, part, len(part), gpt2.device)
-        spelled = count(stream.blocks(part, block)[:, 1:])
-        metric.add_batch(nll_sum=[nll], tokens=[targets], characters=[spelled])
-        tokens, characters = tokens + targets, characters + spelled
+    tokens = characters = 0
+    with TemporaryDirectory() as cache:
+        metric = LanguageModelMetric(keep_in_memory=True, cache_dir=cache)
+        for start in tqdm(range(0, len(indices), batch_size), unit="batch", disable=None, leave=False):
+            part = indices[start : start + batch_size]
+            nll, targets = evaluate_blocks(model, stream, block, part, len(part), gpt2.device)
+            spelled = count(stream.blocks(part, block)[:, 1:])
+            metric.add_batch(nll_sum=[nll], tokens=[targets], characters=[spelled])
+            tokens, characters = tokens + targets, characters + spelled
+        result = metric.compute()
     return {
-        **metric.compute(),
+        **result,
         "tokens": tokens,
         "characters": characters,
         "blocks": len(indices),
@@ -222,7 +176,7 @@ def _recipe(folder: Path, dataset: str | None) -> Config:
     if dataset is None:
         return config
     if not dataset.strip():
-        raise InputError("dataset: must not be empty")
+        raise InputError(_("dataset: must not be empty"))
     fields = Config.model_fields
     subset = {key: fields[key].default for key in ("dataset_config", "dataset_split")}
     return config.model_copy(update={**(subset if dataset != config.dataset else {}), "dataset": dataset})

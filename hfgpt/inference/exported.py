@@ -1,4 +1,4 @@
-"""An exported model folder: what it must hold, and how it is loaded.
+"""An exported model folder: what it must hold, how it is loaded, and what makes Transformers' pipeline work with it.
 
 In:  a folder.
 Out: GPT2LMHeadModel and its tokenizer, or an InputError that says what is missing.
@@ -6,17 +6,18 @@ Out: GPT2LMHeadModel and its tokenizer, or an InputError that says what is missi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.data.tokenizer_file import panics_as_messages
+from hfgpt.model.folder import INDEX, WEIGHTS, check_model, first_line, load_model, read_json
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+SPARE_BYTE = "<0xFF>"  # a token of every character-level tokenizer, and a byte that UTF-8 never has
 
 # ------------------------------------------------------------------------------------------------------- the folder
 
@@ -27,27 +28,34 @@ def check_folder(folder: str | Path) -> Path:
     Raises:
         InputError: it does not; says what is missing and where it comes from.
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
     if not path.is_dir():
-        what = "is a file, not a run folder" if path.exists() else "no such folder"
-        on_the_hub = len(path.parts) == 2 and not path.parent.exists()
-        hint = f"; to get it from the Hub: python scripts/pull.py {path} DIR" if on_the_hub else ""
-        raise InputError(f"{str(folder)!r}: {what}{hint}")
+        if path.exists():
+            raise InputError(_("{folder!r}: is a file, not a run folder", folder=str(folder)))
+        if len(path.parts) == 2 and not path.parent.exists():
+            raise InputError(
+                _(
+                    "{folder!r}: no such folder; to get it from the Hub: python scripts/pull.py {name} DIR",
+                    folder=str(folder),
+                    name=path,
+                )
+            )
+        raise InputError(_("{folder!r}: no such folder", folder=str(folder)))
     missing = [name for name in ("config.json", "tokenizer_config.json") if not (path / name).is_file()]
-    if not (path / "model.safetensors").is_file() and not (path / "model.safetensors.index.json").is_file():
-        missing.append("model.safetensors")
+    if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
+        missing.append(WEIGHTS)
     if missing:
         if (path / "recipe.yaml").is_file() or any(path.glob("checkpoint-*")):
-            why = "the run has exported no model yet: it does so at its first evaluation (eval_interval)"
+            why = _("the run has exported no model yet: it does so at its first evaluation (eval_interval)")
         else:
-            why = "this is no run folder"
-        raise InputError(f"{str(folder)!r}: holds no {' and no '.join(missing)}; {why}")
-    try:
-        kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path / 'config.json'}: is not the description of a model") from None
-    if kind != "gpt2":
-        raise InputError(f"{str(folder)!r}: is a {kind} model; hfgpt reads GPT-2 models")
+            why = _("this is not a run folder")
+        raise InputError(
+            _("{folder!r}: holds no {files}; {why}", folder=str(folder), files=", ".join(missing), why=why)
+        )
+    check_model(path)
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        if (path / name).is_file():
+            read_json(path / name, 2**24)
     return path
 
 
@@ -63,40 +71,29 @@ def load_folder(folder: str | Path, device: str = "auto") -> tuple[GPT2LMHeadMod
     """
     path = check_folder(folder)
     import torch
-    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    from hfgpt.data import tokenizer as tokenizers
 
     if device == "auto":
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    try:
-        with quiet_loading():
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            model = GPT2LMHeadModel.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    tokenizer, model = tokenizers.load(str(path)), load_model(path)
+    highest = tokenizers.vocabulary_size(tokenizer)
+    if highest > model.config.vocab_size:
+        raise InputError(
+            _(
+                "{folder!r}: the tokenizer has {tokens} tokens, and the model knows {known}",
+                folder=str(folder), tokens=highest, known=model.config.vocab_size,
             )
-    except Exception as error:  # whatever the libraries raise for a damaged folder
-        raise InputError(f"{str(folder)!r}: cannot be loaded: {_first_line(error)}") from None
+        )  # fmt: skip
     try:
         return model.to(device).eval(), tokenizer
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device = {device!r}: cannot be used here: {_first_line(error)}") from None
+        raise InputError(
+            _("device = {device!r}: cannot be used here: {reason}", device=device, reason=first_line(error))
+        ) from None
 
 
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Without Transformers' bar for loading weights, which is over before one could read it."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+# ------------------------------------------------------------------------------------------------------- the pipeline
 
 
 def generation_config(config: GPT2Config, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -120,9 +117,25 @@ def generation_config(config: GPT2Config, tokenizer: PreTrainedTokenizerBase) ->
     )
 
 
+def allow_batches(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let Transformers put prompts of different lengths side by side: padded on the left, with a token there is.
+
+    The padding is masked, so any token does: the end of text, or for characters a byte that no text has. Neither the
+    vocabulary nor the tokens of a text change.
+    """
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        elif SPARE_BYTE in tokenizer.get_vocab():
+            tokenizer.pad_token = SPARE_BYTE
+
+
 def left_out(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The characters of `text` that the tokenizer has no tokens for, each once; most tokenizers have all."""
-    known = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False), clean_up_tokenization_spaces=False)
+    with panics_as_messages():
+        ids = tokenizer.encode(text, add_special_tokens=False)
+    known = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     return "".join(sorted(set(text) - set(known)))
 
 

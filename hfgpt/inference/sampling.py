@@ -4,9 +4,9 @@ In:  an exported run folder (or a GPT2LMHeadModel and its tokenizer), a prompt, 
 Out: an iterator over pieces of text, each whole characters; joined, they are the continuation.
 
 Within the block the tokens are those that Transformers' ``model.generate`` would draw with the same seed, and the
-filters on the logits are its own. The loop is here for what ``generate`` does not do: it goes on past the block, it
-draws from generators of its own, so that a sample taken in the middle of training changes nothing in the run, and it
-takes a fraction of the time (hfgpt/inference/decoder.py).
+filters on the logits are its own. The loop is here for what ``generate`` does not do. It goes on past the block. It
+draws from generators of its own, so that a sample in the middle of training changes nothing in the run. And it takes a
+fraction of the time (hfgpt/inference/decoder.py).
 
 Importing this module imports neither torch nor transformers.
 """
@@ -19,14 +19,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import N_, _
+from hfgpt.data.tokenizer_file import panics_as_messages
+from hfgpt.inference.exported import start_id
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
-from hfgpt.inference.exported import start_id
 
-# A character has at most four bytes; after so many tokens without the end of one, they are no UTF-8.
+# A character has at most four bytes; so many tokens without the end of one are not UTF-8.
 MAX_HELD_TOKENS = 16
+
+# Below this temperature the most likely token has all of the probability, and float32 has no room for the scores.
+COLDEST = 1e-9
 
 
 @dataclass(frozen=True)
@@ -38,22 +43,30 @@ class Sampling:
     """
 
     max_new_tokens: int = 200  # tokens; fewer where the model ends the text itself
-    temperature: float = 0.8  # 0: always the most likely token; 1: as the model says; above: more random
+    temperature: float = 0.8  # 0: always the most likely token; 1: the model's own odds; above: more random
     top_k: int | None = 200  # only the k most likely tokens; None: all
     top_p: float | None = None  # only the most likely tokens that together have this probability; None: all
     seed: int = 1337
 
     def __post_init__(self) -> None:
         rules = (
-            (self.max_new_tokens >= 1, "max_new_tokens", "must be at least 1 (tokens)"),
-            (0 <= self.temperature < math.inf, "temperature", "must be 0 (always the most likely token) or more"),
-            (self.top_k is None or self.top_k >= 1, "top_k", "must be at least 1 (tokens)"),
-            (self.top_p is None or 0 < self.top_p <= 1, "top_p", "must be more than 0 and at most 1 (probability)"),
-            (0 <= self.seed < 2**63, "seed", "must be at least 0 and less than 2^63"),
+            (self.max_new_tokens >= 1, "max_new_tokens", N_("{key} = {value!r}: must be at least 1 (tokens)")),
+            (
+                0 <= self.temperature < math.inf,
+                "temperature",
+                N_("{key} = {value!r}: must be 0 (always the most likely token) or more"),
+            ),
+            (self.top_k is None or self.top_k >= 1, "top_k", N_("{key} = {value!r}: must be at least 1 (tokens)")),
+            (
+                self.top_p is None or 0 < self.top_p <= 1,
+                "top_p",
+                N_("{key} = {value!r}: must be more than 0 and at most 1 (probability)"),
+            ),
+            (0 <= self.seed < 2**63, "seed", N_("{key} = {value!r}: must be at least 0 and less than 2^63")),
         )
         for valid, key, rule in rules:
             if not valid:
-                raise InputError(f"{key} = {getattr(self, key)!r}: {rule}")
+                raise InputError(_(rule, key=key, value=getattr(self, key)))
 
 
 # ------------------------------------------------------------------------------------------------------- sampling
@@ -87,7 +100,8 @@ def generate_many(
     Each has the next seed and is, but for rounding, what :func:`generate` writes with that seed.
     """
     sampling = sampling or Sampling()
-    ids = tokenizer.encode(prompt, add_special_tokens=False) or [start_id(tokenizer)]
+    with panics_as_messages():
+        ids = tokenizer.encode(prompt, add_special_tokens=False) or [start_id(tokenizer)]
     texts = [PieceDecoder(tokenizer) for _ in range(samples)]
     for tokens in draw_many(model, ids, len(tokenizer), tokenizer.eos_token_id, sampling, samples):
         pieces = ["" if token is None else text.add(token) for text, token in zip(texts, tokens, strict=True)]
@@ -120,12 +134,12 @@ def draw_many(
     contexts = [list(ids[-block:]) for _ in range(samples)]
     fresh = contexts
     going = [True] * samples
-    for _ in range(sampling.max_new_tokens):
+    for _step in range(sampling.max_new_tokens):
         tokens = choose(decoder(torch.tensor(fresh, device=device))[:, :vocabulary].float())
-        going = [on and token != end for on, token in zip(going, tokens, strict=True)]
+        going = [writes and token != end for writes, token in zip(going, tokens, strict=True)]
         if not any(going):
             return
-        yield [token if on else None for on, token in zip(going, tokens, strict=True)]
+        yield [token if writes else None for writes, token in zip(going, tokens, strict=True)]
         for context, token in zip(contexts, tokens, strict=True):
             context.append(token)
         fresh = [[token] for token in tokens]
@@ -145,7 +159,7 @@ def _chooser(sampling: Sampling, generators: list[Any], vocabulary: int) -> Call
     import torch
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    if sampling.temperature == 0:
+    if sampling.temperature < COLDEST:
         return _largest
     warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k is not None and sampling.top_k < vocabulary:
@@ -168,8 +182,11 @@ def _largest(scores: Tensor) -> list[int]:
     """The token of each row's largest score."""
     largest, tokens = scores.max(-1)
     if any(map(math.isnan, largest.tolist())):
-        raise InputError("the model says NaN of every token: its training has diverged → sample an earlier checkpoint")
-    return tokens.tolist()
+        raise InputError(
+            _("the model's logits are NaN: training has diverged → sample the model of an earlier evaluation")
+        )
+    chosen: list[int] = tokens.tolist()
+    return chosen
 
 
 class PieceDecoder:

@@ -7,17 +7,20 @@ Out: :class:`LanguageModel`, what the loop trains: token ids and targets in, the
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import GELUTanh, NewGELUActivation
-from transformers.utils import logging
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
 from hfgpt.config import Config
-from hfgpt.model import kernels
+from hfgpt.model import head, kernels, pretrained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 IGNORED = -100  # a target that is not trained, as everywhere in Transformers
 
@@ -25,8 +28,8 @@ IGNORED = -100  # a target that is not trained, as everywhere in Transformers
 class LanguageModel(nn.Module):
     """GPT-2 with its loss inside, so that DDP, FSDP and torch.compile wrap one module.
 
-    The forward pass runs GPT-2's own blocks. It leaves out what training needs no part of: the KV cache, and the
-    search for packed sequences, which under torch.compile would always build a mask and so lose the fast attention.
+    The forward pass runs GPT-2's own blocks. It leaves out what training does not need: the KV cache, and the search
+    for packed sequences, which under torch.compile would always build a mask and so lose the fast attention.
 
     Args:
         gpt2: the model that is trained.
@@ -52,7 +55,7 @@ class LanguageModel(nn.Module):
             targets: (batch, time) the token that follows each input, or IGNORED.
         """
         hidden = self.hidden(input_ids).flatten(0, 1)
-        return kernels.linear_cross_entropy(hidden, self.gpt2.lm_head.weight, targets.flatten(), IGNORED)
+        return head.linear_cross_entropy(hidden, self.gpt2.lm_head.weight, targets.flatten(), IGNORED)
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """(batch, time) ids → (batch, time, n_embd) states after the last layer norm."""
@@ -64,14 +67,15 @@ class LanguageModel(nn.Module):
         hidden = body.drop(body.wte(input_ids) + body.wpe(positions))
         for block in body.h:
             hidden = block(hidden, None, mask)
-        return body.ln_f(hidden)
+        normed: Tensor = body.ln_f(hidden)
+        return normed
 
 
 def document_positions(input_ids: Tensor, end: int) -> Tensor:
     """(batch, time) ids → (batch, time) positions that start again at each end-of-text token.
 
-    The end-of-text token counts as the first token of the document behind it: that document's first token is predicted
-    from [end] alone, so every target of a block is trained, and none of them sees another document.
+    The end-of-text token counts as the first token of the document behind it. That document's first token is then
+    predicted from [end] alone: every target of a block is trained, and sees its own document only.
     """
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
     return places - torch.where(input_ids == end, places, 0).cummax(dim=1).values
@@ -108,10 +112,18 @@ def gpt2_config(config: Config, vocab_size: int, eos_token_id: int | None) -> GP
     )
 
 
-def build(config: Config, vocab_size: int, eos_token_id: int | None) -> LanguageModel:
+def build(
+    config: Config, vocab_size: int, eos_token_id: int | None, tokenizer: PreTrainedTokenizerFast | None = None
+) -> LanguageModel:
     """A model from scratch, or pretrained weights fitted to the recipe; float32, on the CPU.
 
     The caller seeds torch first: the initial weights come from the global generator.
+
+    Args:
+        config: the recipe.
+        vocab_size: rows of the token embedding.
+        eos_token_id: the end-of-text token, where the tokenizer has one.
+        tokenizer: that of the corpus; pretrained weights are compared with it.
 
     Raises:
         InputError: the pretrained model cannot be loaded, or does not fit block_size or the tokenizer; or
@@ -119,10 +131,13 @@ def build(config: Config, vocab_size: int, eos_token_id: int | None) -> Language
     """
     if config.document_mask and eos_token_id is None:
         raise InputError(
-            f"document_mask = True: the tokenizer {config.tokenizer!r} has no end-of-text token to tell documents by"
+            _(
+                "document_mask = True: the tokenizer {tokenizer!r} has no end-of-text token to tell documents by",
+                tokenizer=config.tokenizer,
+            )
         )
     if config.pretrained:
-        gpt2 = _pretrained(config, vocab_size)
+        gpt2 = _pretrained(config, vocab_size, eos_token_id, tokenizer)
     else:
         gpt2 = GPT2LMHeadModel._from_config(
             gpt2_config(config, vocab_size, eos_token_id), attn_implementation=kernels.ATTENTION
@@ -132,52 +147,30 @@ def build(config: Config, vocab_size: int, eos_token_id: int | None) -> Language
     return LanguageModel(gpt2, eos_token_id if config.document_mask else None)
 
 
-def _pretrained(config: Config, vocab_size: int) -> GPT2LMHeadModel:
+def _pretrained(config: Config, vocab_size: int, eos_token_id: int | None, tokenizer: Any) -> GPT2LMHeadModel:
     """Pretrained weights that go together with block_size and the tokenizer."""
-    source, gpt2 = config.init_from, _load(config)
+    source, gpt2 = config.init_from, pretrained.load(config)
     positions = gpt2.config.n_positions
     if config.block_size > positions:
         raise InputError(
-            f"block_size = {config.block_size}: {source} has positions for {positions} tokens → set block_size to at "
-            f"most {positions}"
-        )
-    if vocab_size > gpt2.config.vocab_size:
-        raise InputError(
-            f"tokenizer = {config.tokenizer!r}: has {vocab_size} tokens, and {source} knows {gpt2.config.vocab_size}"
-            f" → use the model's own tokenizer (leave tokenizer out)"
-        )
-    crop_positions(gpt2, config.block_size)
-    return gpt2
-
-
-def _load(config: Config) -> GPT2LMHeadModel:
-    """The model of `init_from`, whole, in float32 and with the recipe's dropout."""
-    source = config.init_from
-    logging.disable_progress_bar()  # it is over before one could read it
-    try:
-        gpt2, report = GPT2LMHeadModel.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, attn_implementation=kernels.ATTENTION,
-            output_loading_info=True, embd_pdrop=config.dropout, attn_pdrop=config.dropout, resid_pdrop=config.dropout,
+            _(
+                "block_size = {block}: {source} has positions for {positions} tokens → set block_size to at most "
+                "{positions}",
+                block=config.block_size, source=source, positions=positions,
+            )
         )  # fmt: skip
-    except Exception as error:  # whatever the libraries raise for a missing, unreachable or damaged model
-        if Path(source).is_dir() and not (Path(source) / "model.safetensors").exists():
-            raise InputError(f"init_from = {source!r}: the folder holds no model.safetensors") from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"init_from = {source!r}: cannot be loaded as a GPT-2 model: {reason}\n"
-            "    → give a folder with config.json and model.safetensors, or a Hub id (with network access)"
-        ) from None
-    if gpt2.config.model_type != "gpt2":
-        raise InputError(f"init_from = {source!r}: is a {gpt2.config.model_type} model; GPT-2 models are trained here")
-    if missing := sorted(report["missing_keys"]):  # Transformers would fill them with random numbers
-        raise InputError(f"init_from = {source!r}: {len(missing)} weights are missing in it, the first is {missing[0]}")
+    if config.new_embeddings:
+        pretrained.renew_embeddings(gpt2, vocab_size, eos_token_id)
+    else:
+        pretrained.check_vocabulary(config, gpt2, vocab_size, tokenizer)
+    crop_positions(gpt2, config.block_size)
     return gpt2
 
 
 def crop_positions(gpt2: GPT2LMHeadModel, block_size: int) -> None:
     """Keep the first `block_size` position embeddings, in place."""
     kept = gpt2.transformer.wpe.weight.detach()[:block_size].clone()
-    gpt2.transformer.wpe = nn.Embedding.from_pretrained(kept, freeze=False)
+    gpt2.transformer.wpe = nn.Embedding(block_size, kept.shape[1], _weight=kept)
     gpt2.config.n_positions = block_size
 
 

@@ -1,19 +1,17 @@
-"""The three pieces of a training step where torch's own operators leave time or memory on the table.
+"""Dropout and attention for a CPU, where torch's own operators are slow.
 
-In:  the tensors of GPT-2's dropout, attention and head.
+In:  the tensors of GPT-2's dropout and attention.
 Out: the same results (dropout: the same distribution), with gradients.
 
 On a CPU torch draws dropout masks one number at a time, makes whole block_size² matrices for attention with dropout,
-and takes long for attention in bfloat16; :class:`Dropout` and :func:`attention` do better. On every device the logits
-of a large vocabulary are the largest tensors of a step; :func:`linear_cross_entropy` never has more than an eighth of
-them. All are plain torch operations, and their draws begin from torch's own generator, so that seeds and exact resumes
-hold. benchmarks/README.md has what each saves.
+and takes long for attention in bfloat16. These are plain torch operations, and their draws begin from torch's own
+generator, so that seeds and exact resumes hold. benchmarks/README.md has what each saves.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +20,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from hfgpt.model.sizes import CHUNKS, LOGITS, NARROW_BLOCK, QUERIES
+from hfgpt.model.sizes import NARROW_BLOCK, QUERIES
 
 ATTENTION = "hfgpt"  # the name of :func:`attention` among Transformers' attention implementations
 
 
 def suits(tensor: Tensor) -> bool:
-    """Whether the CPU's own ways serve: torch.compile generates better ones."""
+    """Whether these kernels serve: on a CPU, and not where torch.compile generates better ones."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -70,7 +68,8 @@ class Dropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         """Any shape in, the same out."""
         if self.training and 0 < self.p < 1 and suits(input):
-            return _Dropout.apply(input, self.p)
+            dropped: Tensor = cast(Any, _Dropout).apply(input, self.p)
+            return dropped
         return F.dropout(input, self.p, self.training)
 
 
@@ -80,7 +79,7 @@ class _Dropout(torch.autograd.Function):
         mask = keep_mask(input.shape, p)
         ctx.save_for_backward(mask)
         ctx.scale = 1 / (1 - p)
-        return mask.to(input.dtype).mul_(input).mul_(ctx.scale)  # to multiply two types takes longer than to convert
+        return mask.to(input.dtype).mul_(input).mul_(ctx.scale)  # multiplying two types takes longer than converting
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -94,8 +93,8 @@ def attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention as Transformers calls it: torch's fused kernels, except on a CPU with dropout or in bfloat16.
 
-    Those of a CPU have no dropout, and in bfloat16, at the lengths that are trained on a CPU, they take two to four
-    times as long as the products that they consist of.
+    The fused kernels of a CPU have no dropout. In bfloat16, at the lengths that are trained on a CPU, they take two to
+    four times as long as the products that they consist of.
 
     Args:
         module: the attention layer.
@@ -111,9 +110,13 @@ def attention(
     narrow = query.dtype == torch.bfloat16
     slow = 0 < dropout < 1 or (dropout == 0 and narrow and query.shape[2] <= NARROW_BLOCK)
     if not (slow and query.shape == key.shape and suits(query)):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **kwargs)
+        fused: Tensor = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, **kwargs)[0]
+        return fused, None
     dtype = torch.bfloat16 if narrow else torch.float32
-    out = _CausalAttention.apply(query, key, value, attention_mask, dropout, kwargs.get("scaling"), dtype)
+    with torch.autocast("cpu", enabled=False):
+        out: Tensor = cast(Any, _CausalAttention).apply(
+            query, key, value, attention_mask, dropout, kwargs.get("scaling"), dtype
+        )
     return out.transpose(1, 2), None
 
 
@@ -129,7 +132,6 @@ class _CausalAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, may_look: Tensor | None, p: float, scale: float | None,
         dtype: torch.dtype,
@@ -139,12 +141,12 @@ class _CausalAttention(torch.autograd.Function):
         q, k, v = (tensor.to(dtype).reshape(batch * heads, time, width) for tensor in (query, key, value))
         v = v / (1 - p) if p else v
         out = torch.empty_like(q)
-        nothing = torch.zeros((), dtype=dtype)  # baddbmm wants a summand; with beta=0 it is not read
+        unread = torch.zeros((), dtype=dtype)  # baddbmm wants a summand; with beta=0 it is not read
         ahead = torch.full((QUERIES, QUERIES), -math.inf, dtype=dtype).triu_(1)
         kept = []
         for start in range(0, time, QUERIES):
             end = min(start + QUERIES, time)
-            scores = torch.baddbmm(nothing, q[:, start:end], k[:, :end].mT, beta=0, alpha=scale)
+            scores = torch.baddbmm(unread, q[:, start:end], k[:, :end].mT, beta=0, alpha=scale)
             scores[:, :, start:].add_(ahead[: end - start, : end - start])
             if may_look is not None:
                 scores.view(batch, heads, end - start, end).masked_fill_(~may_look[:, :, start:end, :end], -math.inf)
@@ -153,7 +155,7 @@ class _CausalAttention(torch.autograd.Function):
             if p:
                 kept.append(keep_mask(weights.shape, p))
                 weights = scores.copy_(kept[-1]).mul_(weights)
-            out[:, start:end] = torch.bmm(weights, v[:, :end])  # with out= it would go one matrix at a time
+            out[:, start:end] = torch.bmm(weights, v[:, :end])  # with out= torch takes one matrix at a time
             del scores, weights  # before there are new ones
         ctx.save_for_backward(q, k, v, out, *kept)
         ctx.p, ctx.scale, ctx.dtype = p, scale, query.dtype
@@ -167,7 +169,7 @@ class _CausalAttention(torch.autograd.Function):
         # Σ over keys of weight · its gradient, which the softmax takes off, is out · its gradient (FlashAttention).
         taken_off = (gradient * out).sum(-1, keepdim=True)
         dq = torch.empty_like(q)
-        dk = dv = torch.empty(0)  # none yet
+        dk = dv = torch.empty(0)  # no part of the sums yet
         masks = kept[1::2] if ctx.p else [None] * len(kept)
         groups = [*zip(range(0, time, QUERIES), kept[:: 2 if ctx.p else 1], masks, strict=True)]
         for start, weights, mask in reversed(groups):  # the last one sees all keys
@@ -195,68 +197,3 @@ def _plus(total: Tensor, part: Tensor) -> Tensor:
         return part.float()
     total[:, : part.shape[1]].add_(part)
     return total
-
-
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
-    """Cross entropy of the logits `hidden @ weight.T`, summed, in nats, float32; the logits made a chunk at a time.
-
-    The gradient is computed with the loss, while a chunk's logits are there, as Liger's fused kernel does it.
-
-    Args:
-        hidden: (tokens, n_embd).
-        weight: (vocabulary, n_embd).
-        targets: (tokens,) token ids.
-        ignored: the target that has no loss.
-    """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, ignored, torch.is_grad_enabled())
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, with_gradient: bool
-    ) -> Tensor:  # fmt: skip
-        device = hidden.device.type
-        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        tokens, vocabulary = len(hidden), len(weight)
-        chunks = min(CHUNKS, -(-tokens * vocabulary // LOGITS))
-        rows = -(-tokens // chunks)
-        loss = hidden.new_zeros((), dtype=torch.float32)
-        d_hidden = torch.empty_like(hidden) if with_gradient else None
-        d_weight: Tensor | None = None
-        with torch.autocast(device, enabled=False):
-            head = weight.to(narrow)
-            for start in range(0, tokens, rows):
-                inputs = hidden[start : start + rows].to(narrow)
-                nll, d_logits = _nll(inputs @ head.T, targets[start : start + rows], ignored, with_gradient)
-                loss += nll
-                if d_hidden is not None and d_logits is not None:
-                    d_hidden[start : start + rows] = d_logits @ head
-                    share = d_logits.T @ inputs
-                    d_weight = share.to(weight.dtype) if d_weight is None else d_weight.add_(share)
-                    del d_logits, share  # before there are new ones
-        if d_hidden is not None:
-            ctx.save_for_backward(d_hidden, d_weight)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden.mul_(gradients[0]), d_weight.mul_(gradients[0]), None, None, None
-
-
-def _nll(logits: Tensor, targets: Tensor, ignored: int, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
-    """Of (rows, vocabulary) logits: the summed loss, and its gradient; both in the logits' own memory where it can."""
-    narrow, trained = logits.dtype, (targets != ignored).unsqueeze(1)
-    places = torch.where(trained, targets.unsqueeze(1), 0)
-    logits = logits.float()
-    logits.sub_(logits.amax(1, keepdim=True))
-    chosen = logits.gather(1, places)
-    odds = logits.exp_()
-    total = odds.sum(1, keepdim=True)
-    nll = (total.log() - chosen).mul(trained).sum()
-    if not with_gradient:
-        return nll, None
-    # softmax - one-hot, and nothing where there is no loss
-    gradient = odds.mul_(trained / total)
-    return nll, gradient.scatter_add_(1, places, -trained.to(gradient.dtype)).to(narrow)

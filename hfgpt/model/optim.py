@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from hfgpt.config import Config
+from hfgpt.model.sizes import ELEMENTS, ITERATIONS
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
@@ -51,9 +52,9 @@ def build(model: nn.Module, config: Config, device: torch.device) -> torch.optim
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
-    """Give every group the step's rate: AdamW's itself, Muon's in the ratio of the two peak rates.
+    """Give every group the rate of the step: AdamW's as it is, Muon's in the ratio of the two peak rates.
 
-    So one schedule holds for both: warm-up, decay, and min_lr as a share of learning_rate.
+    One schedule then holds for both: warm-up, decay, and min_lr as a share of learning_rate.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_ratio", 1.0)
@@ -62,10 +63,6 @@ def set_learning_rate(optimizer: Any, rate: float) -> None:
 # ------------------------------------------------------------------------------------------------------------ Muon
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of X, X³ and X⁵: Jordan's, steepest at 0 among those that stay near 1
-
-ITERATIONS = 5
-
-ELEMENTS = 2**23  # that are orthogonalised at a time: many small matrices in one product, or one large one
 
 
 def block_matrices(model: nn.Module) -> list[dict[str, Any]]:
@@ -161,7 +158,7 @@ class Muon(torch.optim.Optimizer):
         # Loading a state puts other objects in the place of these.
         self._adamw.state = self.state
         self._adamw.param_groups = [group for group in self.param_groups if "parts" not in group]
-        loss = self._adamw.step(closure)
+        loss: float | None = self._adamw.step(closure)
         for group in self.param_groups:
             if "parts" in group:
                 for some in _in_turn([p for p in group["params"] if p.grad is not None]):
@@ -178,10 +175,10 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         stacked = torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"]))
         # (weights, inputs, parts · outputs) → (weights · parts, inputs, outputs), and back
-        matrices = stacked.unflatten(2, (parts, -1)).movedim(2, 1).flatten(0, 1)
+        matrices = stacked.reshape(len(weights), stacked.shape[1], parts, -1).movedim(2, 1).flatten(0, 1)
         del stacked
         inputs, outputs = matrices.shape[1:]
-        updates = orthogonalise(matrices, self._dtype).unflatten(0, (-1, parts)).movedim(1, 2).flatten(2)
+        updates = orthogonalise(matrices, self._dtype).view(-1, parts, inputs, outputs).movedim(1, 2).flatten(2)
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(weights, updates.unbind(), alpha=-group["lr"] * max(1.0, outputs / inputs) ** 0.5)
 

@@ -43,32 +43,33 @@ def parameters(config: Config, vocab_size: int) -> Parameters:
     )
 
 
-# ------------------------------------------------------------------------------------------------------ memory
+# ------------------------------------------------------------------------------------------------ the step's pieces
 
 Kind = Literal["cpu", "accelerator"]
 
-# As in hfgpt/model/kernels.py and hfgpt/model/optim.py, which import torch.
-LOGITS = 2**24
+# Sizes of the pieces that a step works in; the step itself and the formulas of memory and time read them here.
 
-CHUNKS = 8
+LOGITS = 2**24  # the head makes at most so many logits at a time,
 
-QUERIES = 64
+CHUNKS = 8  # unless more than so many pieces would be needed
+
+QUERIES = 64  # a CPU's attention takes so many queries at a time
 
 NARROW_BLOCK = 512  # the longest block whose attention weights a CPU keeps in bfloat16, without dropout
 
-ELEMENTS = 2**23
+ELEMENTS = 2**23  # that Muon orthogonalises at a time: many small matrices in one product, or one large one
 
-ITERATIONS = 5
+ITERATIONS = 5  # of Muon's Newton-Schulz iteration
 
 
-# ------------------------------------------------------------------------------------------------------ time, money
+# ------------------------------------------------------------------------------------------------------ arithmetic
 
 
 def flops_per_token(config: Config, vocab_size: int) -> float:
     """Arithmetic of one token, forward and backward: 6N + 12 · n_layer · n_embd · block_size.
 
     N is all parameters but the position embeddings (PaLM's appendix B, as nanoGPT counts it). Recomputing activations
-    is not counted: it is no work that trains.
+    is not counted, since it trains nothing.
     """
     weights = parameters(config, vocab_size).total - config.block_size * config.n_embd
     return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size

@@ -16,6 +16,7 @@ from hfgpt.base import machine as hardware
 from hfgpt.base.cards import Card
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
+from hfgpt.config.fields import EVAL_BATCH
 from hfgpt.model.sizes import (
     CHUNKS,
     ELEMENTS,
@@ -477,9 +478,6 @@ def _from_table(config: Config, on: Target, flops: float) -> Measured:
 def evaluations(config: Config) -> int:
     """How often a run evaluates: before the first step, every eval_interval, and at the last step."""
     return 1 + -(-config.max_iters // config.eval_interval)
-
-
-EVAL_BATCH = 12  # sequences an evaluation batch, as in hfgpt/data/corpus.py
 
 
 def evaluation_tokens(found: Survey) -> int:

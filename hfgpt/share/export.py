@@ -47,6 +47,7 @@ def write(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         tokenizer.model_max_length = gpt2.config.n_positions
+        exported.allow_batches(tokenizer)
         tokenizer.save_pretrained(temporary)
         gpt2.generation_config = exported.generation_config(gpt2.config, tokenizer)
         logging.disable_progress_bar()

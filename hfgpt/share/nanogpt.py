@@ -95,7 +95,7 @@ def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
     import torch
     from transformers import GPT2LMHeadModel
 
-    from hfgpt.inference.exported import quiet_loading
+    from hfgpt.model.folder import quiet_loading
 
     state: dict[str, Tensor] = {
         name.removeprefix(COMPILED): tensor for name, tensor in loaded["model"].items() if not name.endswith(MASKS)

@@ -53,7 +53,8 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     corpus = prepare_corpus(config, accelerator)
     saved = find_checkpoint(config, display) if resume else None
     torch.manual_seed(config.seed)
-    model = gpt2.build(config, tokenizers.vocabulary_size(corpus.tokenizer), corpus.tokenizer.eos_token_id)
+    words = corpus.tokenizer
+    model = gpt2.build(config, tokenizers.vocabulary_size(words), words.eos_token_id, words)
     run = Run(
         config=config,
         accelerator=accelerator,

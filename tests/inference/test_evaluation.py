@@ -17,6 +17,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.data import corpus as data
 from hfgpt.data import tokenizer
 from hfgpt.inference import evaluation
+from hfgpt.inference.metric import LanguageModelMetric
 from hfgpt.model.gpt2 import LanguageModel
 from hfgpt.share import export
 
@@ -66,8 +67,8 @@ def test_the_figures_are_those_of_the_definition() -> None:
     }
 
 
-def test_the_metric_weights_by_tokens_not_by_batches() -> None:
-    metric = evaluation.language_model_metric()
+def test_the_metric_weights_by_tokens_not_by_batches(tmp_path: Path) -> None:
+    metric = LanguageModelMetric(keep_in_memory=True, cache_dir=str(tmp_path))
     metric.add_batch(nll_sum=[10.0, 90.0], tokens=[10, 30], characters=[10, 50])
     metric.add_batch(nll_sum=[0.5], tokens=[60], characters=[140])
     assert metric.compute()["loss"] == pytest.approx(100.5 / 100)

@@ -106,6 +106,13 @@ def test_within_the_block_the_tokens_are_those_of_transformers_generate(
     assert len(set(ours)) > 1  # else the comparison shows little
 
 
+@pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-30])
+def test_the_coldest_temperatures_take_the_most_likely_token(model: GPT2LMHeadModel, temperature: float) -> None:
+    """Scores divided by them would leave float32, which is not the model's fault."""
+    greedy = tokens(model, [1, 2], Sampling(max_new_tokens=9, temperature=0))
+    assert tokens(model, [1, 2], Sampling(max_new_tokens=9, temperature=temperature)) == greedy
+
+
 @pytest.mark.parametrize("temperature", [0, 0.8])
 def test_a_model_that_has_diverged_says_so(chars: Any, temperature: float) -> None:
     model = tiny_model(chars, block=8)
@@ -277,7 +284,7 @@ def test_folders_that_hold_no_model_are_told_apart(tmp_path: Path) -> None:
     cases = {
         str(tmp_path / "none"): "no such folder",
         "user/name": "pull.py user/name",
-        str(make(tmp_path / "empty")): "holds no config.json and no tokenizer_config.json and no model.safetensors",
+        str(make(tmp_path / "empty")): "holds no config.json, tokenizer_config.json, model.safetensors",
         str(make(tmp_path / "early", "recipe.yaml")): "exported no model yet",
         str(make(tmp_path / "early2", "checkpoint-5/state.json")): "exported no model yet",
         str(make(tmp_path / "bare", *files[:1], *files[2:])): "holds no tokenizer_config.json",
@@ -310,6 +317,19 @@ def test_the_pipeline_works_with_its_own_defaults(folder: Path) -> None:
         assert text.startswith(prompt)
         assert len(text) > len(prompt)
     assert len(write(["a", "bcd"])) == 2
+
+
+@pytest.mark.parametrize("made", ["chars", "bpe"])
+def test_a_pipeline_takes_several_prompts_at_a_time(made: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """It pads the shorter ones; each continuation is the one that the prompt has by itself."""
+    tokenizer = request.getfixturevalue(made)
+    network = tiny_model(tokenizer)
+    export.write(tmp_path, network, tokenizer, export.weights(network.state_dict()))
+    write = pipeline("text-generation", model=str(tmp_path), device="cpu")
+    prompts = ["To be", "or", "that is"]
+    alone = [write(prompt, do_sample=False)[0]["generated_text"] for prompt in prompts]
+    together = write(prompts, batch_size=3, do_sample=False)
+    assert [texts[0]["generated_text"][:20] for texts in together] == [text[:20] for text in alone]
 
 
 @pytest.mark.e2e

@@ -1,4 +1,4 @@
-"""The step's own pieces give what torch's operators give, values and gradients."""
+"""Dropout and attention give what torch's operators give, values and gradients."""
 
 from __future__ import annotations
 
@@ -165,50 +165,3 @@ def test_attention_keeps_the_narrow_type() -> None:
     out, _ = kernels.attention(nn.Module(), *qkv, None, dropout=0.1)
     out.sum().backward()
     assert (out.dtype, qkv.grad.dtype) == (torch.bfloat16, torch.bfloat16)
-
-
-# ------------------------------------------------------------------------------------------------------ cross entropy
-
-
-@pytest.mark.parametrize("logits", [1, 190, 2**24])
-@pytest.mark.parametrize("scale", [1.0, 0.01])
-def test_cross_entropy_in_chunks_is_cross_entropy(logits: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "LOGITS", logits)
-    torch.manual_seed(0)
-    hidden, weight, targets = leaf(50, 8), leaf(11, 8), torch.randint(0, 11, (50,))
-    targets[::7] = -100
-    ours = kernels.linear_cross_entropy(hidden, weight, targets, -100)
-    theirs = F.cross_entropy(hidden @ weight.T, targets, reduction="sum", ignore_index=-100)
-    torch.testing.assert_close(ours, theirs)
-    gradients = [torch.autograd.grad(loss * scale, (hidden, weight)) for loss in (ours, theirs)]
-    torch.testing.assert_close(*gradients)
-
-
-def test_cross_entropy_of_nothing_is_nothing() -> None:
-    hidden, weight = leaf(4, 8), leaf(11, 8)
-    loss = kernels.linear_cross_entropy(hidden, weight, torch.full((4,), -100), -100)
-    loss.backward()
-    assert float(loss.detach()) == 0 == float(hidden.grad.abs().max()) == float(weight.grad.abs().max())
-
-
-def test_cross_entropy_without_gradients_computes_none() -> None:
-    hidden, weight, targets = leaf(6, 8), leaf(11, 8), torch.randint(0, 11, (6,))
-    with torch.no_grad():
-        loss = kernels.linear_cross_entropy(hidden, weight, targets, -100)
-    assert not loss.requires_grad
-    torch.testing.assert_close(loss, F.cross_entropy(hidden @ weight.T, targets, reduction="sum"))
-
-
-def test_cross_entropy_under_autocast_is_as_exact_as_torchs() -> None:
-    torch.manual_seed(0)
-    hidden, weight, targets = leaf(64, 32), leaf(100, 32), torch.randint(0, 100, (64,))
-    exact = torch.autograd.grad(F.cross_entropy(hidden @ weight.T, targets, reduction="sum"), (hidden, weight))
-    with torch.autocast("cpu", torch.bfloat16):
-        theirs = F.cross_entropy((hidden @ weight.T).float(), targets, reduction="sum")
-        ours = kernels.linear_cross_entropy(hidden, weight, targets, -100)
-    assert ours.dtype == torch.float32
-    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-3)
-    for mine, other, true in zip(
-        torch.autograd.grad(ours, (hidden, weight)), torch.autograd.grad(theirs, (hidden, weight)), exact, strict=True
-    ):
-        assert float((mine - true).norm()) < 1.2 * float((other - true).norm())

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
+from hfgpt.data import tokenizer as tokenizers
 from hfgpt.model import gpt2 as model
 
 END = 0  # the end-of-text token of these tests
@@ -264,6 +265,45 @@ def test_a_larger_vocabulary_than_its_own_is_refused(pretrained: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer = 'bpe': has 14 tokens, and .* knows 13"):
         model.build(recipe(init_from=str(pretrained)), VOCABULARY + 1, None)
     model.build(recipe(init_from=str(pretrained)), VOCABULARY - 1, None)  # ids that are never used do no harm
+
+
+def with_tokenizer(folder: Path, letters: str) -> PreTrainedTokenizerFast:
+    """A character-level tokenizer of 256 bytes and these letters, saved into the folder."""
+    made = tokenizers.train_char([letters])
+    made.save_pretrained(folder)
+    return made
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(tmp_path: Path) -> None:
+    """Its ids would mean other characters, without a word."""
+    shape = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=20, vocab_size=260)
+    GPT2LMHeadModel(shape).save_pretrained(tmp_path)
+    own, other = with_tokenizer(tmp_path, "abcd"), tokenizers.train_char(["abce"])
+    values = recipe(init_from=str(tmp_path), tokenizer="char")
+    with pytest.raises(InputError, match=r"tokenizer = 'char': is not the one that .* was trained with"):
+        model.build(values, 260, None, other)
+    with pytest.raises(InputError, match="new_embeddings"):
+        model.build(values, 259, None, tokenizers.train_char(["abc"]))
+    model.build(values, 260, None, own)
+    model.build(recipe(init_from=str(tmp_path)), 260, None, own)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_new_embeddings_are_asked_for_by_name(tmp_path: Path, tied: bool) -> None:
+    shape = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=12, vocab_size=260, tie_word_embeddings=tied)
+    old = GPT2LMHeadModel(shape)
+    old.save_pretrained(tmp_path)
+    with_tokenizer(tmp_path, "abcd")
+    values = recipe(init_from=str(tmp_path), tokenizer="char", new_embeddings=True)
+    network = model.build(values, 300, 7, tokenizers.train_char(["other letters"])).gpt2
+    assert network.transformer.wte.weight.shape == network.lm_head.weight.shape == (300, 8)
+    assert (network.transformer.wte.weight is network.lm_head.weight) == tied
+    assert network.transformer.wte.weight.std().item() == pytest.approx(0.02, rel=0.2)
+    assert (network.config.vocab_size, network.config.eos_token_id) == (300, 7)
+    assert torch.equal(network.transformer.h[0].mlp.c_fc.weight, old.transformer.h[0].mlp.c_fc.weight)
+    logits = network(tokens(1, 12)).logits
+    network.save_pretrained(tmp_path / "new")
+    torch.testing.assert_close(GPT2LMHeadModel.from_pretrained(tmp_path / "new")(tokens(1, 12)).logits, logits)
 
 
 def spoiled(folder: Path, what: str) -> Path:

@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hfgpt.base.errors import InputError
 from hfgpt.data import tokenizer
 from hfgpt.inference import exported
+from hfgpt.model.folder import quiet_loading
 from hfgpt.share import convert, export
 from hfgpt.share.convert import ConversionError
 
@@ -56,7 +57,7 @@ def write_model(folder: Path, kind: str, text: str, **config: Any) -> Path:
 
 
 def logits(folder: Path, ids: torch.Tensor, **how: Any) -> torch.Tensor:
-    with exported.quiet_loading(), torch.no_grad():
+    with quiet_loading(), torch.no_grad():
         return GPT2LMHeadModel.from_pretrained(folder, **how).eval()(ids).logits
 
 

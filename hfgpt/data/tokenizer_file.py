@@ -1,0 +1,125 @@
+"""A tokenizer.json from anywhere: what it may hold, checked before it is used, and its panics told as messages.
+
+In:  a folder with a tokenizer.json, or a block of code that lets a tokenizer read text.
+Out: nothing, or an InputError that says what is wrong with the file.
+
+The tokenizers library is written in Rust and ends in a panic, which `except Exception` misses, where a pattern takes
+too many attempts on a text. Such patterns repeat something that itself repeats, as in ``(a+)+``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+
+LARGEST = 2**28  # bytes; those of vocabularies of 256,000 tokens have some 35 MB
+
+
+def check_file(path: Path) -> None:
+    """Check the size, the form and the patterns of a tokenizer.json; a missing file passes.
+
+    Raises:
+        InputError: it is too large, is not JSON, or has a pattern that some texts would take for ever.
+    """
+    if not path.is_file():
+        return
+    try:
+        if path.stat().st_size > LARGEST:
+            raise InputError(_("{path}: is larger than any tokenizer ({size:,} bytes)", path=path,
+                               size=path.stat().st_size))  # fmt: skip
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise InputError(_("{path}: is not the description of a tokenizer", path=path)) from None
+    if not isinstance(parsed, dict):
+        raise InputError(_("{path}: is not the description of a tokenizer", path=path))
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        for pattern in _patterns(parsed.get(part)):
+            if repeats_a_repeat(pattern):
+                raise InputError(
+                    _(
+                        "{path}: the pattern {pattern!r} repeats what itself repeats, which some texts would take "
+                        "for ever",
+                        path=path, pattern=pattern[:80],
+                    )
+                )  # fmt: skip
+
+
+@contextmanager
+def panics_as_messages() -> Iterator[None]:
+    """Inside, a panic of the tokenizers library is an InputError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3 does not export the class
+            raise
+        raise InputError(_("the tokenizer cannot read this text: {reason}", reason=str(error)[:200])) from None
+
+
+def _patterns(part: Any) -> Iterator[str]:
+    """Every regular expression in a part of a tokenizer.json."""
+    parts = [part]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            if isinstance(part.get("Regex"), str):
+                yield part["Regex"]
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+
+
+def repeats_a_repeat(pattern: str) -> bool:
+    """Whether a group that holds an unbounded repeat is itself repeated without bound, and may be tried again."""
+    # Of each open group: whether the group around it has a repeat so far, and whether it is atomic.
+    groups, repeating = list[tuple[bool, bool]](), False
+    place, length = 0, len(pattern)
+    while place < length:
+        letter = pattern[place]
+        place += 1
+        if letter == "\\":
+            place += 1
+        elif letter == "[":
+            place = _end_of_class(pattern, place)
+        elif letter == "(":
+            groups.append((repeating, pattern.startswith("?>", place)))
+            repeating = False
+        elif letter == ")" and groups:
+            inside, (repeating, atomic) = repeating, groups.pop()
+            if inside and not atomic and _unbounded(pattern, place):
+                return True
+            repeating |= inside
+        elif pattern[place - 1 : place + 1] in ("*+", "++", "?+"):
+            place += 1
+        elif _unbounded(pattern, place - 1):
+            repeating = True
+    return False
+
+
+def _unbounded(pattern: str, place: int) -> bool:
+    """Whether an unbounded quantifier stands here that may give back what it took: *, +, {2,}, lazy ones too."""
+    rest = pattern[place : place + 24]
+    if rest[:1] in ("*", "+"):
+        return rest[1:2] != "+"  # possessive
+    head, closed, _after = rest[1:].partition("}")
+    return rest[:1] == "{" and bool(closed) and head.endswith(",") and head[:-1].isdigit()
+
+
+def _end_of_class(pattern: str, place: int) -> int:
+    """Behind the bracket that closes a character class; classes may hold classes."""
+    depth, start = 1, place
+    while place < len(pattern) and depth:
+        letter = pattern[place]
+        if letter == "\\":
+            place += 1
+        elif letter == "[":
+            depth += 1
+        elif letter == "]" and not (depth == 1 and pattern[start:place] in ("", "^")):
+            depth -= 1
+        place += 1
+    return place

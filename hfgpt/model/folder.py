@@ -1,0 +1,262 @@
+"""A folder that holds a GPT-2: checked before anything of it is used, and loaded in one place.
+
+In:  a folder from anywhere: a run of this project, a download, a stranger's archive.
+Out: its GPT2LMHeadModel in float32, or an InputError that says what is wrong with it.
+
+The check reads config.json and the headers of the weight files alone. Transformers fills a weight that is missing with
+random numbers, and builds a model of any size that config.json asks for, so both are compared before it is called.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import N_, _
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+JSON_BYTES = 2**20  # more than any config.json of a GPT-2, or an index of its weight files, has
+
+LARGEST = {
+    "n_layer": 10_000,
+    "n_head": 10**6,
+    "n_embd": 10**6,
+    "n_inner": 10**7,
+    "n_positions": 10**8,
+    "vocab_size": 10**8,
+    "num_labels": 10**5,
+}  # fmt: skip - as hfgpt/config/fields.py allows, and more than any model has
+
+DEFAULTS = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None, "n_positions": 1024, "vocab_size": 50257}
+
+ALIASES = {
+    "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+}  # fmt: skip
+
+# What else of config.json decides how a GPT-2 computes. Whatever it says beside this is not used.
+READ = (
+    "activation_function", "resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range",
+    "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "bos_token_id", "eos_token_id",
+    "pad_token_id", "tie_word_embeddings",
+)  # fmt: skip
+
+NUMBERS = {"F64", "F32", "F16", "BF16"}  # types of a weight, by their names in safetensors
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+_OTHER_THINGS = N_("{path}: is not the description of a model")
+
+
+def check_model(folder: str | Path) -> dict[str, Any]:
+    """What config.json says of the model in a folder, if its weights are all there and have the shapes that follow.
+
+    Imports neither torch nor transformers.
+
+    Raises:
+        InputError: a file is missing or is not what it should be; says which and why.
+    """
+    path = Path(folder)
+    config = _config(path / "config.json")
+    shapes = dict[str, tuple[int, ...]]()
+    for file in weight_files(path):
+        shapes |= _header(file)
+    there = {name.removeprefix("transformer."): shape for name, shape in shapes.items()}
+    wanted = dict(_wanted(config))
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise InputError(
+            _(
+                "{path}: {count} of the model's {all} weights are missing, the first is {name}",
+                path=path, count=len(missing), all=len(wanted), name="transformer." + missing[0],
+            )
+        )  # fmt: skip
+    for name, shape in wanted.items():
+        if there[name] != shape:
+            raise InputError(
+                _(
+                    "{path}: the weight {name} has the shape {found}, and config.json asks for {shape}",
+                    path=path, name=name, found=there[name], shape=shape,
+                )
+            )  # fmt: skip
+    return config
+
+
+def load_model(folder: str | Path, **options: Any) -> GPT2LMHeadModel:
+    """The model of a folder, in float32 on the CPU. `options` change its config, such as ``attn_pdrop=0.1``.
+
+    Raises:
+        InputError: as :func:`check_model`, or the libraries cannot read what it let pass.
+    """
+    config = check_model(folder)
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    attention = options.pop("attn_implementation", "sdpa")
+    try:
+        with quiet_loading():
+            return GPT2LMHeadModel.from_pretrained(
+                folder, config=GPT2Config(**config | options), dtype=torch.float32, use_safetensors=True,
+                local_files_only=True, attn_implementation=attention,
+            )  # fmt: skip
+    except Exception as error:  # whatever the libraries raise for what the check let pass
+        raise InputError(_("{path}: cannot be loaded: {reason}", path=folder, reason=first_line(error))) from None
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without Transformers' bar for loading weights, which is over before one could read it."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
+    """The object in a small JSON file.
+
+    Raises:
+        InputError: the file cannot be read, is too large or is not a JSON object.
+    """
+    try:
+        if path.stat().st_size > most:
+            raise InputError(
+                _("{path}: has {size:,} bytes; such a file has {most:,} at most", path=path, size=path.stat().st_size,
+                  most=most)
+            )  # fmt: skip
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=error.strerror)) from None
+    except (ValueError, RecursionError):
+        raise InputError(_(_OTHER_THINGS, path=path)) from None
+    if not isinstance(value, dict):
+        raise InputError(_(_OTHER_THINGS, path=path))
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: one, or those that its index names.
+
+    Raises:
+        InputError: there are none, or the index names a file outside of the folder or of another type.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise InputError(_("{path}: holds no {name}", path=folder, name=WEIGHTS))
+    names = read_json(folder / INDEX, 64 * JSON_BYTES).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise InputError(_("{path}: names no weight files", path=folder / INDEX))
+    files = dict.fromkeys(names.values()) if all(isinstance(name, str) for name in names.values()) else {"": None}
+    for name in files:
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name) or not (folder / name).is_file():
+            raise InputError(
+                _("{path}: names {name!r}, which is not a .safetensors file beside it", path=folder / INDEX, name=name)
+            )
+    return [folder / name for name in files]
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """What config.json says, by GPT2Config's names; every size within LARGEST."""
+    raw = read_json(path)
+    kind = raw.get("model_type")
+    if kind is None:
+        raise InputError(_(_OTHER_THINGS, path=path))
+    if kind != "gpt2":
+        raise InputError(
+            _("{path}: is a {kind} model; hfgpt reads GPT-2 models", path=path.parent, kind=str(kind)[:40])
+        )
+    named = {ALIASES.get(key, key): value for key, value in raw.items()}
+    config = {key: named[key] for key in (*LARGEST, *READ) if key in named}
+    config = DEFAULTS | config
+    for key, most in LARGEST.items():
+        value = config.get(key)
+        if value is None and key in ("n_inner", "num_labels"):
+            continue
+        if type(value) is not int or not 1 <= value <= most:
+            raise InputError(
+                _(
+                    "{path}: {key} = {value}: must be an integer from 1 to {most:,}",
+                    path=path, key=key, value=str(value)[:40], most=most,
+                )
+            )  # fmt: skip
+    if config["n_embd"] % config["n_head"]:
+        raise InputError(
+            _("{path}: n_head = {heads} does not divide n_embd = {width}", path=path, heads=config["n_head"],
+              width=config["n_embd"])
+        )  # fmt: skip
+    return config
+
+
+def _wanted(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The names and shapes of a GPT-2's weights; those of the body without the prefix "transformer."."""
+    width, inner = config["n_embd"], config["n_inner"] or 4 * config["n_embd"]
+    yield "wte.weight", (config["vocab_size"], width)
+    yield "wpe.weight", (config["n_positions"], width)
+    for layer in range(config["n_layer"]):
+        for norm in ("ln_1", "ln_2"):
+            yield f"h.{layer}.{norm}.weight", (width,)
+            yield f"h.{layer}.{norm}.bias", (width,)
+        for name, inputs, outputs in (
+            ("attn.c_attn", width, 3 * width),
+            ("attn.c_proj", width, width),
+            ("mlp.c_fc", width, inner),
+            ("mlp.c_proj", inner, width),
+        ):
+            yield f"h.{layer}.{name}.weight", (inputs, outputs)
+            yield f"h.{layer}.{name}.bias", (outputs,)
+    yield "ln_f.weight", (width,)
+    yield "ln_f.bias", (width,)
+    if not config.get("tie_word_embeddings", True):
+        yield "lm_head.weight", (config["vocab_size"], width)
+
+
+def _header(path: Path) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of the weights in a safetensors file, whose header must fit the file's length."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise InputError(
+                    _(
+                        "{path}: is a Git LFS pointer, not the weights → fetch the file itself: git lfs pull, or "
+                        "download it from the Hub",
+                        path=path,
+                    )
+                )
+        with safe_open(os.fspath(path), framework="np") as tensors:
+            parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a dictionary
+            odd = [name for name, part in parts.items() if part.get_dtype() not in NUMBERS | {"BOOL", "U8"}]
+            if odd:
+                raise InputError(
+                    _(
+                        "{path}: the weight {name} has the type {dtype}; floating-point numbers are read here",
+                        path=path, name=odd[0], dtype=parts[odd[0]].get_dtype(),
+                    )
+                )  # fmt: skip
+            return {name: tuple(part.get_shape()) for name, part in parts.items()}
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            _("{path}: cannot be loaded: it is cut short or damaged ({reason})", path=path, reason=first_line(error))
+        ) from None

@@ -1,0 +1,85 @@
+"""The head of the model and its loss, without all of the logits in memory at once.
+
+In:  the hidden states after the last layer norm, the head's weight, the targets.
+Out: the cross entropy, summed, with gradients.
+
+The logits of a large vocabulary are the largest tensors of a step. Here they are made a chunk at a time, and never more
+than an eighth of them where they are many. torch 2.13 has a linear_cross_entropy of its own, which is not used: it
+ignores autocast, so that its products run in float32, it leaves the compiled graph, and it takes 1.2 to 4 times as
+long at the same memory (2 CPU threads; the row "head" of benchmarks/ shows both, and the day that this has changed).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from hfgpt.model.sizes import CHUNKS, LOGITS
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
+    """Cross entropy of the logits `hidden @ weight.T`, summed, in nats, float32; the logits made a chunk at a time.
+
+    The gradient is computed with the loss, while a chunk's logits are in memory, as in Liger's fused kernel.
+
+    Args:
+        hidden: (tokens, n_embd).
+        weight: (vocabulary, n_embd).
+        targets: (tokens,) token ids.
+        ignored: the target that has no loss.
+    """
+    loss: Tensor = cast(Any, _LinearCrossEntropy).apply(hidden, weight, targets, ignored, torch.is_grad_enabled())
+    return loss
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, with_gradient: bool
+    ) -> Tensor:  # fmt: skip
+        device = hidden.device.type
+        narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        tokens, vocabulary = len(hidden), len(weight)
+        chunks = min(CHUNKS, -(-tokens * vocabulary // LOGITS))
+        rows = -(-tokens // chunks)
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        d_hidden = torch.empty_like(hidden) if with_gradient else None
+        d_weight: Tensor | None = None
+        with torch.autocast(device, enabled=False):
+            head = weight.to(narrow)
+            for start in range(0, tokens, rows):
+                inputs = hidden[start : start + rows].to(narrow)
+                nll, d_logits = _nll(inputs @ head.T, targets[start : start + rows], ignored, with_gradient)
+                loss += nll
+                if d_hidden is not None and d_logits is not None:
+                    d_hidden[start : start + rows] = d_logits @ head
+                    share = d_logits.T @ inputs
+                    d_weight = share.to(weight.dtype) if d_weight is None else d_weight.add_(share)
+                    del d_logits, share  # before there are new ones
+        if d_hidden is not None:
+            ctx.save_for_backward(d_hidden, d_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden.mul_(gradients[0]), d_weight.mul_(gradients[0]), None, None, None
+
+
+def _nll(logits: Tensor, targets: Tensor, ignored: int, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """The summed loss of (rows, vocabulary) logits, and its gradient, in the memory of float32 logits themselves."""
+    narrow, trained = logits.dtype, (targets != ignored).unsqueeze(1)
+    places = torch.where(trained, targets.unsqueeze(1), 0)
+    logits = logits.float()
+    logits.sub_(logits.amax(1, keepdim=True))
+    chosen = logits.gather(1, places)
+    odds = logits.exp_()
+    total = odds.sum(1, keepdim=True)
+    nll = (total.log() - chosen).mul(trained).sum()
+    if not with_gradient:
+        return nll, None
+    # softmax - one-hot, and nothing where there is no loss
+    gradient = odds.mul_(trained / total)
+    return nll, gradient.scatter_add_(1, places, -trained.to(gradient.dtype)).to(narrow)

@@ -1,0 +1,110 @@
+"""Pretrained weights as a beginning: `init_from`.
+
+In:  a folder or the id of a GPT-2 on the Hub, and the recipe's tokenizer.
+Out: its GPT2LMHeadModel in float32 with the recipe's dropout, or an InputError where it does not fit the recipe.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import GPT2LMHeadModel
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.config import Config
+from hfgpt.data import tokenizer as tokenizers
+from hfgpt.model import kernels
+from hfgpt.model.folder import first_line, load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+FILES = [
+    "config.json", "generation_config.json", "model.safetensors", "model-*.safetensors", "*.safetensors.index.json",
+]  # fmt: skip
+
+
+def load(config: Config) -> GPT2LMHeadModel:
+    """The model of `init_from`, whole, in float32 and with the recipe's dropout.
+
+    Raises:
+        InputError: it cannot be reached, is not a GPT-2 or is not whole.
+    """
+    drop = {key: config.dropout for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
+    try:
+        return load_model(_folder(config.init_from), attn_implementation=kernels.ATTENTION, **drop)
+    except InputError as error:
+        raise InputError(_("init_from = {source!r}: {reason}", source=config.init_from, reason=error)) from None
+
+
+def _folder(source: str) -> Path:
+    """A folder here, or where the Hub's files lie once they are downloaded."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=FILES))
+    except Exception as error:  # whatever the library raises for an id that is wrong or cannot be reached
+        raise InputError(
+            _(
+                "cannot be loaded as a GPT-2 model: {reason}\n"
+                "    → give a folder with config.json and model.safetensors, or a Hub id (with network access)",
+                reason=first_line(error),
+            )
+        ) from None
+
+
+def check_vocabulary(
+    config: Config, gpt2: GPT2LMHeadModel, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None
+) -> None:
+    """Weights that learned with one vocabulary read another one's ids as other tokens.
+
+    Raises:
+        InputError: the tokenizer has more tokens than the model, or is not the one that the model was trained with.
+    """
+    known = gpt2.config.vocab_size
+    fix = _(
+        "use the model's own tokenizer (leave tokenizer out), or set new_embeddings to true: the token embeddings then "
+        "start anew"
+    )
+    if vocab_size > known:
+        raise InputError(
+            _(
+                "tokenizer = {tokenizer!r}: has {tokens} tokens, and {source} knows {known} → {fix}",
+                tokenizer=config.tokenizer, tokens=vocab_size, source=config.init_from, known=known, fix=fix,
+            )
+        )  # fmt: skip
+    if tokenizer is None or config.tokenizer == config.init_from:
+        return
+    try:
+        own = tokenizers.load(config.init_from)
+    except InputError:  # weights without a tokenizer: nothing says what their ids mean
+        return
+    if tokenizers.fingerprint(own) != tokenizers.fingerprint(tokenizer):
+        raise InputError(
+            _(
+                "tokenizer = {tokenizer!r}: is not the one that {source} was trained with, so its token ids mean other "
+                "characters → {fix}",
+                tokenizer=config.tokenizer, source=config.init_from, fix=fix,
+            )
+        )  # fmt: skip
+
+
+def renew_embeddings(gpt2: GPT2LMHeadModel, vocab_size: int, eos_token_id: int | None) -> None:
+    """New token embeddings, and a head that shares them if it did, for another vocabulary; in place."""
+    deviation, width = gpt2.config.initializer_range, gpt2.config.n_embd
+    tied = gpt2.lm_head.weight is gpt2.transformer.wte.weight
+    gpt2.transformer.wte = nn.Embedding(vocab_size, width)
+    gpt2.lm_head = nn.Linear(width, vocab_size, bias=False)
+    nn.init.normal_(gpt2.transformer.wte.weight, std=deviation)
+    if tied:
+        gpt2.lm_head.weight = gpt2.transformer.wte.weight
+    else:
+        nn.init.normal_(gpt2.lm_head.weight, std=deviation)
+    gpt2.config.vocab_size = vocab_size
+    gpt2.config.bos_token_id = gpt2.config.eos_token_id = eos_token_id
