@@ -10,7 +10,7 @@ from hfgpt.base.command import Reader, one_of, whole
 from hfgpt.base.errors import ConfigError
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
-from hfgpt.sweep import definition
+from hfgpt.sweep import definition, reading
 
 
 def reader() -> Reader:
@@ -37,12 +37,14 @@ def reader() -> Reader:
     )
     made.argument("recipe", _("RECIPE"), _("a recipe, or an experiment's file"))
     made.option("random", "N", _("N random combinations instead of all"), _count)
+    made.option("seeds", "N", _("N seeds of every combination, and what they can tell apart"), _count)
     made.option(
         "equal",
         _("WHAT"),
         _("what every trial gets the same of: steps, tokens, or time (then also --max_time=10m)"),
         one_of(*get_args(definition.Equal)),
     )
+    made.flag("prune", _("stop a trial early if its loss is above the median of the others at the same share"))
     made.flag("retry_failed", _("try again what failed (not what diverged)"))
     made.option("out_dir", _("DIR"), _("the sweep's folder (out/sweep-<name>)"))
     return made
@@ -53,10 +55,9 @@ def main(words: list[str]) -> int:
     arguments = reader().read(words)
     if arguments.faults:
         raise ConfigError(arguments.faults)
-    options = {key: str(value) for key in ("random", "equal", "out_dir") if (value := getattr(arguments, key))}
-    if arguments.retry_failed:
-        options["retry_failed"] = "true"
-    sweep = definition.define(arguments.recipe, arguments.overrides, options)
+    options = {key: str(value) for key in ("random", "seeds", "equal", "out_dir") if (value := getattr(arguments, key))}
+    options |= {key: "true" for key in ("retry_failed", "prune") if getattr(arguments, key)}
+    sweep = reading.define(arguments.recipe, arguments.overrides, options)
     from hfgpt.sweep import trials
 
     try:
@@ -71,5 +72,5 @@ def main(words: list[str]) -> int:
 
 def _count(text: str) -> int:
     if (count := whole(text)) < 2:
-        raise ValueError(_("must be a whole number of trials, at least 2"))
+        raise ValueError(_("must be a whole number, at least 2"))
     return count

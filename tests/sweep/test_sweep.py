@@ -19,9 +19,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from hfgpt.base.errors import InputError
-from hfgpt.sweep import definition as sweep
+from hfgpt.sweep import reading as sweep
 from hfgpt.sweep import trials
-from hfgpt.sweep.definition import Sweep
+from hfgpt.sweep.definition import Sweep, equalised
 
 ROOT = Path(__file__).parents[2]
 BASE = {"batch_size": 4, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8, "max_iters": 100, "eval_interval": 20}
@@ -175,7 +175,7 @@ def test_faults_of_an_experiments_file_are_told_together(tmp_path: Path) -> None
 
 def test_equal_tokens_change_the_length_and_stretch_the_schedule(define: Callable[..., Sweep]) -> None:
     made = define("--batch_size=2,4,16", equal="tokens")
-    got = [sweep.equalised(made, trial, None) for trial in made.trials]
+    got = [equalised(made, trial, None) for trial in made.trials]
     assert [c.max_iters for c in got] == [200, 100, 25]
     assert {c.max_iters * c.tokens_per_iter for c in got} == {3200}
     assert [c.eval_interval for c in got] == [40, 20, 5]
@@ -185,13 +185,13 @@ def test_equal_tokens_change_the_length_and_stretch_the_schedule(define: Callabl
 
 def test_equal_time_gives_a_slower_step_fewer_of_them(define: Callable[..., Sweep]) -> None:
     made = define("--batch_size=4,8", "--max_time=30s", equal="time")
-    got = [sweep.equalised(made, trial, seconds) for trial, seconds in zip(made.trials, (0.1, 0.2), strict=True)]
+    got = [equalised(made, trial, seconds) for trial, seconds in zip(made.trials, (0.1, 0.2), strict=True)]
     assert [(c.max_iters, c.max_time, c.eval_interval) for c in got] == [(300, None, 60), (150, None, 30)]
 
 
 def test_equal_steps_change_nothing(define: Callable[..., Sweep]) -> None:
     made = define("--batch_size=4,8")
-    assert [sweep.equalised(made, trial, None).max_iters for trial in made.trials] == [100, 100]
+    assert [equalised(made, trial, None).max_iters for trial in made.trials] == [100, 100]
 
 
 # ------------------------------------------------------------------------------------------------------- running
@@ -289,7 +289,7 @@ def test_equal_time_measures_each_trials_step(define: Callable[..., Sweep], tmp_
 RUNNER = """
 import sys
 from pathlib import Path
-from hfgpt.sweep import definition as sweep, trials
+from hfgpt.sweep import reading as sweep, trials
 try:
     trials.run(sweep.define(sys.argv[1], ["--learning_rate=0.1,0.2,0.3"], {"out_dir": sys.argv[2]}), [sys.argv[3]])
 except trials.Stopped as stopped:

@@ -1,0 +1,236 @@
+"""Read a sweep: from a command line, or from an experiment's file (the chapter's 8.1 and the like).
+
+In:  a recipe or an experiment's file (`base`, `set`, `sweep` or `trials`, `equal`, `question`), and the words typed.
+Out: a :class:`hfgpt.sweep.definition.Sweep`, checked. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from hfgpt import config as configs
+from hfgpt.base.errors import ConfigError, Fault, InputError
+from hfgpt.base.language import N_, _
+from hfgpt.config import Config
+from hfgpt.sweep.definition import Equal, Sweep, Trial
+
+NOT_SWEPT = ("out_dir", "project", "sample_prompt", "init_from")  # text of these may hold a comma
+
+def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Sweep:
+    """Read a sweep from the command line.
+
+    Args:
+        source: a recipe, or an experiment's file.
+        words: overrides; those with commas (``--batch_size=16,32``) or a range (``--learning_rate=1e-4..1e-2``) are
+            swept, the others hold for every trial.
+        options: `random` (how many), `seeds` (how many), `equal`, `out_dir`, as typed; `retry_failed`, `prune`.
+
+    Raises:
+        InputError: nothing to sweep, or a combination is not valid; names it. Nothing was written.
+    """
+    file = configs.read_recipe(source)
+    base, swept, named = file, dict[str, list[Any]](), list[Trial]()
+    experiment = "base" in file
+    if experiment:
+        _check_experiment(file)
+        base = configs.read_recipe(Path(source).parent / str(file["base"])) | (file.get("set") or {})
+        swept = {key: list(values) for key, values in (file.get("sweep") or {}).items()}
+        named = [_named_trial(source, entry) for entry in file.get("trials") or []]
+    fixed, typed, ranges = _read_words(words)
+    swept = {key: values for key, values in (swept | typed).items() if key not in fixed}
+    base = {**base, **fixed}
+    seeds = _seeds(base, swept, options.get("seeds") or (str(file["seeds"]) if experiment and "seeds" in file else ""))
+    equal = options.get("equal") or (file.get("equal") if experiment else None) or "steps"
+    if equal not in get_args(Equal):
+        raise InputError(_("equal = {given!r}: must be one of {choices}", given=equal,
+                           choices=", ".join(get_args(Equal))))  # fmt: skip
+    stem = Path(source).stem
+    name = stem if experiment else "-".join([stem, *swept, *ranges])
+    if options.get("random"):
+        settings = _sample(base, swept, ranges, _count("random", options["random"]))
+    elif ranges:
+        raise InputError(_("{key}: a range is searched at random → add --random N", key=next(iter(ranges))))
+    else:
+        settings = named if named and not typed else _grid(swept)
+    if len(settings) < 2:
+        raise InputError(
+            _("{recipe}: nothing to sweep → give a field several values, such as --batch_size=16,32,64", recipe=source)
+        )
+    sweep = Sweep(
+        name=name,
+        recipe=base,
+        trials=[_with_seed(setting, seed) for seed in seeds for setting in settings],
+        folder=Path(options.get("out_dir") or f"out/sweep-{name}"),
+        equal=cast(Equal, equal),
+        question=str(file.get("question", "")).strip() if experiment else "",
+        grid=not options.get("random"),
+        retry_failed="retry_failed" in options,
+        prune="prune" in options,
+    )
+    sweep.check()
+    return sweep
+
+
+# --------------------------------------------------------------------------------------------- an experiment's file
+
+EXPERIMENT_KEYS = ("base", "set", "sweep", "trials", "seeds", "equal", "question")
+
+KINDS = {"set": (dict, N_("must be a mapping")), "sweep": (dict, N_("must be a mapping")),
+         "trials": (list, N_("must be a list"))}  # fmt: skip
+
+
+def _check_experiment(file: Mapping[str, Any]) -> None:
+    known = ", ".join(EXPERIMENT_KEYS)
+    faults = [
+        Fault(key, None, _("is not a key of an experiment"), _("there are {keys}", keys=known))
+        for key in file
+        if key not in EXPERIMENT_KEYS
+    ]
+    for key, (kind, rule) in KINDS.items():
+        if not isinstance(file.get(key), kind | None):
+            faults.append(Fault(key, file[key], _(rule)))
+    for key, values in (file.get("sweep") or {}).items() if isinstance(file.get("sweep"), dict) else ():
+        if not isinstance(values, list):
+            fix = _("write {example}", example=f"{key}: [16, 32]")
+            faults.append(Fault(f"sweep.{key}", values, _("must be a list of values"), fix))
+    if faults:
+        raise ConfigError(faults)
+
+
+def _named_trial(source: str, entry: Any) -> Trial:
+    if not isinstance(entry, dict) or not entry.get("name"):
+        raise InputError(
+            _("{recipe}: each of `trials` must be a mapping with a name, such as {example}", recipe=source,
+              example="{name: small, n_layer: 2}")
+        )  # fmt: skip
+    return Trial(_file_name(str(entry["name"])), {key: value for key, value in entry.items() if key != "name"})
+
+
+# ------------------------------------------------------------------------------------------------- the words typed
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+
+RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})")
+
+
+def _read_words(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, tuple[float, float]]]:
+    """Overrides → those of every trial, lists of values, and ranges."""
+    fixed, swept, ranges = list[str](), dict[str, list[Any]](), dict[str, tuple[float, float]]()
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word.startswith("--") and "=" not in word and rest and not rest[0].startswith("--"):
+            word = f"{word}={rest.pop(0)}"
+        key, _equals, text = word.removeprefix("--").partition("=")
+        if key in NOT_SWEPT or not word.startswith("--"):
+            fixed.append(word)
+        elif match := RANGE.fullmatch(text):
+            ranges[key] = _range(key, float(match[1]), float(match[2]))
+        elif "," in text:
+            parts = [part.strip() for part in text.split(",") if part.strip()]
+            values = [configs.parse_overrides([f"--{key}={part}"])[key] for part in parts]
+            swept[key] = list(dict.fromkeys(values))
+        else:
+            fixed.append(word)
+    return configs.parse_overrides(fixed), swept, ranges
+
+
+def _range(key: str, low: float, high: float) -> tuple[float, float]:
+    if not _number_types(key):
+        raise InputError(_("{key}: has no range → give a list of values, such as --{key}=a,b", key=key))
+    if low >= high:
+        raise InputError(_("{key} = {low:g}..{high:g}: the range must rise", key=key, low=low, high=high))
+    return low, high
+
+
+def _number_types(key: str) -> list[type]:
+    """int, float or both, as the field takes them; [float] for a name that is not a field, which is reported later."""
+    if key not in Config.model_fields:
+        return [float]
+    annotation = Config.model_fields[key].annotation
+    return [kind for kind in (get_args(annotation) or (annotation,)) if kind in (int, float)]
+
+
+def _count(key: str, text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise InputError(_("{key} = {given!r}: must be a whole number, at least 2", key=key, given=text))
+    return int(text)
+
+
+def _seeds(base: Mapping[str, Any], swept: dict[str, list[Any]], given: str) -> list[int | None]:
+    """The seeds of every setting: `seeds` of them from the recipe's own on, or those that --seed lists; [None]: the
+    recipe's own alone."""
+    listed = swept.pop("seed", None)
+    if listed and given:
+        raise InputError(_("seeds: contradicts the list of --seed → give one of the two"))
+    if listed:
+        return list(listed)
+    if not given:
+        return [None]
+    first = int(base.get("seed", Config.model_fields["seed"].default))
+    return list(range(first, first + _count("seeds", given)))
+
+
+def _with_seed(setting: Trial, seed: int | None) -> Trial:
+    return setting if seed is None else Trial(f"{setting.name}_seed-{seed}", setting.values, seed)
+
+
+# ------------------------------------------------------------------------------------------------------ the settings
+
+
+def _grid(swept: Mapping[str, Sequence[Any]]) -> list[Trial]:
+    if not swept:
+        return []
+    return [_trial(dict(zip(swept, values, strict=True))) for values in product(*swept.values())]
+
+
+def _trial(values: dict[str, Any]) -> Trial:
+    return Trial(_file_name("_".join(f"{key}-{value}" for key, value in values.items())), values)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text)[:120]
+
+
+def _sample(
+    base: Mapping[str, Any], swept: Mapping[str, Sequence[Any]], ranges: Mapping[str, tuple[float, float]], count: int
+) -> list[Trial]:
+    """Random combinations that are valid, the same ones each time; a longer search begins with a shorter one's.
+
+    Raises:
+        ConfigError: hardly any combination is valid; the faults of the last one.
+    """
+    generator, trials, fault = random.Random(configs.build(base, "sweep").seed), dict[str, Trial](), None
+    for _attempt in range(100 * count):
+        values: dict[str, Any] = {key: generator.choice(options) for key, options in swept.items()}
+        values |= {key: _draw(generator, key, *ends) for key, ends in ranges.items()}
+        trial = _trial(values)
+        try:
+            configs.build({**base, **values}, trial.name)
+        except ConfigError as error:
+            fault = error
+            continue
+        trials.setdefault(trial.name, trial)
+        if len(trials) == count:
+            return list(trials.values())
+    if fault is not None:
+        raise fault
+    raise InputError(
+        _("random = {count}: there are only {different} different combinations → ask for fewer", count=count,
+          different=len(trials))
+    )  # fmt: skip
+
+
+def _draw(generator: random.Random, key: str, low: float, high: float) -> float | int:
+    """A value of a range: logarithmic where it spans a decade or more, whole for a field of whole numbers."""
+    if low > 0 and high >= 10 * low:
+        value = math.exp(generator.uniform(math.log(low), math.log(high)))
+    else:
+        value = generator.uniform(low, high)
+    return round(value) if _number_types(key) == [int] else float(f"{value:.3g}")

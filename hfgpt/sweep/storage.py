@@ -1,0 +1,209 @@
+"""A sweep's memory: which trials wait, run, or have ended and how, in Optuna's storage, which its dashboard reads.
+
+In:  a :class:`hfgpt.sweep.definition.Sweep`.
+Out: ``sweep.json`` (what is tried) and ``journal.log`` (Optuna's); trials to run, claimed by one process each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.files import replace_file
+from hfgpt.base.language import _
+from hfgpt.runs.metrics import Record, series
+from hfgpt.sweep import locks
+from hfgpt.sweep.definition import Sweep, Trial
+
+# Optuna's median rule: from the fifth finished trial on, and past this share of a trial, one whose evaluation is worse
+# than the median of the others' at the same share is hopeless.
+STARTUP_TRIALS = 4
+WARMUP_PERCENT = 25
+
+
+class Storage:
+    """What is known about the trials of a sweep.
+
+    Raises:
+        InputError: Optuna is not installed, or the folder holds another sweep.
+    """
+
+    def __init__(self, sweep: Sweep) -> None:
+        try:
+            import optuna
+            from optuna.storages import JournalStorage
+            from optuna.storages.journal import JournalFileBackend
+        except ImportError:
+            raise InputError(_("sweep: needs Optuna → pip install optuna")) from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna, self._sweep = optuna, sweep
+        self._by_name = {trial.name: trial for trial in sweep.trials}
+        for name in ("locks", "logs", "trials"):
+            (sweep.folder / name).mkdir(parents=True, exist_ok=True)
+        with self.lock():
+            check_folder(sweep)
+            self.study = optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(sweep.folder / "journal.log"))),
+                study_name=sweep.name,
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, WARMUP_PERCENT)
+                if sweep.prune
+                else optuna.pruners.NopPruner(),
+            )
+            outcomes = self.outcomes()
+            for trial in sweep.trials:
+                known = outcomes.get(trial.name)
+                if known is None or (sweep.retry_failed and known.startswith("failed")):
+                    self.study.enqueue_trial(trial.values, user_attrs={"name": trial.name})
+            replace_file(sweep.folder / "sweep.json", json.dumps(_identity(sweep), indent=2, default=str) + "\n")
+
+    def lock(self) -> FileLock:
+        """The lock of the whole folder, taken; for a moment's work."""
+        lock = locks.take(self._sweep.folder / "locks" / "sweep", wait=True)
+        assert lock is not None, "waited for"
+        return lock
+
+    def _lock_of(self, trial: Trial) -> FileLock | None:
+        """A trial's lock, unless another process holds it or its training, left by a dead sweep, still runs."""
+        lock = locks.take(self._sweep.folder / "locks" / trial.name)
+        if lock is not None and locks.is_training(self.process_file(trial)):
+            lock.release()
+            return None
+        return lock
+
+    def process_file(self, trial: Trial) -> Path:
+        """Where the process that trains a trial is written down."""
+        return self._sweep.folder / "locks" / f"{trial.name}.json"
+
+    def claim(self) -> Claim | None:
+        """A trial that nobody runs: one that a dead process left, else a waiting one; None if there is neither."""
+        with self.lock():
+            for frozen in self._in_state("RUNNING"):
+                trial = self._by_name.get(frozen.user_attrs.get("name"))
+                lock = self._lock_of(trial) if trial else None
+                if trial and lock:
+                    return Claim(trial, self._optuna.trial.Trial(self.study, frozen._trial_id), lock, self)
+            if self._in_state("WAITING"):
+                asked = self.study.ask()
+                trial = self._by_name[asked.user_attrs["name"]]
+                self._suggest(trial, asked)
+                lock = locks.take(self._sweep.folder / "locks" / trial.name, wait=True)
+                assert lock is not None, "waited for"
+                return Claim(trial, asked, lock, self)
+        return None
+
+    def running_elsewhere(self) -> bool:
+        """Whether another process runs a trial, or a training outlives its sweep."""
+        for frozen in self._in_state("RUNNING"):
+            trial = self._by_name.get(frozen.user_attrs.get("name"))
+            lock = self._lock_of(trial) if trial else None
+            if trial and lock is None:
+                return True
+            if lock:
+                lock.release()
+        return False
+
+    def outcomes(self) -> dict[str, str]:
+        """By a trial's name: how it ended, or that it is waiting or running; of several attempts the last."""
+        trials = self.study.get_trials(deepcopy=False)
+        return {t.user_attrs.get("name"): t.user_attrs.get("outcome", t.state.name.lower()) for t in trials}
+
+    def tell(self, number: int, outcome: str, value: float | None) -> None:
+        """Record how a trial ended."""
+        state = self._optuna.trial.TrialState
+        if value is not None:
+            self.study.tell(number, value)
+        else:
+            self.study.tell(number, state=state.PRUNED if outcome.startswith("pruned") else state.FAIL)
+
+    def _in_state(self, name: str) -> list[Any]:
+        state = getattr(self._optuna.trial.TrialState, name)
+        return list(self.study.get_trials(deepcopy=False, states=[state]))
+
+    def _suggest(self, trial: Trial, asked: Any) -> None:
+        """Tell Optuna the trial's values as parameters, numbers with the range that the sweep spans."""
+        for key in trial.values:
+            values = [other.values[key] for other in self._sweep.trials if key in other.values]
+            numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+            if len(numbers) < len(values) or len(set(values)) < 2:
+                asked.suggest_categorical(key, list(dict.fromkeys(values)))
+                continue
+            wide = min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
+            suggest = asked.suggest_int if all(isinstance(n, int) for n in numbers) else asked.suggest_float
+            suggest(key, min(numbers), max(numbers), log=wide)
+
+
+class Claim:
+    """A trial in the hands of this process, until the `with` ends."""
+
+    def __init__(self, trial: Trial, asked: Any, lock: FileLock, storage: Storage) -> None:
+        self.trial, self._asked, self._lock, self._storage = trial, asked, lock, storage
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._lock.release()
+
+    def note_process(self, pid: int) -> None:
+        """Write down which process trains it."""
+        locks.note_training(self._storage.process_file(self.trial), pid)
+
+    def report(self, records: list[Record], max_iters: int) -> None:
+        """Tell Optuna the evaluations so far, by the share of the trial in percent: trials differ in their steps."""
+        reported = self._asked.user_attrs.get("reported", -1)
+        for step, loss in zip(*series(records, "val_loss"), strict=True):
+            percent = round(100 * step / max_iters)
+            if percent > reported and math.isfinite(loss):
+                self._asked.report(loss, percent)
+                self._asked.set_user_attr("reported", percent)
+
+    def is_hopeless(self) -> bool:
+        """Whether the sweep prunes and Optuna's pruner gives the trial up."""
+        return bool(self._asked.should_prune())
+
+    def end(self, outcome: str, value: float | None, folder: Path) -> None:
+        """Record how it ended."""
+        self._asked.set_user_attr("outcome", outcome)
+        self._asked.set_user_attr("folder", str(folder))
+        self._storage.tell(self._asked.number, outcome, value)
+
+
+def _identity(sweep: Sweep) -> dict[str, Any]:
+    return {
+        "name": sweep.name,
+        "recipe": sweep.recipe,
+        "equal": sweep.equal,
+        "question": sweep.question,
+        "trials": [asdict(trial) for trial in sweep.trials],
+    }
+
+
+def check_folder(sweep: Sweep) -> None:
+    """See that a folder is new, or holds this sweep or the beginning of it.
+
+    Raises:
+        InputError: it holds another one.
+    """
+    path = sweep.folder / "sweep.json"
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        trials = [{"seed": None, **trial} for trial in before["trials"]]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(_("{path}: is not a sweep's record → name another --out_dir", path=path)) from None
+    now = json.loads(json.dumps(_identity(sweep), default=str))
+    differing = [key for key in ("name", "recipe", "equal") if before.get(key) != now[key]]
+    if not differing and all(trial in now["trials"] for trial in trials):
+        return
+    raise InputError(
+        _("out_dir = {folder!r}: holds another sweep (other {what}) → name another --out_dir",
+          folder=str(sweep.folder), what=", ".join(differing or ["trials"]))
+    )  # fmt: skip

@@ -1,0 +1,87 @@
+"""One training of a sweep: a process of its own, started as a user would start it.
+
+In:  a resolved Config, and what stands behind `python` to train, such as a script.
+Out: a run folder, what it printed, and how it ended; or how long one of its steps takes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hfgpt import config as configs
+from hfgpt.base.errors import InputError
+from hfgpt.config import Config
+from hfgpt.runs.compare import Entry
+from hfgpt.runs.metrics import FILE_NAME, Record, Run, read, series
+
+PROBE_STEPS = 20  # to measure a step, for equal time
+
+
+def start(train: Sequence[str], config: Config, recipe: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start or resume a training. Ctrl-C reaches it through the sweep, once: it has a session of its own."""
+    write_recipe(recipe, config)
+    with log.open("a") as out:
+        command = [sys.executable, *train, str(recipe), "--resume"]
+        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+
+
+def write_recipe(path: Path, config: Config) -> None:
+    """Write a config as a recipe; several processes may write the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(configs.to_yaml(config), encoding="utf-8")
+    temporary.replace(path)
+
+
+def records(folder: Path) -> list[Record]:
+    """What a run has recorded; empty if it has not recorded anything yet."""
+    path = folder / FILE_NAME
+    return read(path) if path.exists() else []
+
+
+def outcome(label: str, config: Config, code: int, log: Path) -> tuple[str, float | None]:
+    """How a training ended ("finished", "diverged", "failed: …"), and the best validation loss of a finished one."""
+    written = records(config.run_dir)
+    losses = [loss for loss in series(written, "val_loss")[1] if math.isfinite(loss)]
+    run = Run(label, config.run_dir / FILE_NAME, written, config) if written else None
+    if Entry(label, {}, run).outcome == "diverged":
+        return "diverged", None
+    if code != 0:
+        reason = _last_words(log)
+        return ("diverged" if "not finite" in reason else f"failed: exit code {code}: {reason}"), None
+    return ("finished", min(losses)) if losses else ("failed: no evaluation was recorded", None)
+
+
+def _last_words(log: Path) -> str:
+    """The line of a training's output that says why it failed: its own message, an exception, else the last line."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line and not line[0].isspace()]
+    for pattern in (r"The run failed", r"[\w.]*(Error|Exception)\b", r""):
+        for line in reversed(lines):
+            if re.match(pattern, line):
+                return line[:200]
+    return "it printed nothing"
+
+
+def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: str) -> float:
+    """Seconds of a step, the median of a short run in `folder`/probes; NaN if that run fails."""
+    probe = config.model_copy(
+        update={"max_iters": PROBE_STEPS, "eval_interval": PROBE_STEPS, "eval_iters": 1, "log_interval": 1,
+                "warmup_iters": 1, "lr_decay_iters": PROBE_STEPS, "sample_prompt": "", "max_time": None,
+                "out_dir": str(folder / "probes" / name)}
+    )  # fmt: skip
+    recipe = folder / "recipes" / f"probe-{name}.yaml"
+    write_recipe(recipe, probe)
+    with (folder / "logs" / f"probe-{name}.log").open("w") as out:
+        subprocess.run([sys.executable, *train, str(recipe), "--overwrite"], stdout=out, stderr=out, check=False)
+    try:
+        speeds = series(read(probe.run_dir / FILE_NAME), "tokens_per_second")[1]
+    except InputError:
+        return math.nan
+    later = sorted(speeds[len(speeds) // 2 :])  # the first steps warm up
+    return probe.tokens_per_iter / later[len(later) // 2] if later else math.nan
