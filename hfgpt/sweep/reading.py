@@ -22,6 +22,7 @@ from hfgpt.sweep.definition import Equal, Sweep, Trial
 
 NOT_SWEPT = ("out_dir", "project", "sample_prompt", "init_from")  # text of these may hold a comma
 
+
 def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Sweep:
     """Read a sweep from the command line.
 

@@ -100,7 +100,9 @@ def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None
     return known
 
 
-def _run_trial(sweep: Sweep, claim: Claim, config: Config, train: Sequence[str], signals: Signals, progress: Progress) -> None:
+def _run_trial(
+    sweep: Sweep, claim: Claim, config: Config, train: Sequence[str], signals: Signals, progress: Progress
+) -> None:
     """Train one trial to its end and record it; a stop leaves it to be resumed."""
     trial = claim.trial
     log = sweep.folder / "logs" / f"{trial.name}.log"
