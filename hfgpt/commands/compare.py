@@ -5,7 +5,7 @@ from __future__ import annotations
 from hfgpt.base.command import Reader
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
-from hfgpt.runs import compare
+from hfgpt.runs import compare, report
 
 
 def reader() -> Reader:
@@ -29,6 +29,6 @@ def main(words: list[str]) -> None:
     """Write the report and print it."""
     arguments = reader().read(words)
     comparison = compare.of_folders(arguments.runs)
-    report = compare.write(comparison, arguments.out_dir, samples=not arguments.no_samples)
-    say(report.read_text(encoding="utf-8"))
+    path = report.write(comparison, arguments.out_dir, samples=not arguments.no_samples)
+    say(path.read_text(encoding="utf-8"))
     say(_("pictures and data are in {folder}/", folder=arguments.out_dir))

@@ -8,7 +8,7 @@ from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
 from hfgpt.runs import diagnose
-from hfgpt.runs.metrics import read_run
+from hfgpt.runs.history import read_run
 
 
 def reader() -> Reader:

@@ -24,6 +24,7 @@ from hfgpt.model import sizes
 from hfgpt.plan import estimate
 from hfgpt.plan.estimate import Memory, Target
 from hfgpt.plan.survey import Survey
+from hfgpt.runs import rules_of_thumb
 
 GIB = 2**30
 
@@ -143,12 +144,8 @@ def _accumulated(config: Config) -> dict[str, Any]:
 
 
 def _smaller_model(config: Config) -> dict[str, Any]:
-    """Two thirds of the layers and of the width, at the same size of a head (chapter 6.1: 6 → 4, 384 → 256)."""
-    layers, heads = math.ceil(config.n_layer * 2 / 3), max(1, round(config.n_head * 2 / 3))
-    width = config.n_embd // config.n_head * heads
-    if config.pretrained or (layers, heads) == (config.n_layer, config.n_head):
-        return {}
-    return {"n_layer": layers, "n_head": heads, "n_embd": width}
+    """Two thirds of the layers and of the width (chapter 6.1: 6 → 4, 384 → 256)."""
+    return rules_of_thumb.smaller_model(config)
 
 
 def _narrow(on: Target) -> dict[str, Any]:
@@ -259,9 +256,7 @@ def layers_for(corpus_bytes: int | None) -> int:
 
 def learning_rate_for(parameters: int, pretrained: bool) -> float:
     """The chapter's learning rates (3.1): by the number of parameters from scratch, 1e-4 for a pretrained model."""
-    if pretrained:
-        return 1e-4
-    return 1e-3 if parameters < 50e6 else 6e-4 if parameters <= 500e6 else 3e-4
+    return rules_of_thumb.learning_rate(parameters, pretrained)
 
 
 def design(found: Survey, on: Target, budget: float | None) -> Design:

@@ -31,9 +31,11 @@ from hfgpt.plan import advise, guide
 from hfgpt.plan import command as plan
 from hfgpt.playground import view
 from hfgpt.playground.view import word
-from hfgpt.runs import compare, plots
+from hfgpt.runs import answer as words
+from hfgpt.runs import compare
+from hfgpt.runs.comparison_plots import By
 from hfgpt.runs.metrics import FILE_NAME
-from hfgpt.runs.plots import By
+from hfgpt.runs.style import RUNS
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which reads it once
 
@@ -403,7 +405,7 @@ class Page:
                 choices=names,
                 value=names[:1],
                 multiselect=True,
-                max_choices=len(plots.RUNS),
+                max_choices=len(RUNS),
                 interactive=True,
                 scale=3,
                 elem_id="runs",
@@ -443,7 +445,7 @@ class Page:
             comparison = compared(chosen)
         except InputError as error:
             return [view.message(str(error), "bad"), now, *lists]
-        sentences = compare.answer(comparison) if len(chosen) > 1 else []
+        sentences = words.answer(comparison) if len(chosen) > 1 else []
         return [view.runs(comparison, sentences, by, language), now, *lists]
 
     # -- sample

@@ -24,10 +24,12 @@ from hfgpt.model import sizes
 from hfgpt.plan import advise, estimate, guide
 from hfgpt.plan.command import Plan
 from hfgpt.plan.tables import duration, number, size
-from hfgpt.runs import plots
+from hfgpt.runs import comparison_plots
 from hfgpt.runs.compare import Comparison, Entry
-from hfgpt.runs.diagnose import Finding, Remedy, diagnose, notes
-from hfgpt.runs.plots import By, quantity
+from hfgpt.runs.comparison_plots import By
+from hfgpt.runs.diagnose import diagnose, notes
+from hfgpt.runs.findings import Finding, Remedy
+from hfgpt.runs.style import RUNS, quantity
 
 
 @lru_cache(maxsize=1)
@@ -254,15 +256,15 @@ def _remedies(plan: Plan, language: str) -> str:
 def runs(comparison: Comparison, sentences: Sequence[str], by: By, language: str) -> str:
     """Up to six runs: their curves, a table, what their comparison says, and each one's diagnosis, side by side."""
     entries = comparison.entries
-    curves = [plots.Curve(entry.label, entry.run) for entry in entries if entry.run is not None]
+    curves = [comparison_plots.Curve(entry.label, entry.run) for entry in entries if entry.run is not None]
     pictures = "".join(
         f'<figure id="{key}"><h3>{word(key, language)}</h3>{drawn}</figure>'
         for key in ("val_loss", "train_loss")
-        if (drawn := plots.panel(curves, key, by))
+        if (drawn := comparison_plots.panel(curves, key, by))
     )
     heads = [word(n, language) for n in ("run", "steps", "parameters", "time", "train", "val", "best_val", "at_step")]
     listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    coloured = list(zip(entries, plots.RUNS, strict=False))
+    coloured = list(zip(entries, RUNS, strict=False))
     cards = "".join(_diagnosis(entry, colour, language) for entry, colour in coloured)
     legend = "".join(f"<span>{_dot(colour)} {escape(entry.label)}</span>" for entry, colour in coloured)
     note = word("english_only", language)

@@ -1,18 +1,18 @@
 """The model card: a run folder's README.md, as the Hub shows it.
 
-In:  a run folder: config.json, and where there are recipe.yaml, metrics.jsonl, loss.png and samples.jsonl (one JSON
-     object a line with ``step`` and ``text``; the last line is shown).
+In:  a run folder: config.json, and if there are any, recipe.yaml, metrics.jsonl, loss.png and samples.jsonl (the last
+     sample is shown).
 Out: Markdown with YAML front matter: licence, library, task, tags, data, and the evaluated figures as `model-index`
      (the Hub's model card metadata, https://huggingface.co/docs/hub/model-cards).
 
-Reads files alone; imports neither torch nor transformers.
+Nothing that comes from outside is obeyed: names and samples are escaped. No path of this machine is told. Imports
+neither torch nor transformers.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,31 +22,33 @@ import yaml
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import replace_file
+from hfgpt.base.language import N_, _
 from hfgpt.config import Config
 from hfgpt.model import sizes
-from hfgpt.runs import metrics
-from hfgpt.runs.metrics import Record
+from hfgpt.runs import markdown, metrics, public
+from hfgpt.runs.metrics import UNREADABLE, Record
 
 FILE_NAME = "README.md"
 
 MAX_ROWS = 12
 
+LARGEST = 10**9  # any number of a shape
+
 HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 # Our name of a figure, the Hub's name of its metric, and what a reader calls it.
 FIGURES = (
-    ("val_loss", "loss", "Validation loss (nats per token)"),
-    ("val_perplexity", "perplexity", "Validation perplexity"),
-    ("val_bits_per_character", "bits_per_character", "Validation bits per character"),
+    ("val_loss", "loss", N_("Validation loss (nats per token)")),
+    ("val_perplexity", "perplexity", N_("Validation perplexity")),
+    ("val_bits_per_character", "bits_per_character", N_("Validation bits per character")),
 )
 
 
 def write(run_dir: str | Path, license: str = "mit") -> Path:
     """Write the card into the run folder, in one step (see :func:`model_card`); returns its path."""
     path = Path(run_dir) / FILE_NAME
-    temporary = path.with_name(f".{FILE_NAME}.writing")
-    temporary.write_text(model_card(run_dir, license), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, model_card(run_dir, license))
     return path
 
 
@@ -58,7 +60,7 @@ def model_card(run_dir: str | Path, license: str = "mit") -> str:
         license: the model's licence by the Hub's name of it ('mit', 'apache-2.0', 'other' …).
 
     Raises:
-        InputError: the folder holds no config.json of a GPT-2, or a file in it is damaged; names the file.
+        InputError: the folder has no config.json of a GPT-2, or a file in it is damaged; names the file.
     """
     folder = Path(run_dir)
     shape = _shape(folder)
@@ -68,12 +70,12 @@ def model_card(run_dir: str | Path, license: str = "mit") -> str:
     name = folder.resolve().name
     sections = [
         f"---\n{_front_matter(name, recipe, _best(evaluations), license)}---",
-        f"# {name}\n\n{_what_it_is(shape, recipe)}",
-        "## How to use it\n\n" + _usage(shape),
+        f"# {markdown.text(name)}\n\n{_what_it_is(shape, recipe)}",
+        _section(_("How to use it"), _usage(shape)),
         _figures(evaluations, recipe, folder),
         _sample(folder),
         _recipe(recipe),
-        "## Limits\n\n" + _limits(shape, recipe),
+        _section(_("Limits"), _limits(shape, recipe)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -86,12 +88,14 @@ def _shape(folder: Path) -> dict[str, int]:
         saved = json.loads(path.read_text(encoding="utf-8"))
         shape = {ours: int(saved[theirs]) for theirs, ours in names.items()}
         vocabulary = int(saved["vocab_size"])
+        if not all(1 <= number <= LARGEST for number in (vocabulary, *shape.values())):
+            raise ValueError("not the shape of a model")
     except FileNotFoundError:
         raise InputError(
-            f"{str(folder)!r}: holds no config.json; a model is exported at the first evaluation"
+            _("{folder!r}: has no config.json; a model is exported at the first evaluation", folder=str(folder))
         ) from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: is not the description of a GPT-2 model") from None
+    except (OSError, *UNREADABLE):
+        raise InputError(_("{path}: not the description of a GPT-2 model", path=path)) from None
     total = sizes.parameters(Config().model_copy(update=shape), vocabulary).total
     return {**shape, "vocab_size": vocabulary, "parameters": total}
 
@@ -121,12 +125,12 @@ def _front_matter(name: str, recipe: Config | None, best: Record | None, license
 def _result(recipe: Config, best: Record) -> dict[str, Any]:
     dataset = {"name": _dataset_name(recipe), "type": recipe.dataset if _is_hub_id(recipe.dataset) else "text"}
     return {
-        "task": {"type": "text-generation", "name": "Language modelling"},
+        "task": {"type": "text-generation", "name": _("Language modelling")},
         "dataset": {**dataset, "split": "validation"},
         "metrics": [
-            {"type": metric, "value": round(best[key], 4), "name": title}
+            {"type": metric, "value": round(best[key], 4), "name": _(title)}
             for key, metric, title in FIGURES
-            if key in best
+            if math.isfinite(best.get(key, math.nan))
         ],
     }
 
@@ -136,49 +140,62 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _dataset_name(recipe: Config) -> str:
-    if _is_hub_id(recipe.dataset):
-        return recipe.dataset
-    return Path(recipe.dataset).name or recipe.dataset  # the recipe has the whole path
+    return recipe.dataset if _is_hub_id(recipe.dataset) else public.name(recipe.dataset)
+
+
+def _section(heading: str, text: str) -> str:
+    return f"## {heading}\n\n{text}"
 
 
 def _what_it_is(shape: dict[str, int], recipe: Config | None) -> str:
     lines = [
-        f"A GPT-2 language model of {shape['parameters']:,} parameters: {shape['n_layer']} layers, "
-        f"{shape['n_head']} heads, width {shape['n_embd']}, a context of {shape['block_size']} tokens and a vocabulary "
-        f"of {shape['vocab_size']:,}."
-    ]
+        _("A GPT-2 language model of {parameters:,} parameters: {n_layer} layers, {n_head} heads, width {n_embd}, a "
+          "context of {block_size} tokens and a vocabulary of {vocab_size:,}.", **shape)
+    ]  # fmt: skip
     if recipe is not None:
-        start = "from scratch" if not recipe.pretrained else f"from the weights of `{recipe.init_from}`"
-        lines.append(
-            f"Trained {start} on **{_dataset_name(recipe)}** with hfgpt, tokenizer `{recipe.tokenizer}`, "
-            f"{recipe.tokens_per_iter:,} tokens an optimizer step."
-        )
+        names = {"dataset": f"**{markdown.text(_dataset_name(recipe))}**",
+                 "tokenizer": markdown.code(public.name(recipe.tokenizer)),
+                 "tokens": recipe.tokens_per_iter}  # fmt: skip
+        if recipe.pretrained:
+            lines.append(_(
+                "Trained from the weights of {weights} on {dataset} with hfgpt, tokenizer {tokenizer}, {tokens:,} "
+                "tokens an optimizer step.", weights=markdown.code(public.name(recipe.init_from)), **names
+            ))  # fmt: skip
+        else:
+            lines.append(_(
+                "Trained from scratch on {dataset} with hfgpt, tokenizer {tokenizer}, {tokens:,} tokens an optimizer "
+                "step.", **names
+            ))  # fmt: skip
         if not _is_hub_id(recipe.dataset):
-            lines.append(f"The last {recipe.val_fraction:.0%} of the text was kept apart to evaluate on.")
+            lines.append(_("If the text has no validation split of its own, its last {share:.0%} was kept apart to "
+                           "evaluate on.", share=recipe.val_fraction))  # fmt: skip
     return "\n".join(lines)
 
 
-def _usage(shape: dict[str, int]) -> str:
-    return f"""\
-With Transformers alone; put the repository's name, or the folder, for `MODEL`:
-
+USAGE = """\
 ```python
 from transformers import pipeline
 
 generate = pipeline("text-generation", model="MODEL")
 print(generate("The")[0]["generated_text"])
-```
+```"""
 
-Prompt and new text together fill at most the context of {shape["block_size"]} tokens. `python scripts/sample.py MODEL`
-of hfgpt goes on past it."""
+
+def _usage(shape: dict[str, int]) -> str:
+    return "\n\n".join((
+        _("With Transformers alone; put the repository's name, or the folder, for `MODEL`:"),
+        USAGE,
+        _("Prompt and new text together fill at most the context of {tokens} tokens. `python scripts/sample.py MODEL` "
+          "of hfgpt goes on past it.", tokens=shape["block_size"]),
+    ))  # fmt: skip
 
 
 def _figures(evaluations: Sequence[Record], recipe: Config | None, folder: Path) -> str:
     if not evaluations:
         return ""
     best = _best(evaluations)
-    columns = ("step", "tokens", "train loss", "val loss", "perplexity", "bits per character")
-    lines = ["## Figures", "", f"| {' | '.join(columns)} |", "|--:" * len(columns) + "|"]
+    columns = (_("step"), _("tokens"), _("train loss"), _("val loss"), _("perplexity"), _("bits per character"))
+    lines = [f"## {_('Figures')}", "", f"| {' | '.join(columns)} |", "|--:" * len(columns) + "|"]
     for record in _some(evaluations, best):
         bold = "**" if record is best else ""
         tokens = f"{record['step'] * recipe.tokens_per_iter:,}" if recipe else ""
@@ -186,17 +203,16 @@ def _figures(evaluations: Sequence[Record], recipe: Config | None, folder: Path)
         for key in ("train_eval_loss", "val_loss", "val_perplexity", "val_bits_per_character"):
             cells.append(f"{bold}{record[key]:.4f}{bold}" if key in record else "")
         lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Losses in nats per token, over the same blocks each time. The weights here are those of the bold row.",
-    ]
+    lines += ["", _("Losses in nats per token, over the same blocks each time.")]
+    if best is not None:
+        lines[-1] += " " + _("The weights here are those of the bold row.")
     if (folder / "loss.png").is_file():
-        lines += ["", "![Loss over the steps](loss.png)"]
+        lines += ["", f"![{_('Loss over the steps')}](loss.png)"]
     return "\n".join(lines)
 
 
 def _some(evaluations: Sequence[Record], best: Record | None) -> list[Record]:
-    """At most MAX_ROWS + 1 evaluations, spread evenly, the first, the last and the best among them."""
+    """At most MAX_ROWS + 1 evaluations, spread evenly; the first, the last and the best are among them."""
     last = len(evaluations) - 1
     rows = min(len(evaluations), MAX_ROWS)
     chosen = {round(i * last / max(1, rows - 1)) for i in range(rows)}
@@ -208,26 +224,24 @@ def _sample(folder: Path) -> str:
     samples = metrics.read_samples(folder / metrics.SAMPLES)
     if not samples:
         return ""
-    step = next(reversed(samples))
-    text = samples[step].strip("\n")
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"## A sample\n\nAs written at step {step:,}:\n\n{fence}text\n{text}\n{fence}"
+    step, text = list(samples.items())[-1]
+    written = _("As written at step {step:,}:", step=step)
+    return _section(_("A sample"), f"{written}\n\n{markdown.block(text)}")
 
 
 def _recipe(recipe: Config | None) -> str:
     if recipe is None:
         return ""
-    return (
-        "## Recipe\n\nEvery setting of the run; `recipe.yaml` beside this card holds it, and trains it again.\n\n"
-        f"```yaml\n{configs.to_yaml(recipe).strip()}\n```"
-    )
+    text = _("Every setting of the run; `recipe.yaml` beside this card holds it, and trains it again.")
+    return _section(_("Recipe"), f"{text}\n\n{markdown.block(public.recipe(configs.to_yaml(recipe)), 'yaml')}")
 
 
 def _limits(shape: dict[str, int], recipe: Config | None) -> str:
-    text = (
+    text = _(
         "It continues text. It was not taught to answer, to be right or to be safe, and it writes falsehoods with the "
-        f"same ease as anything else. It sees {shape['block_size']} tokens at a time."
-    )
+        "same ease as anything else. It sees {tokens} tokens at a time.", tokens=shape["block_size"],
+    )  # fmt: skip
     if recipe is not None:
-        text += f" It knows what is in {_dataset_name(recipe)}, its biases and errors with it, and little else."
+        name = markdown.text(_dataset_name(recipe))
+        text += " " + _("It knows what is in {dataset}, its biases and errors with it, and little else.", dataset=name)
     return text

@@ -1,7 +1,6 @@
 """The one record of a run: written a line at a time while it trains, read by everything that looks at a run.
 
-In:  what the training loop measures at a step; later a run folder, a Trainer's ``trainer_state.json``, or the log that
-     nanoGPT printed.
+In:  what the training loop measures at a step.
 Out: ``metrics.jsonl`` (one JSON object a line: ``step`` and what was measured there), and records: a list of
      dictionaries in the order of their steps, each step once. Beside it ``samples.jsonl``, with what the model wrote.
 
@@ -16,26 +15,28 @@ A value that was not measured is left out. Imports neither torch nor transformer
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import os
-import re
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hfgpt import config as configs
-from hfgpt.base.errors import ConfigError, InputError
-from hfgpt.config import Config
+from hfgpt.base import files
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
 
 FILE_NAME = "metrics.jsonl"
 
 SAMPLES = "samples.jsonl"
 
 Record = dict[str, float]
+
+MOST_STEPS = 2**53  # beyond it, floats are no longer whole numbers
+
+# What a hostile or damaged line raises: too deep, too large, not a number, not an object.
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 # ------------------------------------------------------------------------------------------------------ writing
@@ -69,16 +70,8 @@ class MetricsWriter:
         """Forget every record after `step`, in one atomic replacement: for a resume from the checkpoint of `step`."""
         if not self.path.exists():
             return
-        _replace(self.path, (_to_line(record) for record in read(self.path) if record["step"] <= step))
-
-
-def _replace(path: Path, lines: Iterable[str]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        kept = (_to_line(record) for record in read(self.path) if record["step"] <= step)
+        files.replace_file(self.path, "".join(kept))
 
 
 def _to_line(record: Record) -> str:
@@ -95,16 +88,18 @@ def write_sample(path: Path, step: int, text: str) -> None:
 
 
 def read_samples(path: Path) -> dict[int, str]:
-    """The texts of a ``samples.jsonl`` by their steps, in the order of the file; none where there is no file.
+    """The texts of a ``samples.jsonl`` by their steps, in the order of the file; empty if there is no file.
 
-    Of two texts of one step the later counts. A line that is none, such as one that a crash cut short, is left out.
+    Of two texts of one step the later counts. A line that cannot be read, as after a crash, is left out.
     """
     samples = dict[int, str]()
-    for line in _text(path).split("\n") if path.is_file() else []:
+    for line in read_text(path).split("\n") if path.is_file() else []:
         try:
             sample = json.loads(line)
-            step, text = int(sample["step"]), str(sample["text"])
-        except (ValueError, KeyError, TypeError):
+            step, text = whole_step(sample["step"]), sample["text"]
+        except UNREADABLE:
+            continue
+        if not isinstance(text, str):
             continue
         samples.pop(step, None)
         samples[step] = text
@@ -114,7 +109,8 @@ def read_samples(path: Path) -> dict[int, str]:
 def truncate_samples(path: Path, step: int) -> None:
     """Forget every sample after `step`, as :meth:`MetricsWriter.truncate_after` does with records."""
     if path.exists():
-        _replace(path, (_sample_line(at, text) for at, text in read_samples(path).items() if at <= step))
+        kept = (_sample_line(at, text) for at, text in read_samples(path).items() if at <= step)
+        files.replace_file(path, "".join(kept))
 
 
 def _sample_line(step: int, text: str) -> str:
@@ -124,33 +120,19 @@ def _sample_line(step: int, text: str) -> str:
 # ------------------------------------------------------------------------------------------------------ reading
 
 
-@dataclass(frozen=True)
-class Run:
-    """What is known of a run: its name, its records in the order of their steps, its recipe where there is one."""
-
-    name: str
-    path: Path
-    records: list[Record]
-    config: Config | None = None
-
-    def series(self, key: str) -> tuple[list[float], list[float]]:
-        """See :func:`series`."""
-        return series(self.records, key)
-
-
 def series(records: Iterable[Record], key: str) -> tuple[list[float], list[float]]:
     """The steps at which `key` was measured, and its values there."""
     pairs = [(record["step"], record[key]) for record in records if key in record]
-    return [step for step, _ in pairs], [value for _, value in pairs]
+    return [step for step, _value in pairs], [value for _step, value in pairs]
 
 
 def smooth(values: Sequence[float], half: int | None = None) -> list[float]:
     """Moving medians, in which a single bad batch leaves no trace.
 
     Args:
-        values: in the order of their steps; those that are no number stay so and count for nothing.
-        half: how many neighbours on each side count (default a fortieth of the series); towards the beginning, where
-            losses fall steeply, fewer.
+        values: in the order of their steps; those that are not finite stay as they are and count for nothing.
+        half: how many neighbours on each side count (default a fortieth of the series); fewer towards the beginning,
+            where losses fall steeply.
     """
     half, out = half or max(1, len(values) // 40), []
     for i, value in enumerate(values):
@@ -165,29 +147,49 @@ def read(path: str | Path) -> list[Record]:
     Works while the run is being written: a torn last line is left out.
 
     Raises:
-        InputError: there is no such file, or a line in its middle is no record; names the line.
+        InputError: there is no such file, or a line before the last one is not a record; names the line.
     """
     path = Path(path)
-    lines = _text(path).split("\n")
+    lines = read_text(path).split("\n")
     records = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             records.append(_from_line(line))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except UNREADABLE:
             if number < len(lines):  # with a newline after it, it was not torn by a crash
                 raise InputError(
-                    f"{path}, line {number}: is no record (a JSON object of numbers with a 'step'); remove that line"
-                ) from None
+                    _("{path}, line {number}: not a record (a JSON object of numbers with a 'step'); remove that line",
+                      path=path, number=number)
+                ) from None  # fmt: skip
     return merge(records)
 
 
 def _from_line(line: str) -> Record:
     values = json.loads(line)
-    record = {str(key): math.nan if value is None else value + 0 for key, value in values.items()}
-    record["step"] = int(record["step"])
+    record = {str(key): math.nan if value is None else _number(value) for key, value in values.items()}
+    record["step"] = whole_step(values["step"])
     return record
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("not a number")
+    float(value)  # OverflowError: an integer beyond every float
+    return value
+
+
+def whole_step(value: Any) -> int:
+    """A step of a record that comes from outside.
+
+    Raises:
+        one of UNREADABLE: it is not a step.
+    """
+    step = int(_number(value))
+    if step != value or not 0 <= step <= MOST_STEPS:
+        raise ValueError("not a step")
+    return step
 
 
 def merge(records: Iterable[Record]) -> list[Record]:
@@ -198,118 +200,13 @@ def merge(records: Iterable[Record]) -> list[Record]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A file's text, with U+FFFD for what is not UTF-8.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def read_run(source: str | Path) -> Run:
-    """Read a run, finished or in progress.
-
-    Args:
-        source: a run folder or its ``metrics.jsonl``; a Trainer's output or checkpoint folder or its
-            ``trainer_state.json``; or a text file with what nanoGPT printed.
-
-    Raises:
-        InputError: nothing there is a record of a run; says what was looked for.
-    """
-    path = _record_file(Path(source))
-    if path.suffix == ".jsonl":
-        records, config = read(path), _recipe_beside(path)
-    elif path.suffix == ".json":
-        records, config = _read_trainer_state(path), None
-    else:
-        text = _text(path)
-        records, config = _read_nanogpt(text), _nanogpt_config(text)
-    if not records:
-        raise InputError(f"{source}: holds no step yet: neither a loss nor an evaluation was recorded in {path}")
-    folder = path.parent.resolve()
-    name = folder.name if path.suffix in (".jsonl", ".json") else path.stem
-    return Run(name, path, records, config)
-
-
-def _record_file(source: Path) -> Path:
-    if source.is_file():
-        return source
-    if not source.exists():
-        raise InputError(f"{source}: there is no such run folder or file")
-    by_step = sorted(source.glob("checkpoint-*/trainer_state.json"), key=lambda path: (len(path.parent.name), path))
-    for candidate in (source / FILE_NAME, source / "trainer_state.json", *reversed(by_step)):
-        if candidate.is_file():
-            return candidate
-    raise InputError(f"{source}: no run here: it has neither {FILE_NAME} nor trainer_state.json")
-
-
-def _recipe_beside(path: Path) -> Config | None:
-    recipe = path.parent / "recipe.yaml"
-    return configs.load(recipe) if recipe.is_file() else None
-
-
-# The Trainer's names, and ours. Its train loss is the mean over the logged interval.
-TRAINER_NAMES = {
-    "loss": "train_loss",
-    "eval_loss": "val_loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-}
-
-
-def _read_trainer_state(path: Path) -> list[Record]:
-    try:
-        lines = [
-            {"step": int(line["step"])} | {ours: float(line[key]) for key, ours in TRAINER_NAMES.items() if key in line}
-            for line in json.loads(_text(path))["log_history"]
-        ]
-    except (ValueError, TypeError, KeyError):
-        raise InputError(f"{path}: is no trainer_state.json: it has no list 'log_history' of logged steps") from None
-    return merge(line for line in lines if len(line) > 1)
-
-
-NUMBER = r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
-
-# A collector of logs may have put the time before each line.
-NANOGPT_EVALUATION = re.compile(rf"\bstep (\d+): train loss {NUMBER}, val loss {NUMBER}")
-
-NANOGPT_STEP = re.compile(rf"\biter (\d+): loss {NUMBER}, time {NUMBER}ms(?:, mfu {NUMBER}%)?")
-
-
-def _read_nanogpt(text: str) -> list[Record]:
-    evaluations = [
-        {"step": int(step), "train_eval_loss": float(train), "val_loss": float(val)}
-        for step, train, val in NANOGPT_EVALUATION.findall(text)
-    ]
-    return merge([*evaluations, *_nanogpt_steps(text)])
-
-
-def _nanogpt_steps(text: str) -> Iterator[Record]:
-    """nanoGPT prints the time of one step, which includes the evaluation before it; the steps between two printed
-    ones are taken to be as quick as the quicker of the two."""
-    seconds, last_step, last_took = 0.0, -1, math.inf
-    for step_text, loss, milliseconds, mfu in NANOGPT_STEP.findall(text):
-        step, took = int(step_text), float(milliseconds) / 1000
-        seconds += took + max(step - last_step - 1, 0) * min(took, last_took)
-        last_step, last_took = step, took
-        record: Record = {"step": step, "train_loss": float(loss), "seconds": seconds}
-        if mfu and float(mfu) >= 0:  # it prints -100% until it has measured
-            record["mfu"] = float(mfu) / 100
-        yield record
-
-
-NANOGPT_SETTING = re.compile(r"^(?:Overriding: )?([a-z_0-9]+) = ([^#\n]+)", re.MULTILINE)
-
-
-def _nanogpt_config(text: str) -> Config | None:
-    """nanoGPT prints its config file and overrides; what it leaves out has its defaults, which are mostly ours."""
-    found: dict[str, Any] = {}
-    for key, value in NANOGPT_SETTING.findall(text):
-        if key in Config.model_fields or key in configs.RENAMED:
-            try:
-                found[key] = ast.literal_eval(value.strip())
-            except (ValueError, SyntaxError):
-                continue  # an expression, such as 5 * 8
-    try:
-        return configs.build({"max_iters": 600_000, **found}, "nanogpt") if found else None
-    except ConfigError:
-        return None  # a value that means nothing here: the log is diagnosed without its recipe
+        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=error.strerror)) from None

@@ -12,9 +12,11 @@ from conftest import ROOT
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
-from hfgpt.runs import compare
+from hfgpt.runs import compare, report
+from hfgpt.runs.answer import answer
 from hfgpt.runs.compare import Comparison, Entry
-from hfgpt.runs.metrics import MetricsWriter, read_run
+from hfgpt.runs.history import read_run
+from hfgpt.runs.metrics import MetricsWriter
 
 CURVES = ROOT / "tests" / "fixtures" / "curves"
 
@@ -39,7 +41,7 @@ def entries(tmp_path: Path, key: str, ends: dict[Any, float], **more: Any) -> li
 
 
 def words(made: list[Entry]) -> str:
-    return " ".join(compare.answer(Comparison("test", made)))
+    return " ".join(answer(Comparison("test", made)))
 
 
 def test_the_best_and_the_worst_and_the_way_between(tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_the_best_and_the_worst_and_the_way_between(tmp_path: Path) -> None:
 def test_a_lowest_point_in_the_middle_and_a_near_tie(tmp_path: Path) -> None:
     said = words(entries(tmp_path, "dropout", {0.0: 2.1, 0.1: 1.9, 0.2: 1.905}))
     assert "the loss goes 2.100 → 1.900 → 1.905, lowest at 0.1." in said
-    assert "dropout=0.2, is 0.0050 behind, less than 1%: other seeds may turn them round" in said
+    assert "dropout=0.2, is 0.0050 behind, less than 1%: another seed may reverse their order" in said
 
 
 def test_what_is_equal_at_the_end_of_the_shortest_run(tmp_path: Path) -> None:
@@ -68,7 +70,7 @@ def test_the_three_questions_about_the_learning_rate(tmp_path: Path) -> None:
     made = entries(tmp_path, "learning_rate", {1e-4: 2.2, 1e-3: 1.8, 1e-2: 1.9})
     made.append(Entry("learning_rate=1", {"learning_rate": 1.0}, None, "diverged"))
     said = words(made)
-    assert "0.001 converges best; 0.0001 is too slow (at the end still 0.40 above)" in said
+    assert "0.001 converges best; 0.0001 is too slow (it ends 0.40 above)" in said
     assert "0.01 is too high (it ends 0.10 above); 1 diverges" in said
 
 
@@ -80,7 +82,7 @@ def test_a_diverged_run_is_told_by_its_record(tmp_path: Path) -> None:
 
 
 def test_no_run_with_an_end() -> None:
-    assert compare.answer(Comparison("test", [Entry("a", {}, None, "failed"), Entry("b", {}, None, "failed")])) == [
+    assert answer(Comparison("test", [Entry("a", {}, None, "failed"), Entry("b", {}, None, "failed")])) == [
         "No run came to an end with a loss; see the outcomes below."
     ]
 
@@ -107,7 +109,7 @@ def test_one_run_is_nothing_to_compare(tmp_path: Path) -> None:
 def test_the_report_holds_every_run_and_picture(tmp_path: Path) -> None:
     made = entries(tmp_path, "learning_rate", {1e-4: 2.2, 1e-3: 1.8})
     made += [Entry("learning_rate=9", {"learning_rate": 9.0}, None, "failed: exit code 1: a | b")]
-    path = compare.write(Comparison("Rates", made, "Which?", "steps"), tmp_path / "out", samples=False)
+    path = report.write(Comparison("Rates", made, "Which?", "steps"), tmp_path / "out", samples=False)
     text, data = path.read_text(), json.loads(path.with_suffix(".json").read_text())
     assert "**Question:** Which?" in text
     assert "| learning_rate=0.001 | finished | 100 | 3,200 | 10s | – | 1.8000 | 1.8000 | 1.8000 | 100 |" in text
@@ -122,4 +124,67 @@ def test_the_report_holds_every_run_and_picture(tmp_path: Path) -> None:
 def test_runs_of_other_programs_can_be_compared(tmp_path: Path) -> None:
     found = compare.of_folders([CURVES / "nanogpt_issue_97.log", CURVES / "healthy.seed_0"])
     assert [entry.label for entry in found.entries] == ["nanogpt_issue_97", "healthy.seed_0"]
-    compare.write(found, tmp_path, samples=False)
+    report.write(found, tmp_path, samples=False)
+
+
+def seeded(tmp_path: Path, losses: dict[float, list[float]]) -> Comparison:
+    folders = [
+        make_run(tmp_path / f"{rate}-{seed}", loss, learning_rate=rate, seed=seed)
+        for rate, own in losses.items()
+        for seed, loss in enumerate(own)
+    ]
+    return compare.of_folders(folders)
+
+
+def test_seeds_of_a_setting_are_one_row_with_mean_and_interval(tmp_path: Path) -> None:
+    made = seeded(tmp_path, {1e-3: [1.80, 1.82, 1.84], 3e-3: [1.90, 1.93, 1.94]})
+    assert [setting.label for setting in made.settings] == ["learning_rate=0.001", "learning_rate=0.003"]
+    said = "\n".join(answer(made))
+    assert "learning_rate=0.001 is better than every other setting" in said
+    assert "may reverse" not in said
+    path = report.write(made, tmp_path / "out", samples=False)
+    settings = json.loads(path.with_suffix(".json").read_text())["settings"]
+    assert [row["seeds"] for row in settings] == [3, 3]
+    assert settings[0]["mean"] == pytest.approx(1.82)
+    assert settings[1]["behind"]["distinct"]
+    assert "| learning_rate=0.001 | 3 | 1.8200 | 1.7703 – 1.8697 | 0.0200 | – |" in path.read_text()
+
+
+def test_settings_that_seeds_cannot_tell_apart_have_no_winner(tmp_path: Path) -> None:
+    made = seeded(tmp_path, {1e-3: [1.80, 1.85, 1.82], 3e-3: [1.81, 1.83, 1.84]})
+    said = "\n".join(answer(made))
+    assert "learning_rate=0.001 and learning_rate=0.003 cannot be told apart" in said
+    assert "is better than" not in said
+    assert "not told apart" in report.write(made, tmp_path / "out", samples=False).read_text()
+
+
+def test_a_seed_that_diverged_is_told(tmp_path: Path) -> None:
+    made = seeded(tmp_path, {1e-3: [1.80, 1.85, 1.82], 3e-3: [1.81, 1.83, math.nan]})
+    assert "learning_rate=0.003: 1 of 3 seeds ended without a loss" in "\n".join(answer(made))
+
+
+def test_the_best_rate_is_not_called_too_high(tmp_path: Path) -> None:
+    made = entries(tmp_path, "learning_rate", {1e-4: 2.2, 1e-2: 1.8, 1e-1: 1.9})
+    for entry in made[1:]:
+        entry.kinds = ["learning_rate_too_high"]
+    said = words(made)
+    assert "0.01 converges best" in said
+    assert "learning_rate=0.01: learning rate too high" not in said
+    assert "learning_rate=0.01: the loss leaps" in said
+    assert "learning_rate=0.1: learning rate too high" in said
+    text = report.write(Comparison("Rates", made), tmp_path / "out", samples=False).read_text()
+    assert not any("too high" in line for line in text.splitlines() if line.startswith("| learning_rate=0.01 "))
+
+
+HOSTILE = "a\x1b[2Jb <img src=x onerror=alert(1)> | ```"
+
+
+def test_what_comes_from_outside_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run\x1b[2J", 2.0)
+    made = [Entry(HOSTILE, {}, read_run(run), sample=f"```\n<script>{HOSTILE}"), Entry("b", {}, read_run(run))]
+    path = report.write(Comparison(HOSTILE, made, HOSTILE), tmp_path / "out", samples=False)
+    text = path.read_text()
+    assert "\x1b" not in text
+    outside = text.split("````text")[0]
+    assert "<img" not in outside
+    assert "&lt;img" in outside

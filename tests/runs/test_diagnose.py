@@ -14,7 +14,8 @@ import pytest
 from hfgpt import config
 from hfgpt.config import Config
 from hfgpt.runs import diagnose
-from hfgpt.runs.metrics import Record, read_run
+from hfgpt.runs.history import read_run
+from hfgpt.runs.metrics import Record
 
 ROOT = Path(__file__).parents[2]
 CURVES = ROOT / "tests" / "fixtures" / "curves"
@@ -116,7 +117,7 @@ def test_overfitting_says_since_when_and_what_early_stopping_saves() -> None:
             record["train_eval_loss"] -= 0.001 * record["step"]
     finding = diagnose.diagnose(records, recipe(max_iters=400))[0]
     assert (finding.kind, finding.since_step) == ("overfitting", 100)
-    assert "saved 240 of 400 steps (60%" in finding.evidence
+    assert "saved 240 of 400 steps (60%)" in finding.evidence
     assert [remedy.chapter for remedy in finding.remedies] == [f"6.3, strategy {i}" for i in range(1, 6)]
     assert [remedy.override for remedy in finding.remedies] == [
         "--dropout=0.3",
@@ -250,8 +251,8 @@ def test_notes_tell_of_compilation_and_of_time_spent_evaluating() -> None:
         record |= {"tokens_per_second": 64 * 256 / 0.1, "seconds": 30 + record["step"] * 0.1 + record["step"] // 20 * 4}
     records[1]["tokens_per_second"] = 64 * 256 / 30
     notes = "\n".join(diagnose.notes(records, recipe(compile=True, eval_interval=20)))
-    assert "the first step took 30 s, as long as 299 usual ones (compilation" in notes
-    assert re.search(r"evaluations.*took 67% of the time.*--eval_interval=40", notes)
+    assert "the first step took 30s, as long as 299 usual ones. That is compilation" in notes
+    assert re.search(r"Evaluations.*took 67% of the time.*--eval_interval=40", notes)
 
 
 def test_notes_tell_whether_a_longer_run_would_help() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from hfgpt.model.schedule import learning_rate
+from hfgpt.runs.history import read_run
 from hfgpt.runs.laws import Curve, fit_curve
-from hfgpt.runs.metrics import read_run
 
 CURVES = Path(__file__).parents[1] / "fixtures" / "curves"
 FALLING = sorted(path.name for path in CURVES.iterdir() if path.name.startswith(("healthy.", "underfitting.")))

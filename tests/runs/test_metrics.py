@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hfgpt.base.errors import InputError
 from hfgpt.runs import metrics
+from hfgpt.runs.history import read_run
 from hfgpt.runs.metrics import MetricsWriter
 
 
@@ -96,7 +97,7 @@ def test_a_run_folder_brings_its_recipe(tmp_path: Path) -> None:
     MetricsWriter(folder / "metrics.jsonl").write(1, train_loss=3.0)
     (folder / "recipe.yaml").write_text("batch_size: 16\nblock_size: 64\nout_dir: out/quick\n")
     for source in (folder, folder / "metrics.jsonl"):
-        run = metrics.read_run(source)
+        run = read_run(source)
         assert (run.name, run.config and run.config.tokens_per_iter) == ("quick", 1024)
         assert run.series("train_loss") == ([1], [3.0])
 
@@ -112,8 +113,8 @@ def test_a_trainer_state_reads(tmp_path: Path) -> None:
         state = [{**line, "step": step} for line in history]
         (tmp_path / folder / "trainer_state.json").write_text(json.dumps({"log_history": state}))
     expected = {"train_loss": 3.25, "val_loss": 3.5, "learning_rate": 5e-5, "grad_norm": 1.5}
-    assert metrics.read_run(tmp_path / "checkpoint-90").records == [{"step": 10, **expected}]
-    assert metrics.read_run(tmp_path).records == [{"step": 20, **expected}], "the latest checkpoint's"
+    assert read_run(tmp_path / "checkpoint-90").records == [{"step": 10, **expected}]
+    assert read_run(tmp_path).records == [{"step": 20, **expected}], "the latest checkpoint's"
 
 
 NANOGPT_LOG = """Overriding config with config/train_shakespeare_char.py:
@@ -136,7 +137,7 @@ iter 20: loss nan, time 520.00ms, mfu 17.20%
 
 def test_nanogpts_printed_log_reads(tmp_path: Path) -> None:
     (tmp_path / "shakespeare.log").write_text(NANOGPT_LOG)
-    run = metrics.read_run(tmp_path / "shakespeare.log")
+    run = read_run(tmp_path / "shakespeare.log")
     assert run.name == "shakespeare"
     assert run.series("val_loss") == ([0, 20], [4.2823, 2.2])
     assert run.series("train_eval_loss") == ([0, 20], [4.2874, 2.1])
@@ -160,7 +161,7 @@ def test_nanogpts_printed_log_reads(tmp_path: Path) -> None:
 def test_what_is_no_run_is_said_in_one_message(tmp_path: Path, make, said: str) -> None:  # type: ignore[no-untyped-def]
     make(tmp_path / "run")
     with pytest.raises(InputError, match=said):
-        metrics.read_run(tmp_path / "run")
+        read_run(tmp_path / "run")
 
 
 def test_reading_a_run_needs_no_torch() -> None:

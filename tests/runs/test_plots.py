@@ -12,9 +12,10 @@ import pytest
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
-from hfgpt.runs import plots
-from hfgpt.runs.metrics import MetricsWriter, read_run
-from hfgpt.runs.plots import Curve, Point
+from hfgpt.runs import comparison_plots, plots, style
+from hfgpt.runs.comparison_plots import Curve, Point
+from hfgpt.runs.history import read_run
+from hfgpt.runs.metrics import MetricsWriter
 
 
 def make_run(folder: Path, steps: int = 100, lost_at: int | None = None, recipe: bool = True, **fields: object) -> Path:
@@ -85,17 +86,17 @@ def test_no_record_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by", ["steps", "tokens", "time"])
 @pytest.mark.parametrize("count", [2, 9])
-def test_many_runs_in_one_picture(tmp_path: Path, by: plots.By, count: int) -> None:
+def test_many_runs_in_one_picture(tmp_path: Path, by: comparison_plots.By, count: int) -> None:
     runs = [make_run(tmp_path / str(i), steps=100 + i, lost_at=40 if i == 1 else None) for i in range(count)]
     curves = [Curve(f"seed=${i}", read_run(run)) for i, run in enumerate(runs)]
-    assert width(plots.compare_curves(curves, by, tmp_path / "all.png")) == 1200
+    assert width(comparison_plots.compare_curves(curves, by, tmp_path / "all.png")) == 1200
 
 
 def test_a_run_without_a_recipe_has_no_tokens_and_is_left_out(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a", recipe=False))
-    assert plots.along(run, "val_loss", "tokens") == ([], [])
-    assert plots.along(run, "val_loss", "time")[0] == pytest.approx([2, 4, 6, 8, 10]), "step 0 was not timed"
-    plots.compare_curves([Curve("a", run)], "tokens", tmp_path / "all.png")
+    assert comparison_plots.along(run, "val_loss", "tokens") == ([], [])
+    assert comparison_plots.along(run, "val_loss", "time")[0] == pytest.approx([2, 4, 6, 8, 10]), "step 0 was not timed"
+    comparison_plots.compare_curves([Curve("a", run)], "tokens", tmp_path / "all.png")
 
 
 @pytest.mark.parametrize(
@@ -104,13 +105,13 @@ def test_a_run_without_a_recipe_has_no_tokens_and_is_left_out(tmp_path: Path) ->
 def test_final_losses_against_any_kind_of_value(tmp_path: Path, values: tuple[object, ...]) -> None:
     points = [Point(value, 1.5 + i, 10.0 * i) for i, value in enumerate(values)]
     points += [Point(values[0], None, None, "diverged")]
-    assert width(plots.final_loss_against("value", points, tmp_path / "ends.png", unit="things")) == 1200
+    assert width(comparison_plots.final_loss_against("value", points, tmp_path / "ends.png", unit="things")) == 1200
 
 
 def test_an_axis_is_logarithmic_where_the_values_span_much() -> None:
     def scale(values: list[float]) -> str:
-        axes = plots.Figure().subplots()
-        plots._value_axis(axes, values)
+        axes = comparison_plots.Figure().subplots()
+        comparison_plots._value_axis(axes, values)
         return axes.get_xscale()
 
     assert [scale(v) for v in ([16, 32, 64], [1e-4, 1e-2], [0.1, 0.2], [0.0, 1.0])] == [
@@ -122,7 +123,7 @@ def test_an_axis_is_logarithmic_where_the_values_span_much() -> None:
 
 
 def test_quantities_are_short() -> None:
-    assert [plots.quantity(x) for x in (0, 16, 1024, 16_384, 81_920_000, 1.5e9)] == [
+    assert [style.quantity(x) for x in (0, 16, 1024, 16_384, 81_920_000, 1.5e9)] == [
         "0", "16", "1,024", "16.38k", "81.92M", "1.5B",
     ]  # fmt: skip
 

@@ -1,0 +1,239 @@
+"""What a comparison says, in sentences with their numbers.
+
+In:  a :class:`hfgpt.runs.compare.Comparison`.
+Out: sentences: which setting is best and whether the seeds allow to say so, what a value does, at which price.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from hfgpt.base.language import _
+from hfgpt.base.units import duration
+from hfgpt.runs import comparison_plots, statistics
+from hfgpt.runs.compare import Comparison, Entry, Setting, mean
+from hfgpt.runs.comparison_plots import By
+from hfgpt.runs.findings import TITLES
+from hfgpt.runs.style import quantity
+
+SAME = 0.01  # share: losses of one seed nearer than this may differ by the seed alone
+
+
+def answer(comparison: Comparison) -> list[str]:
+    """What the runs say."""
+    ended = comparison.ended
+    if not ended:
+        return [_("No run came to an end with a loss; see the outcomes below.")]
+    sentences = [*_best(comparison), *_certainty(comparison)]
+    axes = comparison.axes
+    if len(axes) == 1 and comparison.joined:
+        sentences += _trend(axes[0], ended)
+    if comparison.keys == ["learning_rate"]:
+        sentences += [_rates(comparison), *_refuted(comparison)]
+    sentences += [_at_equal(comparison, by) for by in ("tokens", "time")]
+    sentences += [_cost(ended), *_trouble(comparison)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _best(comparison: Comparison) -> list[str]:
+    best, *others = comparison.ended
+    if not others:
+        return [_("The final validation loss is {loss:.4f}, with {best}.", loss=best.final, best=best.label)]
+    worst = others[-1]
+    return [
+        _("The lowest final validation loss is {low:.4f}, with {best}; the highest is {high:.4f}, with {worst}.",
+          low=best.final, best=best.label, high=worst.final, worst=worst.label)
+    ]  # fmt: skip
+
+
+def _certainty(comparison: Comparison) -> list[str]:
+    """Whether the best is better than chance."""
+    if comparison.ranking is not None:
+        lost = [setting for setting in comparison.ended if len(setting.finals) < len(setting.entries)]
+        return [
+            *statistics.in_words(comparison.ranking),
+            *(_("{setting}: {lost} of {all} seeds ended without a loss, and the mean leaves them out.",
+                setting=setting.label, lost=len(setting.entries) - len(setting.finals), all=len(setting.entries))
+              for setting in lost),
+        ]  # fmt: skip
+    best, *others = comparison.ended
+    if others and near(best.final, others[0].final):
+        return [
+            _("The second, {second}, is {difference:.4f} behind, less than {share:.0%}: another seed may reverse their "
+              "order, and sweep.py --seeds measures whether it does.", second=others[0].label,
+              difference=(others[0].final or 0) - (best.final or 0), share=SAME)
+        ]  # fmt: skip
+    return []
+
+
+def _trend(key: str, ended: Sequence[Setting]) -> list[str]:
+    """How the loss moves with a value, if it is a number."""
+    pairs = [(value, setting.final) for setting in ended if _is_number(value := setting.value(key))]
+    ordered = sorted((value, loss) for value, loss in pairs if loss is not None)
+    if len({value for value, _loss in ordered}) < 2:
+        return []
+    losses = [loss for _value, loss in ordered]
+    values = {"key": key, "first": number(ordered[0][0]), "last": number(ordered[-1][0]),
+              "losses": " → ".join(f"{loss:.3f}" for loss in losses)}  # fmt: skip
+    if losses == sorted(losses, reverse=True):
+        return [_("From {key} {first} to {last} the loss falls all the way: {losses}.", **values)]
+    if losses == sorted(losses):
+        return [_("From {key} {first} to {last} the loss rises all the way: {losses}.", **values)]
+    best = number(ordered[losses.index(min(losses))][0])
+    return [_("From {key} {first} to {last} the loss goes {losses}, lowest at {best}.", best=best, **values)]
+
+
+def number(value: float) -> str:
+    """A value of a parameter, short."""
+    return quantity(value) if value >= 10_000 else f"{value:g}"
+
+
+def _rates(comparison: Comparison) -> str:
+    """The chapter's three questions of experiment 2: which rate converges best, which oscillates, which is too slow."""
+    best = comparison.ended[0]
+    best_rate = best.value("learning_rate")
+    if not _is_number(best_rate):
+        return ""
+    parts = [_("{rate:g} converges best", rate=best_rate)]
+    for setting in comparison.settings:
+        rate = setting.value("learning_rate")
+        if setting is best or (setting.final is not None and near(setting.final, best.final)):
+            continue
+        behind = None if setting.final is None or best.final is None else setting.final - best.final
+        if rate < best_rate:
+            parts += (
+                [_("{rate:g} is too slow (it ends {behind:.2f} above)", rate=rate, behind=behind)] if behind else []
+            )
+        elif behind is None:
+            diverged = any(entry.outcome == "diverged" for entry in setting.entries)
+            parts.append(_("{rate:g} diverges", rate=rate) if diverged else _("{rate:g} failed", rate=rate))
+        elif any("learning_rate_too_high" in entry.kinds for entry in setting.entries):
+            parts.append(_("{rate:g} is too high and unsteady (it ends {behind:.2f} above)", rate=rate, behind=behind))
+        else:
+            parts.append(_("{rate:g} is too high (it ends {behind:.2f} above)", rate=rate, behind=behind))
+    return _("Of the learning rates: {list}.", list="; ".join(parts))
+
+
+def _refuted(comparison: Comparison) -> list[str]:
+    """What a run alone seems to show, and the comparison refutes."""
+    refuted = [entry.label for entry in comparison.entries if set(entry.kinds) - set(kinds(comparison, entry))]
+    if not refuted:
+        return []
+    return [
+        _("{labels}: the loss leaps as it does when a learning rate is too high or too low, but the other rates that "
+          "were tried on that side end worse.", labels=listed(refuted))
+    ]  # fmt: skip
+
+
+def kinds(comparison: Comparison, entry: Entry) -> list[str]:
+    """The findings about a run that the comparison does not refute.
+
+    A learning rate is not called too high if every lower one that was tried ended worse, nor too low if every higher
+    one did.
+    """
+    rate = entry.values.get("learning_rate")
+    if comparison.keys != ["learning_rate"] or entry.final is None or not _is_number(rate):
+        return entry.kinds
+    rates = [(setting.value("learning_rate"), setting.final or math.inf) for setting in comparison.settings]
+    refuted = set()
+    for kind, side in (("learning_rate_too_high", -1), ("learning_rate_too_low", 1)):
+        tried = [loss for other, loss in rates if _is_number(other) and (other - rate) * side > 0]
+        if tried and all(loss > entry.final for loss in tried):
+            refuted.add(kind)
+    return [kind for kind in entry.kinds if kind not in refuted]
+
+
+def _at_equal(comparison: Comparison, by: By) -> str:
+    """The losses at the end of the shortest run, if the runs differ much in how far they go."""
+    ended = [setting for setting in comparison.ended if all(entry.run for entry in setting.entries)]
+    lengths = [_length(entry, by) for setting in ended for entry in setting.entries if entry.final is not None]
+    known = [length for length in lengths if length is not None]
+    if len(ended) < 2 or len(known) < len(lengths):
+        return ""
+    work = {(e.tokens, e.config.n_layer, e.config.n_embd) for s in ended for e in s.entries if e.config}
+    if by == "time" and len(work) == 1:
+        return ""  # the same work: what their times differ by is the machine's affair
+    shortest, longest = min(known), max(known)
+    if longest < 1.2 * shortest:
+        return ""
+    there = [(setting, mean([_loss_at(entry, by, shortest) for entry in setting.entries])) for setting in ended]
+    found = sorted(((s, loss) for s, loss in there if loss is not None), key=lambda pair: pair[1])
+    if len(found) < 2:
+        return ""
+    order = listed([_("{loss:.3f} with {label}", loss=loss, label=setting.label) for setting, loss in found])
+    if by == "tokens":
+        return _(
+            "At equal tokens ({tokens} tokens, where the shortest run ends) the order is: {order}; the longer runs' learning "
+            "rate had not come down yet.", tokens=quantity(shortest), order=order,
+        )  # fmt: skip
+    return _(
+        "At equal time ({time} of training, where the shortest run ends) the order is: {order}; the longer runs' "
+        "learning rate had not come down yet.", time=duration(shortest), order=order,
+    )  # fmt: skip
+
+
+def _length(entry: Entry, by: By) -> float | None:
+    return entry.tokens if by == "tokens" else entry.last("seconds")
+
+
+def _loss_at(entry: Entry, by: By, place: float) -> float | None:
+    """The validation loss at a number of tokens or seconds, between the two evaluations around it."""
+    if entry.run is None:
+        return None
+    xs, losses = comparison_plots.along(entry.run, "val_loss", by)
+    for x0, x1, y0, y1 in zip(xs, xs[1:], losses, losses[1:], strict=False):
+        if x0 <= place <= x1 and x1 > x0:
+            return y0 + (y1 - y0) * (place - x0) / (x1 - x0)
+    return losses[-1] if xs and math.isclose(xs[-1], place, rel_tol=0.02) else None
+
+
+def _cost(ended: Sequence[Setting]) -> str:
+    times = [(setting, mean([entry.last("seconds") for entry in setting.entries])) for setting in ended]
+    timed = sorted(((s, seconds) for s, seconds in times if seconds is not None), key=lambda pair: pair[1])
+    if len(timed) < 2:
+        return ""
+    shown = []
+    for setting, seconds in timed:
+        speed = mean([entry.tokens_per_second for entry in setting.entries])
+        values = {"time": duration(seconds), "label": setting.label}
+        shown.append(_("{time} ({speed} tokens/s) with {label}", speed=quantity(speed), **values)
+                     if speed else _("{time} with {label}", **values))  # fmt: skip
+    return _("Training took {list}.", list=listed(shown))
+
+
+def listed(parts: Sequence[str]) -> str:
+    """A list in a sentence: of many, the first three and the last."""
+    return ", ".join(parts if len(parts) <= 6 else [*parts[:3], "…", parts[-1]])
+
+
+def _trouble(comparison: Comparison) -> list[str]:
+    told = []
+    for entry in comparison.entries:
+        if entry.outcome not in ("finished", "running"):
+            told.append(f"{entry.label}: {outcome(entry)}")
+        elif trouble := [kind for kind in kinds(comparison, entry) if kind != "healthy"]:
+            told.append(f"{entry.label}: {titles(trouble)}")
+    return [_("The diagnosis of the single runs: {list}.", list="; ".join(told))] if told else []
+
+
+def titles(kinds: Sequence[str]) -> str:
+    """Kinds of findings, in the language in use."""
+    names: dict[str, str] = {kind: title for kind, title in TITLES.items()}
+    return ", ".join(_(names[kind]) for kind in kinds)
+
+
+def outcome(entry: Entry) -> str:
+    """How a run ended, in the language in use."""
+    words = {"finished": _("finished"), "running": _("running"), "diverged": _("diverged"), "failed": _("failed")}
+    return words.get(entry.outcome, entry.outcome)
+
+
+def near(a: float | None, b: float | None) -> bool:
+    """Whether two losses of one seed each may differ by the seed alone."""
+    return a is not None and b is not None and abs(a - b) < SAME * min(a, b)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

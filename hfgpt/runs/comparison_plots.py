@@ -1,0 +1,300 @@
+"""Figures of many runs: their curves, and what a swept value does to the loss.
+
+In:  the histories of runs, those of one setting (several seeds) together.
+Out: PNG files, or SVG for a page. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics as numbers
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib import rc_context, ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hfgpt.base.language import _, current, using
+from hfgpt.runs import statistics
+from hfgpt.runs.history import History
+from hfgpt.runs.metrics import smooth
+from hfgpt.runs.style import (
+    MARKERS,
+    RUNS,
+    colours,
+    drawing,
+    fit_losses,
+    plain,
+    quantity,
+    save,
+    title,
+    validation_label,
+)  # fmt: skip
+
+POINTS = 2000  # of a curve on a page: a screen shows no more
+
+By = Literal["steps", "tokens", "time"]
+
+Series = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One setting in a figure of many, under a short label such as 'batch_size=16'; `others` are its other seeds."""
+
+    label: str
+    run: History
+    others: tuple[History, ...] = ()
+
+    @property
+    def runs(self) -> list[History]:
+        """All seeds."""
+        return [self.run, *self.others]
+
+
+def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, heading: str = "") -> Path:
+    """Draw the validation losses of runs (and, fainter, their smoothed train losses) against steps, tokens or time.
+
+    Several seeds are one line through their means, in a band of the means' 95% intervals. Runs that have no such axis
+    (no recipe for tokens, no clock for time) are left out.
+    """
+    with drawing():
+        figure = Figure(figsize=(12, 6.5), layout="constrained")
+        axes = figure.subplots()
+        scale, unit = _axis(curves, by)
+        palette = colours(len(curves))
+        evaluated: list[float] = []
+        for number, curve in enumerate(curves):
+            colour, marker = palette[number], MARKERS[number % len(MARKERS)]
+            for run in curve.runs:
+                steps, losses = along(run, "train_loss", by)
+                alpha = 0.45 / len(curve.runs) ** 0.5
+                axes.plot([x / scale for x in steps], smooth(losses), color=colour, lw=1.2, alpha=alpha)
+            xs, means, lows, highs = _mean(curve, by)
+            places = [x / scale for x in xs]
+            axes.plot(places, means, color=colour, lw=2, marker=marker, ms=5, label=plain(curve.label))
+            axes.fill_between(places, lows, highs, color=colour, alpha=0.15, lw=0)
+            evaluated += [loss for loss in means if math.isfinite(loss)]
+        _limit_losses(axes, curves, evaluated)
+        axes.set_xlabel(unit)
+        axes.set_ylabel(validation_label())
+        axes.xaxis.set_major_formatter(
+            ticker.FuncFormatter(lambda x, _place: quantity(x) if by == "tokens" else f"{x:,.10g}")
+        )
+        title(figure, plain(heading or heading_against(by)))
+        legend = [_("faint: train, smoothed")]
+        if any(curve.others for curve in curves):
+            legend.append(_("band: 95% interval over seeds"))
+        many = len(curves) > 12
+        figure.legend(loc="outside right upper", title="\n".join(legend), fontsize=8 if many else None,
+                      ncols=1 + len(curves) // 36)  # fmt: skip
+        return save(figure, Path(target))
+
+
+def heading_against(by: By) -> str:
+    """The title of a figure of curves."""
+    return {"steps": _("Loss against steps"), "tokens": _("Loss against tokens"), "time": _("Loss against time")}[by]
+
+
+def _mean(curve: Curve, by: By) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Places, mean validation losses and their intervals, at the evaluations that all seeds have."""
+    series = [dict(zip(*run.series("val_loss"), strict=True)) for run in curve.runs]
+    places = [dict(zip(run.series("val_loss")[0], along(run, "val_loss", by)[0], strict=False)) for run in curve.runs]
+    common = [step for step in series[0] if all(step in own for own in (*series, *places))]
+    xs, means, lows, highs = list[float](), list[float](), list[float](), list[float]()
+    for step in common:
+        losses = [own[step] for own in series]
+        xs.append(numbers.fmean(own[step] for own in places))
+        summary = statistics.summarise(losses) if all(map(math.isfinite, losses)) else None
+        means.append(summary.mean if summary else math.nan)
+        lows.append(summary.low if summary else math.nan)
+        highs.append(summary.high if summary else math.nan)
+    return xs, means, lows, highs
+
+
+def panel(curves: Sequence[Curve], key: str, by: By) -> str:
+    """One series of up to six runs for a page: SVG whose letters are text, without title and legend.
+
+    Args:
+        curves: the runs; each has its colour of :data:`RUNS`.
+        key: 'val_loss', or 'train_loss', which is smoothed.
+        by: what it is drawn against.
+
+    Returns:
+        An <svg> element; "" where no run has such a series or axis.
+    """
+    series = [along(curve.run, key, by) for curve in curves]
+    if not any(xs for xs, _ in series):
+        return ""
+    language = current()
+    with (
+        drawing(),
+        using(language),  # the browser has its own fonts
+        rc_context({"svg.fonttype": "none", "svg.hashsalt": key}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure = Figure(figsize=(6.4, 3.9), layout="constrained", facecolor="none")
+        axes = figure.subplots()
+        axes.set_facecolor("none")
+        scale, unit = _axis(curves, by)
+        for number, (xs, losses) in enumerate(series):
+            every = -(-len(xs) // POINTS) or 1
+            shown = smooth(losses[::every]) if key == "train_loss" else losses[::every]
+            style: dict[str, Any] = (
+                {"marker": MARKERS[number], "ms": 4} if key == "val_loss" and len(shown) <= 40 else {}
+            )
+            axes.plot([x / scale for x in xs[::every]], shown, color=RUNS[number], lw=2, **style)
+        if key == "val_loss":
+            _limit_losses(axes, curves, [loss for _, losses in series for loss in losses if math.isfinite(loss)])
+        else:
+            fit_losses(axes, [loss for _, losses in series for loss in losses])
+        axes.set_xlabel(unit)
+        axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _place: quantity(x)))
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+
+
+def along(run: History, key: str, by: By) -> Series:
+    """A series against steps, tokens or seconds (of the record itself or of the nearest timed one before it)."""
+    steps, values = run.series(key)
+    if by == "steps":
+        return steps, values
+    if by == "tokens":
+        per_step = run.config.tokens_per_iter if run.config else None
+        return ([step * per_step for step in steps], values) if per_step else ([], [])
+    clock = dict(zip(*run.series("seconds"), strict=True))
+    timed = [(clock[step], value) for step, value in zip(steps, values, strict=True) if step in clock]
+    return [seconds for seconds, _ in timed], [value for _, value in timed]
+
+
+def _axis(curves: Sequence[Curve], by: By) -> tuple[float, str]:
+    if by != "time":
+        return 1, {"steps": _("optimizer steps"), "tokens": _("tokens trained")}[by]
+    longest = max(
+        (x for curve in curves for run in curve.runs for x in run.series("seconds")[1] if math.isfinite(x)), default=0
+    )
+    for seconds, unit in ((3600, _("training time (hours)")), (60, _("training time (minutes)"))):
+        if longest > 2 * seconds:
+            return seconds, unit
+    return 1, _("training time (seconds)")
+
+
+def _limit_losses(axes: Axes, curves: Sequence[Curve], evaluated: Sequence[float]) -> None:
+    """Let the figure begin at the height of the second evaluations. The fall from chance, the same in every run, would
+    flatten the rest; so would a divergence, which leaves the figure at its top."""
+    if evaluated:
+        series = [[v for v in curve.run.series("val_loss")[1] if math.isfinite(v)] for curve in curves]
+        starts, seconds = [s[0] for s in series if s], [s[1] for s in series if len(s) > 3]
+        top, low = min(max(starts), max(seconds, default=math.inf)), min(evaluated)
+        room = (top - low) or 1.0
+        axes.set_ylim(low - 0.06 * room, top + 0.08 * room)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run's end in a figure of losses against a value; loss None: it diverged or failed. `group` joins points."""
+
+    value: Any
+    loss: float | None
+    seconds: float | None = None
+    group: str = ""
+
+
+def final_loss_against(
+    name: str, points: Sequence[Point], target: str | Path, unit: str = "", heading: str = "", joined: bool = True
+) -> Path:
+    """Draw what a swept value does to the validation loss, and under it to the training time.
+
+    Args:
+        name, unit: of the value, for its axis.
+        points: the runs' ends.
+        target: the PNG file.
+        heading: the title.
+        joined: whether a line joins the points of a group; not if other values differ too, as in a random search.
+
+    Several points of one value are its seeds: their mean with its 95% interval is drawn. The axis is logarithmic if
+    the values are positive and span a factor of four or more. Runs without a loss are crosses along the top.
+    """
+    with drawing():
+        figure = Figure(figsize=(12, 7), layout="constrained")
+        timed = any(point.seconds is not None for point in points)
+        panels = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3], squeeze=False) if timed else None
+        above, below = (panels[0][0], panels[1][0]) if panels is not None else [figure.subplots()] * 2
+        position = _value_axis(below, [point.value for point in points])
+        groups = sorted({point.group for point in points})
+        palette = colours(len(groups))
+        for number, group in enumerate(groups):
+            style = {"color": palette[number], "marker": MARKERS[number % len(MARKERS)], "ms": 8,
+                     "lw": 2 if joined else 0}  # fmt: skip
+            members = sorted((p for p in points if p.group == group), key=lambda point: position(point.value))
+            _draw_ends(above, members, position, style, group)
+            if timed:
+                times = _times(members, position)
+                below.plot(list(times), list(times.values()), **style)
+        above.set_ylabel(validation_label())
+        above.margins(y=0.2)
+        below.set_xlabel(plain(f"{name} ({unit})" if unit else name))
+        if timed:
+            below.set_ylabel(_("training time (s)"))
+            below.set_ylim(0, 1.2 * max(point.seconds or 0 for point in points) or 1)
+        title(figure, plain(heading or _("Validation loss against {name}", name=name)))
+        if len(groups) > 1:
+            figure.legend(loc="outside right upper")
+        return save(figure, Path(target))
+
+
+def _times(points: Sequence[Point], position: Any) -> dict[Any, float]:
+    """The mean time at each place."""
+    by_place: dict[Any, list[float]] = {}
+    for point in points:
+        if point.seconds is not None:
+            by_place.setdefault(position(point.value), []).append(point.seconds)
+    return {x: numbers.fmean(seconds) for x, seconds in by_place.items()}
+
+
+def _draw_ends(axes: Axes, points: Sequence[Point], position: Any, style: dict[str, Any], group: str) -> None:
+    by_place: dict[Any, list[float]] = {}
+    for point in points:
+        if point.loss is not None:
+            by_place.setdefault(position(point.value), []).append(point.loss)
+    ends = [(x, statistics.summarise(losses)) for x, losses in by_place.items()]
+    axes.plot([x for x, _end in ends], [end.mean for _x, end in ends], label=plain(group), **style)
+    for x, end in ends:
+        if end.count > 1:
+            axes.errorbar([x], [end.mean], [end.high - end.mean], color=style["color"], capsize=5)
+        if len(ends) <= 12:
+            axes.annotate(f"{end.mean:.3f}", (x, end.mean), xytext=(0, 10),
+                          textcoords="offset points", ha="center", color=style["color"],
+                          bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})  # fmt: skip
+    for point in points:
+        if point.loss is None:
+            axes.text(position(point.value), 0.97, "✕ " + _("no loss"), transform=axes.get_xaxis_transform(),
+                      ha="center", va="top", color=style["color"])  # fmt: skip
+
+
+def _value_axis(axes: Axes, values: Sequence[Any]) -> Any:
+    """Set up the axis of a swept value; returns the function from a value to its place on it."""
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    distinct = sorted(set(values)) if numeric else list(dict.fromkeys(values))
+    if not numeric:
+        axes.set_xticks(range(len(distinct)), [plain(str(value)) for value in distinct])
+        axes.set_xlim(-0.5, len(distinct) - 0.5)
+        return distinct.index
+    low, high = distinct[0], distinct[-1]
+    if low > 0 and high >= 4 * low:
+        axes.set_xscale("log")
+        axes.set_xlim(low / (high / low) ** 0.08, high * (high / low) ** 0.08)
+    else:
+        room = 0.08 * (high - low) or 1
+        axes.set_xlim(low - room, high + room)
+    if len(distinct) <= 10:
+        axes.set_xticks(distinct, [quantity(value) if value >= 1000 else f"{value:g}" for value in distinct])
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+    return lambda value: value

@@ -1,0 +1,159 @@
+"""What a run's record says, in numbers that several diagnoses need.
+
+In:  the records of a run (:mod:`hfgpt.runs.metrics`), finished or in progress, and its recipe if there is one.
+Out: its series, smoothed, and what follows from them: the start, the end, the best step, the rates, the pace.
+
+Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from functools import cached_property
+
+from hfgpt.config import Config
+from hfgpt.runs import rules_of_thumb
+from hfgpt.runs.metrics import Record, series, smooth
+
+HIGH = 0.6  # of the loss of chance: about what counting pairs of letters reaches in English (2.5 nats of 4.2)
+
+SPIKE = 1.0  # nats above the smoothed curve
+
+# The series whose last values tell that a run has diverged, and how many of them in a row must be NaN or infinite:
+# float16's loss scaling expects a single overflow of the gradients.
+LOST_IN_A_ROW = {"train_loss": 1, "val_loss": 1, "grad_norm": 2}
+
+
+class Facts:
+    """A run's series and what follows from them. Values that are not finite appear in `lost_at` alone."""
+
+    def __init__(self, records: Sequence[Record], config: Config | None) -> None:
+        self.records, self.config = records, config
+        self.steps, self.losses = finite(records, "train_loss")
+        self.smoothed = smooth(self.losses)
+        self.eval_steps, self.val = finite(records, "val_loss")
+        self.train_eval = dict(zip(*finite(records, "train_eval_loss"), strict=True))
+        self.last_step = int(records[-1]["step"]) if records else 0
+
+    @cached_property
+    def lost_at(self) -> int | None:
+        """The step since which a loss, or gradients twice in a row, are not finite; None if the run came back."""
+        since = [_lost_since(self.records, key, least) for key, least in LOST_IN_A_ROW.items()]
+        return min((step for step in since if step is not None), default=None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end; true if its length is not known."""
+        return self.config is None or self.last_step >= self.config.max_iters or self.stopped_early
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether early stopping ended the run."""
+        patience = self.config.early_stopping_patience if self.config else None
+        return patience is not None and bool(self.val) and len(self.val) - 1 - self.best >= patience
+
+    @property
+    def past_warmup(self) -> int:
+        """The last step of the warm-up; a tenth of the run if the recipe is not known."""
+        return (self.config.warmup_iters or 0) if self.config else self.last_step // 10
+
+    @property
+    def best(self) -> int:
+        """The index of the evaluation with the lowest validation loss."""
+        return self.val.index(min(self.val))
+
+    @property
+    def end(self) -> float:
+        """The last validation loss; the smoothed train loss if none was evaluated since training began."""
+        trained = self.val if self.val and self.eval_steps[-1] > 0 else self.smoothed or self.val
+        return trained[-1] if trained else math.nan
+
+    @property
+    def train_end(self) -> float:
+        """The last train loss."""
+        return self.train_at(self.last_step)
+
+    def train_at(self, step: float) -> float:
+        """The train loss evaluated last before a step; the batches' smoothed one if it was never evaluated."""
+        before = [loss for at, loss in self.train_eval.items() if at <= step]
+        if before:
+            return before[-1]
+        batches = [loss for at, loss in zip(self.steps, self.smoothed, strict=True) if at <= step]
+        return (batches or self.smoothed or [math.nan])[-1]
+
+    @property
+    def start(self) -> float | None:
+        """The loss before training, at step 0 or 1; None if the record begins later."""
+        first = [r for r in self.records[:2] if r["step"] <= 1]
+        values = [r[key] for r in first for key in ("val_loss", "train_loss") if math.isfinite(r.get(key, math.nan))]
+        return values[0] if values else None
+
+    @cached_property
+    def chance(self) -> float | None:
+        """The loss of guessing among the characters or tokens that occur; None if it cannot be known.
+
+        A new model begins there. A pretrained one begins below it; without a recipe, a small learning rate tells that
+        a model was pretrained. The 256 spare byte tokens of tokenizer 'char' hardly ever occur.
+        """
+        if self.start is None or (self.config is not None and self.config.pretrained):
+            return None
+        if self.config is None and self.peak_rate is not None and self.peak_rate <= 1e-4 and self.start < 5.2:
+            return None
+        if self.config is not None and self.config.tokenizer == "char":
+            symbols = math.exp(min(self.start, 20.0))
+            return math.log(max(symbols - 256, 60)) if symbols > 290 else self.start
+        return self.start
+
+    @property
+    def high(self) -> bool:
+        """Whether the run learnt little more than the frequencies of letters."""
+        return self.chance is not None and self.end > HIGH * self.chance
+
+    @property
+    def peak_rate(self) -> float | None:
+        """The highest learning rate of the run."""
+        if self.config is not None:
+            return self.config.learning_rate
+        return max(finite(self.records, "learning_rate")[1], default=None)
+
+    @property
+    def rule_of_thumb(self) -> float:
+        """The chapter's learning rate for a model of this size (3.1); a small model's if the size is not known."""
+        if self.config is None:
+            return rules_of_thumb.learning_rate(0)
+        return rules_of_thumb.learning_rate(12 * self.config.n_layer * self.config.n_embd**2, self.config.pretrained)
+
+    @cached_property
+    def step_seconds(self) -> float | None:
+        """How long a step takes, without evaluations: the median over the record."""
+        if self.config is not None and (speeds := finite(self.records, "tokens_per_second")[1]):
+            return self.config.tokens_per_iter / statistics.median(speeds)
+        steps, seconds = finite(self.records, "seconds")
+        gaps = [(b - a) / (t - s) for s, t, a, b in zip(steps, steps[1:], seconds, seconds[1:], strict=False)]
+        return statistics.median(gaps) if gaps else None
+
+    def leaps(self) -> list[tuple[int, float]]:
+        """The steps after the warm-up whose loss stands far above the curve, and that loss."""
+        return [
+            (int(step), loss)
+            for step, loss, usual in zip(self.steps, self.losses, self.smoothed, strict=True)
+            if loss > usual + SPIKE and step > max(self.past_warmup, self.last_step // 10)
+        ]
+
+
+def _lost_since(records: Sequence[Record], key: str, least: int) -> int | None:
+    """The first of the values at a series' end that are not finite, if there are at least so many."""
+    steps, values = series(records, key)
+    lost = 0
+    while lost < len(values) and not math.isfinite(values[-1 - lost]):
+        lost += 1
+    return int(steps[-lost]) if lost >= least else None
+
+
+def finite(records: Sequence[Record], key: str) -> tuple[list[float], list[float]]:
+    """The steps and values of a series without those that are not finite."""
+    steps, values = series(records, key)
+    kept = [i for i, value in enumerate(values) if math.isfinite(value)]
+    return [steps[i] for i in kept], [values[i] for i in kept]

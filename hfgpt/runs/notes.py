@@ -1,0 +1,120 @@
+"""What is worth knowing about a run and no alarm: where it leads, clipping, a slow start, time spent evaluating.
+
+In:  the facts of a run, and the findings about it.
+Out: sentences; none that a finding contradicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hfgpt.base.language import _
+from hfgpt.base.units import duration
+from hfgpt.config import Config
+from hfgpt.model.schedule import learning_rate
+from hfgpt.runs import laws, remedies
+from hfgpt.runs.facts import Facts, finite
+from hfgpt.runs.findings import Finding, change, following
+
+# After these a longer run is not the advice, whatever the curve does.
+NOT_LONGER = {"diverged", "learning_rate_too_high", "overfitting", "data_starved"}
+
+
+def notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
+    """The notes on a run."""
+    kinds = {finding.kind for finding in findings}
+    every = [_one_spike, _clipping, _slow_start, _evaluating]
+    if "diverged" in kinds:
+        every = [_slow_start, _evaluating]
+    elif not kinds & NOT_LONGER:
+        every = [_trend, _ahead, *every]
+    return [note for make in every if (note := make(facts)) is not None]
+
+
+def _trend(facts: Facts) -> str | None:
+    """Whether the validation loss still falls."""
+    evaluated = [(step, loss) for step, loss in zip(facts.eval_steps, facts.val, strict=True) if step > 0]
+    before = [loss for step, loss in evaluated if step <= 0.8 * facts.last_step]
+    if len(evaluated) < 4 or not before or before[-1] <= 0:
+        return None
+    fall = (before[-1] - evaluated[-1][1]) / before[-1]
+    if fall >= 0.01:
+        return _("The validation loss still falls: by {fall:.1%} in the last fifth of the run.", fall=fall)
+    return _("The validation loss has levelled out in the last fifth of the run.") if fall > -0.01 else None
+
+
+def _ahead(facts: Facts) -> str | None:
+    """Where the fitted learning curve leads: to the end of a run in progress, or of one twice as long."""
+    config = facts.config
+    if config is None:
+        return None
+    curve = laws.fit_curve(facts.eval_steps, facts.val, lambda step: learning_rate(step, config))
+    if curve is None:
+        return None
+    if not facts.finished:
+        expected = curve.at(config.max_iters)
+        return _("At its end, step {step:,}, the validation loss is expected at {loss}.",
+                 step=config.max_iters, loss=expected)  # fmt: skip
+    more = remedies.longer(facts)
+    twice = _longer_recipe(config)
+    expected = curve.at(twice.max_iters, lambda step: learning_rate(step, twice))
+    if expected.loss > facts.val[-1] - 0.005:
+        return None
+    return _("A run of {steps:,} more steps would end at about {loss}: {override}",
+             steps=config.max_iters, loss=expected, override=more.override)  # fmt: skip
+
+
+def _longer_recipe(config: Config) -> Config:
+    new = {"max_iters": 2 * config.max_iters}
+    return config.model_copy(update={**new, **following(config, new)})
+
+
+def _one_spike(facts: Facts) -> str | None:
+    spikes = facts.leaps()
+    if len(spikes) != 1:
+        return None
+    step, top = spikes[0]
+    return _("The train loss leapt once, to {top:.3g} at step {step:,}, and came back.", top=top, step=step)
+
+
+def _clipping(facts: Facts) -> str | None:
+    clip = facts.config.grad_clip if facts.config else 0.0
+    norms = finite(facts.records, "grad_norm")[1]
+    if not clip or len(norms) < 10:
+        return None
+    share = sum(norm > clip for norm in norms) / len(norms)
+    if share:
+        return _("Gradient clipping was active in {share:.0%} of the recorded steps.", share=share)
+    return _("Gradient clipping was never active: the largest norm is {norm:.2g}, grad_clip {clip:g}.",
+             norm=max(norms), clip=clip)  # fmt: skip
+
+
+def _slow_start(facts: Facts) -> str | None:
+    """The time of the first recorded step beyond a usual one's: compilation, kernels being chosen, caches filled."""
+    first = next((r for r in facts.records if r["step"] <= 1 and "train_loss" in r), None)
+    if first is None or not facts.step_seconds:
+        return None
+    speed = first.get("tokens_per_second")
+    took = facts.config.tokens_per_iter / speed if speed and facts.config else first.get("seconds", 0.0)
+    extra = took - facts.step_seconds
+    if not extra >= 2 or took < 5 * facts.step_seconds:
+        return None
+    note = _("Slow start: the first step took {time}, as long as {steps:,} usual ones.",
+             time=duration(took), steps=round(extra / facts.step_seconds))  # fmt: skip
+    if facts.config and facts.config.compile:
+        note += " " + _("That is compilation, which pays in longer runs (6.2, strategy 1).")
+    return note
+
+
+def _evaluating(facts: Facts) -> str | None:
+    steps, seconds = finite(facts.records, "seconds")
+    if facts.config is None or not facts.step_seconds or len(steps) < 3:
+        return None
+    total = seconds[-1] - seconds[0]
+    spent = total - (steps[-1] - steps[0]) * facts.step_seconds
+    if total <= 0 or spent < 0.3 * total or spent < 10:
+        return None
+    what = _("evaluate less often")
+    remedy = change(what, "6.2, strategy 3", facts.config, eval_interval=2 * facts.config.eval_interval)
+    return _("Evaluations, samples and checkpoints took {share:.0%} of the time: {remedy} ({override}).",
+             share=spent / total, remedy=remedy.what, override=remedy.override)  # fmt: skip
