@@ -165,8 +165,8 @@ def _at_equal(comparison: Comparison, by: By) -> str:
     order = listed([_("{loss:.3f} with {label}", loss=loss, label=setting.label) for setting, loss in found])
     if by == "tokens":
         return _(
-            "At equal tokens ({tokens} tokens, where the shortest run ends) the order is: {order}; the longer runs' learning "
-            "rate had not come down yet.", tokens=quantity(shortest), order=order,
+            "At equal tokens ({tokens} tokens, where the shortest run ends) the order is: {order}; the longer runs' "
+            "learning rate had not come down yet.", tokens=quantity(shortest), order=order,
         )  # fmt: skip
     return _(
         "At equal time ({time} of training, where the shortest run ends) the order is: {order}; the longer runs' "

@@ -51,8 +51,12 @@ def read_run(source: str | Path) -> History:
         records, config = foreign.read_nanogpt(path)
     if not records:
         raise InputError(
-            _("{source}: holds no step yet: there is neither a loss nor an evaluation in {path}", source=source, path=path)
-        )
+            _(
+                "{source}: holds no step yet: there is neither a loss nor an evaluation in {path}",
+                source=source,
+                path=path,
+            )
+        )  # fmt: skip
     name = path.parent.resolve().name if path.suffix in (".jsonl", ".json") else path.stem
     return History(name, path, records, config)
 
