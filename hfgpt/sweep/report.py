@@ -9,16 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from hfgpt import config as configs
-from hfgpt.runs import compare
+from hfgpt.runs import report
 from hfgpt.runs.compare import Comparison, Entry
-from hfgpt.runs.metrics import read_run
+from hfgpt.runs.history import read_run
 from hfgpt.sweep.definition import Sweep
 from hfgpt.sweep.training import records
 
 
 def write(sweep: Sweep, outcomes: dict[str, str]) -> Path:
     """Write the report; returns the path of report.md."""
-    return compare.write(comparison(sweep, outcomes), sweep.folder)
+    return report.write(comparison(sweep, outcomes), sweep.folder)
 
 
 def comparison(sweep: Sweep, outcomes: dict[str, str]) -> Comparison:
@@ -27,7 +27,8 @@ def comparison(sweep: Sweep, outcomes: dict[str, str]) -> Comparison:
     for trial in sweep.trials:
         folder = sweep.folder / "trials" / trial.name
         run = read_run(folder) if records(folder) else None
-        entries.append(Entry(trial.label, trial.values, run, outcomes.get(trial.name, "waiting")))
+        outcome = outcomes.get(trial.name, "waiting")
+        entries.append(Entry(trial.label, trial.values, run, outcome, setting=trial.setting))
     time_each = configs.build(sweep.recipe, "base").max_time
     held = {
         "steps": "the number of optimizer steps",

@@ -18,7 +18,8 @@ from hfgpt import config as configs
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
 from hfgpt.runs.compare import Entry
-from hfgpt.runs.metrics import FILE_NAME, Record, Run, read, series
+from hfgpt.runs.history import History
+from hfgpt.runs.metrics import FILE_NAME, Record, read, series
 
 PROBE_STEPS = 20  # to measure a step, for equal time
 
@@ -49,7 +50,7 @@ def outcome(label: str, config: Config, code: int, log: Path) -> tuple[str, floa
     """How a training ended ("finished", "diverged", "failed: …"), and the best validation loss of a finished one."""
     written = records(config.run_dir)
     losses = [loss for loss in series(written, "val_loss")[1] if math.isfinite(loss)]
-    run = Run(label, config.run_dir / FILE_NAME, written, config) if written else None
+    run = History(label, config.run_dir / FILE_NAME, written, config) if written else None
     if Entry(label, {}, run).outcome == "diverged":
         return "diverged", None
     if code != 0:
