@@ -46,22 +46,24 @@ class MetricsWriter:
     """Appends to a run's ``metrics.jsonl``. A line is on its way to the disk when :meth:`write` returns.
 
     Args:
-        path: the file; made with the first line. A torn last line, left by a crash, is removed.
+        path: the file; made with the first line. A torn last line, left by a crash, is removed before.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.exists():
-            self._drop_torn_line()
+        self._is_whole = False
 
     def _drop_torn_line(self) -> None:
-        content = self.path.read_bytes()
+        self._is_whole = True
+        content = self.path.read_bytes() if self.path.exists() else b""
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             os.truncate(self.path, whole)
 
     def write(self, step: int, **values: float | None) -> None:
         """Add what was measured at `step` (optimizer steps done); None means not measured. Floats keep every digit."""
+        if not self._is_whole:
+            self._drop_torn_line()
         line = _to_line({"step": step, **{key: value for key, value in values.items() if value is not None}})
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)

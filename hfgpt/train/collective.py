@@ -1,14 +1,23 @@
-"""A few numbers, exchanged between the processes of a run.
+"""What the processes of a run agree on: a few numbers, and whether the main one could do its work.
 
-In:  numbers of this process.
-Out: the numbers of all processes, or their sums, equal on every process.
+In:  numbers of this process; or an action for the main process.
+Out: the numbers of all processes, or their sums, equal on every process; or the action's error on every process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
+
+from hfgpt.base.errors import InputError
+
+T = TypeVar("T")
 
 
 def processes() -> int:
@@ -36,3 +45,20 @@ def total(device: torch.device, *values: float) -> list[float]:
     """The sums of the numbers over all processes, in float64. Collective."""
     sums: list[float] = gather(device, *values).sum(0).tolist()
     return sums
+
+
+def on_main(action: Callable[[], T]) -> T | None:
+    """Let the main process do something; returns its result there, None elsewhere. Collective.
+
+    Raises:
+        InputError: the action raised it; on every process alike, so that none waits for another.
+    """
+    result, problem = None, ""
+    if PartialState().is_main_process:
+        try:
+            result = action()
+        except InputError as error:
+            problem = error.report()
+    if problem := broadcast_object_list([problem])[0]:
+        raise InputError(problem)
+    return result

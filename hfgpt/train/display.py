@@ -6,14 +6,18 @@ Out: one progress bar on a terminal, plain lines elsewhere; on the main process 
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 from hfgpt.base.language import _
-from hfgpt.base.terminal import visible
+from hfgpt.base.terminal import say, visible
 from hfgpt.base.units import duration, size
 
 
@@ -34,30 +38,45 @@ class Display:
         """The steps start now, after `step`; the bar appears."""
         self._initial, self._began = step, 0.0
         self._last_line = time.monotonic()
-        if step < self._total and self._speaks and sys.stderr.isatty():
+        if step < self._total and self._speaks and sys.stderr.isatty() and _columns():
             self._bar = tqdm(total=self._total, initial=step, unit=_("step"), dynamic_ncols=True, smoothing=0.05)
 
     def say(self, text: str) -> None:
         """One line (or several) above the bar."""
-        if self._speaks:
-            if self._bar is not None:
-                tqdm.write(text)
-            else:
-                print(text, flush=True)
+        self._write(text, sys.stdout)
 
     def warn(self, text: str) -> None:
         """A line that asks for attention, on standard error."""
-        if self._speaks:
-            tqdm.write(_("warning: {text}", text=text), file=sys.stderr)
+        self._write(_("warning: {text}", text=text), sys.stderr)
+
+    def _write(self, text: str, stream: TextIO) -> None:
+        if not self._speaks:
+            return
+        with self._unless_closed():
+            if self._bar is not None or stream is sys.stderr:
+                tqdm.write(visible(text), file=stream)
+            else:
+                say(text, stream)
+
+    @contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        """A terminal that was closed must not cost the run its checkpoint: nothing more is said then."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self._speaks, self._bar = False, None
 
     def advance(self, step: int, figures: dict[str, float] | None = None) -> None:
         """The step that is done and, if they were measured, its figures; off a terminal a line every 5 seconds."""
         if not self._began:  # the time left does not count the first step, which compiles, warms up and is evaluated
             self._initial, self._began = step, time.monotonic()
         if self._bar is not None:
-            self._bar.update(step - self._bar.n)
-            if figures:
-                self._bar.set_postfix_str(describe(figures), refresh=False)
+            with self._unless_closed():
+                self._bar.update(step - self._bar.n)
+                if figures and self._bar is not None:
+                    self._bar.set_postfix_str(describe(figures), refresh=False)
         elif figures and self._speaks and (time.monotonic() - self._last_line >= 5 or step == self._total):
             self._last_line = time.monotonic()
             line = _("step {step}/{total}  {figures}", step=step, total=self._total, figures=describe(figures))
@@ -71,7 +90,8 @@ class Display:
     def close(self) -> None:
         """Leave the bar as it is; later lines come below it."""
         if self._bar is not None:
-            self._bar.close()
+            with self._unless_closed():
+                self._bar.close()
             self._bar = None
 
     def _seconds_left(self, step: int) -> float | None:
@@ -80,6 +100,14 @@ class Display:
         if done <= 0 or step >= self._total:
             return None
         return (time.monotonic() - self._began) / done * (self._total - step)
+
+
+def _columns() -> int:
+    """How wide the terminal of standard error says that it is: 0 in Colab, where a bar would show nothing."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return 80
 
 
 def describe(figures: dict[str, float]) -> str:

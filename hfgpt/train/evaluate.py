@@ -18,13 +18,18 @@ from hfgpt.train.failures import diverged
 from hfgpt.train.meter import Meter
 from hfgpt.train.resume import export_model, save
 from hfgpt.train.run import Run
+from hfgpt.train.stop import Stop
 
 SAMPLE_TOKENS = 120  # of the short text at each evaluation
+
+PASSES_BETWEEN_LOOKS = 8  # of an evaluation by several processes, for a signal
 
 
 def evaluation_due(run: Run) -> bool:
     """At the start, every eval_interval and at the last step, once each, also if a stop came in between."""
     step, config = run.progress.step, run.config
+    if config.eval_only:
+        return True
     return (step % config.eval_interval == 0 or step == config.max_iters) and run.progress.evaluated_step != step
 
 
@@ -34,24 +39,35 @@ def patience_is_over(run: Run) -> bool:
     return patience is not None and run.progress.evaluations_without_improvement >= patience
 
 
-def evaluate(run: Run, meter: Meter) -> None:
+def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     """Losses over the fixed blocks of both splits, a sample; the best model is exported and a checkpoint written.
+
+    Args:
+        run: at a step.
+        meter: knows the seconds of the run.
+        stop: a signal ends the evaluation before its end.
+        last: nothing follows, so a checkpoint is written in any case.
+
+    Returns: False if a signal came; then nothing was recorded, exported or saved, and a resume evaluates again.
 
     Raises:
         RunError: the validation loss is not finite; nothing was exported or saved.
     """
     progress, config = run.progress, run.config
-    figures = losses(run)
+    is_regular = evaluation_due(run)
+    figures = losses(run, stop)
+    if figures is None:
+        return False
     progress.evaluated_step = progress.step
     better = math.isfinite(figures["val_loss"]) and figures["val_loss"] < (progress.best_val_loss or math.inf)
     if better:
         progress.best_val_loss, progress.best_step = figures["val_loss"], progress.step
         progress.evaluations_without_improvement = 0
-    else:
+    elif is_regular:  # where a run was stopped must not decide when it is over
         progress.evaluations_without_improvement += 1
     announce(run, figures, better)
     if config.eval_only:
-        return
+        return True
     progress.seconds = meter.seconds()
     run.record(seconds=progress.seconds, **figures)
     if not math.isfinite(figures["val_loss"]):  # such weights are neither the best nor worth resuming from
@@ -61,25 +77,46 @@ def evaluate(run: Run, meter: Meter) -> None:
         if run.pusher is not None:
             card.write(run.folder, config.license)
             run.pusher.submit()
-    last = progress.step == config.max_iters or patience_is_over(run)
+    last = last or progress.step == config.max_iters or patience_is_over(run)
     if progress.step and (better or last or config.always_save_checkpoint):
         save(run)
+    return True
 
 
-def losses(run: Run) -> dict[str, float]:
-    """Token-weighted loss of both splits; perplexity and bits per character of the validation split. Collective."""
-    rank, world, micro_batch = run.share
-    block_size, eval_iters = run.config.block_size, run.config.eval_iters
+def losses(run: Run, stop: Stop) -> dict[str, float] | None:
+    """Token-weighted loss of both splits; perplexity and bits per character of the validation split. Collective.
+
+    None if a signal came meanwhile.
+    """
     figures = dict[str, float]()
     for name, stream in (("train_eval", run.corpus.train), ("val", run.corpus.val)):
-        blocks = data.evaluation_blocks(stream, block_size, eval_iters)
-        sums = evaluation.evaluate_blocks(run.model, stream, block_size, blocks, micro_batch, run.device, rank, world)
+        sums = split_sums(run, stream, stop)
+        if sums is None:
+            return None
         nll, tokens = total(run.device, *sums)
         figures[f"{name}_loss"] = nll / tokens
     measured = evaluation.figures(nll, int(tokens), run.val_characters)
     figures["val_perplexity"] = measured["perplexity"]
     figures["val_bits_per_character"] = measured["bits_per_character"]
     return figures
+
+
+def split_sums(run: Run, stream: data.TokenStream, stop: Stop) -> tuple[float, int] | None:
+    """This process's (negative log-likelihood in nats, targets) over the evaluation blocks; None if a signal came.
+
+    The processes look for a signal together, after every pass, or every few passes if they must ask each other.
+    """
+    rank, world, micro_batch = run.share
+    block_size = run.config.block_size
+    blocks = data.evaluation_blocks(stream, block_size, run.config.eval_iters)
+    nll, tokens, passes = 0.0, 0, 0
+    for first in range(0, len(blocks), world * micro_batch):
+        if passes % (1 if world == 1 else PASSES_BETWEEN_LOOKS) == 0 and stop.signalled():
+            return None
+        part = blocks[first : first + world * micro_batch]
+        sums = evaluation.evaluate_blocks(run.model, stream, block_size, part, micro_batch, run.device, rank, world)
+        nll, tokens, passes = nll + sums[0], tokens + sums[1], passes + 1
+    return nll, tokens
 
 
 def count_characters(config: Config, corpus: data.Corpus) -> int:

@@ -1,7 +1,10 @@
-"""The run folder: whose it is, and what a run finds and leaves there.
+"""The run folder: one run's at a time, and never an older run's unasked.
 
 In:  a resolved Config, and whether to resume or to overwrite.
-Out: the folder, made and with the resolved recipe in it; or an InputError, and nothing was written.
+Out: the folder, locked, with the resolved recipe in it; or an InputError, and nothing was written.
+
+A run that is to be replaced is set aside in ``.previous``, and deleted when the new run has its first checkpoint. If
+the new run fails before, the old one is put back, here or by the next start.
 """
 
 from __future__ import annotations
@@ -9,30 +12,30 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
-
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _
+from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
-from hfgpt.runs.metrics import FILE_NAME, SAMPLES, truncate_samples
+from hfgpt.runs import metrics, segments
 from hfgpt.train import checkpoint
-from hfgpt.train.run import Run
 
-RUN_FILES = (FILE_NAME, SAMPLES, "model.safetensors", "loss.png", "README.md", "recipe.yaml")
+PREVIOUS, MOVING = ".previous", ".moving"
 
-
-def holds_run(folder: Path) -> bool:
-    """Whether a run has written here."""
-    return (folder / FILE_NAME).exists() or (folder / "model.safetensors").exists() or bool(checkpoint.steps(folder))
+# What belongs to a run. Other files in its folder (trackers' logs, notes) stay where they are.
+RUN_FILES = (
+    "checkpoint-*", "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja", "recipe.yaml",
+    metrics.FILE_NAME, metrics.SAMPLES, segments.FILE_NAME, "loss.png", "README.md",
+)  # fmt: skip
 
 
 def check_folder(config: Config, resume: bool, overwrite: bool) -> None:
-    """A run is never overwritten unasked.
+    """What is wrong with out_dir whatever lies in it.
 
     Raises:
-        InputError: what is in out_dir does not fit what was asked.
+        InputError: it contradicts another setting, or is a file.
     """
     folder = config.run_dir
     if resume and overwrite:
@@ -41,6 +44,45 @@ def check_folder(config: Config, resume: bool, overwrite: bool) -> None:
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(_("out_dir = {folder!r}: is a file → name a folder", folder=str(folder)))
+    source = Path(config.init_from)
+    if config.pretrained and source.exists() and source.resolve().is_relative_to(folder.resolve()):
+        raise InputError(
+            _(
+                "init_from = {source!r}: lies in out_dir, which the run writes into → set out_dir to another folder",
+                source=config.init_from,
+            )
+        )
+
+
+def hold(config: Config, resume: bool, overwrite: bool) -> FolderLock | None:
+    """Lock out_dir, if it exists, and see whether the run may have it.
+
+    Raises:
+        InputError: another process trains there, or it holds a run that is neither to be resumed nor replaced.
+        OSError: it cannot be written.
+    """
+    folder = config.run_dir
+    if not folder.is_dir():
+        return None
+    lock = FolderLock(folder).acquire()
+    try:
+        recover(folder)
+        refuse_older_run(folder, resume, overwrite)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has written here."""
+    return any((folder / name).exists() for name in (metrics.FILE_NAME, "model.safetensors")) or bool(
+        checkpoint.steps(folder)
+    )
+
+
+def refuse_older_run(folder: Path, resume: bool, overwrite: bool) -> None:
+    """A run is never overwritten unasked. Raises InputError."""
     if holds_run(folder) and not resume and not overwrite:
         raise InputError(
             _(
@@ -51,38 +93,78 @@ def check_folder(config: Config, resume: bool, overwrite: bool) -> None:
         )
 
 
-def claim_folder(run: Run, overwrite: bool, resumed_step: int | None) -> None:
-    """Make out_dir, and write the resolved recipe there. Collective.
+def claim(config: Config, lock: FolderLock | None, overwrite: bool, step: int | None, dtype: str) -> FolderLock:
+    """Make out_dir, and write the resolved recipe there; returns the lock.
 
     Args:
-        overwrite: remove an older run from it first.
-        resumed_step: forget what the record says of later steps; None for a new run.
+        config: resolved.
+        lock: from :func:`hold`; None if there was no folder then.
+        overwrite: set an older run aside first.
+        step: go on from here, and forget what the record says of later steps; None for a new run.
+        dtype: the precision of the run, for the record of its segments.
 
     Raises:
-        InputError: it is not writable; on every process alike.
+        InputError: another process was faster, or the record cannot be read; nothing was written.
+        OSError: the folder cannot be written.
     """
-    problems = [_claim(run, overwrite, resumed_step) if run.main else ""]
-    if problem := broadcast_object_list(problems)[0]:
-        raise InputError(
-            _("out_dir = {folder!r}: cannot be written: {problem}", folder=str(run.folder), problem=problem)
-        )
-
-
-def _claim(run: Run, overwrite: bool, resumed_step: int | None) -> str:
-    """What kept the folder from being claimed; "" if nothing did."""
-    folder = run.folder
-    try:
+    folder = config.run_dir
+    if lock is None:
         folder.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for _step, path in checkpoint.folders(folder):
-                shutil.rmtree(path)
-            for name in RUN_FILES:
-                (folder / name).unlink(missing_ok=True)
+        lock = FolderLock(folder).acquire()
+    try:
+        refuse_older_run(folder, step is not None, overwrite)
+        writer = metrics.MetricsWriter(folder / metrics.FILE_NAME)
+        if step is not None:
+            writer.truncate_after(step)  # a record that cannot be read is found here, before anything is written
+            metrics.truncate_samples(folder / metrics.SAMPLES, step)
+        elif overwrite and holds_run(folder):
+            set_aside(folder)
         checkpoint.discard_unfinished(folder)
-        replace_file(folder / "recipe.yaml", configs.to_yaml(run.config))
-        if resumed_step is not None:
-            run.metrics.truncate_after(resumed_step)
-            truncate_samples(folder / SAMPLES, resumed_step)
-    except OSError as error:
-        return error.strerror or str(error)
-    return ""
+        segments.begin(folder, max(0, step or 0), segments.deciding(config, dtype))
+        replace_file(folder / "recipe.yaml", configs.to_yaml(config))
+    except BaseException:
+        if overwrite:
+            recover(folder)
+        lock.release()
+        raise
+    return lock
+
+
+# ------------------------------------------------------------------------------------------- a run that is replaced
+
+
+def set_aside(folder: Path) -> None:
+    """Move the run of a folder into `.previous`. An interruption leaves what :func:`recover` puts back."""
+    moving = folder / MOVING
+    moving.mkdir(exist_ok=True)
+    for path in run_files(folder):
+        path.rename(moving / path.name)
+    moving.rename(folder / PREVIOUS)
+
+
+def discard_previous(folder: Path) -> None:
+    """The new run has a checkpoint: the old one, if there was one, may go."""
+    shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+
+
+def recover(folder: Path) -> bool:
+    """Put back a run that was set aside, if the new one has come to nothing; whether it did."""
+    previous, moving = folder / PREVIOUS, folder / MOVING
+    if previous.is_dir():
+        if checkpoint.steps(folder):
+            discard_previous(folder)
+            return False
+        for path in run_files(folder):  # the new run's
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        previous.rename(moving)
+    if not moving.is_dir():
+        return False
+    for path in moving.iterdir():
+        path.rename(folder / path.name)
+    moving.rmdir()
+    return True
+
+
+def run_files(folder: Path) -> list[Path]:
+    """The files and folders of the run in a folder."""
+    return [path for pattern in RUN_FILES for path in folder.glob(pattern)]

@@ -24,6 +24,7 @@ from hfgpt.data.corpus import Batches
 from hfgpt.model.schedule import learning_rate
 from hfgpt.train.evaluate import evaluate, evaluation_due, patience_is_over
 from hfgpt.train.failures import explained, explained_start
+from hfgpt.train.folder import recover
 from hfgpt.train.memory import fit
 from hfgpt.train.meter import Meter
 from hfgpt.train.report import finish, introduce
@@ -31,7 +32,7 @@ from hfgpt.train.resume import save
 from hfgpt.train.run import Run
 from hfgpt.train.start import start
 from hfgpt.train.step import StepResult, check_update, global_loss, to_device, train_step
-from hfgpt.train.stop import Stop, describe, exit_code
+from hfgpt.train.stop import TIME_IS_UP, Stop, describe, exit_code
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
@@ -61,9 +62,12 @@ def loop(run: Run, meter: Meter, stop: Stop) -> int:
     config, progress, batches = run.config, run.progress, run.corpus.batches
     run.model.train()
     run.display.begin(progress.step)
-    while True:
+    while not (reason := stop.requested(needed=meter.evaluation_seconds)):
         if evaluation_due(run):
-            evaluate(run, meter)
+            with meter.evaluating():
+                finished = evaluate(run, meter, stop)
+            if not finished:
+                continue  # a signal came
         if config.eval_only or progress.step >= config.max_iters or patience_is_over(run):
             return 0
         with explained(run, position=batches.state_dict()):
@@ -78,11 +82,20 @@ def loop(run: Run, meter: Meter, stop: Stop) -> int:
             log(run, meter, result)
         else:
             run.display.advance(progress.step)
-        if reason := stop.requested():
-            run.display.say(_("{reason}: stopping after step {step}", reason=describe(reason), step=progress.step))
-            progress.seconds = meter.seconds()
-            save(run)
-            return reason
+    stop_early(run, meter, stop, reason)
+    return reason
+
+
+def stop_early(run: Run, meter: Meter, stop: Stop, reason: int) -> None:
+    """Leave a checkpoint; if there is time, also an evaluation, and the model if it is the best."""
+    progress = run.progress
+    run.display.say(_("{reason}: stopping after step {step}", reason=describe(reason), step=progress.step))
+    if run.config.eval_only or not progress.step:  # nothing that a resume could not do again
+        return
+    if reason == TIME_IS_UP and progress.evaluated_step != progress.step and evaluate(run, meter, stop, last=True):
+        return
+    progress.seconds = meter.seconds()
+    save(run)
 
 
 def log(run: Run, meter: Meter, result: StepResult) -> None:
@@ -111,6 +124,10 @@ def leave(run: Run, failed: bool) -> None:
     (PyTorch #56297).
     """
     run.display.close()
+    if run.lock is not None:
+        if failed and recover(run.folder):
+            run.display.say(_("{folder}: the run that was to be replaced is back in its place", folder=run.folder))
+        run.lock.release()
     if failed and run.accelerator.num_processes > 1:
         for tracker in run.accelerator.trackers:
             tracker.finish()

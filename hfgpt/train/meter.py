@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -24,6 +26,7 @@ class Meter:
         self._began = time.monotonic() - run.progress.seconds
         self._peak: float | None = None  # not known before the second record
         self._records = 0
+        self.evaluation_seconds = 0.0  # of the last one
         self._flops = flops_per_token(run)
         self._steps, self._step_seconds, self._data_seconds = 0, 0.0, 0.0
 
@@ -32,6 +35,13 @@ class Meter:
         self._steps += 1
         self._data_seconds += data_seconds
         self._step_seconds += step_seconds
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Time an evaluation, with what it exports and saves."""
+        began = time.monotonic()
+        yield
+        self.evaluation_seconds = time.monotonic() - began
 
     def seconds(self) -> float:
         """Since the run began, without the time between a stop and its resume."""
@@ -69,12 +79,11 @@ def flops_per_token(run: Run) -> float:
 
 def peak_flops(run: Run) -> float | None:
     """The FLOP/s one process could reach: the card's by its table, a CPU's by measurement; None if not known."""
-    mixed = run.accelerator.mixed_precision
     if run.device.type == "cuda":
-        dtype = {"no": "tf32", "bf16": "bfloat16", "fp16": "float16"}[mixed]
+        dtype = "tf32" if run.dtype == "float32" else run.dtype
         return cards.peak_flops(torch.cuda.get_device_name(run.device), dtype)
     if run.device.type == "cpu":
-        return machine.measured_cpu_peak("bfloat16" if mixed == "bf16" else "float32")
+        return machine.measured_cpu_peak(run.dtype)
     return None
 
 

@@ -16,7 +16,6 @@ from hfgpt.model.gpt2 import parameter_count
 from hfgpt.runs import card, diagnose, metrics
 from hfgpt.train.evaluate import SAMPLE_TOKENS, patience_is_over, sample_text
 from hfgpt.train.failures import how_to_resume
-from hfgpt.train.launch import PRECISION
 from hfgpt.train.run import Run
 
 
@@ -50,11 +49,9 @@ def introduce(run: Run) -> None:
 
 def device_name(run: Run) -> str:
     """The device of a process, the precision and, on a CPU, the threads."""
-    dtypes = {accelerates: ours for ours, accelerates in PRECISION.items()}
-    dtype = dtypes[run.accelerator.mixed_precision]
     if run.device.type == "cpu":
-        return _("cpu ({dtype}, {threads} threads)", dtype=dtype, threads=torch.get_num_threads())
-    return f"{run.device.type} ({dtype})"
+        return _("cpu ({dtype}, {threads} threads)", dtype=run.dtype, threads=torch.get_num_threads())
+    return f"{run.device.type} ({run.dtype})"
 
 
 def finish(run: Run, reason: int) -> None:

@@ -15,9 +15,12 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.data import tokenizer as tokenizers
+from hfgpt.model.schedule import learning_rate
+from hfgpt.runs import segments
 from hfgpt.share import export
 from hfgpt.train import checkpoint, states
 from hfgpt.train.display import Display
+from hfgpt.train.folder import discard_previous
 from hfgpt.train.run import Progress, Run
 
 # Whatever else a resume may change, these decide which run it is.
@@ -37,6 +40,8 @@ def save(run: Run) -> None:
         name: state for part in gather_object([states.generators(accelerator)]) for name, state in part.items()
     }
     if run.main:
+        if run.lock is not None:
+            run.lock.check()
         checkpoint.write(
             run.folder,
             run.progress.step,
@@ -46,12 +51,14 @@ def save(run: Run) -> None:
             {
                 "progress": asdict(run.progress),
                 "identity": identity(run),
+                "recipe": segments.deciding(run.config, run.dtype),
                 "processes": accelerator.num_processes,
                 "data": run.corpus.batches.state_dict(),
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
             },
         )
         checkpoint.rotate(run.folder, run.progress.step, run.config.save_total_limit, run.progress.best_step)
+        discard_previous(run.folder)
     accelerator.wait_for_everyone()
 
 
@@ -59,6 +66,8 @@ def export_model(run: Run) -> None:
     """Write the model as it is now for Transformers, into the run folder itself. Collective."""
     weights = export.weights(states.weights(run.accelerator, run.plain))
     if run.main:
+        if run.lock is not None:
+            run.lock.check()
         export.write(run.folder, run.plain.gpt2, run.corpus.tokenizer, weights)
 
 
@@ -106,6 +115,54 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint) -> None:
                 checkpoint=saved.path,
                 differences="\n".join(lines),
                 recipe=run.folder / "recipe.yaml",
+            )
+        )
+
+
+def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
+    """A run does not end before the step that it has reached.
+
+    Raises:
+        InputError: names the step.
+    """
+    if saved.state["step"] > config.max_iters:
+        raise InputError(
+            _(
+                "max_iters = {steps}: the run has come to step {step} already ({checkpoint}) → set max_iters to at "
+                "least {step}, or remove the later checkpoints to go on from an earlier step",
+                steps=config.max_iters,
+                step=saved.state["step"],
+                checkpoint=saved.path,
+            )
+        )
+
+
+def announce_changes(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """Say what the recipe changes in the run that it goes on with, and how the learning rate jumps."""
+    before, step = saved.state.get("recipe"), saved.state["step"]
+    if before is None:  # written by an earlier version
+        return
+    changed = segments.differences(before, segments.deciding(run.config, run.dtype))
+    if not changed:
+        return
+    lines = [f"  {key}: {then} → {now}" for key, then, now in changed]
+    run.display.say(_("the recipe changes after step {step}:", step=step) + "\n" + "\n".join(lines))
+    if step >= run.config.max_iters:
+        return
+    old_config = run.config.model_copy(update={key: value for key, value, _now in changed})
+    last, then, now = (
+        learning_rate(step, old_config),
+        learning_rate(step + 1, old_config),
+        learning_rate(step + 1, run.config),
+    )
+    if abs(now - then) > 0.01 * then:
+        run.display.say(
+            _(
+                "  the learning rate of step {next} is {now:.3g}; that of step {step} was {last:.3g}",
+                next=step + 1,
+                now=now,
+                step=step,
+                last=last,
             )
         )
 

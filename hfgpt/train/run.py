@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
+from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
 from hfgpt.data.corpus import Corpus
 from hfgpt.model.gpt2 import LanguageModel
@@ -52,6 +53,7 @@ class Run:
     micro_batch: int  # sequences on this device at a time
     val_characters: int  # that the targets of the evaluated validation blocks stand for
     progress: Progress = field(default_factory=Progress)
+    lock: FolderLock | None = None  # on the main process, unless it only evaluates
     pusher: BackgroundPusher | None = None  # on the main process, if the recipe says push_to_hub
 
     @property
@@ -89,6 +91,11 @@ class Run:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         assert isinstance(model, LanguageModel)
         return model
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the arithmetic, by the recipe's name: 'float32', 'bfloat16' or 'float16'."""
+        return {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision]
 
     def record(self, **figures: float) -> None:
         """Write one line of metrics.jsonl at the current step; the tracker mirrors it."""

@@ -1,4 +1,4 @@
-"""The start of a run: everything checked before the first step, the folder touched last.
+"""The start of a run: everything checked before the first step, the folder written last.
 
 In:  a resolved Config, and whether to resume or to overwrite.
 Out: a :class:`~hfgpt.train.run.Run` that is ready to train; or an InputError, and nothing was written.
@@ -6,6 +6,8 @@ Out: a :class:`~hfgpt.train.run.Run` that is ready to train; or an InputError, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 
 import torch
@@ -15,6 +17,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from hfgpt.base import threads
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.base.lock import FolderLock
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
 from hfgpt.data import corpus as data
@@ -23,9 +27,10 @@ from hfgpt.model import gpt2, optim
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.share.hub import BackgroundPusher
 from hfgpt.train import folder, launch, memory, states
+from hfgpt.train.collective import on_main
 from hfgpt.train.display import Display
 from hfgpt.train.evaluate import count_characters
-from hfgpt.train.resume import check_identity, find_checkpoint, restore
+from hfgpt.train.resume import announce_changes, check_identity, check_length, find_checkpoint, restore
 from hfgpt.train.run import Run
 
 
@@ -43,12 +48,24 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     if launch.restarts():  # torchrun restarts all processes when one has died; the run goes on
         resume, overwrite = True, False
     resume = resume or config.init_from == "resume"
-    if not config.eval_only:
+    with ExitStack() as undo:
+        run = prepare(config, resume, overwrite, undo)
+        undo.pop_all()
+    return run
+
+
+def prepare(config: Config, resume: bool, overwrite: bool, undo: ExitStack) -> Run:
+    """:func:`start`; what must be undone if it fails is pushed onto `undo`."""
+    writes = not config.eval_only
+    if writes:
         folder.check_folder(config, resume, overwrite)
     accelerator = launch.make_accelerator(config)
     launch.check_optimizer(config, accelerator.distributed_type)
     micro_batch = config.micro_batch(accelerator.num_processes)
     memory.check_size(config, accelerator)
+    lock = lock_folder(config, lambda: folder.hold(config, resume, overwrite)) if writes else None
+    if lock is not None:
+        undo.callback(lock.release)
     display = Display(config.max_iters, accelerator.is_main_process)
     corpus = prepare_corpus(config, accelerator)
     saved = find_checkpoint(config, display) if resume else None
@@ -68,9 +85,15 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     )
     if saved is not None:
         check_identity(run, saved)
-    if not config.eval_only:
+        check_length(config, saved)
+    if writes:
         launch.start_tracker(accelerator, config)
-        folder.claim_folder(run, overwrite, None if not resume else saved.state["step"] if saved else -1)
+        step = None if not resume else saved.state["step"] if saved else -1
+        run.lock = lock_folder(config, lambda: folder.claim(config, lock, overwrite, step, run.dtype))
+        if run.lock is not None:
+            undo.callback(run.lock.release)
+    if saved is not None:
+        announce_changes(run, saved)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         launch.configure_deepspeed(accelerator, config, micro_batch)
     run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
@@ -78,7 +101,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
         restore(run, saved)
     else:
         states.seed(accelerator, config.seed, 0)
-    if run.main and config.push_to_hub and not config.eval_only:
+    if run.main and config.push_to_hub and writes:
         run.pusher = BackgroundPusher(
             run.folder,
             config.hub_model_id or run.folder.name,
@@ -89,6 +112,28 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
     if accelerator.num_processes > 1:  # from here on no process has a reason to be late
         _set_pg_timeout(timedelta(seconds=seconds_of(config.process_timeout)))
     return run
+
+
+def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> FolderLock | None:
+    """Let the main process lock or claim the run folder. Collective.
+
+    Raises:
+        InputError: it may not, or the folder cannot be written; on every process alike.
+    """
+
+    def locked() -> FolderLock | None:
+        try:
+            return action()
+        except OSError as error:
+            raise InputError(
+                _(
+                    "out_dir = {folder!r}: cannot be written: {reason}",
+                    folder=str(config.run_dir),
+                    reason=error.strerror or error,
+                )
+            ) from None
+
+    return on_main(locked)
 
 
 def prepare_corpus(config: Config, accelerator: Accelerator) -> data.Corpus:

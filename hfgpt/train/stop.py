@@ -1,11 +1,12 @@
 """When to stop early: a polite signal, or the time that a job is given.
 
-In:  SIGTERM, SIGINT, and `max_time`.
+In:  SIGTERM, SIGINT, SIGHUP (a closed terminal), SIGUSR1 (Slurm, before a job's end), and `max_time`.
 Out: `requested()`, the same answer on every process at the same step.
 
 The first signal lets the step in hand finish. The same signal again ends the process at once, which is harmless, since
 a checkpoint is never half-written. One request may arrive twice: a launcher passes on the SIGTERM that its whole group
-was sent, and sends one after a Ctrl-C. So a signal of another kind, or one within a second, changes nothing.
+was sent, and sends one after a Ctrl-C. So a signal of another kind, or one within a second, changes nothing. A signal
+that the process was started to ignore (nohup) stays ignored.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ import torch
 from hfgpt.base.language import _
 from hfgpt.train.collective import gather, processes
 
-_TIME_IS_UP = 1000  # beyond every signal number
+TIME_IS_UP = 1000  # beyond every signal number
+
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 _ECHO = 1.0  # seconds within which a signal is a launcher's echo of the first
 
@@ -41,8 +44,9 @@ class Stop:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._receive)
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_rest: object) -> None:
@@ -58,19 +62,27 @@ class Stop:
         if not self._received:
             self._received, self._when = number, time.monotonic()
 
-    def requested(self) -> int:
-        """0, the signal's number, or a number beyond them if the time is up. Collective: call it at every step."""
-        reason = self._received or (_TIME_IS_UP if time.monotonic() >= self._deadline else 0)
-        return int(gather(self._device, reason).max())
+    def signalled(self) -> int:
+        """0, or the number of the signal that came, on any process. Collective."""
+        return int(gather(self._device, self._received).max())
+
+    def requested(self, needed: float = 0.0) -> int:
+        """0, the signal's number, or TIME_IS_UP. Collective: call it at every step.
+
+        Args:
+            needed: seconds that the end takes (an evaluation, a checkpoint); the time is up that much earlier.
+        """
+        time_is_up = time.monotonic() + needed >= self._deadline
+        return int(gather(self._device, self._received or (TIME_IS_UP if time_is_up else 0)).max())
 
 
 def describe(reason: int) -> str:
     """What to say about a reason that :meth:`Stop.requested` gave."""
-    if reason == _TIME_IS_UP:
+    if reason == TIME_IS_UP:
         return _("max_time is reached")
     return _("{signal} received", signal=signal.Signals(reason).name)
 
 
 def exit_code(reason: int) -> int:
     """128 + signal; 0 if the time was up, as the user asked."""
-    return 0 if reason == _TIME_IS_UP else 128 + reason
+    return 0 if reason == TIME_IS_UP else 128 + reason

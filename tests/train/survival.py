@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from hfgpt import config
-from hfgpt.base.errors import RunError
+from hfgpt.base.errors import InputError, RunError
 from hfgpt.runs import metrics
 from hfgpt.train import checkpoint, states
 from hfgpt.train import loop as train
@@ -44,21 +44,32 @@ _forks.set_forkserver_preload(["hfgpt.train.loop"])
 Attempt = multiprocessing.context.ForkServerProcess
 
 
-def attempt(values: dict[str, Any], change: Callable[[], None] | None = None, log: Path | None = None) -> Attempt:
+def attempt(
+    values: dict[str, Any],
+    change: Callable[[], None] | None = None,
+    log: Path | None = None,
+    resume: bool = True,
+    overwrite: bool = False,
+) -> Attempt:
     """Start or resume a run in a process of its own; `change` is called there first (a function of a module)."""
-    process = _forks.Process(target=_train, args=(values, change, log))
+    process = _forks.Process(target=_train, args=(values, change, log, resume, overwrite))
     process.start()
     return process
 
 
-def _train(values: dict[str, Any], change: Callable[[], None] | None, log: Path | None) -> None:
+def _train(
+    values: dict[str, Any], change: Callable[[], None] | None, log: Path | None, resume: bool, overwrite: bool
+) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     if change is not None:
         change()
     with open(log or os.devnull, "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         try:
-            sys.exit(train.train(config.build(values, "test"), resume=True))
+            sys.exit(train.train(config.build(values, "test"), resume=resume, overwrite=overwrite))
+        except InputError as error:
+            print(error, file=output)
+            sys.exit(2)
         except RunError as error:
             print(f"The run failed at {error}", file=output)
             sys.exit(1)

@@ -1,0 +1,74 @@
+"""The segments of a run: from which step on which recipe held.
+
+In:  a recipe and the step from which it holds, at the start and at each resume that changes something.
+Out: ``segments.jsonl`` in the run folder, one JSON object a line: ``step`` and ``recipe``, the values that decide what
+     a run computes. Paths and what belongs to a machine are left out, so that the file can be shared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfgpt.base.files import replace_file
+from hfgpt.config import Config
+
+FILE_NAME = "segments.jsonl"
+
+# Where a run lies, what it runs on and what it reports; nothing of this changes a weight.
+LOCAL = frozenset({
+    "dataset", "dataset_config", "tokenizer", "init_from", "out_dir",
+    "device", "compile", "cpu_threads", "num_proc", "fit", "activation_checkpointing",
+    "log_interval", "sample_prompt", "report_to", "project", "process_timeout", "max_time", "eval_only",
+    "save_total_limit", "always_save_checkpoint", "license", "push_to_hub", "hub_model_id", "hub_private",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The recipe that holds after `step`, without :data:`LOCAL`."""
+
+    step: int
+    recipe: dict[str, Any]
+
+
+def deciding(config: Config, dtype: str) -> dict[str, Any]:
+    """The values of a resolved config that decide what a run computes; `dtype` is what its 'auto' came to."""
+    values = {key: value for key, value in config.model_dump().items() if key not in LOCAL}
+    return {**values, "dtype": dtype}
+
+
+def read(folder: Path) -> list[Segment]:
+    """The segments of a run in their order; lines that are not segments are left out."""
+    segments = list[Segment]()
+    path = folder / FILE_NAME
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            values = json.loads(line)
+            segments.append(Segment(int(values["step"]), dict(values["recipe"])))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue
+    return segments
+
+
+def begin(folder: Path, step: int, recipe: dict[str, Any]) -> None:
+    """From `step` on this recipe holds: forget later segments, and add one if it differs from the one before.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    kept = [segment for segment in read(folder) if segment.step <= step]
+    if kept and kept[-1].step == step:
+        kept.pop()
+    if not kept or differences(kept[-1].recipe, recipe):
+        kept.append(Segment(step, recipe))
+    replace_file(folder / FILE_NAME, "".join(json.dumps(vars(each), ensure_ascii=False) + "\n" for each in kept))
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, value before, value now) of each that differs; a key that one of them does not have is not compared."""
+    keys: Iterable[str] = (key for key in now if key in before)
+    return [(key, before[key], now[key]) for key in keys if before[key] != now[key]]

@@ -1,0 +1,243 @@
+"""A folder has one run, and nothing of an older one is lost before the new one has something."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import survival
+from safetensors.torch import load_file
+from survival import attempt, differences, finish, wait_for_step
+
+from hfgpt import config
+from hfgpt.base.errors import InputError, RunError
+from hfgpt.base.lock import FolderLock
+from hfgpt.runs import metrics
+from hfgpt.train import checkpoint, folder
+from hfgpt.train import loop as train
+
+
+def do_train(values: dict[str, Any], **how: bool) -> Path:
+    resolved = config.build(values, "test")
+    assert train.train(resolved, **how) == 0
+    return resolved.run_dir
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """Every file of a folder, by its name."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------- one run a folder
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}], ids=["fresh", "resume", "overwrite"])
+def test_a_second_run_is_refused_and_touches_nothing(tiny: dict[str, Any], how: dict[str, bool]) -> None:
+    path = do_train(tiny)
+    with FolderLock(path):
+        before = contents(path)
+        with pytest.raises(InputError, match="is in use by process"):
+            train.train(config.build(tiny | {"seed": 2, "max_iters": 12}, "test"), **how)
+        assert contents(path) == before
+    assert not (path / ".lock").exists()
+
+
+def test_two_starts_at_once(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Both see an empty place: one trains it, the other is refused and leaves no trace in it."""
+    values = tiny | {"max_iters": 300, "eval_interval": 100, "sample_prompt": ""}
+    logs = [tmp_path / "log1", tmp_path / "log2"]
+    both = [attempt(values | {"seed": seed}, log=log, resume=False) for seed, log in zip((1, 2), logs, strict=True)]
+    codes = [finish(process) for process in both]
+    assert sorted(codes) == [0, 2], [log.read_text() for log in logs]
+    winner = (1, 2)[codes.index(0)]
+    path = Path(values["out_dir"])
+    assert f"seed: {winner}\n" in (path / "recipe.yaml").read_text()
+    steps = [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert not list(path.glob(".*"))
+    whole = tmp_path / "whole"
+    assert finish(attempt(values | {"seed": winner, "out_dir": str(whole)})) == 0
+    assert differences(path, whole) == []
+
+
+def test_a_killed_runs_lock_is_taken_over(tiny: dict[str, Any]) -> None:
+    values = tiny | {"max_iters": 100_000, "eval_interval": 20}
+    path = Path(values["out_dir"])
+    process = attempt(values)
+    wait_for_step(path, 25, process)
+    with pytest.raises(InputError, match=f"is in use by process {process.pid} on "):
+        train.train(config.build(values, "test"), resume=True)
+    process.kill()
+    finish(process)
+    assert (path / ".lock").exists()
+    do_train(values | {"max_iters": 40, "warmup_iters": 5000 // 1000}, resume=True)
+    assert not (path / ".lock").exists()
+
+
+# ------------------------------------------------------------------------------------------- the old run is kept aside
+
+
+def test_overwrite_gives_the_old_run_back_if_the_new_one_fails(
+    tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = do_train(tiny)
+    before = contents(path)
+    rate = {"learning_rate": 1e30, "min_lr": 1e30, "warmup_iters": 0}
+    with pytest.raises(RunError, match="not finite"):
+        do_train(tiny | rate, overwrite=True)
+    assert contents(path) == before
+    assert "the run that was to be replaced is back in its place" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["first evaluation", "setting aside", "putting back"])
+def test_overwrite_that_is_killed(tiny: dict[str, Any], stage: str) -> None:
+    """Whatever comes next finds the old run, whole."""
+    path = do_train(tiny)
+    before = contents(path)
+    change = {"first evaluation": kill_in_evaluation, "setting aside": kill_in_renames, "putting back": kill_in_recover}
+    process = attempt(tiny | {"seed": 2}, change[stage], resume=False, overwrite=True)
+    assert finish(process) == -signal.SIGKILL
+    assert contents(path) != before
+    with pytest.raises(InputError, match="holds a run"):
+        train.train(config.build(tiny, "test"))
+    assert contents(path) == before
+    do_train(tiny | {"seed": 2}, overwrite=True)
+    assert not (path / folder.PREVIOUS).exists()
+    assert contents(path).keys() == before.keys()
+
+
+def kill() -> None:
+    import os
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_in_evaluation() -> None:
+    train.evaluate = lambda *_: kill()  # type: ignore[assignment]
+
+
+def kill_in_renames() -> None:
+    real, count = Path.rename, 0
+
+    def rename(self: Path, target: Path) -> Path:
+        nonlocal count
+        count += self.name != "recipe.yaml" and folder.MOVING in str(target)
+        if count == 3:
+            kill()
+        return real(self, target)
+
+    Path.rename = rename  # type: ignore[method-assign, assignment]
+
+
+def kill_in_recover() -> None:
+    """The new run fails, and its process is killed while it puts the old one back."""
+
+    def fail(*_: object) -> None:
+        real, count = Path.rename, 0
+
+        def rename(self: Path, target: Path) -> Path:
+            nonlocal count
+            count += self.parent.name == folder.MOVING
+            if count == 3:
+                kill()
+            return real(self, target)
+
+        Path.rename = rename  # type: ignore[method-assign, assignment]
+        raise RuntimeError("fails")
+
+    train.evaluate = fail  # type: ignore[assignment]
+
+
+def test_a_model_is_not_trained_into_its_own_folder(tiny: dict[str, Any]) -> None:
+    path = do_train(tiny)
+    before = contents(path)
+    for source in (path, path / "checkpoint-8", path.parent / "." / path.name):
+        with pytest.raises(InputError, match=r"init_from = .*: lies in out_dir"):
+            do_train(tiny | {"init_from": str(source)}, overwrite=True)
+    assert contents(path) == before
+
+
+# ---------------------------------------------------------------------------------------- nothing before the checks
+
+
+def test_a_resume_that_is_refused_has_written_nothing(tiny: dict[str, Any]) -> None:
+    path = do_train(tiny)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write("not a record\n{}\n")
+    before = contents(path)
+    with pytest.raises(InputError, match="line"):
+        do_train(tiny | {"max_iters": 12}, resume=True)
+    assert contents(path) == before
+
+
+def test_evaluating_writes_nothing_into_a_torn_record(tiny: dict[str, Any]) -> None:
+    path = do_train(tiny)
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "tr')
+    before = contents(path)
+    do_train(tiny | {"eval_only": True}, resume=True)
+    assert contents(path) == before
+
+
+# --------------------------------------------------------------------------------------------------- on the move
+
+
+@pytest.mark.e2e
+def test_a_run_moves_between_two_places_and_back(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Any, tmp_path: Path
+) -> None:
+    """Copied and moved, it goes on where it lies, and ends with the bits of the run that stayed."""
+    recipe = write_recipe(tiny | {"dropout": 0.2, "max_iters": 24, "lr_decay_iters": 24})
+    here, there = tmp_path / "here" / "run", tmp_path / "there" / "of another name"
+    whole = tmp_path / "whole"
+    there.parent.mkdir()
+    assert run_script("train.py", recipe, f"--out_dir={whole}").returncode == 0
+
+    def go_on(path: Path, steps: int, *words: str) -> None:
+        done = run_script("train.py", path, f"--max_iters={steps}", "--lr_decay_iters=24", *words)
+        assert done.returncode == 0, done.stderr
+
+    go_on(recipe, 8, f"--out_dir={here}")
+    shutil.copytree(here, there)
+    kept = contents(here)
+    go_on(there, 16, "--resume")
+    assert contents(here) == kept, "the original is another run"
+    shutil.rmtree(here)
+    there.rename(here)
+    go_on(here, 24, "--resume")
+    assert not there.exists()
+    assert load_file(here / "model.safetensors").keys() == load_file(whole / "model.safetensors").keys()
+    losses = [metrics.series(metrics.read(path / "metrics.jsonl"), "train_loss")[1] for path in (here, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_no_posix_only_name_is_needed_to_import(tmp_path: Path) -> None:
+    """As on Windows: neither the module `resource` nor SIGHUP and SIGUSR1."""
+    program = """
+import signal, sys
+sys.modules["resource"] = sys.modules["fcntl"] = None
+del signal.SIGHUP, signal.SIGUSR1
+import hfgpt.train.loop
+from hfgpt.train.stop import SIGNALS
+assert [s.name for s in SIGNALS] == ["SIGTERM", "SIGINT"]
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Any:
+    yield
+    survival.end_all()
+
+
+def test_checkpoints_are_looked_for_in_the_folder(tiny: dict[str, Any]) -> None:
+    path = do_train(tiny)
+    assert checkpoint.steps(path) == [8, 4]
