@@ -26,12 +26,20 @@ def _show(value: Any) -> str:
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong with the input."""
+    """One thing that is wrong with the input.
+
+    Attributes:
+        key, value: what is wrong; a value of None is not shown.
+        rule: what must hold.
+        fix: what to do about it.
+        others: the other keys that the rule is about.
+    """
 
     key: str
     value: Any
     rule: str
     fix: str = ""
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         shown = "" if self.value is None else f" = {_show(self.value)}"

@@ -8,9 +8,19 @@ transformers, so that ``--help`` and bad input are answered at once.
 """
 
 from hfgpt.config.fields import EMBEDDED_DATASET, GROUPS, INSTEAD, RENAMED, Config
-from hfgpt.config.reading import PARAMETERS, build, load, parse_overrides, read_recipe, shipped_recipes
+from hfgpt.config.reading import (
+    PARAMETERS,
+    build,
+    find_recipe,
+    load,
+    parse_overrides,
+    read_recipe,
+    remarks,
+    run_folder,
+    shipped_recipes,
+)
 from hfgpt.config.reference import allowed, default_of, group_of, help_text, to_yaml, unit_of, yaml_scalar
-from hfgpt.config.rules import RULES, choose_tokenizer, default_warmup, resolve
+from hfgpt.config.rules import choose_tokenizer, default_warmup, resolve
 
 __all__ = [
     "EMBEDDED_DATASET",
@@ -18,19 +28,21 @@ __all__ = [
     "INSTEAD",
     "PARAMETERS",
     "RENAMED",
-    "RULES",
     "Config",
     "allowed",
     "build",
     "choose_tokenizer",
     "default_of",
     "default_warmup",
+    "find_recipe",
     "group_of",
     "help_text",
     "load",
     "parse_overrides",
     "read_recipe",
+    "remarks",
     "resolve",
+    "run_folder",
     "shipped_recipes",
     "to_yaml",
     "unit_of",

@@ -1,6 +1,6 @@
-"""nanoGPT's configuration files as recipes, read as literals and never executed.
+"""nanoGPT's configuration files, and the chapter's, as recipes: read as literals and never executed.
 
-In:  a ``config/*.py`` of nanoGPT (https://github.com/karpathy/nanoGPT).
+In:  the text of a ``config/*.py`` of nanoGPT (https://github.com/karpathy/nanoGPT).
 Out: a recipe's keys and values.
 """
 
@@ -10,32 +10,19 @@ import ast
 import operator
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
 from hfgpt.config.fields import INSTEAD, RENAMED, Config
 
-if TYPE_CHECKING:
-    pass
+Number = int | float | str
 
+# What nanoGPT's train.py has where a file for it says nothing, as far as it decides the training.
+DEFAULTS: dict[str, Any] = {"eval_interval": 2000, "log_interval": 1, "gradient_accumulation_steps": 40}
 
-def holds_bins(folder: str | Path) -> bool:
-    """Whether the folder holds nanoGPT's train.bin and val.bin."""
-    return all((Path(folder) / name).is_file() for name in ("train.bin", "val.bin"))
-
-
-# What nanoGPT's train.py has where a configuration file says nothing, as far as it decides the training.
-DEFAULTS: dict[str, Any] = {
-    "dataset": "openwebtext",
-    "eval_interval": 2000,
-    "log_interval": 1,
-    "gradient_accumulation_steps": 40,
-    "max_iters": 600_000,
-    "warmup_iters": 2000,
-    "lr_decay_iters": 600_000,
-    "min_lr": 6e-5,
-    "decay_lr": True,
-}
+# ... and where it does not say the length either: GPT-2's own run. Of another length they would make no sense.
+LONG_RUN: dict[str, Any] = {"max_iters": 600_000, "warmup_iters": 2000, "lr_decay_iters": 600_000, "min_lr": 6e-5}
 
 # What means nothing here: names of runs, the communication backend; GPT-2 in Transformers always has biases.
 LEFT_OUT = ("wandb_run_name", "backend", "bias")
@@ -50,100 +37,136 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.UAdd: operator.pos,
 }
 
+LONGEST_TEXT, LARGEST = 10_000, 2**63  # of a value, so that a few lines of `x = x * x` stay as small as they look
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A nanoGPT configuration file as a recipe's keys and values, nanoGPT's own defaults filled in.
+
+def holds_bins(folder: str | Path) -> bool:
+    """Whether the folder holds nanoGPT's train.bin and val.bin."""
+    return all((Path(folder) / name).is_file() for name in ("train.bin", "val.bin"))
+
+
+def read_config(path: Path, text: str) -> dict[str, Any]:
+    """A configuration file as a recipe's keys and values.
 
     The file is parsed, never executed: assignments of numbers, texts, True and False count, and arithmetic with
-    numbers and names assigned before. Imports are skipped. `dataset` becomes the folder of token files that nanoGPT
-    prepared, where there is one around the file or the working folder; both Shakespeares else become the embedded one.
+    numbers and names assigned before. Imports are skipped. A file that names a `dataset` is nanoGPT's: it has nanoGPT's
+    defaults, and the dataset becomes the folder of token files that nanoGPT prepared, where there is one around the
+    file or the working folder; both Shakespeares else become the embedded one. A file without is the chapter's.
+
+    Args:
+        path: where the file is, for messages and to look for its dataset.
+        text: what it holds.
 
     Raises:
-        InputError: the file cannot be read, or does more than assign values; names the line and the fix.
+        InputError: the file does more than assign values; names the line and the fix.
     """
-    file = Path(path)
+    shown = repr(str(path))
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {str(path)!r}: cannot be read: {error}") from None
+        tree = ast.parse(text)
+    except (RecursionError, MemoryError):  # thousands of signs or brackets within each other
+        raise InputError(_("recipe {path}: an expression in it is too long", path=shown)) from None
     except (SyntaxError, ValueError) as error:
-        raise InputError(f"recipe {str(path)!r}, line {getattr(error, 'lineno', '?')}: is no Python: {error}") from None
+        line = getattr(error, "lineno", None) or "?"
+        raise InputError(
+            _("recipe {path}, line {line}: is not Python: {problem}", path=shown, line=line, problem=error)
+        ) from None
     values = dict[str, Any]()
     helpers = set[str]()
     for statement in tree.body:
-        _assign(statement, values, helpers, file)
-    values = {key: value for key, value in values.items() if key not in helpers or key in _known()}
-    return _as_recipe({**DEFAULTS, **values}, file)
+        _assign(statement, values, helpers, shown)
+    known = {*Config.model_fields, *RENAMED, *INSTEAD}
+    values = {key: value for key, value in values.items() if key not in helpers or key in known}
+    return _as_recipe(values, path) if "dataset" in values else _schedule(values)
 
 
-def _assign(statement: ast.stmt, values: dict[str, Any], helpers: set[str], file: Path) -> None:
+def _assign(statement: ast.stmt, values: dict[str, Any], helpers: set[str], shown: str) -> None:
     """Add what one statement assigns to `values`, and the names that it reads to `helpers`."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
         return  # a text that is a comment
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-    value = getattr(statement, "value", None)
-    where = f"recipe {str(file)!r}, line {statement.lineno}"
-    if not (isinstance(statement, ast.Assign | ast.AnnAssign) and value is not None and len(targets) == 1):
-        raise InputError(f"{where}: files of nanoGPT are read, not executed, and only 'name = value' is understood")
+    value, line = getattr(statement, "value", None), statement.lineno
+    assigns = isinstance(statement, ast.Assign | ast.AnnAssign) and value is not None and len(targets) == 1
     target = targets[0]
-    if not isinstance(target, ast.Name):
-        raise InputError(f"{where}: only 'name = value' is understood")
+    if not assigns or not isinstance(target, ast.Name) or value is None:
+        raise InputError(
+            _(
+                "recipe {path}, line {line}: files of nanoGPT are read, not executed, and only 'name = value' is "
+                "understood",
+                path=shown,
+                line=line,
+            )
+        )
     if target.id in LEFT_OUT:
         return
     try:
         values[target.id] = _evaluate(value, values, helpers)
     except (ValueError, TypeError, ArithmeticError, RecursionError):
         raise InputError(
-            f"{where}: {target.id} = {ast.unparse(value)} is no plain value; files of nanoGPT are read, not executed"
-            f"\n    → write the value itself there, or remove the line and give --{target.id}=VALUE"
+            _(
+                "recipe {path}, line {line}: {name} is not a plain value; files of nanoGPT are read, not executed\n"
+                "    → write the value itself there, or remove the line and give --{name}=VALUE",
+                path=shown,
+                line=line,
+                name=target.id,
+            )
         ) from None
 
 
-def _evaluate(node: ast.expr, values: dict[str, Any], helpers: set[str]) -> Any:
+def _evaluate(node: ast.expr, values: dict[str, Any], helpers: set[str]) -> Number:
     """A constant, a name assigned before, or arithmetic with numbers. Raises ValueError for anything else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str):
-        return node.value
+        return _bounded(node.value)
     if isinstance(node, ast.Name) and node.id in values:
         helpers.add(node.id)
-        return values[node.id]
+        value: Number = values[node.id]
+        return value
     if isinstance(node, ast.UnaryOp):
         operands = [_evaluate(node.operand, values, helpers)]
     elif isinstance(node, ast.BinOp):
         operands = [_evaluate(side, values, helpers) for side in (node.left, node.right)]
     else:
-        raise ValueError(ast.dump(node))
+        raise ValueError("not a literal")
     apply = OPERATORS.get(type(node.op))
     texts = all(isinstance(operand, str) for operand in operands) and isinstance(node.op, ast.Add)
     if apply is None or not (texts or all(isinstance(operand, int | float) for operand in operands)):
-        raise ValueError(ast.dump(node))
-    return apply(*operands)
+        raise ValueError("not arithmetic")
+    return _bounded(apply(*operands))
 
 
-def _known() -> set[str]:
-    return {*Config.model_fields, *RENAMED, *INSTEAD}
+def _bounded(value: Number) -> Number:
+    """The value, if it is not larger than any that a parameter can have."""
+    if not (len(value) <= LONGEST_TEXT if isinstance(value, str) else -LARGEST < value < LARGEST):
+        raise ValueError("too large")
+    return value
 
 
-def _as_recipe(values: dict[str, Any], file: Path) -> dict[str, Any]:
+def _schedule(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with nanoGPT's `decay_lr` heeded: the schedule's other values are not read where it is false."""
+    if values.get("decay_lr", True):
+        return values
+    kept = {
+        key: value
+        for key, value in values.items()
+        if key not in ("decay_lr", "warmup_iters", "lr_decay_iters", "min_lr")
+    }
+    return {**kept, "lr_schedule": "constant", "warmup_iters": 0}
+
+
+def _as_recipe(values: dict[str, Any], path: Path) -> dict[str, Any]:
     """nanoGPT's names and habits → ours."""
-    recipe = dict(values)
-    if not recipe.pop("decay_lr"):
-        for key in ("warmup_iters", "lr_decay_iters", "min_lr"):  # they are not read then
-            recipe.pop(key)
-        recipe |= {"lr_schedule": "constant", "warmup_iters": 0}
-    dataset, made = _find_dataset(str(recipe["dataset"]), file)
-    recipe["dataset"] = dataset
+    recipe = _schedule({**DEFAULTS, **({} if "max_iters" in values else LONG_RUN), **values})
+    recipe["dataset"], tokenizer = _find_dataset(str(recipe["dataset"]), path)
     if not str(recipe.get("init_from", "scratch")).startswith("gpt2"):  # those bring their own tokenizer
-        recipe.setdefault("tokenizer", made)
+        recipe.setdefault("tokenizer", tokenizer)
     return recipe
 
 
-def _find_dataset(name: str, file: Path) -> tuple[str, str]:
+def _find_dataset(name: str, path: Path) -> tuple[str, str]:
     """Where a dataset of nanoGPT is here, and its tokenizer: prepared token files, the text they come from, or ours."""
-    character_level = name.endswith("_char")
-    tokenizer = "char" if character_level else "gpt2"
-    folders = [base / "data" / name for base in (file.resolve().parent.parent, Path.cwd())]
+    tokenizer = "char" if name.endswith("_char") else "gpt2"
+    folders = [base / "data" / name for base in (path.resolve().parent.parent, Path.cwd())]
     for folder in folders:
         if holds_bins(folder):
             return str(folder), "char" if (folder / "meta.pkl").is_file() else "gpt2"

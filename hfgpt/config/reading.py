@@ -1,12 +1,14 @@
 """From a recipe and a command line to a Config.
 
-In:  a recipe (YAML), and overrides from the command line: ``--key=value``, ``--key value``, ``--flag``, ``--no_flag``.
+In:  a recipe (YAML, a configuration of nanoGPT, a run folder, or the name of a recipe that comes with hfgpt), and
+     overrides: ``--key=value``, ``--key value``, ``--flag``, ``--no_flag``.
 Out: one validated, immutable Config, or a ConfigError that lists every fault at once.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,51 +20,63 @@ from pydantic.fields import FieldInfo
 
 from hfgpt.base.command import Reader
 from hfgpt.base.errors import ConfigError, Fault, InputError
-from hfgpt.config import nanogpt
+from hfgpt.base.language import _
+from hfgpt.config import nanogpt, rules
 from hfgpt.config.fields import INSTEAD, RENAMED, Config
 from hfgpt.config.reference import allowed, alternatives
-from hfgpt.config.rules import RULES, resolve
-from hfgpt.config.yaml_text import RecipeLoader
+from hfgpt.config.yaml_text import LEADING_ZERO, LIMIT, RecipeLoader, leading_zero
+
+# ------------------------------------------------------------------------------------------------------- the recipe
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a recipe file, not yet validated. A `.py` file is read as nanoGPT's, as literals.
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """The keys and values of a recipe, not yet validated. A `.py` file is read as nanoGPT's, as literals.
 
     Raises:
-        InputError: the file cannot be read, or is no YAML mapping; the message names file, line and fix.
+        InputError: it cannot be read, or is not a YAML mapping; the message names file, line and fix.
     """
-    path = Path(path)
+    path = find_recipe(recipe)
+    shown = repr(str(path))
+    text = _read(path, shown)
     if path.suffix == ".py":
-        return nanogpt.read_config(path)
-    try:
-        if not path.exists():
-            path = shipped_recipes().get(_shipped_name(path), path)
-        if path.is_dir():
-            path = path / "recipe.yaml"  # a run folder is a recipe: the one that it was made with
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"recipe {str(path)!r}: no such file; there are {', '.join(shipped_recipes())}") from None
-    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8, a name that no file can have
-        raise InputError(f"recipe {str(path)!r} cannot be read as text: {error}") from None
+        return nanogpt.read_config(path, text)
     try:
         values = yaml.load(text, Loader=RecipeLoader)
     except RecursionError:
-        raise InputError(f"recipe {str(path)!r}: must be lines of 'key: value', not lists within lists") from None
+        raise InputError(
+            _("recipe {path}: must be lines of 'key: value', not lists within lists", path=shown)
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise InputError(f"recipe {str(path)!r}{_where(error, text)}: not valid YAML: {_problem(error)}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"recipe {str(path)!r}: must be lines of 'key: value', not a {type(values).__name__}")
-    return {str(key): value for key, value in values.items()}
+        place, problem = _line(error, text), _problem(error)
+        if place:
+            raise InputError(
+                _("recipe {path}, line {line}: not valid YAML: {problem}", path=shown, line=place, problem=problem)
+            ) from None
+        raise InputError(_("recipe {path}: not valid YAML: {problem}", path=shown, problem=problem)) from None
+    if not isinstance(values, dict | None):
+        kind = type(values).__name__
+        raise InputError(_("recipe {path}: must be lines of 'key: value', not a {kind}", path=shown, kind=kind))
+    return {str(key): value for key, value in (values or {}).items()}
+
+
+def find_recipe(recipe: str | Path) -> Path:
+    """The file that is meant: as it is named, a run folder's own recipe, or one of those that come with hfgpt."""
+    path = Path(os.path.expanduser(recipe))
+    try:
+        if path.is_dir():
+            return path / "recipe.yaml"
+        return path if path.exists() else shipped_recipes().get(_shipped_name(path), path)
+    except (OSError, ValueError):  # a name that a file cannot have: reading it says why
+        return path
 
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with hfgpt, by name ('standard', 'experiments/batch_size')."""
     package = Path(__file__).parent.parent
-    folder = next((f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), package)
-    paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)) if folder != package else []
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    for folder in (package / "recipes", package.parent / "recipes"):  # in an installation, in a checkout
+        if paths := sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)):
+            return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    return {}
 
 
 def _shipped_name(path: Path) -> str:
@@ -70,16 +84,59 @@ def _shipped_name(path: Path) -> str:
     return path.with_suffix("").as_posix().removeprefix("recipes/")
 
 
-def _where(error: Exception, text: str) -> str:
+def _read(path: Path, shown: str) -> str:
+    """The text of a recipe.
+
+    Raises:
+        InputError: it cannot be read, or is longer than a recipe can be.
+    """
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(LIMIT + 1)
+    except FileNotFoundError:
+        names = ", ".join(shipped_recipes())
+        raise InputError(
+            _("recipe {path}: no such file; hfgpt comes with the recipes {names}", path=shown, names=names)
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a name that a file cannot have
+        raise InputError(_("recipe {path} cannot be read as text: {reason}", path=shown, reason=error)) from None
+    if len(text) > LIMIT:
+        raise InputError(
+            _("recipe {path}: has more than {limit} characters, which a recipe never has", path=shown, limit=LIMIT)
+        )
+    return text
+
+
+def _line(error: Exception, text: str) -> int | None:
     """The line that PyYAML's error is about."""
     if mark := getattr(error, "problem_mark", None) or getattr(error, "context_mark", None):
-        return f", line {mark.line + 1}"
+        return int(mark.line) + 1
     position = getattr(error, "position", None)  # of a character that YAML does not allow
-    return "" if position is None else f", line {text.count(chr(10), 0, position) + 1}"
+    return None if position is None else text.count("\n", 0, position) + 1
 
 
 def _problem(error: Exception) -> str:
     return getattr(error, "problem", None) or str(error).splitlines()[0]
+
+
+def run_folder(recipe: str | Path) -> Path | None:
+    """The run folder that a recipe stands for: it is itself one, or the file in it; None for any other recipe."""
+    path = Path(os.path.expanduser(recipe))
+    try:
+        folder = path if path.is_dir() else path.parent
+        if not path.is_dir() and (path.name != "recipe.yaml" or not _holds_run(folder)):
+            return None
+        return folder if folder.name not in ("", "..") else folder.resolve()  # '.' has a name too
+    except (OSError, ValueError):
+        return None
+
+
+def _holds_run(folder: Path) -> bool:
+    names = ("metrics.jsonl", "model.safetensors")
+    return any((folder / name).exists() for name in names) or any(folder.glob("checkpoint-*"))
+
+
+# -------------------------------------------------------------------------------------------------- the command line
 
 
 def _is_flag(key: str) -> bool:
@@ -126,50 +183,58 @@ def _read_text(field: FieldInfo | None, text: str) -> Any:
     return text if value is None else value
 
 
+# ------------------------------------------------------------------------------------------------------- validation
+
+
 def _translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
     """Apply nanoGPT's other names; whole floats become integers where an integer is meant (max_iters: 1e4)."""
     out, faults = dict[str, Any](), list[Fault]()
     for key, value in values.items():
         if key in RENAMED:
             if key in ("decay_lr", "wandb_log") and not isinstance(value, bool):
-                faults.append(Fault(key, value, "must be true or false"))
+                faults.append(Fault(key, value, _("must be true or false")))
                 continue
             key, value = RENAMED[key](value)
             if key in values:
                 continue  # our own name, given beside the old one, says it better
         if key in INSTEAD:
-            faults.append(Fault(key, None, "is not a parameter here", INSTEAD[key]))
+            faults.append(Fault(key, None, _("is not a parameter here"), _(INSTEAD[key])))
         elif key not in Config.model_fields:
-            faults.append(Fault(key, None, "is not a parameter", _closest(key)))
+            faults.append(Fault(key, None, _("is not a parameter"), _closest(key)))
+        elif reason := _unusable(value):
+            faults.append(Fault(key, None, reason))
         else:
-            options = alternatives(Config.model_fields[key].annotation)
-            if isinstance(value, float) and int in options and float not in options and value.is_integer():
-                value = int(value)
-            if reason := _unusable(value):
-                faults.append(Fault(key, None, reason))
-            else:
-                out[key] = value
+            out[key] = _normal(key, value)
     return out, faults
+
+
+def _normal(key: str, value: Any) -> Any:
+    """A value as its field holds it: 1e4 as an integer where one is meant, ~ in a path as the home folder."""
+    options = alternatives(Config.model_fields[key].annotation)
+    if isinstance(value, float) and int in options and float not in options and value.is_integer():
+        return int(value)
+    return os.path.expanduser(value) if key in rules.PATHS and isinstance(value, str) else value
 
 
 def _unusable(value: Any) -> str:
     """Why no parameter can have this value, whatever its type and range; "" if one may."""
     if isinstance(value, int) and value.bit_length() > 63:
-        return "must be a number of less than 2^63"
+        return _("must be a number of less than 2^63")
     if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
-        return "must be text without NUL characters and lone surrogates"
+        return _("must be UTF-8 text without NUL characters; rename the file or folder that it names")
     return ""
 
 
 def _closest(key: str) -> str:
     names = difflib.get_close_matches(key, [*Config.model_fields, *RENAMED], n=1, cutoff=0.6)
-    return f"did you mean {names[0]!r}?" if names else "--help lists all parameters"
+    return _("did you mean {name}?", name=repr(names[0])) if names else _("--help lists all parameters")
 
 
 def _fault_of(error: Any) -> Fault:
     """One of pydantic's errors in our words: what is allowed, in the field's own unit."""
-    key = str(error["loc"][0])
-    return Fault(key, error["input"], f"must be {allowed(key)}")
+    key, value = str(error["loc"][0]), error["input"]
+    ambiguous = isinstance(value, str) and LEADING_ZERO.fullmatch(value)
+    return Fault(key, value, _("must be {what}", what=allowed(key)), leading_zero(value) if ambiguous else "")
 
 
 def build(values: Mapping[str, Any], name: str, faults: Iterable[Fault] = ()) -> Config:
@@ -193,21 +258,85 @@ def build(values: Mapping[str, Any], name: str, faults: Iterable[Fault] = ()) ->
             bad.setdefault(str(item["loc"][0]), _fault_of(item))
         wrong += bad.values()
         config = Config(**{key: value for key, value in known.items() if key not in bad})
-    config = resolve(config, name)
+    config = rules.resolve(config, re.sub("[\0\ud800-\udfff]", "_", name))
     keys = {fault.key for fault in wrong}
-    wrong += [rule.fault(config) for rule in RULES if not keys & set(rule.keys) and rule.broken(config)]
+    wrong += [fault for fault in rules.faults(config) if not keys & {fault.key, *fault.others}]
     if wrong:
         raise ConfigError(wrong)
     return config
 
 
 def load(recipe: str | Path | None, overrides: Iterable[str] = (), faults: Iterable[Fault] = ()) -> Config:
-    """Defaults < recipe < overrides, validated and resolved. See :func:`build` for `faults` and errors."""
-    values = read_recipe(recipe) if recipe is not None else {}
+    """Defaults < recipe < overrides, validated and resolved. See :func:`build` for `faults` and errors.
+
+    A run folder, or the recipe in it, gives its own place as `out_dir`, wherever it was made.
+    """
     typed, wrong = _overrides(overrides)
-    # An override by one name replaces the recipe's line by the other (decay_lr and lr_schedule).
-    for old, to_new in RENAMED.items():
+    values = _recipe_beside(recipe, typed)
+    if recipe is not None and (folder := run_folder(recipe)) is not None:
+        values["out_dir"] = str(folder)
+    name = Path(recipe).stem if recipe is not None else "run"
+    return build({**values, **typed}, name, [*faults, *wrong])
+
+
+def _recipe_beside(recipe: str | Path | None, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values, without those that what was typed replaces under another name, or carries along."""
+    values = read_recipe(recipe) if recipe is not None else {}
+    replaced = set[str]()
+    for old, to_new in RENAMED.items():  # decay_lr and lr_schedule
         new = to_new(None)[0]
         if new in typed or old in typed:
-            values = {key: value for key, value in values.items() if key not in (old, new)}
-    return build({**values, **typed}, Path(recipe).stem if recipe is not None else "run", [*faults, *wrong])
+            replaced |= {old, new}
+    if follows(values, typed):
+        replaced.add("lr_decay_iters")
+    return {key: value for key, value in values.items() if key not in replaced}
+
+
+def follows(values: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
+    """Whether the decay of the learning rate follows a length that was typed, as it ends with the run in the recipe."""
+    end = values.get("lr_decay_iters")
+    return end is not None and end == values.get("max_iters") and "max_iters" in typed and "lr_decay_iters" not in typed
+
+
+# ----------------------------------------------------------------------------------------------------------- remarks
+
+
+def remarks(recipe: str | Path | None, overrides: Iterable[str], config: Config) -> list[str]:
+    """What is worth saying of the values that were typed: those without effect, and what they change beside."""
+    typed = _overrides(overrides)[0]
+    notes = []
+    if recipe is not None and follows(read_recipe(recipe), typed):
+        notes.append(
+            _("lr_decay_iters follows max_iters to {steps}, as the two are equal in the recipe", steps=config.max_iters)
+        )
+    elif {"max_iters", "lr_decay_iters"} & typed.keys() and config.lr_schedule == "cosine":
+        assert config.lr_decay_iters is not None
+        if config.lr_decay_iters > config.max_iters:
+            notes.append(
+                _(
+                    "the learning rate does not reach its minimum: it decays until step {decay}, and the run ends at "
+                    "{steps}; --lr_decay_iters={steps} ends the decay with the run",
+                    decay=config.lr_decay_iters,
+                    steps=config.max_iters,
+                )
+            )
+        elif config.lr_decay_iters < config.max_iters:
+            notes.append(
+                _(
+                    "the learning rate stays at min_lr ({rate}) from step {decay} to the end at {steps}",
+                    rate=f"{config.min_lr:g}",
+                    decay=config.lr_decay_iters,
+                    steps=config.max_iters,
+                )
+            )
+    for keys, idle, reason in (
+        (("lr_decay_iters", "min_lr"), config.lr_schedule == "constant", "lr_schedule: constant"),
+        (("muon_learning_rate", "muon_momentum"), config.optimizer != "muon", f"optimizer: {config.optimizer}"),
+        (("n_layer", "n_head", "n_embd"), config.pretrained, f"init_from: {config.init_from}"),
+        (("project",), config.report_to == "none", "report_to: none"),
+        (("hub_model_id", "hub_private"), not config.push_to_hub, "push_to_hub: false"),
+    ):
+        for key in keys:
+            if idle and key in typed:
+                notes.append(_("{key} has no effect with {reason}", key=key, reason=reason))
+    return notes

@@ -1,7 +1,7 @@
 """The fields in words: help, the reference page, a recipe written back.
 
 In:  the declarations of the fields, or a Config.
-Out: text.
+Out: text, in the language in use; a recipe that loads back to the same Config.
 """
 
 from __future__ import annotations
@@ -12,41 +12,59 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from hfgpt.base.language import _
+from hfgpt.base.terminal import wrap
 from hfgpt.config.fields import GROUPS, WORDS, Config
+from hfgpt.config.rules import resolve
 from hfgpt.config.yaml_text import RecipeDumper
 
 
 def alternatives(annotation: Any) -> list[Any]:
+    """The types and Literals that an annotation allows."""
     if get_origin(annotation) in (Union, UnionType):
         return [leaf for option in get_args(annotation) for leaf in alternatives(option)]
     return [annotation]
 
 
 def allowed(key: str) -> str:
-    """What a field takes, in words: 'an integer of at least 1 (sequences)'."""
+    """What a field takes, in words: 'an integer, at least 1 (sequences)'."""
     field = Config.model_fields[key]
-    names = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "nothing (null)"}
-    parts = []
+    names = {
+        int: _("an integer"),
+        float: _("a number"),
+        bool: _("true or false"),
+        str: _("text"),
+        type(None): _("nothing (null)"),
+    }
+    parts = list[str]()
     for option in alternatives(field.annotation):
-        if get_origin(option) is Literal:
-            parts += [repr(choice) for choice in get_args(option)]
-        else:
-            parts.append(names[option])
-    words = " or ".join(parts) if len(parts) < 3 else "one of " + ", ".join(parts)
+        parts += map(repr, get_args(option)) if get_origin(option) is Literal else [names[option]]
+    words = _(" or ").join(parts) if len(parts) < 3 else _("one of {choices}", choices=", ".join(parts))
+    words = ", ".join([words, *([_(" and ").join(bounds)] if (bounds := _bounds(field.metadata)) else [])])
+    return f"{words} ({unit_of(key)})" if unit_of(key) else words
+
+
+def _bounds(rules: list[Any]) -> list[str]:
+    """The ends of a field's range, in words."""
     bounds = []
-    for rule in field.metadata:
-        for attribute, text in (("ge", "at least"), ("gt", "more than"), ("le", "at most"), ("lt", "less than")):
-            if (limit := getattr(rule, attribute, None)) is not None:
-                bounds.append(f"{text} {limit:,}")
+    for rule in rules:
+        if (limit := getattr(rule, "ge", None)) is not None:
+            bounds.append(_("at least {limit}", limit=f"{limit:,}"))
+        if (limit := getattr(rule, "gt", None)) is not None:
+            bounds.append(_("more than {limit}", limit=f"{limit:,}"))
+        if (limit := getattr(rule, "le", None)) is not None:
+            bounds.append(_("at most {limit}", limit=f"{limit:,}"))
+        if (limit := getattr(rule, "lt", None)) is not None:
+            bounds.append(_("less than {limit}", limit=f"{limit:,}"))
         if getattr(rule, "pattern", None) == WORDS:
-            bounds.append("not empty")
-    words += (", " if bounds else "") + " and ".join(bounds)
-    return words + (f" ({unit_of(key)})" if unit_of(key) else "")
+            bounds.append(_("not empty"))
+    return bounds
 
 
 def unit_of(key: str) -> str:
-    """The unit a field is counted in, "" if it has none."""
-    return str(_extra(key)["unit"])
+    """The unit a field is counted in, "" if it is not a count."""
+    unit = str(_extra(key)["unit"])
+    return _(unit) if unit else ""
 
 
 def group_of(key: str) -> str:
@@ -60,44 +78,29 @@ def _extra(key: str) -> dict[str, Any]:
     return extra
 
 
-# ------------------------------------------------------------------------------------------------------ writing
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved recipe as YAML, grouped, that loads back to the same config."""
-    lines = []
-    for group, title in GROUPS.items():
-        lines.append(f"# {title}")
-        for key in Config.model_fields:
-            if group_of(key) == group:
-                lines.append(_dump({key: getattr(config, key)}))
-        lines.append("")
-    return "\n".join(lines)
-
-
 def default_of(key: str) -> str:
-    """A field's default as it would be typed, or in words where it depends on other fields; "none" if it has none."""
-    default = Config.model_fields[key].default
+    """A field's default as it would be typed, or in words where it depends on other fields; "none" if it is null."""
+    default, derived = Config.model_fields[key].default, str(_extra(key)["derived"])
     if isinstance(default, str) and not default.isprintable():
         return json.dumps(default)  # "\n", as YAML reads it too
-    return str(_extra(key)["derived"]) or ("none" if default is None else yaml_scalar(default))
+    if derived:
+        return _(derived)
+    return _("none") if default is None else yaml_scalar(default)
 
 
 def help_text() -> str:
     """Every field in the chapter's groups: name, default and unit on one line, the meaning below."""
-    import textwrap
-
-    lines = ["Parameters, each with its default. --flag and --no_flag stand for true and false."]
+    lines = [_("Parameters, each with its default. --flag and --no_flag stand for true and false.")]
     for group, title in GROUPS.items():
-        lines.append(f"\n{title}")
+        lines.append(f"\n{_(title)}")
         for key, field in Config.model_fields.items():
             if group_of(key) != group:
                 continue
             choices = [repr(choice) for choice in _choices(key) if choice != field.default]
-            or_else = f"  (or {', '.join(choices)})" if choices else ""
+            others = _("  (or {choices})", choices=", ".join(choices)) if choices else ""
             unit = f"  ({unit_of(key)})" if unit_of(key) else ""
-            lines.append(f"  --{key:<30}{default_of(key)}{or_else}{unit}")
-            lines += textwrap.wrap(str(field.description), 92, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            lines.append(f"  --{key:<30}{default_of(key)}{others}{unit}")
+            lines += [f"      {line}" for line in wrap(_(str(field.description)), 86)]
     return "\n".join(lines)
 
 
@@ -109,6 +112,37 @@ def _choices(key: str) -> list[str]:
         if get_origin(option) is Literal
         for choice in get_args(option)
     ]
+
+
+# ------------------------------------------------------------------------------------------------------ writing
+
+
+def to_yaml(config: Config, *, in_folder: bool = False) -> str:
+    """A resolved config as a recipe, in groups, that loads back to the same config.
+
+    What follows from other fields is written as a comment, so that it goes on following them when they change.
+
+    Args:
+        in_folder: the recipe goes into its run folder, whose place is its `out_dir`: it is left out.
+    """
+    comments = _derived(config)
+    lines = []
+    for group, title in GROUPS.items():
+        lines.append(f"# {title}")
+        for key in Config.model_fields:
+            if group_of(key) == group and not (in_folder and key == "out_dir"):
+                line = _dump({key: getattr(config, key)})
+                lines.append(f"# {line}  (derived)" if key in comments else line)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _derived(config: Config) -> set[str]:
+    """The fields that were not given, and whose value is what :func:`resolve` derives from the others."""
+    keys = {"warmup_iters", "lr_decay_iters", "min_lr", "vocab_size", "tokenizer"} - config.model_fields_set
+    empty = {key: Config.model_fields[key].default for key in keys}
+    again = resolve(Config.model_construct(_fields_set=set(), **{**config.model_dump(), **empty}), "")
+    return {key for key in keys if getattr(config, key) == getattr(again, key) != empty[key]}
 
 
 def yaml_scalar(value: Any) -> str:

@@ -1,146 +1,147 @@
-"""What must hold between the fields of a config, and the defaults that one field derives from another."""
+"""What must hold between the fields of a config, and the defaults that one field derives from others.
+
+In:  a Config, each value of which is valid by itself.
+Out: the faults of its values together; the same Config with its derived defaults filled in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from hfgpt.base.errors import Fault
+from hfgpt.base.language import _
 from hfgpt.base.units import seconds_of
 from hfgpt.config.fields import Config
+
+PATHS = ("dataset", "tokenizer", "init_from", "out_dir")  # fields that name a place; ~ in them is the home folder
 
 # ------------------------------------------------------------------------------------------------ rules across fields
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A condition over several fields of a resolved config, checked when each of them is valid by itself."""
+def faults(config: Config) -> Iterator[Fault]:
+    """Every rule across fields that a resolved config breaks, from the model to the run."""
+    yield from _model(config)
+    yield from _schedule(config)
+    yield from _text(config)
+    yield from _run(config)
 
-    keys: tuple[str, ...]
-    broken: Callable[[Any], bool]  # of a Config whose derived defaults are filled in
-    fault: Callable[[Any], Fault]
+
+def _model(c: Config) -> Iterator[Fault]:
+    if not c.pretrained and c.n_embd % c.n_head != 0:
+        quotient = f"{c.n_embd / c.n_head:.4g}"
+        yield Fault(
+            "n_head",
+            c.n_head,
+            _("must divide n_embd, and {n_embd} / {n_head} is {quotient} (chapter 2.2)",
+              n_embd=c.n_embd, n_head=c.n_head, quotient=quotient),
+            _("set n_head to {options}", options=_divisors_near(c.n_embd, c.n_head)),
+            ("n_embd", "init_from"),
+        )  # fmt: skip
+    if c.device == "cpu" and c.dtype == "float16":
+        yield Fault(
+            "dtype",
+            c.dtype,
+            _("needs an accelerator, and device is 'cpu'"),
+            _("set dtype to 'float32' or 'auto'"),
+            ("device",),
+        )
 
 
 def _divisors_near(width: int, heads: int) -> str:
     valid = [n for n in range(1, width + 1) if width % n == 0]
     below, above = [n for n in valid if n < heads][-1:], [n for n in valid if n > heads][:1]
-    return " or ".join(str(n) for n in below + above)
+    return _(" or ").join(str(n) for n in below + above)
+
+
+def _schedule(c: Config) -> Iterator[Fault]:
+    assert c.warmup_iters is not None, "resolve() fills it in"
+    assert c.lr_decay_iters is not None, "resolve() fills it in"
+    assert c.min_lr is not None, "resolve() fills it in"
+    if c.warmup_iters >= c.max_iters:
+        yield Fault(
+            "warmup_iters",
+            c.warmup_iters,
+            _(
+                "must be less than max_iters ({max_iters}), or the full learning rate is never reached",
+                max_iters=c.max_iters,
+            ),
+            _("leave it out (then {default}) or raise max_iters", default=default_warmup(c.max_iters)),
+            ("max_iters",),
+        )
+    elif c.lr_schedule != "constant" and c.lr_decay_iters <= c.warmup_iters:
+        if c.lr_schedule == "cosine":
+            fix = _("leave it out (then {default})", default=c.max_iters)
+        else:
+            fix = _(
+                "lower warmup_iters, or set lr_decay_iters between it and max_iters ({max_iters})",
+                max_iters=c.max_iters,
+            )
+        yield Fault(
+            "lr_decay_iters",
+            c.lr_decay_iters,
+            _("must be more than warmup_iters ({warmup_iters})", warmup_iters=c.warmup_iters),
+            fix,
+            ("warmup_iters", "max_iters", "lr_schedule"),
+        )
+    if c.lr_schedule == "hold_cosine" and c.lr_decay_iters >= c.max_iters:
+        rule = _(
+            "with lr_schedule 'hold_cosine' the decay runs from here to max_iters ({max_iters}), so it must be less",
+            max_iters=c.max_iters,
+        )
+        fix = _("set lr_decay_iters to, say, {steps}, or lr_schedule to 'cosine'", steps=c.max_iters * 4 // 5)
+        yield Fault("lr_decay_iters", c.lr_decay_iters, rule, fix, ("max_iters", "lr_schedule"))
+    if c.min_lr > c.learning_rate:
+        yield Fault(
+            "min_lr",
+            c.min_lr,
+            _("must not be more than learning_rate ({rate})", rate=f"{c.learning_rate:g}"),
+            _("leave it out (then {default})", default=f"{c.learning_rate / 10:g}"),
+            ("learning_rate",),
+        )
+
+
+def _text(c: Config) -> Iterator[Fault]:
+    if c.vocab_size is not None and c.tokenizer != "bpe":
+        yield Fault(
+            "vocab_size",
+            c.vocab_size,
+            _("is decided by the tokenizer, here {tokenizer}", tokenizer=repr(c.tokenizer)),
+            _("leave it out, or set tokenizer to 'bpe' to train one of this size"),
+            ("tokenizer",),
+        )
+    if c.document_mask and c.tokenizer == "char":
+        yield Fault(
+            "document_mask",
+            True,
+            _("needs a tokenizer with an end-of-text token between documents, and 'char' does not have one"),
+            _("set tokenizer to 'bpe' or to a Hub id such as 'gpt2', or document_mask to false"),
+            ("tokenizer", "init_from"),
+        )
+
+
+def _run(c: Config) -> Iterator[Fault]:
+    for key in ("max_time", "process_timeout"):
+        time: str | None = getattr(c, key)
+        if time is not None and not seconds_of(time):
+            yield Fault(key, time, _("must be a time such as 11h30m, 90m or 45s"))
+    for key in ("cpu_threads", "num_proc"):
+        count: int | str = getattr(c, key)
+        if isinstance(count, int) and count < 1:
+            yield Fault(key, count, _("must be 'auto' or at least 1"))
+    for key in PATHS:
+        place: str | None = getattr(c, key)
+        if place is not None and not _can_be_a_path(place):
+            yield Fault(key, place, _("is too long for a path or an id"))
 
 
 def _can_be_a_path(text: str) -> bool:
     """Whether file systems take it: 255 bytes between slashes, and 4096 in all with what is put behind."""
-    return len(text.encode()) < 3800 and all(len(part.encode()) <= 255 for part in text.split("/"))
+    parts = text.encode(errors="surrogateescape").split(b"/")
+    return sum(map(len, parts)) + len(parts) < 3800 and all(len(part) <= 255 for part in parts)
 
 
-RULES = (
-    Rule(
-        ("n_embd", "n_head", "init_from"),
-        lambda c: not c.pretrained and c.n_embd % c.n_head != 0,
-        lambda c: Fault(
-            "n_head",
-            c.n_head,
-            f"must divide n_embd, and {c.n_embd} / {c.n_head} is {c.n_embd / c.n_head:.4g} (chapter 2.2)",
-            f"set n_head to {_divisors_near(c.n_embd, c.n_head)}",
-        ),
-    ),
-    Rule(
-        ("warmup_iters", "max_iters"),
-        lambda c: c.warmup_iters >= c.max_iters,
-        lambda c: Fault(
-            "warmup_iters",
-            c.warmup_iters,
-            f"must be less than max_iters ({c.max_iters}), or the full learning rate is never reached",
-            f"leave it out (then {default_warmup(c.max_iters)}) or raise max_iters",
-        ),
-    ),
-    Rule(
-        ("warmup_iters", "lr_decay_iters", "max_iters", "lr_schedule"),
-        lambda c: c.lr_schedule != "constant" and c.lr_decay_iters <= c.warmup_iters < c.max_iters,
-        lambda c: Fault(
-            "lr_decay_iters",
-            c.lr_decay_iters,
-            f"must be more than warmup_iters ({c.warmup_iters})",
-            f"leave it out (then {c.max_iters})"
-            if c.lr_schedule == "cosine"
-            else f"lower warmup_iters, or set lr_decay_iters between it and max_iters ({c.max_iters})",
-        ),
-    ),
-    Rule(
-        ("lr_schedule", "lr_decay_iters", "max_iters"),
-        lambda c: c.lr_schedule == "hold_cosine" and c.lr_decay_iters >= c.max_iters,
-        lambda c: Fault(
-            "lr_decay_iters",
-            c.lr_decay_iters,
-            f"with lr_schedule 'hold_cosine' the decay runs from here to max_iters ({c.max_iters}), so it must be less",
-            f"set lr_decay_iters to, say, {c.max_iters * 4 // 5}, or lr_schedule to 'cosine'",
-        ),
-    ),
-    Rule(
-        ("min_lr", "learning_rate"),
-        lambda c: c.min_lr > c.learning_rate,
-        lambda c: Fault(
-            "min_lr",
-            c.min_lr,
-            f"must not be more than learning_rate ({c.learning_rate:g})",
-            f"leave it out (then {c.learning_rate / 10:g})",
-        ),
-    ),
-    Rule(
-        ("vocab_size", "tokenizer"),
-        lambda c: c.vocab_size is not None and c.tokenizer != "bpe",
-        lambda c: Fault(
-            "vocab_size",
-            c.vocab_size,
-            f"is decided by the tokenizer, here {c.tokenizer!r}",
-            "leave it out, or set tokenizer to 'bpe' to train one of this size",
-        ),
-    ),
-    Rule(
-        ("document_mask", "tokenizer", "init_from"),
-        lambda c: c.document_mask and c.tokenizer == "char",
-        lambda c: Fault(
-            "document_mask",
-            True,
-            "needs a tokenizer with an end-of-text token between documents, and 'char' has none",
-            "set tokenizer to 'bpe' or to a Hub id such as 'gpt2', or document_mask to false",
-        ),
-    ),
-    Rule(
-        ("dtype", "device"),
-        lambda c: c.device == "cpu" and c.dtype == "float16",
-        lambda c: Fault(
-            "dtype",
-            c.dtype,
-            "needs an accelerator, and device is 'cpu'",
-            "set dtype to 'float32' or 'auto'",
-        ),
-    ),
-    *(
-        Rule(
-            (key,),
-            lambda c, key=key: getattr(c, key) is not None and not seconds_of(getattr(c, key)),  # type: ignore[misc]
-            lambda c, key=key: Fault(key, getattr(c, key), "must be a time such as 11h30m, 90m or 45s"),  # type: ignore[misc]
-        )
-        for key in ("max_time", "process_timeout")
-    ),
-    *(
-        Rule(
-            (key,),
-            lambda c, key=key: isinstance(getattr(c, key), int) and getattr(c, key) < 1,  # type: ignore[misc]
-            lambda c, key=key: Fault(key, getattr(c, key), "must be 'auto' or at least 1"),  # type: ignore[misc]
-        )
-        for key in ("cpu_threads", "num_proc")
-    ),
-    *(
-        Rule(
-            (key,),
-            lambda c, key=key: not _can_be_a_path(getattr(c, key) or ""),  # type: ignore[misc]
-            lambda c, key=key: Fault(key, getattr(c, key), "is too long for a path or an id"),  # type: ignore[misc]
-        )
-        for key in ("dataset", "tokenizer", "init_from", "out_dir")
-    ),
-)
+# -------------------------------------------------------------------------------------------------- derived defaults
 
 
 def default_warmup(max_iters: int) -> int:
@@ -156,14 +157,21 @@ def choose_tokenizer(config: Config) -> str:
 
 
 def resolve(config: Config, name: str) -> Config:
-    """Fill in every default that depends on another field; `name` is the recipe's, for out_dir."""
-    config = config.model_copy(update={"tokenizer": choose_tokenizer(config)})
+    """Fill in every default that depends on another field; `name` is the recipe's, for out_dir.
+
+    What is filled in does not count as given: it is not in the result's `model_fields_set`.
+    """
     decay = config.max_iters * 4 // 5 if config.lr_schedule == "hold_cosine" else config.max_iters
-    filled = {
+    tokenizer = choose_tokenizer(config)
+    derived: dict[str, Any] = {
         "warmup_iters": default_warmup(config.max_iters),
         "lr_decay_iters": decay,
         "min_lr": config.learning_rate / 10,
         "out_dir": f"out/{name}",
-        "vocab_size": 8192 if config.tokenizer == "bpe" else None,
+        "vocab_size": 8192 if tokenizer == "bpe" else None,
     }
-    return config.model_copy(update={key: value for key, value in filled.items() if getattr(config, key) is None})
+    derived = {key: value for key, value in derived.items() if getattr(config, key) is None}
+    if config.tokenizer == "auto":
+        derived["tokenizer"] = tokenizer
+    given = config.model_fields_set - derived.keys()
+    return Config.model_construct(_fields_set=given, **{**config.model_dump(), **derived})

@@ -1,4 +1,8 @@
-"""YAML as recipes use it: without objects, each key once, 1e-3 a number."""
+"""YAML as recipes use it: without objects and aliases, each key once, 1e-3 a number.
+
+In:  text of at most :data:`LIMIT` characters.
+Out: its values, or a yaml.YAMLError that says what cannot be read; values as text that reads back the same.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +10,102 @@ import re
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
-# ------------------------------------------------------------------------------------------------------ reading
+from hfgpt.base.language import _
+
+LIMIT = 200_000  # characters: a recipe has a few thousand
+
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")  # read here by rules of our own
+
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)")
+LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+FLOAT = re.compile(
+    r"[-+]?(\.[0-9][0-9_]*|[0-9][0-9_]*\.[0-9_]*|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)"
+    r"|\.(nan|NaN|NAN)"
+)
+
+
+def leading_zero(text: str) -> str:
+    """Why an integer such as 012 is refused: some read 12, others, YAML among them, the octal number 10."""
+    digits = text.lstrip("+-").replace("_", "")
+    decimal = digits.lstrip("0") or "0"
+    if set(digits) <= set("01234567") and len(digits) < 25:
+        octal = str(int(digits, 8))
+        return _("{text} can be read as {decimal} or as octal {octal}: write the number that is meant",
+                 text=text, decimal=decimal, octal=octal)  # fmt: skip
+    return _("{text} begins with a zero: write {decimal}", text=text[:40], decimal=decimal[:40])
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 without objects, that reads 1e-3 as a number and refuses a key given twice."""
+    """YAML 1.1 without objects and aliases; reads 1e-3 as a number, and refuses a key given twice and 012.
+
+    Aliases are left out since a few lines of them, each repeating the one before, stand for a value of any size.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in NUMBERS]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise ConstructorError(None, None, _("aliases (*name) are not read in a recipe; write the value"), mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if not isinstance(node, yaml.MappingNode):  # '!!set 0'
-            raise yaml.constructor.ConstructorError(None, None, "this is no mapping", node.start_mark)
+            raise ConstructorError(None, None, _("this is not a mapping"), node.start_mark)
         seen: set[str] = set()
-        for key_node, _ in node.value:
+        for key_node, _value in node.value:
             key = str(getattr(key_node, "value", key_node))
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+                raise ConstructorError(
+                    None, None, _("key {key} is given twice", key=repr(key[:120])), key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except ValueError as error:  # a date or number that is none
-            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+        except (ValueError, OverflowError) as error:  # text that is not the date or number that its tag says
+            raise ConstructorError(None, None, str(error)[:200], node.start_mark) from None
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        text = str(self.construct_scalar(node))
+        if LEADING_ZERO.fullmatch(text):
+            raise ValueError(leading_zero(text))
+        if not INTEGER.fullmatch(text):
+            raise ValueError(_("{text} is not an integer", text=repr(text[:40])))
+        return int(text.replace("_", ""), 16 if "x" in text else 10)
+
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        text = str(self.construct_scalar(node)).lower().replace("_", "")
+        if not FLOAT.fullmatch(text) and not INTEGER.fullmatch(text):
+            raise ValueError(_("{text} is not a number", text=repr(text[:40])))
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+RecipeLoader.add_constructor(NUMBERS[0], RecipeLoader.construct_integer)
+RecipeLoader.add_constructor(NUMBERS[1], RecipeLoader.construct_number)
 
 
 class RecipeDumper(yaml.SafeDumper):
-    """Writes what :class:`RecipeLoader` reads back: a text such as '1e3' in quotes."""
+    """Writes what :class:`RecipeLoader` reads back: a text such as '1e3' in quotes, no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
-def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     # Unquoted, a line break that only Unicode knows (U+0085) would be read back as a space.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
-RecipeDumper.add_representer(str, _write_text)
+RecipeDumper.add_representer(str, _represent_text)
 
-for _each in (RecipeLoader, RecipeDumper):
-    _each.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
+for _tool in (RecipeLoader, RecipeDumper):
+    for _tag, _pattern in zip(NUMBERS, (f"{INTEGER.pattern}|{LEADING_ZERO.pattern}", FLOAT.pattern), strict=True):
+        _tool.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))

@@ -76,7 +76,9 @@ def test_the_installed_command_lists_plans_and_trains(hfgpt: Program) -> None:
     assert (planned.returncode, planned.stderr) == (0, "")
     assert "10,872,576" in planned.stdout
     few = ["--max_iters=2", "--eval_iters=1", "--n_layer=1", "--n_embd=8", "--n_head=1", "--batch_size=2"]
-    trained = hfgpt("train", "recipes/quick_experiment.yaml", *few, "--block_size=16", "--sample_prompt=", "--device=cpu")
+    trained = hfgpt(
+        "train", "recipes/quick_experiment.yaml", *few, "--block_size=16", "--sample_prompt=", "--device=cpu"
+    )
     assert trained.returncode == 0, trained.stderr
     written = hfgpt("sample", "out/quick_experiment", "--max_new_tokens=2")
     assert written.returncode == 0, written.stderr

@@ -238,7 +238,7 @@ def test_an_empty_recipe_is_all_defaults(recipe: Any) -> None:
 
 def test_a_missing_recipe_names_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match=r"'recipes/standrad.yaml': no such file; there are .*standard"):
+    with pytest.raises(InputError, match=r"'recipes/standrad.yaml': no such file; hfgpt comes with .*standard"):
         config.load("recipes/standrad.yaml")
 
 
@@ -298,15 +298,6 @@ BROKEN_RULES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("key", "values"), BROKEN_RULES)
 def test_a_broken_rule_is_one_fault(key: str, values: dict[str, Any]) -> None:
     assert faults_of(values).keys() == {key}
-
-
-def test_every_rule_is_broken_by_a_case() -> None:
-    untested = [
-        rule.keys
-        for rule in config.RULES
-        if not any(rule.broken(config.resolve(Config(**values), "test")) for _, values in BROKEN_RULES)
-    ]
-    assert untested == []
 
 
 @pytest.mark.parametrize(
