@@ -30,6 +30,8 @@ GROUPS = {
 
 EMBEDDED_DATASET = "shakespeare"
 
+EVAL_BATCH = 12  # sequences in a batch of eval_iters, whatever batch_size is: runs are compared on the same blocks
+
 WORDS = r"\S"  # of a text that may not be empty
 
 

@@ -6,7 +6,6 @@ Out: a RunError whose message names the step, the cause, the last checkpoint and
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from hfgpt.base.command import typed
 from hfgpt.base.errors import RunError
 from hfgpt.base.language import _
 from hfgpt.model.schedule import learning_rate
@@ -138,5 +138,5 @@ def last_checkpoint(folder: Path) -> str:
 
 def how_to_resume(run: Run) -> str:
     """The line to type, quoted for a shell."""
-    command = shlex.join(["accelerate", "launch", "scripts/train.py", str(run.folder / "recipe.yaml"), "--resume"])
+    command = typed("train", run.folder / "recipe.yaml", "--resume")
     return _("to go on: {command}", command=command)

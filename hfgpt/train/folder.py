@@ -121,7 +121,7 @@ def claim(config: Config, lock: FolderLock | None, overwrite: bool, step: int | 
             set_aside(folder)
         checkpoint.discard_unfinished(folder)
         segments.begin(folder, max(0, step or 0), segments.deciding(config, dtype))
-        replace_file(folder / "recipe.yaml", configs.to_yaml(config))
+        replace_file(folder / "recipe.yaml", configs.to_yaml(config, in_folder=True))
     except BaseException:
         if overwrite:
             recover(folder)

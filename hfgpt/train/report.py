@@ -6,10 +6,9 @@ Out: lines on the screen; at the end also the curve and the model card.
 
 from __future__ import annotations
 
-import shlex
-
 import torch
 
+from hfgpt.base.command import typed
 from hfgpt.base.language import _
 from hfgpt.base.units import duration
 from hfgpt.model.gpt2 import parameter_count
@@ -79,7 +78,7 @@ def finish(run: Run, reason: int) -> None:
     run.display.say(
         "\n" + _("model, curve and record are in {folder}/  (loss.png, README.md, metrics.jsonl)", folder=folder)
     )
-    command = shlex.join(["python", "scripts/sample.py", str(folder)]) + ' --prompt "ROMEO:"'
+    command = typed("sample", folder) + ' --prompt "ROMEO:"'
     run.display.say(_("next: {command}", command=command))
 
 
