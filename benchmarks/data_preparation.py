@@ -80,11 +80,11 @@ def prepare_once(text: Path, tokenizer: str, cache: Path) -> None:
     import datasets  # noqa: F401 — what is measured is the work, and not the import of libraries
     from transformers import AutoTokenizer  # noqa: F401
 
-    from hfgpt.data import corpus as data
+    from hfgpt.data.prepare import prepare
 
     values = {"dataset": str(text), "tokenizer": tokenizer, "block_size": 64}
     began = time.perf_counter()
-    corpus = data.prepare(config.build(values, "benchmark"), cache)
+    corpus = prepare(config.build(values, "benchmark"), cache)
     seconds = time.perf_counter() - began
     print(json.dumps({"seconds": seconds, "tokens": len(corpus.train) + len(corpus.val)}))
 
@@ -103,14 +103,14 @@ def feeding(text: Path, cache: Path) -> dict[str, float]:
     """Seconds that the CPU recipe's batch and its step take, each the median of many."""
     import torch
 
-    from hfgpt.data import corpus as data
     from hfgpt.data import tokenizer
+    from hfgpt.data.prepare import prepare
     from hfgpt.model import gpt2 as model
     from hfgpt.model import optim
     from hfgpt.train.step import to_device
 
     made = config.load(RECIPE, [f"--dataset={text}", "--device=cpu"])
-    corpus = data.prepare(made, cache)
+    corpus = prepare(made, cache)
     vocabulary = tokenizer.vocabulary_size(corpus.tokenizer)
     gpt = model.build(made, vocabulary, corpus.tokenizer.eos_token_id)
     optimizer = optim.build(gpt, made, torch.device("cpu"))

@@ -134,7 +134,7 @@ def held_out(folder: str, nanogpt: str | None, tokens: str, block_size: int, eva
     import torch
     import torch.nn.functional as F
 
-    from hfgpt.data import corpus as data
+    from hfgpt.data.blocks import TokenStream, evaluation_blocks
     from hfgpt.inference import exported
 
     if nanogpt is None:
@@ -153,8 +153,8 @@ def held_out(folder: str, nanogpt: str | None, tokens: str, block_size: int, eva
         def logits_of(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             return theirs(ids, targets)[0]  # without targets it gives the last position's alone
 
-    stream = data.TokenStream([np.fromfile(Path(tokens) / "val.bin", dtype=np.uint16)])
-    indices, nll = data.evaluation_blocks(stream, block_size, eval_iters), 0.0
+    stream = TokenStream([np.fromfile(Path(tokens) / "val.bin", dtype=np.uint16)])
+    indices, nll = evaluation_blocks(stream, block_size, eval_iters), 0.0
     with torch.no_grad():
         for rows in np.array_split(indices, max(1, len(indices) // 12)):
             block = torch.from_numpy(stream.blocks(rows, block_size))

@@ -117,12 +117,12 @@ def test_steps_of_ours_without_those_that_an_evaluation_lies_between(tmp_path: P
 
 
 def test_both_sides_read_the_same_tokens(tmp_path: Path) -> None:
-    from hfgpt.data import corpus as data
+    from hfgpt.data.prepare import prepare
 
     tokens = peers.character_tokens("to be or not to be, " * 50, tmp_path)
     theirs = tmp_path / "nanoGPT" / "data" / tokens.nanogpt
     config = peers.SMALL.config(dataset=str(tokens.ours), tokenizer=str(tokens.ours / "tokenizer"))
-    corpus = data.prepare(config, tmp_path / "cache")
+    corpus = prepare(config, tmp_path / "cache")
     assert tokens.vocabulary == 8
     assert corpus.tokenizer.vocab_size == tokens.vocabulary
     assert (theirs / "train.bin").read_bytes() == (tokens.ours / "train.bin").read_bytes()

@@ -29,8 +29,8 @@ from hypothesis import strategies as st
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
-from hfgpt.data import corpus as data
 from hfgpt.data import tokenizer
+from hfgpt.data.prepare import prepare
 from hfgpt.inference import exported as folders
 from hfgpt.model import gpt2 as model
 from hfgpt.runs import metrics
@@ -197,7 +197,7 @@ def test_a_compressed_text_whose_name_leaves_the_folder(tiny: dict[str, Any], tm
     with open(inner / "text.txt.gz", "wb") as raw, gzip.GzipFile("../../outside.txt", "wb", fileobj=raw) as packed:
         packed.write(text)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
-    made = data.prepare(config.build(tiny | {"dataset": str(inner / "text.txt.gz")}, "test"), tmp_path / "cache")
+    made = prepare(config.build(tiny | {"dataset": str(inner / "text.txt.gz")}, "test"), tmp_path / "cache")
     assert len(made.train) + len(made.val) == len(text)
     after = {path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "cache" not in path.parents}
     assert after == before

@@ -15,7 +15,7 @@ from conftest import ROOT
 
 from hfgpt import config
 from hfgpt.base import loading
-from hfgpt.data import corpus as data
+from hfgpt.data.prepare import prepare
 
 # Each takes a good part of a second to import. What torch and transformers import by themselves is not ours to leave.
 HEAVY = ("datasets", "pandas", "evaluate", "scipy.stats", "matplotlib", "sklearn", "optuna", "gradio", "tensorboard")
@@ -39,7 +39,7 @@ with open(sys.argv[0]) as script:
 @pytest.mark.e2e
 def test_nothing_heavy_is_loaded_before_the_first_step(tiny: dict[str, Any], write_recipe: Any) -> None:
     """The first step comes after the corpus, an evaluation and an export."""
-    data.prepare(config.build(tiny, "test"))  # the caches are warm
+    prepare(config.build(tiny, "test"))  # the caches are warm
     command = [sys.executable, "-c", FIRST_STEP, str(ROOT / "scripts" / "train.py"), str(write_recipe(tiny))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=240)
     assert json.loads(done.stderr.splitlines()[-1]) == [1, []]
@@ -51,8 +51,8 @@ def test_nothing_heavy_is_loaded_before_the_first_step(tiny: dict[str, Any], wri
     [{}, {"HF_HOME": "/a"}, {"XDG_CACHE_HOME": "~/b"}, {"HF_HOME": "~/c", "HF_DATASETS_CACHE": "/d"}],
 )
 def test_the_cache_is_where_datasets_has_its_own(variables: dict[str, str], tmp_path: Path) -> None:
-    program = "import datasets; from hfgpt.data import corpus as data; print(datasets.config.HF_DATASETS_CACHE)"
-    program += "; print(data.default_cache())"
+    program = "import datasets; from hfgpt.data.prepare import default_cache; print(datasets.config.HF_DATASETS_CACHE)"
+    program += "; print(default_cache())"
     kept = {k: v for k, v in os.environ.items() if k not in ("HF_HOME", "HF_DATASETS_CACHE", "XDG_CACHE_HOME")}
     environment = kept | {"HOME": str(tmp_path)} | variables
     done = subprocess.run(

@@ -27,7 +27,7 @@ from hfgpt.inference import exported
 if TYPE_CHECKING:
     from torch import nn
 
-    from hfgpt.data.corpus import TokenStream
+    from hfgpt.data.blocks import TokenStream
 
 
 SPLITS = ("val", "train")
@@ -138,16 +138,17 @@ def evaluate_folder(
     config = _recipe(exported.check_folder(folder), dataset)
     from tqdm import tqdm
 
-    from hfgpt.data import corpus as data
+    from hfgpt.data.encoding import CharacterCounter
+    from hfgpt.data.prepare import prepare
     from hfgpt.inference.metric import LanguageModelMetric
     from hfgpt.model.gpt2 import LanguageModel
 
     gpt2, tokenizer = exported.load_folder(folder, device)
     block = gpt2.config.n_positions
-    corpus = data.prepare(config.model_copy(update={"tokenizer": str(folder), "block_size": block}))
+    corpus = prepare(config.model_copy(update={"tokenizer": str(folder), "block_size": block}))
     stream = corpus.val if split == "val" else corpus.train
     model = LanguageModel(gpt2, tokenizer.eos_token_id if config.document_mask else None).eval()
-    count = data.CharacterCounter(tokenizer)
+    count = CharacterCounter(tokenizer)
     indices = np.arange(stream.n_blocks(block))
     tokens = characters = 0
     with TemporaryDirectory() as cache:

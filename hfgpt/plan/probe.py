@@ -20,7 +20,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from hfgpt.data import corpus as data
+from hfgpt.data.blocks import Batches, TokenStream
+from hfgpt.data.prepare import Corpus
 from hfgpt.inference import evaluation
 from hfgpt.inference import sampling as sample
 from hfgpt.model import gpt2 as models
@@ -81,12 +82,12 @@ def prepare(found: Survey, processes: int = 1) -> Run:
     torch.manual_seed(config.seed)
     model = models.build(config, found.vocab_size, eos_token_id=0)
     length = config.block_size * max(64, config.batch_size) + 1
-    stream = data.TokenStream([np.random.default_rng(0).integers(found.vocab_size, size=length, dtype=np.uint32)])
-    batches = data.Batches(stream, config.block_size, config.global_batch, config.seed)
+    stream = TokenStream([np.random.default_rng(0).integers(found.vocab_size, size=length, dtype=np.uint32)])
+    batches = Batches(stream, config.block_size, config.global_batch, config.seed)
     run = Run(
         config=config,
         accelerator=accelerator,
-        corpus=data.Corpus(cast(Any, None), stream, stream, batches, ""),  # no text, so no tokenizer
+        corpus=Corpus(cast(Any, None), stream, stream, batches, ""),  # no text, so no tokenizer
         model=model,
         optimizer=optim.build(model, config, accelerator.device),
         display=Display(config.max_iters, speaks=False),

@@ -107,12 +107,12 @@ def _text(config: Config) -> _Text | None:
     size = sum(path.stat().st_size * (3 if path.suffix in (".gz", ".zst") else 1) for path in paths)
     if size > READ_UP_TO:
         return _Text(size, size, None, False)
-    from hfgpt.data import sources
+    from hfgpt.data import reading, sources
 
     found = sources.find(config.model_copy(update={"streaming": False}), Path())  # so small that nothing is cached
     distinct, characters, length = set[str](), 0, 0
     for piece in found.train:
-        for part in sources.read(piece):
+        for part in reading.read(piece):
             for text in part.texts:
                 distinct.update(text)
                 characters += len(text)

@@ -10,7 +10,9 @@ import math
 
 from hfgpt.base.language import _
 from hfgpt.config import Config
-from hfgpt.data import corpus as data
+from hfgpt.data.blocks import TokenStream, evaluation_blocks
+from hfgpt.data.encoding import CharacterCounter
+from hfgpt.data.prepare import Corpus
 from hfgpt.inference import evaluation, sampling
 from hfgpt.runs import card, metrics
 from hfgpt.train.collective import total
@@ -101,14 +103,14 @@ def losses(run: Run, stop: Stop) -> dict[str, float] | None:
     return figures
 
 
-def split_sums(run: Run, stream: data.TokenStream, stop: Stop) -> tuple[float, int] | None:
+def split_sums(run: Run, stream: TokenStream, stop: Stop) -> tuple[float, int] | None:
     """This process's (negative log-likelihood in nats, targets) over the evaluation blocks; None if a signal came.
 
     The processes look for a signal together, after every pass, or every few passes if they must ask each other.
     """
     rank, world, micro_batch = run.share
     block_size = run.config.block_size
-    blocks = data.evaluation_blocks(stream, block_size, run.config.eval_iters)
+    blocks = evaluation_blocks(stream, block_size, run.config.eval_iters)
     nll, tokens, passes = 0.0, 0, 0
     for first in range(0, len(blocks), world * micro_batch):
         if passes % (1 if world == 1 else PASSES_BETWEEN_LOOKS) == 0 and stop.signalled():
@@ -119,10 +121,10 @@ def split_sums(run: Run, stream: data.TokenStream, stop: Stop) -> tuple[float, i
     return nll, tokens
 
 
-def count_characters(config: Config, corpus: data.Corpus) -> int:
+def count_characters(config: Config, corpus: Corpus) -> int:
     """The characters that the evaluated validation targets stand for."""
-    blocks = data.evaluation_blocks(corpus.val, config.block_size, config.eval_iters)
-    return data.CharacterCounter(corpus.tokenizer)(corpus.val.blocks(blocks, config.block_size)[:, 1:])
+    blocks = evaluation_blocks(corpus.val, config.block_size, config.eval_iters)
+    return CharacterCounter(corpus.tokenizer)(corpus.val.blocks(blocks, config.block_size)[:, 1:])
 
 
 def announce(run: Run, figures: dict[str, float], better: bool) -> None:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from hfgpt.base.language import _
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
-from hfgpt.data.corpus import Batches
+from hfgpt.data.blocks import Batches
 from hfgpt.model.schedule import learning_rate
 from hfgpt.train.evaluate import evaluate, evaluation_due, patience_is_over
 from hfgpt.train.failures import explained, explained_start

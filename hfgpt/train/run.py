@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 
 from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
-from hfgpt.data.corpus import Corpus
+from hfgpt.data.prepare import Corpus
 from hfgpt.model.gpt2 import LanguageModel
 from hfgpt.runs.metrics import MetricsWriter
 from hfgpt.share.hub import BackgroundPusher

@@ -77,11 +77,11 @@ from pathlib import Path
 import numpy as np
 from hfgpt import config
 from hfgpt.base.errors import InputError
-from hfgpt.data import corpus as data
+from hfgpt.data.prepare import prepare
 for line in sys.stdin:
     values = json.loads(line)
     try:
-        corpus = data.prepare(config.build({"block_size": 16, "batch_size": 4, "eval_iters": 2, **values}, "x"))
+        corpus = prepare(config.build({"block_size": 16, "batch_size": 4, "eval_iters": 2, **values}, "x"))
     except InputError as error:
         print(json.dumps({"error": str(error)}))
         continue

@@ -20,7 +20,8 @@ from transformers import AutoTokenizer, GPT2Config
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
-from hfgpt.data import tokenizer
+from hfgpt.data import encoding, tokenizer
+from hfgpt.data.encoding import encoder
 from hfgpt.data.sources import EMBEDDED
 
 TEXT = gzip.decompress(EMBEDDED.read_bytes()).decode()[:50_000]
@@ -30,7 +31,7 @@ def train_like_gpt2() -> Any:
     """A tokenizer that differs from GPT-2's in its merges alone: bytes, merges and the end of text numbered in turn."""
     backend = json.loads(tokenizer.train_bpe([TEXT], 400).backend_tokenizer.to_str())
     merges = [tuple(pair) for pair in backend["model"]["merges"]]
-    tokens = [*tokenizer._byte_alphabet(), *("".join(pair) for pair in merges), tokenizer.END_OF_TEXT]
+    tokens = [*encoding._byte_alphabet(), *("".join(pair) for pair in merges), tokenizer.END_OF_TEXT]
     made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     made.add_special_tokens([tokenizer.END_OF_TEXT])
@@ -78,7 +79,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     GPT2Config(n_layer=1).save_pretrained(folder)
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "like GPT-2":
-            patch.setattr(tokenizer, "GPT2_MERGES", digest_of_merges(made))
+            patch.setattr(encoding, "GPT2_MERGES", digest_of_merges(made))
         yield made, AutoTokenizer.from_pretrained(folder)
 
 
@@ -96,7 +97,7 @@ def test_round_trip_of_any_text(pair: tuple[Any, Any], text: str) -> None:
 
 @given(st.lists(st.text() | st.sampled_from([*NASTY, TEXT[:300]]), min_size=1))
 def test_the_encoder_equals_the_tokenizer(pair: tuple[Any, Any], texts: list[str]) -> None:
-    encode = tokenizer.encoder(pair[0].backend_tokenizer.to_str())
+    encode = encoder(pair[0].backend_tokenizer.to_str())
     expected = [pair[1].encode(text, add_special_tokens=False) for text in texts]
     assert [ids.tolist() for ids in encode(texts)] == expected
 
@@ -105,21 +106,21 @@ def test_gpt2s_encoder_is_for_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of GPT-2's tokens no other number, merge or special token may differ; each of these takes the general way."""
     made = train_like_gpt2()
     pipeline = json.loads(made.backend_tokenizer.to_str())
-    monkeypatch.setattr(tokenizer, "GPT2_MERGES", digest_of_merges(tokenizer.train_bpe([TEXT], 300)))
-    assert not tokenizer.is_gpt2(pipeline)
-    monkeypatch.setattr(tokenizer, "GPT2_MERGES", digest_of_merges(made))
-    assert tokenizer.is_gpt2(pipeline)
+    monkeypatch.setattr(encoding, "GPT2_MERGES", digest_of_merges(tokenizer.train_bpe([TEXT], 300)))
+    assert not encoding.is_gpt2(pipeline)
+    monkeypatch.setattr(encoding, "GPT2_MERGES", digest_of_merges(made))
+    assert encoding.is_gpt2(pipeline)
     vocab = pipeline["model"]["vocab"]
-    assert not tokenizer.is_gpt2(pipeline | {"model": pipeline["model"] | {"vocab": vocab | {"!": 1, '"': 0}}})
-    assert not tokenizer.is_gpt2(pipeline | {"added_tokens": 2 * pipeline["added_tokens"]})
-    assert not tokenizer.is_gpt2(pipeline | {"normalizer": {"type": "NFC"}})
+    assert not encoding.is_gpt2(pipeline | {"model": pipeline["model"] | {"vocab": vocab | {"!": 1, '"': 0}}})
+    assert not encoding.is_gpt2(pipeline | {"added_tokens": 2 * pipeline["added_tokens"]})
+    assert not encoding.is_gpt2(pipeline | {"normalizer": {"type": "NFC"}})
 
 
 def test_gpt2s_encoder_splits_at_every_character_as_tokenizers_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each assigned character between letters, digits, spaces and punctuation: two libraries' tables of Unicode."""
     made = train_like_gpt2()
-    monkeypatch.setattr(tokenizer, "GPT2_MERGES", digest_of_merges(made))
-    encode = tokenizer.encoder(made.backend_tokenizer.to_str())
+    monkeypatch.setattr(encoding, "GPT2_MERGES", digest_of_merges(made))
+    encode = encoder(made.backend_tokenizer.to_str())
     known = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] != "C" or code < 160]
     texts = ["".join(f"th{c}th1{c}1 {c}{c}.{c}. " for c in known[i : i + 1000]) for i in range(0, len(known), 1000)]
     expected = made.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
@@ -129,7 +130,7 @@ def test_gpt2s_encoder_splits_at_every_character_as_tokenizers_does(monkeypatch:
 
 @given(st.text())
 def test_characters_of_tokens_add_up(pair: tuple[Any, Any], text: str) -> None:
-    table = tokenizer.characters(pair[0])
+    table = encoding.characters(pair[0])
     assert table is not None
     assert table[pair[0].encode(text)].sum() == len(text)
 
@@ -163,7 +164,7 @@ def test_bpe_has_the_size_asked_for_or_less() -> None:
 def test_bpe_marks_the_end_of_text() -> None:
     made = MAKERS["bpe"]()
     assert made.eos_token == made.bos_token == tokenizer.END_OF_TEXT
-    table = tokenizer.characters(made)
+    table = encoding.characters(made)
     assert table is not None
     assert table[made.eos_token_id] == 0
 
@@ -199,7 +200,7 @@ def test_a_truncating_tokenizer_encodes_all(tmp_path: Path) -> None:
     made = MAKERS["bpe"]()
     made.backend_tokenizer.enable_truncation(4)
     made.backend_tokenizer.enable_padding(length=8)
-    encode = tokenizer.encoder(made.backend_tokenizer.to_str())
+    encode = encoder(made.backend_tokenizer.to_str())
     assert made.decode(encode([TEXT[:500]])[0].tolist()) == TEXT[:500]
 
 
@@ -210,7 +211,7 @@ def test_tokens_that_do_not_add_up_are_not_counted_by_table() -> None:
     backend = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.decoder = decoders.WordPiece()
-    assert tokenizer.characters(PreTrainedTokenizerFast(tokenizer_object=backend)) is None
+    assert encoding.characters(PreTrainedTokenizerFast(tokenizer_object=backend)) is None
 
 
 def test_missing_and_broken_tokenizers_are_one_clear_message(tmp_path: Path) -> None:
@@ -219,7 +220,7 @@ def test_missing_and_broken_tokenizers_are_one_clear_message(tmp_path: Path) -> 
     (tmp_path / "broken" / "tokenizer.json").write_text("{ no")
     (tmp_path / "broken" / "tokenizer_config.json").write_text("{}")
     for name in ("no-such-tokenizer", "/no/such/folder", str(tmp_path / "empty"), str(tmp_path / "broken")):
-        with pytest.raises(InputError, match=r"tokenizer = .*\n    → set it to") as caught:
+        with pytest.raises(InputError, match=r"tokenizer = .*\n    → set it to|is not the description of a tokenizer") as caught:
             tokenizer.load(name)
         assert len(str(caught.value)) < 600
 
@@ -232,4 +233,4 @@ def test_long_char_texts_with_rare_strangers(seed: int) -> None:
     letters[random.integers(0, 2000, 20)] = random.choice(list("é你😀\U0010ffff\x00"), 20)
     text = "".join(letters)
     made = tokenizer.train_char(["abc \n"])
-    assert tokenizer.encoder(made.backend_tokenizer.to_str())([text])[0].tolist() == made.encode(text)
+    assert encoder(made.backend_tokenizer.to_str())([text])[0].tolist() == made.encode(text)

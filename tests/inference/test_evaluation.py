@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
-from hfgpt.data import corpus as data
 from hfgpt.data import tokenizer
+from hfgpt.data.blocks import TokenStream
 from hfgpt.inference import evaluation
 from hfgpt.inference.metric import LanguageModelMetric
 from hfgpt.model.gpt2 import LanguageModel
@@ -91,9 +91,9 @@ def test_the_metric_says_nan_of_nan_and_survives_huge_losses() -> None:
 
 
 @pytest.fixture(scope="module")
-def stream() -> data.TokenStream:
+def stream() -> TokenStream:
     draw = np.random.RandomState(0)
-    return data.TokenStream([draw.randint(0, 60, 1000).astype(np.uint16), draw.randint(0, 60, 333).astype(np.uint16)])
+    return TokenStream([draw.randint(0, 60, 1000).astype(np.uint16), draw.randint(0, 60, 333).astype(np.uint16)])
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def gpt2(text: str) -> GPT2LMHeadModel:
     return tiny_gpt2(tokenizer.train_char([text]), dropout=0.5)
 
 
-def test_the_sum_is_that_of_gpt2s_logits(gpt2: GPT2LMHeadModel, stream: data.TokenStream) -> None:
+def test_the_sum_is_that_of_gpt2s_logits(gpt2: GPT2LMHeadModel, stream: TokenStream) -> None:
     indices = np.arange(stream.n_blocks(BLOCK))
     nll, tokens = evaluation.evaluate_blocks(LanguageModel(gpt2).eval(), stream, BLOCK, indices, 5, "cpu")
     blocks = torch.from_numpy(stream.blocks(indices, BLOCK))
@@ -113,7 +113,7 @@ def test_the_sum_is_that_of_gpt2s_logits(gpt2: GPT2LMHeadModel, stream: data.Tok
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])
-def test_the_shares_of_all_processes_are_the_whole(gpt2: GPT2LMHeadModel, stream: data.TokenStream, world: int) -> None:
+def test_the_shares_of_all_processes_are_the_whole(gpt2: GPT2LMHeadModel, stream: TokenStream, world: int) -> None:
     indices = np.arange(20)
     model = LanguageModel(gpt2)
     whole = evaluation.evaluate_blocks(model, stream, BLOCK, indices, 4, "cpu")
@@ -122,7 +122,7 @@ def test_the_shares_of_all_processes_are_the_whole(gpt2: GPT2LMHeadModel, stream
     assert sum(nll for nll, _ in shares) == pytest.approx(whole[0], rel=1e-6)
 
 
-def test_dropout_is_off_meanwhile_and_the_mode_is_put_back(gpt2: GPT2LMHeadModel, stream: data.TokenStream) -> None:
+def test_dropout_is_off_meanwhile_and_the_mode_is_put_back(gpt2: GPT2LMHeadModel, stream: TokenStream) -> None:
     model = LanguageModel(gpt2)
     model.train()
     sums = {evaluation.evaluate_blocks(model, stream, BLOCK, [0, 1, 2], 3, "cpu") for _ in range(3)}

@@ -9,7 +9,7 @@ import pytest
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
-from hfgpt.data import sources
+from hfgpt.data import reading, sources
 from hfgpt.plan import survey
 from hfgpt.plan.survey import Survey
 
@@ -21,7 +21,7 @@ def of(**values: object) -> Survey:
 def test_the_embedded_corpus_is_as_it_is_said_to_be() -> None:
     cache = Path()
     pieces = sources.find(config.build({}, "run"), cache).train
-    text = "".join(text for piece in pieces for part in sources.read(piece) for text in part.texts)
+    text = "".join(text for piece in pieces for part in reading.read(piece) for text in part.texts)
     assert (len(text), len(text.encode()), len(set(text))) == (
         survey.EMBEDDED.characters,
         survey.EMBEDDED.bytes,

@@ -18,7 +18,7 @@ from hfgpt import config as configs
 from hfgpt.base.errors import InputError
 from hfgpt.config import nanogpt as nanogpt_config
 from hfgpt.data import bins, tokenizer
-from hfgpt.data import corpus as data
+from hfgpt.data.prepare import prepare
 from hfgpt.inference import exported
 from hfgpt.share import export, nanogpt
 
@@ -271,7 +271,7 @@ def test_an_exported_vocabulary_beside_token_files_is_a_dataset(tmp_path: Path) 
     np.array(made.encode(text), dtype="<u2").tofile(tmp_path / "train.bin")
     np.array(made.encode(text), dtype="<u2").tofile(tmp_path / "val.bin")
     (tmp_path / "meta.pkl").write_bytes(pickle.dumps(nanogpt._meta(made)))
-    corpus = data.prepare(configs.build({"dataset": str(tmp_path), "block_size": 16, "batch_size": 2}, "test"))
+    corpus = prepare(configs.build({"dataset": str(tmp_path), "block_size": 16, "batch_size": 2}, "test"))
     assert corpus.tokenizer.decode(corpus.train.blocks([0], 16)[0]) == text[:16]
     assert tokenizer.fingerprint(corpus.tokenizer) == tokenizer.fingerprint(made)
 

@@ -1,0 +1,146 @@
+"""Tokens cut into blocks, and the order in which they are trained on.
+
+In:  the tokens of a split, the length of a block, the global batch, a seed.
+Out: :class:`Batches`: the blocks of each process in each optimizer step; :func:`evaluation_blocks`.
+
+Block i of length T is tokens i·T to i·T + T, the last of them only a target. So packing is an index computation:
+nothing is dropped but the last partial block. The order of the blocks is a function of seed and position
+(:func:`order`), and a step's batch one of seed and step: a resumed run, or one on another number of processes, sees
+the same batches.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfgpt.config.fields import EVAL_BATCH
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class TokenStream:
+    """The tokens of a split, one after another, over the chunks they are stored in. Nothing is copied to make one.
+
+    Args:
+        chunks: one-dimensional integer arrays, for example views of memory-mapped files.
+    """
+
+    def __init__(self, chunks: Sequence[NDArray[Any]]) -> None:
+        self._chunks = [chunk for chunk in chunks if len(chunk)]
+        self._starts = [0, *np.cumsum([len(chunk) for chunk in self._chunks]).tolist()]
+
+    @classmethod
+    def of(cls, tokens: pa.ChunkedArray, dtype: str) -> TokenStream:
+        """The bytes in a column of a Dataset, as views of its memory-mapped Arrow buffers."""
+        chunks = []
+        for chunk in tokens.chunks:
+            _, offsets, values = chunk.buffers()
+            ends = np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            if ends[-1] > ends[0]:
+                chunks.append(np.frombuffer(values, dtype=np.uint8)[ends[0] : ends[-1]].view(dtype))
+        return cls(chunks)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, start: int, out: NDArray[Any]) -> None:
+        """Fill `out` with the tokens from `start` on, all of which must exist."""
+        at = bisect_right(self._starts, start) - 1
+        chunk = self._chunks[at][start - self._starts[at] :]
+        if len(chunk) >= len(out):
+            out[:] = chunk[: len(out)]
+        else:
+            out[: len(chunk)] = chunk
+            self.read(start + len(chunk), out[len(chunk) :])
+
+    def part(self, start: int, stop: int) -> TokenStream:
+        """The tokens [start, stop) as a stream of their own."""
+        bounds = zip(self._starts, self._chunks, strict=False)
+        return TokenStream([chunk[max(0, start - at) : max(0, stop - at)] for at, chunk in bounds])
+
+    def n_blocks(self, block_size: int) -> int:
+        """How many whole blocks there are, each of `block_size` inputs and as many targets."""
+        return max(0, (len(self) - 1) // block_size)
+
+    def blocks(self, indices: Sequence[int] | NDArray[Any], block_size: int) -> NDArray[np.int64]:
+        """The blocks of these indices: int64 of shape (n, block_size + 1).
+
+        Inputs are ``[:, :-1]``, targets ``[:, 1:]``; the last token of block i is the first of block i + 1.
+        """
+        out = np.empty((len(indices), block_size + 1), dtype=np.int64)
+        for row, index in zip(out, indices, strict=True):
+            self.read(int(index) * block_size, row)
+        return out
+
+
+# --------------------------------------------------------------------------------------------------- order and batches
+
+
+@lru_cache(maxsize=2)  # at the end of an epoch, a batch may hold blocks of two
+def permutation(n: int, *seed: int) -> NDArray[np.int64]:
+    """A shuffle of 0 … n-1 that depends on the seed alone: numpy promises never to change RandomState's streams."""
+    return np.random.RandomState(seed).permutation(n)
+
+
+def order(n_blocks: int, seed: int, positions: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    """Which blocks stand at these positions of the endless sequence of epochs, each a permutation of all blocks."""
+    epochs, places = np.divmod(np.asarray(positions), n_blocks)
+    out = np.empty(len(places), dtype=np.int64)
+    for epoch in np.unique(epochs):
+        out[epochs == epoch] = permutation(n_blocks, seed, int(epoch))[places[epochs == epoch]]
+    return out
+
+
+def share_of(global_batch: int, rank: int, world: int, micro_batch: int) -> list[range]:
+    """A process's share of a global batch, in micro-batches."""
+    share = global_batch // world
+    assert share * world == global_batch, "the caller has checked that the batch can be shared"
+    assert share % micro_batch == 0, "the caller has chosen a micro-batch that divides the share"
+    return [range(at, at + micro_batch) for at in range(rank * share, (rank + 1) * share, micro_batch)]
+
+
+class Batches:
+    """The global batch of each step, in an order that is a function of seed and step."""
+
+    def __init__(self, stream: TokenStream, block_size: int, global_batch: int, seed: int) -> None:
+        self.stream, self.block_size, self.global_batch, self.seed = stream, block_size, global_batch, seed
+        self.n_blocks = stream.n_blocks(block_size)
+
+    def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
+        """The blocks of one process for one step.
+
+        Args:
+            step: the optimizer step, from 0; any, in any order.
+            rank, world: this process, and how many there are; `world` divides the global batch.
+            micro_batch: sequences at a time; divides the process's share.
+
+        Yields: int64 of shape (micro_batch, block_size + 1).
+        """
+        first = step * self.global_batch
+        for rows in share_of(self.global_batch, rank, world, micro_batch):
+            indices = order(self.n_blocks, self.seed, np.arange(first + rows.start, first + rows.stop))
+            yield self.stream.blocks(indices, self.block_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the step decides everything."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do, see :meth:`state_dict`."""
+
+
+def evaluation_blocks(stream: TokenStream, block_size: int, eval_iters: int) -> NDArray[np.int64]:
+    """The blocks that a split is evaluated on, every time: `eval_iters` x EVAL_BATCH of them, spread over all of it.
+
+    All of the split's blocks if there are fewer.
+    """
+    n_blocks = stream.n_blocks(block_size)
+    n = min(n_blocks, eval_iters * EVAL_BATCH)
+    return np.arange(n, dtype=np.int64) * n_blocks // max(1, n)

@@ -1,0 +1,249 @@
+"""Files cut into pieces that many processes can read side by side.
+
+In:  a file of text, .jsonl or Parquet, and the column that holds the text.
+Out: :class:`Piece`: a stretch of about a million characters, to be read by :func:`hfgpt.data.reading.read`.
+
+A piece of a text file ends where GPT-2's pre-tokenisation splits words anyway (after a letter, before a newline), so
+that the tokens of the pieces, put together, are the tokens of the whole text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _, plural
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+KINDS = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
+
+COMPRESSED = (".gz", ".zst")
+
+ENDINGS = ".txt, .jsonl, .parquet (.txt.gz, .txt.zst, .jsonl.gz, .jsonl.zst)"
+
+PART = 1 << 20  # characters (or bytes) read at a time
+
+WINDOW = 1 << 16  # how far back from there a place to cut is looked for
+
+SHOWN = 20  # columns that a message names
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of one split that is read in one go: [start, stop) counts bytes, row groups or rows.
+
+    `size` is about how many bytes of text it holds; `ends` says whether a document ends with it.
+    """
+
+    source: str | Dataset
+    kind: str
+    start: int
+    stop: int
+    size: int
+    ends: bool = True
+    column: str = "text"
+
+    @property
+    def label(self) -> str:
+        """What a message calls the file, or the dataset."""
+        return repr(self.source) if isinstance(self.source, str) else _("the dataset")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some texts in order. Each is a document, except that the last goes on in the next part if `open`."""
+
+    texts: list[str]
+    open: bool = False
+
+
+def kind_of(path: Path) -> str | None:
+    """'text', 'jsonl' or 'parquet' by the file's ending; None for all others."""
+    suffix = path.suffix.lower()
+    compressed = suffix in COMPRESSED
+    kind = KINDS.get(Path(path.stem).suffix.lower() if compressed else suffix)
+    return None if compressed and kind == "parquet" else kind
+
+
+def cut_file(path: Path, column: str) -> list[Piece]:
+    """A file in pieces that can be read by themselves; an empty file has none.
+
+    Raises:
+        InputError: a Parquet file is damaged, or its column does not hold text.
+        OSError: the file cannot be read.
+    """
+    kind, size = kind_of(path), path.stat().st_size
+    assert kind is not None, "the caller has chosen files by their ending"
+    whole = Piece(str(path), kind, 0, -1, size, column=column)
+    if kind == "parquet":
+        return _row_groups(whole)
+    if size == 0:
+        return []
+    if path.suffix.lower() in COMPRESSED:
+        return [replace(whole, size=3 * size)]  # about what text compresses to
+    with open(path, "rb") as file:
+        cuts = [0, *(_text_cuts(file, size) if kind == "text" else _line_cuts(file, size)), size]
+    pieces = [replace(whole, start=a, stop=b, size=b - a) for a, b in pairwise(sorted(set(cuts)))]
+    return [replace(piece, ends=kind != "text" or piece.stop == size) for piece in pieces]
+
+
+def _text_cuts(file: IO[bytes], size: int) -> Iterator[int]:
+    """Near every million bytes, the last place before them where a text can be cut."""
+    for before in range(PART, size - PART // 2, PART):
+        start = max(0, before - WINDOW)
+        file.seek(start)
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # keeps each byte, whatever it is
+        text = decoder.decode(file.read(before - start))
+        yield start + len(text[: find_cut(text)].encode("utf-8", "surrogateescape"))
+
+
+def _line_cuts(file: IO[bytes], size: int) -> Iterator[int]:
+    """Near every million bytes, the first start of a line from there on. Reads no byte twice."""
+    cut = 0
+    for after in range(PART, size - PART // 2, PART):
+        if after <= cut:  # the line that the last cut closes reaches beyond this place
+            continue
+        file.seek(after - 1)
+        cut = after - 1
+        while raw := file.read(PART):
+            if (end := raw.find(b"\n")) >= 0:
+                cut += end + 1
+                break
+            cut += len(raw)
+        yield cut
+
+
+_CUTS = [
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r".*[^\W_](?=\r?\n)",  # letter or digit, newline: apart in GPT-2's and later pre-tokenisers
+        r".*\S(?=[ \n])",  # a word's end: apart in GPT-2's
+        r".*[^\W_](?=[.,;:!?，。；：！？、])",  # for writing without spaces
+    )
+]
+
+
+def find_cut(text: str) -> int:
+    """The last place where `text` may be cut without a change to its tokens; its end if there is not one near it."""
+    start = max(0, len(text) - WINDOW)
+    for pattern in _CUTS:
+        if match := pattern.match(text, start):
+            return match.end()
+    return len(text)
+
+
+# ------------------------------------------------------------------------------------------------------------- Parquet
+
+
+@contextmanager
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, open.
+
+    Raises:
+        InputError: it is damaged, or not a Parquet file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with open(path, "rb") as raw, pq.ParquetFile(raw) as file:  # by itself, pyarrow opens only names in UTF-8
+            yield file
+    except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            _(
+                "dataset: {path!r} cannot be read as a Parquet file: {reason}\n    → it may be damaged: get it again",
+                path=path,
+                reason=reason,
+            )
+        ) from None
+
+
+def _row_groups(whole: Piece) -> list[Piece]:
+    assert isinstance(whole.source, str)
+    with open_parquet(whole.source) as file:
+        schema = file.schema_arrow
+        check_column(whole, schema.names)
+        if (times := schema.names.count(whole.column)) > 1:
+            raise InputError(
+                _(
+                    "text_column = {column!r}: {file} has {n} columns of this name\n"
+                    "    → rename them, or set text_column to another one",
+                    column=whole.column,
+                    file=whole.label,
+                    n=times,
+                )
+            )
+        column = schema.field(whole.column).type
+        if not _holds_text(column):
+            raise not_text(whole, str(column))
+        groups = [file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups)]
+    return [replace(whole, start=i, stop=i + 1, size=size) for i, size in enumerate(groups)]
+
+
+def _holds_text(column: pa.DataType) -> bool:
+    """Whether a column of this type may hold text; the values of a dictionary are looked at as they are read."""
+    import pyarrow as pa
+
+    types = pa.types
+    return bool(
+        types.is_string(column)
+        or types.is_large_string(column)
+        or types.is_string_view(column)
+        or types.is_dictionary(column)
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- columns
+
+
+def check_column(piece: Piece, names: Iterable[str], where: str = "") -> None:
+    """Raises InputError if the column of a piece is not among these names."""
+    if piece.column in (known := list(names)):
+        return
+    shown = ", ".join(repr(name[:80]) for name in known[:SHOWN])
+    if more := len(known) - SHOWN if len(known) > SHOWN else 0:
+        shown += plural(" and one more", " and {n} more", more)
+    raise InputError(
+        _(
+            "text_column = {column!r}: {where} has no such column; it has {names}\n"
+            "    → set text_column to the one that holds the text",
+            column=piece.column,
+            where=where or piece.label,
+            names=shown,
+        )
+    )
+
+
+def not_text(piece: Piece, kind: Any, where: str = "") -> InputError:
+    """The error of a column that holds values of another kind."""
+    return InputError(
+        _(
+            "text_column = {column!r}: holds {kind} in {where}, not text\n"
+            "    → set text_column to the one that holds the text",
+            column=piece.column,
+            kind=str(kind)[:80],
+            where=where or piece.label,
+        )
+    )
+
+
+def text_size(pieces: Iterable[Piece]) -> int:
+    """About how many bytes of text some pieces hold."""
+    return sum(piece.size for piece in pieces)
+
+
+def spread(pieces: list[Piece], limit: int) -> list[Piece]:
+    """Every n-th piece, such that they hold about `limit` bytes in all: a sample of the whole of a corpus."""
+    return pieces[:: max(1, -(-text_size(pieces) // limit))]

@@ -1,0 +1,169 @@
+"""Texts to tokens, made once by all cores and kept in the cache of `datasets`.
+
+In:  the pieces of a split and a tokenizer.
+Out: a :class:`~hfgpt.data.blocks.TokenStream` over Arrow files that are mapped into memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from hfgpt.base.language import _
+from hfgpt.config import Config
+from hfgpt.data import reading, sources
+from hfgpt.data.blocks import TokenStream
+from hfgpt.data.encoding import Encoder, encoder
+from hfgpt.data.pieces import Part, Piece, text_size
+from hfgpt.data.tokenizer import vocabulary_size
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerFast
+
+ANNOUNCED_FROM = 16 << 20  # bytes of text; what takes longer than a moment is announced
+
+
+def tokenise(
+    config: Config, pieces: list[Piece], tokenizer: PreTrainedTokenizerFast, key: str, cache: Path
+) -> TokenStream:
+    """The tokens of a split, from the cache, or tokenised into it by all cores.
+
+    Safe to call from several processes and runs at once: one works, the others wait and read its result. The system
+    lets go of the lock of a process that dies.
+
+    Raises:
+        InputError: a text cannot be read, or the tokenizer cannot encode it.
+        OSError: the cache cannot be written.
+    """
+    dtype = token_dtype(tokenizer)
+    if (rows := _cached(cache, key)) is None:
+        lock = cache / "hfgpt" / "tokens" / f"{key}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            if (rows := _cached(cache, key)) is None:
+                rows = _generate(config, pieces, tokenizer, key, cache)
+    return TokenStream.of(rows.column("tokens"), dtype)
+
+
+def _generate(
+    config: Config, pieces: list[Piece], tokenizer: PreTrainedTokenizerFast, key: str, cache: Path
+) -> pa.Table:
+    import datasets
+
+    work = {
+        "pieces": pieces,
+        "pipeline": tokenizer.backend_tokenizer.to_str(),
+        "end": tokenizer.eos_token_id,
+        "dtype": token_dtype(tokenizer),
+    }
+    processes = min(len(pieces), process_count(config))
+    if (size := text_size(pieces)) > ANNOUNCED_FROM and sources.is_main():
+        print(
+            _(
+                "Preparing {size:,.0f} MB of {name} (once; cached in {cache})",
+                size=size / 1e6,
+                name=config.dataset,
+                cache=cache,
+            ),
+            file=sys.stderr,
+        )
+    with _quiet():
+        try:
+            made = datasets.Dataset.from_generator(
+                _token_rows,
+                features=datasets.Features({"tokens": datasets.Value("binary")}),
+                cache_dir=str(cache),
+                gen_kwargs=work,
+                num_proc=processes if processes > 1 else None,
+                fingerprint=key,
+                writer_batch_size=16,
+            )
+        except datasets.exceptions.DatasetGenerationError as error:
+            if os.strerror(errno.ENOSPC) in str(error.__cause__):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache)) from None
+            for _row in _token_rows(**work):  # a worker's own error is lost on its way: meet it again
+                pass
+            raise
+    return made.data.table
+
+
+def _cached(cache: Path, key: str) -> pa.Table | None:
+    """The rows that `datasets` has in its cache, mapped into memory without it: a start does not wait for its import.
+
+    None if there are not any, or not as they were known to be when this was written: then `datasets` is asked itself.
+    """
+    import pyarrow as pa
+
+    folder = cache / "generator" / f"default-fingerprint={key}" / "0.0.0"  # renamed to this when it is whole
+    try:
+        expected = json.loads((folder / "dataset_info.json").read_text())["splits"]["train"]["num_examples"]
+        shards = [pa.memory_map(str(path)) for path in sorted(folder.glob("generator-train*.arrow"))]
+        rows = pa.concat_tables([pa.ipc.open_stream(shard).read_all() for shard in shards])
+    except (OSError, ValueError, KeyError, TypeError):  # Arrow's own errors are among them
+        return None
+    return rows if rows.num_rows == expected and rows.column_names == ["tokens"] else None
+
+
+def token_dtype(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The integers that hold a tokenizer's ids: 'uint16' if they suffice."""
+    return "uint16" if vocabulary_size(tokenizer) <= 1 << 16 else "uint32"
+
+
+def process_count(config: Config) -> int:
+    """How many processes or threads prepare data: `num_proc`, or the cores that this process may use."""
+    if config.num_proc != "auto":
+        return config.num_proc
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of `datasets`, and no threads of `tokenizers`, which do not survive a fork."""
+    import datasets
+
+    bars, threads = datasets.are_progress_bars_disabled(), os.environ.get("TOKENIZERS_PARALLELISM")
+    datasets.disable_progress_bars()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
+        os.environ.pop("TOKENIZERS_PARALLELISM")
+        if threads is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = threads
+
+
+def _token_rows(pieces: list[Piece], pipeline: str, end: int | None, dtype: str) -> Iterator[dict[str, Any]]:
+    """One row of tokens for each part of the pieces, after an empty one (`datasets` keeps no table without rows).
+
+    This is what a worker process runs. The rows are bytes, since `datasets` writes lists of numbers 50 times slower.
+    """
+    encode = encoder(pipeline)
+    for piece in pieces:
+        yield {"tokens": b""}
+        for part in reading.read(piece):
+            yield {"tokens": encode_part(part, encode, end).astype(dtype).tobytes()}
+
+
+def encode_part(part: Part, encode: Encoder, end: int | None) -> NDArray[Any]:
+    """The tokens of a part's texts, each document closed by the end-of-text token if the tokenizer has one.
+
+    A text that spells the end-of-text token out, as files of many documents do, has it read as that token.
+    """
+    tokens = encode(part.texts)
+    if end is not None:
+        mark = np.array([end], dtype=np.uint32)
+        tokens = [item for ids in tokens for item in (ids, mark)][: -1 if part.open else None]
+    return np.concatenate(tokens)

@@ -1,0 +1,40 @@
+"""A fingerprint is that of the contents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from data_texts import (
+    dataset,
+)
+
+from hfgpt.data import fingerprints, sources
+
+
+def test_the_fingerprint_is_the_contents(tmp_path: Path) -> None:
+    def mark(name: str, text: str, **more: object) -> str:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return sources.find(dataset(tmp_path / name, **more), tmp_path).train_fingerprint
+
+    first = mark("a.txt", "one text")
+    assert mark("other/b.txt", "one text") == first, "the place does not matter"
+    assert mark("a.txt", "two text") != first, "the content does, at the same size too"
+    assert mark("a.txt", "one text", text_column="other") != first
+
+
+def test_a_large_files_digest_is_remembered_until_it_is_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprints, "REMEMBERED_FROM", 4)
+    path = tmp_path / "a.txt"
+    path.write_text("one text")
+    first = sources.find(dataset(path), tmp_path).train_fingerprint
+    (memory,) = (tmp_path / "hfgpt" / "digests").iterdir()
+    memory.write_text("remembered")
+    assert sources.find(dataset(path), tmp_path).train_fingerprint != first, "it is what was remembered"
+    path.write_text("two text")
+    assert sources.find(dataset(path), tmp_path).train_fingerprint != first
+    path.write_text("one text")
+    assert sources.find(dataset(path), tmp_path).train_fingerprint == first
