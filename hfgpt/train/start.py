@@ -21,7 +21,7 @@ from hfgpt.base.language import _
 from hfgpt.base.lock import FolderLock
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
-from hfgpt.data.prepare import Corpus, prepare
+from hfgpt.data import prepare as preparing
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.model import gpt2, optim
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
@@ -136,7 +136,7 @@ def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> Fold
     return on_main(locked)
 
 
-def prepare_corpus(config: Config, accelerator: Accelerator) -> Corpus:
+def prepare_corpus(config: Config, accelerator: Accelerator) -> preparing.Corpus:
     """The corpus, made by one process of each machine and read from the cache by the others. Collective.
 
     Raises:
@@ -145,7 +145,7 @@ def prepare_corpus(config: Config, accelerator: Accelerator) -> Corpus:
     problem: InputError | None = None
     with threads.unpinned(), accelerator.local_main_process_first():
         try:
-            return prepare(config)
+            return preparing.prepare(config)
         except InputError as error:
             problem = error
     raise problem

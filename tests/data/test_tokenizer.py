@@ -220,7 +220,9 @@ def test_missing_and_broken_tokenizers_are_one_clear_message(tmp_path: Path) -> 
     (tmp_path / "broken" / "tokenizer.json").write_text("{ no")
     (tmp_path / "broken" / "tokenizer_config.json").write_text("{}")
     for name in ("no-such-tokenizer", "/no/such/folder", str(tmp_path / "empty"), str(tmp_path / "broken")):
-        with pytest.raises(InputError, match=r"tokenizer = .*\n    → set it to|is not the description of a tokenizer") as caught:
+        with pytest.raises(
+            InputError, match=r"tokenizer = .*\n    → set it to|is not the description of a tokenizer"
+        ) as caught:
             tokenizer.load(name)
         assert len(str(caught.value)) < 600
 
