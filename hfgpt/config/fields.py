@@ -107,7 +107,8 @@ class Config(BaseModel):
     # -- system
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = setting("system", "", "auto", N_("Where to train; auto takes the accelerator if there is one"))
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("system", "", "auto", N_("Precision of the arithmetic, over float32 weights; auto: bfloat16 where accelerator or CPU are fast in it, float16 on older accelerators, else float32"))
-    compile: bool = setting("system", "", False, N_("Compile the model with torch.compile: slower start, faster steps on accelerators"))
+    compile: bool | Literal["auto"] = setting("system", "", "auto", N_("Compile the model with torch.compile: slower start, faster steps; auto: on a CUDA card, where the run is long enough to gain by it"))
+    deterministic: bool = setting("system", "", False, N_("Let torch use only kernels that give the same bits each time; slower on a card, and needed there for a resume bit for bit"))
     activation_checkpointing: bool = setting("system", "", False, N_("Recompute activations in the backward pass: less memory, about a third more time"))
     fit: Literal["auto", "always", "never"] = setting("system", "", "auto", N_("Try a micro-batch before the first step and take a smaller one where memory does not suffice, with more accumulation: the same steps; auto: on accelerators"))
     process_timeout: str = setting("system", N_("such as 10m, 45s"), "10m", N_("A process that waits this long for another gives up: the other has died, or the network is down"))

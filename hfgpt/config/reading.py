@@ -141,7 +141,7 @@ def _holds_run(folder: Path) -> bool:
 
 def _is_flag(key: str) -> bool:
     field = Config.model_fields.get(key)
-    return (field is not None and field.annotation is bool) or key in ("decay_lr", "wandb_log", "bias")
+    return (field is not None and bool in alternatives(field.annotation)) or key in ("decay_lr", "wandb_log", "bias")
 
 
 # What a command line may say of a recipe, and whether it is true or false: for base.command.Reader.

@@ -60,7 +60,7 @@ def peak(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Peak:
         dtype: 'float32', or 'bfloat16' or 'float16' for mixed precision over float32 weights.
     """
     live, micro_batches = LiveBytes(), min(2, config.gradient_accumulation_steps)
-    with FakeTensorMode(), live, _operations_of(kind):
+    with FakeTensorMode(), live, operations_of(kind):
         net = model.build(config, vocab_size, eos_token_id=0)
         optimizer = optim.build(net, config, torch.device("cpu" if kind == "cpu" else "cuda"))
         for parameter in net.parameters():
@@ -139,7 +139,7 @@ def _accumulates_in_place(left: Tensor, right: object) -> bool:
 
 
 @contextlib.contextmanager
-def _operations_of(kind: Kind) -> Iterator[None]:
+def operations_of(kind: Kind) -> Iterator[None]:
     """On an accelerator, the operations that the same calls reach there; on a CPU, its own.
 
     Fake tensors of a device that torch was not built for do not exist, so the tensors say CPU and these calls are

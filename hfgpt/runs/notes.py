@@ -101,7 +101,7 @@ def _slow_start(facts: Facts) -> str | None:
         return None
     note = _("Slow start: the first step took {time}, as long as {steps:,} usual ones.",
              time=duration(took), steps=round(extra / facts.step_seconds))  # fmt: skip
-    if facts.config and facts.config.compile:
+    if facts.config and facts.config.compile is True:
         note += " " + _("That is compilation, which pays in longer runs (6.2, strategy 1).")
     return note
 

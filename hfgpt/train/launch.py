@@ -24,12 +24,14 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.rendezvous import rendezvous
 
-from hfgpt.base import machine
+from hfgpt.base import cards, machine
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
+from hfgpt.model import sizes
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names and Accelerate's
 
@@ -63,15 +65,17 @@ def make_accelerator(config: Config) -> Accelerator:
             _("report_to = {tracker!r}: is not installed → pip install {tracker}", tracker=config.report_to)
         )
     steps = config.global_batch // state.num_processes // config.micro_batch(state.num_processes)
+    compiles = wants_compilation(config, device, state.num_processes) and _can_compile(device)
     _overrule("ACCELERATE_MIXED_PRECISION", PRECISION[dtype], {"no"}, "dtype")
     _overrule("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", str(steps), {"1"}, "gradient_accumulation_steps")
-    _overrule("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR" if config.compile else "NO", {"NO", "no"}, "compile")
+    _overrule("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR" if compiles else "NO", {"NO", "no"}, "compile")
     if device == "cuda":
         torch.set_float32_matmul_precision("high")
+    if config.deterministic:
+        _be_deterministic()
     if device == "cpu":
         _keep_freed_memory()
-    compiles = config.compile and _can_compile(device)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=PRECISION[dtype],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
@@ -80,6 +84,53 @@ def make_accelerator(config: Config) -> Accelerator:
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.out_dir, logging_dir=str(config.run_dir / "logs")),
     )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        _keep_sums_wide(accelerator, dtype)
+    return accelerator
+
+
+def _keep_sums_wide(accelerator: Accelerator, dtype: str) -> None:
+    """FSDP2 gathers weights in the narrow type; gradients are reduced, and losses summed, in float32.
+
+    Accelerate's own policy makes all of them narrow. In bfloat16 the losses then differ from DDP's by up to 0.013; in
+    float16 the summed loss, which is above 65,504 nats, is infinite.
+
+    Raises:
+        InputError: the configuration asks for FSDP1.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise InputError(
+            _(
+                "fsdp_version = {version}: only 2 is supported → set it in the Accelerate configuration "
+                "(accelerate_configs/fsdp2.yaml)",
+                version=plugin.fsdp_version,
+            )
+        )
+    narrow = None if dtype == "float32" else getattr(torch, dtype)
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
+
+
+def check_engine(config: Config, engine: DistributedType) -> None:
+    """Settings that an engine cannot honour are refused.
+
+    DeepSpeed updates the weights inside of its backward pass, before the gradient norm is known here.
+
+    Raises:
+        InputError: names the setting and what to do.
+    """
+    if engine != DistributedType.DEEPSPEED:
+        return
+    for key, given in (("spike_guard", config.spike_guard is not None), ("max_bad_steps", config.max_bad_steps > 1)):
+        if given:
+            raise InputError(
+                _(
+                    "{key} = {value}: DeepSpeed updates the weights before the gradient norm is known → leave {key} "
+                    "out, or launch with DDP or FSDP2 (accelerate_configs/multi_gpu.yaml, fsdp2.yaml)",
+                    key=key,
+                    value=getattr(config, key),
+                )
+            )
 
 
 def check_optimizer(config: Config, engine: DistributedType) -> None:
@@ -189,6 +240,17 @@ def _overrule(variable: str, value: str, neutral: set[str], key: str) -> None:
         os.environ[variable] = value
 
 
+def _be_deterministic() -> None:
+    """Have torch choose kernels whose sums have one order, so that a step gives the same bits each time.
+
+    On a CPU they do already. On a card the backward passes of attention and embeddings otherwise add in the order in
+    which their parts come (torch: Reproducibility).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it makes its first handle
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h numbers them
 
 
@@ -204,6 +266,35 @@ def _keep_freed_memory() -> None:
         return
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_M_MMAP_THRESHOLD, 2**30)
+
+
+COMPILING = 180.0  # seconds of an eager run from which a minute of compiling pays
+EAGER = 0.25  # of a card's peak that an eager step reaches, about
+HOST_SECONDS_PER_BLOCK = 0.8e-3  # in which the host launches a block's kernels, forward and backward
+
+
+def wants_compilation(config: Config, device: str, processes: int) -> bool:
+    """Whether to compile: as the recipe says; by itself on a CUDA card, if the run would take long without."""
+    if config.compile != "auto":
+        return config.compile
+    if device != "cuda":
+        return False
+    peak = cards.peak_flops(torch.cuda.get_device_name(), "bfloat16") or 50e12
+    return eager_seconds(config, peak, processes) > COMPILING
+
+
+def eager_seconds(config: Config, peak: float, processes: int) -> float:
+    """A lower bound of what all steps take without compilation: the blocks' arithmetic, or the host's launches.
+
+    Args:
+        config: with its shape.
+        peak: FLOP/s of a card.
+        processes: that share a step.
+    """
+    work = sizes.flops_per_token(config, vocab_size=0) * config.tokens_per_iter / processes / (peak * EAGER)
+    micro_batches = config.global_batch / processes / config.micro_batch(processes)
+    host = micro_batches * config.n_layer * HOST_SECONDS_PER_BLOCK
+    return float(config.max_iters * max(work, host))
 
 
 def _can_compile(device: str) -> bool:

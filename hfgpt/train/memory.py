@@ -13,12 +13,13 @@ from __future__ import annotations
 import gc
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor, nn
 
 from hfgpt.base import machine
 from hfgpt.base.errors import InputError, RunError
@@ -145,20 +146,21 @@ def smaller(run: Run) -> Iterator[int]:
 
 
 def try_step(run: Run, size: int) -> bool:
-    """Whether forward, backward and update of `size` sequences fit on this device. Leaves no trace.
-
-    The update has zero gradients and a zero rate: the optimizer makes its averages and changes no weight
-    (`torch.distributed.checkpoint` makes them the same way). Averages from a checkpoint stay.
-    """
-    optimizer, device = run.optimizer.optimizer, run.device
+    """Whether the worst step of a run with micro-batches of `size` fits on this device. Leaves no trace."""
+    optimizer, device, accelerator = run.optimizer.optimizer, run.device, run.accelerator
     tokens = torch.zeros((size, run.config.block_size), dtype=torch.long, device=device)
     generators = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
+    share = run.config.global_batch // accelerator.num_processes
     run.model.train()
     try:
-        with generators, run.accelerator.no_sync(run.model):
-            run.accelerator.backward(run.model(input_ids=tokens, targets=tokens))
-        if not optimizer.state:
-            idle_update(optimizer)
+        # Without the all-reduce, since a process that fails must not leave the others waiting in one.
+        with generators, accelerator.no_sync(run.model):
+            rehearse(
+                lambda: accelerator.backward(run.model(input_ids=tokens, targets=tokens)),
+                optimizer,
+                micro_batches=min(2, share // size),
+                buckets=accelerator.num_processes > 1,
+            )
         return True
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -173,18 +175,58 @@ def try_step(run: Run, size: int) -> bool:
             torch.cuda.reset_peak_memory_stats(device)
 
 
-def idle_update(optimizer: torch.optim.Optimizer) -> None:
-    """An update that changes nothing, and whose averages are removed again."""
+def rehearse(
+    forward_and_backward: Callable[[], None],
+    optimizer: torch.optim.Optimizer,
+    *,
+    micro_batches: int,
+    buckets: bool = False,
+) -> None:
+    """Take as much memory as the worst step of a run does; weights and optimizer stay as they are.
+
+    The first step has no averages yet, and its first micro-batch finds no gradients: neither is the worst. So the
+    averages come first, by an update with zero gradients and a zero rate (`torch.distributed.checkpoint` makes them the
+    same way; averages from a checkpoint stay), and with accumulation a second backward pass finds the first one's
+    gradients.
+
+    Args:
+        forward_and_backward: one micro-batch.
+        optimizer: torch's own.
+        micro_batches: 1, or 2 if the run accumulates: the second stands for all later ones.
+        buckets: whether DDP keeps the gradients. Without accumulation, each then moves into a bucket, which exists
+            already, as soon as it is there.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    fresh = not optimizer.state
+    moved = buckets and micro_batches == 1
+    hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in parameters if moved and p.requires_grad]
+    try:
+        if fresh:
+            idle_update(optimizer, parameters)
+        for _each in range(micro_batches):
+            forward_and_backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+        if fresh:
+            optimizer.state.clear()
+
+
+def _drop_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def idle_update(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """An update of a fresh optimizer that makes its averages and changes no weight."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                parameter.grad.zero_()
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
     try:
         optimizer.step()
     finally:
-        optimizer.state.clear()
+        optimizer.zero_grad()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 

@@ -186,9 +186,8 @@ def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
     run.corpus.batches.load_state_dict(saved.state["data"])
     if run.accelerator.scaler is not None and saved.state["scaler"]:
         run.accelerator.scaler.load_state_dict(saved.state["scaler"])
+    states.seed(run.accelerator, run.config.seed, run.progress.step)  # also a card's, after a run on a CPU
     if saved.state["processes"] == run.accelerator.num_processes:
         states.load_generators(run.accelerator, saved.rng)
-        return
-    states.seed(run.accelerator, run.config.seed, run.progress.step)
-    if run.config.dropout:
+    elif run.config.dropout:
         run.display.say(_("the number of processes has changed: same batches, other dropout masks from here on"))

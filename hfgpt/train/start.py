@@ -61,6 +61,7 @@ def prepare(config: Config, resume: bool, overwrite: bool, undo: ExitStack) -> R
         folder.check_folder(config, resume, overwrite)
     accelerator = launch.make_accelerator(config)
     launch.check_optimizer(config, accelerator.distributed_type)
+    launch.check_engine(config, accelerator.distributed_type)
     micro_batch = config.micro_batch(accelerator.num_processes)
     memory.check_size(config, accelerator)
     lock = lock_folder(config, lambda: folder.hold(config, resume, overwrite)) if writes else None

@@ -72,19 +72,22 @@ def load(accelerator: Accelerator, model: nn.Module, optimizer: Any, new: dict[s
 
 def generators(accelerator: Accelerator) -> dict[str, Tensor]:
     """This process's random generators, as "<device>.<process>": state."""
-    rank = accelerator.process_index
-    found = {f"cpu.{rank}": torch.get_rng_state()}
-    if accelerator.device.type == "cuda":
-        found[f"cuda.{rank}"] = torch.cuda.get_rng_state(accelerator.device)
-    return found
+    rank, device = accelerator.process_index, accelerator.device
+    states = {f"cpu.{rank}": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[f"{device.type}.{rank}"] = torch.get_device_module(device).get_rng_state()
+    return states
 
 
 def load_generators(accelerator: Accelerator, saved: dict[str, Tensor]) -> None:
-    """Set this process's random generators, as :func:`generators` gave them."""
-    rank = accelerator.process_index
+    """Set this process's random generators, as :func:`generators` gave them.
+
+    A generator that was not saved, as after a run on another kind of device, keeps its state: call :func:`seed` before.
+    """
+    rank, device = accelerator.process_index, accelerator.device
     torch.set_rng_state(saved[f"cpu.{rank}"])
-    if f"cuda.{rank}" in saved and accelerator.device.type == "cuda":
-        torch.cuda.set_rng_state(saved[f"cuda.{rank}"], accelerator.device)
+    if device.type != "cpu" and f"{device.type}.{rank}" in saved:
+        torch.get_device_module(device).set_rng_state(saved[f"{device.type}.{rank}"])
 
 
 def seed(accelerator: Accelerator, seed: int, step: int) -> None:

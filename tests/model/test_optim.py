@@ -19,7 +19,6 @@ from hfgpt import config
 from hfgpt.config import Config
 from hfgpt.model import gpt2 as model
 from hfgpt.model import optim, schedule, sizes
-from hfgpt.train.memory import idle_update
 
 
 def made(**values: Any) -> Config:
@@ -301,16 +300,6 @@ def test_loss_scaling_leaves_out_an_overflow() -> None:
         optimizer.zero_grad()
         moved = {name for name, parameter in net.named_parameters() if not torch.equal(parameter, before[name])}
         assert bool(moved) != overflow
-
-
-def test_an_idle_update_leaves_no_trace() -> None:
-    net, recipe = network()
-    optimizer = optim.build(net, recipe, CPU)
-    before = [parameter.detach().clone() for parameter in net.parameters()]
-    give_gradients(net, 0)
-    idle_update(optimizer)
-    assert all(torch.equal(*pair) for pair in zip(net.parameters(), before, strict=True))
-    assert not optimizer.state
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 import torch
 from survival import ROOT, TWO, differences, figures
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hfgpt import config
 from hfgpt.base.errors import RunError
 from hfgpt.model import gpt2 as model
+from hfgpt.model import optim
+from hfgpt.plan import simulate
 from hfgpt.train import checkpoint, memory
 from hfgpt.train import loop as train
 from hfgpt.train.run import Run
@@ -187,3 +190,84 @@ def test_a_model_that_does_not_fit_at_all(tiny: dict[str, Any], monkeypatch: pyt
     monkeypatch.setattr("accelerate.Accelerator.prepare", full)
     with pytest.raises(RunError, match=r"the start: out of memory(?s:.*)a smaller n_layer or n_embd"):
         do_train(tiny)
+
+
+# ------------------------------------------------------------------------------------------------- the trial's peak
+
+GPT2_124M = {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024, "batch_size": 4}
+MEDIUM = {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024, "batch_size": 2}
+SMALL = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 16}
+WIDE = {"n_layer": 4, "n_head": 8, "n_embd": 1024, "block_size": 128, "batch_size": 2}
+SHAPES = [
+    (shape | {"gradient_accumulation_steps": steps} | more, vocabulary, dtype)
+    for shape, vocabulary, dtype in (
+        (GPT2_124M, 50257, "bfloat16"),
+        (MEDIUM, 50257, "bfloat16"),
+        (SMALL, 321, "float32"),
+        (WIDE, 8192, "bfloat16"),
+    )
+    for steps, more in ((1, {}), (8, {}), (8, {"optimizer": "muon", "activation_checkpointing": shape is SMALL}))
+]
+
+
+@pytest.mark.parametrize(("values", "vocabulary", "dtype"), SHAPES, ids=str)
+def test_a_trial_takes_as_much_memory_as_the_worst_of_the_first_steps(
+    values: dict[str, Any], vocabulary: int, dtype: str
+) -> None:
+    """On tensors without content, by an accelerator's operations: the trial's peak and that of steps 1 to 3."""
+    recipe = config.build(values | {"dropout": 0.0}, "test")
+    trial, steps = simulate.LiveBytes(), simulate.LiveBytes()
+    for live in (trial, steps):
+        with FakeTensorMode(), live, simulate.operations_of("accelerator"):
+            net = model.build(recipe, vocabulary, eos_token_id=0)
+            optimizer = optim.build(net, recipe, torch.device("cuda"))
+            for parameter in net.parameters():
+                live.enter(parameter)
+
+            def forward_and_backward(net: Any = net, live: Any = live) -> None:
+                tokens = torch.zeros((recipe.batch_size, recipe.block_size), dtype=torch.int64)
+                with torch.autocast("cpu", dtype=getattr(torch, dtype), enabled=dtype != "float32"):
+                    loss = net(tokens, tokens)
+                live.phase = "backward"  # where it accumulates in place, as autograd does
+                loss.backward()
+                live.phase = ""
+
+            micro_batches = min(2, recipe.gradient_accumulation_steps)
+            if live is trial:
+                memory.rehearse(forward_and_backward, optimizer, micro_batches=micro_batches)
+                continue
+            for _ in range(3):
+                for _ in range(micro_batches):
+                    forward_and_backward()
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+    assert trial.peak == pytest.approx(steps.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_trial_leaves_no_trace(optimizer: str) -> None:
+    recipe = config.build({"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8, "optimizer": optimizer}, "test")
+    net = model.build(recipe, 30, None)
+    made = optim.build(net, recipe, torch.device("cpu"))
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    rates = [group["lr"] for group in made.param_groups]
+    tokens = torch.zeros((2, 8), dtype=torch.int64)
+    memory.rehearse(lambda: net(tokens, tokens).backward(), made, micro_batches=2)
+    assert all(torch.equal(*pair) for pair in zip(net.parameters(), before, strict=True))
+    assert not made.state
+    assert [group["lr"] for group in made.param_groups] == rates
+
+
+def test_with_ddp_gradients_move_into_its_buckets() -> None:
+    """Without accumulation, a gradient of its own lives until it is copied: none are left at the end of the pass."""
+    recipe = config.build({"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}, "test")
+    net = model.build(recipe, 30, None)
+    made = optim.build(net, recipe, torch.device("cpu"))
+    tokens = torch.zeros((2, 8), dtype=torch.int64)
+    kept = {}
+    for micro_batches in (1, 2):
+        memory.rehearse(lambda: net(tokens, tokens).backward(), made, micro_batches=micro_batches, buckets=True)
+        kept[micro_batches] = any(parameter.grad is not None for parameter in net.parameters())
+        made.zero_grad()
+    assert kept == {1: False, 2: True}

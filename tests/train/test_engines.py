@@ -1,0 +1,135 @@
+"""Engines other than one process: FSDP2's precision, what DeepSpeed cannot do, deterministic kernels, generators."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from survival import figures
+
+from hfgpt import config
+from hfgpt.base.errors import InputError
+from hfgpt.train import launch, states
+
+TRAIN_LOSS = 1  # its place in a row of figures()
+
+
+def two_processes(engine: str, recipe: Path, *words: str) -> str:
+    """What torchrun printed of a run on two CPU processes."""
+    script = Path(__file__).parent / "fsdp.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(script), str(recipe), *words],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "TEST_ENGINE": engine},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def losses(folder: Path) -> list[float]:
+    return [row[TRAIN_LOSS] for row in figures(folder) if math.isfinite(row[TRAIN_LOSS])]
+
+
+@pytest.fixture
+def recipe(tiny: dict[str, Any], write_recipe: Any) -> Path:
+    """20 steps without dropout, whose masks an engine may draw in another order."""
+    return Path(write_recipe(tiny | {"max_iters": 20, "eval_interval": 10, "n_embd": 32, "lr_decay_iters": 20}))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("dtype", "bound", "more"),
+    [("float32", 1e-6, ()), ("bfloat16", 2e-3, ()), ("bfloat16", 2e-3, ("--activation_checkpointing",))],
+)
+def test_fsdp2_has_the_losses_of_ddp(
+    dtype: str, bound: float, more: tuple[str, ...], recipe: Path, tmp_path: Path
+) -> None:
+    """The whole way of Accelerate's FSDP2, as on cards; then stopped and resumed at half of the steps."""
+    flags = (f"--dtype={dtype}", *more)
+    two_processes("ddp", recipe, *flags, f"--out_dir={tmp_path / 'ddp'}")
+    said = two_processes("fsdp2", recipe, *flags, f"--out_dir={tmp_path / 'fsdp2'}", "--max_iters=10")
+    assert re.search(r"engine FSDP, sharded parameters: [1-9]", said)
+    two_processes("fsdp2", recipe, *flags, f"--out_dir={tmp_path / 'fsdp2'}", "--resume")
+    expected = losses(tmp_path / "ddp")
+    assert len(expected) == 20
+    assert losses(tmp_path / "fsdp2") == pytest.approx(expected, abs=bound)
+
+
+@pytest.mark.long
+def test_fsdp2_compiled_has_the_losses_of_ddp(recipe: Path, tmp_path: Path) -> None:
+    two_processes("ddp", recipe, "--dtype=float32", f"--out_dir={tmp_path / 'ddp'}")
+    two_processes("fsdp2", recipe, "--dtype=float32", "--compile", f"--out_dir={tmp_path / 'fsdp2'}")
+    assert losses(tmp_path / "fsdp2") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-5)
+
+
+@pytest.mark.parametrize(("key", "value"), [("spike_guard", 3.0), ("max_bad_steps", 2)])
+def test_deepspeed_updates_before_a_guard_can_look(key: str, value: Any) -> None:
+    guarded = config.build({key: value}, "test")
+    with pytest.raises(InputError, match=f"{key} = .*DeepSpeed updates the weights before"):
+        launch.check_engine(guarded, DistributedType.DEEPSPEED)
+    launch.check_engine(guarded, DistributedType.MULTI_GPU)
+    launch.check_engine(config.build({}, "test"), DistributedType.DEEPSPEED)
+
+
+def test_deterministic_switches_torch(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        launch.make_accelerator(config.build(tiny | {"deterministic": True}, "test"))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    launch.make_accelerator(config.build(tiny, "test"))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_devices_own_generator_is_saved_and_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any kind of device; one that was not saved keeps its state."""
+    own = {"state": torch.arange(4, dtype=torch.uint8)}
+    module = SimpleNamespace(
+        get_rng_state=lambda: own["state"], set_rng_state=lambda state: own.update(state=state)
+    )  # a stand-in for torch.mps and torch.xpu, of which there is no device here
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    for kind in ("cuda", "mps", "xpu"):
+        accelerator: Any = SimpleNamespace(process_index=1, device=torch.device(kind))
+        saved = states.generators(accelerator)
+        assert set(saved) == {"cpu.1", f"{kind}.1"}
+        own["state"] = torch.zeros(4, dtype=torch.uint8)
+        states.load_generators(accelerator, saved)
+        assert torch.equal(own["state"], torch.arange(4, dtype=torch.uint8))
+        states.load_generators(accelerator, {"cpu.1": saved["cpu.1"]})
+        assert torch.equal(own["state"], torch.arange(4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("values", "compiled"),
+    [
+        ({"max_iters": 100, "n_layer": 2, "n_head": 2, "n_embd": 64, "block_size": 64}, False),
+        ({"max_iters": 600_000, "batch_size": 12, "gradient_accumulation_steps": 40}, True),
+    ],
+)
+def test_compilation_by_itself_is_for_long_runs_on_a_card(
+    values: dict[str, Any], compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = config.build(values, "test")
+    assert not launch.wants_compilation(recipe, "cpu", 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert launch.wants_compilation(recipe, "cuda", 1) == compiled
+    for given in (True, False):
+        assert launch.wants_compilation(recipe.model_copy(update={"compile": given}), "cuda", 1) == given
+
+
+def test_the_accelerator_is_the_recipes(tiny: dict[str, Any]) -> None:
+    assert isinstance(launch.make_accelerator(config.build(tiny, "test")), Accelerator)
