@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-long bench check format clean
+.PHONY: train test test-long bench gpu check format clean
 
 train: $(READY)
 	@$(BIN)/accelerate launch --quiet scripts/train.py $(RECIPE) $(ARGS)
@@ -26,6 +26,10 @@ test-long: $(READY)
 # NANOGPT=path, TEXT=file and GPT2_TOKENIZER=folder reach it as environment variables; BENCH="--only small" its flags.
 bench: $(READY)
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
+
+# What a card must show, under ten minutes. NANOGPT=path runs nanoGPT beside it; GPU="--only profile --again" its flags.
+gpu: $(READY)
+	@$(BIN)/python benchmarks/gpu.py $(GPU)
 
 check: $(READY)
 	$(BIN)/ruff check .
