@@ -94,7 +94,8 @@ def _can_show(text: str) -> bool:
 
 # What encodings without these characters get in their place.
 PLAIN = {"→": "->", "←": "<-", "–": "-", "—": "-", "…": "...", "×": "x", "·": ".", "≤": "<=", "≥": ">=", "≈": "~",
-         "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*", "−": "-", "\N{NO-BREAK SPACE}": " "}  # fmt: skip
+         "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*", "−": "-", "²": "^2", "─": "-", "━": "-", "│": "|",
+         "┃": "|", "\N{NO-BREAK SPACE}": " "}  # fmt: skip
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hfgpt.base.launch import launch
+
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
 _all_cpus: set[int] = set()
@@ -29,9 +31,13 @@ def configure(cpu_threads: int | str = "auto") -> int:
     `auto` takes the physical cores this process may use, shared between the processes of this machine. A number in
     `cpu_threads` is respected, and so is OMP_NUM_THREADS, unless a launcher put its own 1 there. Variables that
     already bind threads are left alone; with an accelerator present nothing is bound.
+
+    Raises:
+        InputError: what a launcher set does not go together.
     """
     global _main_cpu
-    rank, processes = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    here = launch()
+    rank, processes = here.local_rank, here.local_world_size
     cores = _physical_cores()
     mine = cores[rank * len(cores) // processes : (rank + 1) * len(cores) // processes]
     launched = "LOCAL_RANK" in os.environ or any(key.startswith("ACCELERATE_") for key in os.environ)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
 
 from hfgpt.base import loading, threads
@@ -44,7 +46,7 @@ def main(words: list[str]) -> None:
         raise InputError(_("num_samples = {number}: must be at least 1", number=arguments.num_samples))
     drawing = (arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     sampling = Sampling(*drawing)
-    prompt = read_prompt(arguments.prompt_file) if arguments.prompt_file else arguments.prompt
+    prompt = read_prompt(arguments)
     check_folder(arguments.folder)
     threads.configure()  # before torch is loaded
     with loading.uncollected():
@@ -62,18 +64,27 @@ def main(words: list[str]) -> None:
         print("-" * 15, for_output(prompt + text), sep="\n")
 
 
-def read_prompt(name: str) -> str:
-    """The text of a file, or of standard input for '-'.
+def read_prompt(arguments: argparse.Namespace) -> str:
+    """The text to continue: from the command line, a file, or standard input for '-'.
 
     Raises:
-        InputError: it cannot be read as text.
+        InputError: it cannot be read as UTF-8 text.
     """
+    name = arguments.prompt_file
+    key, reason = "prompt" if name is None else "prompt_file", ""
     try:
-        if name == "-":
-            return sys.stdin.read()
-        with open(name, encoding="utf-8", newline="") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            _("prompt_file = {name}: cannot be read as text: {reason}", name=repr(name), reason=error)
-        ) from None
+        if name is None:
+            text = str(arguments.prompt)
+        elif name == "-":
+            text = sys.stdin.read()
+        else:
+            with open(os.path.expanduser(name), encoding="utf-8", newline="") as file:
+                text = file.read()
+        text.encode()
+        return text.removeprefix("\ufeff") if name is not None else text  # the mark that some editors put first
+    except UnicodeError:
+        reason = _("it is not UTF-8")
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    shown = repr(arguments.prompt if name is None else name)
+    raise InputError(_("{key} = {value}: cannot be read as text: {reason}", key=key, value=shown, reason=reason))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from hfgpt import config as configs
 from hfgpt.base import loading, threads
 from hfgpt.base.command import Reader
 from hfgpt.base.language import _
+from hfgpt.base.launch import launch
 from hfgpt.base.terminal import say
 
 
@@ -44,7 +44,7 @@ def main(words: list[str]) -> int:
     if arguments.print_config:
         print(configs.to_yaml(config))
         return 0
-    if os.environ.get("RANK", "0") == "0":
+    if launch().rank == 0:
         for remark in configs.remarks(arguments.recipe, arguments.overrides, config):
             say(_("note: {note}", note=remark), sys.stderr)
     threads.configure(config.cpu_threads)  # before torch is loaded

@@ -19,6 +19,8 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine of four physical cores, CPUs 0, 2, 4 and 6, without an accelerator and without limits."""
     for name in (*VARIABLES, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
         monkeypatch.delenv(name, raising=False)
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(threads, "_physical_cores", lambda: [0, 2, 4, 6])
     monkeypatch.setattr(threads, "_quota", lambda processes: 4)
     monkeypatch.setattr(threads, "_accelerator", lambda: False)

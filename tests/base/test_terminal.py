@@ -1,0 +1,50 @@
+"""What comes from outside is shown and not obeyed; lines are cut where they may be."""
+
+from __future__ import annotations
+
+import pytest
+
+from hfgpt.base import terminal
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain → 中文 é\n\tend", "plain → 中文 é\n\tend"),
+        ("\x1b[31mred\x1b[0m", "\\x1b[31mred\\x1b[0m"),
+        ("a\rb\x08c\x07", "a\\rb\\x08c\\x07"),
+        ("\x9b2J\x85", "\\x9b2J\\x85"),
+        ("txt\u202egpj.exe", "txt\\u202egpj.exe"),
+        ("\udcff.yaml", "\\udcff.yaml"),
+        ("👩\u200d💻", "👩\u200d💻"),
+    ],
+)
+def test_visible(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert terminal.visible(text) == shown
+    terminal.say(text)
+    assert capsys.readouterr().out == shown + "\n"
+
+
+@pytest.mark.parametrize("columns", [10, 20, 80])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "each line is cut at spaces, and none of the words is lost on the way",
+        "每一行都可以在两个汉字之间断开，但标点符号（例如逗号）不出现在行首。",
+        "参数 n_layer（层数）越大，模型越深。",
+    ],
+)
+def test_wrapped_lines_fit_and_lose_nothing(text: str, columns: int) -> None:
+    lines = terminal.wrap(text, columns)
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    assert all(terminal.width(line) <= columns + 2 for line in lines)
+    assert not any(line[0] in "，。）" for line in lines)
+
+
+def test_a_word_longer_than_a_line_is_kept_whole() -> None:
+    assert terminal.wrap("a gradient_accumulation_steps b", 10) == ["a", "gradient_accumulation_steps", "b"]
+
+
+def test_columns_of_chinese_characters_count_twice() -> None:
+    assert terminal.pad("损失", 6) + "|" == "损失  |"
+    assert terminal.pad("loss", 6) + "|" == "loss  |"
