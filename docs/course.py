@@ -1,0 +1,163 @@
+"""Build the course: what its commands and programs print goes into the pages, and the pages become notebooks.
+
+In:  docs/en/course/*.md and docs/zh/course/*.md. A ``text`` block that follows a ``python`` or ``bash`` block is its output.
+Out: the same pages with the output as it is now, the pictures that the programs draw (docs/images/course/), and a
+     notebook beside each page.
+
+    python docs/course.py             everything: runs every command of both languages, some minutes
+    python docs/course.py --programs  the programs alone: half a minute
+    python docs/course.py --notebooks only the notebooks, from the pages as they are
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = ROOT / "docs" / "images" / "course"
+LANGUAGES = ("en", "zh")
+# What a checkout has that the commands read; runs and other results go beside it.
+LINKED = ("accelerate_configs", "docs", "hfgpt", "recipes", "scripts", "tests")
+
+# A fenced block of a language, and the output that may follow it, with the lines of it that are shown.
+BLOCK = re.compile(
+    r"^```(?P<language>python|bash|sh)\n(?P<code>.*?)^```\n"
+    r"(?:\n(?:<!-- lines (?P<first>\d+)-(?P<last>\d+) -->\n)?```text\n(?P<output>.*?)^```\n)?",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def pages(language: str) -> list[Path]:
+    """The pages of the course, in their order."""
+    return sorted((ROOT / "docs" / language / "course").glob("*.md"))
+
+
+# ------------------------------------------------------------------------------------------------------- output
+
+
+def refresh(page: Path, place: Path, kinds: tuple[str, ...] = ("python", "bash", "sh")) -> None:
+    """Put the output of the page's blocks of these kinds into the page; all of them run, in their order."""
+
+    def with_output(block: re.Match[str]) -> str:
+        if block["language"] not in kinds:
+            return block[0]
+        printed = printed_by(block["language"], block["code"], place, page.parts[-3])
+        if block["output"] is None:
+            return block[0]
+        lines = printed.splitlines(keepends=True)
+        if block["first"]:
+            lines = lines[int(block["first"]) - 1 : int(block["last"])]
+        start = block.start("output") - block.start()
+        return block[0][:start] + "".join(lines) + "```\n"
+
+    page.write_text(BLOCK.sub(with_output, page.read_text("utf-8")), encoding="utf-8")
+
+
+def printed_by(kind: str, code: str, place: Path, language: str) -> str:
+    """What a block prints: a program, or commands; those of a ``sh`` block are bad input, with exit code 2."""
+    if kind == "python":
+        (place / "program.py").write_text(code, encoding="utf-8")
+        return run([sys.executable, "program.py"], place, language)
+    commands = [shlex.split(line, comments=True) for line in code.splitlines()]
+    return "".join(run(words_of(words), place, language, 2 if kind == "sh" else 0) for words in commands if words)
+
+
+def words_of(words: list[str]) -> list[str]:
+    """A command as this interpreter types it: `hfgpt plan …` is `python -m hfgpt plan …`."""
+    if words[0] == "hfgpt":
+        return [sys.executable, "-m", "hfgpt", *words[1:]]
+    return [sys.executable, *words[1:]] if words[0] == "python" else words
+
+
+def run(words: list[str], place: Path, language: str, code: int = 0) -> str:
+    """The output of a command, as a terminal of 100 columns shows it without colours."""
+    environment = {"HFGPT_LANG": language, "COLUMNS": "100", "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+    done = subprocess.run(
+        words, cwd=place, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        encoding="utf-8",
+    )  # fmt: skip
+    if done.returncode != code:
+        sys.exit(f"{shlex.join(words)}: exit code {done.returncode}\n{done.stdout}")
+    return re.sub(r"[ \t]+$", "", done.stdout, flags=re.MULTILINE)
+
+
+# ----------------------------------------------------------------------------------------------------- notebooks
+
+SETUP = """\
+# In a checkout: work at its top. Elsewhere, as on Colab: install hfgpt and copy its recipes here.
+import os, pathlib
+top = next((folder for folder in (pathlib.Path.cwd(), *pathlib.Path.cwd().parents) if (folder / "recipes").is_dir()), None)
+if top:
+    os.chdir(top)
+else:
+    %pip install --quiet hfgpt
+    !hfgpt recipes
+os.environ["HFGPT_LANG"] = "{language}"
+"""
+
+
+def notebook(page: Path) -> str:
+    """A page as a notebook: text, programs as they are, commands with an exclamation mark, each with its output."""
+    text, language = page.read_text("utf-8"), page.parts[-3]
+    cells = [code_cell(SETUP.format(language=language), "", "setup")]
+    end = 0
+    for block in BLOCK.finditer(text):
+        cells += markdown_cells(text[end : block.start()])
+        code = block["code"]
+        if block["language"] != "python":
+            code = "".join(f"!{line}\n" if line.strip() else "\n" for line in code.splitlines())
+        cells.append(code_cell(code, block["output"] or "", block["language"]))
+        end = block.end()
+    cells += markdown_cells(text[end:])
+    for number, cell in enumerate(cells):
+        cell["id"] = f"{page.stem}-{number}"
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    whole = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(whole, ensure_ascii=False, indent=1) + "\n"
+
+
+def markdown_cells(text: str) -> Iterator[dict[str, object]]:
+    text = re.sub(r"^<!-- lines .*? -->\n", "", text, flags=re.MULTILINE).strip("\n")
+    if text:
+        yield {"cell_type": "markdown", "metadata": {}, "source": text.splitlines(keepends=True)}
+
+
+def code_cell(code: str, output: str, tag: str) -> dict[str, object]:
+    printed = [{"name": "stdout", "output_type": "stream", "text": output.splitlines(keepends=True)}] if output else []
+    return {
+        "cell_type": "code",
+        "execution_count": None,
+        "metadata": {"tags": [tag]},
+        "outputs": printed,
+        "source": code.rstrip("\n").splitlines(keepends=True),
+    }
+
+
+def main(words: list[str]) -> None:
+    kinds = ("python",) if "--programs" in words else ("python", "bash", "sh")
+    for language in LANGUAGES:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder)
+            for name in LINKED:
+                (place / name).symlink_to(ROOT / name)
+            for page in pages(language):
+                if "--notebooks" not in words:
+                    print(page.relative_to(ROOT), flush=True)
+                    refresh(page, place, kinds)
+                page.with_suffix(".ipynb").write_text(notebook(page), encoding="utf-8")
+            for picture in sorted(place.glob("*.png")):
+                PICTURES.mkdir(parents=True, exist_ok=True)
+                shutil.move(picture, PICTURES / picture.name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
