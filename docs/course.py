@@ -1,12 +1,13 @@
 """Build the course: what its commands and programs print goes into the pages, and the pages become notebooks.
 
-In:  docs/en/course/*.md and docs/zh/course/*.md. A ``text`` block that follows a ``python`` or ``bash`` block is its output.
+In:  docs/en/course/*.md and docs/zh/course/*.md. A ``text`` block after a ``python`` or ``bash`` block is its output.
 Out: the same pages with the output as it is now, the pictures that the programs draw (docs/images/course/), and a
      notebook beside each page.
 
-    python docs/course.py             everything: runs every command of both languages, some minutes
+    python docs/course.py             everything: runs every program, and every command whose output is shown
     python docs/course.py --programs  the programs alone: half a minute
     python docs/course.py --notebooks only the notebooks, from the pages as they are
+    python docs/course.py 6-tuning    this page in both languages
 """
 
 from __future__ import annotations
@@ -45,10 +46,14 @@ def pages(language: str) -> list[Path]:
 
 
 def refresh(page: Path, place: Path, kinds: tuple[str, ...] = ("python", "bash", "sh")) -> None:
-    """Put the output of the page's blocks of these kinds into the page; all of them run, in their order."""
+    """Put the output of the page's blocks of these kinds into the page.
+
+    They run in their order; commands only if their output is shown.
+    """
 
     def with_output(block: re.Match[str]) -> str:
-        if block["language"] not in kinds:
+        shown = block["output"] is not None or block["language"] == "python"
+        if block["language"] not in kinds or not shown:
             return block[0]
         printed = printed_by(block["language"], block["code"], place, page.parts[-3])
         if block["output"] is None:
@@ -95,7 +100,8 @@ def run(words: list[str], place: Path, language: str, code: int = 0) -> str:
 SETUP = """\
 # In a checkout: work at its top. Elsewhere, as on Colab: install hfgpt and copy its recipes here.
 import os, pathlib
-top = next((folder for folder in (pathlib.Path.cwd(), *pathlib.Path.cwd().parents) if (folder / "recipes").is_dir()), None)
+here = pathlib.Path.cwd()
+top = next((folder for folder in (here, *here.parents) if (folder / "recipes").is_dir()), None)
 if top:
     os.chdir(top)
 else:
@@ -143,17 +149,19 @@ def code_cell(code: str, output: str, tag: str) -> dict[str, object]:
 
 
 def main(words: list[str]) -> None:
+    named = [word for word in words if not word.startswith("-")]
     kinds = ("python",) if "--programs" in words else ("python", "bash", "sh")
     for language in LANGUAGES:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
             for name in LINKED:
                 (place / name).symlink_to(ROOT / name)
-            for page in pages(language):
+            for page in [page for page in pages(language) if page.stem in words or not named]:
                 if "--notebooks" not in words:
                     print(page.relative_to(ROOT), flush=True)
                     refresh(page, place, kinds)
-                page.with_suffix(".ipynb").write_text(notebook(page), encoding="utf-8")
+                if page.stem != "index":
+                    page.with_suffix(".ipynb").write_text(notebook(page), encoding="utf-8")
             for picture in sorted(place.glob("*.png")):
                 PICTURES.mkdir(parents=True, exist_ok=True)
                 shutil.move(picture, PICTURES / picture.name)

@@ -48,7 +48,7 @@ def commands(text: str) -> list[str]:
     """What a page has one type, in its order, without comments: lines of bash blocks, and commands inside of text."""
     found = [line for block in blocks(text, "bash") for line in block.splitlines()]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    found += re.findall(r"`((?:make|python|accelerate launch|pip|git) [^`]+)`", prose)
+    found += re.findall(r"`((?:make|python|accelerate launch|pip|git|hfgpt) [^`]+)`", prose)
     words = [shlex.split(line, comments=True) for line in found]
     return [shlex.join(line) for line in words if line]
 
@@ -71,20 +71,30 @@ class Workshop:
             (folder / name).symlink_to(ROOT / name)
         shutil.copytree(ROOT / "recipes", folder / "recipes")
 
-    def python(self, *words: str) -> str:
+    def python(self, *words: str, code: int = 0) -> str:
         """What `python words…` prints; the first word is a file.
 
         Raises:
-            AssertionError: it did not end with exit code 0.
+            AssertionError: it did not end with exit code `code`.
         """
         assert self.server
         assert self.server.stdin
         assert self.server.stdout
         log = self.folder / ".output"
         print(json.dumps([str(self.folder), str(log), *words]), file=self.server.stdin, flush=True)
-        code, output = self.server.stdout.readline(), log.read_text(encoding="utf-8")
-        assert code == "0\n", f"exit code {code}{output}"
+        ended, output = int(self.server.stdout.readline()), log.read_text(encoding="utf-8")
+        assert ended == code, f"exit code {ended}\n{output}"
         return output
+
+    def type(self, words: list[str], code: int = 0) -> str:
+        """What a command prints; a training is cut to a few steps of a tiny model."""
+        if words[0] == "hfgpt":
+            words = ["python", f"scripts/{words[1]}.py", *words[2:]]
+        if {"scripts/train.py", "scripts/sweep.py", "scripts/lr_finder.py"} & set(words) and not code:
+            words = few_steps(words)
+        if "scripts/train.py" in words and not {"--resume", "--overwrite"} & set(words) and not code:
+            words = [*words, "--overwrite"]
+        return self.python(*words[1:], code=code) if words[0] == "python" else self.shell(*words)
 
     def program(self, text: str) -> str:
         """What a Python program prints; see :meth:`python`."""
@@ -104,7 +114,8 @@ class Workshop:
 @contextmanager
 def python_server() -> Iterator[subprocess.Popen[str]]:
     """The process that forks, for :class:`Workshop`."""
-    with subprocess.Popen([sys.executable, __file__], stdin=-1, stdout=-1, text=True) as process:
+    wide = {**os.environ, "COLUMNS": "100"}
+    with subprocess.Popen([sys.executable, __file__], stdin=-1, stdout=-1, text=True, env=wide) as process:
         yield process
         assert process.stdin
         process.stdin.close()  # it ends
@@ -120,13 +131,7 @@ PRELOADED = (
 
 
 def _serve() -> None:
-    for name in (
-        "matplotlib.pyplot",
-        "hfgpt.train.loop",
-        "hfgpt.inference.evaluation",
-        "hfgpt.plan.command",
-        "hfgpt.sweep.trials",
-    ):
+    for name in PRELOADED:
         __import__(name)
     for line in sys.stdin:
         folder, log, *words = json.loads(line)

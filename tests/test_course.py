@@ -1,0 +1,103 @@
+"""The course, in both languages: its commands are typed, its programs run, and they print what the pages show.
+
+`python docs/course.py` puts the output into the pages and writes the notebooks; a failure here asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import workshop
+from conftest import ROOT
+from workshop import Workshop
+
+spec = importlib.util.spec_from_file_location("course", ROOT / "docs" / "course.py")
+assert spec
+assert spec.loader
+course = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(course)
+
+PAGES = [page for language in course.LANGUAGES for page in course.pages(language)]
+EXPERIMENT = "three long trainings; test_sweep.py reads the grid, and a grid is run from the same page"
+NOT_HERE = {
+    "pip install -e .": "installs an environment",
+    "hfgpt --help": "test_shell.py reads it",
+    "hfgpt sweep recipes/experiments/batch_size.yaml": EXPERIMENT,
+    "hfgpt sweep recipes/experiments/learning_rate.yaml": EXPERIMENT,
+    "hfgpt sweep recipes/experiments/model_size.yaml": EXPERIMENT,
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[object]:
+    with workshop.python_server() as process:
+        yield process
+
+
+@pytest.fixture
+def place(server: object, tmp_path: Path) -> Workshop:
+    return Workshop(tmp_path, server)  # type: ignore[arg-type]
+
+
+def name_of(page: Path) -> str:
+    return f"{page.parts[-3]}/{page.stem}"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_what_a_page_has_one_type_prints_what_it_shows(page: Path, place: Workshop) -> None:
+    language = page.parts[-3]
+    for block in course.BLOCK.finditer(page.read_text("utf-8")):
+        if block["language"] == "python":
+            check(place.program(f"from hfgpt.base import language\nlanguage.use({language!r})\n{block['code']}"), block)
+            continue
+        for line in block["code"].splitlines():
+            words = shlex.split(line, comments=True)
+            if words and shlex.join(words) not in NOT_HERE:
+                printed = place.type([*words, f"--lang={language}"], 2 if block["language"] == "sh" else 0)
+                if repeats(words):
+                    check(printed, block)
+
+
+def repeats(words: list[str]) -> bool:
+    """Whether a command prints the same each time, on any machine."""
+    return words[1] == "diagnose" or (words[1] == "plan" and {"--gpu", "--vram"} & set(words) != set())
+
+
+def check(printed: str, block: re.Match[str]) -> None:
+    """The page shows what was printed, or the lines of it that it names."""
+    if block["output"] is not None:
+        lines = re.sub(r"[ \t]+$", "", printed, flags=re.MULTILINE).splitlines(keepends=True)
+        if block["first"]:
+            lines = lines[int(block["first"]) - 1 : int(block["last"])]
+        assert block["output"] == "".join(lines), "run python docs/course.py"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "index"], ids=name_of)
+def test_the_notebooks_are_the_pages(page: Path) -> None:
+    assert page.with_suffix(".ipynb").read_text("utf-8") == course.notebook(page), (
+        "run python docs/course.py --notebooks"
+    )
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("language", course.LANGUAGES)
+def test_a_notebook_runs(language: str) -> None:
+    """In a real kernel: the first cell and the programs. The commands are those that are typed above."""
+    import nbclient
+    import nbformat
+
+    page = ROOT / "docs" / language / "course" / "4-schedule.ipynb"
+    notebook = nbformat.read(page, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if {"setup", "python", "sh"} & set(cell.metadata.get("tags", ()))]
+    shown = [cell.outputs for cell in notebook.cells]
+    nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(page.parent)}}).execute()
+    for cell, before in zip(notebook.cells, shown, strict=True):
+        printed = [output.text for output in cell.outputs if output.output_type == "stream"]
+        assert "".join(printed) == "".join(output.text for output in before)
+    (ROOT / "schedules.png").unlink()
