@@ -1,0 +1,71 @@
+"""English prose keeps the rules of styles/hfgpt/, which Vale reads too: pages, comments, docstrings and messages."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+from conftest import ROOT
+
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs" / "en").rglob("*.md")) + sorted((ROOT / "benchmarks").glob("*.md"))
+CODE = [path for name in ("hfgpt", "scripts", "docs") for path in sorted((ROOT / name).rglob("*.py"))]
+
+
+class Rule(NamedTuple):
+    name: str
+    pattern: re.Pattern[str]
+    message: str
+
+
+def rules() -> Iterator[Rule]:
+    """The rules, read as Vale reads them."""
+    for path in sorted((ROOT / "styles" / "hfgpt").glob("*.yml")):
+        rule = yaml.safe_load(path.read_text("utf-8"))
+        flags = re.IGNORECASE if rule.get("ignorecase") else 0
+        words = rule.get("raw", []) + [rf"\b{re.escape(word)}\b" for word in rule.get("swap", {})]
+        yield Rule(path.stem, re.compile("|".join(words), flags), rule["message"])
+
+
+RULES = list(rules())
+
+
+def prose_of_page(path: Path) -> str:
+    """A page without code, commands and output."""
+    text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`]*`", "`code`", text)
+
+
+def prose_of_code(path: Path) -> str:
+    """A module's comments and texts: docstrings, messages; the lines of a sentence are joined."""
+    source = path.read_text("utf-8")
+    parts = [
+        token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    texts = [
+        node.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
+    ]
+    return " ".join(parts) + "\n" + "\n\n".join(re.sub(r"``?[^`]*``?", "`code`", text) for text in texts)
+
+
+@pytest.mark.parametrize("path", PAGES + CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_prose_keeps_the_rules(path: Path) -> None:
+    text = prose_of_page(path) if path.suffix == ".md" else prose_of_code(path)
+    text = re.sub(r"\s+", " ", text)
+    found = [
+        f"{rule.name}: …{text[max(0, match.start() - 40) : match.end() + 30]}… {rule.message}"
+        for rule in RULES
+        for match in rule.pattern.finditer(text)
+    ]
+    assert found == []
