@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test test-long bench gpu check format clean
+.PHONY: docs pages train test test-long bench gpu check format clean
 
 train: $(READY)
 	@$(BIN)/accelerate launch --quiet scripts/train.py $(RECIPE) $(ARGS)
@@ -36,6 +36,18 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy hfgpt
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+# The documentation site in site/, with warnings as errors; links between its pages and into the repository are checked.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The course's output, the diagram of the folders and the reference of parameters, as the code has them now.
+pages: $(READY)
+	$(BIN)/python scripts/parameter_reference.py
+	$(BIN)/python docs/architecture.py
+	$(BIN)/python docs/course.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -49,4 +61,4 @@ $(READY): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard hfgpt/loc
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) out site build *.egg-info .pytest_cache .mypy_cache .ruff_cache

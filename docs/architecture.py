@@ -57,7 +57,7 @@ def module_of(folder: str, name: str) -> Path:
     """The module of a folder that defines a function, class, method or constant.
 
     Raises:
-        SystemExit: none does.
+        SystemExit: the folder does not define it.
     """
     outer, _, inner = name.partition(".")
     for module in sorted((ROOT / "hfgpt" / folder).glob("*.py")):

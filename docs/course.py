@@ -106,7 +106,7 @@ if top:
     os.chdir(top)
 else:
     %pip install --quiet hfgpt
-    !hfgpt recipes
+    !hfgpt recipes recipes
 os.environ["HFGPT_LANG"] = "{language}"
 """
 
