@@ -13,15 +13,21 @@ def seconds_of(time: str) -> int:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 45s, 3m20s, 1h05m."""
+    """Seconds as 12 ms, 3.4s, 45s, 3m20s, 1h05m or 4.2 d."""
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 9.95:
+        return f"{seconds:.1f}s".replace(".0s", "s")
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    if whole < 2 * 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{seconds / 86400:,.1f} d"
 
 
 def size(amount: float) -> str:
     """Bytes as MiB or GiB."""
-    return f"{amount / 2**30:.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:.0f} MiB"
+    return f"{amount / 2**30:,.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:,.0f} MiB"

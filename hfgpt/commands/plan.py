@@ -8,14 +8,12 @@ import re
 from pathlib import Path
 
 from hfgpt import config as configs
-from hfgpt.base import language
 from hfgpt.base.command import Reader, typed, whole
 from hfgpt.base.language import _
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
-from hfgpt.plan import estimate
 from hfgpt.plan.command import Options, as_json, make, write
-from hfgpt.plan.estimate import Target
+from hfgpt.plan.target import Target, find_target
 
 
 def reader() -> Reader:
@@ -32,8 +30,8 @@ def reader() -> Reader:
             ('recipes/standard.yaml --gpu "RTX 3060"', _("... or this card")),
             ("recipes/standard.yaml --probe", _("the time of a step, measured here in a few steps")),
             (
-                "recipes/learning.yaml --time-budget 1h --data my_text.txt --write recipes/mine.yaml",
-                _("the recipe that makes the most of an hour with this text"),
+                "--time-budget 3m --data my_text.txt --write recipes/mine.yaml",
+                _("the recipe that makes the most of three minutes with this text"),
             ),
             ("recipes/standard.yaml --explain n_layer", _("what a parameter does, computed for this recipe")),
         ],
@@ -47,8 +45,9 @@ def reader() -> Reader:
     made.option("gpu", _("NAME"), _('a card by its name, such as "RTX 4090", T4, A100, H100, "M2 Pro"'))
     made.option("processes", "N", _("how many devices share each step's batch; memory is one's"), _processes, 1)
     made.flag("probe", _("measure the time of a step here, with the training loop's own step"))
+    made.flag("no_trials", _("choose by the shipped laws alone, without training candidates for a moment"))
     made.flag("simulate", _("check the memory formula by running a step on tensors without content"))
-    made.option("time_budget", _("TIME"), _("recommend model and length for 1h, 90m, 1h30m …"), _seconds)
+    made.option("time_budget", _("TIME"), _("choose the whole recipe for a time, such as 3m, 1h, 1h30m"), _seconds)
     made.option("data", _("FILE"), _("... and for this text"))
     made.option("write", _("FILE"), _("write the recommended recipe, commented"), Path)
     made.option("price_per_hour", "X", _("of one device, in any currency"), _price)
@@ -90,11 +89,11 @@ def _explain(config: Config, name: str, options: Options) -> str:
     from hfgpt.plan import guide
 
     def device(changed: Config) -> Target:
-        return estimate.target(changed, options.gpu, options.vram, options.processes)
+        return find_target(changed, options.gpu, options.vram, options.processes)
 
     if options.json:
         return json.dumps(guide.as_json(config, name, device), indent=2, ensure_ascii=False)
-    return guide.explain(config, name, device, language.current())
+    return guide.explain(config, name, device)
 
 
 # --------------------------------------------------------------------------------------------------- kinds of values

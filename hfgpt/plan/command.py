@@ -1,7 +1,7 @@
 """A recipe planned: everything that can be said of a run before it starts, as tables or as data.
 
-In:  the words after ``python scripts/plan.py``: a recipe, overrides, and the options of :data:`OPTIONS`.
-Out: tables for a person, or with --json the same figures by name.
+In:  a resolved Config, and the options of the command line (hfgpt/commands/plan.py).
+Out: a :class:`Plan`; the same figures by name, for --json.
 
 Without --probe and --simulate nothing is measured and torch is not loaded.
 """
@@ -9,19 +9,24 @@ Without --probe and --simulate nothing is measured and torch is not loaded.
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.base.units import duration, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
-from hfgpt.plan import advise, estimate
-from hfgpt.plan.advise import Recommendation
-from hfgpt.plan.estimate import Measured, Memory, Target, Time
-from hfgpt.plan.survey import Survey, survey
-
+from hfgpt.plan import batches, chapter, chart, dial, faster, loss, timing
+from hfgpt.plan.batches import Recommendation
+from hfgpt.plan.dial import Choice
+from hfgpt.plan.loss import Forecast
+from hfgpt.plan.memory import Memory
+from hfgpt.plan.recipe_file import write_recipe
+from hfgpt.plan.survey import Survey, survey_of
+from hfgpt.plan.target import Target, find_target
+from hfgpt.plan.timing import Measured, Time
 
 @dataclass(frozen=True)
 class Options:
@@ -30,6 +35,7 @@ class Options:
     json: bool = False
     probe: bool = False
     simulate: bool = False
+    no_trials: bool = False
     vram: int | None = None
     gpu: str | None = None
     time_budget: int | None = None
@@ -46,18 +52,31 @@ class Options:
 class Plan:
     """All that is known of a recipe before it runs.
 
-    `simulated` and `measured` are the peak memory of a simulated step and of a probed one; `designed` says whether the
-    recommendation is made for a time or a text.
+    Attributes:
+        survey: the recipe, its vocabulary and its text.
+        target: what it runs on.
+        memory: of a step in one process.
+        simulated, measured: the peak memory of a simulated step and of a probed one, if asked for.
+        time: how long it takes.
+        forecast: the loss it is expected to reach; None if no law covers it.
+        recommendation: what fits, or what the time and the text ask for.
+        choice: how it was chosen, if it was chosen for a time or a text.
     """
 
-    found: Survey
-    on: Target
+    survey: Survey
+    target: Target
     memory: Memory
     simulated: int | None
     measured: int | None
     time: Time
+    forecast: Forecast | None
     recommendation: Recommendation
-    designed: bool
+    choice: Choice | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether a step fits the device."""
+        return self.memory.needed <= self.target.memory_bytes
 
 
 def make(config: Config, options: Options) -> Plan:
@@ -68,52 +87,45 @@ def make(config: Config, options: Options) -> Plan:
     """
     if options.data:
         config = config.model_copy(update={"dataset": options.data, "dataset_config": None, "streaming": False})
-    found = survey(config)
-    on = estimate.target(found.config, options.gpu, options.vram, options.processes)
-    memory = advise.memory(found, on)
-    measured = _probe(found, options.processes) if options.probe else None
-    time = estimate.time(found, on, measured)
-    if measured:  # from here on, other shapes are taken to reach what this one does
-        note = f"measured by a probe{_beside_other_work()}"
-        on = dataclasses.replace(on, peak=measured.peak or on.peak, utilisation=time.mfu, note=note)
-    design = advise.design(found, on, options.time_budget) if options.time_budget or options.data else None
+    survey = survey_of(config)
+    target = find_target(survey.config, options.gpu, options.vram, options.processes)
+    measured = _probe(survey, options.processes) if options.probe else None
+    choice = None
+    if options.time_budget or options.data:
+        trials = not options.no_trials and target.speed is not None and options.time_budget is not None
+        choice = dial.choose(survey, target, options.time_budget, trials=trials)
+        recommendation = batches.recommend(choice.survey, choice.target, choice.reasons)
+    else:
+        recommendation = batches.recommend(survey, target)
     return Plan(
-        found=found,
-        on=on,
-        memory=memory,
-        simulated=_simulate(found, on) if options.simulate else None,
+        survey=survey,
+        target=target,
+        memory=batches.memory(survey, target),
+        simulated=_simulate(survey, target) if options.simulate else None,
         measured=measured.peak_bytes if measured else None,
-        time=time,
-        recommendation=advise.recommend(*((design.found, on, design.reasons) if design else (found, on))),
-        designed=design is not None,
+        time=timing.time(survey, target, measured),
+        forecast=loss.forecast(survey),
+        recommendation=recommendation,
+        choice=choice,
     )
 
 
-def _probe(found: Survey, processes: int) -> Measured:
+def _probe(survey: Survey, processes: int) -> Measured:
     from hfgpt.base import threads
 
-    threads.configure(found.config.cpu_threads)  # before torch is loaded
+    threads.configure(survey.config.cpu_threads)  # before torch is loaded
     from hfgpt.plan import probe
 
-    return probe.probe(found, processes)
+    return probe.probe(survey, processes)
 
 
-def _beside_other_work() -> str:
-    """A warning where more than this process was busy in the last minute: what was measured is then its time too."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    cores = os.cpu_count() or 1  # torch has bound this process to its own by now
-    return (
-        f"; this machine is busy (load {load:.1f} on {cores} cores), alone it is faster" if load > cores + 0.5 else ""
-    )
-
-
-def _simulate(found: Survey, on: Target) -> int:
+def _simulate(survey: Survey, target: Target) -> int:
     from hfgpt.plan import simulate
 
-    size = found.config.micro_batch(on.processes)
-    steps = found.config.global_batch // on.processes // size
+    size = survey.config.micro_batch(target.processes)
+    steps = survey.config.global_batch // target.processes // size
     own = {"batch_size": size, "gradient_accumulation_steps": steps, "init_from": "scratch"}
-    return simulate.peak(found.config.model_copy(update=own), found.vocab_size, on.kind, on.dtype).bytes
+    return simulate.peak(survey.config.model_copy(update=own), survey.vocab_size, target.kind, target.dtype).bytes
 
 
 def write(plan: Plan, path: Path, recipe: str | None) -> Config:
@@ -124,67 +136,89 @@ def write(plan: Plan, path: Path, recipe: str | None) -> Config:
     """
     advice = plan.recommendation
     if not advice.fit.fits:
+        memory = f"{plan.target.memory_bytes / 2**30:.4g} GiB"
         raise InputError(
-            f"write = {str(path)!r}: nothing that fits {plan.on.memory_bytes / 2**30:.4g} GiB was found → give more "
-            "memory, or start from a smaller recipe"
+            _(
+                "write = {path!r}: no variant of the recipe fits {memory} → give more memory, or start from a smaller "
+                "recipe",
+                path=str(path),
+                memory=memory,
+            )
         )
-    config = advice.found.config
+    config = advice.survey.config
     if config.out_dir == f"out/{Path(recipe).stem if recipe else 'run'}":
         config = config.model_copy(update={"out_dir": None})
-    seconds = estimate.time(advice.found, plan.on).total_seconds
-    count = sizes.parameters(config, advice.found.vocab_size).total
-    head = (
-        f"{path.stem}: planned from {recipe or 'the defaults'} for {plan.on.name}\n\n"
-        f"  accelerate launch scripts/train.py {path}\n\n"
-        f"{count:,} parameters; about {seconds / 60:,.1f} min; memory of a process about "
-        f"{advice.fit.memory.needed / 2**30:.2f} GiB. Estimated, not measured."
-    )
-    return advise.write_recipe(path, config, advice.reasons, head)
+    time = timing.time(advice.survey, plan.choice.target if plan.choice else plan.target)
+    head = [
+        _("{name}: planned for {device}", name=path.stem, device=plan.target.name),
+        "",
+        f"  accelerate launch scripts/train.py {path}",
+        "",
+        _(
+            "{count} parameters; about {time} ({low} to {high}); memory of a process about {memory}.",
+            count=f"{sizes.parameters(config, advice.survey.vocab_size).total:,}",
+            time=duration(time.total_seconds),
+            low=duration(time.low_seconds),
+            high=duration(time.high_seconds),
+            memory=size(advice.fit.memory.needed),
+        ),
+    ]
+    if plan.choice and plan.choice.forecast:
+        head.append(plan.choice.forecast.sentence())
+    return write_recipe(path, config, advice.reasons, "\n".join(head))
 
 
 # ------------------------------------------------------------------------------------------------------ as data
 
 
 def as_json(plan: Plan, options: Options) -> dict[str, Any]:
-    """The plan's figures by name; bytes, seconds, FLOP/s."""
-    found, on, memory = plan.found, plan.on, plan.memory
-    rules = estimate.rules_of_thumb(found.config)
-    parameters = sizes.parameters(found.config, found.vocab_size)
+    """The plan's figures by name; bytes, seconds, FLOP/s, nats."""
+    survey, target, memory = plan.survey, plan.target, plan.memory
+    rules = chapter.rules_of_thumb(survey.config)
+    parameters = sizes.parameters(survey.config, survey.vocab_size)
     return {
-        "vocabulary": {"size": found.vocab_size, "source": found.vocabulary},
+        "vocabulary": {"size": survey.vocab_size, "source": survey.vocabulary},
         "parameters": {
             **dataclasses.asdict(parameters),
             "total": parameters.total,
             "rule_of_thumb": rules.parameters,
         },
         "tokens": {
-            **dataclasses.asdict(estimate.tokens(found)),
-            "corpus": found.train_tokens,
-            "corpus_is_approximate": found.approximate,
-            "compute_optimal": estimate.COMPUTE_OPTIMAL * parameters.total,
+            **dataclasses.asdict(chapter.tokens(survey)),
+            "corpus": survey.train_tokens,
+            "corpus_is_approximate": survey.approximate,
+            "compute_optimal": chapter.COMPUTE_OPTIMAL * parameters.total,
         },
-        "device": dataclasses.asdict(on),
+        "device": dataclasses.asdict(target),
         "memory": {
             **_memory_json(memory),
-            "device_bytes": on.memory_bytes,
-            "fits": memory.needed <= on.memory_bytes,
+            "device_bytes": target.memory_bytes,
+            "fits": plan.fits,
             "simulated_peak_bytes": plan.simulated,
             "measured_peak_bytes": plan.measured,
             "rule_of_thumb_bytes": rules.memory_bytes,
         },
-        "time": {**dataclasses.asdict(plan.time), "rule_of_thumb_seconds_per_step": rules.seconds_per_step},
-        "cost": dataclasses.asdict(estimate.cost(plan.time, on, options.price_per_hour)),
+        "time": {
+            **dataclasses.asdict(plan.time),
+            "measured": plan.time.measured,
+            "rule_of_thumb_seconds_per_step": rules.seconds_per_step,
+        },
+        "cost": dataclasses.asdict(timing.cost(plan.time, target, options.price_per_hour)),
+        "loss": dataclasses.asdict(plan.forecast) if plan.forecast else None,
+        "schedule": chart.points(survey.config),
         "recommendation": _recommendation_json(plan),
         "remedies": [
             {
                 "name": remedy.name,
                 "change": remedy.change,
+                "applied": remedy.applied,
                 "peak_bytes": remedy.memory.peak if remedy.memory else None,
                 "chapter": remedy.chapter,
                 "price": remedy.price,
             }
-            for remedy in advise.remedies(found, on)
+            for remedy in batches.remedies(survey, target)
         ],
+        "faster": [dataclasses.asdict(way) for way in faster.ways(survey, target)],
     }
 
 
@@ -193,14 +227,17 @@ def _memory_json(memory: Memory) -> dict[str, Any]:
     binding = figures.pop("binding")
     return {f"{key}_bytes": value for key, value in figures.items()} | {
         "needed_bytes": memory.needed,
+        "needed_low_bytes": memory.needed_low,
+        "needed_high_bytes": memory.needed_high,
         "binding": binding,
     }
 
 
 def _recommendation_json(plan: Plan) -> dict[str, Any]:
-    advice, before = plan.recommendation, plan.found.config
-    after, time = advice.found.config.model_dump(), estimate.time(advice.found, plan.on)
-    chapter = advise.chapter_batch(plan.on.memory_bytes)
+    advice, before, choice = plan.recommendation, plan.survey.config, plan.choice
+    after = advice.survey.config.model_dump()
+    time = timing.time(advice.survey, choice.target if choice else plan.target)
+    by_chapter = chapter.chapter_batch(plan.target.memory_bytes)
     return {
         "batch_size": advice.fit.batch_size,
         "gradient_accumulation_steps": advice.fit.gradient_accumulation_steps,
@@ -210,7 +247,12 @@ def _recommendation_json(plan: Plan) -> dict[str, Any]:
         "changes": {key: value for key, value in after.items() if value != getattr(before, key)},
         "reasons": advice.reasons,
         "remedies_needed": advice.needs,
-        "chapter": dict(zip(("batch_size", "gradient_accumulation_steps"), chapter, strict=True)),
+        "chapter": dict(zip(("batch_size", "gradient_accumulation_steps"), by_chapter, strict=True)),
         "seconds_per_step": time.seconds_per_step,
         "total_seconds": time.total_seconds,
+        "low_seconds": time.low_seconds,
+        "high_seconds": time.high_seconds,
+        "loss": dataclasses.asdict(choice.forecast) if choice and choice.forecast else None,
+        "second_best": choice.second_best if choice else None,
+        "trial_seconds": choice.trial_seconds if choice else 0.0,
     }

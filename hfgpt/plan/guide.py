@@ -15,53 +15,17 @@ from typing import Any
 import yaml
 
 from hfgpt import config as configs
+from hfgpt.base import language
+from hfgpt.base.language import LANGUAGES, N_, _
+from hfgpt.base.units import duration, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
-from hfgpt.plan import advise, estimate
-from hfgpt.plan.estimate import Target
-from hfgpt.plan.survey import survey
+from hfgpt.plan import batches, chapter, timing
+from hfgpt.plan.layout import paragraph, show, table
+from hfgpt.plan.survey import survey_of
+from hfgpt.plan.target import Target
 
-Device = Callable[[Config], Target]  # what a config runs on: estimate.target with its other arguments filled in
-
-LANGUAGES = ("en", "zh")
-
-# Headings by language.
-WORDS = {
-    "en": {
-        "more": "More",
-        "less": "Less",
-        "when": "When to change it",
-        "section": "chapter",
-        "recommended": "Chapter's quick reference",
-        "here": "On this recipe",
-        "same": "On this recipe its neighbours differ in neither parameters, memory, arithmetic nor time.",
-        "parameters": "parameters",
-        "peak_bytes": "peak memory",
-        "flops_per_step": "arithmetic a step",
-        "tokens_per_step": "tokens a step",
-        "seconds_per_step": "a step",
-        "total_seconds": "the run",
-        "epochs": "epochs",
-        "now": "now",
-    },
-    "zh": {
-        "more": "增大",
-        "less": "减小",
-        "when": "什么时候调整",
-        "section": "章节",
-        "recommended": "章节速查表的推荐值",
-        "here": "在这份配置上",
-        "same": "在这份配置上，相邻取值的参数量、显存、计算量和时间都相同。",
-        "parameters": "参数量",
-        "peak_bytes": "显存峰值",
-        "flops_per_step": "每步计算量",
-        "tokens_per_step": "每步 token",
-        "seconds_per_step": "每步时间",
-        "total_seconds": "总时间",
-        "epochs": "轮数",
-        "now": "当前",
-    },
-}
+Device = Callable[[Config], Target]  # what a config runs on: find_target with its other arguments filled in
 
 
 @dataclass(frozen=True)
@@ -76,6 +40,14 @@ class Entry:
     recommended: str
 
 
+HEADINGS = {
+    "more": N_("More"),
+    "less": N_("Less"),
+    "when": N_("When to change it"),
+    "recommended": N_("Chapter's quick reference"),
+}
+
+
 @lru_cache(maxsize=1)
 def _book() -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -83,17 +55,17 @@ def _book() -> dict[str, Any]:
     return book
 
 
-def entry(name: str, language: str = "en") -> Entry:
-    """The explanation of a field of Config, in 'en' or 'zh'."""
-    page = _book()[name]
-    text = page[language]
+def entry(name: str, spoken: str | None = None) -> Entry:
+    """The explanation of a field of Config, in 'en' or 'zh'; by default in the language in use."""
+    page, spoken = _book()[name], spoken or language.current()
+    text = page[spoken]
     return Entry(
         meaning=text["meaning"],
         more=text.get("more", ""),
         less=text.get("less", ""),
         when=text["when"],
         section=page.get("section", ""),
-        recommended=page.get("recommended", "").replace(" to ", " to " if language == "en" else "–"),
+        recommended=page.get("recommended", "").replace(" to ", " to " if spoken == "en" else "–"),
     )
 
 
@@ -125,14 +97,14 @@ def neighbours(config: Config, name: str) -> list[dict[str, Any]]:
 
 def computed(config: Config, change: dict[str, Any], device: Device) -> dict[str, float]:
     """The sizes and times of the recipe with a change."""
-    found = survey(config.model_copy(update=change))
-    on = device(found.config)
-    time, tokens = estimate.time(found, on), estimate.tokens(found)
+    survey = survey_of(config.model_copy(update=change))
+    target = device(survey.config)
+    time, tokens = timing.time(survey, target), chapter.tokens(survey)
     figures = {
-        "parameters": sizes.parameters(found.config, found.vocab_size).total,
-        "peak_bytes": advise.memory(found, on).peak,
+        "parameters": sizes.parameters(survey.config, survey.vocab_size).total,
+        "peak_bytes": batches.memory(survey, target).peak,
         "tokens_per_step": tokens.per_iter,
-        "flops_per_step": sizes.flops_per_token(found.config, found.vocab_size) * tokens.per_iter,
+        "flops_per_step": sizes.flops_per_token(survey.config, survey.vocab_size) * tokens.per_iter,
         "seconds_per_step": time.seconds_per_step,
         "total_seconds": time.total_seconds,
     }
@@ -142,13 +114,25 @@ def computed(config: Config, change: dict[str, Any], device: Device) -> dict[str
 Rows = Sequence[tuple[dict[str, Any], dict[str, float]]]  # a change, and what is computed with it
 
 
-def explain(config: Config, name: str, device: Device, language: str = "en") -> str:
-    """The page of one parameter, computed on this recipe.
+def explain(config: Config, name: str, device: Device) -> str:
+    """The page of one parameter, computed on this recipe, in the language in use.
 
     Raises:
         InputError: the recipe's data, model or device cannot be used.
     """
-    return _page(config, name, _rows(config, name, device), language)
+    text, rows, value = entry(name), _rows(config, name, device), getattr(config, name)
+    title = f"{name} = {configs.yaml_scalar(value)}"
+    if text.section:
+        title = _("{title}  (chapter {section})", title=title, section=text.section)
+    parts: list[Any] = [paragraph(title, bold=True), paragraph(text.meaning)]
+    for key, heading in HEADINGS.items():
+        if said := getattr(text, key):
+            finer = {"more": N_("More precise"), "less": N_("Less precise")} if name == "dtype" else {}
+            parts.append(paragraph(_("{heading}: {text}", heading=_(finer.get(key, heading)), text=said)))
+    if language.current() == "en":
+        parts.append(paragraph(_("--{name} takes {allowed}.", name=name, allowed=configs.allowed(name))))
+    parts.append(_table(_now(config, name, device), rows, name))
+    return show(parts)
 
 
 def as_json(config: Config, name: str, device: Device) -> dict[str, Any]:
@@ -157,7 +141,7 @@ def as_json(config: Config, name: str, device: Device) -> dict[str, Any]:
         "parameter": name,
         "value": getattr(config, name),
         "takes": configs.allowed(name),
-        "explanation": {language: vars(entry(name, language)) for language in LANGUAGES},
+        "explanation": {spoken: vars(entry(name, spoken)) for spoken in LANGUAGES},
         "neighbours": [{"change": change, **figures} for change, figures in _rows(config, name, device)],
     }
 
@@ -166,43 +150,37 @@ def _rows(config: Config, name: str, device: Device) -> Rows:
     return [(change, computed(config, change, device)) for change in neighbours(config, name)]
 
 
-def _page(config: Config, name: str, rows: Rows, language: str) -> str:
-    from hfgpt.plan.tables import paragraph, show
-
-    words, text, value = WORDS[language], entry(name, language), getattr(config, name)
-    section = f"  ({words['section']} {text.section})" if text.section else ""
-    parts: list[Any] = [
-        paragraph(f"{name} = {configs.yaml_scalar(value)}{section}", bold=True),
-        paragraph(text.meaning),
-    ]
-    for key in ("more", "less", "when", "recommended"):
-        if said := getattr(text, key):
-            separator = ": " if language == "en" else "："
-            parts.append(paragraph(f"{words[key]}{separator}{said}"))
-    if language == "en":
-        parts.append(paragraph(f"--{name} takes {configs.allowed(name)}."))
-    parts.append(_table(value, rows, name, words) if rows else paragraph(words["same"]))
-    return show(parts)
+def _now(config: Config, name: str, device: Device) -> Any:
+    """The value in use: what 'auto' stands for on this device."""
+    return device(config).dtype if name == "dtype" else getattr(config, name)
 
 
-def _table(value: Any, rows: Rows, name: str, words: dict[str, str]) -> Any:
-    """The neighbours in columns that differ; a sentence where none does."""
-    from hfgpt.plan.tables import duration, paragraph, size, table
+# Columns of the table of neighbours: heading, and how a figure is written.
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "parameters": (N_("parameters"), "{:,.0f}".format),
+    "peak_bytes": (N_("peak memory"), size),
+    "tokens_per_step": (N_("tokens a step"), "{:,.0f}".format),
+    "flops_per_step": (N_("GFLOP a step"), lambda flops: f"{flops / 1e9:,.4g}"),
+    "seconds_per_step": (N_("a step"), duration),
+    "total_seconds": (N_("the run"), duration),
+    "epochs": (N_("epochs"), "{:.3g}".format),
+}
 
-    own = next((figures for change, figures in rows if change[name] == value), rows[0][1])
-    differing = [key for key in own if any(figures[key] != own[key] for _, figures in rows)]
+
+def _table(value: Any, rows: Rows, name: str) -> Any:
+    """The neighbours as columns and what differs as rows, for 80 columns; a sentence if nothing differs."""
+    own = next((figures for change, figures in rows if change[name] == value), rows[0][1] if rows else {})
+    differing = [key for key in own if any(figures[key] != own[key] for _change, figures in rows)]
     if not differing:
-        return paragraph(words["same"])
-    written = {"peak_bytes": size, "seconds_per_step": duration, "total_seconds": duration, "epochs": "{:.3g}".format}
-    written |= {"flops_per_step": lambda flops: f"{flops / 1e9:,.4g} GFLOP"}
+        return paragraph(_("On this recipe its neighbours differ in neither parameters, memory, arithmetic nor time."))
 
     def cell(key: str, figures: dict[str, float]) -> str:
-        text = written.get(key, "{:,.0f}".format)(figures[key])
-        ratio = figures[key] / own[key] - 1
+        text, ratio = COLUMNS[key][1](figures[key]), figures[key] / own[key] - 1
         return text if figures is own or not ratio else f"{text} ({ratio:+.0%})"
 
-    body = []
+    heads = []
     for change, figures in rows:
-        typed = " ".join(f"{key}={configs.yaml_scalar(new)}" for key, new in change.items())
-        body.append([typed, *(cell(key, figures) for key in differing), words["now"] if figures is own else ""])
-    return table(words["here"], ["", *(words[key] for key in differing), ""], body)
+        typed = "\n".join(f"{key}={configs.yaml_scalar(new)}" for key, new in change.items())
+        heads.append(_("{value} (now)", value=typed) if figures is own else typed)
+    body = [[_(COLUMNS[key][0]), *(cell(key, figures) for _change, figures in rows)] for key in differing]
+    return table(_("On this recipe"), ["", *heads], body, words=(0,))

@@ -15,11 +15,14 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
+from hfgpt.base import machine as hardware
+from hfgpt.base.files import sync
 from hfgpt.data.blocks import Batches, TokenStream
 from hfgpt.data.prepare import Corpus
 from hfgpt.inference import evaluation
@@ -27,8 +30,9 @@ from hfgpt.inference import sampling as sample
 from hfgpt.model import gpt2 as models
 from hfgpt.model import optim
 from hfgpt.model.sizes import flops_per_token
-from hfgpt.plan.estimate import Measured
+from hfgpt.plan import speed
 from hfgpt.plan.survey import Survey
+from hfgpt.plan.timing import Measured
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.train.display import Display
 from hfgpt.train.evaluate import SAMPLE_TOKENS
@@ -44,7 +48,7 @@ AIM = 2.0  # seconds of measuring for each of the things that are timed
 LONGEST = 10.0  # seconds that a timed micro-batch may take; a slower one is made smaller, and the time scaled
 
 
-def probe(found: Survey, processes: int = 1) -> Measured:
+def probe(survey: Survey, processes: int = 1) -> Measured:
     """Time a few optimizer steps and a part of an evaluation.
 
     A step of n micro-batches takes as long as one of 1, and n - 1 times what a second micro-batch adds: both are
@@ -57,32 +61,54 @@ def probe(found: Survey, processes: int = 1) -> Measured:
     Raises:
         InputError: the recipe cannot be run here (device, dtype).
     """
-    run = prepare(found, processes)
+    began = time.perf_counter()
+    run = prepare(survey, processes)
     try:
-        sequences = _fitting(run, flops_per_token(found.config, found.vocab_size))
-        one = _seconds(lambda: step(run, sequences, 1))
-        micro_batches = found.config.global_batch / processes / sequences
-        another = _seconds(lambda: step(run, sequences, 2)) - one if micro_batches > 1 else 0.0
+        sequences = _fitting(run, flops_per_token(survey.config, survey.vocab_size))
+        one = _timed(lambda: step(run, sequences, 1))
+        micro_batches = survey.config.global_batch / processes / sequences
+        another = _timed(lambda: step(run, sequences, 2)).seconds - one.seconds if micro_batches > 1 else 0.0
+        sampled = _timed(lambda: _sample(run, survey.vocab_size)).seconds if run.config.sample_prompt else 0.0
+        evaluated = _timed(lambda: _evaluate(run)).seconds
+        if run.device.type == "cpu":
+            _learn(began)
         return Measured(
-            seconds_per_step=one + (micro_batches - 1) * another,
-            seconds_per_eval_token=_seconds(lambda: _evaluate(run))
-            / (run.micro_batch * run.config.block_size * processes),
-            seconds_per_sample=_seconds(lambda: _sample(run, found.vocab_size)) if run.config.sample_prompt else 0.0,
+            seconds_per_step=one.seconds + (micro_batches - 1) * another,
+            seconds_per_eval_token=evaluated / (run.micro_batch * run.config.block_size * processes),
+            seconds_per_sample=sampled,
+            seconds_per_save=_timed(lambda: _save(run), AIM / 4).seconds,
+            spread=one.spread,
             peak=peak_flops(run),
             peak_bytes=peak_bytes(run) if sequences == run.micro_batch else None,
+            busy=one.busy,
         )
     finally:
         run.accelerator.end_training()
 
 
-def prepare(found: Survey, processes: int = 1) -> Run:
+def _learn(began: float) -> None:
+    """Keep what this machine showed: how long the libraries took to load, and how fast it is in bfloat16."""
+    import psutil
+
+    loaded = time.time() - psutil.Process().create_time() - (time.perf_counter() - began)
+    known = {"start": loaded + PREPARING}
+    if hardware.cpu_dtype(hardware.BFLOAT16_PAYS_FROM) == "bfloat16":
+        narrow, wide = (hardware.measured_cpu_peak(dtype) for dtype in ("bfloat16", "float32"))
+        known["bfloat16_ratio"] = narrow / wide
+    speed.learn(**known)
+
+
+PREPARING = 1.0  # seconds of a run's start beside the libraries: the text, the folder, the first, slower step
+
+
+def prepare(survey: Survey, processes: int = 1) -> Run:
     """One process's run of a model from scratch of the recipe's shape, on random tokens; no folder is touched."""
-    config = found.config.model_copy(update={"init_from": "scratch", "report_to": "none", "push_to_hub": False})
+    config = survey.config.model_copy(update={"init_from": "scratch", "report_to": "none", "push_to_hub": False})
     accelerator = make_accelerator(config)
     torch.manual_seed(config.seed)
-    model = models.build(config, found.vocab_size, eos_token_id=0)
+    model = models.build(config, survey.vocab_size, eos_token_id=0)
     length = config.block_size * max(64, config.batch_size) + 1
-    stream = TokenStream([np.random.default_rng(0).integers(found.vocab_size, size=length, dtype=np.uint32)])
+    stream = TokenStream([np.random.default_rng(0).integers(survey.vocab_size, size=length, dtype=np.uint32)])
     batches = Batches(stream, config.block_size, config.global_batch, config.seed)
     run = Run(
         config=config,
@@ -155,11 +181,39 @@ def _sample(run: Run, vocab_size: int) -> None:
         pass
 
 
-def _seconds(action: Callable[[], None]) -> float:
-    """The median time of an action that was done once before, over AIM seconds and at least three times."""
+def _save(run: Run) -> None:
+    """Write what a checkpoint and an export write, and take it away again."""
+    import tempfile
+
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.contiguous() for name, tensor in run.plain.gpt2.state_dict().items()}
+    del weights["lm_head.weight"]  # the token embedding once more
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(4):  # the export, the checkpoint's weights, two averages
+            path = Path(folder) / f"{number}.safetensors"
+            save_file(weights, path)
+            sync(path)
+
+
+class Timing(NamedTuple):
+    """The median of repetitions, the half-width of their quartiles over it, and whether other work slowed them."""
+
+    seconds: float
+    spread: float
+    busy: bool
+
+
+def _timed(action: Callable[[], None], aim: float = AIM) -> Timing:
+    """An action that was done once before, timed over `aim` seconds and at least three times.
+
+    On a CPU it is also compared with the processor's time: threads that wait for a core take more wall time than they
+    compute for.
+    """
     action()
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < AIM and len(times) < 100):
+    cpu = time.process_time()
+    while len(times) < 3 or (sum(times) < aim and len(times) < 200):
         _wait()
         start = time.perf_counter()
         action()
@@ -167,7 +221,15 @@ def _seconds(action: Callable[[], None]) -> float:
         times.append(time.perf_counter() - start)
         if times[-1] > LONGEST:
             break
-    return statistics.median(times)
+    cpu = time.process_time() - cpu
+    threads = torch.get_num_threads()
+    busy = not torch.accelerator.is_available() and cpu < BUSY * threads * sum(times)
+    median = statistics.median(times)
+    low, high = np.quantile(times, [0.25, 0.75])
+    return Timing(median, float((high - low) / 2 / median), busy)
+
+
+BUSY = 0.8  # of the time of all threads: below it, other work had them
 
 
 def _wait() -> None:

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import glob
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
 from hfgpt.config import EMBEDDED_DATASET, Config
+from hfgpt.plan import statistics
+from hfgpt.plan.statistics import Statistics
 
 BYTE_ENTRIES = 256  # what a character vocabulary has beside the characters (hfgpt/data/tokenizer.py)
 
@@ -40,6 +44,35 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
+class Text:
+    """A corpus at hand.
+
+    Attributes:
+        bytes, characters: its size.
+        distinct: its distinct characters; None if it was not read.
+        has_validation: whether it brings a validation split.
+        sample: characters of it, from which its statistics are counted; "" if it was not read.
+    """
+
+    bytes: int
+    characters: int
+    distinct: int | None
+    has_validation: bool
+    sample: str = field(default="", repr=False)
+
+    @cached_property
+    def statistics(self) -> Statistics | None:
+        """How predictable it is; None if it was not read, or is too short to say."""
+        if self is EMBEDDED:
+            return statistics.EMBEDDED
+        if len(self.sample) < LEAST_COUNTED:
+            return None
+        from hfgpt.plan import ngrams  # numpy is loaded only if it has something to count
+
+        return ngrams.measure(self.sample)
+
+
+@dataclass(frozen=True)
 class Survey:
     """What is known of a recipe before it runs.
 
@@ -47,9 +80,10 @@ class Survey:
         config: the recipe, with n_layer, n_head and n_embd of the model that is trained.
         vocab_size: rows of the token embedding.
         vocabulary: where that number comes from, in words.
-        corpus_bytes: size of the text; None where it is not at hand.
-        train_tokens: tokens of the training split; None where it is not at hand.
+        corpus_bytes: size of the text; None if it is not at hand.
+        train_tokens: tokens of the training split; None if it is not at hand.
         approximate: whether train_tokens is a guess from the size of the text.
+        text: the text itself; None if it is not at hand.
     """
 
     config: Config
@@ -58,23 +92,23 @@ class Survey:
     corpus_bytes: int | None
     train_tokens: int | None
     approximate: bool
+    text: Text | None = None
 
-
-@dataclass(frozen=True)
-class _Text:
-    """A corpus at hand: its size in bytes and characters, and its distinct characters where it was read."""
-
-    bytes: int
-    characters: int
-    distinct: int | None
-    has_validation: bool
+    @property
+    def statistics(self) -> Statistics | None:
+        """How predictable its text is; None if it is not known."""
+        return self.text.statistics if self.text else None
 
 
 # The embedded Shakespeare, counted once (a test counts again), since reading it takes half of a plan's time.
-EMBEDDED = _Text(bytes=4_814_324, characters=4_814_324, distinct=74, has_validation=False)
+EMBEDDED = Text(bytes=4_814_324, characters=4_814_324, distinct=74, has_validation=False)
+
+LEAST_COUNTED = 2000  # characters: fewer say nothing of a text
+
+MOST_SAMPLED = 4_000_000  # characters that are kept for counting
 
 
-def survey(config: Config) -> Survey:
+def survey_of(config: Config) -> Survey:
     """Look at what the config names.
 
     Raises:
@@ -84,20 +118,20 @@ def survey(config: Config) -> Survey:
     size, source = _vocabulary(config, text)
     if config.pretrained:
         config, size = _pretrained(config)
-        source = f"{config.init_from}'s own"
+        source = _("that of {model}", model=config.init_from)
     tokens, approximate = None, False
     if text is not None:
         kept = 1.0 if text.has_validation else 1 - config.val_fraction
         exact = config.tokenizer == "char" and text.distinct is not None
         tokens = int(text.characters / (1 if config.tokenizer == "char" else CHARACTERS_PER_TOKEN) * kept)
         approximate = not exact
-    return Survey(config, size, source, text.bytes if text else None, tokens, approximate)
+    return Survey(config, size, source, text.bytes if text else None, tokens, approximate, text)
 
 
 # ------------------------------------------------------------------------------------------------------- corpus
 
 
-def _text(config: Config) -> _Text | None:
+def _text(config: Config) -> Text | None:
     """The corpus, read where it is small; None where it is not on this machine."""
     if config.dataset == EMBEDDED_DATASET:
         return EMBEDDED
@@ -106,18 +140,21 @@ def _text(config: Config) -> _Text | None:
         return None
     size = sum(path.stat().st_size * (3 if path.suffix in (".gz", ".zst") else 1) for path in paths)
     if size > READ_UP_TO:
-        return _Text(size, size, None, False)
+        return Text(size, size, None, False)
     from hfgpt.data import reading, sources
 
-    found = sources.find(config.model_copy(update={"streaming": False}), Path())  # so small that nothing is cached
-    distinct, characters, length = set[str](), 0, 0
-    for piece in found.train:
+    # So small that nothing is cached.
+    sources_found = sources.find(config.model_copy(update={"streaming": False}), Path())
+    distinct, characters, length, sample = set[str](), 0, 0, list[str]()
+    for piece in sources_found.train:
         for part in reading.read(piece):
             for text in part.texts:
                 distinct.update(text)
+                if characters < MOST_SAMPLED:
+                    sample.append(text[: MOST_SAMPLED - characters])
                 characters += len(text)
                 length += len(text) if text.isascii() else len(text.encode())
-    return _Text(length, characters, len(distinct), bool(found.val))
+    return Text(length, characters, len(distinct), bool(sources_found.val), "".join(sample))
 
 
 def _local_files(name: str) -> list[Path] | None:
@@ -136,20 +173,24 @@ def _local_files(name: str) -> list[Path] | None:
 # ---------------------------------------------------------------------------------------------------- vocabulary
 
 
-def _vocabulary(config: Config, text: _Text | None) -> tuple[int, str]:
+def _vocabulary(config: Config, text: Text | None) -> tuple[int, str]:
     """Size of the vocabulary, and where the number comes from."""
     if config.tokenizer == "char":
         if text is not None and text.distinct is not None:
-            return text.distinct + BYTE_ENTRIES, f"{text.distinct} characters of the corpus and {BYTE_ENTRIES} bytes"
-        return ASSUMED_CHARACTERS + BYTE_ENTRIES, f"assumes {ASSUMED_CHARACTERS} characters, and {BYTE_ENTRIES} bytes"
+            return text.distinct + BYTE_ENTRIES, _(
+                "{characters} characters of the text, and {bytes} bytes", characters=text.distinct, bytes=BYTE_ENTRIES
+            )
+        return ASSUMED_CHARACTERS + BYTE_ENTRIES, _(
+            "assumed: {characters} characters, and {bytes} bytes", characters=ASSUMED_CHARACTERS, bytes=BYTE_ENTRIES
+        )
     if config.tokenizer == "bpe":
         assert config.vocab_size is not None, "resolve() fills in vocab_size for 'bpe'"
-        return config.vocab_size, "trained on the corpus, as vocab_size says"
+        return config.vocab_size, _("trained on the text, as vocab_size says")
     if _released(config.tokenizer) and not Path(config.tokenizer).is_dir():
-        return GPT2_VOCABULARY, "GPT-2's"
+        return GPT2_VOCABULARY, _("that of {model}", model="GPT-2")
     if (size := _tokenizer_entries(config.tokenizer)) is not None:
-        return size, f"entries of {config.tokenizer}"
-    return GPT2_VOCABULARY, f"assumes GPT-2's; {config.tokenizer} is not on this machine"
+        return size, _("entries of {tokenizer}", tokenizer=config.tokenizer)
+    return GPT2_VOCABULARY, _("assumed to be GPT-2's: {tokenizer} is not on this machine", tokenizer=config.tokenizer)
 
 
 def _tokenizer_entries(name: str) -> int | None:
@@ -173,12 +214,19 @@ def _pretrained(config: Config) -> tuple[Config, int]:
             vocab_size = int(found["vocab_size"])
         except (KeyError, TypeError, ValueError):
             raise InputError(
-                f"init_from = {name!r}: its config.json is not GPT-2's (model_type {found.get('model_type')!r})"
+                _(
+                    "init_from = {name!r}: its config.json is not GPT-2's (model_type {type!r})",
+                    name=name,
+                    type=found.get("model_type"),
+                )
             ) from None
     if shape is None:
         raise InputError(
-            f"init_from = {name!r}: is neither a folder nor in the Hub's cache here, so its shape is not known"
-            f"\n    → download it first (hf download {name}), or give a folder with config.json"
+            _(
+                "init_from = {name!r}: is neither a folder nor in the Hub's cache here, so its shape is not known\n"
+                "    → download it first (hf download {name}), or give a folder with config.json",
+                name=name,
+            )
         )
     return config.model_copy(update=dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True))), vocab_size
 
@@ -206,7 +254,7 @@ def _read_json(name: str, file: str) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{str(path)!r} cannot be read: {error}") from None
+        raise InputError(_("{path!r} cannot be read: {reason}", path=str(path), reason=error)) from None
     if not isinstance(content, dict):
-        raise InputError(f"{str(path)!r}: holds no JSON object")
+        raise InputError(_("{path!r}: is not a JSON object", path=str(path)))
     return content

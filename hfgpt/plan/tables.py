@@ -6,186 +6,205 @@ Out: text: coloured on a terminal, plain elsewhere.
 
 from __future__ import annotations
 
-import io
-import sys
-from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from rich.console import Group, RenderableType
 
+from hfgpt.base.language import N_, _
+from hfgpt.base.units import duration, size
 from hfgpt.model import sizes
-from hfgpt.plan import advise, estimate
+from hfgpt.plan import batches, chapter, chart, faster, timing
 from hfgpt.plan.command import Options, Plan
-from hfgpt.plan.estimate import BINDS
+from hfgpt.plan.layout import number, paragraph, show, table
+from hfgpt.plan.memory import BINDS
 
-RULE = "chapter's rule of thumb"
+RULE = N_("chapter's rule of thumb")
+
+LONG = 3600.0  # seconds: a run that takes longer is not called fitting without its time
 
 
 def render(plan: Plan, recipe: str | None, options: Options) -> str:
     """All tables of a plan, in the order in which one asks: how big, how much text, does it fit, how long, and then."""
-    on = f"{plan.on.processes} x {plan.on.name}" if plan.on.processes > 1 else plan.on.name
-    head = paragraph(f"{recipe or 'the defaults'}: {plan.found.config.dataset}, on {on}", bold=True)
+    head = _(
+        "{recipe}: {dataset}, on {device}",
+        recipe=recipe or _("the defaults"),
+        dataset=plan.survey.config.dataset,
+        device=_devices(plan),
+    )
     parts: list[RenderableType] = [
-        head,
+        paragraph(head, bold=True),
+        paragraph(_verdict(plan)),
         _parameters(plan),
         _tokens(plan),
         _memory(plan),
         _time(plan, options),
-        _recommendation(plan, options),
+        _schedule(plan),
     ]
-    if options.vram or options.gpu or plan.memory.needed > plan.on.memory_bytes:
+    if not plan.fits or options.vram or options.gpu:
         parts += [_remedies(plan), _by_memory(plan)]
+    if plan.time.total_seconds > LONG or plan.choice is None:
+        parts.append(_faster(plan))
+    parts.append(_recommendation(plan, options))
     return show(parts)
 
 
-def show(parts: Iterable[RenderableType]) -> str:
-    """Tables and paragraphs as text for standard output."""
-    terminal = sys.stdout.isatty()
-    buffer = io.StringIO()
-    console = Console(file=buffer, force_terminal=terminal, width=None if terminal else 120, highlight=False)
-    for part in parts:
-        console.print(part)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+def _devices(plan: Plan) -> str:
+    target = plan.target
+    return f"{target.processes} x {target.name}" if target.processes > 1 else target.name
 
 
-def table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", words: Sequence[int] = (0, -1)
-) -> Group:
-    """A titled table with a note below it; the columns in `words` are aligned left, numbers right."""
-    made = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
-    left = {index % len(columns) for index in words}
-    for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index in left else "right", no_wrap=index < len(columns) - 1)
-    for row in rows:
-        made.add_row(*(Text(str(cell)) for cell in row))
-    return Group(Text(title, style="bold"), made, Text(f"{note}\n" if note else ""))
+def _range(plan_time: timing.Time) -> str:
+    return _("{low} to {high}", low=duration(plan_time.low_seconds), high=duration(plan_time.high_seconds))
 
 
-def size(amount: float) -> str:
-    """Bytes as MiB or GiB."""
-    return f"{amount / 2**30:,.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:,.1f} MiB"
-
-
-def number(value: float) -> str:
-    """Three digits, and all of them before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 12 ms, 3.4 s, 12m05s, 3h10m or 4.2 days."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 2 * 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{seconds / 86400:,.1f} days"
+def _verdict(plan: Plan) -> str:
+    """Memory, time and loss in one paragraph: none of them alone says whether the run is a good one."""
+    memory, target = plan.memory, plan.target
+    values = {"needed": size(memory.needed), "memory": size(target.memory_bytes)}
+    fits = (
+        _("It needs {needed} of {memory}.", **values)
+        if plan.fits
+        else _("It does NOT fit: it needs {needed}, and there are {memory}.", **values)
+    )
+    takes = _("It takes about {time} ({range}).", time=duration(plan.time.total_seconds), range=_range(plan.time))
+    said = f"{fits} {takes}"
+    return f"{said} {plan.forecast.sentence()}" if plan.forecast else said
 
 
 def _parameters(plan: Plan) -> Group:
-    found = plan.found
-    config, parts = found.config, sizes.parameters(found.config, found.vocab_size)
-    rule = estimate.rules_of_thumb(config).parameters
-    names = {
-        "token embedding": (parts.token_embedding, f"vocabulary {found.vocab_size:,} x n_embd {config.n_embd}"),
-        "position embedding": (parts.position_embedding, f"block_size {config.block_size:,} x n_embd"),
-        "attention": (parts.attention, f"{config.n_layer} blocks x (4 n_embd² + biases)"),
-        "MLP": (parts.mlp, f"{config.n_layer} blocks x (8 n_embd² + biases)"),
-        "layer norms": (parts.norms, "gain and bias"),
-    }
-    rows = [(name, f"{count:,}", f"{count / parts.total:.1%}", why) for name, (count, why) in names.items()]
-    rows.append(("total", f"{parts.total:,}", "100%", f"vocabulary: {found.vocabulary}"))
-    rows.append((RULE, f"{rule:,}", f"{rule / parts.total:.1%}", "12 n_layer n_embd² (5.2)"))
+    survey = plan.survey
+    config, parts = survey.config, sizes.parameters(survey.config, survey.vocab_size)
+    rule = chapter.rules_of_thumb(config).parameters
+    layers = _("{n} blocks", n=config.n_layer)
+    named = [
+        (
+            _("token embedding"),
+            parts.token_embedding,
+            _("vocabulary {size} x n_embd {width}", size=f"{survey.vocab_size:,}", width=config.n_embd),
+        ),
+        (
+            _("position embedding"),
+            parts.position_embedding,
+            _("block_size {size} x n_embd", size=f"{config.block_size:,}"),
+        ),
+        (_("attention"), parts.attention, _("{blocks} x (4 n_embd² + biases)", blocks=layers)),
+        (_("MLP"), parts.mlp, _("{blocks} x (8 n_embd² + biases)", blocks=layers)),
+        (_("layer norms"), parts.norms, _("gain and bias")),
+    ]
+    rows = [(name, f"{count:,}", f"{count / parts.total:.1%}", why) for name, count, why in named]
+    rows.append((_("total"), f"{parts.total:,}", "100%", _("vocabulary: {source}", source=survey.vocabulary)))
+    rows.append((_(RULE), f"{rule:,}", f"{rule / parts.total:.1%}", "12 n_layer n_embd² (5.2)"))
     embeddings = parts.token_embedding + parts.position_embedding
-    note = (
-        f"The rule leaves out {parts.total - rule:,}: embeddings {embeddings:,}, biases and norms "
-        f"{parts.total - rule - embeddings:,}. The output head is the token embedding used again."
+    note = _(
+        "The rule leaves out {missing}: embeddings {embeddings}, biases and norms {rest}. The output head is the token "
+        "embedding, used a second time.",
+        missing=f"{parts.total - rule:,}",
+        embeddings=f"{embeddings:,}",
+        rest=f"{parts.total - rule - embeddings:,}",
     )
-    return table("Parameters", ("", "count", "share", "where"), rows, note)
+    return table(_("Parameters"), ("", _("count"), _("share"), _("where")), rows, note)
 
 
 def _tokens(plan: Plan) -> Group:
-    found, tokens = plan.found, estimate.tokens(plan.found)
-    config = found.config
-    about = "about " if found.approximate else ""
-    corpus = "not on this machine" if found.train_tokens is None else f"{about}{found.train_tokens:,}"
+    survey, tokens = plan.survey, chapter.tokens(plan.survey)
+    config = survey.config
+    if survey.train_tokens is None:
+        corpus = _("not on this machine")
+    elif survey.approximate:
+        corpus = _("about {n}", n=f"{survey.train_tokens:,}")
+    else:
+        corpus = f"{survey.train_tokens:,}"
+    product = f"batch_size {config.batch_size} x block_size {config.block_size:,}"
     rows = [
-        (
-            "a step",
-            f"{tokens.per_iter:,}",
-            f"batch_size {config.batch_size} x block_size {config.block_size:,} x accumulation "
-            f"{config.gradient_accumulation_steps}",
-        ),
-        ("the run", f"{tokens.total:,}", f"x max_iters {config.max_iters:,}"),
-        ("training text", corpus, config.dataset),
+        (_("a step"), f"{tokens.per_iter:,}", f"{product} x {config.gradient_accumulation_steps}"),
+        (_("the run"), f"{tokens.total:,}", f"x max_iters {config.max_iters:,}"),
+        (_("training text"), corpus, config.dataset),
     ]
     if tokens.epochs is not None:
-        rows.append(("epochs", number(tokens.epochs), "how often the text is seen"))
-    rows.append(
-        ("tokens a parameter", f"{tokens.per_parameter:.3g}", "about 20 is compute-optimal (Hoffmann et al. 2022)")
-    )
-    return table("Tokens", ("", "count", ""), rows)
+        rows.append((_("epochs"), number(tokens.epochs), _("how often the text is seen")))
+    optimal = _("about {n} is compute-optimal (Hoffmann et al. 2022)", n=chapter.COMPUTE_OPTIMAL)
+    rows.append((_("tokens a parameter"), f"{tokens.per_parameter:.3g}", optimal))
+    return table(_("Tokens"), ("", _("count"), ""), rows)
 
 
 AVERAGES = {
-    "adamw": "AdamW's two averages",
-    "muon": "Muon's one average of the matrices inside the blocks, AdamW's two of the rest",
+    "adamw": N_("AdamW's two averages"),
+    "muon": N_("Muon's one average of the matrices inside the blocks, AdamW's two of the rest"),
 }
 
 
 def _memory(plan: Plan) -> Group:
-    memory, on = plan.memory, plan.on
-    rules = estimate.rules_of_thumb(plan.found.config)
-    fits = "fits" if memory.needed <= on.memory_bytes else "does NOT fit"
+    memory, target = plan.memory, plan.target
+    rules = chapter.rules_of_thumb(plan.survey.config)
+    where = _("of {memory} ({device})", memory=size(target.memory_bytes), device=target.name)
+    likely = _("{low} to {high}", low=size(memory.needed_low), high=size(memory.needed_high))
+    kept = _("kept for the backward pass, {dtype}", dtype=target.dtype)
     rows = [
-        ("weights", size(memory.weights), "float32"),
-        ("gradients", size(memory.gradients), "float32"),
-        ("optimizer", size(memory.optimizer), AVERAGES[plan.found.config.optimizer]),
-        ("activations", size(memory.activations), f"kept for the backward pass, {on.dtype}"),
-        ("logits", size(memory.logits), "scores over the vocabulary, of a chunk of the micro-batch at a time"),
-        ("peak", size(memory.peak), f"not all at once; set by {BINDS[memory.binding]}"),
-        ("allowance", size(memory.allowance), "libraries, workspaces, fragmentation: assumed"),
-        ("needed", size(memory.needed), f"{fits} in {size(on.memory_bytes)} ({on.name})"),
-        (RULE, size(rules.memory_bytes), "16 bytes a parameter and batch·block·n_embd·n_layer·4 (5.2)"),
+        (_("weights"), size(memory.weights), "float32"),
+        (_("gradients"), size(memory.gradients), "float32"),
+        (_("optimizer"), size(memory.optimizer), _(AVERAGES[plan.survey.config.optimizer])),
+        (_("activations"), size(memory.activations), kept),
+        (_("logits"), size(memory.logits), _("scores over the vocabulary, of one chunk of the micro-batch at a time")),
+        (_("peak"), size(memory.peak), _("less than the sum; reached {moment}", moment=_(BINDS[memory.binding]))),
+        (_("allowance"), size(memory.allowance), _("libraries, workspaces, fragmentation: assumed")),
+        (_("needed"), size(memory.needed), f"{where}; {likely}"),
+        (_(RULE), size(rules.memory_bytes), _("16 bytes a parameter and batch·block·n_embd·n_layer·4 (5.2)")),
     ]
-    for name, value in (("peak, simulated", plan.simulated), ("peak, measured", plan.measured)):
+    for name, value in ((_("peak, simulated"), plan.simulated), (_("peak, measured"), plan.measured)):
         if value is not None:
-            rows.insert(6, (name, size(value), f"the formula is off by {memory.peak / value - 1:+.1%}"))
-    per = f", each of {on.processes} processes" if on.processes > 1 else ""
-    note = "A predicted peak of the allocator; confirmed on CPUs, not yet on a GPU." if on.kind == "accelerator" else ""
-    return table(f"Memory of a training step, {on.dtype}{per}", ("", "size", ""), rows, note)
+            rows.insert(
+                6, (name, size(value), _("the formula is off by {share}", share=f"{memory.peak / value - 1:+.1%}"))
+            )
+    title = (
+        _("Memory of a training step, {dtype}, each of {n} processes", dtype=target.dtype, n=target.processes)
+        if target.processes > 1
+        else _("Memory of a training step, {dtype}", dtype=target.dtype)
+    )
+    return table(title, ("", _("size"), ""), rows)
+
+
+SOURCES = {
+    "probe": N_("measured by a probe, here"),
+    "machine": N_("priced by this machine's speed, measured in a fraction of a second"),
+    "card": N_("priced by the card's data sheet"),
+}
 
 
 def _time(plan: Plan, options: Options) -> Group:
-    time, on = plan.time, plan.on
-    rules = estimate.rules_of_thumb(plan.found.config)
-    how = "measured here" if time.measured else f"{on.peak / 1e12:,.4g} TFLOP/s x {on.utilisation:.0%} utilisation"
+    time, target, config = plan.time, plan.target, plan.survey.config
+    rules = chapter.rules_of_thumb(config)
+    chapter_step = _("a step of the standard recipe on an RTX 3060, from experience (5.3)")
+    evaluations = _("{n} times, with a sample", n=timing.evaluations(config))
     rows = [
-        ("a step", duration(time.seconds_per_step), how),
-        ("tokens a second", f"{time.tokens_per_second:,.0f}", f"MFU {time.mfu:.1%}"),
-        ("all steps", duration(time.training_seconds), f"max_iters {plan.found.config.max_iters:,}"),
-        ("evaluation", duration(time.evaluation_seconds), f"{estimate.evaluations(plan.found.config)} times"),
-        ("total", duration(time.total_seconds), "without starting and saving"),
-        (RULE, duration(rules.seconds_per_step), "a step of the standard recipe on an RTX 3060, from experience (5.3)"),
+        (_("a step"), duration(time.seconds_per_step), _(SOURCES[time.source])),
+        (_("tokens a second"), f"{time.tokens_per_second:,.0f}", f"MFU {time.mfu:.1%}"),
+        (_("start"), duration(time.start_seconds), _("libraries, model, text")),
+        (_("all steps"), duration(time.training_seconds), f"max_iters {config.max_iters:,}"),
+        (_("evaluation"), duration(time.evaluation_seconds), evaluations),
+        (_("saving"), duration(time.saving_seconds), _("checkpoints and the model")),
+        (_("total"), duration(time.total_seconds), _("19 of 20 runs: {range}", range=_range(time))),
+        (_(RULE), duration(rules.seconds_per_step), chapter_step),
     ]
-    cost = estimate.cost(time, on, options.price_per_hour)
+    cost = timing.cost(time, target, options.price_per_hour)
     if cost.money is not None:
-        rows.append(("cost", f"{cost.money:,.2f}", f"at {options.price_per_hour:g} an hour a device"))
+        price = _("at {price} an hour for each device", price=f"{options.price_per_hour:g}")
+        rows.append((_("cost"), f"{cost.money:,.2f}", price))
     if cost.energy_kwh is not None:
-        rows.append(("energy", f"{number(cost.energy_kwh)} kWh", f"at most: {on.power_w:g} W all the time"))
-    devices = f"{on.processes} x {on.name}" if on.processes > 1 else on.name
-    return table(f"Time on {devices}", ("", "", ""), rows, _sentence(on.note))
+        power = _("at most: {watts} W all the time", watts=f"{target.power_w:g}")
+        rows.append((_("energy"), f"{number(cost.energy_kwh)} kWh", power))
+    notes = [target.note[:1].upper() + target.note[1:] + "." if target.note else ""]
+    if time.source == "probe" and time.busy:
+        notes = [_("Other work ran on this machine while the probe measured; alone it is faster.")]
+    return table(_("Time on {device}", device=_devices(plan)), ("", "", ""), rows, " ".join(filter(None, notes)))
+
+
+def _schedule(plan: Plan) -> Group:
+    return Group(paragraph(_("Learning rate (4.1)"), bold=True), paragraph(chart.chart(plan.survey.config)))
 
 
 def _recommendation(plan: Plan, options: Options) -> Group:
-    advice, on = plan.recommendation, plan.on
-    before, after = plan.found.config, advice.found.config
+    advice, target, choice = plan.recommendation, plan.target, plan.choice
+    before, after = plan.survey.config, advice.survey.config
     rows = [
         (key, _value(getattr(before, key)), _value(value), advice.reasons.get(key, ""))
         for key, value in after.model_dump().items()
@@ -193,61 +212,92 @@ def _recommendation(plan: Plan, options: Options) -> Group:
     ]
     notes = []
     if not advice.fit.fits:
-        notes.append(f"Nothing fits {size(on.memory_bytes)}: one sequence takes {size(advice.fit.memory.needed)}.")
+        values = {"memory": size(target.memory_bytes), "needed": size(advice.fit.memory.needed)}
+        notes.append(_("Nothing fits {memory}: one sequence takes {needed}.", **values))
     elif advice.needs:
-        notes.append(f"No micro-batch fits without: {', '.join(dict.fromkeys(advice.needs))} (applied above).")
-    if plan.designed:
-        seconds = estimate.time(advice.found, on).total_seconds
-        layers = advise.layers_for(plan.found.corpus_bytes)
-        notes.append(f"It takes about {duration(seconds)}. {RULE.capitalize()} (2.1): n_layer {layers} for this text.")
-    by_memory = "{} x {} for this memory (1.3)".format(*advise.chapter_batch(on.memory_bytes))
-    notes.append(
-        f"{RULE.capitalize()} (1.1): batch_size 32 for beginners, 8 where memory is short, 64 for speed"
-        + (f"; {by_memory}." if on.kind == "accelerator" else ".")
+        remedies = ", ".join(_(name) for name in dict.fromkeys(advice.needs))
+        notes.append(_("No micro-batch fits without these remedies, which are applied: {remedies}.", remedies=remedies))
+    if choice:
+        time = timing.time(advice.survey, choice.target, choice.measured)
+        notes.append(_("It takes about {time} ({range}).", time=duration(time.total_seconds), range=_range(time)))
+        if choice.forecast:
+            notes.append(choice.forecast.sentence())
+        if choice.second_best:
+            shape = ", ".join(f"{key} {_value(value)}" for key, value in choice.second_best.items() if key != "loss")
+            loss = f"{choice.second_best['loss']:.3f}"
+            notes.append(_("Second best, with an expected loss of {loss}: {values}.", loss=loss, values=shape))
+        if choice.trial_seconds:
+            notes.append(_("Trials took {time}.", time=duration(choice.trial_seconds)))
+        layers = chapter.layers_for(plan.survey.corpus_bytes)
+        notes.append(_("The chapter's rule of thumb (2.1): n_layer {n} for this text.", n=layers))
+    by_chapter = _(
+        "The chapter's rule of thumb (1.1): batch_size 32 for beginners, 8 if memory is short, 64 for speed."
     )
+    if target.kind == "accelerator":
+        rule = "{} x {}".format(*chapter.chapter_batch(target.memory_bytes))
+        by_chapter += " " + _("For this memory it says {batch} (1.3).", batch=rule)
+    notes.append(by_chapter)
     if options.write:
-        notes.append(f"Written to {options.write}.")
-    return table("Recommended", ("", "now", "then", "why"), rows, " ".join(notes))
+        notes.append(_("Written to {path}.", path=options.write))
+    return table(_("Recommended"), ("", _("now"), _("then"), _("why")), rows, " ".join(notes))
 
 
 def _value(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _changes(change: dict[str, Any]) -> str:
+    return "\n".join(f"--{key}={_value(value)}" for key, value in change.items())
+
+
 def _remedies(plan: Plan) -> Group:
     now = plan.memory.peak
     rows = []
-    for remedy in advise.remedies(plan.found, plan.on):
-        change = "\n".join(f"--{key}={_value(value)}" for key, value in remedy.change.items()) or "not to be had here"
+    for remedy in batches.remedies(plan.survey, plan.target):
+        change = _changes(remedy.change) or (_("applied already") if remedy.applied else _("does not apply here"))
         after = "" if remedy.memory is None else size(remedy.memory.peak)
         saved = "" if remedy.memory is None else f"{1 - remedy.memory.peak / now:.0%}"
-        rows.append((remedy.name, change, after, saved, remedy.chapter, remedy.price))
+        rows.append((_(remedy.name), change, after, saved, _(remedy.chapter), _(remedy.price)))
     return table(
-        f"If memory does not suffice (6.1), from a peak of {size(now)}",
-        ("", "change", "peak", "saves", "chapter says", "what it costs"),
+        _("If memory does not suffice (6.1), from a peak of {size}", size=size(now)),
+        ("", _("change"), _("peak"), _("saves"), _("chapter"), _("what it costs")),
         rows,
-        words=(0, 1, -1),
+        words=(0, 1, 4, -1),
+    )
+
+
+def _faster(plan: Plan) -> Group:
+    now = timing.time(plan.survey, plan.target).total_seconds
+    rows = []
+    for way in faster.ways(plan.survey, plan.target):
+        if way.seconds is None:
+            rows.append(
+                (_(way.name), _("does not apply here"), "", "", _(way.chapter) if way.chapter else "", _(way.price))
+            )
+            continue
+        gained = f"{now / way.seconds:.2f} x"
+        told = _(way.chapter) if way.chapter else ""
+        rows.append((_(way.name), _changes(way.change), duration(way.seconds), gained, told, _(way.price)))
+    return table(
+        _("If it is too slow (6.2), from {time}", time=duration(now)),
+        ("", _("change"), _("the run"), _("faster"), _("chapter"), _("what it costs")),
+        rows,
+        words=(0, 1, 4, -1),
     )
 
 
 def _by_memory(plan: Plan) -> Group:
     rows = []
-    for gib, chapter, best in advise.fits_by_memory(plan.found, plan.on):
-        here = f"{best.batch_size} x {best.gradient_accumulation_steps}" if best.fits else "nothing fits"
-        rows.append((f"{gib} GB", f"{chapter[0]} x {chapter[1]}", here, size(best.memory.needed)))
+    for gib, by_chapter, best in batches.fits_by_memory(plan.survey, plan.target):
+        here = f"{best.batch_size} x {best.gradient_accumulation_steps}" if best.fits else _("nothing fits")
+        rows.append((f"{gib} GB", f"{by_chapter[0]} x {by_chapter[1]}", here, size(best.memory.needed)))
     return table(
-        "batch_size x gradient_accumulation_steps by memory (1.3)",
-        ("memory", "chapter says", "fits here", "needed"),
+        _("batch_size x gradient_accumulation_steps by memory (1.3)"),
+        (_("memory"), _("chapter"), _("fits here"), _("needed")),
         rows,
-        "The chapter's batches make 64 sequences a step whatever the model; the computed ones keep this recipe's "
-        f"{plan.found.config.global_batch}.",
+        _(
+            "The chapter's batches make 64 sequences a step, whatever the model; the computed ones keep this recipe's "
+            "{n}.",
+            n=plan.survey.config.global_batch,
+        ),
     )
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "." if text else ""
-
-
-def paragraph(text: str, bold: bool = False) -> Text:
-    """A paragraph and an empty line."""
-    return Text(f"{text}\n", style="bold" if bold else "")

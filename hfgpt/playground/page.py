@@ -27,8 +27,10 @@ from hfgpt.base.errors import ConfigError, Fault, InputError
 from hfgpt.config import Config
 from hfgpt.inference import exported
 from hfgpt.inference import sampling as sample
-from hfgpt.plan import advise, guide
+from hfgpt.base.units import duration
 from hfgpt.plan import command as plan
+from hfgpt.plan import guide
+from hfgpt.plan.recipe_file import recipe_text
 from hfgpt.playground import view
 from hfgpt.playground.view import word
 from hfgpt.runs import answer as words
@@ -377,8 +379,8 @@ class Page:
             fits, sentence = view.verdict(found.plan, language)
             if not fits:
                 marks["batch_size"] = view.message(sentence, "bad")
-            better = found.plan.recommendation.found.config != found.plan.found.config
-            yaml = advise.recipe_text(found.config.model_copy(update={"out_dir": None}), {}, found.command)
+            better = found.plan.recommendation.survey.config != found.plan.survey.config
+            yaml = recipe_text(found.config.model_copy(update={"out_dir": None}), {}, found.command)
             shown = [view.summary(found.plan, language), gr.update(visible=better)]
             shown += [found.command, view.tables(found.plan, language), yaml]
         return shown + [gr.update(value=marks.get(key, ""), visible=key in marks) for key in self.faults]
@@ -388,7 +390,7 @@ class Page:
         found = self._answer(recipe, card, *values).plan
         if found is None:
             return [gr.skip()] * len(ALL)
-        before, after = found.found.config, found.recommendation.found.config
+        before, after = found.survey.config, found.recommendation.survey.config
         return [
             gr.skip() if getattr(before, knob.key) == getattr(after, knob.key) else getattr(after, knob.key)
             for knob in ALL
@@ -531,7 +533,7 @@ class Page:
             yield gr.skip(), view.message(word("loading", language, name))
             began, status = time.monotonic(), ""
             for text, unknown, count in self.writer.write(folders[name], prompt or "", how):
-                took = view.duration(time.monotonic() - began)
+                took = duration(time.monotonic() - began)
                 status = view.message(word("done", language, count, took))
                 if unknown:
                     status += view.message(word("left_out", language, repr(unknown)), "bad")

@@ -3,7 +3,7 @@
 In:  a Plan, runs and their findings, faults (hfgpt/plan/command.py, hfgpt/runs/compare.py, hfgpt/config/fields.py).
 Out: HTML in the page's own colours, light and dark. Every text from outside is escaped.
 
-The figures are those of hfgpt/plan/estimate.py and hfgpt/plan/advise.py, written as plan.py writes them; nothing is
+The figures are those of hfgpt/plan, written as plan.py writes them; nothing is
 computed here. Imports neither gradio nor torch.
 """
 
@@ -20,10 +20,13 @@ import yaml
 
 from hfgpt import config as configs
 from hfgpt.base.errors import Fault
+from hfgpt.base.language import _, using
+from hfgpt.base.units import duration, size
 from hfgpt.model import sizes
-from hfgpt.plan import advise, estimate, guide
+from hfgpt.plan import batches, chapter, guide, timing
 from hfgpt.plan.command import Plan
-from hfgpt.plan.tables import duration, number, size
+from hfgpt.plan.layout import number
+from hfgpt.plan.memory import BINDS
 from hfgpt.runs import comparison_plots
 from hfgpt.runs.compare import Comparison, Entry
 from hfgpt.runs.comparison_plots import By
@@ -69,12 +72,13 @@ def fault(fault: Fault, language: str) -> str:
 
 def explained(key: str, language: str) -> str:
     """The guide's page of a parameter, folded."""
-    text, words = guide.entry(key, language), guide.WORDS[language]
-    parts = [
-        f"<dt>{escape(words[part])}</dt><dd>{escape(getattr(text, part))}</dd>"
-        for part in ("more", "less", "when", "recommended")
-        if getattr(text, part)
-    ]
+    text = guide.entry(key, language)
+    with using(language):
+        parts = [
+            f"<dt>{escape(_(heading))}</dt><dd>{escape(getattr(text, part))}</dd>"
+            for part, heading in guide.HEADINGS.items()
+            if getattr(text, part)
+        ]
     section = f" · {word('chapter', language, text.section)}" if text.section else ""
     return f"<details><summary>{word('takes', language)}{section}</summary><dl>{''.join(parts)}</dl></details>"
 
@@ -114,12 +118,12 @@ def _value(value: Any) -> str:
 
 def verdict(plan: Plan, language: str) -> tuple[bool, str]:
     """Whether a plan fits its device, and what to do if it does not, in a sentence."""
-    memory, on, advice = plan.memory, plan.on, plan.recommendation
+    memory, on, advice = plan.memory, plan.target, plan.recommendation
     if memory.needed <= on.memory_bytes:
         return True, word("fits", language)
     needs = word("too_much", language, size(memory.needed), size(on.memory_bytes))
     then = size(advice.fit.memory.needed)
-    before, after = plan.found.config, advice.found.config.model_dump()
+    before, after = plan.survey.config, advice.survey.config.model_dump()
     change = _typed({key: value for key, value in after.items() if value != getattr(before, key)})
     if not advice.fit.fits:
         remedy = word("nothing_fits", language, then)
@@ -132,8 +136,8 @@ def verdict(plan: Plan, language: str) -> tuple[bool, str]:
 
 def summary(plan: Plan, language: str) -> str:
     """The four figures that one looks at while a slider moves, and whether it fits."""
-    found, memory, on, time = plan.found, plan.memory, plan.on, plan.time
-    parts, tokens = sizes.parameters(found.config, found.vocab_size), estimate.tokens(found)
+    found, memory, on, time = plan.survey, plan.memory, plan.target, plan.time
+    parts, tokens = sizes.parameters(found.config, found.vocab_size), chapter.tokens(found)
     fits, sentence = verdict(plan, language)
     share = min(100, round(100 * memory.needed / on.memory_bytes))
     ratio = number(tokens.per_parameter)
@@ -176,15 +180,15 @@ def refused(faults: Sequence[Fault], text: str, language: str) -> str:
 def tables(plan: Plan, language: str) -> str:
     """Where the parameters, the memory and the time go, and what would fit."""
     parts = [_memory(plan, language), _time(plan, language), _parameters(plan, language), _recommended(plan, language)]
-    if plan.memory.needed > plan.on.memory_bytes:
+    if plan.memory.needed > plan.target.memory_bytes:
         parts.insert(0, _remedies(plan, language))
     return "".join(parts)
 
 
 def _parameters(plan: Plan, language: str) -> str:
-    found = plan.found
+    found = plan.survey
     parts = sizes.parameters(found.config, found.vocab_size)
-    rule = estimate.rules_of_thumb(found.config).parameters
+    rule = chapter.rules_of_thumb(found.config).parameters
     rows = [(word(name, language), f"{count:,}", f"{count / parts.total:.1%}") for name, count in vars(parts).items()]
     rows.append((f"={word('total', language)}", f"{parts.total:,}", "100%"))
     rows.append((word("rule", language), f"{rule:,}", "12 n_layer n_embd² (5.2)"))
@@ -193,10 +197,10 @@ def _parameters(plan: Plan, language: str) -> str:
 
 
 def _memory(plan: Plan, language: str) -> str:
-    memory, on = plan.memory, plan.on
+    memory, on = plan.memory, plan.target
     names = ("weights", "gradients", "optimizer", "activations", "logits")
     rows = [(word(name, language), size(getattr(memory, name)), "") for name in names]
-    binding = said(estimate.BINDS[memory.binding], language)
+    binding = said(BINDS[memory.binding], language)
     rows.append((word("peak", language), size(memory.peak), word("peak_why", language, binding)))
     rows.append((word("allowance", language), size(memory.allowance), word("allowance_why", language)))
     of = word("of", language, size(on.memory_bytes), said(on.name, language))
@@ -205,7 +209,7 @@ def _memory(plan: Plan, language: str) -> str:
 
 
 def _time(plan: Plan, language: str) -> str:
-    time, on, config = plan.time, plan.on, plan.found.config
+    time, on, config = plan.time, plan.target, plan.survey.config
     rows = [
         (word("step", language), duration(time.seconds_per_step), f"{on.peak / 1e12:,.4g} TFLOP/s × {time.mfu:.0%}"),
         (word("speed", language), f"{time.tokens_per_second:,.0f}", ""),
@@ -213,21 +217,21 @@ def _time(plan: Plan, language: str) -> str:
         (
             word("evaluation", language),
             duration(time.evaluation_seconds),
-            word("times", language, estimate.evaluations(config)),
+            word("times", language, timing.evaluations(config)),
         ),
         (f"={word('total', language)}", duration(time.total_seconds), ""),
     ]
-    if (energy := estimate.cost(time, on, None).energy_kwh) is not None:
+    if (energy := timing.cost(time, on, None).energy_kwh) is not None:
         rows.append((word("energy", language), f"{number(energy)} kWh", word("at_most", language)))
     note = said(on.note, language)
     return _table(word("time_on", language, said(on.name, language)), ("", "", ""), rows, note)
 
 
 def _recommended(plan: Plan, language: str) -> str:
-    before, advice = plan.found.config, plan.recommendation
+    before, advice = plan.survey.config, plan.recommendation
     rows = [
         (key, _value(getattr(before, key)), _value(value), said(advice.reasons.get(key, ""), language))
-        for key, value in advice.found.config.model_dump().items()
+        for key, value in advice.survey.config.model_dump().items()
         if value != getattr(before, key)
     ]
     heads = ["", *(word(name, language) for name in ("now", "then", "why"))]
@@ -243,7 +247,7 @@ def _remedies(plan: Plan, language: str) -> str:
             size(remedy.memory.needed),
             said(remedy.price, language),
         )
-        for remedy in advise.remedies(plan.found, plan.on)
+        for remedy in batches.remedies(plan.survey, plan.target)
         if remedy.memory is not None
     ]
     heads = ["", *(word(name, language) for name in ("change", "needed", "costs"))]

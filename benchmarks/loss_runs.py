@@ -1,0 +1,166 @@
+"""The runs that the loss laws are fitted on: many small recipes, each trained in memory, one line of a table each.
+
+    python benchmarks/loss_runs.py [--count 240] [--chinese FILE]      about 6 CPU-seconds a run; resumes
+
+In:  texts that every machine has (the embedded Shakespeare, Python's language reference and standard library), and one
+     of 300 Tang poems (Debian's package fortunes-zh).
+Out: benchmarks/results/loss_runs.csv. Losses depend on the seed alone; CPU-seconds are those of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+import numpy as np
+
+from hfgpt.config import Config, build
+from hfgpt.data import tokenizer
+from hfgpt.data.corpus import TokenStream
+from hfgpt.model import sizes
+
+TABLE = Path(__file__).parent / "results" / "loss_runs.csv"
+CHINESE = "/usr/share/games/fortunes/tang300"
+MOST_CODE = 2_000_000  # characters of the standard library
+FRACTIONS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the run, at which it is evaluated
+
+
+def text(name: str, chinese: str) -> str:
+    """A text by the name that the table gives it."""
+    if name == "shakespeare":
+        import hfgpt.data
+
+        return gzip.decompress(next(Path(hfgpt.data.__file__).parent.glob("*.gz")).read_bytes()).decode()
+    if name == "topics":
+        from pydoc_data import topics
+
+        return "\n\n".join(topics.topics.values())
+    if name == "tang300":
+        return Path(chinese).read_text(encoding="utf-8")
+    files = sorted(Path(os.__file__).parent.glob("*.py"))
+    return "".join(file.read_text(encoding="utf-8", errors="ignore") for file in files)[:MOST_CODE]
+
+
+# How many characters of each text are taken.
+LENGTHS = {
+    "shakespeare": (20_000, 50_000, 100_000, 200_000, 500_000, 1_115_394, 2_000_000, 4_814_324),
+    "topics": (20_000, 60_000, 150_000, 465_000),
+    "code": (20_000, 70_000, 250_000, 800_000, 2_000_000),
+    "tang300": (12_000, 29_000),
+}
+
+
+def draw(number: int) -> dict[str, Any]:
+    """The text and the recipe of a run: a function of its number alone."""
+    rng = np.random.default_rng([2026, number])
+    name = rng.choice(list(LENGTHS), p=[0.4, 0.2, 0.25, 0.15])
+    heads, layers = int(rng.choice([2, 3, 4, 6, 8], p=[0.2, 0.2, 0.3, 0.2, 0.1])), int(rng.choice([1, 2, 3, 4, 6]))
+    block, batch = int(rng.choice([32, 64, 128], p=[0.3, 0.5, 0.2])), int(rng.choice([8, 16, 32]))
+    muon = bool(rng.random() < 0.7)
+    width, seconds = 32 * heads, math.exp(rng.uniform(math.log(1.5), math.log(40)))
+    while (step := step_seconds(layers, width, block, batch, muon)) > seconds / 60 and batch * block > 256:
+        batch, block = max(8, batch // 2), max(32, block // 2)  # fewer than 60 steps would say little
+    steps = int(min(2500, max(60, seconds / step)))
+    return {
+        "text": str(name),
+        "characters": int(rng.choice(LENGTHS[str(name)])),
+        "n_layer": layers,
+        "n_head": heads,
+        "n_embd": width,
+        "block_size": block,
+        "batch_size": batch,
+        "max_iters": steps,
+        "optimizer": "muon" if muon else "adamw",
+        "learning_rate": float(rng.choice([1.5e-3, 3e-3, 6e-3], p=[0.25, 0.5, 0.25])),
+        "muon_learning_rate": float(rng.choice([0.015, 0.03, 0.06], p=[0.2, 0.6, 0.2])),
+        "dropout": float(rng.choice([0.0, 0.1, 0.2], p=[0.7, 0.15, 0.15])),
+        "weight_decay": float(rng.choice([0.1, 0.3], p=[0.8, 0.2])),
+    }
+
+
+def step_seconds(layers: int, width: int, block: int, batch: int, muon: bool) -> float:
+    """About how long one thread takes for a step, so that the runs end in good time."""
+    shape = build(
+        {
+            "n_layer": layers,
+            "n_embd": width,
+            "n_head": 1,
+            "block_size": block,
+            "optimizer": "muon" if muon else "adamw",
+        },
+        "run",
+    )
+    flops = batch * block * sizes.flops_per_token(shape, 100) + sizes.flops_per_update(shape, "cpu")
+    return flops / 25e9 + layers * 4e-3 + 5e-3
+
+
+def recipe(row: dict[str, Any]) -> Config:
+    """The config of a drawn row; what all rows share is what fast_cpu.yaml has."""
+    steps = row["max_iters"]
+    fixed = {"beta2": 0.99, "muon_momentum": 0.9, "min_lr": 0.0, "warmup_iters": max(5, steps // 20), "eval_iters": 10}
+    own = {key: value for key, value in row.items() if key in Config.model_fields}
+    return build({**own, **fixed}, "run")
+
+
+def encode(characters: str) -> tuple[TokenStream, TokenStream, int]:
+    """Characters as ids, the first nine tenths for training; the vocabulary as the tokenizer 'char' has it."""
+    made = tokenizer.train_char([characters])
+    ids = np.concatenate(tokenizer.encoder(made.backend_tokenizer.to_str())([characters]))
+    cut = int(len(ids) * 0.9)
+    return TokenStream([ids[:cut]]), TokenStream([ids[cut:]]), tokenizer.vocabulary_size(made)
+
+
+def run(row: dict[str, Any], chinese: str) -> dict[str, Any]:
+    """Train a drawn row; returns the line of the table."""
+    import torch
+
+    from hfgpt.plan import trial
+
+    torch.set_num_threads(1)
+    config = recipe(row)
+    train, val, vocabulary = encode(text(row["text"], chinese)[: row["characters"]])
+    points = [max(1, round(share * config.max_iters)) for share in FRACTIONS]
+    seen = trial.train(config, trial.Tokens(train, val, vocabulary), points)
+    curve = " ".join(f"{step}:{loss:.4f}" for step, loss in zip(seen.steps, seen.val_losses, strict=True))
+    return {
+        **row,
+        "vocabulary": vocabulary,
+        "train_tokens": len(train),
+        "val_loss": round(seen.val_losses[-1], 4),
+        "best_val_loss": round(min(seen.val_losses), 4),
+        "train_loss": round(seen.train_loss, 4),
+        "curve": curve,
+        "cpu_ms_per_step": round(seen.cpu_seconds / config.max_iters * 1000, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=240)
+    parser.add_argument("--chinese", default=CHINESE)
+    options = parser.parse_args()
+    with TABLE.open(encoding="utf-8", newline="") if TABLE.exists() else open(os.devnull) as file:
+        done = {int(line["number"]) for line in csv.DictReader(file)}
+    for number in range(options.count):
+        if number in done:
+            continue
+        line = {"number": number, **run(draw(number), options.chinese)}
+        new = not TABLE.exists()
+        with TABLE.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(line))
+            if new:
+                writer.writeheader()
+            writer.writerow(line)
+        print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

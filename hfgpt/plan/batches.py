@@ -1,0 +1,210 @@
+"""Micro-batches that fit a memory, and what else saves memory (chapter 1.3, 6.1).
+
+In:  a Survey of the recipe and the Target that it runs on.
+Out: :class:`Fit`, the largest micro-batch that fits; :class:`Remedy`, what each of the chapter's remedies saves here;
+     :class:`Recommendation`, a recipe that fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hfgpt.base.language import N_, _
+from hfgpt.config import Config
+from hfgpt.plan import memory as memories
+from hfgpt.plan.chapter import CHAPTER_BATCHES
+from hfgpt.plan.memory import Memory
+from hfgpt.plan.survey import Survey
+from hfgpt.plan.target import Target
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest micro-batch that fits, with the accumulation that keeps the global batch.
+
+    `memory` is one process's; if not even one sequence fits, `fits` is false and it is the memory of one.
+    """
+
+    batch_size: int
+    gradient_accumulation_steps: int
+    memory: Memory
+    fits: bool
+
+
+def fit(survey: Survey, target: Target) -> Fit:
+    """The largest micro-batch whose step fits the device, dividing each process's share of the global batch.
+
+    On a CPU no larger than the recipe's: a larger one is not faster there.
+    """
+    total = survey.config.global_batch
+    share = total // target.processes
+    largest = survey.config.micro_batch(target.processes) if target.kind == "cpu" else share
+    for size in (size for size in range(largest, 0, -1) if share % size == 0):
+        needed = memory(with_batch(survey, size), target)
+        if needed.needed <= target.memory_bytes or size == 1:
+            return Fit(size, total // size, needed, needed.needed <= target.memory_bytes)
+    raise AssertionError("a share holds at least one sequence")
+
+
+def with_batch(survey: Survey, size: int) -> Survey:
+    """The same global batch in micro-batches of another size, which divides it."""
+    total = survey.config.global_batch
+    return change(survey, batch_size=size, gradient_accumulation_steps=total // size)
+
+
+def change(survey: Survey, **values: Any) -> Survey:
+    """The survey of the recipe with other values of the model, batch or schedule."""
+    size = values.get("vocab_size") or survey.vocab_size
+    return replace(survey, config=survey.config.model_copy(update=values), vocab_size=size)
+
+
+def memory(survey: Survey, target: Target) -> Memory:
+    """Memory of a step in one process of a target."""
+    config = survey.config
+    size = config.micro_batch(target.processes)
+    steps = config.global_batch // target.processes // size
+    own = config.model_copy(update={"batch_size": size, "gradient_accumulation_steps": steps})
+    return memories.estimate(own, survey.vocab_size, target.kind, target.dtype, target.processes)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """One thing to do about memory (chapter 6.1) and what it does to this recipe.
+
+    Attributes:
+        name: what is done.
+        change: the values to set; empty if the remedy does not apply here.
+        memory: of one process, with the change; None without one.
+        applied: whether the recipe has it already.
+        chapter: what the chapter says it saves.
+        price: what it costs.
+    """
+
+    name: str
+    change: dict[str, Any]
+    memory: Memory | None
+    chapter: str
+    price: str
+    applied: bool = False
+
+
+def remedies(survey: Survey, target: Target) -> list[Remedy]:
+    """The chapter's remedies in the order of its decision tree (6.1), each by itself, and activation checkpointing."""
+    config = survey.config
+    rows = [
+        (N_("smaller batch"), _halved_batch(config), N_("about 50%"), N_("fewer sequences a step: noisier gradients")),
+        (N_("accumulate"), _accumulated(config), "75%", N_("slower if the device was not full; the same steps")),
+        (N_("shorter block"), _halved(config, "block_size"), N_("about 60%"), N_("the model sees less context")),
+        (N_("smaller model"), smaller_model(config), N_("about 60%"), N_("a less able model")),
+        (N_("16-bit arithmetic"), _narrow(target), "50%", N_("hardly any; the weights stay in float32")),
+        (N_("smaller vocabulary"), _smaller_vocabulary(config), N_("for words only"), N_("longer token sequences")),
+        (
+            N_("activation checkpointing"),
+            {} if config.activation_checkpointing else {"activation_checkpointing": True},
+            N_("not mentioned"),
+            N_("about a third more time"),
+        ),
+    ]
+    applied = {
+        "16-bit arithmetic": target.dtype != "float32",
+        "activation checkpointing": config.activation_checkpointing,
+    }
+    out = []
+    for name, values, chapter, price in rows:
+        changed = replace(target, dtype=values.get("dtype", target.dtype))
+        after = memory(change(survey, **values), changed) if values else None
+        out.append(Remedy(name, values, after, chapter, price, applied.get(name, False)))
+    return out
+
+
+def _halved(config: Config, key: str) -> dict[str, Any]:
+    value = getattr(config, key)
+    return {key: value // 2} if value > 1 else {}
+
+
+def _halved_batch(config: Config) -> dict[str, Any]:
+    return _halved(config, "batch_size") if config.batch_size % 2 == 0 else {}
+
+
+def _accumulated(config: Config) -> dict[str, Any]:
+    """A quarter of the micro-batch, or its nearest divisor, with as much more accumulation (chapter 1.3: 64 → 16)."""
+    sizes = [size for size in range(1, config.batch_size) if config.batch_size % size == 0]
+    if not sizes:
+        return {}
+    size = min(sizes, key=lambda size: abs(size - config.batch_size / 4))
+    return {"batch_size": size, "gradient_accumulation_steps": config.global_batch // size}
+
+
+def smaller_model(config: Config) -> dict[str, Any]:
+    """Two thirds of the layers and of the width, at the same size of a head (chapter 6.1: 6 → 4, 384 → 256)."""
+    layers, heads = math.ceil(config.n_layer * 2 / 3), max(1, round(config.n_head * 2 / 3))
+    width = config.n_embd // config.n_head * heads
+    if config.pretrained or (layers, heads) == (config.n_layer, config.n_head):
+        return {}
+    return {"n_layer": layers, "n_head": heads, "n_embd": width}
+
+
+def _narrow(target: Target) -> dict[str, Any]:
+    return {"dtype": target.narrow} if target.dtype == "float32" and target.narrow else {}
+
+
+def _smaller_vocabulary(config: Config) -> dict[str, Any]:
+    return {"vocab_size": max(257, config.vocab_size // 2)} if config.vocab_size and not config.pretrained else {}
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A recipe that fits.
+
+    Attributes:
+        survey: of the recommended recipe, in the largest micro-batch that fits.
+        fit: that batch.
+        needs: the remedies without which no batch fits, in the order in which they are applied.
+        reasons: why each recommended value is what it is.
+    """
+
+    survey: Survey
+    fit: Fit
+    needs: list[str]
+    reasons: dict[str, str]
+
+
+def recommend(survey: Survey, target: Target, reasons: dict[str, str] | None = None) -> Recommendation:
+    """The recipe in the largest micro-batch that fits; if none does, with remedies applied first.
+
+    The remedies that lose least come first; one that saves less than a tenth is skipped.
+
+    Args:
+        survey: the recipe.
+        target: the device.
+        reasons: why its values are what they are, if they were recommended.
+    """
+    reasons, needs = dict(reasons or {}), list[str]()
+    best = fit(survey, target)
+    for name in ("16-bit arithmetic", "activation checkpointing", "shorter block", "smaller model"):
+        while not best.fits:
+            values = next(remedy.change for remedy in remedies(survey, target) if remedy.name == name)
+            smaller, narrower = change(survey, **values), replace(target, dtype=values.get("dtype", target.dtype))
+            then = fit(smaller, narrower)
+            if not values or then.memory.needed > 0.9 * best.memory.needed:
+                break
+            survey, target, best = smaller, narrower, then
+            needs.append(name)
+            reasons |= dict.fromkeys(values, _("to fit the memory (chapter 6.1)"))
+    survey = with_batch(survey, best.batch_size)
+    if best.fits and "batch_size" not in reasons:
+        limit, sequences = f"{target.memory_bytes / GIB:.4g} GiB", survey.config.global_batch
+        reasons["batch_size"] = _("fits {memory}; {n} sequences a step", memory=limit, n=sequences)
+        reasons["gradient_accumulation_steps"] = _("{n} sequences a step", n=sequences)
+    return Recommendation(survey, best, needs, reasons)
+
+
+def fits_by_memory(survey: Survey, target: Target) -> Iterator[tuple[int, tuple[int, int], Fit]]:
+    """For each row of the chapter's table: memory in GiB, the chapter's batch, and what fits of this recipe."""
+    for gib, size, steps in CHAPTER_BATCHES:
+        yield gib, (size, steps), fit(survey, replace(target, memory_bytes=gib * GIB))

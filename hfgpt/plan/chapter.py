@@ -1,0 +1,105 @@
+"""What a recipe trains on in tokens, and the chapter's own formulas, which stand beside the computed figures.
+
+In:  a Survey or a Config.
+Out: :class:`Tokens`, :class:`RulesOfThumb`; the chapter's batches, depths and learning rates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hfgpt.config import Config
+from hfgpt.model.sizes import parameters
+from hfgpt.plan.survey import Survey
+
+GIB = 2**30
+
+COMPUTE_OPTIMAL = 20  # tokens a parameter: Hoffmann et al. 2022, "Training compute-optimal large language models"
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a run trains on (chapter 5.2).
+
+    Attributes:
+        per_iter: targets of one optimizer step.
+        total: targets of the whole run; a corpus smaller than that is seen several times.
+        epochs: how often the corpus is seen; None if its size is not known.
+        per_parameter: total over parameters; about 20 is compute-optimal.
+    """
+
+    per_iter: int
+    total: int
+    epochs: float | None
+    per_parameter: float
+
+
+def tokens(survey: Survey) -> Tokens:
+    """Tokens of a run, against its corpus and its parameters."""
+    config = survey.config
+    total = config.tokens_per_iter * config.max_iters
+    epochs = total / survey.train_tokens if survey.train_tokens else None
+    return Tokens(config.tokens_per_iter, total, epochs, total / parameters(config, survey.vocab_size).total)
+
+
+def count(survey: Survey) -> int:
+    """Parameters of the recipe's model."""
+    return parameters(survey.config, survey.vocab_size).total
+
+
+# Repeated data helps nearly as new data does for 4 passes, and hardly after 16 (Muennighoff et al. 2023).
+MOST_EPOCHS = 20
+
+MOST_EPOCHS_PRETRAINED = 4  # a pretrained model learns a small text by heart sooner
+
+
+@dataclass(frozen=True)
+class RulesOfThumb:
+    """The chapter's own figures for a recipe, to stand beside the computed ones.
+
+    Attributes:
+        parameters: 12 · n_layer · n_embd² (5.2): without embeddings, biases and norms.
+        activation_bytes: batch_size · block_size · n_embd · n_layer · 4 (5.2).
+        memory_bytes: weights, gradients and AdamW's averages of those parameters, and those activations (5.2).
+        seconds_per_step: 0.5 (5.3), for the standard recipe on an RTX 3060, from experience.
+    """
+
+    parameters: int
+    activation_bytes: int
+    memory_bytes: int
+    seconds_per_step: float
+
+
+def rules_of_thumb(config: Config) -> RulesOfThumb:
+    """The chapter's formulas on a recipe."""
+    count = 12 * config.n_layer * config.n_embd**2
+    activations = config.batch_size * config.block_size * config.n_embd * config.n_layer * 4
+    return RulesOfThumb(count, activations, 16 * count + activations, 0.5)
+
+
+# The chapter's table (1.3): memory in GiB, batch_size, gradient_accumulation_steps. 64 sequences a step each.
+CHAPTER_BATCHES = ((4, 8, 8), (8, 16, 4), (16, 32, 2), (24, 64, 1))
+
+
+def chapter_batch(memory_bytes: int) -> tuple[int, int]:
+    """batch_size and gradient_accumulation_steps that the chapter recommends for a card of this memory (1.3)."""
+    suitable = [row for row in CHAPTER_BATCHES if row[0] * GIB <= memory_bytes] or [CHAPTER_BATCHES[0]]
+    return suitable[-1][1:]
+
+
+def layers_for(corpus_bytes: int | None) -> int:
+    """n_layer by the size of the text, as the chapter has it (2.1); 24 if the size is not known.
+
+    The chapter says 6 below 10 MB, 12 from 10 to 100 MB, 24 above 1 GB; between the last two it is silent, and 12 is
+    taken.
+    """
+    if corpus_bytes is None or corpus_bytes > 1e9:
+        return 24
+    return 6 if corpus_bytes < 10e6 else 12
+
+
+def learning_rate_for(parameters: int, pretrained: bool) -> float:
+    """The chapter's learning rates (3.1): by the number of parameters from scratch, 1e-4 for a pretrained model."""
+    if pretrained:
+        return 1e-4
+    return 1e-3 if parameters < 50e6 else 6e-4 if parameters <= 500e6 else 3e-4

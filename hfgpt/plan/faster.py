@@ -1,0 +1,98 @@
+"""What makes a run faster (chapter 6.2), each way computed for the recipe.
+
+In:  a Survey of the recipe and the Target that it runs on.
+Out: :class:`Way`: the values to set, what the run then takes, what the chapter says of it, what it costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hfgpt.base.language import N_
+from hfgpt.config import Config
+from hfgpt.plan import batches, timing
+from hfgpt.plan.survey import Survey
+from hfgpt.plan.target import Target, find_target
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to a faster run.
+
+    Attributes:
+        name: what is done.
+        change: the values to set; empty if the way does not apply here.
+        seconds: the whole run with the change; None without one.
+        memory_bytes: peak of a step with the change; None without one.
+        chapter: what the chapter says it brings; "" if it does not mention it.
+        price: what it costs.
+    """
+
+    name: str
+    change: dict[str, Any]
+    seconds: float | None
+    memory_bytes: int | None
+    chapter: str
+    price: str
+
+
+def ways(survey: Survey, target: Target) -> list[Way]:
+    """The chapter's ways in its order (6.2), each by itself, and two that it does not have.
+
+    With a larger batch_size the run sees the same number of tokens in fewer steps.
+    """
+    config = survey.config
+    rows = [
+        (N_("compile"), _compiled(config, target), N_("1.5 to 2 times"), N_("a minute or two at the start")),
+        (N_("larger batch_size"), _larger(config), N_("about 1.5 times"), N_("more memory; fewer, smoother steps")),
+        (N_("evaluate less often"), {"eval_interval": config.eval_interval * 2}, N_("less time evaluating"),
+         N_("the best model is found less exactly")),
+        (N_("record less often"), {"log_interval": config.log_interval * 10}, N_("less time printing"),
+         N_("a coarser curve")),
+        (N_("smaller model"), _smaller(config), N_("a quick test of an idea"), N_("a less able model")),
+        (N_("evaluate on less"), {"eval_iters": config.eval_iters // 4} if config.eval_iters >= 8 else {}, "",
+         N_("a noisier validation loss")),
+        (N_("16-bit arithmetic"), _narrow(target), "", N_("hardly any; the weights stay in float32")),
+    ]  # fmt: skip
+    return [_way(survey, target, *row) for row in rows]
+
+
+def _way(survey: Survey, target: Target, name: str, change: dict[str, Any], chapter: str, price: str) -> Way:
+    if not change:
+        return Way(name, change, None, None, chapter, price)
+    changed = batches.change(survey, **change)
+    own = target
+    if target.kind == "cpu":
+        own = find_target(changed.config, processes=target.processes)
+    elif "dtype" in change:
+        own = find_target(changed.config, target.name, target.memory_bytes, target.processes)
+    seconds = timing.time(changed, own).total_seconds
+    return Way(name, change, seconds, batches.memory(changed, own).peak, chapter, price)
+
+
+def _compiled(config: Config, target: Target) -> dict[str, Any]:
+    """On a CPU compilation takes longer than it saves in a short run, and is not priced here."""
+    return {"compile": True} if not config.compile and target.kind == "accelerator" else {}
+
+
+def _larger(config: Config) -> dict[str, Any]:
+    """Twice the micro-batch; with accumulation that is halved for it, or else with half the steps."""
+    steps = config.gradient_accumulation_steps
+    if steps % 2 == 0:
+        return {"batch_size": config.batch_size * 2, "gradient_accumulation_steps": steps // 2}
+    half = max(1, config.max_iters // 2)
+    schedule = {
+        "lr_decay_iters": max(1, (config.lr_decay_iters or half) // 2),
+        "warmup_iters": (config.warmup_iters or 0) // 2,
+    }
+    return {"batch_size": config.batch_size * 2, "max_iters": half, **schedule}
+
+
+def _smaller(config: Config) -> dict[str, Any]:
+    """Two thirds of the layers and of the width, as for memory (6.1)."""
+    return batches.smaller_model(config)
+
+
+def _narrow(target: Target) -> dict[str, Any]:
+    return {"dtype": target.narrow} if target.dtype == "float32" and target.narrow else {}

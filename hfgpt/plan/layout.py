@@ -1,0 +1,61 @@
+"""Tables and paragraphs for a terminal.
+
+In:  titles, rows, sentences.
+Out: text: coloured on a terminal and as wide as it is, plain and 100 columns wide elsewhere.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+PLAIN_WIDTH = 100  # columns, if the output is not a terminal and COLUMNS does not say
+
+
+def show(parts: Iterable[RenderableType]) -> str:
+    """Tables and paragraphs as text for standard output."""
+    terminal = sys.stdout.isatty()
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdigit() and int(columns) > 20 else None if terminal else PLAIN_WIDTH
+    buffer = io.StringIO()
+    console = Console(file=buffer, force_terminal=terminal, width=width, highlight=False)
+    for part in parts:
+        console.print(part)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", words: Sequence[int] = (0, -1)
+) -> Group:
+    """A titled table with a note below it; the columns in `words` are aligned left, numbers right.
+
+    Numbers are never cut; where the terminal is narrow, words go on in the next line.
+    """
+    grid = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False, padding=(0, 1))
+    left = {index % len(columns) for index in words}
+    for index, column in enumerate(columns):
+        if index in left:
+            grid.add_column(column, justify="left", overflow="fold", min_width=8)
+        else:
+            grid.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    return Group(Text(title, style="bold"), grid, Text(f"{note}\n" if note else ""))
+
+
+def paragraph(text: str, bold: bool = False) -> Text:
+    """A paragraph and an empty line."""
+    return Text(f"{text}\n", style="bold" if bold else "")
+
+
+def number(value: float) -> str:
+    """Three digits, and all of them before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

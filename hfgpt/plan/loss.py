@@ -1,0 +1,169 @@
+"""The loss that a recipe is expected to reach, before it runs, with an interval; and whether it will overfit.
+
+In:  a Survey with the statistics of its text.
+Out: :class:`Forecast`: nats a token on the validation split, at the end of the run.
+
+The law has the form of Hoffmann et al. 2022 (arXiv 2203.15556): an irreducible loss and terms that fall as powers of
+the parameters and of the tokens. Repeated tokens count less and less, as in Muennighoff et al. 2023 (arXiv 2305.16264).
+Beside it stand a term of the number of steps, one of the block, one of the rates, and what a model loses that learns a
+small text by heart. The text's own scale, between its irreducible loss and its unigram entropy, comes from counting its
+n-grams (hfgpt/plan/statistics.py). The coefficients were fitted on small runs by benchmarks/loss_laws.py; they hold for
+characters, and for models of 0.02M to 20M parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hfgpt.base.language import _
+from hfgpt.config import Config
+from hfgpt.model.sizes import parameters
+from hfgpt.plan.laws import laws
+from hfgpt.plan.statistics import Statistics
+from hfgpt.plan.survey import Survey
+
+Law = Mapping[str, float]  # coefficients by name
+
+WIDTH = 1.96  # standard deviations of a 95% interval
+
+OVERFITS = 0.02  # nats above its lowest validation loss at which a run is said to overfit
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Nats a token on the validation split, with 95% intervals.
+
+    Attributes:
+        loss, low, high: at the last step.
+        best: the lowest on the way, which is what the run exports.
+        epochs: how often the text is seen.
+        overfits: whether the loss is expected to rise again before the end.
+        source: 'laws' or 'trials' (of this recipe, in seconds).
+    """
+
+    loss: float
+    low: float
+    high: float
+    best: float
+    epochs: float
+    overfits: bool
+    source: str = "laws"
+
+    def sentence(self) -> str:
+        """The forecast in words."""
+        values = {"loss": f"{self.loss:.2f}", "low": f"{self.low:.2f}", "high": f"{self.high:.2f}"}
+        said = _("Expected validation loss: {loss} ({low} to {high}).", **values)
+        if self.overfits:
+            said += " " + _(
+                "It overfits: the text is seen {epochs} times; the lowest loss, about {best}, comes before the end.",
+                epochs=f"{self.epochs:.3g}",
+                best=f"{self.best:.2f}",
+            )
+        return said
+
+
+def forecast(survey: Survey) -> Forecast | None:
+    """The loss of a recipe at its end, by the shipped laws; None if they do not cover it."""
+    if survey.statistics is None or survey.train_tokens is None or not covered(survey.config):
+        return None
+    return by_law(survey.config, survey.vocab_size, survey.train_tokens, survey.statistics)
+
+
+def covered(config: Config) -> bool:
+    """Whether the laws are about such a recipe: characters, from scratch."""
+    return config.tokenizer == "char" and not config.pretrained
+
+
+def by_law(config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> Forecast:
+    """The forecast from the shipped coefficients."""
+    law = laws().loss
+    end = predict(law, config, vocab_size, train_tokens, text)
+    steps = [config.max_iters * share // 20 for share in range(4, 20)]
+    way = [
+        predict(law, config.model_copy(update={"max_iters": max(1, step)}), vocab_size, train_tokens, text)
+        for step in steps
+    ]
+    # A cosine has not brought the rate down on the way, so what is lost on the way is not yet the lowest.
+    best = min([end, *way])
+    epochs = config.tokens_per_iter * config.max_iters / train_tokens
+    half = WIDTH * law["spread"] * (1 + 0.5 * (end > best + OVERFITS))
+    return Forecast(end, end - half, end + half, best, epochs, end > best + OVERFITS)
+
+
+def published(config: Config, vocab_size: int, train_tokens: int | None) -> float:
+    """Nats a token of web text by Hoffmann et al. 2022 (their third approach), repeated tokens by Muennighoff et al.
+
+    For recipes that our own law does not cover; good for comparing them, not for a forecast.
+    """
+    seen = config.tokens_per_iter * config.max_iters
+    unique = effective_tokens(seen, train_tokens, 15.4) if train_tokens else seen
+    return float(1.69 + 406.4 / parameters(config, vocab_size).total ** 0.34 + 410.7 / unique**0.28)
+
+
+def predict(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> float:
+    """Nats a token at the end of a run of `config.max_iters` steps."""
+    count = parameters(config, vocab_size)
+    body = max(count.attention + count.mlp, 1)
+    seen = config.tokens_per_iter * config.max_iters
+    floor = irreducible(law, train_tokens, text)
+    scale = max(text.unigram - floor, 0.1)
+    epochs = seen / train_tokens
+    muon = config.optimizer == "muon"
+    steps = config.max_iters * (law["muon steps"] if muon else 1.0)
+    unique = effective_tokens(seen, train_tokens, law["repeats"])
+    reducible = (
+        law["a"] * (body / 1e5) ** -law["alpha"]
+        + law["b"] * (unique * (law["muon tokens"] if muon else 1.0) / 1e6) ** -law["beta"]
+        + law["c"] * (steps / 1e3) ** -law["gamma"]
+        + law["d"] * (config.block_size / 64) ** -law["delta"]
+        + law["shape"] * math.log(config.n_embd / (64 * config.n_layer)) ** 2
+        + law["dropped"] * config.dropout
+    )
+    reducible *= 1 + rates_off(law, config)
+    # A loss cannot exceed the unigram's by much: the sum of powers is bent there.
+    bent = reducible / (1 + (reducible / law["bend"]) ** 4) ** 0.25
+    total: float = floor + scale * bent + overfitting(law, config, body, epochs, train_tokens, scale)
+    return total
+
+
+def irreducible(law: Law, train_tokens: int, text: Statistics) -> float:
+    """What stays of the loss with endless training on such text: a share of what counting reaches."""
+    return float(law["floor"] * text.best * (train_tokens / 1e6) ** -law["floor data"])
+
+
+def effective_tokens(seen: float, unique: float, repeats: float) -> float:
+    """Tokens that repeated ones are worth (Muennighoff et al., equation 5); `repeats` is their R*."""
+    if seen <= unique:
+        return seen
+    return unique * (1 + repeats * (1 - math.exp(-(seen / unique - 1) / repeats)))
+
+
+def overfitting(law: Law, config: Config, body: float, epochs: float, train_tokens: int, scale: float) -> float:
+    """Nats lost by learning the text by heart: from some number of epochs on, sooner for a larger model."""
+    ratio = body / train_tokens
+    onset = law["onset"] * ratio ** -law["onset size"] * math.exp(law["onset dropout"] * config.dropout)
+    excess = math.log1p((max(epochs, 1e-9) / onset) ** 2) / 2  # 0 below the onset, the logarithm above it
+    return float(law["overfit"] * scale * excess)
+
+
+def best_rate(law: Law, config: Config) -> float:
+    """The peak learning rate at which the law has its minimum: Muon's, or AdamW's."""
+    which = "muon" if config.optimizer == "muon" else "adamw"
+    return math.exp(
+        law[f"{which} rate"]
+        - law[f"{which} rate steps"] * math.log(config.max_iters / 300)
+        - law[f"{which} rate width"] * math.log(config.n_embd / 128)
+    )
+
+
+def rates_off(law: Law, config: Config) -> float:
+    """The share by which a rate other than the best raises the reducible loss."""
+    muon = config.optimizer == "muon"
+    rate = config.muon_learning_rate if muon else config.learning_rate
+    off = math.log(rate / best_rate(law, config))
+    share: float = law["muon rate cost" if muon else "adamw rate cost"] * off**2
+    if muon:
+        share += law["embedding rate cost"] * math.log(config.learning_rate / law["embedding rate"]) ** 2
+    return share

@@ -1,0 +1,265 @@
+"""The peak memory of a training step, in closed form.
+
+In:  a resolved Config, the size of its vocabulary, the kind of device and the precision.
+Out: :class:`Memory`: bytes, by what they hold, and the moment of the peak.
+
+Derived from the tensors that live at each moment of the step. hfgpt/plan/simulate.py runs the step itself on tensors
+without content, and a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hfgpt.base.language import N_
+from hfgpt.config import Config
+from hfgpt.model.sizes import CHUNKS, ELEMENTS, LOGITS, NARROW_BLOCK, QUERIES, Kind, parameters
+
+BINDS = {
+    "loss": N_("at the output head (logits and the gradient of its weight), with the activations of all blocks alive"),
+    "last block": N_("where the backward pass enters the last block, with the activations of all blocks alive"),
+    "attention": N_("in the attention of the last block's backward pass: its weights are kept on this device"),
+    "first block": N_("where the backward pass leaves the first block, with the gradients of all weights alive"),
+    "embedding": N_("at the end of the backward pass: two gradients of the token embedding, which is also the head"),
+    "optimizer": N_("in the update: weights, gradients and the optimizer's averages"),
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of a training step in one process, in bytes, and what it is made of.
+
+    Attributes:
+        weights, gradients, optimizer: float32 weights, their gradients, and AdamW's two averages (with Muon, one of the
+            matrices inside the blocks).
+        activations: what the forward pass keeps for the backward pass, without the logits (chapter 5.2).
+        logits: scores over the vocabulary, of the chunk that the loss handles at a time.
+        peak: the most that is alive at once. Less than the sum, since not all of it is alive at the same time.
+        binding: the moment of the peak, a key of BINDS.
+        allowance: not in `peak`: the device's context, libraries' workspaces, fragmentation. An estimate.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    peak: int
+    binding: str
+    allowance: int
+
+    @property
+    def needed(self) -> int:
+        """What the device should have: the peak and the allowance."""
+        return self.peak + self.allowance
+
+    @property
+    def needed_low(self) -> int:
+        """The least that is likely: the formula is within 4%, and half of the allowance is assumed."""
+        return int(self.peak * 0.96) + self.allowance // 2
+
+    @property
+    def needed_high(self) -> int:
+        """The most that is likely."""
+        return int(self.peak * 1.04) + self.allowance * 3 // 2
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The sizes that the memory of a step is made of; N = tokens of a micro-batch, C = n_embd, and so on."""
+
+    N: int
+    T: int
+    C: int
+    L: int
+    H: int
+    V: int
+    P: int
+    narrow: int  # bytes of a number in the matrix products: 4, or 2 under mixed precision
+    drop_mask: int  # bytes an element that dropout keeps
+    chunk: int  # rows of the logits that exist at a time
+    weighs: int  # bytes of a number in attention that keeps its weights, as kernels.py does on a CPU; 0: fused
+    document_mask: int  # bytes
+    checkpointed: bool
+    accumulates: bool
+    state: int  # bytes of the optimizer's averages
+    update: int  # bytes that the optimizer needs while it steps
+
+    @property
+    def block(self) -> int:
+        """Bytes that the forward pass keeps in one block.
+
+        In float32: the residual stream twice (before attention and before the MLP). In the narrow type: what enters
+        the four matrix products (1 + 1 + 1 + 4 times C), query, key and value (3 C), and the MLP before its activation
+        (4 C). Two layer norms keep a mean and a deviation each; fused attention a number a head. A CPU's attention with
+        dropout or in bfloat16 keeps its weights (and a mask) where a query may look, and its outcome head by head.
+        """
+        narrow, weighs = self.narrow, self.weighs
+        kept = 8 + 14 * narrow + 2 * self.drop_mask
+        if weighs:
+            # A single head's query, key and outcome need no copies.
+            single = self.H == 1 and weighs == narrow
+            kept += weighs * self.drop_mask if single else 4 * weighs - 3 * narrow
+            attention = (weighs + self.drop_mask) * self.H * self.seen // self.T
+        else:
+            attention = 4 * self.H + (narrow * self.T if self.document_mask else 0)
+        return self.N * (kept * self.C + attention + 16)
+
+    @property
+    def seen(self) -> int:
+        """Pairs of a query and a key that a head of a sequence computes, where queries go in groups."""
+        ends = [min(start + QUERIES, self.T) for start in range(0, self.T, QUERIES)]
+        return sum((end - start) * end for start, end in zip(range(0, self.T, QUERIES), ends, strict=True))
+
+    @property
+    def casts(self) -> int:
+        """Bytes of one block's weights in the narrow type, which mixed precision keeps beside the float32 ones."""
+        return 24 * self.C**2 if self.narrow == 2 else 0
+
+
+def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
+    batch, length, heads = config.batch_size, config.block_size, config.n_head
+    drops, narrow = config.dropout > 0, 4 if dtype == "float32" else 2
+    keeps_weights = kind == "cpu" and (drops or (dtype == "bfloat16" and length <= NARROW_BLOCK))
+    return _Step(
+        N=batch * length,
+        T=length,
+        C=config.n_embd,
+        L=config.n_layer,
+        H=heads,
+        V=vocab_size,
+        P=parameters(config, vocab_size).total,
+        narrow=narrow,
+        drop_mask=1 if drops else 0,
+        chunk=-(-batch * length // min(CHUNKS, -(-batch * length * vocab_size // LOGITS))),
+        weighs=(2 if dtype == "bfloat16" else 4) if keeps_weights else 0,
+        document_mask=batch * length * length if config.document_mask else 0,
+        checkpointed=config.activation_checkpointing,
+        accumulates=config.gradient_accumulation_steps > 1,
+        state=8 * parameters(config, vocab_size).total - 4 * _muon_weights(config),
+        update=_muon_workspace(config, kind),
+    )
+
+
+def _muon_weights(config: Config) -> int:
+    """Weights that have one average instead of two: the matrices inside the blocks, with Muon."""
+    return 12 * config.n_layer * config.n_embd**2 if config.optimizer == "muon" else 0
+
+
+def _muon_workspace(config: Config, kind: Kind) -> int:
+    """Bytes that the orthogonalisation of the largest batch of matrices takes: in float32, on a card in bfloat16.
+
+    Square matrices: the averaged gradient, the iterate, its Gram matrix, a polynomial of that, and the next iterate.
+    An MLP's, whose Gram matrices are a quarter as large, take less on a CPU; on a card they bind where the gradient,
+    scaled, is cast.
+    """
+    if config.optimizer != "muon":
+        return 0
+    square = config.n_embd**2
+    at_a_time = {parts: min(config.n_layer, max(1, ELEMENTS // (parts * square))) for parts in (1, 3, 4)}
+    mlp, attention = 4 * square * at_a_time[4], square * max(3 * at_a_time[3], at_a_time[1])
+    return 20 * attention if kind == "cpu" else max(10 * mlp, 12 * attention)
+
+
+def estimate(config: Config, vocab_size: int, kind: Kind, dtype: str, processes: int = 1) -> Memory:
+    """Peak memory of a step of `config.batch_size` sequences a micro-batch, in closed form.
+
+    hfgpt/plan/simulate.py runs the same step and agrees within 4%, mostly within half a percent
+    (tests/plan/test_simulate.py). Eager mode; torch.compile usually needs less.
+
+    Args:
+        config: with the shape of the model that is trained; batch_size is the micro-batch of a process.
+        vocab_size: rows of the token embedding.
+        kind: where: a CPU keeps more for dropout, and whole attention matrices with it.
+        dtype: 'float32', or 'bfloat16' or 'float16' for mixed precision over float32 weights.
+        processes: with several, DDP keeps its buckets beside the gradients while micro-batches accumulate.
+    """
+    s = _step(config, vocab_size, kind, dtype)
+    moments = _moments(s)
+    if processes > 1 and s.accumulates:
+        moments = {moment: value + 4 * s.P for moment, value in moments.items()}
+    binding = max(moments, key=lambda moment: moments[moment])
+    kept = s.L * (4 * s.N * s.C if s.checkpointed else s.block) + s.N * (8 + s.drop_mask) * s.C
+    return Memory(
+        weights=4 * s.P,
+        gradients=4 * s.P,
+        optimizer=s.state,
+        activations=kept + (s.block if s.checkpointed else 0),
+        logits=s.chunk * s.V * (4 if s.narrow == 4 else 6),
+        peak=moments[binding],
+        binding=binding,
+        allowance=ALLOWANCE_CPU if kind == "cpu" else ALLOWANCE_CARD + moments[binding] // 20,
+    )
+
+
+# What a process holds beside tensors: Python, torch and its libraries (resident, measured); a CUDA context with
+# cuBLAS workspaces, and 5% of the peak for fragmentation (assumed, not measured here).
+ALLOWANCE_CPU = 520 * 2**20
+
+ALLOWANCE_CARD = 700 * 2**20
+
+
+def _moments(s: _Step) -> dict[str, int]:
+    """Bytes alive at each moment of the step that can be its peak."""
+    stream = s.N * s.C
+    head_gradient = 4 * s.V * s.C  # from the loss until the embedding's own gradient joins it
+    always = 4 * s.P + s.state + (4 * s.P if s.accumulates else 0) + 24 * s.N  # and ids and targets
+    always += s.document_mask if s.checkpointed else 0
+    kept = s.L * (4 * stream if s.checkpointed else s.block + s.casts) + stream * s.drop_mask + 8 * s.N
+    # The stream before and after the last norm, and its gradient, which comes with the loss.
+    ends = always + kept + 12 * stream
+    # Autocast keeps the casts of all weights to the end of the forward pass, also where nothing saves them.
+    ends += s.L * s.casts if s.checkpointed else s.document_mask
+    # Entering the last block, the head is done.
+    entering = always + kept + head_gradient + 4 * stream
+    if s.checkpointed:  # that block's activations are there again
+        entering += s.block - 4 * stream + s.casts
+    # From the last block to the first, activations go and gradients of weights come.
+    freed = 4 * stream if s.checkpointed else s.block + s.casts
+    gained = 0 if s.accumulates else 48 * s.C**2
+    to_first = (s.L - 1) * (gained - freed)
+    inside = {"last block": _mlp_backward(s), **_attention_backward(s)}
+    return {
+        "loss": ends + _chunk_of_the_head(s),
+        **{moment: entering + more for moment, more in inside.items()},
+        "first block": max(
+            entering + max(inside.values()) + to_first,
+            # or when only the query, key and value of the first block are left to do
+            always + head_gradient + stream * (8 + 5 * s.narrow + s.drop_mask) + max(s.L * gained, 12 * s.C**2),
+        ),
+        "embedding": 8 * s.P + s.state + head_gradient * (2 if s.accumulates else 1) + 4 * stream,
+        "optimizer": 8 * s.P + s.state + s.update,
+    }
+
+
+def _chunk_of_the_head(s: _Step) -> int:
+    """Bytes of the head at its fullest: a chunk of the logits, or the gradients of its input and of its weight."""
+    mixed, weight, rows = s.narrow == 2, s.V * s.C, s.chunk * s.C
+    sum_so_far = 4 * weight if s.chunk < s.N else 0
+    logits = s.chunk * s.V * (6 if mixed else 4) + sum_so_far
+    of_input = s.narrow * (s.chunk * s.V + rows) + sum_so_far
+    of_weight = s.narrow * (s.chunk * s.V + weight) + (4 * weight if mixed else sum_so_far)
+    return max(logits, of_input, of_weight) + (2 * (weight + rows) if mixed else 0)
+
+
+def _mlp_backward(s: _Step) -> int:
+    """Bytes that the backward pass of an MLP adds to what it finds.
+
+    A gradient as wide as its inside, that of its output's weight, and what enters them of the stream's gradient: cast
+    narrow, or with dropout masked, the mask being done with.
+    """
+    incoming = s.narrow - s.drop_mask if s.drop_mask else 2 if s.narrow == 2 else 0
+    return s.N * s.C * (4 * s.narrow + incoming) + 4 * s.narrow * s.C**2
+
+
+def _attention_backward(s: _Step) -> dict[str, int]:
+    """Bytes, beside what a block keeps, where attention keeps its weights; else nothing."""
+    if not s.weighs:
+        return {}
+    after = s.N * s.C * (4 + 10 * s.narrow + 2 * s.drop_mask)  # kept by what comes after attention: no longer
+    # Gradients of outcome, query, key and value, the last two as float32 sums; in a group one more of those and its
+    # weights', or at the end the sums cast.
+    group = s.weighs * (s.N * s.C + s.N * s.H * min(QUERIES, s.T))
+    casts = 2 * s.N * s.C * s.narrow if s.narrow < 4 else 0
+    gradients = s.N * s.C * (s.narrow + 2 * s.weighs + 8)
+    return {"attention": gradients + max(group, casts) + 36 * s.C**2 - after}

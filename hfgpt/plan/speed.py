@@ -1,0 +1,165 @@
+"""How fast this machine's processor is, measured in a fraction of a second without torch, and kept.
+
+In:  nothing but the machine.
+Out: :class:`Speed`: FLOP/s of a matrix product, bytes/s of memory, seconds of a small call; in the user's cache folder
+     (`hfgpt/speed.json`), measured again after a month, with other cores, or soon if the machine was busy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hfgpt.base import machine as hardware
+from hfgpt.base.files import replace_file
+from hfgpt.base.language import _
+
+FRESH = 30 * 86400  # seconds for which a measurement is believed
+
+FRESH_IF_BUSY = 600  # ... that other work on the machine disturbed
+
+SHARED = 0.08  # of the parallel part of a step, what each further core loses. Two cores of a Zen 4: 1.85 times one
+
+AIM = 0.25  # seconds that the whole measurement takes, about
+
+SIZE = 64  # of the matrices: a product so short that BLAS takes one thread and other work seldom interrupts it
+
+# bfloat16 over float32 in a matrix product, if this machine's own ratio was never measured (--probe does). AMD Zen 4:
+# 1.9 seen; with AMX the ratio is higher, so the range of the forecast is wider.
+BFLOAT16_RATIO = 1.9
+
+EMULATED = 0.1  # 16-bit types over float32 on a processor without instructions for them
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one measurement saw.
+
+    Attributes:
+        key: what it was measured on; another key makes it stale.
+        when: seconds since 1970.
+        float32: FLOP/s of a matrix product on one core, by numpy's BLAS.
+        cores: how many there are.
+        bandwidth: bytes/s of a copy in memory, read and written.
+        call: seconds of a small numpy operation: what a step's fixed costs are compared with.
+        busy: whether other work ran meanwhile; the machine may then be faster than this says.
+        bfloat16_ratio: bfloat16 over float32 by torch, from a probe on this machine; None before the first.
+        start: seconds from a training command to its first step, as a trial or a probe saw it; None before the first.
+    """
+
+    key: str
+    when: float
+    float32: float
+    cores: int
+    bandwidth: float
+    call: float
+    busy: bool
+    bfloat16_ratio: float | None = None
+    start: float | None = None
+
+    def core(self, dtype: str) -> float:
+        """FLOP/s of a matrix product in a type, on one core."""
+        if dtype == "float32":
+            return self.float32
+        fast = hardware.cpu_dtype(hardware.BFLOAT16_PAYS_FROM) == dtype
+        return self.float32 * ((self.bfloat16_ratio or BFLOAT16_RATIO) if fast else EMULATED)
+
+    def peak(self, dtype: str) -> float:
+        """FLOP/s of a matrix product in a type, on all cores."""
+        return self.core(dtype) * self.cores
+
+    @property
+    def parallel(self) -> float:
+        """How many times as fast as one core all of them are in the parallel part of a step."""
+        return self.cores / (1 + SHARED * (self.cores - 1))
+
+    def note(self, dtype: str) -> str:
+        """What a forecast from these figures assumes, in words."""
+        if self.busy:
+            return _("measured while other work ran on this machine, which alone is faster")
+        if dtype == "bfloat16" and self.bfloat16_ratio is None:
+            return _("bfloat16 is assumed to be {ratio:g} times as fast as float32, until --probe measures it",
+                     ratio=BFLOAT16_RATIO)  # fmt: skip
+        return ""
+
+
+def this_machine() -> Speed:
+    """The kept measurement, or a new one."""
+    kept, key = _read(), _key()
+    if kept and kept.key == key and time.time() - kept.when < (FRESH_IF_BUSY if kept.busy else FRESH):
+        return kept
+    speed = measure()
+    if kept and kept.key == key:
+        speed = replace(speed, bfloat16_ratio=kept.bfloat16_ratio, start=kept.start)
+    _write(speed)
+    return speed
+
+
+def learn(**measured: Any) -> None:
+    """Keep what a probe or a trial measured of this machine: `bfloat16_ratio`, `start`."""
+    _write(replace(this_machine(), **measured))
+
+
+def measure() -> Speed:
+    """Measure now: the best of many repetitions, since other work can only make one slower."""
+    import numpy as np
+
+    left = np.full((SIZE, SIZE), 0.5, dtype=np.float32)
+    product, source = np.empty_like(left), np.full(1 << 21, 0.5, dtype=np.float32)
+    copy, small = np.empty_like(source), np.full(64, 0.5, dtype=np.float32)
+    before, cpu = time.perf_counter(), time.process_time()
+    seconds = _best(lambda: np.matmul(left, left, out=product), AIM / 2)
+    copying = _best(lambda: np.copyto(copy, source), AIM / 4)
+    calling = _best(lambda: [np.add(small, small) for _ in range(100)], AIM / 8) / 100
+    used = (time.process_time() - cpu) / (time.perf_counter() - before)
+    return Speed(
+        key=_key(),
+        when=time.time(),
+        float32=2 * SIZE**3 / seconds,
+        cores=hardware.cpu_cores(),
+        bandwidth=2 * source.nbytes / copying,
+        call=calling,
+        busy=used < 0.9,
+    )
+
+
+def _best(action: Callable[[], object], limit: float) -> float:
+    """Seconds of the fastest of the repetitions that fit the limit; at least three."""
+    action()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < limit:
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _key() -> str:
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return f"{platform.node()} {platform.machine()} {platform.processor()} {hardware.cpu_cores()} {threads}"
+
+
+def _path() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfgpt" / "speed.json"
+
+
+def _read() -> Speed | None:
+    try:
+        return Speed(**json.loads(_path().read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(speed: Speed) -> None:
+    path = _path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(asdict(speed)))
+    except OSError:  # a folder that cannot be written costs the next plan a quarter of a second
+        return

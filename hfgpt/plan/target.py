@@ -1,0 +1,136 @@
+"""The device that a recipe runs on: named, described by its memory, or this machine's.
+
+In:  a resolved Config, and what the user says of the device.
+Out: a :class:`Target`: memory, arithmetic, and the precision that `dtype: auto` takes there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from hfgpt.base import cards
+from hfgpt.base import machine as hardware
+from hfgpt.base.cards import Card
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.config import Config
+from hfgpt.model.sizes import Kind
+from hfgpt.plan import speed
+from hfgpt.plan.speed import Speed
+
+REFERENCE = "RTX 3060"  # the chapter's card (5.3), if a recipe asks for an accelerator and its name is not known
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a recipe runs on: one device of each of its processes.
+
+    Attributes:
+        name: the device, in words.
+        kind: whose operations run.
+        dtype: 'float32', 'bfloat16' or 'float16'; 'auto' is decided.
+        narrow: the 16-bit type that it computes in; '' if it is slower than float32.
+        memory_bytes: of the device; a CPU's processes share it.
+        peak: FLOP/s of the device in matrix products of that type.
+        bandwidth: bytes/s of its memory.
+        utilisation: the share of the peak that training is assumed to reach.
+        power_w: of the device; None if it is not known.
+        processes: how many of them.
+        note: what was assumed.
+        speed: a CPU's, as measured on this machine; None for a card.
+    """
+
+    name: str
+    kind: Kind
+    dtype: str
+    narrow: str
+    memory_bytes: int
+    peak: float
+    bandwidth: float
+    utilisation: float
+    power_w: float | None
+    processes: int
+    note: str
+    speed: Speed | None = None
+
+
+def find_target(config: Config, gpu: str | None = None, vram: int | None = None, processes: int = 1) -> Target:
+    """The device that a recipe runs on, as the user names it or as it is on this machine.
+
+    Args:
+        config: its device and dtype are read.
+        gpu: the name of a card; None: this machine's, if it has one and the recipe does not ask for the CPU.
+        vram: memory in bytes, in place of the card's.
+        processes: how many processes share the global batch.
+
+    Raises:
+        InputError: the card is not in the table, or contradicts the recipe.
+    """
+    if gpu and config.device == "cpu":
+        raise InputError(
+            _("gpu = {gpu!r}: the recipe trains on the CPU → leave out --gpu, or add --device=auto", gpu=gpu)
+        )
+    local = None if gpu or config.device == "cpu" else hardware.local_accelerator()
+    if not (gpu or local) and (config.device == "cpu" or (config.device == "auto" and vram is None)):
+        return _cpu(config, vram, processes)
+    note = ""
+    try:
+        card = cards.find(gpu or local or REFERENCE)
+    except InputError:
+        if gpu:
+            raise
+        card = cards.find(REFERENCE)
+        note = _("{card} is not in the table of cards; its speed is assumed to be an {reference}'s",
+                 card=local, reference=REFERENCE)  # fmt: skip
+    if not (gpu or local):
+        note = _("the card is not named (--gpu NAME); its speed is assumed to be the chapter's {reference}'s",
+                 reference=REFERENCE)  # fmt: skip
+    target = _on_card(config, card, vram, processes, note)
+    if vram and not (gpu or local):
+        return replace(target, name=_("a card of {memory}", memory=f"{vram / 2**30:.4g} GiB"))
+    return target
+
+
+def _on_card(config: Config, card: Card, vram: int | None, processes: int, note: str) -> Target:
+    narrow = "bfloat16" if card.bfloat16 else "float16"
+    automatic = "float32" if card.is_apple else narrow  # as hfgpt/train/run.py chooses
+    dtype = automatic if config.dtype == "auto" else config.dtype
+    peak = card.peak("tf32" if dtype == "float32" and card.tf32 else dtype)
+    if peak is None:
+        peak = card.float32
+        note = _("{card} has no {dtype} arithmetic: it is as slow as float32", card=card.name, dtype=dtype)
+    return Target(
+        name=card.name,
+        kind="accelerator",
+        dtype=dtype,
+        narrow=narrow,
+        memory_bytes=vram or card.memory_bytes,
+        peak=peak,
+        bandwidth=card.bandwidth,
+        # Narrow matrices do not fill a card. 0.4 is what GPT-2's width of 768 reaches, 0.2 at 384 (nanoGPT's
+        # published times on A100: 4 days for 124M, 3 minutes for the character model with its evaluations).
+        utilisation=0.4 * min(1.0, config.n_embd / 768),
+        power_w=card.power_w,
+        processes=processes,
+        note=note,
+    )
+
+
+def _cpu(config: Config, memory_bytes: int | None, processes: int) -> Target:
+    cores, fast = hardware.cpu_cores(), hardware.cpu_dtype(config.n_embd)
+    measured = speed.this_machine()
+    dtype = fast if config.dtype == "auto" else config.dtype
+    return Target(
+        name=_("CPU, {n} cores", n=cores),
+        kind="cpu",
+        dtype=dtype,
+        narrow=fast if fast != "float32" else "",
+        memory_bytes=(memory_bytes or hardware.cpu_memory_bytes()) // processes,
+        peak=measured.peak(dtype) / processes,
+        bandwidth=measured.bandwidth / processes,
+        utilisation=1.0,
+        power_w=None,
+        processes=processes,
+        note=measured.note(dtype),
+        speed=measured,
+    )

@@ -1,0 +1,216 @@
+"""How long a run takes and what it costs.
+
+In:  a Survey, the Target that it runs on and, if a probe ran, what it measured.
+Out: :class:`Time` in seconds, with a range; :class:`Cost`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hfgpt.config import Config
+from hfgpt.model.sizes import flops_per_token, flops_per_update, parameters
+from hfgpt.plan import steps
+from hfgpt.plan.laws import laws
+from hfgpt.plan.survey import Survey
+from hfgpt.plan.target import Target
+
+
+@dataclass(frozen=True)
+class Time:
+    """How long a run takes, in seconds; 19 runs of 20 are expected between `low_seconds` and `high_seconds`.
+
+    Attributes:
+        seconds_per_step: one optimizer step.
+        training_seconds: all steps.
+        evaluation_seconds: both losses at every evaluation, and the sample shown with it.
+        saving_seconds: checkpoints and the exported model.
+        start_seconds: from the command to the first step.
+        total_seconds: all of these.
+        low_seconds, high_seconds: the range of the total.
+        tokens_per_second: of all processes together.
+        mfu: model FLOPs utilisation, the share of the peak that the arithmetic of the model uses.
+        source: 'probe', 'machine' (priced by this machine's speed) or 'card' (by the card's data sheet).
+        busy: whether other work ran while it was measured.
+    """
+
+    seconds_per_step: float
+    training_seconds: float
+    evaluation_seconds: float
+    saving_seconds: float
+    start_seconds: float
+    total_seconds: float
+    low_seconds: float
+    high_seconds: float
+    tokens_per_second: float
+    mfu: float
+    source: str
+    busy: bool
+
+    @property
+    def measured(self) -> bool:
+        """Whether a probe measured it."""
+        return self.source == "probe"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a probe measured, in seconds: an optimizer step, a token at evaluation, the sample shown with it, a save.
+
+    Attributes:
+        spread: the relative spread of the timed steps (their quartiles over the median).
+        peak: the FLOP/s that the device reaches; None if it is not known.
+        peak_bytes: the memory that a step allocates at most; None if it was not measured.
+        busy: whether the timed steps got clearly less of the processor than they asked for.
+    """
+
+    seconds_per_step: float
+    seconds_per_eval_token: float
+    seconds_per_sample: float
+    seconds_per_save: float = 0.0
+    spread: float = 0.0
+    peak: float | None = None
+    peak_bytes: int | None = None
+    busy: bool = False
+
+
+# The spread of the logarithm of a forecast's error: of a card's, whose speed nobody measured; of a probe's on a quiet
+# machine, beside what its own steps show. On a processor it is the fit's own (laws.json).
+CARD_SPREAD, PROBE_SPREAD = 0.35, 0.05
+
+BUSY_SPREAD = 0.25  # other work comes and goes
+
+CORES_SPREAD = 0.05  # for each doubling of the cores beyond the two that the law was fitted on
+
+CPU_START = 6.0  # seconds: Python, torch, Transformers, the tokens. Two cores of a Zen 4, the second time
+
+CARD_START = 12.0  # and the device's context
+
+DISK = 200e6  # bytes/s that a checkpoint is written with, flushed to the disk
+
+
+def time(survey: Survey, target: Target, measured: Measured | None = None) -> Time:
+    """How long a run takes: from a probe, or from the device's speed."""
+    config = survey.config
+    known = measured or priced(survey, target)
+    training = known.seconds_per_step * config.max_iters
+    times = evaluations(config)
+    evaluating = times * known.seconds_per_eval_token * evaluation_tokens(survey)
+    evaluating += (times - 1) * known.seconds_per_sample  # before the first step nothing is sampled
+    saving = (times - 1) * (known.seconds_per_save or _save_seconds(survey))
+    start = CARD_START if target.kind == "accelerator" else (target.speed and target.speed.start) or CPU_START
+    total, spread = training + evaluating + saving + start, _spread(target, measured)
+    speed = config.tokens_per_iter / known.seconds_per_step
+    peak = (measured.peak if measured else None) or target.peak
+    return Time(
+        seconds_per_step=known.seconds_per_step,
+        training_seconds=training,
+        evaluation_seconds=evaluating,
+        saving_seconds=saving,
+        start_seconds=start,
+        total_seconds=total,
+        low_seconds=total * math.exp(-2 * spread),
+        high_seconds=total * math.exp(2 * spread),
+        tokens_per_second=speed,
+        mfu=speed * flops_per_token(config, survey.vocab_size) / (peak * target.processes),
+        source="probe" if measured else "machine" if target.speed else "card",
+        busy=known.busy,
+    )
+
+
+def _spread(target: Target, measured: Measured | None) -> float:
+    """The standard deviation of the logarithm of the forecast's error."""
+    if measured:
+        return math.hypot(PROBE_SPREAD, measured.spread, BUSY_SPREAD if measured.busy else 0)
+    if target.speed is None:
+        return CARD_SPREAD
+    own: float = laws().step["bfloat16 spread" if target.dtype == "bfloat16" else "float32 spread"]
+    unknown = 0.2 if target.dtype == "bfloat16" and target.speed.bfloat16_ratio is None else 0.0
+    cores = CORES_SPREAD * max(0.0, math.log2(target.speed.cores) - 1)
+    return math.hypot(own, 0.1, unknown, cores, BUSY_SPREAD if target.speed.busy else 0)
+
+
+def _save_seconds(survey: Survey) -> float:
+    """Seconds of a checkpoint and an export: the weights twice, the optimizer's averages once."""
+    return 0.1 + 16 * parameters(survey.config, survey.vocab_size).total / DISK
+
+
+def priced(survey: Survey, target: Target) -> Measured:
+    """Without a probe: from the card's data sheet or this machine's speed."""
+    config, processes = survey.config, target.processes
+    micro_batch = config.micro_batch(processes)
+    micro_batches = config.global_batch // processes // micro_batch
+    own = config.model_copy(update={"batch_size": micro_batch, "gradient_accumulation_steps": micro_batches})
+    if target.speed is None:
+        return _on_card(own, survey.vocab_size, target)
+    step = steps.seconds(own, survey.vocab_size, target.dtype, target.speed)
+    token = steps.evaluation_seconds(own, survey.vocab_size, target.dtype, target.speed)
+    if processes > 1:  # the cores are shared: what one process does alone takes as many times as long
+        step, token = step * processes, token * processes
+    sample = SAMPLE_TOKENS * token * SAMPLE_COST if config.sample_prompt else 0.0
+    return Measured(step, token / processes, sample, busy=target.speed.busy)
+
+
+SAMPLE_TOKENS = 120  # of the text shown at an evaluation, as in hfgpt/train
+
+SAMPLE_COST = 20  # a token sampled one at a time takes this many times as long as one in a batch, about
+
+# An accelerator waits for the host to launch its kernels: about this long a block, forward and backward, in eager mode.
+HOST_SECONDS_PER_BLOCK = 0.8e-3
+
+
+def _on_card(config: Config, vocab_size: int, target: Target) -> Measured:
+    """A step of one process on a card: arithmetic at the usual utilisation, but no faster than the host and the memory.
+
+    Eager mode stores and loads each block's activations about 40 times n_embd a token, forward and backward; compiled,
+    where operations are fused, about half of that, and the host launches far fewer kernels.
+    """
+    rate = target.peak * target.utilisation / flops_per_token(config, vocab_size)  # tokens/s of a process
+    tokens, repeats = config.batch_size * config.block_size, config.gradient_accumulation_steps
+    work = 4 / 3 if config.activation_checkpointing else 1.0  # a second forward pass
+    moved = config.n_layer * config.n_embd * tokens * 40 * (4 if target.dtype == "float32" else 2)
+    host = (config.n_layer + 2) * HOST_SECONDS_PER_BLOCK
+    if config.compile:
+        moved, host = moved / 2, host / 4
+    once = max(tokens / rate * work, moved * work / target.bandwidth, host)
+    update = flops_per_update(config, "accelerator") / (target.peak * target.utilisation)
+    update += (
+        28 * parameters(config, vocab_size).total / target.bandwidth
+    )  # gradient, weight and averages, read, written
+    return Measured(once * repeats + update, 1 / (3 * rate * target.processes), 0.0)
+
+
+def evaluations(config: Config) -> int:
+    """How often a run evaluates: before the first step, every eval_interval, and at the last step."""
+    return 1 + -(-config.max_iters // config.eval_interval)
+
+
+EVAL_BATCH = 12  # sequences of an evaluation batch, as in hfgpt/data/corpus.py
+
+
+def evaluation_tokens(survey: Survey) -> int:
+    """Tokens of one evaluation, both splits."""
+    config = survey.config
+    most = config.eval_iters * EVAL_BATCH * config.block_size
+    if survey.train_tokens is None:
+        return 2 * most
+    val_tokens = int(survey.train_tokens * config.val_fraction / (1 - config.val_fraction))
+    return min(most, survey.train_tokens) + min(most, val_tokens)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run costs: in money, if a price was given, and in energy, at most, if the card's power is known."""
+
+    money: float | None
+    energy_kwh: float | None
+
+
+def cost(duration: Time, target: Target, price_per_hour: float | None) -> Cost:
+    """Price and energy of a run. The price is of one device an hour; energy is the cards' full power all the time."""
+    hours = duration.total_seconds / 3600 * target.processes
+    return Cost(
+        money=None if price_per_hour is None else price_per_hour * hours,
+        energy_kwh=None if target.power_w is None else target.power_w / 1000 * hours,
+    )

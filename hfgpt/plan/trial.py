@@ -1,0 +1,123 @@
+"""A recipe trained for a while in memory: what its loss does, before anything is decided.
+
+In:  a Config, and the tokens of its text (:class:`Tokens`).
+Out: :class:`Trial`: validation losses on the way, the training loss at the end, and the time that it took.
+
+The arithmetic is the training loop's, in one process, without folders, records or samples. Call
+:func:`hfgpt.base.threads.configure` before this module is imported, as the training script does.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hfgpt.base.machine import cpu_dtype
+from hfgpt.config import Config
+from hfgpt.data.corpus import Batches, TokenStream, evaluation_blocks
+from hfgpt.inference.evaluation import evaluate_blocks
+from hfgpt.model import gpt2, optim
+from hfgpt.model.schedule import learning_rate
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text in tokens, split as a run splits it."""
+
+    train: TokenStream
+    val: TokenStream
+    vocab_size: int
+
+
+@dataclass
+class Trial:
+    """What a trial saw.
+
+    Attributes:
+        steps: the steps at which it was evaluated.
+        val_losses: nats a token at each of them.
+        train_loss: over blocks of the training text, at the end.
+        cpu_seconds, seconds: of the steps alone; evaluations are left out.
+        times: of each step, in seconds.
+        steps_made: fewer than asked if `keep_on` ended it.
+        evaluation_seconds, evaluated_tokens: of one validation loss.
+    """
+
+    steps: list[int] = field(default_factory=list)
+    val_losses: list[float] = field(default_factory=list)
+    train_loss: float = math.nan
+    cpu_seconds: float = 0.0
+    seconds: float = 0.0
+    steps_made: int = 0
+    evaluation_seconds: float = 0.0
+    evaluated_tokens: int = 0
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The median of the steps, the first of which also warms up."""
+        return statistics.median(self.times[1:] or self.times)
+
+
+def train(
+    config: Config, tokens: Tokens, evaluate_at: Sequence[int], keep_on: Callable[[Trial], bool] = lambda _: True
+) -> Trial:
+    """Train a model from scratch for `config.max_iters` steps on the CPU.
+
+    Args:
+        config: resolved; its shape, batch, optimizer, schedule, dropout, dtype, seed and eval_iters are read.
+        tokens: the text.
+        evaluate_at: steps after which the validation loss is taken; the last step always is.
+        keep_on: asked after each step whether to go on.
+    """
+    torch.manual_seed(config.seed)
+    model = gpt2.build(config, tokens.vocab_size, eos_token_id=0).train()
+    optimizer = optim.build(model, config, torch.device("cpu"))
+    batches = Batches(tokens.train, config.block_size, config.global_batch, config.seed)
+    trial = Trial()
+    while trial.steps_made < config.max_iters and keep_on(trial):
+        step = trial.steps_made + 1
+        began, cpu = time.perf_counter(), time.process_time()
+        optim.set_learning_rate(optimizer, learning_rate(step, config))
+        for block in batches.micro_batches(step - 1, 0, 1, config.batch_size):
+            ids = torch.from_numpy(block)
+            with autocast(config):
+                loss: Tensor = model(ids[:, :-1], ids[:, 1:])
+            (loss / config.tokens_per_iter).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        trial.times.append(time.perf_counter() - began)
+        trial.seconds += trial.times[-1]
+        trial.cpu_seconds += time.process_time() - cpu
+        trial.steps_made = step
+        if step in evaluate_at or step == config.max_iters:
+            trial.steps.append(step)
+            began = time.perf_counter()
+            trial.val_losses.append(loss_over(model, config, tokens.val))
+            trial.evaluation_seconds = time.perf_counter() - began
+            blocks = evaluation_blocks(tokens.val, config.block_size, config.eval_iters)
+            trial.evaluated_tokens = len(blocks) * config.block_size
+    trial.train_loss = loss_over(model, config, tokens.train)
+    return trial
+
+
+def loss_over(model: gpt2.LanguageModel, config: Config, stream: TokenStream) -> float:
+    """Nats a token over the blocks on which a run evaluates a split."""
+    blocks = evaluation_blocks(stream, config.block_size, config.eval_iters)
+    with autocast(config):
+        nll, count = evaluate_blocks(model, stream, config.block_size, blocks, config.batch_size, torch.device("cpu"))
+    return nll / count
+
+
+def autocast(config: Config) -> AbstractContextManager[object]:
+    """The precision that a run of this recipe has on a CPU."""
+    dtype = cpu_dtype(config.n_embd) if config.dtype == "auto" else config.dtype
+    return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext()

@@ -1,0 +1,115 @@
+"""The best candidates for a time, each trained for a moment: their real steps, and how this text differs.
+
+In:  candidates in order of their expected loss, and the seconds that trials may take.
+Out: the best of them after the trials, the loss it is expected to reach, and the seconds that were spent.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hfgpt.base import threads
+from hfgpt.plan import batches, dial, loss, speed, timing
+from hfgpt.plan.dial import Candidate
+from hfgpt.plan.laws import laws
+from hfgpt.plan.loss import Forecast
+from hfgpt.plan.survey import Survey
+from hfgpt.plan.target import Target
+from hfgpt.plan.timing import Measured
+
+if TYPE_CHECKING:
+    from hfgpt.plan import trial  # loads torch
+
+CLOSE = 0.06  # nats behind the best candidate by the laws: a worse one is not tried
+
+WARMING = 4  # steps that say how long one takes
+
+EACH = 4.0  # seconds of a trial, at least; fewer trials are made where the time allows no more
+
+MOST = 4  # trials
+
+
+def settle(ranked: list[Candidate], target: Target, budget: float, limit: float) -> tuple[Candidate, Forecast, float]:
+    """Try the first few shapes and choose among them.
+
+    Args:
+        ranked: by expected loss, the best first.
+        target: this machine.
+        budget: seconds of the run that is planned.
+        limit: seconds that the trials may take, loading of the libraries and of the text left out.
+    """
+    began = time.perf_counter()
+    threads.configure(ranked[0].config.cpu_threads)  # before torch is loaded
+    from hfgpt.data import corpus
+    from hfgpt.plan import trial
+
+    prepared = corpus.prepare(ranked[0].config)
+    tokens = trial.Tokens(prepared.train, prepared.val, ranked[0].survey.vocab_size)
+    if target.speed is not None:
+        speed.learn(start=time.perf_counter() - began + ACCELERATE)
+    began = time.perf_counter()
+    tried = list[Candidate]()
+    contenders = _contenders(ranked, min(MOST, max(1, int(limit / EACH))))
+    for number, candidate in enumerate(contenders, 1):
+        until = limit * number / len(contenders)
+        tried.append(_try(candidate, tokens, target, budget, until - (time.perf_counter() - began)))
+    best = min(tried, key=lambda candidate: candidate.loss)
+    spread = laws().loss["spread after trials"]
+    by_law = loss.forecast(best.survey)
+    assert by_law is not None
+    moved, half = best.loss - by_law.loss, loss.WIDTH * spread * (1 + 0.5 * by_law.overfits)
+    forecast = replace(
+        by_law, loss=best.loss, low=best.loss - half, high=best.loss + half, best=by_law.best + moved, source="trials"
+    )
+    return best, forecast, time.perf_counter() - began
+
+
+ACCELERATE = 1.5  # seconds that a run's start takes beside what a trial loads: Accelerate, the launcher, the folder
+
+
+def _contenders(ranked: list[Candidate], count: int) -> list[Candidate]:
+    """The best candidate of each of the first few shapes."""
+    chosen: list[Candidate] = []
+    for candidate in ranked:
+        if candidate.loss > ranked[0].loss + CLOSE or len(chosen) == count:
+            break
+        if all(dial.differs(candidate.config, other.config) for other in chosen):
+            chosen.append(candidate)
+    return chosen
+
+
+def _try(candidate: Candidate, tokens: trial.Tokens, target: Target, budget: float, seconds: float) -> Candidate:
+    """The candidate with its length by its real steps, its loss by how far the trial's was from the law."""
+    from hfgpt.plan import trial
+
+    began = time.perf_counter()
+    warm = dial.with_length(candidate.survey, dial.LEAST_STEPS)
+    seen = trial.train(warm.config, tokens, [], lambda so_far: so_far.steps_made < WARMING)
+    left = seconds - (time.perf_counter() - began)
+    steps = int(0.85 * (left - 2 * seen.evaluation_seconds) / max(seen.seconds_per_step, 1e-6))
+    if steps < dial.LEAST_STEPS // 2:
+        return _planned(candidate, target, budget, seen, 0.0)
+    short = dial.with_length(candidate.survey, steps)
+    limit = time.perf_counter() + left
+    seen = trial.train(short.config, tokens, [], lambda _: time.perf_counter() < limit)
+    if seen.steps_made < steps:  # other work slowed it down: its schedule is unfinished, so only its times count
+        return _planned(candidate, target, budget, seen, 0.0)
+    offset = seen.val_losses[-1] - dial.expected(short)
+    return _planned(candidate, target, budget, seen, laws().loss["offset kept"] * offset)
+
+
+def _planned(candidate: Candidate, target: Target, budget: float, seen: trial.Trial, offset: float) -> Candidate:
+    """The candidate at the length that its measured step allows."""
+    survey = candidate.survey
+    own = dial.own_target(target, survey.config)
+    priced = timing.priced(survey, own)
+    evaluated = seen.evaluation_seconds / max(1, seen.evaluated_tokens)
+    measured = Measured(seen.seconds_per_step, evaluated or priced.seconds_per_eval_token, priced.seconds_per_sample)
+    most = dial.affordable(survey, own, budget, measured)
+    share = survey.config.max_iters / max(1, dial.affordable(survey, own, budget))
+    steps = max(dial.LEAST_STEPS, min(most, round(most * min(1.0, share))))
+    planned: Survey = dial.with_length(batches.change(survey), steps)
+    total = timing.time(planned, own, measured).total_seconds
+    return Candidate(planned, dial.expected(planned) + offset, total, measured)
