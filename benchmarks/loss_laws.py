@@ -22,7 +22,7 @@ from hfgpt.plan.statistics import Statistics
 
 # Each coefficient begins at its prior, and may leave it by its deviation (of the logarithm).
 PRIORS = {
-    "floor": (0.65, 0.3), "floor data": (0.03, 1.0),
+    "floor": (0.7, 0.3), "floor data": (0.05, 0.7),
     "a": (0.15, 0.7), "alpha": (0.3, 0.3),
     "b": (0.12, 0.7), "beta": (0.35, 0.3),
     "c": (0.1, 0.7), "gamma": (0.7, 0.4),
@@ -75,6 +75,23 @@ def fit(examples: list[tuple[Config, int, int, Statistics, float]], start: np.nd
     return least_squares(errors, begin, loss="soft_l1", f_scale=1.5, max_nfev=60).x
 
 
+def after_trials(table: list[dict[str, Any]], errors: np.ndarray) -> dict[str, float]:
+    """How much of a short run's error a longer run on the same text shares, and what is then left of its own."""
+    pairs = []
+    for i, short in enumerate(table):
+        for j, long in enumerate(table):
+            same = (short["text"], short["characters"]) == (long["text"], long["characters"])
+            seen = [row["max_iters"] * row["batch_size"] * row["block_size"] for row in (short, long)]
+            if same and seen[1] > 2 * seen[0] and abs(errors[i]) < 1 and abs(errors[j]) < 1:
+                pairs.append((errors[i], errors[j]))
+    short_errors, long_errors = np.array(pairs).T
+    kept = float(np.clip(np.median(long_errors * np.sign(short_errors)) / np.median(np.abs(short_errors)), 0.2, 1.0))
+    left = np.abs(long_errors - kept * short_errors)
+    print(f"{len(pairs)} pairs: {kept:.2f} of a trial's error is kept, {np.median(left):.3f} left at the median, "
+          f"{np.quantile(left, 0.95):.3f} at 95%")  # fmt: skip
+    return {"offset kept": kept, "spread after trials": float(np.quantile(left, 0.95) / loss.WIDTH)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chinese", default=CHINESE)
@@ -108,6 +125,7 @@ def main() -> None:
         own = np.array([o for o, row in zip(outside, table, strict=True) if row["text"] == name])
         print(f"  {name}: {len(own)} runs, mean {own.mean():+.3f}, deviation {own.std():.3f}")
     law["spread"] = float(np.quantile(off, 0.95) / loss.WIDTH)
+    law |= after_trials(table, outside)
     laws.write(loss={key: float(f"{value:.4g}") for key, value in law.items()})
 
 

@@ -16,7 +16,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
@@ -24,12 +24,32 @@ import numpy as np
 
 from hfgpt.config import Config, build
 from hfgpt.data import tokenizer
-from hfgpt.data.corpus import TokenStream
+from hfgpt.data.blocks import TokenStream
 from hfgpt.model import sizes
 
 TABLE = Path(__file__).parent / "results" / "loss_runs.csv"
 CHINESE = "/usr/share/games/fortunes/tang300"
 MOST_CODE = 2_000_000  # characters of the standard library
+
+
+class Series(NamedTuple):
+    """Runs numbered below `end`: the seconds they are meant for, their least steps and smallest batch and block, and the
+    speed (operations a second; seconds a block and a step) by which their length follows."""
+
+    end: int
+    shortest: float
+    longest: float
+    least_steps: int
+    smallest: tuple[int, int]
+    speed: float
+    fixed: tuple[float, float]
+
+
+SERIES = (
+    Series(74, 1.5, 40, 60, (8, 32), 25e9, (4e-3, 5e-3)),
+    Series(84, 4, 45, 150, (8, 64), 60e9, (1.5e-3, 3e-3)),
+    Series(1_000_000, 2, 10, 100, (8, 32), 60e9, (1.5e-3, 3e-3)),
+)
 FRACTIONS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the run, at which it is evaluated
 
 
@@ -65,10 +85,15 @@ def draw(number: int) -> dict[str, Any]:
     heads, layers = int(rng.choice([2, 3, 4, 6, 8], p=[0.2, 0.2, 0.3, 0.2, 0.1])), int(rng.choice([1, 2, 3, 4, 6]))
     block, batch = int(rng.choice([32, 64, 128], p=[0.3, 0.5, 0.2])), int(rng.choice([8, 16, 32]))
     muon = bool(rng.random() < 0.7)
-    width, seconds = 32 * heads, math.exp(rng.uniform(math.log(1.5), math.log(40)))
-    while (step := step_seconds(layers, width, block, batch, muon)) > seconds / 60 and batch * block > 256:
-        batch, block = max(8, batch // 2), max(32, block // 2)  # fewer than 60 steps would say little
-    steps = int(min(2500, max(60, seconds / step)))
+    width = 32 * heads
+    series = next(series for series in SERIES if number < series.end)
+    seconds = math.exp(rng.uniform(math.log(series.shortest), math.log(series.longest)))
+    least, smallest, speed, fixed = series.least_steps, series.smallest, series.speed, series.fixed
+    while (step := step_seconds(layers, width, block, batch, muon, speed, fixed)) > seconds / least and (
+        batch > smallest[0] or block > smallest[1]
+    ):
+        batch, block = max(smallest[0], batch // 2), max(smallest[1], block // 2)  # fewer steps would say little
+    steps = int(min(2500, max(least, seconds / step)))
     return {
         "text": str(name),
         "characters": int(rng.choice(LENGTHS[str(name)])),
@@ -86,7 +111,9 @@ def draw(number: int) -> dict[str, Any]:
     }
 
 
-def step_seconds(layers: int, width: int, block: int, batch: int, muon: bool) -> float:
+def step_seconds(
+    layers: int, width: int, block: int, batch: int, muon: bool, speed: float, fixed: tuple[float, float]
+) -> float:
     """About how long one thread takes for a step, so that the runs end in good time."""
     shape = build(
         {
@@ -99,7 +126,7 @@ def step_seconds(layers: int, width: int, block: int, batch: int, muon: bool) ->
         "run",
     )
     flops = batch * block * sizes.flops_per_token(shape, 100) + sizes.flops_per_update(shape, "cpu")
-    return flops / 25e9 + layers * 4e-3 + 5e-3
+    return flops / speed + layers * fixed[0] + fixed[1]
 
 
 def recipe(row: dict[str, Any]) -> Config:

@@ -19,7 +19,7 @@ warnings.simplefilter("ignore")
 
 from hfgpt import config  # noqa: E402
 from hfgpt.config import Config  # noqa: E402
-from hfgpt.plan import estimate, probe, simulate  # noqa: E402
+from hfgpt.plan import memory, probe, simulate  # noqa: E402
 from hfgpt.plan.survey import Survey  # noqa: E402
 
 BASE = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 8}
@@ -78,7 +78,7 @@ def real_steps(kind: simulate.Kind) -> None:
                 predicted / real - 1
                 for predicted in (
                     simulate.peak(shape, vocab_size, kind, dtype).bytes,
-                    estimate.memory(shape, vocab_size, kind, dtype).peak,
+                    memory.estimate(shape, vocab_size, kind, dtype).peak,
                 )
             ]
             worst = [max(a, abs(b)) for a, b in zip(worst, off, strict=True)]
@@ -109,7 +109,7 @@ def formula_against_simulation(count: int) -> None:
         kind: simulate.Kind = "cpu" if index % 2 else "accelerator"
         dtype = ("float32", "bfloat16")[index // 2 % 2]
         simulated = simulate.peak(shape, vocab_size, kind, dtype).bytes
-        formula = estimate.memory(shape, vocab_size, kind, dtype).peak
+        formula = memory.estimate(shape, vocab_size, kind, dtype).peak
         key = (kind, dtype, "checkpointed" if shape.activation_checkpointing else "plain")
         errors.setdefault(key, []).append(formula / simulated - 1)
     print("\n| device | dtype | | shapes | worst | mean of sizes |\n|---|---|---|--:|--:|--:|")

@@ -6,7 +6,7 @@ Out: JSON: for each factor its values, the seconds (median, quartiles) and peak 
 
     OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/scaling.py
 
-Formulas: 6N + 12 · n_layer · n_embd · block_size operations a token, and hfgpt/plan/estimate.py's peak memory. The
+Formulas: 6N + 12 · n_layer · n_embd · block_size operations a token, and hfgpt/plan/memory.py's peak memory. The
 steps are the training loop's own, in one process, the points of a factor in turn. Memory is that of the live tensors.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from table import summary
 
-from hfgpt.plan import estimate
+from hfgpt.plan import memory
 
 BASE = {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 4}
 VOCABULARY = 1024
@@ -57,7 +57,7 @@ def factor(name: str, values: list[int], rounds: int, iterations: int) -> dict[s
     seconds = [summary(samples) for samples in in_turn(sides, rounds, iterations, warm=2).values()]
     held = [probe.peak_bytes(run) for run in runs]
     theory = [
-        (shape.flops(vocabulary), estimate.memory(shape.config(), vocabulary, "cpu", "float32").peak)
+        (shape.flops(vocabulary), memory.estimate(shape.config(), vocabulary, "cpu", "float32").peak)
         for shape, vocabulary in points
     ]
     return {

@@ -72,7 +72,7 @@ def timed(row: dict[str, Any]) -> dict[str, float]:
     """CPU time of the fastest step, in ms, and the machine's speed."""
     import torch
 
-    from hfgpt.data.corpus import TokenStream
+    from hfgpt.data.blocks import TokenStream
     from hfgpt.plan import trial
 
     torch.set_num_threads(1)

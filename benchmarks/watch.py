@@ -35,7 +35,7 @@ class Finished:
     peak_bytes: int | None  # the most that its first process has held at once; None where there is no /proc
 
 
-# glibc's names for what hfgpt sets by itself (hfgpt/train/launch.py: _keep_freed_memory).
+# glibc's names for what hfgpt sets by itself (hfgpt/base/machine.py: keep_freed_memory).
 KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 

@@ -9,6 +9,7 @@ Peaks are dense (no sparsity) with float32 accumulation, which is what training 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -122,3 +123,20 @@ def measured_cpu_peak(dtype: str = "float32") -> float:
         if seconds < 0.01 and size < 4096:
             size *= 2
     return best
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h numbers them
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one, instead of giving it back to the system.
+
+    Each page that returns costs a page fault: 2,000 in a step of the small recipes, a tenth of its time in bfloat16.
+    The process ends up as large as its largest step, as it does on a card. Other C libraries have no such setting.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_MMAP_THRESHOLD, 2**30)

@@ -28,6 +28,7 @@ from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
 from hfgpt.plan.timing import Measured, Time
 
+
 @dataclass(frozen=True)
 class Options:
     """What plan.py was asked, checked. Sizes in bytes, times in seconds."""
@@ -53,7 +54,8 @@ class Plan:
     """All that is known of a recipe before it runs.
 
     Attributes:
-        survey: the recipe, its vocabulary and its text.
+        before: the recipe as given.
+        survey: the recipe, its vocabulary and its text; the chosen one, if a time or a text was given.
         target: what it runs on.
         memory: of a step in one process.
         simulated, measured: the peak memory of a simulated step and of a probed one, if asked for.
@@ -63,6 +65,7 @@ class Plan:
         choice: how it was chosen, if it was chosen for a time or a text.
     """
 
+    before: Config
     survey: Survey
     target: Target
     memory: Memory
@@ -89,23 +92,22 @@ def make(config: Config, options: Options) -> Plan:
         config = config.model_copy(update={"dataset": options.data, "dataset_config": None, "streaming": False})
     survey = survey_of(config)
     target = find_target(survey.config, options.gpu, options.vram, options.processes)
-    measured = _probe(survey, options.processes) if options.probe else None
-    choice = None
+    before, choice = survey.config, None
     if options.time_budget or options.data:
         trials = not options.no_trials and target.speed is not None and options.time_budget is not None
         choice = dial.choose(survey, target, options.time_budget, trials=trials)
-        recommendation = batches.recommend(choice.survey, choice.target, choice.reasons)
-    else:
-        recommendation = batches.recommend(survey, target)
+        survey, target = choice.survey, choice.target
+    measured = _probe(survey, options.processes) if options.probe else choice.measured if choice else None
     return Plan(
+        before=before,
         survey=survey,
         target=target,
         memory=batches.memory(survey, target),
         simulated=_simulate(survey, target) if options.simulate else None,
         measured=measured.peak_bytes if measured else None,
         time=timing.time(survey, target, measured),
-        forecast=loss.forecast(survey),
-        recommendation=recommendation,
+        forecast=choice.forecast if choice else loss.forecast(survey),
+        recommendation=batches.recommend(survey, target, choice.reasons if choice else None),
         choice=choice,
     )
 
@@ -148,7 +150,7 @@ def write(plan: Plan, path: Path, recipe: str | None) -> Config:
     config = advice.survey.config
     if config.out_dir == f"out/{Path(recipe).stem if recipe else 'run'}":
         config = config.model_copy(update={"out_dir": None})
-    time = timing.time(advice.survey, plan.choice.target if plan.choice else plan.target)
+    time = timing.time(advice.survey, plan.target, plan.choice.measured if plan.choice else None)
     head = [
         _("{name}: planned for {device}", name=path.stem, device=plan.target.name),
         "",
@@ -163,8 +165,8 @@ def write(plan: Plan, path: Path, recipe: str | None) -> Config:
             memory=size(advice.fit.memory.needed),
         ),
     ]
-    if plan.choice and plan.choice.forecast:
-        head.append(plan.choice.forecast.sentence())
+    if plan.forecast:
+        head.append(plan.forecast.sentence())
     return write_recipe(path, config, advice.reasons, "\n".join(head))
 
 
@@ -234,9 +236,9 @@ def _memory_json(memory: Memory) -> dict[str, Any]:
 
 
 def _recommendation_json(plan: Plan) -> dict[str, Any]:
-    advice, before, choice = plan.recommendation, plan.survey.config, plan.choice
+    advice, before, choice = plan.recommendation, plan.before, plan.choice
     after = advice.survey.config.model_dump()
-    time = timing.time(advice.survey, choice.target if choice else plan.target)
+    time = timing.time(advice.survey, plan.target, choice.measured if choice else None)
     by_chapter = chapter.chapter_batch(plan.target.memory_bytes)
     return {
         "batch_size": advice.fit.batch_size,

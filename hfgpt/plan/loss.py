@@ -22,7 +22,7 @@ from hfgpt.config import Config
 from hfgpt.model.sizes import parameters
 from hfgpt.plan.laws import laws
 from hfgpt.plan.statistics import Statistics
-from hfgpt.plan.survey import Survey
+from hfgpt.plan.survey import BYTE_ENTRIES, Survey
 
 Law = Mapping[str, float]  # coefficients by name
 
@@ -107,7 +107,7 @@ def predict(law: Law, config: Config, vocab_size: int, train_tokens: int, text: 
     count = parameters(config, vocab_size)
     body = max(count.attention + count.mlp, 1)
     seen = config.tokens_per_iter * config.max_iters
-    floor = irreducible(law, train_tokens, text)
+    floor = irreducible(law, train_tokens / max(1, vocab_size - BYTE_ENTRIES), text)
     scale = max(text.unigram - floor, 0.1)
     epochs = seen / train_tokens
     muon = config.optimizer == "muon"
@@ -124,13 +124,18 @@ def predict(law: Law, config: Config, vocab_size: int, train_tokens: int, text: 
     reducible *= 1 + rates_off(law, config)
     # A loss cannot exceed the unigram's by much: the sum of powers is bent there.
     bent = reducible / (1 + (reducible / law["bend"]) ** 4) ** 0.25
-    total: float = floor + scale * bent + overfitting(law, config, body, epochs, train_tokens, scale)
+    trained = count.total - count.position_embedding
+    total: float = floor + scale * bent + overfitting(law, config, trained, epochs, train_tokens, scale)
     return total
 
 
-def irreducible(law: Law, train_tokens: int, text: Statistics) -> float:
-    """What stays of the loss with endless training on such text: a share of what counting reaches."""
-    return float(law["floor"] * text.best * (train_tokens / 1e6) ** -law["floor data"])
+def irreducible(law: Law, density: float, text: Statistics) -> float:
+    """What stays of the loss with endless training: a share of what counting reaches, by the text's size.
+
+    `density` is the training text's tokens over its distinct characters: of a character that is seen ten times little
+    can be learnt.
+    """
+    return float(law["floor"] * text.best * (density / 1e4) ** -law["floor data"])
 
 
 def effective_tokens(seen: float, unique: float, repeats: float) -> float:
@@ -140,9 +145,9 @@ def effective_tokens(seen: float, unique: float, repeats: float) -> float:
     return unique * (1 + repeats * (1 - math.exp(-(seen / unique - 1) / repeats)))
 
 
-def overfitting(law: Law, config: Config, body: float, epochs: float, train_tokens: int, scale: float) -> float:
+def overfitting(law: Law, config: Config, size: float, epochs: float, train_tokens: int, scale: float) -> float:
     """Nats lost by learning the text by heart: from some number of epochs on, sooner for a larger model."""
-    ratio = body / train_tokens
+    ratio = size / train_tokens
     onset = law["onset"] * ratio ** -law["onset size"] * math.exp(law["onset dropout"] * config.dropout)
     excess = math.log1p((max(epochs, 1e-9) / onset) ** 2) / 2  # 0 below the onset, the logarithm above it
     return float(law["overfit"] * scale * excess)

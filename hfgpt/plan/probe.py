@@ -145,7 +145,8 @@ def peak_bytes(run: Run) -> int:
         step(run, run.micro_batch, micro_batches)
         return torch.cuda.max_memory_allocated(run.device)
     states = [value for state in run.optimizer.state.values() for value in state.values()]
-    live = peak = sum(tensor.nbytes for tensor in [*run.model.parameters(), *states])
+    live: int = sum(tensor.nbytes for tensor in [*run.model.parameters(), *states])
+    peak = live
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step(run, run.micro_batch, micro_batches)
     assert profiler.profiler is not None

@@ -198,9 +198,9 @@ def _tokenizer_entries(name: str) -> int | None:
     if whole := _read_json(name, "tokenizer.json"):
         vocabulary = whole["model"]["vocab"]
         ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-        return max(ids + [token["id"] for token in whole.get("added_tokens", [])]) + 1
+        return int(max(ids + [token["id"] for token in whole.get("added_tokens", [])])) + 1
     if pairs := _read_json(name, "vocab.json"):
-        return max(pairs.values()) + 1
+        return int(max(pairs.values())) + 1
     return None
 
 

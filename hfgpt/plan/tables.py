@@ -20,8 +20,6 @@ from hfgpt.plan.memory import BINDS
 
 RULE = N_("chapter's rule of thumb")
 
-LONG = 3600.0  # seconds: a run that takes longer is not called fitting without its time
-
 
 def render(plan: Plan, recipe: str | None, options: Options) -> str:
     """All tables of a plan, in the order in which one asks: how big, how much text, does it fit, how long, and then."""
@@ -42,7 +40,7 @@ def render(plan: Plan, recipe: str | None, options: Options) -> str:
     ]
     if not plan.fits or options.vram or options.gpu:
         parts += [_remedies(plan), _by_memory(plan)]
-    if plan.time.total_seconds > LONG or plan.choice is None:
+    if plan.choice is None:
         parts.append(_faster(plan))
     parts.append(_recommendation(plan, options))
     return show(parts)
@@ -204,12 +202,15 @@ def _schedule(plan: Plan) -> Group:
 
 def _recommendation(plan: Plan, options: Options) -> Group:
     advice, target, choice = plan.recommendation, plan.target, plan.choice
-    before, after = plan.survey.config, advice.survey.config
-    rows = [
+    before, after = plan.before, advice.survey.config
+    changed = [
         (key, _value(getattr(before, key)), _value(value), advice.reasons.get(key, ""))
         for key, value in after.model_dump().items()
         if key in advice.reasons or value != getattr(before, key)
     ]
+    # What was chosen for a time stands by itself; what was there before is of no matter then.
+    columns = ("", _("value"), _("why")) if choice else ("", _("now"), _("then"), _("why"))
+    rows = [(key, then, why) for key, _now, then, why in changed] if choice else changed
     notes = []
     if not advice.fit.fits:
         values = {"memory": size(target.memory_bytes), "needed": size(advice.fit.memory.needed)}
@@ -218,10 +219,6 @@ def _recommendation(plan: Plan, options: Options) -> Group:
         remedies = ", ".join(_(name) for name in dict.fromkeys(advice.needs))
         notes.append(_("No micro-batch fits without these remedies, which are applied: {remedies}.", remedies=remedies))
     if choice:
-        time = timing.time(advice.survey, choice.target, choice.measured)
-        notes.append(_("It takes about {time} ({range}).", time=duration(time.total_seconds), range=_range(time)))
-        if choice.forecast:
-            notes.append(choice.forecast.sentence())
         if choice.second_best:
             shape = ", ".join(f"{key} {_value(value)}" for key, value in choice.second_best.items() if key != "loss")
             loss = f"{choice.second_best['loss']:.3f}"
@@ -239,7 +236,7 @@ def _recommendation(plan: Plan, options: Options) -> Group:
     notes.append(by_chapter)
     if options.write:
         notes.append(_("Written to {path}.", path=options.write))
-    return table(_("Recommended"), ("", _("now"), _("then"), _("why")), rows, " ".join(notes))
+    return table(_("Chosen") if choice else _("Recommended"), columns, rows, " ".join(notes))
 
 
 def _value(value: Any) -> str:

@@ -169,15 +169,13 @@ def _on_card(config: Config, vocab_size: int, target: Target) -> Measured:
     rate = target.peak * target.utilisation / flops_per_token(config, vocab_size)  # tokens/s of a process
     tokens, repeats = config.batch_size * config.block_size, config.gradient_accumulation_steps
     work = 4 / 3 if config.activation_checkpointing else 1.0  # a second forward pass
-    moved = config.n_layer * config.n_embd * tokens * 40 * (4 if target.dtype == "float32" else 2)
+    moved = 40.0 * config.n_layer * config.n_embd * tokens * (4 if target.dtype == "float32" else 2)
     host = (config.n_layer + 2) * HOST_SECONDS_PER_BLOCK
     if config.compile:
         moved, host = moved / 2, host / 4
     once = max(tokens / rate * work, moved * work / target.bandwidth, host)
-    update = flops_per_update(config, "accelerator") / (target.peak * target.utilisation)
-    update += (
-        28 * parameters(config, vocab_size).total / target.bandwidth
-    )  # gradient, weight and averages, read, written
+    update: float = flops_per_update(config, "accelerator") / (target.peak * target.utilisation)
+    update += 28 * parameters(config, vocab_size).total / target.bandwidth  # weights, gradients, averages: in and out
     return Measured(once * repeats + update, 1 / (3 * rate * target.processes), 0.0)
 
 
@@ -186,7 +184,7 @@ def evaluations(config: Config) -> int:
     return 1 + -(-config.max_iters // config.eval_interval)
 
 
-EVAL_BATCH = 12  # sequences of an evaluation batch, as in hfgpt/data/corpus.py
+EVAL_BATCH = 12  # sequences of an evaluation batch, as in hfgpt/data/blocks.py
 
 
 def evaluation_tokens(survey: Survey) -> int:

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hfgpt.base.machine import cpu_dtype
+from hfgpt.base.machine import cpu_dtype, keep_freed_memory
 from hfgpt.config import Config
-from hfgpt.data.corpus import Batches, TokenStream, evaluation_blocks
+from hfgpt.data.blocks import Batches, TokenStream, evaluation_blocks
 from hfgpt.inference.evaluation import evaluate_blocks
 from hfgpt.model import gpt2, optim
 from hfgpt.model.schedule import learning_rate
@@ -77,6 +77,7 @@ def train(
         evaluate_at: steps after which the validation loss is taken; the last step always is.
         keep_on: asked after each step whether to go on.
     """
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     model = gpt2.build(config, tokens.vocab_size, eos_token_id=0).train()
     optimizer = optim.build(model, config, torch.device("cpu"))
@@ -90,7 +91,7 @@ def train(
             ids = torch.from_numpy(block)
             with autocast(config):
                 loss: Tensor = model(ids[:, :-1], ids[:, 1:])
-            (loss / config.tokens_per_iter).backward()
+            torch.autograd.backward(loss / config.tokens_per_iter)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or math.inf)
         optimizer.step()
         optimizer.zero_grad()

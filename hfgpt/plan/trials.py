@@ -42,10 +42,10 @@ def settle(ranked: list[Candidate], target: Target, budget: float, limit: float)
     """
     began = time.perf_counter()
     threads.configure(ranked[0].config.cpu_threads)  # before torch is loaded
-    from hfgpt.data import corpus
+    from hfgpt.data.prepare import prepare
     from hfgpt.plan import trial
 
-    prepared = corpus.prepare(ranked[0].config)
+    prepared = prepare(ranked[0].config)
     tokens = trial.Tokens(prepared.train, prepared.val, ranked[0].survey.vocab_size)
     if target.speed is not None:
         speed.learn(start=time.perf_counter() - began + ACCELERATE)

@@ -24,10 +24,10 @@ from typing import Any
 from hfgpt import config as configs
 from hfgpt.base import cards
 from hfgpt.base.errors import ConfigError, Fault, InputError
+from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.inference import exported
 from hfgpt.inference import sampling as sample
-from hfgpt.base.units import duration
 from hfgpt.plan import command as plan
 from hfgpt.plan import guide
 from hfgpt.plan.recipe_file import recipe_text

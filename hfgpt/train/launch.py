@@ -6,7 +6,6 @@ Out: an Accelerator of the recipe's device, precision and accumulation; its trac
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import warnings
@@ -74,7 +73,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.deterministic:
         _be_deterministic()
     if device == "cpu":
-        _keep_freed_memory()
+        machine.keep_freed_memory()
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=PRECISION[dtype],
@@ -249,23 +248,6 @@ def _be_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it makes its first handle
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as glibc's malloc.h numbers them
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next one, instead of giving it back to the system.
-
-    Each page that returns costs a page fault: 2,000 in a step of the small recipes, a tenth of its time in bfloat16.
-    The process ends up as large as its largest step, as it does on a card. Other C libraries have no such setting.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_M_MMAP_THRESHOLD, 2**30)
 
 
 COMPILING = 180.0  # seconds of an eager run from which a minute of compiling pays

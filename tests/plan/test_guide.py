@@ -7,10 +7,11 @@ import re
 import pytest
 
 from hfgpt import config
+from hfgpt.base.language import LANGUAGES, using
 from hfgpt.config import Config
 from hfgpt.model import sizes
-from hfgpt.plan import estimate, guide
-from hfgpt.plan.estimate import Target
+from hfgpt.plan import guide
+from hfgpt.plan.target import Target, find_target
 
 FIELDS = list(Config.model_fields)
 # The chapter's quick-reference table, and those fields of it that can be turned up and down.
@@ -24,7 +25,7 @@ def standard() -> Config:
 
 
 def device(changed: Config) -> Target:
-    return estimate.target(changed, "RTX 3060")
+    return find_target(changed, "RTX 3060")
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -44,17 +45,18 @@ def test_nothing_else_is_explained() -> None:
 
 @pytest.mark.parametrize("name", QUICK_REFERENCE)
 def test_the_quick_reference_is_complete(name: str) -> None:
-    for language in guide.LANGUAGES:
+    for language in LANGUAGES:
         entry = guide.entry(name, language)
         assert all(vars(entry).values()), "meaning, more, less, when, section and the recommended value"
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_page_can_be_made(name: str) -> None:
-    for language in guide.LANGUAGES:
-        page = guide.explain(standard(), name, device, language)
+    for language, when in (("en", "When to change it: "), ("zh", "什么时候调整：")):
+        with using(language):
+            page = guide.explain(standard(), name, device)
         assert page.startswith(f"{name} = ")
-        assert guide.WORDS[language]["when"] in page
+        assert when in page
 
 
 def test_neighbours() -> None:
@@ -80,11 +82,29 @@ def test_what_grows_is_computed() -> None:
 
 
 def test_heads_change_no_number_of_parameters() -> None:
-    assert "parameters" not in guide.explain(standard(), "n_head", device).split("On this recipe")[-1].splitlines()[0]
+    assert "parameters" not in guide.explain(standard(), "n_head", device).split("On this recipe")[-1]
     rows = guide.as_json(standard(), "n_head", device)["neighbours"]
     assert len({row["parameters"] for row in rows}) == 1
 
 
 def test_a_parameter_without_effect_on_size_says_so() -> None:
-    assert guide.WORDS["en"]["same"] in guide.explain(standard(), "seed", device)
-    assert guide.WORDS["zh"]["same"] in guide.explain(standard(), "learning_rate", device, "zh")
+    assert "its neighbours differ in neither" in guide.explain(standard(), "seed", device)
+    with using("zh"):
+        assert "相邻取值" in guide.explain(standard(), "learning_rate", device)
+
+
+def test_the_row_in_use_is_marked_for_auto_too() -> None:
+    """13.14: `dtype: auto` is bfloat16 on this card."""
+    page = guide.explain(standard(), "dtype", device)
+    assert "dtype=bfloat16 (now)" in " ".join(page.split())
+    assert "dtype=float32 (now)" not in " ".join(page.split())
+
+
+def test_a_page_fits_80_columns_with_whole_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for name in ("batch_size", "n_embd", "block_size"):
+        for spoken in LANGUAGES:
+            with using(spoken):
+                page = guide.explain(standard(), name, device)
+            assert f"{name}={getattr(standard(), name)}" in page
+            assert "…" not in page.split("\n\n")[-1]

@@ -10,7 +10,8 @@ import pytest
 from hfgpt import config
 from hfgpt.config import Config
 from hfgpt.model import sizes
-from hfgpt.plan import estimate, simulate
+from hfgpt.plan import memory as memories
+from hfgpt.plan import simulate
 from hfgpt.plan.survey import Survey
 
 SMALL = {
@@ -55,7 +56,7 @@ def drawn(count: int, seed: int) -> list[tuple[Config, int, str, str]]:
 
 def agree(shape: Config, vocab_size: int, kind: Any, dtype: str) -> None:
     simulated = simulate.peak(shape, vocab_size, kind, dtype)
-    formula = estimate.memory(shape, vocab_size, kind, dtype)
+    formula = memories.estimate(shape, vocab_size, kind, dtype)
     assert formula.peak == pytest.approx(simulated.bytes, rel=0.05), (simulated, formula.binding)
 
 
@@ -84,7 +85,7 @@ def test_the_formula_is_the_simulation_with_muon(values: dict[str, Any], kind: s
 def test_muon_in_the_update(kind: Any) -> None:
     """It keeps less and works in more; where the update binds, the formula knows it exactly."""
     shape = recipe(n_embd=256, batch_size=1, block_size=16, optimizer="muon")
-    simulated, formula = simulate.peak(shape, 80, kind, "float32"), estimate.memory(shape, 80, kind, "float32")
+    simulated, formula = simulate.peak(shape, 80, kind, "float32"), memories.estimate(shape, 80, kind, "float32")
     assert (simulated.phase, formula.binding) == ("optimizer", "optimizer")
     assert formula.peak == pytest.approx(simulated.bytes, rel=0.001)
     matrices = 12 * shape.n_layer * shape.n_embd**2
@@ -107,7 +108,7 @@ def test_the_formula_is_the_simulation_on_many_more(shape: Config, vocab_size: i
 )
 def test_the_moment_that_binds(values: dict[str, Any], vocab_size: int, operation: str, binding: set[str]) -> None:
     assert simulate.peak(recipe(**values), vocab_size, "accelerator", "float32").operation == operation
-    assert estimate.memory(recipe(**values), vocab_size, "accelerator", "float32").binding in binding
+    assert memories.estimate(recipe(**values), vocab_size, "accelerator", "float32").binding in binding
 
 
 def test_an_accelerator_needs_less_than_a_cpu_with_dropout() -> None:

@@ -15,7 +15,7 @@ from hfgpt.plan.survey import Survey
 
 
 def of(**values: object) -> Survey:
-    return survey.survey(config.build(values, "run"))
+    return survey.survey_of(config.build(values, "run"))
 
 
 def test_the_embedded_corpus_is_as_it_is_said_to_be() -> None:
