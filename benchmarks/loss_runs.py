@@ -33,8 +33,10 @@ MOST_CODE = 2_000_000  # characters of the standard library
 
 
 class Series(NamedTuple):
-    """Runs numbered below `end`: the seconds they are meant for, their least steps and smallest batch and block, and the
-    speed (operations a second; seconds a block and a step) by which their length follows."""
+    """Runs numbered below `end`: their seconds, their least steps, their smallest batch and block.
+
+    Their length follows from a speed (operations a second) and fixed costs (seconds a block and a step).
+    """
 
     end: int
     shortest: float

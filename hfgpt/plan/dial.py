@@ -34,6 +34,8 @@ LEAST_STEPS = 50  # fewer are not a run
 
 USED = 0.95  # of the time that is planned for: what is left over is the forecast's own error
 
+SEEN = 2  # parameters for each token that is seen: the laws know nothing of models that are larger still
+
 TRIALS = 0.1  # of the time, at most
 
 EVALUATING = 0.06  # of the time, about
@@ -191,7 +193,7 @@ def _shaped(survey: Survey, values: dict[str, Any], processes: int) -> Config | 
 def _lengths(survey: Survey, target: Target, budget: float | None) -> Iterator[Candidate]:
     """One shape at the lengths worth looking at: all that the time allows, and less of a text seen too often."""
     most = affordable(survey, target, budget)
-    if most < LEAST_STEPS:
+    if most < LEAST_STEPS or chapter.count(survey) > SEEN * most * survey.config.tokens_per_iter:
         return
     per_step = survey.config.tokens_per_iter
     for share in LENGTHS:

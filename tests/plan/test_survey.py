@@ -64,9 +64,9 @@ def test_what_is_not_here_is_assumed() -> None:
     found = of(dataset="user/name")
     assert found.train_tokens is None
     assert found.corpus_bytes is None
-    assert "assumes" in found.vocabulary
+    assert "assumed" in found.vocabulary
     assert of(tokenizer="gpt2").vocab_size == 50257
-    assert "assumes" in of(tokenizer="somebody/else").vocabulary
+    assert "assumed" in of(tokenizer="somebody/else").vocabulary
 
 
 def test_pretrained_shapes(tmp_path: Path) -> None:
