@@ -7,7 +7,6 @@ Out: :class:`Fit`, the largest micro-batch that fits; :class:`Remedy`, what each
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from hfgpt.plan.chapter import CHAPTER_BATCHES
 from hfgpt.plan.memory import Memory
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
+from hfgpt.runs import rules_of_thumb
 
 GIB = 2**30
 
@@ -100,7 +100,7 @@ def remedies(survey: Survey, target: Target) -> list[Remedy]:
         (N_("smaller batch"), _halved_batch(config), N_("about 50%"), N_("fewer sequences a step: noisier gradients")),
         (N_("accumulate"), _accumulated(config), "75%", N_("slower if the device was not full; the same steps")),
         (N_("shorter block"), _halved(config, "block_size"), N_("about 60%"), N_("the model sees less context")),
-        (N_("smaller model"), smaller_model(config), N_("about 60%"), N_("a less able model")),
+        (N_("smaller model"), rules_of_thumb.smaller_model(config), N_("about 60%"), N_("a less able model")),
         (N_("16-bit arithmetic"), _narrow(target), "50%", N_("hardly any; the weights stay in float32")),
         (N_("smaller vocabulary"), _smaller_vocabulary(config), N_("for words only"), N_("longer token sequences")),
         (
@@ -138,15 +138,6 @@ def _accumulated(config: Config) -> dict[str, Any]:
         return {}
     size = min(sizes, key=lambda size: abs(size - config.batch_size / 4))
     return {"batch_size": size, "gradient_accumulation_steps": config.global_batch // size}
-
-
-def smaller_model(config: Config) -> dict[str, Any]:
-    """Two thirds of the layers and of the width, at the same size of a head (chapter 6.1: 6 → 4, 384 → 256)."""
-    layers, heads = math.ceil(config.n_layer * 2 / 3), max(1, round(config.n_head * 2 / 3))
-    width = config.n_embd // config.n_head * heads
-    if config.pretrained or (layers, heads) == (config.n_layer, config.n_head):
-        return {}
-    return {"n_layer": layers, "n_head": heads, "n_embd": width}
 
 
 def _narrow(target: Target) -> dict[str, Any]:

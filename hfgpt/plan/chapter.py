@@ -96,10 +96,3 @@ def layers_for(corpus_bytes: int | None) -> int:
     if corpus_bytes is None or corpus_bytes > 1e9:
         return 24
     return 6 if corpus_bytes < 10e6 else 12
-
-
-def learning_rate_for(parameters: int, pretrained: bool) -> float:
-    """The chapter's learning rates (3.1): by the number of parameters from scratch, 1e-4 for a pretrained model."""
-    if pretrained:
-        return 1e-4
-    return 1e-3 if parameters < 50e6 else 6e-4 if parameters <= 500e6 else 3e-4

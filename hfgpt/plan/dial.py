@@ -27,6 +27,7 @@ from hfgpt.plan.loss import Forecast
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target, find_target
 from hfgpt.plan.timing import Measured
+from hfgpt.runs import rules_of_thumb
 
 HEAD = 32  # channels of a head in small models; 64 from a width of 512 on, as in GPT-2
 
@@ -248,7 +249,7 @@ def rates_for(config: Config) -> dict[str, float]:
     law = laws().loss
     count = 12 * config.n_layer * config.n_embd**2
     if count > 20e6:
-        return {"learning_rate": chapter.learning_rate_for(count, False), "muon_learning_rate": 0.02}
+        return {"learning_rate": rules_of_thumb.learning_rate(count), "muon_learning_rate": 0.02}
     best = loss.best_rate(law, config)
     if config.optimizer == "muon":
         return {
@@ -355,7 +356,7 @@ def _fine_tune(survey: Survey, target: Target, budget: float | None) -> Choice:
                 device=target.name,
             )
         )
-    rate = chapter.learning_rate_for(chapter.count(survey), True)
+    rate = rules_of_thumb.learning_rate(chapter.count(survey), True)
     planned = batches.change(
         fitted,
         learning_rate=rate,

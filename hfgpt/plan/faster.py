@@ -14,6 +14,7 @@ from hfgpt.config import Config
 from hfgpt.plan import batches, timing
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target, find_target
+from hfgpt.runs import rules_of_thumb
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def _way(survey: Survey, target: Target, name: str, change: dict[str, Any], chap
 
 def _compiled(config: Config, target: Target) -> dict[str, Any]:
     """On a CPU compilation takes longer than it saves in a short run, and is not priced here."""
-    return {"compile": True} if not config.compile and target.kind == "accelerator" else {}
+    return {"compile": True} if target.kind == "accelerator" and not timing.compiles(config, target) else {}
 
 
 def _larger(config: Config) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def _larger(config: Config) -> dict[str, Any]:
 
 def _smaller(config: Config) -> dict[str, Any]:
     """Two thirds of the layers and of the width, as for memory (6.1)."""
-    return batches.smaller_model(config)
+    return rules_of_thumb.smaller_model(config)
 
 
 def _narrow(target: Target) -> dict[str, Any]:

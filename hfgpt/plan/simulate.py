@@ -5,7 +5,7 @@ Out: the highest number of bytes that live tensors have at once, and the operati
 
 The step is the real one: the model of hfgpt/model/gpt2.py, its backward pass, clipping, the optimizer of
 hfgpt/model/optim.py. It runs under torch's FakeTensorMode, which knows every tensor's size and computes nothing, so
-that a step of GPT-2 124M takes seconds on a laptop. hfgpt/plan/estimate.py has the same in closed form, without torch;
+that a step of GPT-2 124M takes seconds on a laptop. hfgpt/plan/memory.py has the same in closed form, without torch;
 tests hold the two together.
 """
 
@@ -54,7 +54,7 @@ def peak(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Peak:
     number of them: the second finds the first one's gradients.
 
     Args:
-        config: a model from scratch (a pretrained one's shape filled in by estimate.subject).
+        config: a model from scratch (a pretrained one's shape filled in by survey.survey_of).
         vocab_size: rows of the token embedding.
         kind: whose operations are run: the CPU's own, or those that an accelerator takes in their place.
         dtype: 'float32', or 'bfloat16' or 'float16' for mixed precision over float32 weights.

@@ -160,6 +160,17 @@ SAMPLE_COST = 20  # a token sampled one at a time takes this many times as long 
 HOST_SECONDS_PER_BLOCK = 0.8e-3
 
 
+def compiles(config: Config, target: Target) -> bool:
+    """Whether a run compiles: as the recipe says; by itself on a CUDA card, if its steps alone take long."""
+    if config.compile != "auto":
+        return config.compile
+    work = config.tokens_per_iter * config.max_iters * 6 * 12 * config.n_layer * config.n_embd**2
+    return target.kind == "accelerator" and work / (target.peak * 0.25) > COMPILING
+
+
+COMPILING = 180.0  # seconds, as in hfgpt/train/launch.py
+
+
 def _on_card(config: Config, vocab_size: int, target: Target) -> Measured:
     """A step of one process on a card: arithmetic at the usual utilisation, but no faster than the host and the memory.
 
@@ -171,7 +182,7 @@ def _on_card(config: Config, vocab_size: int, target: Target) -> Measured:
     work = 4 / 3 if config.activation_checkpointing else 1.0  # a second forward pass
     moved = 40.0 * config.n_layer * config.n_embd * tokens * (4 if target.dtype == "float32" else 2)
     host = (config.n_layer + 2) * HOST_SECONDS_PER_BLOCK
-    if config.compile:
+    if compiles(config, target):
         moved, host = moved / 2, host / 4
     once = max(tokens / rate * work, moved * work / target.bandwidth, host)
     update: float = flops_per_update(config, "accelerator") / (target.peak * target.utilisation)

@@ -120,14 +120,6 @@ def test_layers_by_the_text(size: float | None, layers: int) -> None:
     assert chapter.layers_for(None if size is None else int(size)) == layers  # 2.1
 
 
-@pytest.mark.parametrize(
-    ("parameters", "pretrained", "rate"),
-    [(10_000_000, False, 1e-3), (124_439_808, False, 6e-4), (10**9, False, 3e-4), (124_439_808, True, 1e-4)],
-)
-def test_learning_rates(parameters: int, pretrained: bool, rate: float) -> None:
-    assert chapter.learning_rate_for(parameters, pretrained) == rate  # 3.1
-
-
 # ------------------------------------------------------------------------------------------------------ recipes
 
 

@@ -72,7 +72,7 @@ def test_tables_show_the_rule_beside_the_figure(monkeypatch: pytest.MonkeyPatch)
     text = plan.run([STANDARD, "--vram=8GB", "--price-per-hour=0.5", "--simulate", "--n_layer=2", "--block_size=64"])
     for words in (
         "3,538,944", "chapter's rule of thumb", "tokens a parameter", "allowance", "cost", "simulated",
-        "16-bit arithmetic", "activation checkpointing", "64 x 1", "of 8.00 GiB", "--gradient_accumulation_steps=4",  # noqa: E501
+        "16-bit arithmetic", "activation checkpointing", "64 x 1", "of 8.00 GiB", "--gradient_accumulation_steps=4",
     ):  # fmt: skip
         assert words in text, words
     assert "\x1b[" not in text, "no colours where it is no terminal"
