@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from hfgpt.base.errors import CommandError, Fault
 from hfgpt.base.language import LANGUAGES, _
-from hfgpt.base.terminal import wrap
+from hfgpt.base.terminal import width, wrap
 
 # ------------------------------------------------------------------------------------------------------ as typed here
 
@@ -282,7 +282,8 @@ class Reader:
         places = [f"{place.metavar}{' …' if place.many else ''}" for place in self._positionals]
         shown = [word if place.required else f"[{word}]" for word, place in zip(places, self._positionals, strict=True)]
         more = ["[--key=value …]"] if self._takes_parameters else []
-        usage = _("usage: {command}", command=" ".join([typed(self._name), *shown, f"[{_('options')}]", *more]))
+        options = _("options")
+        usage = _("usage: {command}", command=" ".join([typed(self._name), *shown, f"[{options}]", *more]))
         return f"{usage}\n\n{self._parser.format_help().strip()}"
 
 
@@ -292,13 +293,18 @@ class _Layout(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
 
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        return wrap(text, width)
+    def _split_lines(self, text: str, columns: int) -> list[str]:
+        return wrap(text, columns)
 
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
+    def _fill_text(self, text: str, columns: int, indent: str) -> str:
         """Paragraphs wrapped; what has several lines, or begins with a space, stays as it is."""
-        blocks = [block if "\n" in block or block[:1] == " " else wrap(block, width) for block in text.split("\n\n")]
+        blocks = [block if "\n" in block or block[:1] == " " else wrap(block, columns) for block in text.split("\n\n")]
         return "\n\n".join(block if isinstance(block, str) else "\n".join(block) for block in blocks)
+
+    def _format_action(self, action: argparse.Action) -> str:
+        """An action's lines; argparse has put a space too many for each wide character of its name."""
+        text, name = super()._format_action(action), self._format_action_invocation(action)
+        return text.replace(name + " " * (width(name) - len(name)), name, 1)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         """A value's name without the brackets that argparse puts around what may be left out."""

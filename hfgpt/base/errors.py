@@ -42,8 +42,8 @@ class Fault(NamedTuple):
     others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f" = {_show(self.value)}"
-        return f"{self.key}{shown}: {self.rule}" + (f"\n    → {self.fix}" if self.fix else "")
+        shown = self.key if self.value is None else f"{self.key} = {_show(self.value)}"
+        return _("{value}: {rule}", value=shown, rule=self.rule) + (f"\n    → {self.fix}" if self.fix else "")
 
 
 class InputError(Exception):
@@ -63,7 +63,7 @@ class ConfigError(InputError):
 
     def report(self) -> str:
         """What a script prints."""
-        return f"{_('The recipe cannot be used:')}\n{self}"
+        return _("The recipe cannot be used:") + f"\n{self}"
 
 
 class CommandError(ConfigError):
@@ -75,8 +75,8 @@ class CommandError(ConfigError):
 
     def report(self) -> str:
         """What a script prints."""
-        lead = _("The command cannot be carried out:")
-        return f"{lead}\n{self}\n{_('{command} explains it', command=self._help_command)}"
+        lead, hint = _("The command cannot be carried out:"), _("{command} explains it", command=self._help_command)
+        return f"{lead}\n{self}\n{hint}"
 
 
 class RunError(Exception):

@@ -40,8 +40,9 @@ def allowed(key: str) -> str:
     for option in alternatives(field.annotation):
         parts += map(repr, get_args(option)) if get_origin(option) is Literal else [names[option]]
     words = _(" or ").join(parts) if len(parts) < 3 else _("one of {choices}", choices=", ".join(parts))
-    words = ", ".join([words, *([_(" and ").join(bounds)] if (bounds := _bounds(field.metadata)) else [])])
-    return f"{words} ({unit_of(key)})" if unit_of(key) else words
+    if bounds := _(" and ").join(_bounds(field.metadata)):
+        words = _("{kind}, {bounds}", kind=words, bounds=bounds)
+    return _("{what} ({unit})", what=words, unit=unit_of(key)) if unit_of(key) else words
 
 
 def _bounds(rules: list[Any]) -> list[str]:
@@ -98,7 +99,7 @@ def help_text() -> str:
                 continue
             choices = [repr(choice) for choice in _choices(key) if choice != field.default]
             others = _("  (or {choices})", choices=", ".join(choices)) if choices else ""
-            unit = f"  ({unit_of(key)})" if unit_of(key) else ""
+            unit = _("  ({unit})", unit=unit_of(key)) if unit_of(key) else ""
             lines.append(f"  --{key:<30}{default_of(key)}{others}{unit}")
             lines += [f"      {line}" for line in wrap(_(str(field.description)), 86)]
     return "\n".join(lines)
