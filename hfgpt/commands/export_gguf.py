@@ -5,7 +5,7 @@ from __future__ import annotations
 from hfgpt.base.command import Reader
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
-from hfgpt.share.convert import to_gguf
+from hfgpt.share.gguf import to_gguf
 
 
 def reader() -> Reader:

@@ -6,7 +6,7 @@ from hfgpt.base import threads
 from hfgpt.base.command import Reader
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
-from hfgpt.share.convert import to_onnx
+from hfgpt.share.onnx import to_onnx
 
 
 def reader() -> Reader:

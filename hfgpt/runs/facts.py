@@ -19,6 +19,8 @@ from hfgpt.runs.metrics import Record, series, smooth
 
 HIGH = 0.6  # of the loss of chance: about what counting pairs of letters reaches in English (2.5 nats of 4.2)
 
+UNLIKELY = 1e100  # a value beyond it was not measured; sums and ratios of smaller ones are finite
+
 SPIKE = 1.0  # nats above the smoothed curve
 
 # The series whose last values tell that a run has diverged, and how many of them in a row must be NaN or infinite:
@@ -128,11 +130,13 @@ class Facts:
     @cached_property
     def step_seconds(self) -> float | None:
         """How long a step takes, without evaluations: the median over the record."""
-        if self.config is not None and (speeds := finite(self.records, "tokens_per_second")[1]):
-            return self.config.tokens_per_iter / statistics.median(speeds)
+        speeds = [speed for speed in finite(self.records, "tokens_per_second")[1] if speed > 0]
+        if self.config is not None and speeds:
+            seconds = self.config.tokens_per_iter / statistics.median(speeds)
+            return seconds if seconds < UNLIKELY else None
         steps, seconds = finite(self.records, "seconds")
         gaps = [(b - a) / (t - s) for s, t, a, b in zip(steps, steps[1:], seconds, seconds[1:], strict=False)]
-        return statistics.median(gaps) if gaps else None
+        return (statistics.median(gaps) if gaps else 0.0) or None
 
     def leaps(self) -> list[tuple[int, float]]:
         """The steps after the warm-up whose loss stands far above the curve, and that loss."""
@@ -153,7 +157,7 @@ def _lost_since(records: Sequence[Record], key: str, least: int) -> int | None:
 
 
 def finite(records: Sequence[Record], key: str) -> tuple[list[float], list[float]]:
-    """The steps and values of a series without those that are not finite."""
+    """The steps and values of a series without those that are not finite, or no measurement."""
     steps, values = series(records, key)
-    kept = [i for i, value in enumerate(values) if math.isfinite(value)]
+    kept = [i for i, value in enumerate(values) if abs(value) < UNLIKELY]
     return [steps[i] for i in kept], [values[i] for i in kept]

@@ -1,10 +1,10 @@
-"""From nanoGPT and back (https://github.com/karpathy/nanoGPT): checkpoints, prepared data, configuration files.
+"""Checkpoints from nanoGPT and back (https://github.com/karpathy/nanoGPT).
 
-In:  its ``ckpt.pt``, ``meta.pkl``, ``train.bin``/``val.bin`` or ``config/*.py``; or an exported run folder.
-Out: a run folder with equal logits, token arrays, a recipe's values; or a ``ckpt.pt`` that its sample.py loads.
+In:  its ``ckpt.pt`` and ``meta.pkl``; or an exported run folder.
+Out: a run folder with equal logits; or a ``ckpt.pt`` that its sample.py loads.
 
 Nothing of a file is ever executed: checkpoints are loaded as weights only, ``meta.pkl`` by a reader that refuses
-every object beyond text, numbers and containers, and configuration files as literals.
+every object beyond text, numbers and containers. Shapes are checked against the tensors before a model is built.
 
 nanoGPT's GPT and GPT2LMHeadModel name their tensors alike. They differ in this: GPT-2's four matrices a block are
 stored (in, out) here and (out, in) there; GELU is exact there; biases may be left out there; and its vocabulary is
@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.data.bins import BYTE_IDS, char_tokenizer, read_meta
+from hfgpt.runs.metrics import UNREADABLE, whole_step
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-from hfgpt.data.bins import BYTE_IDS, char_tokenizer, read_meta
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -50,27 +52,27 @@ def import_checkpoint(
         checkpoint: what nanoGPT's train.py saved.
         folder: a new or empty folder.
         meta: the meta.pkl of a character-level model; None looks in the nanoGPT checkout around the checkpoint.
-        tokenizer: Hub id or folder of the tokenizer where there is no meta.pkl; None: GPT-2's.
+        tokenizer: Hub id or folder of the tokenizer if there is no meta.pkl; None: GPT-2's.
 
     Raises:
         InputError: the checkpoint, the vocabulary or the folder cannot be used; nothing was written.
     """
-    target = Path(folder)
+    target = Path(folder).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(f"{str(folder)!r}: is in use already; name a new folder")
-    loaded = _load(Path(checkpoint))
-    made = _tokenizer_for(Path(checkpoint), loaded, meta, tokenizer)
-    gpt2 = _to_gpt2(loaded, made.eos_token_id)
-    if len(made) > gpt2.config.vocab_size:
+        raise InputError(_("{folder!r}: is in use already; name a new folder", folder=str(folder)))
+    loaded = _load(Path(checkpoint).expanduser())
+    own = _tokenizer_for(Path(checkpoint).expanduser(), loaded, meta, tokenizer)
+    gpt2 = _to_gpt2(loaded, own.eos_token_id)
+    if len(own) > gpt2.config.vocab_size:
         raise InputError(
-            f"the tokenizer has {len(made):,} tokens, the model {gpt2.config.vocab_size:,}: they do not belong together"
-            "\n    → give the model's own with --meta or --tokenizer"
-        )
+            _("the tokenizer has {tokens:,} tokens, the model {rows:,}: they do not belong together\n    → give the "
+              "model's own with --meta or --tokenizer", tokens=len(own), rows=gpt2.config.vocab_size)
+        )  # fmt: skip
     from hfgpt.runs import card
     from hfgpt.share import export
 
     target.mkdir(parents=True, exist_ok=True)
-    export.write(target, gpt2, made, export.weights(gpt2.state_dict()))
+    export.write(target, gpt2, own, export.weights(gpt2.state_dict()))
     card.write(target)
     return target
 
@@ -80,15 +82,31 @@ def _load(path: Path) -> dict[str, Any]:
     import torch
 
     if not path.is_file():
-        raise InputError(f"{str(path)!r}: no such file; nanoGPT writes out/ckpt.pt")
+        raise InputError(_("{path!r}: no such file; nanoGPT writes out/ckpt.pt", path=str(path)))
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a file that is none raises nearly anything
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{str(path)!r}: cannot be loaded as weights alone: {reason}") from None
-    if not isinstance(loaded, dict) or not {"model", "model_args"} <= loaded.keys():
-        raise InputError(f"{str(path)!r}: is no checkpoint of nanoGPT: it has no 'model' and 'model_args'")
-    return loaded
+    except Exception as error:  # a damaged file raises nearly anything
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise InputError(
+            _("{path!r}: cannot be loaded as weights alone: {reason}", path=str(path), reason=reason)
+        ) from None
+    held: list[Any] = [loaded.get(key) for key in ("model", "model_args")] if isinstance(loaded, dict) else []
+    if not held or not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in held):
+        raise InputError(
+            _("{path!r}: not a checkpoint of nanoGPT; it has no 'model' and 'model_args' by names", path=str(path))
+        )
+    if not held[0] or not all(map(_is_dense, held[0].values())):
+        raise InputError(_("{path!r}: not a checkpoint of nanoGPT; its 'model' does not hold tensors", path=str(path)))
+    return dict(loaded)
+
+
+def _is_dense(value: Any) -> bool:
+    """Whether a value is a tensor that holds as many numbers as it says; a stride of 0 pretends any number of them."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes() and not value.is_complex()
 
 
 def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
@@ -107,17 +125,21 @@ def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
             config.activation_function = settings[ACTIVATION]
         with torch.device("meta"):
             expected = GPT2LMHeadModel(config).state_dict()
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the checkpoint's model_args or tensors are not those of a GPT: {error!r}") from None
+    except UNREADABLE as error:
+        raise InputError(
+            _("the checkpoint's model_args or tensors are not those of a GPT: {reason}", reason=repr(error))
+        ) from None
     for name, like in expected.items():
-        if name.endswith(TRANSPOSED) and name in state:
+        if name.endswith(TRANSPOSED) and name in state and state[name].dim() == 2:
             state[name] = state[name].T
         elif name.endswith(".bias") and name not in state:
             state[name] = torch.zeros(like.shape)
     wrong = sorted(state.keys() ^ expected.keys())
     wrong += [name for name, like in expected.items() if name in state and state[name].shape != like.shape]
     if wrong:
-        raise InputError(f"the checkpoint's tensors are not those of nanoGPT's GPT: {', '.join(wrong[:3])} …")
+        raise InputError(
+            _("the checkpoint's tensors are not those of nanoGPT's GPT: {names} …", names=", ".join(wrong[:3]))
+        )
     state = {name: tensor.float().contiguous() for name, tensor in state.items()}
     with quiet_loading():
         return GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
@@ -128,12 +150,15 @@ def _gpt2_config(args: dict[str, Any], state: dict[str, Tensor], eos: int | None
 
     vocab_size, width = state["transformer.wte.weight"].shape
     dropout = float(args.get("dropout", 0.0))
+    layers, heads = whole_step(args["n_layer"]), whole_step(args["n_head"])
+    if not 1 <= layers <= len(state) or not 1 <= heads <= width or width % heads or not 0 <= dropout < 1:
+        raise ValueError(f"n_layer {layers}, n_head {heads}, dropout {dropout}, {len(state)} tensors of width {width}")
     return GPT2Config(
         vocab_size=vocab_size,
         n_positions=state["transformer.wpe.weight"].shape[0],
         n_embd=width,
-        n_layer=int(args["n_layer"]),
-        n_head=int(args["n_head"]),
+        n_layer=layers,
+        n_head=heads,
         activation_function="gelu",
         embd_pdrop=dropout,
         attn_pdrop=dropout,
@@ -151,23 +176,26 @@ def _tokenizer_for(
     if meta is None and name is None:
         settings = loaded.get("config")
         dataset = str(settings.get("dataset", "")) if isinstance(settings, dict) else ""
-        found = checkpoint.resolve().parent.parent / "data" / dataset / "meta.pkl"  # nanoGPT/out-x/ckpt.pt
-        meta = found if dataset and found.is_file() else None
+        beside = checkpoint.resolve().parent.parent / "data" / Path(dataset).name / "meta.pkl"  # nanoGPT/out-x/ckpt.pt
+        meta = beside if dataset and beside.is_file() else None
     if meta is not None:
         return char_tokenizer(read_meta(meta))
-    if name is None and loaded["model_args"].get("vocab_size", 0) < 50257:
+    size = loaded["model_args"].get("vocab_size", 0)
+    if name is None and (not isinstance(size, int) or size < 50257):
         raise InputError(
-            "the checkpoint's vocabulary is not GPT-2's, and there is no meta.pkl around it\n"
-            "    → give the meta.pkl of its dataset with --meta, or its tokenizer with --tokenizer"
-        )
+            _("the checkpoint's vocabulary is not GPT-2's, and there is no meta.pkl around it\n    → give the meta.pkl "
+              "of its dataset with --meta, or its tokenizer with --tokenizer")
+        )  # fmt: skip
     try:
         return tokenizer.load(name or "gpt2")
     except InputError:
         if name is not None:
             raise
         raise InputError(
-            "GPT-2's tokenizer is neither here nor to be had from the Hub\n"
-            "    → give a folder with its vocab.json and merges.txt with --tokenizer"
+            _(
+                "GPT-2's tokenizer is not on this machine, and the Hub does not give it\n    → give a folder with its "
+                "vocab.json and merges.txt with --tokenizer"
+            )
         ) from None
 
 
@@ -177,19 +205,19 @@ def _tokenizer_for(
 def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
     """Write an exported run folder as ``ckpt.pt`` (and ``meta.pkl`` for a character-level one) into `target`.
 
-    nanoGPT's sample.py loads it with ``--out_dir=<target>``, and finds the characters where meta.pkl lies in its
+    nanoGPT's sample.py loads it with ``--out_dir=<target>``, and finds the characters if meta.pkl lies in its
     ``data/<dataset>/``; the dataset's name is the target folder's.
 
-    Returns: what the user should know: where meta.pkl belongs, and where nanoGPT will differ.
+    Returns: what the user should know: where meta.pkl belongs, and in what nanoGPT will differ.
 
     Raises:
         InputError: the folder holds no exported GPT-2, or `target` holds a ckpt.pt.
     """
     from hfgpt.inference import exported
 
-    out = Path(target)
+    out = Path(target).expanduser()
     if (out / "ckpt.pt").exists():
-        raise InputError(f"{str(out / 'ckpt.pt')!r}: exists already; name another folder")
+        raise InputError(_("{file!r}: exists already; name another folder", file=str(out / "ckpt.pt")))
     exported.check_folder(folder)
     import torch
 
@@ -199,11 +227,16 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
     notes = []
     if (meta := _meta(tokenizer)) is not None:
         _replace(out / "meta.pkl", lambda path: path.write_bytes(pickle.dumps(meta)))
-        notes.append(f"copy {out / 'meta.pkl'} to nanoGPT's data/{name}/meta.pkl, so that it finds the characters")
+        notes.append(
+            _("copy {file} to nanoGPT's data/{name}/meta.pkl, so that it finds the characters",
+              file=out / "meta.pkl", name=name)
+        )  # fmt: skip
     elif len(tokenizer) != 50257:
-        notes.append("nanoGPT knows GPT-2's tokens and characters alone; it cannot decode this tokenizer's tokens")
+        notes.append(_("nanoGPT knows GPT-2's tokens and characters alone; it cannot decode this tokenizer's tokens"))
     if gpt2.config.activation_function != "gelu":
-        notes.append("GELU is exact in nanoGPT and GPT-2's approximation here: its logits differ in the third decimal")
+        notes.append(
+            _("GELU is exact in nanoGPT and GPT-2's approximation here: its logits differ in the third decimal")
+        )
     settings = {"dataset": name, ACTIVATION: gpt2.config.activation_function}
     checkpoint = {"model": _to_nanogpt(gpt2), "model_args": _model_args(gpt2.config), "config": settings}
     _replace(out / "ckpt.pt", lambda path: torch.save(checkpoint, path))

@@ -19,7 +19,7 @@ from hfgpt.config import Config
 from hfgpt.data.prepare import Corpus
 from hfgpt.model.gpt2 import LanguageModel
 from hfgpt.runs.metrics import MetricsWriter
-from hfgpt.share.hub import BackgroundPusher
+from hfgpt.share.background import BackgroundPusher
 from hfgpt.train.display import Display
 
 

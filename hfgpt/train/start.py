@@ -25,7 +25,7 @@ from hfgpt.data import prepare as preparing
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.model import gpt2, optim
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
-from hfgpt.share.hub import BackgroundPusher
+from hfgpt.share.background import BackgroundPusher
 from hfgpt.train import folder, launch, memory, states
 from hfgpt.train.collective import on_main
 from hfgpt.train.display import Display

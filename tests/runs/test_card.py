@@ -13,7 +13,7 @@ import yaml
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
-from hfgpt.runs import card
+from hfgpt.runs import card, public
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32}
 LOSSES = {0: 4.2, 10: 3.0, 20: 2.5, 30: 2.75}
@@ -150,3 +150,78 @@ def test_a_folder_without_a_model_is_one_message(folder: Path, damage: str | Non
 def test_it_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, hfgpt.runs.card; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+NASTY = "<img src=x onerror=alert(1)> `x` ``` **b** [a](javascript:alert(1)) | #"
+
+
+def test_names_and_samples_from_outside_are_shown_and_not_obeyed(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run <b>", LOSSES, dataset=f"data/{NASTY}.txt", tokenizer=f"t/{NASTY}")
+    (folder / "samples.jsonl").write_text(json.dumps({"step": 20, "text": f"````\n{NASTY}\x1b[2J"}), encoding="utf-8")
+    text = body(card.model_card(folder))
+    assert "\x1b" not in text
+    outside, fence = [], ""
+    for line in text.splitlines():
+        mark = line[: len(line) - len(line.lstrip("`"))]
+        if len(mark) >= 3 and (not fence or mark == fence == line):
+            fence = "" if fence else mark
+        elif not fence:
+            outside.append(line)
+    assert not fence, "every block of code ends"
+    shown = "\n".join(line for line in outside if "tokenizer" not in line)
+    assert "<img" not in shown
+    assert "&lt;img" in shown
+    assert "](javascript" not in shown
+    assert "**b**" not in shown
+
+
+def test_no_path_of_this_machine_is_told(tmp_path: Path) -> None:
+    secret = {
+        "dataset": "/home/lovelace/secret/poems.txt",
+        "tokenizer": "~lovelace/secret/tok",
+        "init_from": "C:\\Users\\lovelace\\gpt",
+    }
+    text = card.model_card(write_run(tmp_path / "local", LOSSES, out_dir="/home/lovelace/out", **secret))
+    for word in ("/home", "lovelace", "secret", "Users", "out_dir"):
+        assert word not in text
+    for name in ("poems.txt", "tok", "gpt"):
+        assert name in text
+
+
+@pytest.mark.parametrize(("source", "shown"), [
+    ("data/poems.txt", "data/poems.txt"), ("ada/poems", "ada/poems"), ("shakespeare", "shakespeare"),
+    ("/home/ada/poems", "poems"), ("/", "data"), ("../ada/poems.txt", "poems.txt"), ("data/../../ada/x", "x"),
+    ("~/x.txt", "x.txt"), ("C:\\ada\\x.txt", "x.txt"), ("\\\\server\\ada\\x.txt", "x.txt"), ("d:\\x.txt", "x.txt"),
+])  # fmt: skip
+def test_a_name_for_a_path(source: str, shown: str) -> None:
+    assert public.name(source) == shown
+
+
+def test_a_public_recipe_keeps_its_comments_and_loses_its_paths() -> None:
+    text = "# mine\ndataset:\n- name: /home/ada/a.txt\n  weight: 1\n- {name: b, weight: 2}\n\n"
+    text += "n_layer: 2  # two\nout_dir: /x/y\n"
+    recipe = public.recipe(text)
+    assert yaml.safe_load(recipe) == {
+        "dataset": [{"name": "a.txt", "weight": 1}, {"name": "b", "weight": 2}],
+        "n_layer": 2,
+    }
+    assert recipe.startswith("# mine\n")
+    assert "n_layer: 2  # two" in recipe
+    assert public.hidden(text) == {"/home/ada/a.txt": "a.txt", "/x/y": "y"}
+
+
+@pytest.mark.parametrize("change", [
+    {"n_layer": 10**7 * 1000}, {"n_head": 0}, {"n_layer": "x"}, {"vocab_size": 1e400}, {"n_embd": [1]},
+    {"n_positions": -1},
+])  # fmt: skip
+def test_a_hostile_config_is_one_message(folder: Path, change: dict[str, Any]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(InputError):
+        card.model_card(folder)
+
+
+def test_a_config_nested_without_end_is_one_message(folder: Path) -> None:
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"config\.json"):
+        card.model_card(folder)

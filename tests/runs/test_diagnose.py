@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hfgpt import config
 from hfgpt.config import Config
@@ -258,6 +260,56 @@ def test_notes_tell_of_compilation_and_of_time_spent_evaluating() -> None:
 def test_notes_tell_whether_a_longer_run_would_help() -> None:
     assert any("levelled out" in note for note in diagnose.notes(falling(), recipe()))
     assert any("--max_iters=200" in note for note in diagnose.notes(falling(1.5, 100), recipe(max_iters=100)))
+
+
+def test_a_note_says_where_the_curve_leads() -> None:
+    run = read_run(CURVES / "healthy.seed_0")
+    notes = "\n".join(diagnose.notes(run.records, run.config))
+    said = re.search(r"A run of 500 more steps would end at about ([\d.]+) ± ([\d.]+): --max_iters=1000", notes)
+    assert said, notes
+    assert abs(float(said[1]) - 1.985) <= float(said[2]), "healthy.longer ended there"
+    underway = [record for record in run.records if record["step"] <= 400]
+    notes = "\n".join(diagnose.notes(underway, run.config))
+    said = re.search(r"At its end, step 500, the validation loss is expected at ([\d.]+) ± ([\d.]+\d)", notes)
+    assert said, notes
+    assert abs(float(said[1]) - run.series("val_loss")[1][-1]) <= float(said[2])
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_no_advice_contradicts_another(name: str) -> None:
+    run = read_run(CURVES / name)
+    findings = diagnose.diagnose(run.records, run.config)
+    remedies = [remedy for finding in findings for remedy in finding.remedies]
+    assert not any(a.contradicts(b) for a in remedies for b in remedies)
+    notes = "\n".join(diagnose.notes(run.records, run.config))
+    if name.startswith(("diverged", "overfitting", "learning_rate_too_high")):
+        assert "still falls" not in notes
+        assert "more steps" not in notes
+        assert "levelled out" not in notes
+
+
+def test_gradients_always_clipped_do_not_lower_a_rate_that_is_too_low() -> None:
+    records = falling(2.9, grad_norm=5.0, learning_rate=5e-5)
+    findings = diagnose.diagnose(records, recipe(learning_rate=5e-5))
+    assert {"learning_rate_too_low", "clipping_always"} <= {finding.kind for finding in findings}
+    rates = [
+        remedy.override
+        for finding in findings
+        for remedy in finding.remedies
+        if "learning_rate=" in (remedy.override or "")
+    ]
+    assert all("--learning_rate=0.001" in rate for rate in rates[:1])
+    assert not any(remedy.directions.get("learning_rate") == -1 for finding in findings for remedy in finding.remedies)
+
+
+@given(st.lists(st.dictionaries(
+    st.sampled_from(["train_loss", "val_loss", "train_eval_loss", "grad_norm", "learning_rate", "seconds",
+                     "tokens_per_second", "data_seconds", "epoch"]),
+    st.floats() | st.integers(-5, 5) | st.integers(-(10**300), 10**300), min_size=1), min_size=1, max_size=30),
+    st.booleans())  # fmt: skip
+def test_whatever_a_record_says_it_can_be_diagnosed(values: list[dict[str, float]], known: bool) -> None:
+    records: list[Record] = [{"step": 7 * i, **own} for i, own in enumerate(values)]
+    assert diagnose.summary(records, recipe() if known else None)
 
 
 # ------------------------------------------------------------------------------------------------- odd records, script

@@ -84,6 +84,43 @@ def test_smoothing_drops_a_single_bad_batch_and_keeps_what_is_no_number() -> Non
     assert metrics.smooth([1.0, math.nan, 3.0], 1) == pytest.approx([1.0, math.nan, 3.0], nan_ok=True)
 
 
+HOSTILE = [
+    '{"step": Infinity}', '{"step": NaN}', '{"step": -1}', '{"step": 1.5}', '{"step": true}', '{"step": 1e300}',
+    '{"step": ' + "9" * 5000 + "}", "[" * 100_000, '{"step": 1, "train_loss": ' + "9" * 400 + "}",
+    '{"step": 1, "train_loss": ' + "[" * 100_000 + "}", '{"step": 1, "train_loss": true}', '{"step": null}', "1",
+    "null",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", HOSTILE, ids=lambda line: line[:30])
+def test_a_hostile_line_is_one_message(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1, "train_loss": 2}}\n{line}\n{{"step": 3, "train_loss": 1}}\n')
+    with pytest.raises(InputError, match="line 2"):
+        metrics.read(path)
+    (tmp_path / "samples.jsonl").write_text(f'{line}\n{{"step": 3, "text": "whole"}}\n')
+    assert metrics.read_samples(tmp_path / "samples.jsonl") == {3: "whole"}
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"log_history": ' + "[" * 100_000, '{"log_history": [[]]}',
+                                  '{"log_history": [{"step": 1e999, "loss": 1}]}', "[]", "7",
+                                  '{"log_history": [{"step": 1, "loss": ' + "9" * 400 + "}]}"])  # fmt: skip
+def test_a_hostile_trainer_state_is_one_message(tmp_path: Path, text: str) -> None:
+    (tmp_path / "trainer_state.json").write_text(text)
+    with pytest.raises(InputError, match=r"trainer_state\.json"):
+        read_run(tmp_path)
+
+
+def test_a_hostile_log_is_read_as_far_as_it_is_a_log(tmp_path: Path) -> None:
+    lines = [f"iter {'9' * 5000}: loss 1.0, time 1.0ms", f"max_iters = {'[' * 5000}", "batch_size = 5 * 8",
+             f"learning_rate = {'9' * 5000}", "iter 3: loss 2.0, time 5.0ms",
+             f"iter 4: loss {'9' * 400}, time 5.0ms"]  # fmt: skip
+    (tmp_path / "train.log").write_text("\n".join(lines))
+    steps, losses = read_run(tmp_path / "train.log").series("train_loss")
+    assert steps == [3, 4]
+    assert losses == [2.0, math.inf]
+
+
 @pytest.mark.parametrize("line", ["{not json", '{"train_loss": 1}', '{"step": 1, "train_loss": "low"}', "[1]"])
 def test_a_bad_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "train_loss": 2}}\n{line}\n{{"step": 3, "train_loss": 1}}\n')

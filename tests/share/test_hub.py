@@ -15,42 +15,63 @@ from typing import Any
 
 import hub_server
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub import HfApi
+from safetensors.numpy import load, save
 
 from hfgpt.base.errors import InputError
 from hfgpt.share import hub
+from hfgpt.share.background import BackgroundPusher
 from hfgpt.share.hub import HubError
 
 # huggingface_hub 2.4 hands httpx2 an open file in the way that httpx2 would rather not see any more.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
 REPO = "ada/bard"
+RECORD = '{"step": 0, "seconds": 1.23, "val_loss": 4.0}\n'
 CONFIG = {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 4, "n_positions": 8, "vocab_size": 5}
-MODEL_FILES = {
+SHAPES = {
+    "wte.weight": (5, 4), "wpe.weight": (8, 4), "ln_f.weight": (4,), "ln_f.bias": (4,),
+    "h.0.ln_1.weight": (4,), "h.0.ln_1.bias": (4,), "h.0.ln_2.weight": (4,), "h.0.ln_2.bias": (4,),
+    "h.0.attn.c_attn.weight": (4, 12), "h.0.attn.c_attn.bias": (12,),
+    "h.0.attn.c_proj.weight": (4, 4), "h.0.attn.c_proj.bias": (4,),
+    "h.0.mlp.c_fc.weight": (4, 16), "h.0.mlp.c_fc.bias": (16,),
+    "h.0.mlp.c_proj.weight": (16, 4), "h.0.mlp.c_proj.bias": (4,),
+}  # fmt: skip
+
+
+def weights(value: float = 0.0) -> bytes:
+    """A model.safetensors whose numbers are all the same."""
+    tensors = {f"transformer.{name}": np.full(shape, value, np.float32) for name, shape in SHAPES.items()}
+    return save({**tensors, "transformer.h.0.attn.bias": np.zeros(100_000, np.float32)})
+
+
+MODEL_FILES: dict[str, str | bytes] = {
     "config.json": json.dumps(CONFIG),
     "generation_config.json": "{}",
-    "model.safetensors": "weights " * 1000,
+    "model.safetensors": weights(),
     "tokenizer.json": "{}",
     "tokenizer_config.json": "{}",
-    "metrics.jsonl": '{"step": 0, "seconds": 1.23, "val_loss": 4.0}\n',
+    "metrics.jsonl": RECORD,
     "loss.png": "picture",
 }
 
 
-def write_run(folder: Path, **contents: str) -> Path:
+def write_run(folder: Path, **contents: str | bytes) -> Path:
     """A run folder as far as the Hub is concerned: its files need not be a model that loads."""
     for name, content in {**MODEL_FILES, **contents}.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return folder
 
 
 def write_checkpoint(folder: Path, step: int, whole: bool = True) -> None:
-    write_run(folder, **{f"checkpoint-{step}/{name}": f"{step} {name}" for name in ("model.safetensors", "state.json")})
-    if whole:
-        (folder / f"checkpoint-{step}" / "COMPLETE").write_text("sum", encoding="utf-8")
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    for name in ("model.safetensors", "state.json", *(["COMPLETE"] if whole else [])):
+        (path / name).write_text(f"{step} {name}", encoding="utf-8")
 
 
 @pytest.fixture
@@ -117,7 +138,7 @@ def test_a_name_alone_is_the_tokens_own_account(server: hub_server.Hub, run: Pat
 def test_pushing_again_sends_only_what_changed(server: hub_server.Hub, run: Path) -> None:
     hub.push(run, REPO, api=client(server))
     uploads = server.asked("PUT", "/lfs/")
-    write_run(run, **{"metrics.jsonl": MODEL_FILES["metrics.jsonl"] + '{"step": 9}\n'})
+    write_run(run, **{"metrics.jsonl": RECORD + '{"step": 9}\n'})
     hub.push(run, REPO, api=client(server))
     assert server.asked("PUT", "/lfs/") == uploads
     assert server.repos[REPO].log[-1][2] == ["metrics.jsonl"]
@@ -152,9 +173,66 @@ def test_another_model_is_not_replaced_unasked(server: hub_server.Hub, run: Path
     other = write_run(tmp_path / "other", **{"metrics.jsonl": '{"step": 0, "seconds": 4.56, "val_loss": 4.0}\n'})
     with pytest.raises(InputError, match="name is taken"):
         hub.push(other, REPO, api=client(server))
-    assert files(server)["metrics.jsonl"] == MODEL_FILES["metrics.jsonl"].encode()
+    assert files(server)["metrics.jsonl"] == RECORD.encode()
     hub.push(other, REPO, overwrite=True, api=client(server))
     assert b"4.56" in files(server)["metrics.jsonl"]
+
+
+def test_no_path_of_this_machine_is_pushed(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    secret = f"dataset: {tmp_path}/lovelace/poems.txt  # mine\nn_layer: 1\nn_head: 1\nn_embd: 4\nout_dir: {run}\n"
+    old_card = f"Trained on {tmp_path}/lovelace/poems.txt into {run}"
+    write_run(run, **{"recipe.yaml": secret, "README.md": old_card})
+    hub.push(run, REPO, api=client(server))
+    held = files(server)
+    assert all(str(tmp_path).encode() not in content for content in held.values())
+    assert all(b"lovelace" not in content for content in held.values())
+    assert b"dataset: poems.txt" in held["recipe.yaml"]
+    assert (run / "recipe.yaml").read_text(encoding="utf-8") == secret, "the folder's own recipe stays as it is"
+    assert held["README.md"] == b"Trained on poems.txt into bard"
+
+
+def test_links_are_not_followed(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret", encoding="utf-8")
+    (run / "portrait.png").symlink_to(tmp_path / "secret")
+    (run / "samples.jsonl").symlink_to(tmp_path / "secret")
+    write_checkpoint(tmp_path / "elsewhere", 7)
+    (run / "checkpoint-7").symlink_to(tmp_path / "elsewhere" / "checkpoint-7")
+    write_checkpoint(run, 5)
+    (run / "checkpoint-5" / "extra.json").symlink_to(tmp_path / "secret")
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    held = files(server)
+    assert not any(b"secret" in content for content in held.values())
+    assert {name.split("/")[0] for name in held if "/" in name} == {"checkpoint-5"}
+    (run / "README.md").unlink()
+    (run / "README.md").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="is a link"):
+        hub.push(run, REPO, api=client(server))
+
+
+def test_a_folder_is_pushed_by_one_at_a_time(server: hub_server.Hub, run: Path) -> None:
+    gate, begun, slow = threading.Event(), threading.Event(), client(server)
+    create = slow.create_repo
+    slow.create_repo = lambda *a, **k: (begun.set(), gate.wait(30), create(*a, **k))[2]  # type: ignore[method-assign]
+    first = threading.Thread(target=lambda: hub.push(run, REPO, api=slow))
+    first.start()
+    assert begun.wait(30)
+    with pytest.raises(InputError, match="in use by"):
+        hub.push(run, REPO, api=client(server))
+    assert REPO not in server.repos
+    gate.set()
+    first.join()
+    assert files(server).keys() >= MODEL_FILES.keys()
+    hub.push(run, REPO, api=client(server))
+    assert not (run / ".push").exists()
+
+
+def test_a_newer_checkpoint_of_another_machine_stays(server: hub_server.Hub, run: Path) -> None:
+    write_checkpoint(run, 5)
+    newer = {f"checkpoint-9/{name}": hub_server.Blob(b"", False) for name in ("state.json", "COMPLETE")}
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    server.repos[REPO].commit("main", "the other machine", newer, [])
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    assert "checkpoint-9/COMPLETE" in files(server)
 
 
 # ---------------------------------------------------------------------------------------------- faults
@@ -177,10 +255,11 @@ def test_a_busy_hub_is_asked_again(server: hub_server.Hub, run: Path, method: st
 
 
 def test_an_upload_that_is_cut_goes_on(server: hub_server.Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(run, **{"model.safetensors": "x" * 3_000_000})
+    large = save({**load(weights()), "transformer.h.0.attn.masked_bias": np.ones(750_000, np.float32)})
+    write_run(run, **{"model.safetensors": large})
     server.fault("PUT", "/lfs/", None, times=2)
     hub.push(run, REPO, api=client(server))
-    assert files(server)["model.safetensors"] == b"x" * 3_000_000
+    assert files(server)["model.safetensors"] == large
 
 
 def test_a_push_that_failed_goes_on_where_it_was(server: hub_server.Hub, run: Path) -> None:
@@ -201,8 +280,8 @@ def test_a_push_that_failed_goes_on_where_it_was(server: hub_server.Hub, run: Pa
         (hub_server.READ_ONLY, REPO, InputError, "no right to write"),
         (hub_server.TOKEN, "bob/bard", InputError, "no right to write"),
         ("hf_mistyped", REPO, InputError, "does not know this token"),
-        (hub_server.TOKEN, "a/b/c", InputError, "is no name for a repository"),
-        (hub_server.TOKEN, "ada/b d", InputError, "is no name for a repository"),
+        (hub_server.TOKEN, "a/b/c", InputError, "not a name for a repository"),
+        (hub_server.TOKEN, "ada/b d", InputError, "not a name for a repository"),
     ],
 )
 def test_each_refusal_has_its_message(
@@ -291,39 +370,104 @@ def test_what_cannot_be_pulled_is_one_message(server: hub_server.Hub, run: Path,
         hub.pull(REPO, tmp_path / "pulled", api=HfApi(endpoint=server.url, token=False))
     with pytest.raises(InputError, match="no such revision"):
         hub.pull(REPO, tmp_path / "pulled", revision="none", api=client(server))
-    with pytest.raises(InputError, match="no model that hfgpt reads"):
+    with pytest.raises(InputError, match="not a model that hfgpt reads"):
         hub.pull("ada/empty", tmp_path / "pulled", api=client(server))
     with pytest.raises(InputError, match="in use"):
         hub.pull(REPO, run, api=client(server))
     assert not (tmp_path / "pulled").exists()
 
 
+def test_a_pull_into_the_folder_where_one_is(
+    server: hub_server.Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.push(run, REPO, api=client(server))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert hub.pull(REPO, ".", api=client(server)) == tmp_path / "here"
+    assert {path.name for path in Path().iterdir()} == {*MODEL_FILES, "README.md"}
+    assert Path("config.json").is_file(), "the folder is still this one"
+    with pytest.raises(InputError, match="in use"):
+        hub.pull(REPO, ".", api=client(server))
+    for odd in ("../up", "deep/er", "~nobody/x"):
+        assert (hub.pull(REPO, odd, api=client(server)) / "config.json").is_file()
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(InputError, match="cannot be read or written"):
+        hub.pull(REPO, tmp_path / "file" / "x", api=client(server))
+    for revision in ("../../x", "a" * 300):
+        with pytest.raises(InputError, match="no such repository or revision|no such revision"):
+            hub.pull(REPO, "new", revision=revision, api=client(server))
+
+
+@pytest.mark.parametrize("address", ["hf://", "hf://ada", "hf://ada/bard/x", "ada/bard", "hf://ada/bard@", "hf://../x"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(InputError, match="not a run on the Hub"):
+        hub.split_address(address)
+
+
+def test_a_folder_is_brought_as_far_as_the_hub_is(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    for step in (5, 10):
+        write_checkpoint(run, step)
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    there = hub.bring(f"hf://{REPO}", tmp_path / "there", api=client(server))
+    assert [path.name for path in sorted(there.glob("checkpoint-*"))] == ["checkpoint-10"], "the newest alone"
+    write_checkpoint(run, 15)
+    write_run(run, **{"metrics.jsonl": RECORD + '{"step": 15}\n'})
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    assert hub.bring(f"hf://{REPO}@main", there, api=client(server)) == there
+    assert (there / "checkpoint-15" / "COMPLETE").is_file()
+    assert '"step": 15' in (there / "metrics.jsonl").read_text(encoding="utf-8")
+    write_checkpoint(there, 20)
+    write_run(there, **{"metrics.jsonl": RECORD + '{"step": 20}\n'})
+    hub.bring(f"hf://{REPO}", there, api=client(server))
+    assert '"step": 20' in (there / "metrics.jsonl").read_text(encoding="utf-8"), "it was further"
+    write_run(there, **{"metrics.jsonl": '{"step": 0, "seconds": 9}\n'})
+    with pytest.raises(InputError, match="holds another run"):
+        hub.bring(f"hf://{REPO}", there, api=client(server))
+    assert not [path for path in there.iterdir() if path.name.startswith(".")]
+
+
 # ---------------------------------------------------------------------------------------------- background
+
+
+def test_checkpoints_follow_in_the_background_and_old_ones_go(server: hub_server.Hub, run: Path) -> None:
+    warnings = list[str]()
+    pusher = BackgroundPusher(run, REPO, checkpoints=True, warn=warnings.append, api=client(server))
+    for step in (5, 10, 15):
+        write_checkpoint(run, step)
+        if step > 10:
+            shutil.rmtree(run / f"checkpoint-{step - 10}")
+        pusher.submit()
+    assert pusher.close(timeout=60)
+    assert not warnings
+    assert {name.split("/")[0] for name in files(server) if "/" in name} == {"checkpoint-10", "checkpoint-15"}
+    for commit in server.repos[REPO].commits.values():
+        for folder in {name.split("/")[0] for name in commit if "/" in name}:
+            assert {f"{folder}/{name}" for name in ("COMPLETE", "model.safetensors", "state.json")} <= commit.keys()
 
 
 def test_pushing_in_the_background_waits_for_nothing_and_pushes_the_newest(server: hub_server.Hub, run: Path) -> None:
     gate, warnings = threading.Event(), list[str]()
     api = client(server)
-    create, api.create_repo = api.create_repo, lambda *a, **k: (gate.wait(30), create(*a, **k))[1]  # type: ignore[method-assign]
-    pusher = hub.BackgroundPusher(run, REPO, warn=warnings.append, api=api)
+    create, begun = api.create_repo, threading.Event()
+    api.create_repo = lambda *a, **k: (begun.set(), gate.wait(30), create(*a, **k))[2]  # type: ignore[method-assign]
+    pusher = BackgroundPusher(run, REPO, warn=warnings.append, api=api)
     for number in range(5):  # the first is under way, held at the gate; of the others the last one waits
         replaced = run / "new.safetensors"
-        replaced.write_text(f"weights {number}", encoding="utf-8")
+        replaced.write_bytes(weights(number))
         replaced.replace(run / "model.safetensors")
         with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(f'{{"step": {number + 1}}}\n')
         pusher.submit()
-        while number == 0 and pusher._waiting is not None:
-            pass
+        assert begun.wait(30)
     (run / "model.safetensors").unlink()  # what was submitted stays what it was
     gate.set()
     assert pusher.close(timeout=60)
-    weights = [
+    pushed = [
         commit["model.safetensors"].data
         for commit in server.repos[REPO].commits.values()
         if "model.safetensors" in commit
     ]
-    assert list(dict.fromkeys(weights)) == [b"weights 0", b"weights 4"]
+    assert list(dict.fromkeys(pushed)) == [weights(0), weights(4)]
     assert files(server)["metrics.jsonl"].endswith(b'{"step": 5}\n')
     assert not warnings
     assert not list(run.glob(".pushing-*"))
@@ -331,7 +475,7 @@ def test_pushing_in_the_background_waits_for_nothing_and_pushes_the_newest(serve
 
 def test_failures_in_the_background_are_one_warning(server: hub_server.Hub, run: Path) -> None:
     warnings = list[str]()
-    pusher = hub.BackgroundPusher(run, "bob/bard", warn=warnings.append, api=client(server))
+    pusher = BackgroundPusher(run, "bob/bard", warn=warnings.append, api=client(server))
     for _ in range(3):
         pusher.submit()
     assert pusher.close(timeout=60)
@@ -344,7 +488,7 @@ def test_closing_does_not_wait_for_ever(server: hub_server.Hub, run: Path) -> No
     gate = threading.Event()
     api = client(server)
     api.create_repo = lambda *_a, **_k: gate.wait(60)  # type: ignore[method-assign]
-    pusher = hub.BackgroundPusher(run, REPO, warn=lambda _text: None, api=api)
+    pusher = BackgroundPusher(run, REPO, warn=lambda _text: None, api=api)
     pusher.submit()
     assert not pusher.close(timeout=0.1)
     gate.set()

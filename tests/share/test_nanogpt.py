@@ -170,6 +170,35 @@ def damaged(tmp_path: Path, case: str) -> Path:
     return path
 
 
+BOMB = torch.zeros(1).expand(10**6, 10**6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": [torch.zeros(3)]},
+        {"model": {0: torch.zeros(3)}},
+        {"model": {}},
+        {"model": {"transformer.wte.weight": "text"}},
+        {"model": {"transformer.wte.weight": BOMB, "transformer.wpe.weight": torch.zeros(8, 4)}},
+        {"model_args": ["n_layer", 2]},
+        {"model_args": {1: 2}},
+        *({"model_args": {"n_layer": 2, "n_head": 2, "vocab_size": 65, **change}} for change in (
+            {"vocab_size": "x"}, {"n_head": 0}, {"n_head": -2}, {"n_layer": 10**9}, {"n_layer": 0}, {"n_layer": 1.5},
+            {"n_layer": "two"}, {"n_head": float("inf")}, {"n_layer": True}, {"dropout": float("nan")},
+            {"dropout": "x"}, {"n_layer": 10**400}, {"n_layer": [[2]]},
+        )),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_hostile_checkpoint_is_one_message(tmp_path: Path, change: dict[str, Any]) -> None:
+    torch.save({**checkpoint(), **change}, tmp_path / "ckpt.pt")
+    vocabulary = {} if change.get("model_args", {}) and "x" in str(change) else {"meta": write_meta(tmp_path / "m.pkl")}
+    with pytest.raises(InputError):
+        nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported", **vocabulary)
+    assert not (tmp_path / "imported").exists()
+
+
 class Evil:
     """Leaves a trace where it is unpickled."""
 
@@ -183,10 +212,10 @@ class Evil:
         ("missing", "no such file"),
         ("text", "cannot be loaded as weights"),
         ("code", "cannot be loaded as weights"),
-        ("weights alone", "no checkpoint of nanoGPT"),
+        ("weights alone", "not a checkpoint of nanoGPT"),
         ("another model", "not those of"),
         ("wrong shape", "not those of"),
-        ("too few heads", "not those of a GPT.*divisible"),
+        ("too few heads", "not those of a GPT.*n_head 3"),
     ],
 )
 @pytest.mark.usefixtures("in_temporary_folder")
@@ -206,7 +235,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no meta\.pkl"):
         nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported")
     torch.save(checkpoint(vocab_size=50304), tmp_path / "gpt2.pt")
-    with pytest.raises(InputError, match="GPT-2's tokenizer is neither here"):
+    with pytest.raises(InputError, match="GPT-2's tokenizer is not on this machine"):
         nanogpt.import_checkpoint(tmp_path / "gpt2.pt", tmp_path / "imported")
     (tmp_path / "imported").mkdir()
     (tmp_path / "imported" / "notes.txt").touch()

@@ -1,0 +1,133 @@
+"""Pushing a run while it trains.
+
+In:  a run folder, after each export or checkpoint.
+Out: the repository follows it, from a thread of the main process. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hfgpt.base import threads
+from hfgpt.base.language import _
+from hfgpt.inference.exported import check_folder
+from hfgpt.share import contents, hub
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+
+class BackgroundPusher:
+    """Pushes a run's exported model, and its checkpoints on request, while it trains.
+
+    What is pushed is frozen when :meth:`submit` is called, by hard links if the disk has them, so that training can go
+    on to replace its files. If a push takes longer than the time to the next, only the newest waits. A failure costs
+    one warning, and the next submission tries again; the run never notices.
+
+    Args:
+        run_dir: the run folder.
+        repo_id, private, overwrite: see :func:`hfgpt.share.hub.push`.
+        checkpoints: push the checkpoints too, and remove those that the folder no longer has.
+        warn: is called with the first failure, from the pushing thread.
+        api: see :func:`hfgpt.share.hub.push`.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        overwrite: bool = False,
+        checkpoints: bool = False,
+        warn: Callable[[str], None],
+        api: HfApi | None = None,
+    ) -> None:
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()  # they would be drawn into the run's own
+        self.checkpoints = checkpoints
+        self._run_dir, self._repo_id, self._private, self._overwrite = run_dir, repo_id, private, overwrite
+        self._warn, self._api = warn, api
+        self._state = threading.Condition()
+        self._waiting: Path | None = None
+        self._closed = False
+        self._warned = False
+        self._number = 0
+        self._thread = threading.Thread(target=self._work, name="push", daemon=True)
+        for left in run_dir.glob(".pushing-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with threads.unpinned():  # else it would share the one core of the thread that trains
+            self._thread.start()
+
+    def submit(self) -> None:
+        """Push the folder as it is now, soon. Returns at once; never raises."""
+        try:
+            frozen = self._freeze()
+        except OSError as error:
+            self._failed(error)
+            return
+        with self._state:
+            if self._waiting is not None:
+                shutil.rmtree(self._waiting, ignore_errors=True)
+            self._waiting = frozen
+            self._state.notify()
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Finish what is submitted; True when it is done, False if it is not after `timeout` seconds."""
+        with self._state:
+            self._closed = True
+            self._state.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _freeze(self) -> Path:
+        self._number += 1
+        frozen = self._run_dir / f".pushing-{self._number}"
+        frozen.mkdir()
+        for name in (*contents.names(self._run_dir, self.checkpoints), *contents.LAST):
+            source, target = self._run_dir / name, frozen / name
+            target.parent.mkdir(exist_ok=True)
+            if name.endswith(".safetensors") or "/" in name:  # replaced as a whole, never written into
+                _link(source, target)
+            elif source.is_file():
+                shutil.copyfile(source, target)
+        return frozen
+
+    def _work(self) -> None:
+        while True:
+            with self._state:
+                self._state.wait_for(lambda: self._waiting is not None or self._closed)
+                folder, self._waiting = self._waiting, None
+            if folder is None:
+                return
+            try:
+                with hub.alone(self._run_dir):
+                    hub.push_frozen(
+                        check_folder(folder), self._repo_id, private=self._private, overwrite=self._overwrite,
+                        include_checkpoints=self.checkpoints, api=self._api,
+                    )  # fmt: skip
+                self._overwrite = False  # what is there now is this run's
+            except Exception as error:  # whatever it is, it is not worth a run
+                self._failed(error)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _failed(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            self._warn(_("the model was not pushed to the Hub, and the run goes on: {reason}", reason=error))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:  # a disk without hard links
+        shutil.copyfile(source, target)

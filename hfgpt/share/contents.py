@@ -1,0 +1,87 @@
+"""What of a run folder belongs on the Hub.
+
+In:  a run folder, and the names of the files that a repository holds.
+Out: names inside the folder, and what is pushed of each.
+
+Other files (a tracker's logs, notes) stay where they are; so does everything that is a link or lies behind one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import yaml
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.runs import public
+
+FILES = (
+    "model*.safetensors", "model.safetensors.index.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja",
+    "recipe.yaml", "metrics.jsonl", "samples.jsonl", "*.png",
+)  # fmt: skip
+
+LAST = ("config.json", "README.md")
+
+CHECKPOINTS = "checkpoint-*"
+
+MARKER = "COMPLETE"  # hfgpt/train/checkpoint.py writes it into a checkpoint as its last file
+
+_STEP = re.compile(r"checkpoint-(\d{1,15})")
+
+
+def names(folder: Path, include_checkpoints: bool) -> list[str]:
+    """What to push before the card and the config; checkpoints only if they are whole.
+
+    Raises:
+        InputError: the config or the card is a link.
+    """
+    for name in LAST:
+        if (folder / name).is_symlink():
+            raise InputError(_("{path}: is a link, and links are not pushed; put the file there", path=folder / name))
+    paths = [path for pattern in FILES for path in folder.glob(pattern) if path.is_file()]
+    if include_checkpoints:
+        whole = (path for path in folder.glob(CHECKPOINTS) if (path / MARKER).is_file())
+        paths += [path for checkpoint in whole for path in checkpoint.glob("*") if path.is_file()]
+    kept = (path for path in paths if not path.is_symlink() and (path.parent == folder or not path.parent.is_symlink()))
+    return sorted(path.relative_to(folder).as_posix() for path in kept)
+
+
+def public_content(folder: Path, name: str) -> Path | bytes:
+    """What is pushed of a file: the file itself, or of recipe and card a text without paths of this machine."""
+    path = folder / name
+    if name not in ("recipe.yaml", "README.md"):
+        return path
+    recipe = folder / "recipe.yaml"
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        if name == "recipe.yaml":
+            return public.recipe(text).encode()
+        own = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""
+        for source, shown in sorted(public.hidden(own).items(), key=lambda pair: -len(pair[0])):
+            text = text.replace(source, shown)
+    except (yaml.YAMLError, RecursionError):
+        raise InputError(_("{path}: cannot be read as a recipe", path=recipe)) from None
+    return text.encode()
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps of the whole checkpoints in a folder."""
+    named = ((_STEP.fullmatch(path.name), path) for path in folder.glob(CHECKPOINTS))
+    return sorted(int(match[1]) for match, path in named if match and (path / MARKER).is_file())
+
+
+def newest(there: Iterable[str]) -> list[str]:
+    """The name of the newest whole checkpoint among a repository's files; empty if there is none."""
+    steps = [int(match[1]) for name in there if (match := re.fullmatch(rf"checkpoint-(\d{{1,15}})/{MARKER}", name))]
+    return [f"checkpoint-{max(steps)}"] if steps else []
+
+
+def stale(folder: Path, there: Sequence[str]) -> list[str]:
+    """The files in a repository of checkpoints that the folder no longer has, and that are older than its newest."""
+    own = set(checkpoint_steps(folder))
+    steps = {name: int(match[1]) for name in there if (match := _STEP.fullmatch(name.split("/")[0]))}
+    return [name for name, step in steps.items() if own and step not in own and step < max(own)]

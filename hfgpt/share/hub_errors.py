@@ -1,0 +1,123 @@
+"""What can go wrong with the Hub: repeated where it may pass, and else one message in plain words.
+
+In:  an action of huggingface_hub's client.
+Out: its result; or an InputError (yours to mend) or a HubError (the network's or the Hub's).
+
+Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from hfgpt.base.errors import Failure, InputError
+from hfgpt.base.language import _
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+
+# A busy or restarting server is asked again after so many seconds; the client itself is more patient with uploads.
+WAITS = (1.0, 2.0, 4.0)
+
+
+class HubError(Failure):
+    """The Hub could not be reached or failed."""
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """Act, and again after a while if the Hub was busy or the connection was cut. The action can be repeated."""
+    for wait in WAITS:
+        try:
+            return action()
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+        time.sleep(wait)
+    return action()
+
+
+def _may_pass(error: Exception) -> bool:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        return status in (408, 429) or status >= 500
+    return isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.ConnectError)
+
+
+@contextmanager
+def explained(repo_id: str, api: HfApi) -> Iterator[None]:
+    """Turn what the client raises into an InputError or a HubError of one message."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        yield
+    except (InputError, HubError):
+        raise
+    except HFValidationError:
+        raise InputError(
+            _("{name!r}: not a name for a repository; write user/name, of letters, digits, '-', '_' and '.'",
+              name=repo_id)
+        ) from None  # fmt: skip
+    except OfflineModeIsEnabled:
+        raise InputError(_("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to push or pull")) from None
+    except (httpx2.ConnectError, httpx2.ConnectTimeout, LocalEntryNotFoundError) as error:
+        if isinstance(error.__cause__, HfHubHTTPError):  # the Hub was reached, and refused
+            raise _of_status(error.__cause__, repo_id) from None
+        raise HubError(
+            _("{endpoint} cannot be reached ({reason}): check the network, and try again",
+              endpoint=api.endpoint, reason=_reason(error))
+        ) from None  # fmt: skip
+    except HfHubHTTPError as error:
+        raise _of_status(error, repo_id) from None
+    except OSError as error:
+        raise InputError(
+            _("{path}: cannot be read or written: {reason}", path=error.filename, reason=error.strerror or error)
+        ) from None
+    except Exception as error:
+        raise _failed(error, repo_id) from error
+
+
+def _of_status(error: Exception, repo_id: str) -> Exception:
+    """The message for what the Hub answered."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, RevisionNotFoundError):
+        return InputError(_("{repo}: there is no such revision", repo=repo_id))
+    if isinstance(error, RepositoryNotFoundError):
+        return InputError(
+            _("{repo}: there is no such repository, or it is private and the token does not reach it", repo=repo_id)
+        )
+    if status == 401:
+        return InputError(
+            _("the Hub does not know this token (expired, revoked or mistyped): type 'hf auth login' again")
+        )
+    if status == 403:
+        return InputError(
+            _("{repo}: the token has no right to write there; take a token with the role 'write', or another name",
+              repo=repo_id)
+        )  # fmt: skip
+    if status == 404:
+        return InputError(_("{repo}: there is no such repository or revision", repo=repo_id))
+    if status == 409:
+        return InputError(_("{repo}: the name is taken; choose another", repo=repo_id))
+    return _failed(error, repo_id)
+
+
+def _failed(error: Exception, repo_id: str) -> HubError:
+    return HubError(
+        _("{repo}: the Hub failed: {reason}; what arrived is kept, so try again", repo=repo_id, reason=_reason(error))
+    )
+
+
+def _reason(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
