@@ -388,13 +388,13 @@ def test_a_pull_into_the_folder_where_one_is(
     assert Path("config.json").is_file(), "the folder is still this one"
     with pytest.raises(InputError, match="in use"):
         hub.pull(REPO, ".", api=client(server))
-    for odd in ("../up", "deep/er", "~nobody/x"):
+    for odd in ("../up", "deep/er"):
         assert (hub.pull(REPO, odd, api=client(server)) / "config.json").is_file()
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="cannot be read or written"):
         hub.pull(REPO, tmp_path / "file" / "x", api=client(server))
     for revision in ("../../x", "a" * 300):
-        with pytest.raises(InputError, match="no such repository or revision|no such revision"):
+        with pytest.raises(InputError, match=r"no such (repository or )?revision"):
             hub.pull(REPO, "new", revision=revision, api=client(server))
 
 
