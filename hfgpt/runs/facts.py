@@ -132,8 +132,8 @@ class Facts:
         """How long a step takes, without evaluations: the median over the record."""
         speeds = [speed for speed in finite(self.records, "tokens_per_second")[1] if speed > 0]
         if self.config is not None and speeds:
-            seconds = self.config.tokens_per_iter / statistics.median(speeds)
-            return seconds if seconds < UNLIKELY else None
+            pace = self.config.tokens_per_iter / statistics.median(speeds)
+            return pace if pace < UNLIKELY else None
         steps, seconds = finite(self.records, "seconds")
         gaps = [(b - a) / (t - s) for s, t, a, b in zip(steps, steps[1:], seconds, seconds[1:], strict=False)]
         return (statistics.median(gaps) if gaps else 0.0) or None
