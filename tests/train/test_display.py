@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
 from typing import Any
 
@@ -148,3 +150,37 @@ def test_a_sample_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str], 
     """An untrained model draws any character; those that move the cursor or set colours are shown as escapes."""
     Display(total=1).sample(text)
     assert capsys.readouterr().out == shown
+
+
+def test_a_terminal_of_no_columns_gets_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    """Colab's: a bar would show nothing there in 9,000 steps."""
+    terminal = Terminal()
+    monkeypatch.setattr(terminal, "fileno", lambda: 2)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((0, 0)))
+    shown = Display(total=20)
+    shown.begin(0)
+    for step in range(1, 21):
+        clock.now += 1
+        shown.advance(step, FIGURES)
+    shown.close()
+    assert terminal.getvalue() == ""
+    assert [line.split()[1] for line in capfd.readouterr().out.splitlines()] == ["5/20", "10/20", "15/20", "20/20"]
+
+
+class Closed(io.StringIO):
+    """A terminal that was closed."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_closed_terminal_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Closed())
+    shown = Display(total=2)
+    shown.begin(0)
+    shown.say("stopping")
+    shown.advance(2, FIGURES)
+    shown.close()

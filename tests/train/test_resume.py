@@ -1,0 +1,170 @@
+"""Going on with a run: what changes is said and recorded; how a run stops early, and what it leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import survival
+from accelerate.state import AcceleratorState, GradientState
+from survival import attempt, differences, figures, finish, wait_for_step
+
+from hfgpt import config
+from hfgpt.base.errors import InputError
+from hfgpt.inference import evaluation
+from hfgpt.model.schedule import learning_rate
+from hfgpt.runs import metrics, segments
+from hfgpt.train import checkpoint
+from hfgpt.train import loop as train
+
+
+def do_train(values: dict[str, Any], **how: bool) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    resolved = config.build(values, "test")
+    assert train.train(resolved, **how) == 0
+    return resolved.run_dir
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Any:
+    yield
+    survival.end_all()
+
+
+# ------------------------------------------------------------------------------------------------- what changes
+
+
+def test_evaluating_a_checkpoint_that_was_evaluated(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    path = do_train(tiny)
+    loss = metrics.series(metrics.read(path / "metrics.jsonl"), "val_loss")[1][-1]
+    before = figures(path)
+    capsys.readouterr()
+    do_train(tiny | {"eval_only": True}, resume=True)
+    assert f"val {loss:.4f}" in capsys.readouterr().out
+    assert figures(path) == before
+
+
+def test_a_length_below_the_step_reached_is_refused(tiny: dict[str, Any]) -> None:
+    path = do_train(tiny)
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=r"max_iters = 6: the run has come to step 8 already .* to at least 8"):
+        do_train(tiny | {"max_iters": 6}, resume=True)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
+
+
+def test_what_a_resume_changes_is_said(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    values = tiny | {"learning_rate": 1e-3}
+    do_train(values)
+    longer = values | {"max_iters": 16, "dropout": 0.1}
+    capsys.readouterr()
+    do_train(longer, resume=True)
+    said = capsys.readouterr().out
+    for line in ("the recipe changes after step 8:", "  max_iters: 8 → 16", "  dropout: 0.0 → 0.1"):
+        assert f"{line}\n" in said
+    now = learning_rate(9, config.build(longer, "x"))
+    assert f"the learning rate of step 9 is {now:.3g}; that of step 8 was 0.0001" in said
+    capsys.readouterr()
+    do_train(longer | {"log_interval": 2, "cpu_threads": 1}, resume=True)
+    assert "the recipe changes" not in capsys.readouterr().out, "nothing that decides the run"
+
+
+def test_the_segments_of_a_run_are_kept(tiny: dict[str, Any]) -> None:
+    path = do_train(tiny)
+    do_train(tiny, resume=True)
+    assert [part.step for part in segments.read(path)] == [0], "the same recipe is the same segment"
+    do_train(tiny | {"max_iters": 12}, resume=True)
+    do_train(tiny | {"max_iters": 16, "lr_decay_iters": 12}, resume=True)
+    assert [(part.step, part.recipe["max_iters"]) for part in segments.read(path)] == [(0, 8), (8, 12), (12, 16)]
+    said = (path / "segments.jsonl").read_text()
+    assert str(path) not in said, "no path of this machine"
+    assert tiny["dataset"] not in said
+
+
+def test_the_precision_is_what_auto_came_to(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    do_train(tiny | {"dtype": "bfloat16"})
+    capsys.readouterr()
+    do_train(tiny | {"max_iters": 12}, resume=True)  # auto: float32 for a model as narrow
+    assert "  dtype: bfloat16 → float32\n" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------ how a run stops
+
+
+def test_max_time_evaluates_where_it_stops(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """Says the validation loss, exports the model, which is the best so far, and the run goes on from there."""
+    values = tiny | {"max_iters": 100_000, "eval_interval": 100_000, "warmup_iters": 1, "lr_decay_iters": 100_000}
+    path = do_train(values | {"max_time": "2s"})
+    [step] = checkpoint.steps(path)
+    said = capsys.readouterr().out
+    assert f"max_time is reached: stopping after step {step}\nstep {step}/100000  train " in said
+    steps, losses = metrics.series(metrics.read(path / "metrics.jsonl"), "val_loss")
+    assert steps == [0, step]
+    assert losses[1] < losses[0]
+    progress = checkpoint.read(path / f"checkpoint-{step}").state["progress"]
+    assert (progress["best_step"], progress["evaluated_step"]) == (step, step)
+    assert progress["evaluations_without_improvement"] == 0
+
+
+def test_where_it_was_stopped_does_not_decide_when_it_is_over(tiny: dict[str, Any]) -> None:
+    """An evaluation out of turn counts for early stopping only if it is the best."""
+    values = tiny | {"learning_rate": 3.0, "grad_clip": 0.0, "max_iters": 100_000, "lr_decay_iters": 100_000}
+    values |= {"eval_interval": 99_999, "early_stopping_patience": 1, "max_time": "2s"}
+    path = do_train(values)
+    assert len(metrics.series(metrics.read(path / "metrics.jsonl"), "val_loss")[0]) == 2
+    do_train(values, resume=True)
+    assert len(metrics.series(metrics.read(path / "metrics.jsonl"), "val_loss")[0]) == 3
+
+
+def slow_evaluations() -> None:
+    """From the second evaluation on a pass takes half a second."""
+    real, passes = evaluation.evaluate_blocks, 0
+
+    def slow(*arguments: Any) -> tuple[float, int]:
+        nonlocal passes
+        passes += 1
+        if passes > 12:  # of 24 blocks a split, 4 at a time
+            time.sleep(0.5)
+        return real(*arguments)
+
+    evaluation.evaluate_blocks = slow
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGTERM"])
+def test_a_signal_during_an_evaluation(tiny: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """It stops within a pass, with a checkpoint; the resume evaluates again, and ends with the same bits."""
+    number = getattr(signal, name)
+    values = tiny | {"max_iters": 24, "eval_interval": 12, "dropout": 0.2}
+    log, path = tmp_path / "log", Path(values["out_dir"])
+    process = attempt(values, slow_evaluations, log)
+    wait_for_step(path, 12, process)
+    time.sleep(0.7)
+    began = time.monotonic()
+    assert process.pid
+    os.kill(process.pid, number)
+    assert finish(process) == 128 + number
+    assert time.monotonic() - began < 4, "an evaluation takes 12 passes of half a second"
+    assert f"{name} received: stopping after step 12" in log.read_text()
+    assert checkpoint.steps(path) == [12]
+    assert finish(attempt(values)) == 0
+    whole = tmp_path / "whole"
+    assert finish(attempt(values | {"out_dir": str(whole)})) == 0
+    assert differences(path, whole) == []
+
+
+def ignore_hangups() -> None:
+    """As nohup starts a process."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_nohup_is_heeded(tiny: dict[str, Any]) -> None:
+    values = tiny | {"max_iters": 60, "eval_interval": 60}
+    process = attempt(values, ignore_hangups)
+    wait_for_step(Path(values["out_dir"]), 1, process)
+    assert process.pid
+    os.kill(process.pid, signal.SIGHUP)
+    assert finish(process) == 0
