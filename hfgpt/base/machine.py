@@ -46,6 +46,13 @@ def _output(command: list[str]) -> str | None:
     return done.stdout.strip().partition("\n")[0] or None
 
 
+def process_began() -> float:
+    """When this process was started, as time.monotonic counts."""
+    import psutil
+
+    return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
+
+
 def cpu_cores() -> int:
     """Physical cores that this process may use."""
     import psutil

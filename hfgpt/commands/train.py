@@ -9,6 +9,7 @@ from hfgpt.base import loading, threads
 from hfgpt.base.command import Reader
 from hfgpt.base.language import _
 from hfgpt.base.launch import launch
+from hfgpt.base.machine import process_began
 from hfgpt.base.terminal import say
 
 
@@ -50,4 +51,4 @@ def main(words: list[str]) -> int:
     threads.configure(config.cpu_threads)  # before torch is loaded
     with loading.uncollected():
         from hfgpt.train.loop import train
-    return train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    return train(config, resume=arguments.resume, overwrite=arguments.overwrite, began=process_began())

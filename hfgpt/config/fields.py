@@ -91,6 +91,7 @@ class Config(BaseModel):
     beta2: float = setting("optimizer", "", 0.95, N_("AdamW's decay of the squared-gradient average"), ge=0, lt=1)
     # -- schedule
     max_iters: int = setting("schedule", N_("optimizer steps"), 5000, N_("Length of the run"), ge=1)
+    time_budget: str | None = setting("schedule", N_("such as 90s, 20m, 3h"), None, N_("Train as many steps as fit into this time, instead of max_iters: the schedule follows the clock, and its end is evaluated in time"), N_("max_iters steps, as long as they take"))
     lr_schedule: Literal["cosine", "hold_cosine", "constant"] = setting("schedule", "", "cosine", N_("After the warm-up: 'cosine' falls to min_lr at lr_decay_iters (nanoGPT), 'hold_cosine' holds until lr_decay_iters and falls to min_lr at max_iters (the chapter), 'constant' holds"))
     warmup_iters: int | None = setting("schedule", N_("optimizer steps"), None, N_("Linear rise from 0 to learning_rate"), N_("5% of max_iters, at most 2000"), ge=0)
     lr_decay_iters: int | None = setting("schedule", N_("optimizer steps"), None, N_("Where the decay ends (cosine) or begins (hold_cosine)"), N_("max_iters; with hold_cosine 80% of it"), ge=1)

@@ -121,7 +121,7 @@ def _text(c: Config) -> Iterator[Fault]:
 
 
 def _run(c: Config) -> Iterator[Fault]:
-    for key in ("max_time", "process_timeout"):
+    for key in ("max_time", "time_budget", "process_timeout"):
         time: str | None = getattr(c, key)
         if time is not None and not seconds_of(time):
             yield Fault(key, time, _("must be a time such as 11h30m, 90m or 45s"))

@@ -37,7 +37,8 @@ class Segment:
 
 def deciding(config: Config, dtype: str) -> dict[str, Any]:
     """The values of a resolved config that decide what a run computes; `dtype` is what its 'auto' came to."""
-    values = {key: value for key, value in config.model_dump().items() if key not in LOCAL}
+    decided = {"max_iters", "warmup_iters", "lr_decay_iters"} if config.time_budget else set[str]()  # by the clock
+    values = {key: value for key, value in config.model_dump().items() if key not in LOCAL | decided}
     return {**values, "dtype": dtype}
 
 

@@ -25,12 +25,12 @@ class Display:
     """The run's voice. On processes other than the main one it is silent.
 
     Args:
-        total: optimizer steps of the whole run.
+        total: optimizer steps of the whole run; may change while it trains.
         speaks: whether this is the main process.
     """
 
     def __init__(self, total: int, speaks: bool = True) -> None:
-        self._total, self._speaks = total, speaks
+        self.total, self._speaks = total, speaks
         self._bar: tqdm[Any] | None = None
         self._initial, self._began, self._last_line = 0, 0.0, 0.0
 
@@ -38,8 +38,8 @@ class Display:
         """The steps start now, after `step`; the bar appears."""
         self._initial, self._began = step, 0.0
         self._last_line = time.monotonic()
-        if step < self._total and self._speaks and sys.stderr.isatty() and _columns():
-            self._bar = tqdm(total=self._total, initial=step, unit=_("step"), dynamic_ncols=True, smoothing=0.05)
+        if step < self.total and self._speaks and sys.stderr.isatty() and _columns():
+            self._bar = tqdm(total=self.total, initial=step, unit=_("step"), dynamic_ncols=True, smoothing=0.05)
 
     def say(self, text: str) -> None:
         """One line (or several) above the bar."""
@@ -74,12 +74,13 @@ class Display:
             self._initial, self._began = step, time.monotonic()
         if self._bar is not None:
             with self._unless_closed():
+                self._bar.total = self.total
                 self._bar.update(step - self._bar.n)
                 if figures and self._bar is not None:
                     self._bar.set_postfix_str(describe(figures), refresh=False)
-        elif figures and self._speaks and (time.monotonic() - self._last_line >= 5 or step == self._total):
+        elif figures and self._speaks and (time.monotonic() - self._last_line >= 5 or step == self.total):
             self._last_line = time.monotonic()
-            line = _("step {step}/{total}  {figures}", step=step, total=self._total, figures=describe(figures))
+            line = _("step {step}/{total}  {figures}", step=step, total=self.total, figures=describe(figures))
             left = self._seconds_left(step)
             self.say(line if left is None else line + "  " + _("{time} left", time=duration(left)))
 
@@ -97,9 +98,9 @@ class Display:
     def _seconds_left(self, step: int) -> float | None:
         """To the last step, at the speed of this start; None if it is not known, or nothing is left."""
         done = step - self._initial
-        if done <= 0 or step >= self._total:
+        if done <= 0 or step >= self.total:
             return None
-        return (time.monotonic() - self._began) / done * (self._total - step)
+        return (time.monotonic() - self._began) / done * (self.total - step)
 
 
 def _columns() -> int:

@@ -32,7 +32,7 @@ def evaluation_due(run: Run) -> bool:
     step, config = run.progress.step, run.config
     if config.eval_only:
         return True
-    return (step % config.eval_interval == 0 or step == config.max_iters) and run.progress.evaluated_step != step
+    return (step % config.eval_interval == 0 or step >= config.max_iters) and run.progress.evaluated_step != step
 
 
 def patience_is_over(run: Run) -> bool:
@@ -79,7 +79,7 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
         if run.pusher is not None:
             card.write(run.folder, config.license)
             run.pusher.submit()
-    last = last or progress.step == config.max_iters or patience_is_over(run)
+    last = last or progress.step >= config.max_iters or patience_is_over(run)
     if progress.step and (better or last or config.always_save_checkpoint):
         save(run)
     return True

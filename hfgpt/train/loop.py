@@ -25,6 +25,7 @@ from hfgpt.model.schedule import learning_rate
 from hfgpt.train.evaluate import evaluate, evaluation_due, patience_is_over
 from hfgpt.train.failures import explained, explained_start
 from hfgpt.train.folder import recover
+from hfgpt.train.horizon import Horizon
 from hfgpt.train.memory import fit
 from hfgpt.train.meter import Meter
 from hfgpt.train.report import finish, introduce
@@ -35,21 +36,29 @@ from hfgpt.train.step import StepResult, check_update, global_loss, to_device, t
 from hfgpt.train.stop import TIME_IS_UP, Stop, describe, exit_code
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
+def train(config: Config, *, resume: bool = False, overwrite: bool = False, began: float | None = None) -> int:
     """Run a recipe to its end, or to a polite stop; returns the exit code (0, or 128 + signal).
+
+    Args:
+        config: resolved.
+        resume: go on from the newest valid checkpoint, or begin if there is not one yet.
+        overwrite: replace the run that out_dir holds.
+        began: when the process was started, by time.monotonic, for `max_time` and `time_budget`; None: now.
 
     Raises:
         InputError: the recipe, the data or the folder cannot be used; nothing was written.
         RunError: the run failed; the last checkpoint stays.
     """
+    began = time.monotonic() if began is None else began
     with explained_start():
         run = start(config, resume=resume, overwrite=overwrite)
     try:
         with explained(run):
             fit(run)
             introduce(run)
-            with Stop(seconds_of(config.max_time) if config.max_time else None, run.device) as stop:
-                reason = loop(run, Meter(run), stop)
+            meter = Meter(run)
+            with Stop(began + seconds_of(config.max_time) if config.max_time else None, run.device) as stop:
+                reason = loop(run, meter, Horizon(run, meter, began), stop)
             if not config.eval_only:
                 finish(run, reason)
     finally:
@@ -57,33 +66,45 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> i
     return exit_code(reason) if reason else 0
 
 
-def loop(run: Run, meter: Meter, stop: Stop) -> int:
+def loop(run: Run, meter: Meter, horizon: Horizon, stop: Stop) -> int:
     """The steps, with evaluation and checkpoints between them; returns why it stopped early, or 0."""
-    config, progress, batches = run.config, run.progress, run.corpus.batches
+    progress, batches = run.progress, run.corpus.batches
     run.model.train()
     run.display.begin(progress.step)
-    while not (reason := stop.requested(needed=meter.evaluation_seconds)):
+    while not (reason := stop_reason(run, meter, stop)):
         if evaluation_due(run):
             with meter.evaluating():
-                finished = evaluate(run, meter, stop)
-            if not finished:
+                complete = evaluate(run, meter, stop)
+            if not complete:
                 continue  # a signal came
-        if config.eval_only or progress.step >= config.max_iters or patience_is_over(run):
+        if run.config.eval_only or is_at_end(run) or patience_is_over(run):
             return 0
         with explained(run, position=batches.state_dict()):
             began = time.perf_counter()
             batch = to_device(batches.micro_batches(progress.step, *run.share), run.device)
             ready = time.perf_counter()
-            result = train_step(run, batch, config.tokens_per_iter, learning_rate(progress.step + 1, config))
+            result = train_step(run, batch, run.config.tokens_per_iter, learning_rate(progress.step + 1, run.config))
             meter.add(data_seconds=ready - began, step_seconds=time.perf_counter() - ready)
         progress.step += 1
         check_update(run, result)
-        if progress.step in (1, config.max_iters) or progress.step % config.log_interval == 0:
+        if progress.step == 1 or is_at_end(run) or progress.step % run.config.log_interval == 0:
             log(run, meter, result)
         else:
             run.display.advance(progress.step)
+        horizon.look()
     stop_early(run, meter, stop, reason)
     return reason
+
+
+def is_at_end(run: Run) -> bool:
+    """Whether the last step is done."""
+    return run.progress.step >= run.config.max_iters
+
+
+def stop_reason(run: Run, meter: Meter, stop: Stop) -> int:
+    """Why to stop before the end, or 0; a run that has come to its last step is evaluated, whatever the time."""
+    reason = stop.requested(needed=meter.evaluation_seconds)
+    return 0 if reason == TIME_IS_UP and is_at_end(run) else reason
 
 
 def stop_early(run: Run, meter: Meter, stop: Stop, reason: int) -> None:

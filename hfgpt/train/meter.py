@@ -10,12 +10,20 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 
 from hfgpt.base import cards, machine
 from hfgpt.model.gpt2 import parameter_count
 from hfgpt.train.run import Run
+
+
+class Mark(NamedTuple):
+    """A point in a run."""
+
+    steps: int  # that this process has made
+    seconds: float  # that they took, without evaluations
 
 
 class Meter:
@@ -27,12 +35,14 @@ class Meter:
         self._peak: float | None = None  # not known before the second record
         self._records = 0
         self.evaluation_seconds = 0.0  # of the last one
+        self._evaluations, self._all_steps = 0.0, 0
         self._flops = flops_per_token(run)
         self._steps, self._step_seconds, self._data_seconds = 0, 0.0, 0.0
 
     def add(self, data_seconds: float, step_seconds: float) -> None:
         """One more step: how long it waited for its data, and how long it took then."""
         self._steps += 1
+        self._all_steps += 1
         self._data_seconds += data_seconds
         self._step_seconds += step_seconds
 
@@ -42,6 +52,11 @@ class Meter:
         began = time.monotonic()
         yield
         self.evaluation_seconds = time.monotonic() - began
+        self._evaluations += self.evaluation_seconds
+
+    def mark(self) -> Mark:
+        """Where this process is: the speed between two marks is that of the steps."""
+        return Mark(self._all_steps, time.monotonic() - self._evaluations)
 
     def seconds(self) -> float:
         """Since the run began, without the time between a stop and its resume."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import torch
 
+from hfgpt import config as configs
 from hfgpt.base.command import typed
+from hfgpt.base.files import replace_file
 from hfgpt.base.language import _
 from hfgpt.base.units import duration
 from hfgpt.model.gpt2 import parameter_count
@@ -32,16 +34,25 @@ def introduce(run: Run) -> None:
             val=len(corpus.val),
         )
     )
-    run.display.say(
-        _(
+    what = {
+        "tokens": config.tokens_per_iter,
+        "processes": run.accelerator.num_processes,
+        "device": device_name(run),
+        "micro_batch": run.micro_batch,
+    }
+    if config.time_budget:
+        line = _(
+            "steps of {tokens:,} tokens for {time} on {processes} x {device}, micro-batch {micro_batch}",
+            time=config.time_budget,
+            **what,
+        )
+    else:
+        line = _(
             "{steps:,} steps of {tokens:,} tokens on {processes} x {device}, micro-batch {micro_batch}",
             steps=config.max_iters,
-            tokens=config.tokens_per_iter,
-            processes=run.accelerator.num_processes,
-            device=device_name(run),
-            micro_batch=run.micro_batch,
+            **what,
         )
-    )
+    run.display.say(line)
     if run.progress.step:
         run.display.say(_("going on after step {step}", step=run.progress.step))
 
@@ -64,6 +75,8 @@ def finish(run: Run, reason: int) -> None:
     from hfgpt.runs import plots  # matplotlib is for the end: the first step does not wait for it
 
     config, folder, records = run.config, run.folder, metrics.read(run.metrics.path)
+    if config.time_budget:  # the recipe that was trained has the length that was decided
+        replace_file(folder / "recipe.yaml", configs.to_yaml(config, in_folder=True))
     plots.loss_curve(folder)
     card.write(folder, config.license)
     run.display.say("\n" + outcome(run, metrics.series(records, "val_loss")[1]))

@@ -125,7 +125,7 @@ def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
     Raises:
         InputError: names the step.
     """
-    if saved.state["step"] > config.max_iters:
+    if saved.state["step"] > config.max_iters and not config.time_budget:
         raise InputError(
             _(
                 "max_iters = {steps}: the run has come to step {step} already ({checkpoint}) → set max_iters to at "

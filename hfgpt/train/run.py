@@ -37,6 +37,7 @@ class Progress:
     bad_steps: int = 0  # steps in a row whose loss or gradient was not finite
     spikes: int = 0  # steps whose update the spike guard left out
     average_norm: float | None = None  # running average of the gradient norm
+    horizons: list[int] = field(default_factory=list)  # lengths that were decided for the time_budget
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Run:
     micro_batch: int  # sequences on this device at a time
     val_characters: int  # that the targets of the evaluated validation blocks stand for
     progress: Progress = field(default_factory=Progress)
+    recorded_horizons: dict[int, int] = field(default_factory=dict)  # decided after the step that a resume goes on from
     lock: FolderLock | None = None  # on the main process, unless it only evaluates
     pusher: BackgroundPusher | None = None  # on the main process, if the recipe says push_to_hub
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +25,7 @@ from hfgpt.config import Config
 from hfgpt.data import prepare as preparing
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.model import gpt2, optim
+from hfgpt.runs import metrics
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.share.background import BackgroundPusher
 from hfgpt.train import folder, launch, memory, states
@@ -88,6 +90,8 @@ def prepare(config: Config, resume: bool, overwrite: bool, undo: ExitStack) -> R
         check_identity(run, saved)
         check_length(config, saved)
     if writes:
+        if saved is not None and run.main:
+            run.recorded_horizons = horizons_after(run.metrics.path, saved.state["step"])
         launch.start_tracker(accelerator, config)
         step = None if not resume else saved.state["step"] if saved else -1
         run.lock = lock_folder(config, lambda: folder.claim(config, lock, overwrite, step, run.dtype))
@@ -113,6 +117,12 @@ def prepare(config: Config, resume: bool, overwrite: bool, undo: ExitStack) -> R
     if accelerator.num_processes > 1:  # from here on no process has a reason to be late
         _set_pg_timeout(timedelta(seconds=seconds_of(config.process_timeout)))
     return run
+
+
+def horizons_after(record: Path, step: int) -> dict[int, int]:
+    """What a run with a time budget had decided, after the step that it goes on from: {step: max_iters}."""
+    lines = metrics.read(record) if record.is_file() else []
+    return {int(line["step"]): int(line["horizon"]) for line in lines if "horizon" in line and line["step"] > step}
 
 
 def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> FolderLock | None:

@@ -33,12 +33,12 @@ class Stop:
     """Watches for a reason to stop; use as a context, so that the handlers are put back.
 
     Args:
-        max_seconds: stop after this long; None: never.
+        deadline: stop at this time, by time.monotonic; None: never.
         device: where the run's communication backend expects its tensors.
     """
 
-    def __init__(self, max_seconds: float | None, device: torch.device) -> None:
-        self._deadline = time.monotonic() + max_seconds if max_seconds is not None else float("inf")
+    def __init__(self, deadline: float | None, device: torch.device) -> None:
+        self._deadline = float("inf") if deadline is None else deadline
         self._device = device
         self._received, self._when = 0, 0.0
         self._previous: dict[int, Any] = {}

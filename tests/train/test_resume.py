@@ -143,12 +143,11 @@ def test_a_signal_during_an_evaluation(tiny: dict[str, Any], tmp_path: Path, nam
     process = attempt(values, slow_evaluations, log)
     wait_for_step(path, 12, process)
     time.sleep(0.7)
-    began = time.monotonic()
     assert process.pid
     os.kill(process.pid, number)
     assert finish(process) == 128 + number
-    assert time.monotonic() - began < 4, "an evaluation takes 12 passes of half a second"
     assert f"{name} received: stopping after step 12" in log.read_text()
+    assert "step 12/24  train" not in log.read_text(), "the evaluation did not come to its end"
     assert checkpoint.steps(path) == [12]
     assert finish(attempt(values)) == 0
     whole = tmp_path / "whole"
