@@ -1,0 +1,133 @@
+"""Both languages are complete: what the code can say is translated, and the Chinese texts are Chinese."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from babel.messages.extract import extract_from_file
+from babel.messages.pofile import read_po
+from conftest import ROOT
+
+from hfgpt.base import language
+from hfgpt.config import Config
+
+KEYWORDS: dict[str, Any] = {"_": None, "N_": None, "plural": (1, 2)}
+CODE = sorted((ROOT / "hfgpt").rglob("*.py")) + sorted((ROOT / "scripts").glob("*.py"))
+CATALOGUE = ROOT / "hfgpt" / "locale" / "zh"
+
+
+def messages(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The messages that a module can say: line, and the text or its two forms."""
+    for line, message, _, _ in extract_from_file("python", path, keywords=KEYWORDS):
+        yield line, (message,) if isinstance(message, str) else tuple(message)
+
+
+def fields(text: str) -> set[str]:
+    return set(re.findall(r"{(\w+)", text))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_every_message_is_translated_with_the_same_fields(path: Path) -> None:
+    chinese = language._translations("zh")
+    missing = []
+    for line, forms in messages(path):
+        if not forms[0]:
+            continue
+        translated = chinese.gettext(forms[0]) if len(forms) == 1 else chinese.ngettext(*forms, 2)
+        if translated == forms[-1] and re.search(r"[A-Za-z]{2}", re.sub(r"{.*?}", "", forms[-1])):
+            missing.append(f"line {line}: {forms[0]!r} is not translated")
+        elif fields(translated) != fields(forms[-1]) | (fields(translated) & {"n"}):
+            missing.append(f"line {line}: {forms[0]!r} and {translated!r} have different fields")
+    assert missing == []
+
+
+# ------------------------------------------------------------------------------------------ Chinese is Chinese
+
+# Names, units and what is typed: the words that Chinese texts on the subject leave in Latin letters.
+NAMES = set((ROOT / "tests" / "latin_names.txt").read_text("utf-8").split())
+# So do the parameters and the values that they take.
+NAMES |= set(Config.model_fields) | {"true", "false", "char", "bpe", "scratch", "resume", "val", "train", "text"}
+NAMES |= {
+    str(choice)
+    for field in Config.model_fields.values()
+    for option in [field.annotation, *get_args(field.annotation)]
+    for choice in get_args(option)
+}
+
+
+def words_of(text: str) -> list[str]:
+    """Latin words of a Chinese text that are neither a name, nor code, nor a field, nor something to type."""
+    text = re.sub(r"{.*?}|`[^`]*`|https?:\S+|'[^']*'|\"[^\"]*\"", " ", text)
+    text = re.sub(r"(?:hfgpt|python|accelerate|pip|make|git|export|set)(?: [-\w./=:<>\[\]\"'…]+)+", " ", text)
+    text = re.sub(r"--?[\w=./-]+|[\w./*~-]*[/_.][\w./*~-]+|<[^>]*>|%\S+|\$\w+|\bn\b|\b[A-Z_]{3,}\b", " ", text)
+    return [
+        word for word in re.findall(r"[A-Za-z][A-Za-z0-9'-]+", text) if word not in NAMES and not re.search(r"\d", word)
+    ]
+
+
+def chinese_texts() -> Iterator[tuple[str, str]]:
+    """Every Chinese text of the product: where it is, and the text."""
+    for path in sorted(CATALOGUE.glob("*.po")):
+        with path.open("rb") as file:
+            for message in read_po(file, locale="zh"):
+                for text in [message.string] if isinstance(message.string, str) else list(message.string):
+                    if message.id and text:
+                        yield f"{path.name}: {text!r}", text
+    book = yaml.safe_load((ROOT / "hfgpt" / "plan" / "guide.yaml").read_text("utf-8"))
+    for key, entry in book.items():
+        for name, text in entry["zh"].items():
+            yield f"guide.yaml: {key}.{name}: {text!r}", text
+
+
+def test_chinese_texts_have_no_latin_words_but_names() -> None:
+    assert {where: words for where, text in chinese_texts() if (words := words_of(text))} == {}
+
+
+def test_chinese_texts_have_chinese_punctuation() -> None:
+    """Between Chinese characters a comma, a colon, a full stop and the like is the Chinese one."""
+    wrong = re.compile(r"[一-鿿][,;:?!](?![\w/])|[一-鿿]\((?=[一-鿿])|[一-鿿]\.(?=\s|$)")
+    assert [where for where, text in chinese_texts() if wrong.search(re.sub(r"{.*?}", "", text))] == []
+
+
+# ------------------------------------------------------------------------------------------ nothing goes around
+
+SPEAKERS = {
+    "InputError",
+    "RunError",
+    "Failure",
+    "CheckpointError",
+    "Fault",
+    "print",
+    "say",
+    "warn",
+    "Remedy",
+    "Finding",
+}
+
+
+def spoken(path: Path) -> Iterator[tuple[int, str]]:
+    """Words that a module says without asking for their translation: line and text."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in SPEAKERS:
+            for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
+                parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+                text = " {} ".join(
+                    part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                )
+                if re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", text.replace(" {} ", " ")):
+                    yield node.lineno, text
+
+
+@pytest.mark.parametrize("path", CODE, ids=name_of)
+def test_what_is_said_goes_through_the_catalogue(path: Path) -> None:
+    assert list(spoken(path)) == []
