@@ -15,7 +15,7 @@ from hfgpt.base.terminal import say
 def reference() -> str:
     """The page in the language in use: a table for each group, a row for each field."""
     parts = [
-        "# " + _("Parameters"),
+        "# " + _("Reference of the parameters"),
         _(
             "These are the keys of a recipe; on the command line each is `--name=value`, and a key that is true or "
             "false is also `--flag` and `--no_flag`. The names are nanoGPT's and the chapter's. The command line "

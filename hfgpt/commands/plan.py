@@ -36,7 +36,8 @@ def reader() -> Reader:
             ("recipes/standard.yaml --explain n_layer", _("what a parameter does, computed for this recipe")),
         ],
         _("--key=value changes the recipe, as in {command}.", command=typed("train")),
-        parameters=configs.PARAMETERS,
+        # of the same name, but here the time for which a recipe is chosen
+        parameters={key: flag for key, flag in configs.PARAMETERS.items() if key != "time_budget"},
     )
     made.argument(
         "recipe", _("RECIPE"), _("a YAML file, a recipe's name or a run folder; the defaults without"), required=False

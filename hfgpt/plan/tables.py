@@ -145,7 +145,7 @@ def _memory(plan: Plan) -> Group:
         (_("logits"), size(memory.logits), _("scores over the vocabulary, of one chunk of the micro-batch at a time")),
         (_("peak"), size(memory.peak), _("less than the sum; reached {moment}", moment=_(BINDS[memory.binding]))),
         (_("allowance"), size(memory.allowance), _("libraries, workspaces, fragmentation: assumed")),
-        (_("needed"), size(memory.needed), f"{where}; {likely}"),
+        (_("needed"), size(memory.needed), _("{where}; {likely}", where=where, likely=likely)),
         (_(RULE), size(rules.memory_bytes), _("16 bytes a parameter and batch·block·n_embd·n_layer·4 (5.2)")),
     ]
     for name, value in ((_("peak, simulated"), plan.simulated), (_("peak, measured"), plan.measured)):
@@ -190,7 +190,7 @@ def _time(plan: Plan, options: Options) -> Group:
     if cost.energy_kwh is not None:
         power = _("at most: {watts} W all the time", watts=f"{target.power_w:g}")
         rows.append((_("energy"), f"{number(cost.energy_kwh)} kWh", power))
-    notes = [target.note[:1].upper() + target.note[1:] + "." if target.note else ""]
+    notes = [_("{sentence}.", sentence=target.note[:1].upper() + target.note[1:]) if target.note else ""]
     if time.source == "probe" and time.busy:
         notes = [_("Other work ran on this machine while the probe measured; alone it is faster.")]
     return table(_("Time on {device}", device=_devices(plan)), ("", "", ""), rows, " ".join(filter(None, notes)))
