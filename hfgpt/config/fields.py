@@ -80,6 +80,9 @@ class Config(BaseModel):
     n_head: int = setting("model", N_("heads"), 12, N_("Attention heads a block; must divide n_embd"), ge=1, le=1_000_000)
     n_embd: int = setting("model", N_("channels"), 768, N_("Width: numbers that stand for one token"), ge=1, le=1_000_000)
     dropout: float = setting("model", N_("probability"), 0.0, N_("Share of activations dropped while training (embeddings, attention, residuals)"), ge=0, lt=1)
+    n_inner: int | None = setting("model", N_("channels"), None, N_("Width inside an MLP"), N_("4 x n_embd"), ge=1, le=10_000_000)
+    activation_function: Literal["gelu", "gelu_new", "relu2"] = setting("model", "", "gelu", N_("Non-linearity of the MLPs: 'gelu' is exact, 'gelu_new' is GPT-2's approximation by tanh, 'relu2' squares what is positive"))
+    tie_word_embeddings: bool = setting("model", "", True, N_("The output head is the token embedding; false: a matrix of its own"))
     # -- optimizer
     optimizer: Literal["adamw", "muon"] = setting("optimizer", "", "adamw", N_("'adamw' for all weights, or 'muon' for the matrices inside the blocks and AdamW for the rest"))
     learning_rate: float = setting("optimizer", "", 6e-4, N_("Peak learning rate of AdamW"), gt=0)
@@ -89,12 +92,15 @@ class Config(BaseModel):
     grad_clip: float = setting("optimizer", N_("gradient norm"), 1.0, N_("Gradients are scaled down to this norm; 0 turns clipping off"), ge=0)
     beta1: float = setting("optimizer", "", 0.9, N_("AdamW's decay of the gradient average"), ge=0, lt=1)
     beta2: float = setting("optimizer", "", 0.95, N_("AdamW's decay of the squared-gradient average"), ge=0, lt=1)
+    z_loss: float = setting("optimizer", "", 0.0, N_("Weight of a penalty on log(sum(exp(logits)))^2 in the gradients, against logits that drift; 1e-4 is usual; 0: none"), ge=0, lt=1)
+    mup_base_width: int | None = setting("optimizer", N_("channels"), None, N_("The n_embd at which the learning rate was tuned: at another n_embd rates and initial weights follow by muP's rule, so that the best rate stays"), N_("no scaling"), ge=1, le=1_000_000)
     # -- schedule
     max_iters: int = setting("schedule", N_("optimizer steps"), 5000, N_("Length of the run"), ge=1)
     time_budget: str | None = setting("schedule", N_("such as 90s, 20m, 3h"), None, N_("Train as many steps as fit into this time, instead of max_iters: the schedule follows the clock, and its end is evaluated in time"), N_("max_iters steps, as long as they take"))
-    lr_schedule: Literal["cosine", "hold_cosine", "constant"] = setting("schedule", "", "cosine", N_("After the warm-up: 'cosine' falls to min_lr at lr_decay_iters (nanoGPT), 'hold_cosine' holds until lr_decay_iters and falls to min_lr at max_iters (the chapter), 'constant' holds"))
+    lr_schedule: Literal["cosine", "hold_cosine", "wsd", "constant"] = setting("schedule", "", "cosine", N_("After the warm-up: 'cosine' falls to min_lr at lr_decay_iters (nanoGPT), 'hold_cosine' holds until lr_decay_iters and falls to min_lr at max_iters (the chapter), 'wsd' does so in decay_shape, 'constant' holds"))
     warmup_iters: int | None = setting("schedule", N_("optimizer steps"), None, N_("Linear rise from 0 to learning_rate"), N_("5% of max_iters, at most 2000"), ge=0)
-    lr_decay_iters: int | None = setting("schedule", N_("optimizer steps"), None, N_("Where the decay ends (cosine) or begins (hold_cosine)"), N_("max_iters; with hold_cosine 80% of it"), ge=1)
+    lr_decay_iters: int | None = setting("schedule", N_("optimizer steps"), None, N_("Where the decay ends (cosine) or begins (hold_cosine, wsd)"), N_("max_iters; with hold_cosine and wsd 80% of it"), ge=1)
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = setting("schedule", "", "linear", N_("How the rate falls with lr_schedule 'wsd'"))
     min_lr: float | None = setting("schedule", "", None, N_("Learning rate at the end of the decay"), N_("learning_rate / 10"), ge=0)
     # -- evaluation
     eval_interval: int = setting("evaluation", N_("optimizer steps"), 250, N_("Evaluate, sample and save this often, and always at the last step"), ge=1)

@@ -38,6 +38,22 @@ def _model(c: Config) -> Iterator[Fault]:
             _("set n_head to {options}", options=_divisors_near(c.n_embd, c.n_head)),
             ("n_embd", "init_from"),
         )  # fmt: skip
+    if c.mup_base_width is not None and c.pretrained:
+        yield Fault(
+            "mup_base_width",
+            c.mup_base_width,
+            _("scales initial weights, and pretrained weights are not initial"),
+            _("leave it out, or set init_from to 'scratch'"),
+            ("init_from",),
+        )
+    if c.new_embeddings and not c.pretrained:
+        yield Fault(
+            "new_embeddings",
+            True,
+            _("needs a pretrained model to start from"),
+            _("leave it out, or set init_from to a model"),
+            ("init_from",),
+        )
     if c.device == "cpu" and c.dtype == "float16":
         yield Fault(
             "dtype",
@@ -84,9 +100,10 @@ def _schedule(c: Config) -> Iterator[Fault]:
             fix,
             ("warmup_iters", "max_iters", "lr_schedule"),
         )
-    if c.lr_schedule == "hold_cosine" and c.lr_decay_iters >= c.max_iters:
+    if c.lr_schedule in ("hold_cosine", "wsd") and c.lr_decay_iters >= c.max_iters:
         rule = _(
-            "with lr_schedule 'hold_cosine' the decay runs from here to max_iters ({max_iters}), so it must be less",
+            "with lr_schedule {schedule!r} the decay runs from here to max_iters ({max_iters}), so it must be less",
+            schedule=c.lr_schedule,
             max_iters=c.max_iters,
         )
         fix = _("set lr_decay_iters to, say, {steps}, or lr_schedule to 'cosine'", steps=c.max_iters * 4 // 5)
@@ -161,7 +178,7 @@ def resolve(config: Config, name: str) -> Config:
 
     What is filled in does not count as given: it is not in the result's `model_fields_set`.
     """
-    decay = config.max_iters * 4 // 5 if config.lr_schedule == "hold_cosine" else config.max_iters
+    decay = config.max_iters * 4 // 5 if config.lr_schedule in ("hold_cosine", "wsd") else config.max_iters
     tokenizer = choose_tokenizer(config)
     derived: dict[str, Any] = {
         "warmup_iters": default_warmup(config.max_iters),

@@ -17,7 +17,7 @@ from transformers.activations import GELUTanh, NewGELUActivation
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
-from hfgpt.model import head, kernels, pretrained
+from hfgpt.model import head, kernels, pretrained, width
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,12 +34,13 @@ class LanguageModel(nn.Module):
     Args:
         gpt2: the model that is trained.
         document_end: the end-of-text token, to keep attention inside a document; None: a block is one context.
+        z_loss: see :func:`hfgpt.model.head.linear_cross_entropy`.
     """
 
-    def __init__(self, gpt2: GPT2LMHeadModel, document_end: int | None = None) -> None:
+    def __init__(self, gpt2: GPT2LMHeadModel, document_end: int | None = None, z_loss: float = 0.0) -> None:
         super().__init__()
         self.gpt2 = gpt2
-        self.document_end = document_end
+        self.document_end, self.z_loss = document_end, z_loss
         for module in list(gpt2.modules()):
             for name, child in module.named_children():
                 if type(child) is nn.Dropout:
@@ -55,7 +56,7 @@ class LanguageModel(nn.Module):
             targets: (batch, time) the token that follows each input, or IGNORED.
         """
         hidden = self.hidden(input_ids).flatten(0, 1)
-        return head.linear_cross_entropy(hidden, self.gpt2.lm_head.weight, targets.flatten(), IGNORED)
+        return head.linear_cross_entropy(hidden, self.gpt2.lm_head.weight, targets.flatten(), IGNORED, self.z_loss)
 
     def hidden(self, input_ids: Tensor) -> Tensor:
         """(batch, time) ids → (batch, time, n_embd) states after the last layer norm."""
@@ -94,7 +95,7 @@ def document_mask(positions: Tensor) -> Tensor:
 def gpt2_config(config: Config, vocab_size: int, eos_token_id: int | None) -> GPT2Config:
     """The chapter's names as Transformers has them (chapter 2; GPT-2 paper).
 
-    The activation is the exact GELU, as in nanoGPT: on a CPU it takes a third of the time of GPT-2's tanh form.
+    The default activation is the exact GELU, as in nanoGPT: on a CPU it takes a third of the time of GPT-2's tanh form.
     """
     return GPT2Config(
         vocab_size=vocab_size,
@@ -105,7 +106,9 @@ def gpt2_config(config: Config, vocab_size: int, eos_token_id: int | None) -> GP
         embd_pdrop=config.dropout,
         attn_pdrop=config.dropout,
         resid_pdrop=config.dropout,
-        activation_function="gelu",
+        n_inner=config.n_inner,
+        activation_function=config.activation_function,
+        tie_word_embeddings=config.tie_word_embeddings,
         # GPT-2's default 50256 lies outside a small vocabulary.
         bos_token_id=eos_token_id,
         eos_token_id=eos_token_id,
@@ -142,9 +145,10 @@ def build(
         gpt2 = GPT2LMHeadModel._from_config(
             gpt2_config(config, vocab_size, eos_token_id), attn_implementation=kernels.ATTENTION
         )
+        width.scale_initial_weights(gpt2, config)
     if config.activation_checkpointing:
         gpt2.activation_checkpointing_enable()
-    return LanguageModel(gpt2, eos_token_id if config.document_mask else None)
+    return LanguageModel(gpt2, eos_token_id if config.document_mask else None, config.z_loss)
 
 
 def _pretrained(config: Config, vocab_size: int, eos_token_id: int | None, tokenizer: Any) -> GPT2LMHeadModel:

@@ -19,7 +19,7 @@ from torch import Tensor
 from hfgpt.model.sizes import CHUNKS, LOGITS
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, z_loss: float = 0.0) -> Tensor:
     """Cross entropy of the logits `hidden @ weight.T`, summed, in nats, float32; the logits made a chunk at a time.
 
     The gradient is computed with the loss, while a chunk's logits are in memory, as in Liger's fused kernel.
@@ -29,16 +29,20 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
         weight: (vocabulary, n_embd).
         targets: (tokens,) token ids.
         ignored: the target that has no loss.
+        z_loss: weight of log(Σ exp(logits))², which keeps the logits from drifting (Chowdhery et al. 2022, "PaLM", 5).
+            It is in the gradients only: the value stays the cross entropy, so that losses compare.
     """
-    loss: Tensor = cast(Any, _LinearCrossEntropy).apply(hidden, weight, targets, ignored, torch.is_grad_enabled())
+    loss: Tensor = cast(Any, _LinearCrossEntropy).apply(
+        hidden, weight, targets, ignored, torch.is_grad_enabled(), z_loss
+    )
     return loss
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, with_gradient: bool
-    ) -> Tensor:  # fmt: skip
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, with_gradient: bool, z_loss: float
+    ) -> Tensor:
         device = hidden.device.type
         narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         tokens, vocabulary = len(hidden), len(weight)
@@ -51,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             head = weight.to(narrow)
             for start in range(0, tokens, rows):
                 inputs = hidden[start : start + rows].to(narrow)
-                nll, d_logits = _nll(inputs @ head.T, targets[start : start + rows], ignored, with_gradient)
+                nll, d_logits = _nll(inputs @ head.T, targets[start : start + rows], ignored, with_gradient, z_loss)
                 loss += nll
                 if d_hidden is not None and d_logits is not None:
                     d_hidden[start : start + rows] = d_logits @ head
@@ -65,21 +69,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden.mul_(gradients[0]), d_weight.mul_(gradients[0]), None, None, None
+        return d_hidden.mul_(gradients[0]), d_weight.mul_(gradients[0]), None, None, None, None
 
 
-def _nll(logits: Tensor, targets: Tensor, ignored: int, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+def _nll(
+    logits: Tensor, targets: Tensor, ignored: int, with_gradient: bool, z_loss: float
+) -> tuple[Tensor, Tensor | None]:
     """The summed loss of (rows, vocabulary) logits, and its gradient, in the memory of float32 logits themselves."""
     narrow, trained = logits.dtype, (targets != ignored).unsqueeze(1)
     places = torch.where(trained, targets.unsqueeze(1), 0)
     logits = logits.float()
-    logits.sub_(logits.amax(1, keepdim=True))
+    largest = logits.amax(1, keepdim=True)
+    logits.sub_(largest)
     chosen = logits.gather(1, places)
     odds = logits.exp_()
     total = odds.sum(1, keepdim=True)
     nll = (total.log() - chosen).mul(trained).sum()
     if not with_gradient:
         return nll, None
-    # softmax - one-hot, and nothing where there is no loss
-    gradient = odds.mul_(trained / total)
+    # softmax - one-hot, and nothing where there is no loss; of the z-loss, softmax times twice the logarithm
+    share = trained / total
+    if z_loss:
+        share = share * (1 + 2 * z_loss * (total.log() + largest))
+    gradient = odds.mul_(share)
     return nll, gradient.scatter_add_(1, places, -trained.to(gradient.dtype)).to(narrow)

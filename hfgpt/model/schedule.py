@@ -1,10 +1,23 @@
-"""The learning rate of a step."""
+"""The learning rate as a pure function of the optimizer step.
+
+In:  the number of a step, and a resolved Config.
+Out: AdamW's learning rate in that step; Muon's follows in the ratio of the two peak rates.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from hfgpt.config import Config
+
+# What is left of the way from the peak to min_lr, after a share of the decay from 0 to 1. For "1-sqrt": Hägele et al.
+# 2024, "Scaling laws and compute-optimal training beyond fixed training durations".
+SHAPES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+    "linear": lambda done: 1.0 - done,
+    "1-sqrt": lambda done: 1.0 - math.sqrt(done),
+}
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -20,5 +33,6 @@ def learning_rate(step: int, config: Config) -> float:
     if config.lr_schedule == "constant":
         return peak
     start, end = (warmup, decay) if config.lr_schedule == "cosine" else (decay, config.max_iters)
-    progress = min(1.0, max(0.0, (step - start) / (end - start)))
-    return low + 0.5 * (1.0 + math.cos(math.pi * progress)) * (peak - low)
+    shape = config.decay_shape if config.lr_schedule == "wsd" else "cosine"
+    done = min(1.0, max(0.0, (step - start) / (end - start)))
+    return low + SHAPES[shape](done) * (peak - low)

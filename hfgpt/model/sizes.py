@@ -1,22 +1,23 @@
 """The sizes of a GPT-2: parameters and arithmetic, as formulas that need no torch.
 
-In:  a resolved Config and the size of its vocabulary.
+In:  a resolved Config, or a model's config.json, and the size of the vocabulary.
 Out: counts of numbers and of floating-point operations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from hfgpt.config import Config
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Trained numbers of a GPT-2 with biases and a tied head, by where they sit.
+    """Trained numbers of a GPT-2 with biases, by where they sit.
 
-    The output head is the token embedding used once more, so it adds nothing.
+    A tied head is the token embedding used once more, and counts 0.
     """
 
     token_embedding: int
@@ -24,23 +25,42 @@ class Parameters:
     attention: int
     mlp: int
     norms: int
+    head: int = 0
 
     @property
     def total(self) -> int:
         """All of them: equal to GPT2LMHeadModel.num_parameters()."""
-        return self.token_embedding + self.position_embedding + self.attention + self.mlp + self.norms
+        return self.token_embedding + self.position_embedding + self.attention + self.mlp + self.norms + self.head
 
 
 def parameters(config: Config, vocab_size: int) -> Parameters:
     """Count the parameters exactly; the chapter's 12 · n_layer · n_embd² (5.2) is attention and MLP without biases."""
-    layers, width = config.n_layer, config.n_embd
+    layers, width, inner = config.n_layer, config.n_embd, mlp_width(config)
     return Parameters(
         token_embedding=vocab_size * width,
         position_embedding=config.block_size * width,
         attention=layers * (4 * width * width + 4 * width),  # query, key, value (3) and output projection, with biases
-        mlp=layers * (8 * width * width + 5 * width),  # up to 4 · n_embd and back, with biases
+        mlp=layers * (2 * width * inner + inner + width),  # up to n_inner and back, with biases
         norms=layers * 4 * width + 2 * width,  # two a block and the last one, gain and bias each
+        head=0 if config.tie_word_embeddings else vocab_size * width,
     )
+
+
+def mlp_width(config: Config) -> int:
+    """Channels inside an MLP: n_inner, by default 4 · n_embd."""
+    return config.n_inner or 4 * config.n_embd
+
+
+def exported_parameters(saved: Mapping[str, Any]) -> Parameters:
+    """The parameters of the GPT-2 that a config.json describes.
+
+    Raises:
+        KeyError, TypeError, ValueError: it describes something else.
+    """
+    names = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_positions": "block_size"}
+    shape: dict[str, Any] = {ours: int(saved[theirs]) for theirs, ours in names.items()}
+    shape |= {key: saved[key] for key in ("n_inner", "tie_word_embeddings") if key in saved}
+    return parameters(Config(**shape), int(saved["vocab_size"]))
 
 
 # ------------------------------------------------------------------------------------------------ the step's pieces
@@ -68,20 +88,30 @@ ITERATIONS = 5  # of Muon's Newton-Schulz iteration
 def flops_per_token(config: Config, vocab_size: int) -> float:
     """Arithmetic of one token, forward and backward: 6N + 12 · n_layer · n_embd · block_size.
 
-    N is all parameters but the position embeddings (PaLM's appendix B, as nanoGPT counts it). Recomputing activations
+    N is all parameters that multiply: all but the position embeddings, and the token embedding if the head is not the
+    same (PaLM's appendix B, as nanoGPT counts it). Recomputing activations
     is not counted, since it trains nothing.
     """
-    weights = parameters(config, vocab_size).total - config.block_size * config.n_embd
+    counted = parameters(config, vocab_size)
+    weights = (
+        counted.total - counted.position_embedding - (0 if config.tie_word_embeddings else counted.token_embedding)
+    )
     return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size
 
 
 def flops_per_update(config: Config, kind: Kind) -> float:
     """Arithmetic of the optimizer in a step, where it counts: Muon's matrix products (hfgpt/model/optim.py).
 
-    A block has four matrices of C x C and two of C x 4C. An iteration takes three products, 6C³ and 18C³. On a CPU the
-    wide ones are done by their Gram matrices: 8C³ before and after, and five products of C x C in an iteration, but
-    three fewer in all.
+    A block has four matrices of C x C and two of C x F. An iteration takes three products, two of them along the
+    longer side. On a CPU a matrix more than twice as long as wide goes by its Gram matrix: then those two are made once
+    in all, and an iteration takes four of the shorter side's square, but three fewer in all.
     """
-    wide = 18 * ITERATIONS if kind == "accelerator" else 8 + 2 * (4 * ITERATIONS - 3) + 8
-    products = config.n_layer * (4 * 6 * ITERATIONS + 2 * wide)
-    return products * config.n_embd**3 if config.optimizer == "muon" else 0
+    if config.optimizer != "muon":
+        return 0
+    width, inner = config.n_embd, mlp_width(config)
+    short, long = min(width, inner), max(width, inner)
+    if kind == "cpu" and long > 2 * short:
+        mlp = 4 * short**2 * long + 2 * (4 * ITERATIONS - 3) * short**3
+    else:
+        mlp = ITERATIONS * (4 * short**2 * long + 2 * short**3)
+    return config.n_layer * (4 * 6 * ITERATIONS * width**3 + 2 * mlp)

@@ -88,6 +88,7 @@ def _shape(folder: Path) -> dict[str, int]:
         saved = json.loads(path.read_text(encoding="utf-8"))
         shape = {ours: int(saved[theirs]) for theirs, ours in names.items()}
         vocabulary = int(saved["vocab_size"])
+        total = sizes.exported_parameters(saved).total
         if not all(1 <= number <= LARGEST for number in (vocabulary, *shape.values())):
             raise ValueError("not the shape of a model")
     except FileNotFoundError:
@@ -96,7 +97,6 @@ def _shape(folder: Path) -> dict[str, int]:
         ) from None
     except (OSError, *UNREADABLE):
         raise InputError(_("{path}: not the description of a GPT-2 model", path=path)) from None
-    total = sizes.parameters(Config().model_copy(update=shape), vocabulary).total
     return {**shape, "vocab_size": vocabulary, "parameters": total}
 
 

@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfgpt.base.language import _
-from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.runs.history import History, read_run
 from hfgpt.runs.metrics import UNREADABLE, smooth
@@ -140,8 +139,7 @@ def parameters(run: History) -> int | None:
     """The parameters of a run's GPT-2, counted from its exported config.json; None if it cannot be read."""
     try:
         c = json.loads((run.path.parent / "config.json").read_text(encoding="utf-8"))
-        shape = Config(n_layer=c["n_layer"], n_head=c["n_head"], n_embd=c["n_embd"], block_size=c["n_positions"])
-        return sizes.parameters(shape, c["vocab_size"]).total
+        return sizes.exported_parameters(c).total
     except (OSError, *UNREADABLE):
         return None
 

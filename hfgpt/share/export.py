@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -24,15 +25,16 @@ _HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
 
 def weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A LanguageModel's state by GPT2LMHeadModel's names, without the head, which is the token embedding."""
+    """A LanguageModel's state by GPT2LMHeadModel's names, without a head that is the token embedding."""
     named = {name.removeprefix("gpt2."): tensor for name, tensor in state.items()}
-    named.pop(_HEAD, None)
+    if _HEAD in named and torch.equal(named[_HEAD], named[_EMBEDDING]):
+        del named[_HEAD]
     return named
 
 
 def with_tied_head(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse, for a model that wants every name."""
-    return {**named, _HEAD: named[_EMBEDDING]}
+    return {_HEAD: named[_EMBEDDING], **named}
 
 
 def write(

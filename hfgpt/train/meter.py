@@ -89,6 +89,7 @@ def flops_per_token(run: Run) -> float:
     """Forward and backward arithmetic of a token (PaLM, appendix B, as nanoGPT counts it): 6N + 12·L·C·T."""
     shape = run.plain.gpt2.config
     weights = parameter_count(run.plain) - shape.n_positions * shape.n_embd
+    weights -= 0 if shape.tie_word_embeddings else shape.vocab_size * shape.n_embd
     return float(6 * weights + 12 * shape.n_layer * shape.n_embd * shape.n_positions)
 
 

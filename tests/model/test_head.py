@@ -28,6 +28,21 @@ def test_cross_entropy_in_chunks_is_cross_entropy(logits: int, scale: float, mon
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("logits", [1, 190, 2**24])
+def test_the_z_loss_is_in_the_gradients_and_not_in_the_value(logits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head, "LOGITS", logits)
+    torch.manual_seed(0)
+    hidden, weight, targets = leaf(50, 8), leaf(11, 8), torch.randint(0, 11, (50,))
+    targets[::7] = -100
+    ours = head.linear_cross_entropy(hidden, weight, targets, -100, z_loss=0.03)
+    scores = hidden @ weight.T
+    nll = F.cross_entropy(scores, targets, reduction="sum", ignore_index=-100)
+    penalty = scores.logsumexp(1)[targets != -100].square().sum()
+    torch.testing.assert_close(ours, nll)
+    gradients = [torch.autograd.grad(loss, (hidden, weight)) for loss in (ours, nll + 0.03 * penalty)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_cross_entropy_of_nothing_is_nothing() -> None:
     hidden, weight = leaf(4, 8), leaf(11, 8)
     loss = head.linear_cross_entropy(hidden, weight, torch.full((4,), -100), -100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -21,7 +22,10 @@ from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
 from hfgpt.data import tokenizer as tokenizers
+from hfgpt.model import folder as folders
 from hfgpt.model import gpt2 as model
+from hfgpt.model import sizes
+from hfgpt.share import export
 
 END = 0  # the end-of-text token of these tests
 VOCABULARY = 13
@@ -80,6 +84,40 @@ def test_the_parameter_count_is_transformers_and_the_chapters_exact_one() -> Non
     vectors = layers * (4 + 3 + 1 + 4 + 1) * width + 2 * width  # two norms, and four biases, a block; the last norm
     assert model.parameter_count(network) == network.gpt2.num_parameters()
     assert model.parameter_count(network) == matrices + vectors + (VOCABULARY + block) * width
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"n_inner": 24},
+    {"activation_function": "gelu_new"},
+    {"activation_function": "relu2", "n_inner": 40},
+    {"tie_word_embeddings": False},
+]
+
+
+@pytest.mark.parametrize("values", VARIANTS)
+def test_other_shapes_are_gpt2s_too(values: dict[str, Any], tmp_path: Path) -> None:
+    """Transformers alone loads them with the same logits, and counts their parameters as the formulas do."""
+    network, block = build(**values), tokens(2, 13)
+    inputs, targets = block[:, :-1], block[:, 1:]
+    export.write(tmp_path, network.gpt2, tokenizers.train_char(["text"]), export.weights(network.state_dict()))
+    loaded = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    logits = loaded(inputs).logits
+    torch.testing.assert_close(network(inputs, targets), -logits.log_softmax(-1).gather(2, targets[..., None]).sum())
+    count = sizes.parameters(recipe(**values), VOCABULARY).total
+    assert count == loaded.num_parameters() == model.parameter_count(network)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert sizes.exported_parameters(saved).total == count
+    assert folders.load_model(tmp_path).num_parameters() == count
+
+
+def test_a_pretrained_head_of_its_own_stays(tmp_path: Path) -> None:
+    """It was left out of checkpoints and exports, and Transformers then made another one up."""
+    shape = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=12, vocab_size=VOCABULARY, tie_word_embeddings=False)
+    GPT2LMHeadModel(shape).save_pretrained(tmp_path / "old")
+    network = model.build(recipe(init_from=str(tmp_path / "old")), VOCABULARY, None)
+    kept = export.with_tied_head(export.weights(network.state_dict()))
+    assert torch.equal(kept["lm_head.weight"], network.gpt2.lm_head.weight)
+    assert not torch.equal(kept["lm_head.weight"], network.gpt2.transformer.wte.weight)
 
 
 def test_the_initial_weights_come_from_the_seed() -> None:
