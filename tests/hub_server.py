@@ -2,7 +2,7 @@
 
 Use :func:`running` as a context. The server speaks what huggingface_hub 2.4 speaks when HF_HUB_DISABLE_XET is set;
 what it holds is in `hub.repos`, what it was asked in `hub.requests`. `hub.fault(...)` makes the next matching requests
-fail with a status, or be cut off in the middle of their body.
+fail with a status, or be cut off in the middle of their body; `hub.on_request` sees each before it is answered.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -89,6 +89,7 @@ class Hub(ThreadingHTTPServer):
         self.lfs: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self._faults: list[Fault] = []
+        self.on_request: Callable[[str, str], None] = lambda _method, _path: None
 
     def fault(self, method: str, path: str, status: int | None, times: int = 1) -> None:
         """Answer the next `times` requests whose path matches with `status`; None cuts the connection instead."""
@@ -141,6 +142,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append((self.command, path))
+        self.server.on_request(self.command, path)
         fault = self.server.take_fault(self.command, path)
         if fault is not None and fault.status is None:
             self.rfile.read(min(1000, int(self.headers.get("Content-Length", 0))))

@@ -30,7 +30,9 @@ DERIVED = {"min_lr", "warmup_iters", "lr_decay_iters", "seed"}
 
 # Fields that leave the training as it is.
 ELSEWHERE = {"out_dir", "max_time", "cpu_threads", "num_proc", "report_to", "project", "push_to_hub", "hub_model_id",
-             "hub_private", "license", "save_total_limit", "log_interval"}  # fmt: skip
+             "process_timeout",
+             "hub_private", "license", "save_total_limit",
+             "log_interval"}  # fmt: skip
 
 # Fields that decide, with the seed, which tokens a step trains on.
 DATA_ORDER = (

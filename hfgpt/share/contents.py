@@ -21,7 +21,7 @@ from hfgpt.runs import public
 FILES = (
     "model*.safetensors", "model.safetensors.index.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja",
-    "recipe.yaml", "metrics.jsonl", "samples.jsonl", "*.png",
+    "recipe.yaml", "segments.jsonl", "metrics.jsonl", "samples.jsonl", "*.png",
 )  # fmt: skip
 
 LAST = ("config.json", "README.md")

@@ -59,6 +59,8 @@ def save(run: Run) -> None:
         )
         checkpoint.rotate(run.folder, run.progress.step, run.config.save_total_limit, run.progress.best_step)
         discard_previous(run.folder)
+        if run.pusher is not None and run.pusher.checkpoints:
+            run.pusher.submit()
     accelerator.wait_for_everyone()
 
 

@@ -112,6 +112,7 @@ def prepare(config: Config, resume: bool, overwrite: bool, undo: ExitStack) -> R
             config.hub_model_id or run.folder.name,
             private=config.hub_private or None,
             overwrite=overwrite,
+            checkpoints=config.push_to_hub == "checkpoints",
             warn=display.warn,
         )
     if accelerator.num_processes > 1:  # from here on no process has a reason to be late
