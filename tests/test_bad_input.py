@@ -132,7 +132,7 @@ LINE = [
     Case("a word", nothing, ("'4': is not an override", "--key=value"), ("4",)),
     Case("an override without a value", nothing, ("n_layer: needs a value",), ("--n_layer",)),
     Case("an unknown override", nothing, ("did you mean 'n_head'?",), ("--n_heads=2",)),
-    Case("an override twice", nothing, ("seed = 2: is given twice",), ("--seed=1", "--seed=2")),
+    Case("an override twice", nothing, ("seed = '2': is given twice",), ("--seed=1", "--seed=2")),
     Case("heads that do not divide", value(n_embd=16, n_head=3), ("n_head = 3", "set n_head to 2 or 4")),
     Case("a warm-up as long as the run", value(warmup_iters=8), ("warmup_iters = 8", "less than max_iters (8)")),
     Case(
@@ -146,7 +146,7 @@ LINE = [
     Case("no time", value(max_time="soon"), ("max_time = 'soon'", "11h30m")),
     Case("half precision on a CPU", value(dtype="float16"), ("dtype = 'float16'", "set dtype to 'float32'")),
     Case("half precision on what is there", value(dtype="float16", device="auto"), ("dtype = 'float16'", "on a CPU")),
-    Case("a device that is not here", value(device="cuda"), ("device = 'cuda': not available here",)),
+    Case("a device that is not here", value(device="cuda"), ("device = 'cuda': is not available here",)),
     Case("both flags", nothing, ("--resume and --overwrite",), ("--resume", "--overwrite")),
     Case(
         "a model that no machine holds",

@@ -107,11 +107,12 @@ def memory_bytes(device: torch.device) -> int:
     """Peak memory so far: what torch allocated on a card; the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # Windows
         import psutil
 
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
