@@ -29,10 +29,10 @@ LANGUAGES = ("en", "zh")
 # What a checkout has that the commands read; runs and other results go beside it.
 LINKED = ("accelerate_configs", "docs", "hfgpt", "recipes", "scripts", "tests")
 
-# A fenced block of a language, and the output that may follow it, with the lines of it that are shown.
+# A fenced block of a language, and the output that may follow it: all, or some lines from one that begins so.
 BLOCK = re.compile(
     r"^```(?P<language>python|bash|sh)\n(?P<code>.*?)^```\n"
-    r"(?:\n(?:<!-- lines (?P<first>\d+)-(?P<last>\d+) -->\n)?```text\n(?P<output>.*?)^```\n)?",
+    r"(?:\n(?:<!-- from (?P<first>.+?), (?P<count>\d+) lines -->\n)?```text\n(?P<output>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -52,19 +52,25 @@ def refresh(page: Path, place: Path, kinds: tuple[str, ...] = ("python", "bash",
     """
 
     def with_output(block: re.Match[str]) -> str:
-        shown = block["output"] is not None or block["language"] == "python"
-        if block["language"] not in kinds or not shown:
+        wanted = block["output"] is not None or block["language"] == "python"
+        if block["language"] not in kinds or not wanted:
             return block[0]
         printed = printed_by(block["language"], block["code"], place, page.parts[-3])
         if block["output"] is None:
             return block[0]
-        lines = printed.splitlines(keepends=True)
-        if block["first"]:
-            lines = lines[int(block["first"]) - 1 : int(block["last"])]
         start = block.start("output") - block.start()
-        return block[0][:start] + "".join(lines) + "```\n"
+        return block[0][:start] + shown_of(printed, block) + "```\n"
 
     page.write_text(BLOCK.sub(with_output, page.read_text("utf-8")), encoding="utf-8")
+
+
+def shown_of(printed: str, block: re.Match[str]) -> str:
+    """What the page shows of an output: all of it, or the lines from the one on that begins as the page says."""
+    lines = re.sub(r"[ \t]+$", "", printed, flags=re.MULTILINE).strip("\n").splitlines(keepends=True)
+    if block["first"]:
+        begin = next(number for number, line in enumerate(lines) if line.startswith(block["first"]))
+        lines = lines[begin : begin + int(block["count"])]
+    return "".join(lines).rstrip("\n") + "\n"
 
 
 def printed_by(kind: str, code: str, place: Path, language: str) -> str:
@@ -92,7 +98,7 @@ def run(words: list[str], place: Path, language: str, code: int = 0) -> str:
     )  # fmt: skip
     if done.returncode != code:
         sys.exit(f"{shlex.join(words)}: exit code {done.returncode}\n{done.stdout}")
-    return re.sub(r"[ \t]+$", "", done.stdout, flags=re.MULTILINE)
+    return done.stdout
 
 
 # ----------------------------------------------------------------------------------------------------- notebooks
@@ -132,7 +138,7 @@ def notebook(page: Path) -> str:
 
 
 def markdown_cells(text: str) -> Iterator[dict[str, object]]:
-    text = re.sub(r"^<!-- lines .*? -->\n", "", text, flags=re.MULTILINE).strip("\n")
+    text = re.sub(r"^<!-- from .*? -->\n", "", text, flags=re.MULTILINE).strip("\n")
     if text:
         yield {"cell_type": "markdown", "metadata": {}, "source": text.splitlines(keepends=True)}
 

@@ -72,10 +72,7 @@ def repeats(words: list[str]) -> bool:
 def check(printed: str, block: re.Match[str]) -> None:
     """The page shows what was printed, or the lines of it that it names."""
     if block["output"] is not None:
-        lines = re.sub(r"[ \t]+$", "", printed, flags=re.MULTILINE).splitlines(keepends=True)
-        if block["first"]:
-            lines = lines[int(block["first"]) - 1 : int(block["last"])]
-        assert block["output"] == "".join(lines), "run python docs/course.py"
+        assert block["output"] == course.shown_of(printed, block), "run python docs/course.py"
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "index"], ids=name_of)
