@@ -1,0 +1,178 @@
+"""What a sweep can tell apart: equal settings (A/A), and Muon from AdamW.
+
+    python benchmarks/sweeps.py aa [PAIRS]     how often a sweep of two equal settings names a winner
+    python benchmarks/sweeps.py pruning        what --prune saves, and what it costs
+    python benchmarks/sweeps.py optimizer      the study of docs/en/experiments.md
+
+Results go to benchmarks/results/. Trials run one after another in this process, on one thread, into the folders where
+sweep.py would put them, so that a tiny trial costs seconds and not the start of a process. The time of a step is this
+thread's CPU time, which other work on the machine hardly changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_PROC_BIND": "false", "HF_HUB_OFFLINE": "1"}
+
+from hfgpt.config import Config
+from hfgpt.runs import statistics
+from hfgpt.sweep import report, training
+from hfgpt.sweep.definition import Sweep, Trial, equalised
+from hfgpt.sweep.reading import define
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks/results"
+
+TINY = {"batch_size": 8, "block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 32, "max_iters": 60, "dropout": 0.0,
+        "learning_rate": 5e-3, "eval_interval": 30, "eval_iters": 10, "sample_prompt": "", "log_interval": 20}  # fmt: skip
+
+
+def train(config: Config, log: Path) -> None:
+    """Train in this process; what it prints goes to a file."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    from hfgpt.train import loop
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        loop.train(config, overwrite=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    for folder in config.run_dir.glob("checkpoint-*"):
+        shutil.rmtree(folder)
+
+
+def seconds_per_step(sweep: Sweep, rounds: int = 3) -> dict[str, float]:
+    """CPU seconds of a step by setting: the lowest of some rounds, in turns, without start, evaluation and saving."""
+    times: dict[str, list[float]] = {}
+    for _round in range(rounds):
+        for setting, (trial, *_others) in sweep.settings().items():
+            spent = []
+            for steps in (5, 45):
+                own = {"max_iters": steps, "eval_interval": steps, "eval_iters": 1, "warmup_iters": 1,
+                       "lr_decay_iters": steps, "max_time": None, "sample_prompt": "",
+                       "out_dir": str(sweep.folder / "probes" / trial.name)}  # fmt: skip
+                began = time.process_time()
+                train(sweep.config(trial).model_copy(update=own), sweep.folder / "logs/probe.log")
+                spent.append(time.process_time() - began)
+            times.setdefault(setting, []).append((spent[1] - spent[0]) / 40)
+    return {setting: min(values) for setting, values in times.items()}
+
+
+def run(sweep: Sweep, seconds: dict[str, float]) -> dict[str, str]:
+    """Run every trial that has not ended; how each ended."""
+    outcomes = {}
+    for trial in sweep.trials:
+        config = equalised(sweep, trial, seconds.get(trial.setting))
+        log = sweep.folder / "logs" / f"{trial.name}.log"
+        if not (config.run_dir / "model.safetensors").exists():
+            train(config, log)
+        outcome, value = training.outcome(trial.label, config, 0, log)
+        outcomes[trial.name] = outcome
+        print(f"{trial.label}: {config.max_iters} steps, {outcome} {value}", flush=True)
+    return outcomes
+
+
+def losses(sweep: Sweep) -> dict[str, dict[int, float]]:
+    """Final validation losses by setting and seed."""
+    return {
+        setting: {
+            trial.seed or 0: training.records(sweep.config(trial).run_dir)[-1]["val_loss"] for trial in trials
+        }
+        for setting, trials in sweep.settings().items()
+    }
+
+
+def optimizer(folder: Path) -> None:
+    """Muon against AdamW: the rates by one other seed at half the time, then five seeds at equal time."""
+    base = define(str(ROOT / "recipes/experiments/optimizer.yaml"), [], {"out_dir": str(folder / "study")})
+    rates = [Trial(f"adamw-{rate:g}", {"optimizer": "adamw", "learning_rate": rate}) for rate in (1e-3, 3e-3, 8e-3)]
+    rates += [
+        Trial(f"muon-{rate:g}", {"optimizer": "muon", "muon_learning_rate": rate, "learning_rate": 3e-3})
+        for rate in (0.01, 0.02, 0.04)
+    ]
+    recipe = {**base.recipe, "max_time": "8s", "seed": 7}
+    tuning = dataclasses.replace(base, name="rates", recipe=recipe, trials=rates, folder=folder / "rates")
+    seconds = measured(base)
+    by_optimizer = {trial.setting: seconds["adamw" if "adamw" in trial.name else "muon"] for trial in rates}
+    run(tuning, by_optimizer)
+    tuned = {setting: min(values.values()) for setting, values in losses(tuning).items()}
+    print(json.dumps(tuned, indent=2), flush=True)
+    best = {kind: min((s for s in tuned if kind in s), key=tuned.__getitem__) for kind in ("adamw", "muon")}
+    values = {trial.setting: trial.values for trial in rates}
+    trials = [
+        Trial(f"{kind}_seed-{seed}", values[best[kind]], seed) for seed in range(1337, 1342) for kind in best
+    ]
+    study = dataclasses.replace(base, trials=trials)
+    outcomes = run(study, {trial.setting: seconds[trial.name.partition("_")[0]] for trial in trials})
+    ranking = statistics.rank(losses(study))
+    write("optimizer", {"rates": tuned, "cpu_seconds_per_step": seconds, "losses": losses(study),
+                        "answer": statistics.in_words(ranking)})  # fmt: skip
+    report.write(study, outcomes)
+
+
+def measured(sweep: Sweep) -> dict[str, float]:
+    """CPU seconds of a step of each named trial, kept in the sweep's folder."""
+    path = sweep.folder / "seconds_per_step.json"
+    if not path.exists():
+        by_setting = seconds_per_step(sweep)
+        by_name = {trial.name.partition("_")[0]: by_setting[trial.setting] for trial in sweep.trials}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(by_name))
+    known: dict[str, float] = json.loads(path.read_text())
+    print(known, flush=True)
+    return known
+
+
+def aa(folder: Path, pairs: int) -> None:
+    """Sweeps of two equal settings, five seeds each: the same recipe, other seeds; how often one is called better."""
+    rows, named = [], 0
+    for pair in range(pairs):
+        trials = [
+            Trial(f"{letter}-{pair}_seed-{seed}", {}, 10_000 * pair + 100 * number + seed)
+            for seed in range(5)
+            for number, letter in enumerate("AB")
+        ]
+        sweep = Sweep(f"aa-{pair}", TINY, trials, folder / f"{pair}")
+        by_letter: dict[str, dict[int, float]] = {"A": {}, "B": {}}
+        for trial in trials:
+            config = sweep.config(trial)
+            if not (config.run_dir / "model.safetensors").exists():
+                train(config, sweep.folder / "log")
+            seed = int(trial.name.rpartition("-")[2])  # the place of the pair: which of the two is which is chance
+            by_letter[trial.name[0]][seed] = training.records(config.run_dir)[-1]["val_loss"]
+        ranking = statistics.rank(by_letter)
+        single = min(by_letter["A"][0], by_letter["B"][0]) < 0.99 * max(by_letter["A"][0], by_letter["B"][0])
+        named += ranking.winner is not None
+        difference = next(iter(ranking.behind.values()))
+        assert difference is not None
+        rows.append({"losses": by_letter, "p": difference.p, "winner": ranking.winner, "one_seed_1_percent": single})
+        print(f"{pair + 1} pairs: {named} winners", flush=True)
+    write("aa", {"pairs": pairs, "winners": named, "share": named / pairs, "by_one_seed": sum(
+        bool(row["one_seed_1_percent"]) for row in rows), "recipe": TINY, "rows": rows})  # fmt: skip
+
+
+def write(name: str, data: dict[str, Any]) -> None:
+    """Keep a table of results."""
+    path = RESULTS / f"sweep-{name}.json"
+    path.write_text(json.dumps(data, indent=1, default=str) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    folder = Path(os.environ.get("SWEEPS_FOLDER") or tempfile.mkdtemp(prefix="hfgpt-sweeps-"))
+    what = sys.argv[1]
+    if what == "aa":
+        aa(folder / "aa", int(sys.argv[2]) if len(sys.argv) > 2 else 40)
+    else:
+        optimizer(folder / "optimizer")
