@@ -39,34 +39,46 @@ TINY = {"batch_size": 8, "block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 
 
 def train(config: Config, log: Path) -> None:
     """Train in this process; what it prints goes to a file."""
-    from accelerate.state import AcceleratorState, GradientState
-
     from hfgpt.train import loop
 
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         loop.train(config, overwrite=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    _forget()
     for folder in config.run_dir.glob("checkpoint-*"):
         shutil.rmtree(folder)
 
 
-def seconds_per_step(sweep: Sweep, rounds: int = 3) -> dict[str, float]:
-    """CPU seconds of a step by setting: the lowest of some rounds, in turns, without start, evaluation and saving."""
-    times: dict[str, list[float]] = {}
-    for _round in range(rounds):
-        for setting, (trial, *_others) in sweep.settings().items():
-            spent = []
-            for steps in (5, 45):
-                own = {"max_iters": steps, "eval_interval": steps, "eval_iters": 1, "warmup_iters": 1,
-                       "lr_decay_iters": steps, "max_time": None, "sample_prompt": "",
-                       "out_dir": str(sweep.folder / "probes" / trial.name)}  # fmt: skip
-                began = time.process_time()
-                train(sweep.config(trial).model_copy(update=own), sweep.folder / "logs/probe.log")
-                spent.append(time.process_time() - began)
-            times.setdefault(setting, []).append((spent[1] - spent[0]) / 40)
-    return {setting: min(values) for setting, values in times.items()}
+def seconds_per_step(sweep: Sweep, steps: int = 40) -> dict[str, float]:
+    """CPU seconds of a step by setting: the median of some, after as many to warm up."""
+    from hfgpt.train.start import start
+    from hfgpt.train.step import to_device, train_step
+
+    seconds = {}
+    for setting, (trial, *_others) in sweep.settings().items():
+        own = {"eval_only": True, "max_time": None, "out_dir": str(sweep.folder / "probes" / trial.name)}
+        config = sweep.config(trial).model_copy(update=own)
+        run = start(config, overwrite=True)
+        run.model.train()
+        spent = []
+        for step in range(2 * steps):
+            began = time.process_time()
+            batches = to_device(run.corpus.batches.micro_batches(step, *run.share), run.device)
+            train_step(run, batches, config.tokens_per_iter, 1e-4)
+            spent.append(time.process_time() - began)
+        run.display.close()
+        run.accelerator.end_training()
+        _forget()
+        seconds[setting] = sorted(spent[steps:])[steps // 2]
+    return seconds
+
+
+def _forget() -> None:
+    """Let Accelerate begin anew: its state is the whole process's."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def run(sweep: Sweep, seconds: dict[str, float]) -> dict[str, str]:

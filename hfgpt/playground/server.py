@@ -17,17 +17,17 @@ import uvicorn
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
-from hfgpt.playground import view
+from hfgpt.playground import style
 from hfgpt.playground.guard import LOOPBACK, Guard
 from hfgpt.playground.page import Page
 
 
 def application(page: Page, hosts: Sequence[str] = (), addresses: bool = False) -> Guard:
     """The page as an ASGI application behind its guard."""
-    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=view.FONTS, font_mono=view.MONOSPACE)
+    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=style.FONTS, font_mono=style.MONOSPACE)
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     app = gr.mount_gradio_app(
-        fastapi.FastAPI(openapi_url=None), page.blocks, "/", theme=theme, css=view.CSS, footer_links=["settings"],
+        fastapi.FastAPI(openapi_url=None), page.blocks, "/", theme=theme, css=style.css(), footer_links=["settings"],
         run_history=False, ssr_mode=False, max_file_size=1, enable_monitoring=False, mcp_server=False, pwa=False,
     )  # fmt: skip
     return Guard(app, hosts, addresses)
@@ -63,6 +63,7 @@ def serve(
     port: int,
     language: str,
     allow: Sequence[str] = (),
+    train: Sequence[str] = (),
 ) -> None:
     """Serve the page until Ctrl-C.
 
@@ -72,18 +73,19 @@ def serve(
         host, port: where to listen.
         language: 'en' or 'zh', until the reader chooses.
         allow: host names besides the loopback's by which the page may be called.
+        train: what stands behind `python` to train a recipe; empty: the page starts no runs.
 
     Raises:
         InputError: the recipe, the port or the address cannot be used.
     """
     with listen(host, port) as listening:
-        page = Page(folder, recipe, language)
+        page = Page(folder, recipe, language, train)
         local = host in LOOPBACK
         app = application(page, (*allow, host), addresses=not local)
         shown = f"[{host}]" if ":" in host else host
         print(_("The playground is at {address}  (Ctrl-C ends it)", address=f"http://{shown}:{port}/"), flush=True)
         if not local:
-            print(_("Whoever reaches this machine can use it: it reads the runs, and writes texts."), flush=True)
+            print(_("Whoever reaches this machine can use it: it reads the runs, starts and pauses them, and writes texts."), flush=True)
         config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, ws="none")
         try:
             uvicorn.Server(config).run(sockets=[listening])

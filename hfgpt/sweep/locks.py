@@ -36,12 +36,12 @@ def note_training(path: Path, pid: int) -> None:
     replace_file(path, json.dumps({"host": socket.gethostname(), "pid": pid, "started": started}))
 
 
-def is_training(path: Path) -> bool:
-    """Whether the process written down still trains. One of another machine is taken to have ended with its sweep."""
+def training(path: Path) -> psutil.Process | None:
+    """The process written down, while it trains. One of another machine is taken to have ended with its sweep."""
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
         process = psutil.Process(noted["pid"])
         same = noted["host"] == socket.gethostname() and abs(process.create_time() - noted["started"]) < 1
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, ValueError, KeyError, psutil.Error):
-        return False
+        return None

@@ -72,7 +72,7 @@ class Storage:
     def _lock_of(self, trial: Trial) -> FileLock | None:
         """A trial's lock, unless another process holds it or its training, left by a dead sweep, still runs."""
         lock = locks.take(self._sweep.folder / "locks" / trial.name)
-        if lock is not None and locks.is_training(self.process_file(trial)):
+        if lock is not None and locks.training(self.process_file(trial)) is not None:
             lock.release()
             return None
         return lock

@@ -1,0 +1,58 @@
+"""The runs in the page's folder, by name: what they recorded, how they compare, how their text begins.
+
+In:  a folder of runs.
+Out: paths by name, a comparison, a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from hfgpt import config as configs
+from hfgpt.base.errors import InputError
+from hfgpt.config import EMBEDDED_DATASET
+from hfgpt.runs import compare
+
+WEIGHTS = "model.safetensors"
+
+OPENING = 24  # characters of a text that make a prompt
+
+
+def find(folder: Path, file: str) -> dict[str, Path]:
+    """The folders up to three deep that hold a file, by their name inside `folder`; the newest first."""
+    paths = [path for depth in ("", "*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{file}")]
+    dated = sorted(((path.stat().st_mtime, path.parent) for path in paths if path.is_file()), reverse=True)
+    inside = [path for _time, path in dated if not any(part.startswith("checkpoint-") for part in path.parts)]
+    return {str(path.relative_to(folder)) if path != folder else path.resolve().name: path for path in inside}
+
+
+def compared(chosen: Mapping[str, Path]) -> compare.Comparison:
+    """A comparison of runs under their names in the folder; of a single one too.
+
+    Raises:
+        InputError: one of them cannot be read, such as one that has recorded nothing yet.
+    """
+    folders = list(chosen.values())
+    if len(folders) > 1:
+        comparison = compare.of_folders(folders)
+    else:  # alone, it has nothing to be compared with, but an outcome all the same
+        comparison = compare.of_folders(folders * 2)
+        comparison = compare.Comparison(comparison.title, comparison.entries[:1])
+    for entry, name in zip(comparison.entries, chosen, strict=True):
+        entry.label = name
+    return comparison
+
+
+def opening(folder: Path) -> str:
+    """How the text that a run was trained on begins: a prompt that its model knows; "" if the text is not at hand."""
+    try:
+        dataset = configs.load(str(folder / "recipe.yaml")).dataset
+        if dataset == EMBEDDED_DATASET:
+            return "ROMEO:"
+        with Path(dataset).open(encoding="utf-8") as file:
+            first = file.read(1000).strip()
+    except (InputError, OSError, UnicodeError, ValueError):
+        return ""
+    line = first.partition("\n")[0]
+    return line if len(line) <= OPENING else line[:OPENING].rpartition(" ")[0] or line[:OPENING]

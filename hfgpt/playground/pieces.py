@@ -1,0 +1,67 @@
+"""Small pieces of HTML: sentences, tables, tiles, dots of colour.
+
+In:  texts and figures. Every text from outside is escaped.
+Out: HTML in the page's own colours, light and dark (style.css).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+from hfgpt import config as configs
+
+
+def message(text: str, kind: str = "note") -> str:
+    """One sentence in a frame; kind: 'note', 'good', 'warn' or 'bad'."""
+    return f'<p class="said {kind}">{escape(text)}</p>'
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", words: bool = True) -> str:
+    """A table that scrolls inside itself. A row whose first cell begins with '=' is a result and stands out.
+
+    `words`: whether the last column holds words, which wrap.
+    """
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = []
+    for row in rows:
+        strong = ' class="result"' if str(row[0]).startswith("=") else ""
+        cells = [escape(str(cell).removeprefix("=")) for cell in row]
+        if words:
+            cells[-1] = f"<span>{cells[-1]}</span>"
+        body.append(f"<tr{strong}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    return (
+        f'<section class="figures">{f"<h3>{escape(title)}</h3>" if title else ""}<div class="scrolls"><table>'
+        f"{f'<thead><tr>{head}</tr></thead>' if any(columns) else ''}<tbody>{''.join(body)}</tbody></table></div>"
+        f"{f'<p>{escape(note)}</p>' if note else ''}</section>"
+    )
+
+
+def tile(name: str, label: str, figure: str, below: str, share: int | None = None, bad: bool = False) -> str:
+    """A figure with its label above and what it is of below; `share`: percent of a bar."""
+    bar = "" if share is None else f'<i class="bar"><i style="width:{min(100, share)}%"></i></i>'
+    return (
+        f'<div class="tile {"bad" if bad else ""}" id="figure-{name}"><span>{escape(label)}</span>'
+        f"<b>{escape(figure)}</b><small>{escape(below)}</small>{bar}</div>"
+    )
+
+
+def tiles(parts: Iterable[str]) -> str:
+    """Tiles side by side."""
+    return f'<div class="tiles">{"".join(parts)}</div>'
+
+
+def dot(colour: str) -> str:
+    """A run's colour."""
+    return f'<i class="dot" style="background:{colour}"></i>'
+
+
+def value(given: Any) -> str:
+    """A parameter's value as a recipe has it."""
+    return f"{given:g}" if isinstance(given, float) else configs.yaml_scalar(given)
+
+
+def changes(change: dict[str, Any], between: str = ", ") -> str:
+    """Parameters and their new values."""
+    return between.join(f"{key} {value(new)}" for key, new in change.items())

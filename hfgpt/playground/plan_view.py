@@ -1,0 +1,213 @@
+"""What the page shows of a plan: four figures, a verdict, the schedule, tables; and of values that break a rule.
+
+In:  a Plan (hfgpt/plan/command.py), or faults.
+Out: HTML. The figures are those of hfgpt/plan, as plan.py prints them; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from hfgpt.base.errors import Fault
+from hfgpt.base.language import N_, _
+from hfgpt.base.units import duration, size
+from hfgpt.config import Config
+from hfgpt.model import sizes
+from hfgpt.plan import batches, chapter, chart, guide, timing
+from hfgpt.plan.command import Plan
+from hfgpt.plan.layout import number
+from hfgpt.plan.memory import BINDS
+from hfgpt.playground.knobs import suited_recipe
+from hfgpt.playground.pieces import changes, table, tile, tiles, value
+from hfgpt.runs.plots import quantity
+
+LONG = {"cpu": 3600, "accelerator": 24 * 3600}  # seconds: a longer run needs a word, not a green light
+
+
+def fault(fault: Fault) -> str:
+    """A broken rule beside its value, with the fix below it."""
+    fix = f'<span class="fix">→ {escape(fault.fix)}</span>' if fault.fix else ""
+    return f'<p class="said bad">{escape(fault.rule)}{fix}</p>'
+
+
+def explained(key: str) -> str:
+    """The guide's page of a parameter, folded."""
+    text = guide.entry(key)
+    parts = [
+        f"<dt>{escape(_(heading))}</dt><dd>{escape(getattr(text, part))}</dd>"
+        for part, heading in guide.HEADINGS.items()
+        if getattr(text, part)
+    ]
+    label = _("What it does (chapter {section})", section=text.section) if text.section else _("What it does")
+    return f"<details><summary>{escape(label)}</summary><dl>{''.join(parts)}</dl></details>"
+
+
+def verdict(plan: Plan) -> tuple[str, str]:
+    """'good', 'warn' or 'bad', and in a sentence whether a plan fits its device and a person's time."""
+    memory, on, advice = plan.memory, plan.target, plan.recommendation
+    if memory.needed <= on.memory_bytes:
+        if plan.time.total_seconds <= LONG[on.kind]:
+            return "good", _("It fits: {memory} of {all}, about {time}.", memory=size(memory.needed),
+                             all=size(on.memory_bytes), time=duration(plan.time.total_seconds))  # fmt: skip
+        return "warn", _(
+            "It fits the memory, but takes about {time} → lower max_iters, n_layer or n_embd, choose a faster device, "
+            "or start from {recipe}",
+            time=duration(plan.time.total_seconds), recipe=suited_recipe(),
+        )  # fmt: skip
+    needs = {"needed": size(memory.needed), "memory": size(on.memory_bytes), "then": size(advice.fit.memory.needed)}
+    before, after = plan.survey.config, advice.survey.config.model_dump()
+    change = changes({key: new for key, new in after.items() if new != getattr(before, key)})
+    if not advice.fit.fits:
+        return "bad", _(
+            "It does not fit: it needs {needed}, the device has {memory}. Even one sequence takes {then}: choose a "
+            "larger card or a smaller model.", **needs,
+        )  # fmt: skip
+    if advice.needs:
+        return "bad", _(
+            "It does not fit: it needs {needed}, the device has {memory} → set {change}: then it takes {then}",
+            change=change, **needs,
+        )  # fmt: skip
+    return "bad", _(
+        "It does not fit: it needs {needed}, the device has {memory} → set {change}: the same {sequences} sequences "
+        "a step in {then}", change=change, sequences=before.global_batch, **needs,
+    )  # fmt: skip
+
+
+def summary(plan: Plan) -> str:
+    """The four figures that one looks at while a slider moves, and whether it fits."""
+    survey, memory, on, time = plan.survey, plan.memory, plan.target, plan.time
+    parts, tokens = sizes.parameters(survey.config, survey.vocab_size), chapter.tokens(survey)
+    kind, sentence = verdict(plan)
+    ratio = number(tokens.per_parameter)
+    if tokens.epochs is None:
+        seen = _("{ratio} a parameter", ratio=ratio)
+    else:
+        seen = _("{epochs} epochs, {ratio} a parameter", epochs=number(tokens.epochs), ratio=ratio)
+    share = round(100 * memory.needed / on.memory_bytes)
+    of = _("of {memory} on {device}", memory=size(on.memory_bytes), device=on.name)
+    vocabulary = _("vocabulary {count:,}", count=survey.vocab_size)
+    step = _("{time} a step", time=duration(time.seconds_per_step))
+    return (
+        tiles(
+            [
+                tile("parameters", _("parameters"), quantity(parts.total), vocabulary),
+                tile("memory", _("memory"), size(memory.needed), of, share, kind == "bad"),
+                tile("time", _("time"), duration(time.total_seconds), step),
+                tile("tokens", _("tokens trained on"), quantity(tokens.total), seen),
+            ]
+        )
+        + f'<p class="said {kind}">{escape(sentence)}</p>'
+    )
+
+
+def refused(faults: Sequence[Fault], text: str) -> str:
+    """Why a recipe cannot be planned: broken rules, or a message."""
+    items = [
+        f"<li><code>{escape(f'{item.key} = {value(item.value)}' if item.value is not None else item.key)}</code> "
+        f"{escape(item.rule)}" + (f'<span class="fix">→ {escape(item.fix)}</span>' if item.fix else "") + "</li>"
+        for item in faults
+    ]
+    items += [f"<li>{escape(text)}</li>"] if text else []
+    head = escape(_("This recipe cannot run as it stands."))
+    return f'<div class="said bad"><b>{head}</b><ul>{"".join(items)}</ul></div>'
+
+
+def schedule(config: Config) -> str:
+    """The learning rate over the run, drawn, with what it does in a sentence."""
+    points = chart.points(config, 120)
+    top = max(point["learning_rate"] for point in points) or 1.0
+    last = max(2, config.max_iters)
+    line = " ".join(
+        f"{40 + 350 * (point['step'] - 1) / (last - 1):.1f},{10 + 90 * (1 - point['learning_rate'] / top):.1f}"
+        for point in points
+    )
+    text = escape(chart.explained(config))
+    return (
+        f'<figure id="schedule"><h3>{escape(_("learning rate over the run"))}</h3>'
+        f'<svg viewBox="0 0 400 120" role="img" aria-label="{text}">'
+        '<path class="axes" d="M40 10V100H390"/>'
+        f'<polyline points="{line}"/><text x="36" y="14" text-anchor="end">{top:.2g}</text>'
+        f'<text x="36" y="103" text-anchor="end">0</text><text x="40" y="115">1</text>'
+        f'<text x="390" y="115" text-anchor="end">{config.max_iters:,}</text></svg><p>{text}</p></figure>'
+    )
+
+
+def tables(plan: Plan) -> str:
+    """Where the parameters, the memory and the time go, and what would fit."""
+    parts = [schedule(plan.survey.config), _time(plan), _memory(plan), _parameters(plan), _recommended(plan)]
+    if plan.memory.needed > plan.target.memory_bytes:
+        parts.insert(0, _remedies(plan))
+    return "".join(parts)
+
+
+PARTS = {"token_embedding": N_("token embedding"), "position_embedding": N_("position embedding"),
+         "attention": N_("attention"), "mlp": "MLP", "norms": N_("layer norms")}  # fmt: skip
+
+
+def _parameters(plan: Plan) -> str:
+    survey = plan.survey
+    parts = sizes.parameters(survey.config, survey.vocab_size)
+    rule = chapter.rules_of_thumb(survey.config).parameters
+    rows = [
+        (_(PARTS.get(name, name)), f"{count:,}", f"{count / parts.total:.1%}") for name, count in vars(parts).items()
+    ]
+    rows.append((f"={_('total')}", f"{parts.total:,}", "100%"))
+    rows.append((_("chapter's rule of thumb"), f"{rule:,}", "12 n_layer n_embd² (5.2)"))
+    note = _("vocabulary {count:,}: {source}", count=survey.vocab_size, source=survey.vocabulary)
+    return table(_("Where the parameters are"), ("", "", ""), rows, note)
+
+
+MEMORY = {"weights": N_("weights"), "gradients": N_("gradients"), "optimizer": N_("the optimizer's averages"),
+          "activations": N_("activations"), "logits": "logits"}  # fmt: skip
+
+
+def _memory(plan: Plan) -> str:
+    memory, on = plan.memory, plan.target
+    rows = [(_(name), size(getattr(memory, part)), "") for part, name in MEMORY.items()]
+    why = _("not all at once; set by {what}", what=_(BINDS[memory.binding]))
+    rows.append((_("peak"), size(memory.peak), why))
+    rows.append((_("allowance"), size(memory.allowance), _("libraries and fragmentation")))
+    of = _("of {memory} on {device}", memory=size(on.memory_bytes), device=on.name)
+    rows.append((f"={_('needed')}", size(memory.needed), of))
+    return table(_("Memory of a step, {dtype}", dtype=on.dtype), ("", "", ""), rows)
+
+
+def _time(plan: Plan) -> str:
+    time, on, config = plan.time, plan.target, plan.survey.config
+    count = timing.evaluations(config)
+    rows = [
+        (_("a step"), duration(time.seconds_per_step), f"{on.peak / 1e12:,.4g} TFLOP/s × {time.mfu:.0%}"),
+        (_("tokens a second"), f"{time.tokens_per_second:,.0f}", ""),
+        (_("all steps"), duration(time.training_seconds), f"max_iters {config.max_iters:,}"),
+        (_("evaluation"), duration(time.evaluation_seconds), _("{count:,} times", count=count)),
+        (f"={_('total')}", duration(time.total_seconds),
+         _("from {low} to {high}", low=duration(time.low_seconds), high=duration(time.high_seconds))),
+    ]  # fmt: skip
+    if (energy := timing.cost(time, on, None).energy_kwh) is not None:
+        rows.append((_("energy"), f"{number(energy)} kWh", _("at most")))
+    forecast = "" if plan.forecast is None else plan.forecast.sentence()
+    return table(_("Time on {device}", device=on.name), ("", "", ""), rows, " ".join(filter(None, (on.note, forecast))))
+
+
+def _recommended(plan: Plan) -> str:
+    before, advice = plan.survey.config, plan.recommendation
+    rows = [
+        (key, value(getattr(before, key)), value(new), advice.reasons.get(key, ""))
+        for key, new in advice.survey.config.model_dump().items()
+        if new != getattr(before, key)
+    ]
+    title = _("What would fit best")
+    if not rows:
+        return table(title, ("",), [(_("The batch is right as it is."),)])
+    return table(title, ["", _("now"), _("recommended"), _("why")], rows)
+
+
+def _remedies(plan: Plan) -> str:
+    rows = [
+        (_(remedy.name), changes(remedy.change, "\n"), size(remedy.memory.needed), _(remedy.price))
+        for remedy in batches.remedies(plan.survey, plan.target)
+        if remedy.memory is not None
+    ]
+    heads = ["", _("change"), _("needed"), _("what it costs")]
+    return table(_("If memory does not suffice (chapter 6.1)"), heads, rows)

@@ -1,0 +1,82 @@
+"""The page in the reader's language: each request is answered in the language that it names.
+
+In:  a handler whose first argument is the language, or a component with texts.
+Out: the handler's answer, and the components' texts, in that language.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import gradio as gr
+
+from hfgpt.base.language import LANGUAGES, using
+
+Texts = Callable[[], dict[str, Any]]
+
+
+def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """A handler of a page's event that takes the language first: its body speaks it.
+
+    Gradio runs each step of a generator in a context of its own, so each step chooses the language anew.
+    """
+
+    @wraps(handler)
+    def steps(self: Any, language: str, *values: Any) -> Iterator[Any]:
+        generator = handler(self, *values)
+        while True:
+            with using(_known(language)):
+                try:
+                    answer = next(generator)
+                except StopIteration:
+                    return
+            yield answer
+
+    @wraps(handler)
+    def once(self: Any, language: str, *values: Any) -> Any:
+        with using(_known(language)):
+            return handler(self, *values)
+
+    return steps if inspect.isgeneratorfunction(handler) else once
+
+
+def _known(language: str) -> str:
+    return language if language in LANGUAGES else "en"
+
+
+class Labels:
+    """The components whose texts follow the language."""
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+        self._texts: list[tuple[Any, Texts]] = []
+
+    def add(self, kind: Callable[..., Any], texts: Texts, *given: Any, **more: Any) -> Any:
+        """Make a component with its texts in the first language."""
+        with using(self.language):
+            component = kind(*given, **more, **texts())
+        self._texts.append((component, texts))
+        return component
+
+    @property
+    def components(self) -> list[Any]:
+        """All of them."""
+        return [component for component, _texts in self._texts]
+
+    def updates(self, language: str) -> list[Any]:
+        """Their texts in another language."""
+        with using(_known(language)):
+            return [gr.update(**texts()) for _component, texts in self._texts]
+
+
+def slider(*given: Any, **more: Any) -> Any:
+    """A slider whose typed values come as they are: what is wrong with one is said beside it, not in a passing note.
+
+    (A subclass would be plainer, but Gradio writes a .pyi file beside the module of any subclass.)
+    """
+    component: Any = gr.Slider(*given, **more)
+    component.preprocess = lambda value: value
+    return component

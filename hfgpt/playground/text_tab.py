@@ -1,0 +1,187 @@
+"""The tab on which a model writes, and judges a text of one's own.
+
+In:  a model of the folder, a prompt, how to sample; or a text.
+Out: the text as it grows; or the text in the colours of its losses.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _, plural
+from hfgpt.base.units import duration
+from hfgpt.inference import sampling as sample
+from hfgpt.playground import text_view
+from hfgpt.playground.folders import WEIGHTS, find, opening
+from hfgpt.playground.pieces import message
+from hfgpt.playground.speech import Labels, slider, spoken
+from hfgpt.playground.writer import Writer
+
+
+class TextTab:
+    """The tab's components and what they answer."""
+
+    def __init__(self, labels: Labels, folder: Path) -> None:
+        self._folder, self._writer = folder, Writer()
+        models = find(folder, WEIGHTS)
+        first = next(iter(models), None)
+        prompt = opening(models[first]) if first else ""
+        with gr.Row(elem_classes="halves"):
+            with gr.Column(scale=4, min_width=300):
+                self.model = labels.add(
+                    gr.Dropdown,
+                    lambda: {"label": _("Run")},
+                    choices=list(models),
+                    value=first,
+                    interactive=True,
+                    elem_id="model",
+                )
+                self.prompt = labels.add(
+                    gr.Textbox,
+                    lambda: {"label": _("Prompt"), "info": _("The text to continue.")},
+                    prompt,
+                    lines=3,
+                    elem_id="prompt",
+                )
+                self.how = self._add_sampling(labels)
+            with gr.Column(scale=6, min_width=300):
+                self._add_text(labels)
+        labels.add(
+            gr.HTML,
+            lambda: {"value": f"<h3>{_('What the model expects: the loss of each next token')}</h3>"},
+            padding=False,
+        )
+        with gr.Row(elem_classes="halves"):
+            with gr.Column(scale=4, min_width=300):
+                self.own = labels.add(
+                    gr.Textbox,
+                    lambda: {"label": _("A text of your own"), "info": _("At most 2,000 tokens.")},
+                    prompt,
+                    lines=6,
+                    max_lines=12,
+                    elem_id="own",
+                )
+                self.judge = labels.add(gr.Button, lambda: {"value": _("Show the losses")}, elem_id="judge")
+            with gr.Column(scale=6, min_width=300):
+                self.losses = gr.HTML(elem_id="losses", padding=False)
+
+    def _add_sampling(self, labels: Labels) -> list[Any]:
+        how, plain = sample.Sampling(), {"buttons": [], "interactive": True}
+        return [
+            labels.add(
+                slider,
+                lambda: {"label": _("temperature"), "info": _("0: always the most likely token; higher: freer.")},
+                0, 2, how.temperature, step=0.05, elem_id="temperature", **plain,
+            ),
+            labels.add(
+                gr.Number,
+                lambda: {"label": "top_k", "info": _("Choose among the k most likely tokens; empty: all.")},
+                how.top_k, elem_id="top_k",
+            ),
+            labels.add(
+                slider,
+                lambda: {"label": "max_new_tokens", "info": _("Tokens to write.")},
+                1, 2000, how.max_new_tokens, step=1, elem_id="max_new_tokens", **plain,
+            ),
+            labels.add(
+                gr.Number,
+                lambda: {"label": _("seed"), "info": _("The same seed writes the same text.")},
+                how.seed, elem_id="seed",
+            ),
+        ]  # fmt: skip
+
+    def _add_text(self, labels: Labels) -> None:
+        with gr.Row():
+            self.write = labels.add(
+                gr.Button, lambda: {"value": _("Write")}, variant="primary", min_width=100, elem_id="write"
+            )
+            self.stop = labels.add(gr.Button, lambda: {"value": _("Stop")}, min_width=100, elem_id="stop")
+        self.status = gr.HTML(elem_id="status", padding=False)
+        self.written = labels.add(
+            gr.Textbox,
+            lambda: {"label": _("Text")},
+            lines=18,
+            max_lines=18,
+            interactive=False,
+            buttons=["copy"],
+            elem_id="written",
+        )
+
+    def _chosen(self, name: str | None) -> Path:
+        folders = find(self._folder, WEIGHTS)
+        if name not in folders:
+            raise InputError(
+                _("run: choose one in {folder}; the list holds those that have exported a model",
+                  folder=f"{self._folder}/")
+            )  # fmt: skip
+        return folders[name]
+
+    @spoken
+    def continue_text(
+        self, name: str | None, prompt: str, temperature: Any, top_k: Any, tokens: Any, seed: Any
+    ) -> Iterator[tuple[Any, str]]:
+        """The text and a line about it, as it grows."""
+        try:
+            folder = self._chosen(name)
+            how = sample.Sampling(
+                max_new_tokens=_whole("max_new_tokens", tokens),
+                temperature=math.nan if temperature is None else float(temperature),
+                top_k=None if top_k in (None, "") else _whole("top_k", top_k),
+                seed=_whole("seed", seed),
+            )
+            yield gr.skip(), message(_("Loading {run} …", run=name))
+            began = time.monotonic()
+            for text, unknown, count in self._writer.write(folder, prompt or "", how):
+                took = duration(time.monotonic() - began)
+                yield text, message(plural("{n} token in {time}.", "{n} tokens in {time}.", count, time=took)) + _left(
+                    unknown
+                )
+        except InputError as error:
+            yield gr.skip(), message(str(error), "bad")
+        except RuntimeError as error:  # torch's: memory, mostly
+            yield gr.skip(), message(str(error).partition("\n")[0], "bad")
+
+    @spoken
+    def show_losses(self, name: str | None, text: str) -> str:
+        """A text in the colours of its losses."""
+        try:
+            pieces, unknown = self._writer.losses(self._chosen(name), text or "")
+        except InputError as error:
+            return message(str(error), "bad")
+        except RuntimeError as error:
+            return message(str(error).partition("\n")[0], "bad")
+        return text_view.coloured(pieces) + _left(unknown)
+
+    def prompts(self, name: str | None) -> list[Any]:
+        """A prompt and a text that the chosen model knows."""
+        folders = find(self._folder, WEIGHTS)
+        start = opening(folders[name]) if name in folders else ""
+        return [start, start] if start else [gr.skip(), gr.skip()]
+
+
+def _left(unknown: str) -> str:
+    if not unknown:
+        return ""
+    text = _("The model has no tokens for {characters}; these characters are left out.", characters=repr(unknown))
+    return message(text, "bad")
+
+
+def _whole(key: str, value: Any) -> int:
+    """A whole number from the browser.
+
+    Raises:
+        InputError: it is not one.
+    """
+    try:
+        if (number := int(value)) == float(value):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InputError(_("{key} = {value!r}: must be a whole number", key=key, value=value))

@@ -1,0 +1,210 @@
+"""Runs that the page starts, pauses and resumes: each a process of its own, which outlives the page.
+
+In:  a folder of runs, a config, and what stands behind `python` to train.
+Out: run folders; beside them ``.playground/`` with the recipe, the log and the process of each run that began here.
+
+All that is known about a run is in files, so that a reload of the page, or its restart, loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from hfgpt import config as configs
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import VARIABLE, _, current
+from hfgpt.base.lock import holder_of
+from hfgpt.base.terminal import visible
+from hfgpt.config import Config
+from hfgpt.runs import metrics
+from hfgpt.sweep import locks
+
+FOLDER = ".playground"
+
+LOG_BYTES = 4000  # of a log, from its end
+
+RECENT = 20  # records by which the time left is counted
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is.
+
+    Attributes:
+        name: of the run.
+        running: whether a process trains it.
+        step, steps: done, and all.
+        seconds_left: None if it is not known yet, or the run does not go on.
+        train_loss, val_loss: the last ones.
+        log: the end of what it printed; "" if it was not started here.
+    """
+
+    name: str
+    running: bool
+    step: int
+    steps: int
+    seconds_left: float | None
+    train_loss: float | None
+    val_loss: float | None
+    log: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.step >= self.steps > 0
+
+
+class Trainer:
+    """Starts, pauses and resumes the runs of a folder.
+
+    Args:
+        folder: of the runs.
+        train: what stands behind `python` to train a recipe; empty: the page starts nothing.
+    """
+
+    def __init__(self, folder: Path, train: Sequence[str]) -> None:
+        self._folder, self._train = folder, list(train)
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._lock = threading.Lock()
+
+    @property
+    def can_train(self) -> bool:
+        """Whether the page may start runs."""
+        return bool(self._train)
+
+    def start(self, name: str, config: Config) -> None:
+        """Start a new run in the folder `name`.
+
+        Raises:
+            InputError: the name cannot be used, or another run is in progress.
+        """
+        name = name.strip()
+        if not re.fullmatch(r"\w[\w.+-]{0,59}", name):
+            raise InputError(
+                _("name = {name!r}: must be of letters, digits and . + - _, at most 60 of them", name=name)
+            )
+        with self._lock:
+            if (self._folder / name).exists():
+                raise InputError(_("name = {name!r}: is a run already → choose another name, or resume it", name=name))
+            recipe = self._file(name, "yaml")
+            recipe.parent.mkdir(parents=True, exist_ok=True)
+            own = config.model_copy(update={"out_dir": str(self._folder / name)})
+            recipe.write_text(configs.to_yaml(own), encoding="utf-8")
+            self._begin(name, recipe)
+
+    def resume(self, name: str) -> None:
+        """Go on with a run from its newest checkpoint.
+
+        Raises:
+            InputError: it is not a run here, or a run is in progress.
+        """
+        with self._lock:
+            recipe = self._folder / name / "recipe.yaml"
+            began_here = self._file(name, "yaml")
+            self._file(name, "log").parent.mkdir(parents=True, exist_ok=True)
+            self._begin(name, recipe if recipe.exists() or not began_here.exists() else began_here)
+
+    def pause(self, name: str) -> None:
+        """Ask a run to stop politely: it finishes its step and writes a checkpoint.
+
+        Raises:
+            InputError: nothing trains it on this machine.
+        """
+        process = self._process(name)
+        if process is None:
+            raise InputError(_("{name}: is not in progress on this machine", name=name))
+        process.send_signal(signal.SIGTERM)
+
+    def names(self) -> list[str]:
+        """The runs that began here or have recorded something, the newest first."""
+        began = {path.stem: path.stat().st_mtime for path in (self._folder / FOLDER).glob("*.log")}
+        recorded = {path.parent.name: path.stat().st_mtime for path in self._folder.glob(f"*/{metrics.FILE_NAME}")}
+        newest = began | {name: max(time, began.get(name, 0)) for name, time in recorded.items()}
+        return sorted(newest, key=lambda name: newest[name], reverse=True)
+
+    def state(self, name: str) -> State:
+        """Where a run is.
+
+        Raises:
+            InputError: its record cannot be read.
+        """
+        folder = self._folder / name
+        records = metrics.read(folder / metrics.FILE_NAME) if (folder / metrics.FILE_NAME).exists() else []
+        running = self._process(name) is not None or holder_of(folder) is not None
+        step = int(records[-1]["step"]) if records else 0
+        steps = self._steps(name)
+        timed = [record for record in records if "seconds" in record][-RECENT:]
+        left = None
+        if running and len(timed) > 1 and (gained := timed[-1]["step"] - timed[0]["step"]) > 0:
+            left = (timed[-1]["seconds"] - timed[0]["seconds"]) / gained * max(0, steps - step)
+        return State(name, running, step, steps, left, _last(records, "train_loss"), _last(records, "val_loss"),
+                     self._log(name))  # fmt: skip
+
+    def _begin(self, name: str, recipe: Path) -> None:
+        if not self._train:
+            raise InputError(_("this page starts no runs"))
+        if not recipe.exists():
+            raise InputError(_("{name}: is not a run of this folder", name=name))
+        busy = next((other for other in self.names() if self._process(other) is not None), None)
+        if busy is not None:
+            raise InputError(_("{name}: is in progress → pause it first; two would slow each other down", name=busy))
+        command = [sys.executable, *self._train, str(recipe), f"--out_dir={self._folder / name}", "--resume"]
+        with self._file(name, "log").open("ab") as log:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, VARIABLE: current(), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+            )  # fmt: skip
+        self._children.append(child)
+        locks.note_training(self._file(name, "json"), child.pid)
+
+    def _process(self, name: str) -> psutil.Process | None:
+        """The process on this machine that trains a run: one that was started here, or that holds the folder."""
+        self._children = [child for child in self._children if child.poll() is None]  # the ended ones are let go
+        noted = locks.training(self._file(name, "json"))
+        if noted is not None:
+            return noted
+        holder = holder_of(self._folder / name)
+        if holder is None or holder.machine.partition(" ")[0] != socket.gethostname():
+            return None
+        try:
+            return psutil.Process(holder.process)
+        except psutil.Error:
+            return None
+
+    def _steps(self, name: str) -> int:
+        for recipe in (self._folder / name / "recipe.yaml", self._file(name, "yaml")):
+            if recipe.exists():
+                try:
+                    return configs.load(str(recipe)).max_iters
+                except InputError:
+                    continue
+        return 0
+
+    def _file(self, name: str, kind: str) -> Path:
+        return self._folder / FOLDER / f"{name}.{kind}"
+
+    def _log(self, name: str) -> str:
+        """The last lines of a log, without what a progress line overwrote."""
+        path = self._file(name, "log")
+        if not path.exists():
+            return ""
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+        lines = [visible(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
+        return "\n".join(lines[-30:]).strip("\n")
+
+
+def _last(records: Sequence[metrics.Record], key: str) -> float | None:
+    return next((record[key] for record in reversed(records) if key in record), None)
