@@ -1,4 +1,4 @@
-"""Open a page to play with: plan a run with sliders, watch runs, let a model write."""
+"""Open a page to play with: plan a run with sliders, train it, watch runs, let a model write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def reader() -> Reader:
     """What the command takes."""
     made = Reader(
         "playground",
-        _("Open a page to play with: plan a run with sliders, watch runs, let a model write."),
+        _("Open a page to play with: plan a run with sliders, train it, watch runs, let a model write."),
         [
             ("", _("then open http://127.0.0.1:7860")),
             ("out --recipe recipes/learning.yaml", _("start from this recipe")),
@@ -19,15 +19,16 @@ def reader() -> Reader:
         ],
         _(
             "Plan: parameters, memory, time and what fits follow each slider; a value that breaks a rule is marked, "
-            "with the fix. Runs: the loss curves of the runs in the folder, live and side by side, with what the "
-            "diagnosis says. Sample: any of these models continues your text, as it is written.\n\n"
+            "with the fix. Train: a run is started, followed, paused and resumed. Runs: the loss curves of the runs in "
+            "the folder, live and side by side, with what the diagnosis says and what each wrote. Text: any of these "
+            "models continues your text, or shows what it expects of it.\n\n"
             "The page listens on this machine alone, answers no other web page, and fetches nothing from outside. It "
             "needs: "
             'pip install -e ".[playground]"'
         ),
     )
     made.argument("folder", _("OUT"), _("folder that holds the runs (out)"), required=False)
-    made.option("recipe", _("FILE"), _("recipe to start from (recipes/standard.yaml)"))
+    made.option("recipe", _("FILE"), _("recipe to start from (one that suits this machine)"))
     made.option("host", _("ADDRESS"), _("address to listen on (127.0.0.1: this machine alone)"), default="127.0.0.1")
     made.option("port", "N", _("port to listen on (7860)"), whole, 7860)
     made.option("allow", _("NAMES"), _("other host names it may be called by, with commas between them"), _names, [])
@@ -40,7 +41,14 @@ def main(words: list[str]) -> None:
     from hfgpt.playground.server import serve
 
     place = (arguments.host, arguments.port)
-    serve(arguments.folder or "out", arguments.recipe, *place, language.current(), arguments.allow)
+    serve(
+        arguments.folder or "out",
+        arguments.recipe,
+        *place,
+        language.current(),
+        arguments.allow,
+        ["-m", "hfgpt", "train"],
+    )
 
 
 def _names(text: str) -> list[str]:

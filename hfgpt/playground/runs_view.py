@@ -100,8 +100,8 @@ def samples(name: str, colour: str, written: Mapping[int, str], losses: Mapping[
         return ""
     places = sorted({round(place * (len(steps) - 1) / max(1, SAMPLES - 1)) for place in range(SAMPLES)})
     cards = "".join(
-        f"<article><h3>{escape(_sampled(steps[place], losses))}</h3><pre>{escape(written[steps[place]])}</pre></article>"
-        for place in places
+        f"<article><h3>{escape(_sampled(step, losses))}</h3><pre>{escape(written[step])}</pre></article>"
+        for step in (steps[place] for place in places)
     )
     title = escape(_("What it wrote: {run}", run=name))
     return f'<section class="samples"><h3>{dot(colour)} {title}</h3><div class="strip">{cards}</div></section>'

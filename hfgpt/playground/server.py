@@ -85,7 +85,10 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         print(_("The playground is at {address}  (Ctrl-C ends it)", address=f"http://{shown}:{port}/"), flush=True)
         if not local:
-            print(_("Whoever reaches this machine can use it: it reads the runs, starts and pauses them, and writes texts."), flush=True)
+            print(
+                _("Whoever reaches this machine can use it: it starts and pauses runs, and reads them."),
+                flush=True,
+            )
         config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, ws="none")
         try:
             uvicorn.Server(config).run(sockets=[listening])

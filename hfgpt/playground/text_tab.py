@@ -140,8 +140,9 @@ class TextTab:
             began = time.monotonic()
             for text, unknown, count in self._writer.write(folder, prompt or "", how):
                 took = duration(time.monotonic() - began)
-                yield text, message(plural("{n} token in {time}.", "{n} tokens in {time}.", count, time=took)) + _left(
-                    unknown
+                yield (
+                    text,
+                    message(plural("{n} token in {time}.", "{n} tokens in {time}.", count, time=took)) + _left(unknown),
                 )
         except InputError as error:
             yield gr.skip(), message(str(error), "bad")

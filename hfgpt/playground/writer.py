@@ -83,9 +83,7 @@ class Writer:
         if len(ids) < 2:
             raise InputError(_("text: must have at least two tokens, of which the second is predicted"))
         if len(ids) > MOST_TOKENS:
-            raise InputError(
-                _("text: has {count:,} tokens → shorten it to {most:,}", count=len(ids), most=MOST_TOKENS)
-            )
+            raise InputError(_("text: has {count:,} tokens → shorten it to {most:,}", count=len(ids), most=MOST_TOKENS))
         pieces: list[Piece] = []
         begin = 0
         for (_start, end), loss in zip(spans, [None, *_next_losses(model, ids)], strict=True):
