@@ -20,7 +20,7 @@ from hfgpt.plan.layout import number
 from hfgpt.plan.memory import BINDS
 from hfgpt.playground.knobs import suited_recipe
 from hfgpt.playground.pieces import changes, table, tile, tiles, value
-from hfgpt.runs.plots import quantity
+from hfgpt.runs.style import quantity
 
 LONG = {"cpu": 3600, "accelerator": 24 * 3600}  # seconds: a longer run needs a word, not a green light
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from functools import wraps
 from typing import Any
 
 import gradio as gr
@@ -24,7 +23,6 @@ def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
     Gradio runs each step of a generator in a context of its own, so each step chooses the language anew.
     """
 
-    @wraps(handler)
     def steps(self: Any, language: str, *values: Any) -> Iterator[Any]:
         generator = handler(self, *values)
         while True:
@@ -35,12 +33,13 @@ def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
                     return
             yield answer
 
-    @wraps(handler)
     def once(self: Any, language: str, *values: Any) -> Any:
         with using(_known(language)):
             return handler(self, *values)
 
-    return steps if inspect.isgeneratorfunction(handler) else once
+    wrapper: Callable[..., Any] = steps if inspect.isgeneratorfunction(handler) else once
+    wrapper.__name__, wrapper.__doc__ = handler.__name__, handler.__doc__  # not its signature, which Gradio reads
+    return wrapper
 
 
 def _known(language: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -154,13 +154,19 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs to compare, and why: the title, the question asked, and what was held equal."""
+    """Runs to compare, and why: the title, the question asked, and what was held equal.
+
+    A sweep adds `remarks` (sentences), `sections` (lines of Markdown) and `data` (for report.json) of its own.
+    """
 
     title: str
     entries: list[Entry]
     question: str = ""
     equal: str = ""
     joined: bool = True  # whether the values form a grid, so that lines between runs mean something
+    remarks: Sequence[str] = ()
+    sections: Sequence[str] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def keys(self) -> list[str]:

@@ -38,7 +38,7 @@ def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> P
     if samples:
         _sample(comparison.entries)
     figures = _draw(comparison, folder)
-    sentences = answer.answer(comparison)
+    sentences = [*answer.answer(comparison), *comparison.remarks]
     data = {
         "title": comparison.title,
         "question": comparison.question,
@@ -47,6 +47,7 @@ def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> P
         "settings": _settings(comparison),
         "runs": [_row(entry) for entry in comparison.entries],
         "figures": [path.name for path in figures],
+        **comparison.data,
     }
     replace_file(folder / "report.json", json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n")
     replace_file(folder / "report.md", _markdown(comparison, sentences, figures))
@@ -167,6 +168,7 @@ def _markdown(comparison: Comparison, sentences: Sequence[str], figures: Sequenc
                _("best val"), _("at step"), _("diagnosis")]  # fmt: skip
     lines += [f"| {' | '.join(columns)} |", "|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|:--|"]
     lines += [_table_line(comparison, entry) for entry in comparison.entries]
+    lines += comparison.sections
     for figure in figures:
         lines += ["", f"![{figure.stem.replace('_', ' ')}]({figure.name})"]
     written = [entry for entry in comparison.entries if entry.sample]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.runs import plots
 from hfgpt.runs.metrics import smooth
@@ -28,7 +29,7 @@ GIVE_UP = 1.5  # times the first loss
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The rates tried, the loss of the batch that each one's step was made on, and what follows from them."""
+    """The rates tried, the loss of each one's batch, and what follows from them."""
 
     rates: list[float]
     losses: list[float]
@@ -43,13 +44,15 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
         config: what to train; its learning rate and schedule are not used. With Muon, muon_learning_rate rises beside
             learning_rate, in the recipe's ratio of the two.
         picture: where the PNG goes.
-        steps: optimizer steps over the whole range of rates; fewer are made where the loss rises before the end.
+        steps: optimizer steps over the whole range of rates; fewer if the loss rises before the end.
 
     Raises:
         InputError: too few steps, or the recipe cannot be trained.
     """
     if steps < 30:
-        raise InputError(f"steps = {steps}: must be at least 30, or the rate leaps too far from step to step")
+        raise InputError(
+            _("steps = {steps}: must be at least 30, or the rate leaps too far from step to step", steps=steps)
+        )
     rates, losses = _train(config, [LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1)) for i in range(steps)])
     rate, why = suggest(rates, losses)
     plots.range_test(rates, losses, rate, why, picture)
@@ -57,7 +60,7 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
 
 
 def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[float]]:
-    """One step at each rate, until the losses stay far above their start or are no number."""
+    """Make one step at each rate, until the losses stay far above their start or are not finite."""
     from hfgpt.train.start import start
     from hfgpt.train.step import global_loss, to_device, train_step
 
@@ -87,14 +90,14 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, str
     curve = smooth(losses, half)
     fall = curve[0] - min(curve) if curve else 0.0
     if fall < 0.1:
-        raise InputError("lr_finder: the loss does not fall at any rate → check the data, or give more --steps")
+        raise InputError(_("lr_finder: the loss does not fall at any rate → check the data, or give more --steps"))
     # The loss turns up where it is for the last time near its lowest.
     turn = max(i for i, loss in enumerate(curve) if loss <= min(curve) + 0.05 * fall)
     slopes = {i: curve[i + half] - curve[i - half] for i in range(half, max(half + 1, turn - half + 1))}
     steepest = rates[min(slopes, key=lambda i: slopes[i])]
     if rates[turn] / 10 < steepest:
-        return _two_digits(rates[turn] / 10), "a tenth of where the loss turns up"
-    return _two_digits(steepest), "where the loss falls most steeply"
+        return _two_digits(rates[turn] / 10), _("a tenth of where the loss turns up")
+    return _two_digits(steepest), _("where the loss falls most steeply")
 
 
 def _two_digits(rate: float) -> float:

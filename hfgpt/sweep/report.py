@@ -1,28 +1,44 @@
-"""What a sweep found: the comparison of its trials, in the order in which they were defined.
+"""What a sweep says: the comparison of its trials, each parameter by itself, and where to search on.
 
 In:  a sweep and how its trials ended.
 Out: ``report.md``, ``report.json`` and figures in its folder.
+
+Each parameter by itself, and the best at the edge of the values tried: Google's Tuning Playbook, "Isolation plots" and
+"Identifying bad search space boundaries" (Godbole et al., 2023).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hfgpt import config as configs
-from hfgpt.runs import report
-from hfgpt.runs.compare import Comparison, Entry
+from hfgpt.base.errors import ConfigError, InputError
+from hfgpt.base.language import N_, _, plural
+from hfgpt.config import Config
+from hfgpt.runs import markdown, report
+from hfgpt.runs.compare import Comparison, Entry, Setting
 from hfgpt.runs.history import read_run
-from hfgpt.sweep.definition import Sweep
+from hfgpt.sweep.definition import Sweep, Trial
 from hfgpt.sweep.training import records
 
+HELD = {
+    "steps": N_("the number of optimizer steps"),
+    "tokens": N_("the number of tokens trained"),
+    "time": N_("the training time, {time} each, by a step measured beforehand"),
+}
 
-def write(sweep: Sweep, outcomes: dict[str, str]) -> Path:
+
+def write(sweep: Sweep, outcomes: Mapping[str, str]) -> Path:
     """Write the report; returns the path of report.md."""
     return report.write(comparison(sweep, outcomes), sweep.folder)
 
 
-def comparison(sweep: Sweep, outcomes: dict[str, str]) -> Comparison:
-    """The sweep's trials as entries of a comparison."""
+def comparison(sweep: Sweep, outcomes: Mapping[str, str]) -> Comparison:
+    """The sweep's trials as entries of a comparison, with what a sweep says besides."""
     entries = []
     for trial in sweep.trials:
         folder = sweep.folder / "trials" / trial.name
@@ -30,9 +46,117 @@ def comparison(sweep: Sweep, outcomes: dict[str, str]) -> Comparison:
         outcome = outcomes.get(trial.name, "waiting")
         entries.append(Entry(trial.label, trial.values, run, outcome, setting=trial.setting))
     time_each = configs.build(sweep.recipe, "base").max_time
-    held = {
-        "steps": "the number of optimizer steps",
-        "tokens": "the number of tokens trained",
-        "time": f"the training time, {time_each} each, by a step measured beforehand",
-    }
-    return Comparison(sweep.name, entries, sweep.question, held[sweep.equal], sweep.grid)
+    compared = Comparison(sweep.name, entries, sweep.question, _(HELD[sweep.equal], time=time_each), sweep.grid)
+    by_value = isolation(compared)
+    edges = {key: values for key in by_value if (values := beyond(sweep, compared, key))}
+    remarks = [
+        _("The best {key}, {value}, lies at the edge of the values tried: try {next} too.", key=key,
+          value=_shown(compared.ended[0].value(key)), next=", ".join(map(_shown, values)))
+        for key, values in edges.items()
+    ]  # fmt: skip
+    remarks += _pruned(sweep, outcomes)
+    data = {"isolation": by_value, "try_next": edges}
+    return replace(compared, remarks=remarks, sections=_isolation_tables(by_value), data=data)
+
+
+# ------------------------------------------------------------------------------------------ each parameter by itself
+
+
+def isolation(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
+    """For each swept field, each of its values with the lowest mean loss over all others, and the setting it is of."""
+    tables = {}
+    for key in comparison.keys:
+        best: dict[Any, Setting] = {}
+        for setting in comparison.ended:  # the best first
+            if key in setting.entries[0].values:
+                best.setdefault(setting.value(key), setting)
+        if len(best) > 1:
+            rows = [{"value": value, "loss": own.final, "setting": own.label} for value, own in best.items()]
+            tables[key] = sorted(rows, key=_order)
+    return tables
+
+
+def _order(row: Mapping[str, Any]) -> tuple[bool, Any]:
+    value = row["value"]
+    return not _is_number(value), value if _is_number(value) else str(value)
+
+
+def _isolation_tables(by_value: Mapping[str, list[dict[str, Any]]]) -> list[str]:
+    """Markdown; nothing for a sweep of one field, whose comparison says it already."""
+    if len(by_value) < 2:
+        return []
+    lines = ["", f"## {_('Each parameter by itself: the best over all values of the others')}", ""]
+    for key, rows in by_value.items():
+        lines += [f"| {key} | {_('lowest loss')} | {_('reached with')} |", "|:--|--:|:--|"]
+        lines += [
+            f"| {markdown.cell(_shown(row['value']))} | {row['loss']:.4f} | {markdown.cell(row['setting'])} |"
+            for row in rows
+        ]
+        lines.append("")
+    return lines[:-1]
+
+
+# ------------------------------------------------------------------------------------------------ where to search on
+
+
+def beyond(sweep: Sweep, comparison: Comparison, key: str) -> list[float | int]:
+    """Two values past the edge if the best setting's lies there, in the steps of those tried; only valid ones."""
+    values = sorted({trial.values[key] for trial in sweep.trials if _is_number(trial.values.get(key))})
+    best = comparison.ended[0].value(key) if comparison.ended else None
+    if len(values) < 2 or best not in (values[0], values[-1]):
+        return []
+    inner = values[1] if best == values[0] else values[-2]
+    trial = next(trial for trial in sweep.trials if trial.setting == comparison.ended[0].label)
+    if values[0] > 0:
+        ratio = best / inner
+        proposed = [best * math.sqrt(ratio), best * ratio]
+    else:
+        proposed = [best + (best - inner) / 2, best + (best - inner)]
+    whole = all(isinstance(value, int) for value in values)
+    rounded = [round(value) if whole else float(f"{value:.2g}") for value in proposed]
+    return [value for value in dict.fromkeys(rounded) if value not in values and _is_valid(sweep, trial, key, value)]
+
+
+def _is_valid(sweep: Sweep, trial: Trial, key: str, value: float | int) -> bool:
+    try:
+        sweep.config(replace(trial, values={**trial.values, key: value}))
+    except ConfigError:
+        return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ------------------------------------------------------------------------------------------------- what pruning saved
+
+
+def _pruned(sweep: Sweep, outcomes: Mapping[str, str]) -> list[str]:
+    stopped = [trial for trial in sweep.trials if outcomes.get(trial.name, "").startswith("pruned")]
+    if not stopped:
+        return []
+    every = {trial.name: _steps(sweep, trial) for trial in sweep.trials}
+    left_out = 0
+    for trial in stopped:
+        written = records(sweep.folder / "trials" / trial.name)
+        left_out += every[trial.name] - (int(written[-1]["step"]) if written else 0)
+    share = left_out / sum(every.values())
+    return [
+        plural("{n} trial was stopped early, which left out {share:.0%} of all steps.",
+               "{n} trials were stopped early, which left out {share:.0%} of all steps.", len(stopped), share=share)
+    ]  # fmt: skip
+
+
+def _steps(sweep: Sweep, trial: Trial) -> int:
+    """The steps that a trial was to make, as its recipe says."""
+    recipe = sweep.folder / "recipes" / f"{trial.name}.yaml"
+    try:
+        config: Config = configs.load(str(recipe))
+    except InputError:
+        config = sweep.config(trial)
+    return config.max_iters

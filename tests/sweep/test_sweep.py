@@ -383,3 +383,87 @@ def test_the_script_says_what_is_wrong(
     assert (answer.returncode, answer.stdout) == (2, "")
     assert said in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+# ------------------------------------------------------------------------------- seeds, isolation, edges and pruning
+
+# Losses by rate and dropout, and a little by seed: the lowest is at the highest rate and at dropout 0.
+SEEDED = """
+import sys
+from hfgpt import config
+from hfgpt.runs.metrics import MetricsWriter
+
+c = config.load(sys.argv[1])
+c.run_dir.mkdir(parents=True, exist_ok=True)
+(c.run_dir / "recipe.yaml").write_text(config.to_yaml(c))
+writer = MetricsWriter(c.run_dir / "metrics.jsonl")
+for step in range(0, c.max_iters + 1, 10):
+    loss = 3 - 10 * c.learning_rate + c.dropout + (c.seed % 7) / 1000 + 1 / (1 + step)
+    writer.write(step, train_loss=loss, val_loss=loss, seconds=step / 100)
+"""
+
+
+def seeded(tmp_path: Path) -> list[str]:
+    script = tmp_path / "seeded.py"
+    script.write_text(SEEDED)
+    return [str(script)]
+
+
+def test_every_setting_runs_with_every_seed_and_the_seeds_decide(define: Callable[..., Sweep], tmp_path: Path) -> None:
+    made = define("--learning_rate=0.01,0.02", seeds="3")
+    assert [(trial.values["learning_rate"], trial.seed) for trial in made.trials] == [
+        (rate, seed) for seed in (1337, 1338, 1339) for rate in (0.01, 0.02)
+    ]
+    assert made.config(made.trials[3]).seed == 1338
+    path = trials.run(made, seeded(tmp_path), lambda _: None)
+    data = report(made)
+    assert [(row["label"], row["seeds"]) for row in data["settings"]] == [
+        ("learning_rate=0.02", 3),
+        ("learning_rate=0.01", 3),
+    ]
+    assert data["settings"][1]["behind"]["mean"] == pytest.approx(0.1)
+    assert data["settings"][1]["behind"]["distinct"]
+    assert "learning_rate=0.02 is better than every other setting" in path.read_text()
+
+
+def test_seeds_may_be_listed_and_added(define: Callable[..., Sweep]) -> None:
+    listed = define("--learning_rate=0.01,0.02", "--seed=1,2")
+    assert [trial.seed for trial in listed.trials] == [1, 1, 2, 2]
+    assert names(define("--learning_rate=0.01,0.02", seeds="3"))[:4] == names(
+        define("--learning_rate=0.01,0.02", seeds="2")
+    )
+    with pytest.raises(InputError, match="seeds: contradicts"):
+        define("--learning_rate=0.01,0.02", "--seed=1,2", seeds="2")
+
+
+def test_each_parameter_by_itself_and_what_to_try_beyond_the_edge(define: Callable[..., Sweep], tmp_path: Path) -> None:
+    made = define("--learning_rate=0.01,0.02,0.04", "--dropout=0,0.1")
+    text = trials.run(made, seeded(tmp_path), lambda _: None).read_text()
+    data = report(made)
+    by_value = {key: [(row["value"], round(row["loss"], 2)) for row in rows] for key, rows in data["isolation"].items()}
+    assert by_value == {
+        "learning_rate": [(0.01, 2.91), (0.02, 2.81), (0.04, 2.61)],
+        "dropout": [(0, 2.61), (0.1, 2.71)],
+    }
+    assert data["try_next"] == {"learning_rate": [0.057, 0.08]}, "below a dropout of 0 there is nothing"
+    assert "The best learning_rate, 0.04, lies at the edge of the values tried: try 0.057, 0.08 too." in text
+    assert "| 0.02 | 2.8" in text
+    inside = define("--learning_rate=0.01,0.04,0.02", "--max_iters=50,100", out_dir=str(tmp_path / "other"))
+    assert trials.run(inside, seeded(tmp_path), lambda _: None)
+    assert "max_iters" in report(inside)["try_next"]
+
+
+def test_hopeless_trials_are_pruned_when_asked(define: Callable[..., Sweep], tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(STAND_IN.replace("DELAY", "0.001 if c.learning_rate < 0.3 else 0.1"))
+    words = "--learning_rate=" + ",".join(f"{0.1 + place / 100:g}" for place in range(5)) + ",0.4"
+    made = define(words, prune="true")
+    path = trials.run(made, [str(script)], lambda _: None)
+    outcomes = [row["outcome"] for row in report(made)["runs"]]
+    assert outcomes[:4] == ["finished"] * 4, "the first ones set the standard"
+    assert outcomes[5].startswith("pruned at")
+    assert "stopped early, which left out" in path.read_text()
+    assert study(made).get_trials()[5].state.name == "PRUNED"
+    without = define(words.replace("0.4", "0.25"), out_dir=str(tmp_path / "without"))
+    trials.run(without, [str(script)], lambda _: None)
+    assert {row["outcome"] for row in report(without)["runs"]} == {"finished"}
