@@ -121,4 +121,5 @@ class Page:
 
 def _title() -> dict[str, Any]:
     subtitle = _("Plan a run, train it, compare it with others, let it write.")
-    return {"value": f"<h1>{_('hfgpt playground')}</h1><p>{subtitle}</p>"}
+    title = _("hfgpt playground")
+    return {"value": f"<h1>{title}</h1><p>{subtitle}</p>"}

@@ -44,9 +44,11 @@ class PlanTab:
         self.faults: dict[str, Any] = {}
         with gr.Row():
             self.recipe = labels.add(
-                gr.Dropdown, self._recipe_texts, value=self.first, interactive=True, elem_id="recipe"
+                gr.Dropdown, self._recipe_texts, value=self.first, interactive=True, min_width=250, elem_id="recipe"
             )
-            self.card = labels.add(gr.Dropdown, _card_texts, value=HERE, interactive=True, elem_id="card")
+            self.card = labels.add(
+                gr.Dropdown, _card_texts, value=HERE, interactive=True, min_width=250, elem_id="card"
+            )
         self.summary = gr.HTML(elem_id="summary", padding=False)
         with gr.Row(elem_classes="halves"):
             with gr.Column(scale=5, min_width=300, elem_id="knobs"):

@@ -122,9 +122,9 @@ def schedule(config: Config) -> str:
         f"{40 + 350 * (point['step'] - 1) / (last - 1):.1f},{10 + 90 * (1 - point['learning_rate'] / top):.1f}"
         for point in points
     )
-    text = escape(chart.explained(config))
+    title, text = escape(_("learning rate over the run")), escape(chart.explained(config))
     return (
-        f'<figure id="schedule"><h3>{escape(_("learning rate over the run"))}</h3>'
+        f'<figure id="schedule"><h3>{title}</h3>'
         f'<svg viewBox="0 0 400 120" role="img" aria-label="{text}">'
         '<path class="axes" d="M40 10V100H390"/>'
         f'<polyline points="{line}"/><text x="36" y="14" text-anchor="end">{top:.2g}</text>'
@@ -152,7 +152,7 @@ def _parameters(plan: Plan) -> str:
     rows = [
         (_(PARTS.get(name, name)), f"{count:,}", f"{count / parts.total:.1%}") for name, count in vars(parts).items()
     ]
-    rows.append((f"={_('total')}", f"{parts.total:,}", "100%"))
+    rows.append(("=" + _("total"), f"{parts.total:,}", "100%"))
     rows.append((_("chapter's rule of thumb"), f"{rule:,}", "12 n_layer n_embd² (5.2)"))
     note = _("vocabulary {count:,}: {source}", count=survey.vocab_size, source=survey.vocabulary)
     return table(_("Where the parameters are"), ("", "", ""), rows, note)
@@ -169,7 +169,7 @@ def _memory(plan: Plan) -> str:
     rows.append((_("peak"), size(memory.peak), why))
     rows.append((_("allowance"), size(memory.allowance), _("libraries and fragmentation")))
     of = _("of {memory} on {device}", memory=size(on.memory_bytes), device=on.name)
-    rows.append((f"={_('needed')}", size(memory.needed), of))
+    rows.append(("=" + _("needed"), size(memory.needed), of))
     return table(_("Memory of a step, {dtype}", dtype=on.dtype), ("", "", ""), rows)
 
 
@@ -181,7 +181,7 @@ def _time(plan: Plan) -> str:
         (_("tokens a second"), f"{time.tokens_per_second:,.0f}", ""),
         (_("all steps"), duration(time.training_seconds), f"max_iters {config.max_iters:,}"),
         (_("evaluation"), duration(time.evaluation_seconds), _("{count:,} times", count=count)),
-        (f"={_('total')}", duration(time.total_seconds),
+        ("=" + _("total"), duration(time.total_seconds),
          _("from {low} to {high}", low=duration(time.low_seconds), high=duration(time.high_seconds))),
     ]  # fmt: skip
     if (energy := timing.cost(time, on, None).energy_kwh) is not None:

@@ -53,11 +53,7 @@ class TextTab:
                 self.how = self._add_sampling(labels)
             with gr.Column(scale=6, min_width=300):
                 self._add_text(labels)
-        labels.add(
-            gr.HTML,
-            lambda: {"value": f"<h3>{_('What the model expects: the loss of each next token')}</h3>"},
-            padding=False,
-        )
+        labels.add(gr.HTML, _losses_heading, padding=False)
         with gr.Row(elem_classes="halves"):
             with gr.Column(scale=4, min_width=300):
                 self.own = labels.add(
@@ -165,6 +161,11 @@ class TextTab:
         folders = find(self._folder, WEIGHTS)
         start = opening(folders[name]) if name in folders else ""
         return [start, start] if start else [gr.skip(), gr.skip()]
+
+
+def _losses_heading() -> dict[str, Any]:
+    title = _("What the model expects: the loss of each next token")
+    return {"value": f"<h3>{title}</h3>"}
 
 
 def _left(unknown: str) -> str:

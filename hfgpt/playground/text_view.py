@@ -29,7 +29,8 @@ def coloured(pieces: Sequence[Piece]) -> str:
     )
     scale = "".join(f'<span style="--heat:{n / STRONGEST:.2f}">{n:g}</span>' for n in (0, 1, 2, 4, 6))
     text = "".join(_piece(piece) for piece in pieces)
-    return f'{figures}<p class="heat scale">{escape(_("nats:"))} {scale}</p><div class="heat text">{text}</div>'
+    unit = escape(_("nats:"))
+    return f'{figures}<p class="heat scale">{unit} {scale}</p><div class="heat text">{text}</div>'
 
 
 def _piece(piece: Piece) -> str:

@@ -85,9 +85,10 @@ def _isolation_tables(by_value: Mapping[str, list[dict[str, Any]]]) -> list[str]
     """Markdown; nothing for a sweep of one field, whose comparison says it already."""
     if len(by_value) < 2:
         return []
-    lines = ["", f"## {_('Each parameter by itself: the best over all values of the others')}", ""]
+    lines = ["", "## " + _("Each parameter by itself: the best over all values of the others"), ""]
     for key, rows in by_value.items():
-        lines += [f"| {key} | {_('lowest loss')} | {_('reached with')} |", "|:--|--:|:--|"]
+        heads = (key, _("lowest loss"), _("reached with"))
+        lines += [f"| {' | '.join(heads)} |", "|:--|--:|:--|"]
         lines += [
             f"| {markdown.cell(_shown(row['value']))} | {row['loss']:.4f} | {markdown.cell(row['setting'])} |"
             for row in rows

@@ -1,12 +1,10 @@
-"""The playground: what it answers, over a real server, and in a real browser where there is one."""
+"""The page over a real server, and in a real browser where there is one."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 import runpy
-import shlex
 import shutil
 import signal
 import socket
@@ -19,215 +17,17 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from inference.test_sample import TEXT, tiny_model
-
-from hfgpt import config as configs
-from hfgpt.base.errors import Fault, InputError
-from hfgpt.config import Config
-from hfgpt.data import tokenizer
-from hfgpt.playground import view
-from hfgpt.runs.metrics import MetricsWriter
-from hfgpt.share import export
+from playground.test_page import CARD, STANDARD, out, typed
 
 pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[dev]"')
-from hfgpt.playground import page as playground
 
-STANDARD = "recipes/standard.yaml"
-CARD = "RTX 3060"
-CHINESE = re.compile(r"[一-鿿]")
-
-
-def typed(recipe: str | None = STANDARD, **changes: Any) -> dict[str, Any]:
-    """The knobs of a recipe, some of them moved."""
-    return playground.settings(recipe) | changes
+__all__ = ["out"]
 
 
 @pytest.fixture(autouse=True)
 def _in_the_checkout() -> Iterator[None]:
     with contextlib.chdir(ROOT):
         yield
-
-
-def made(folder: str | Path = "out", recipe: str | None = None) -> playground.Page:
-    """A page, built inside an event loop: outside of one, Gradio makes its own and leaves it open."""
-
-    async def build() -> playground.Page:
-        return playground.Page(folder, recipe)
-
-    return asyncio.run(build())
-
-
-# ----------------------------------------------------------------------------------------------------------- the plan
-
-
-def test_a_recipe_as_it_is_needs_no_overrides() -> None:
-    for recipe in [None, *(str(path) for path in Path("recipes").glob("*.yaml"))]:
-        found = playground.answer(recipe, typed(recipe), CARD)
-        assert found.plan is not None, found
-        assert found.command.split("train.py")[1].strip() == (recipe or "")
-
-
-def test_the_command_trains_what_was_planned() -> None:
-    moved = typed(
-        n_layer=8, dropout=0.30000000000000004, learning_rate=2e-5, min_lr=None, activation_checkpointing=True
-    )
-    found = playground.answer(STANDARD, moved, CARD)
-    words = shlex.split(found.command)
-    assert words[:4] == ["accelerate", "launch", "scripts/train.py", STANDARD]
-    assert "--dropout=0.3" in words
-    assert "--min_lr=none" in words
-    assert configs.load(STANDARD, words[4:]) == found.config
-
-
-def test_more_layers_are_more_of_everything() -> None:
-    before, after = (playground.answer(STANDARD, typed(n_layer=n), CARD).plan for n in (6, 12))
-    assert before is not None
-    assert after is not None
-    assert after.memory.needed > before.memory.needed
-    assert after.time.total_seconds > before.time.total_seconds
-
-
-@pytest.mark.parametrize(
-    ("change", "key", "fix"),
-    [
-        ({"n_head": 5}, "n_head", "4 or 6"),
-        ({"min_lr": 0.01}, "min_lr", "leave it out (then 0.0001)"),
-        ({"warmup_iters": 5000}, "warmup_iters", "raise max_iters"),
-        ({"lr_decay_iters": 50}, "lr_decay_iters", "leave it out"),
-        ({"vocab_size": 500}, "vocab_size", "'bpe'"),
-        ({"n_layer": None}, "n_layer", ""),
-        ({"dropout": 1}, "dropout", ""),
-    ],
-)
-def test_a_broken_rule_is_marked_beside_its_value_in_both_languages(change: Any, key: str, fix: str) -> None:
-    found = playground.answer(STANDARD, typed(**change), CARD)
-    assert found.plan is None
-    assert [item.key for item in found.faults] == [key]
-    assert fix in found.faults[0].fix
-    page = made("out", STANDARD)
-    for language in ("en", "zh"):
-        shown = page._plan(language, STANDARD, CARD, *typed(**change).values())
-        marks = dict(zip(page.faults, shown[5:], strict=True))
-        assert [name for name, mark in marks.items() if mark["visible"]] == [key]
-        assert bool(CHINESE.search(marks[key]["value"])) == (language == "zh")
-        left = re.sub(r"<[^>]*>|'\w+'", "", marks[key]["value"])
-        assert language == "en" or not re.search(r"\b(must|set|leave|than|least|and|or)\b", left), left
-
-
-def test_what_does_not_fit_says_what_would() -> None:
-    page = made("out", STANDARD)
-    large = typed(batch_size=128, block_size=2048)
-    shown = page._plan("en", STANDARD, CARD, *large.values())
-    assert "does not fit" in shown[0]
-    assert shown[1]["visible"], "the recommended values can be taken"
-    marks = dict(zip(page.faults, shown[5:], strict=True))
-    assert marks["batch_size"]["visible"]
-    taken = dict(zip((knob.key for knob in playground.ALL), page._take(STANDARD, CARD, *large.values()), strict=True))
-    changed = {key: value for key, value in taken.items() if isinstance(value, int)}
-    again = playground.answer(STANDARD, large | changed, CARD).plan
-    assert again is not None
-    assert view.verdict(again, "en")[0]
-    assert again.found.config.global_batch == 128
-
-
-def test_a_card_overrides_a_recipe_for_the_cpu(tmp_path: Path) -> None:
-    recipe = tmp_path / "cpu.yaml"
-    recipe.write_text("device: cpu\n")
-    found = playground.answer(str(recipe), typed(str(recipe)), CARD)
-    assert found.plan is not None
-    assert "--device=auto" in found.command
-    assert playground.answer(str(recipe), typed(str(recipe)), None).command.endswith(str(recipe))
-
-
-def test_a_recipe_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
-    recipe = tmp_path / "bad.yaml"
-    recipe.write_text("n_layer: [")
-    found = playground.answer(str(recipe), {}, None)
-    assert "not valid YAML" in found.message
-    with pytest.raises(InputError):
-        made("out", str(recipe))
-    assert "is not in the list" in made("out")._answer("/etc/passwd", CARD, *typed().values()).message
-
-
-def test_words_are_there_in_both_languages() -> None:
-    book = view._book()
-    for name, texts in {**book["words"], **book["kinds"]}.items():
-        assert set(texts) == {"en", "zh"}, name
-        assert texts["en"].count("{}") == texts["zh"].count("{}"), name
-        assert not CHINESE.search(texts["en"])
-    for knob in playground.ALL:
-        assert knob.key in Config.model_fields
-
-
-def test_what_comes_from_outside_is_escaped() -> None:
-    assert "<b>" not in view.message("<b>", "bad")
-    fault = Fault("n_head", "<i>", "<b>", "<u>")
-    assert not re.search("<[biu]>", view.fault(fault, "en") + view.refused([fault], "", "en").replace("<b>This", ""))
-
-
-def test_planning_loads_no_torch() -> None:
-    code = (
-        "import sys; from hfgpt.playground import page as p; page = p.Page('nowhere');"
-        "page._plan('en', page._first, 'here', *p.settings(page._first).values());"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
-
-
-# ----------------------------------------------------------------------------------------------------------- the runs
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs: two finished ones, and one that has exported a model."""
-    folder = tmp_path_factory.mktemp("out")
-    for name in ("healthy.4x64", "overfitting.100k"):
-        shutil.copytree(ROOT / "tests/fixtures/curves" / name, folder / name)
-    chars = tokenizer.train_char([TEXT])
-    model = tiny_model(chars)
-    (folder / "tiny").mkdir()
-    export.write(folder / "tiny", model, chars, export.weights(model.state_dict()))
-    (folder / "tiny/checkpoint-1").mkdir()
-    (folder / "tiny/checkpoint-1/model.safetensors").touch()
-    return folder
-
-
-def test_runs_and_models_are_found_by_their_names(out: Path) -> None:
-    assert sorted(playground.find(out, "metrics.jsonl")) == ["healthy.4x64", "overfitting.100k"]
-    assert list(playground.find(out, "model.safetensors")) == ["tiny"]
-    assert list(playground.find(out / "tiny", "model.safetensors")) == ["tiny"]
-    assert playground.find(out / "nowhere", "metrics.jsonl") == {}
-
-
-@pytest.mark.parametrize("language", ["en", "zh"])
-def test_runs_are_shown_side_by_side(out: Path, language: str) -> None:
-    page = made(out)
-    shown, *_ = page._watch(language, ["healthy.4x64", "overfitting.100k"], "tokens", "", None)
-    for kind in ("healthy", "overfitting"):
-        assert view._book()["kinds"][kind][language] in shown
-    assert "--dropout=0.2" in shown
-    assert shown.count("<svg") == 2
-    assert "tokens trained" in shown
-    alone, *_ = page._watch(language, ["healthy.4x64"], "time", "", None)
-    assert alone.count("<article>") == 1
-
-
-def test_a_run_in_progress_is_followed(tmp_path: Path) -> None:
-    page = made(tmp_path)
-    assert "No run in" in page._watch("en", [], "steps", "", None)[0]
-    writer = MetricsWriter(tmp_path / "live/metrics.jsonl")
-    writer.path.parent.mkdir()
-    writer.path.touch()
-    shown, seen, *_ = page._watch("en", ["live"], "steps", "", None)
-    assert "holds no step yet" in shown
-    writer.write(1, train_loss=4.0, val_loss=4.1)
-    shown, seen, *_ = page._watch("en", ["live"], "steps", seen, None)
-    assert "4.1000" in shown
-    nothing = page._watch("en", ["live"], "steps", seen, None)
-    assert {update["__type__"] for update in nothing} == {"update"}
-    assert all(len(update) == 1 for update in nothing), "nothing is drawn again"
-    writer.write(2, train_loss=float("nan"), val_loss=3.9)
-    assert "3.9000" in page._watch("en", ["live"], "steps", seen, None)[0]
 
 
 # --------------------------------------------------------------------------------------------------------- the server
