@@ -34,7 +34,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks/results"
 
 TINY = {"batch_size": 8, "block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 32, "max_iters": 60, "dropout": 0.0,
-        "learning_rate": 5e-3, "eval_interval": 30, "eval_iters": 10, "sample_prompt": "", "log_interval": 20}  # fmt: skip
+        "learning_rate": 5e-3, "eval_interval": 30, "eval_iters": 10, "sample_prompt": "",
+        "log_interval": 20}  # fmt: skip
 
 
 def train(config: Config, log: Path) -> None:
@@ -98,9 +99,7 @@ def run(sweep: Sweep, seconds: dict[str, float]) -> dict[str, str]:
 def losses(sweep: Sweep) -> dict[str, dict[int, float]]:
     """Final validation losses by setting and seed."""
     return {
-        setting: {
-            trial.seed or 0: training.records(sweep.config(trial).run_dir)[-1]["val_loss"] for trial in trials
-        }
+        setting: {trial.seed or 0: training.records(sweep.config(trial).run_dir)[-1]["val_loss"] for trial in trials}
         for setting, trials in sweep.settings().items()
     }
 
@@ -122,9 +121,7 @@ def optimizer(folder: Path) -> None:
     print(json.dumps(tuned, indent=2), flush=True)
     best = {kind: min((s for s in tuned if kind in s), key=tuned.__getitem__) for kind in ("adamw", "muon")}
     values = {trial.setting: trial.values for trial in rates}
-    trials = [
-        Trial(f"{kind}_seed-{seed}", values[best[kind]], seed) for seed in range(1337, 1342) for kind in best
-    ]
+    trials = [Trial(f"{kind}_seed-{seed}", values[best[kind]], seed) for seed in range(1337, 1342) for kind in best]
     study = dataclasses.replace(base, trials=trials)
     outcomes = run(study, {trial.setting: seconds[trial.name.partition("_")[0]] for trial in trials})
     ranking = statistics.rank(losses(study))
