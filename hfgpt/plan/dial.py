@@ -35,7 +35,7 @@ LEAST_STEPS = 50  # fewer are not a run
 
 USED = 0.95  # of the time that is planned for: what is left over is the forecast's own error
 
-SEEN = 2  # parameters for each token that is seen: the laws know nothing of models that are larger still
+SEEN = 2  # parameters for each token that is seen, at most
 
 TRIALS = 0.1  # of the time, at most
 
@@ -68,6 +68,7 @@ class Candidate:
     loss: float
     seconds: float
     measured: Measured | None = None  # what its trial measured
+    busy: bool = False  # whether other work ran on the machine during its trial
 
     @property
     def config(self) -> Config:
@@ -87,7 +88,8 @@ class Choice:
         seconds: that the run takes, as far as is known.
         second_best: the values of the next best shape, and its loss.
         trial_seconds: that were spent on trials.
-        measured: what a trial of the recipe measured.
+        measured: what a trial of the recipe measured; None without one.
+        busy: whether other work ran on the machine during the trials, so that they do not count.
     """
 
     survey: Survey
@@ -98,6 +100,7 @@ class Choice:
     second_best: dict[str, Any] | None = None
     trial_seconds: float = 0.0
     measured: Measured | None = None
+    busy: bool = False
 
 
 def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool) -> Choice:
@@ -141,6 +144,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         second_best=_second(second) if second else None,
         trial_seconds=spent,
         measured=best.measured,
+        busy=best.busy,
     )
 
 
@@ -194,7 +198,7 @@ def _shaped(survey: Survey, values: dict[str, Any], processes: int) -> Config | 
 def _lengths(survey: Survey, target: Target, budget: float | None) -> Iterator[Candidate]:
     """One shape at the lengths worth looking at: all that the time allows, and less of a text seen too often."""
     most = affordable(survey, target, budget)
-    if most < LEAST_STEPS or chapter.count(survey) > SEEN * most * survey.config.tokens_per_iter:
+    if most < LEAST_STEPS or chapter.count(survey) > _largest(survey, most * survey.config.tokens_per_iter):
         return
     per_step = survey.config.tokens_per_iter
     for share in LENGTHS:
@@ -206,6 +210,15 @@ def _lengths(survey: Survey, target: Target, budget: float | None) -> Iterator[C
             planned = with_length(batches.change(survey, dropout=dropout), steps)
             ends = expected(planned)
             yield Candidate(planned, ends, timing.time(planned, target).total_seconds)
+
+
+def _largest(survey: Survey, seen: int) -> float:
+    """The most parameters that are looked at: the laws know nothing of larger models for so few tokens."""
+    text = math.inf if survey.train_tokens is None else max(SMALL, OWN * survey.train_tokens)
+    return min(SEEN * seen, text)
+
+
+SMALL, OWN = 1e6, 20  # parameters: that any text may have, and for each token of a text
 
 
 def affordable(survey: Survey, target: Target, budget: float | None, measured: Measured | None = None) -> int:

@@ -104,29 +104,38 @@ def published(config: Config, vocab_size: int, train_tokens: int | None) -> floa
 
 def predict(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> float:
     """Nats a token at the end of a run of `config.max_iters` steps."""
-    count = parameters(config, vocab_size)
-    body = max(count.attention + count.mlp, 1)
     seen = config.tokens_per_iter * config.max_iters
     floor = irreducible(law, train_tokens / max(1, vocab_size - BYTE_ENTRIES), text)
     scale = max(text.unigram - floor, 0.1)
-    epochs = seen / train_tokens
-    muon = config.optimizer == "muon"
+    reducible = powers(law, config, vocab_size, effective_tokens(seen, train_tokens, law["repeats"]))
+    # A loss exceeds the unigram's by little: the sum of powers is bent there.
+    bent = reducible / (1 + (reducible / law["bend"]) ** 4) ** 0.25
+    endless = powers(law, config, vocab_size, seen)  # what the run would have left on endless text
+    total: float = floor + scale * (bent + overfitting(law, config, endless, train_tokens))
+    return total
+
+
+def powers(law: Law, config: Config, vocab_size: int, tokens: float) -> float:
+    """The reducible loss as a share of the text's scale, after so many tokens of the text."""
+    count = parameters(config, vocab_size)
+    body, muon = max(count.attention + count.mlp, 1), config.optimizer == "muon"
     steps = config.max_iters * (law["muon steps"] if muon else 1.0)
-    unique = effective_tokens(seen, train_tokens, law["repeats"])
     reducible = (
         law["a"] * (body / 1e5) ** -law["alpha"]
-        + law["b"] * (unique * (law["muon tokens"] if muon else 1.0) / 1e6) ** -law["beta"]
+        + law["b"] * (tokens * (law["muon tokens"] if muon else 1.0) / 1e6) ** -law["beta"]
         + law["c"] * (steps / 1e3) ** -law["gamma"]
-        + law["d"] * (config.block_size / 64) ** -law["delta"]
         + law["shape"] * math.log(config.n_embd / (64 * config.n_layer)) ** 2
         + law["dropped"] * config.dropout
     )
-    reducible *= 1 + rates_off(law, config)
-    # A loss cannot exceed the unigram's by much: the sum of powers is bent there.
-    bent = reducible / (1 + (reducible / law["bend"]) ** 4) ** 0.25
-    trained = count.total - count.position_embedding
-    total: float = floor + scale * bent + overfitting(law, config, trained, epochs, train_tokens, scale)
-    return total
+    # What the powers leave out: a longer block pays only after longer training, Muon's lead and a larger model too.
+    longer, trained = math.log(config.block_size / 64), math.log(tokens / 5e5)
+    reducible *= math.exp(
+        law["block"] * longer
+        + law["block trained"] * longer * trained
+        + law["muon trained"] * muon * trained
+        + law["size trained"] * math.log(body / 3e5) * trained
+    )
+    return reducible * (1 + rates_off(law, config))
 
 
 def irreducible(law: Law, density: float, text: Statistics) -> float:
@@ -145,12 +154,17 @@ def effective_tokens(seen: float, unique: float, repeats: float) -> float:
     return unique * (1 + repeats * (1 - math.exp(-(seen / unique - 1) / repeats)))
 
 
-def overfitting(law: Law, config: Config, size: float, epochs: float, train_tokens: int, scale: float) -> float:
-    """Nats lost by learning the text by heart: from some number of epochs on, sooner for a larger model."""
-    ratio = size / train_tokens
-    onset = law["onset"] * ratio ** -law["onset size"] * math.exp(law["onset dropout"] * config.dropout)
-    excess = math.log1p((max(epochs, 1e-9) / onset) ** 2) / 2  # 0 below the onset, the logarithm above it
-    return float(law["overfit"] * scale * excess)
+def overfitting(law: Law, config: Config, endless: float, train_tokens: int) -> float:
+    """What is lost by learning the text by heart, as a share of the text's scale.
+
+    It begins where the run would have left so little of the loss on endless text that a text of this size cannot have
+    taught it: `endless` is that share. Dropout puts the beginning off.
+    """
+    progress = -math.log(endless)
+    onset = law["onset"] + law["onset size"] * math.log(train_tokens / 1e5) + law["onset dropout"] * config.dropout
+    beyond = (progress - onset) * law["onset sharp"]
+    excess = math.log1p(math.exp(min(beyond, 50.0))) / law["onset sharp"]
+    return float(law["overfit"] * excess ** law["overfit power"])
 
 
 def best_rate(law: Law, config: Config) -> float:

@@ -70,7 +70,7 @@ def probe(survey: Survey, processes: int = 1) -> Measured:
         another = _timed(lambda: step(run, sequences, 2)).seconds - one.seconds if micro_batches > 1 else 0.0
         sampled = _timed(lambda: _sample(run, survey.vocab_size)).seconds if run.config.sample_prompt else 0.0
         evaluated = _timed(lambda: _evaluate(run)).seconds
-        if run.device.type == "cpu":
+        if run.device.type == "cpu" and not one.busy:
             _learn(began)
         return Measured(
             seconds_per_step=one.seconds + (micro_batches - 1) * another,

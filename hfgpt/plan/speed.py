@@ -101,6 +101,12 @@ def this_machine() -> Speed:
     return speed
 
 
+def loaded() -> bool:
+    """Whether more than this process has been running in the last minute."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return load > hardware.cpu_cores() + 0.5
+
+
 def learn(**measured: Any) -> None:
     """Keep what a probe or a trial measured of this machine: `bfloat16_ratio`, `start`."""
     _write(replace(this_machine(), **measured))
@@ -141,8 +147,7 @@ def _best(action: Callable[[], object], limit: float) -> float:
 
 
 def _key() -> str:
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return f"{platform.node()} {platform.machine()} {platform.processor()} {hardware.cpu_cores()} {threads}"
+    return f"{platform.node()} {platform.machine()} {platform.processor()} {hardware.cpu_cores()}"
 
 
 def _path() -> Path:

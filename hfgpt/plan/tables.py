@@ -225,6 +225,11 @@ def _recommendation(plan: Plan, options: Options) -> Group:
             notes.append(_("Second best, with an expected loss of {loss}: {values}.", loss=loss, values=shape))
         if choice.trial_seconds:
             notes.append(_("Trials took {time}.", time=duration(choice.trial_seconds)))
+        if choice.busy:
+            notes.append(
+                _("Other work ran on this machine during the trials, so they do not count; while it runs, training takes "
+                  "longer than is said here.")
+            )  # fmt: skip
         layers = chapter.layers_for(plan.survey.corpus_bytes)
         notes.append(_("The chapter's rule of thumb (2.1): n_layer {n} for this text.", n=layers))
     by_chapter = _(

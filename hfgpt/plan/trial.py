@@ -27,6 +27,9 @@ from hfgpt.model import gpt2, optim
 from hfgpt.model.schedule import learning_rate
 
 
+BUSY = 0.8  # of the time of all threads: below it, other work had them
+
+
 @dataclass(frozen=True)
 class Tokens:
     """A text in tokens, split as a run splits it."""
@@ -59,6 +62,11 @@ class Trial:
     evaluation_seconds: float = 0.0
     evaluated_tokens: int = 0
     times: list[float] = field(default_factory=list)
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work had the cores meanwhile: its threads got clearly less of them than they asked for."""
+        return self.cpu_seconds < BUSY * torch.get_num_threads() * self.seconds
 
     @property
     def seconds_per_step(self) -> float:

@@ -47,7 +47,7 @@ def settle(ranked: list[Candidate], target: Target, budget: float, limit: float)
 
     prepared = prepare(ranked[0].config)
     tokens = trial.Tokens(prepared.train, prepared.val, ranked[0].survey.vocab_size)
-    if target.speed is not None:
+    if target.speed is not None and not target.speed.busy and not speed.loaded():
         speed.learn(start=time.perf_counter() - began + ACCELERATE)
     began = time.perf_counter()
     tried = list[Candidate]()
@@ -59,6 +59,8 @@ def settle(ranked: list[Candidate], target: Target, budget: float, limit: float)
     spread = laws().loss["spread after trials"]
     by_law = loss.forecast(best.survey)
     assert by_law is not None
+    if best.measured is None:  # no trial came to its end
+        return best, by_law, time.perf_counter() - began
     moved, half = best.loss - by_law.loss, loss.WIDTH * spread * (1 + 0.5 * by_law.overfits)
     forecast = replace(
         by_law, loss=best.loss, low=best.loss - half, high=best.loss + half, best=by_law.best + moved, source="trials"
@@ -85,19 +87,27 @@ def _try(candidate: Candidate, tokens: trial.Tokens, target: Target, budget: flo
     from hfgpt.plan import trial
 
     began = time.perf_counter()
+
+    def in_time(_: trial.Trial) -> bool:
+        return time.perf_counter() - began < seconds
+
     warm = dial.with_length(candidate.survey, dial.LEAST_STEPS)
-    seen = trial.train(warm.config, tokens, [], lambda so_far: so_far.steps_made < WARMING)
+    quick = warm.config.model_copy(update={"eval_iters": 1})
+    seen = trial.train(quick, tokens, [], lambda so_far: so_far.steps_made < WARMING and in_time(so_far))
+    if seen.busy:  # neither its times nor as many steps as would tell its loss
+        return replace(candidate, busy=True)
     left = seconds - (time.perf_counter() - began)
-    steps = int(0.85 * (left - 2 * seen.evaluation_seconds) / max(seen.seconds_per_step, 1e-6))
-    if steps < dial.LEAST_STEPS // 2:
+    blocks = warm.config.eval_iters * timing.EVAL_BATCH * warm.config.block_size
+    evaluating = 2 * min(blocks, len(tokens.val)) * seen.evaluation_seconds / max(1, seen.evaluated_tokens)
+    steps = int(0.85 * (left - evaluating) / max(seen.seconds_per_step, 1e-6))
+    if steps < dial.LEAST_STEPS:
         return _planned(candidate, target, budget, seen, 0.0)
     short = dial.with_length(candidate.survey, steps)
-    limit = time.perf_counter() + left
-    seen = trial.train(short.config, tokens, [], lambda _: time.perf_counter() < limit)
-    if seen.steps_made < steps:  # other work slowed it down: its schedule is unfinished, so only its times count
-        return _planned(candidate, target, budget, seen, 0.0)
-    offset = seen.val_losses[-1] - dial.expected(short)
-    return _planned(candidate, target, budget, seen, laws().loss["offset kept"] * offset)
+    seen = trial.train(short.config, tokens, [], in_time)
+    if seen.busy or seen.steps_made < steps:  # its schedule is unfinished
+        return replace(candidate, busy=seen.busy)
+    offset = laws().loss["offset kept"] * (seen.val_losses[-1] - dial.expected(short))
+    return _planned(candidate, target, budget, seen, offset)
 
 
 def _planned(candidate: Candidate, target: Target, budget: float, seen: trial.Trial, offset: float) -> Candidate:

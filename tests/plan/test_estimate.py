@@ -173,7 +173,7 @@ def test_time_from_a_probe() -> None:
 
 
 def test_processes_share_the_work() -> None:
-    what = found(gradient_accumulation_steps=8)
+    what = found(gradient_accumulation_steps=8, compile=True)
     one = timing.time(what, find_target(what.config, "A100"))
     eight = timing.time(what, find_target(what.config, "A100", processes=8))
     assert eight.seconds_per_step == pytest.approx(one.seconds_per_step / 8, rel=0.1)
