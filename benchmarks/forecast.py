@@ -9,8 +9,9 @@ Out: benchmarks/results/forecast-SEED.jsonl: a line a forecast, written before a
      report: errors of the time without and with a probe, how often the loss lay inside its interval, overfitting said
      and seen, budgets kept.
 
-Half of the cases are drawn recipes; the others are `plan.py --time-budget`, whose written recipe is trained. Times are of
-the whole command. Each result has the machine's load beside it, since other work makes a run longer than its forecast.
+Half of the cases are drawn recipes; the others are `plan.py --time-budget`, whose written recipe is trained. Times are
+of the whole command. Each result has the machine's load beside it, since other work makes a run longer than its
+forecast.
 """
 
 from __future__ import annotations
