@@ -227,9 +227,11 @@ def _recommendation(plan: Plan, options: Options) -> Group:
             notes.append(_("Trials took {time}.", time=duration(choice.trial_seconds)))
         if choice.busy:
             notes.append(
-                _("Other work ran on this machine during the trials, so they do not count; while it runs, training takes "
-                  "longer than is said here.")
-            )  # fmt: skip
+                _(
+                    "Other work ran on this machine during the trials, so they do not count; while it runs, training "
+                    "takes longer than is said here."
+                )
+            )
         layers = chapter.layers_for(plan.survey.corpus_bytes)
         notes.append(_("The chapter's rule of thumb (2.1): n_layer {n} for this text.", n=layers))
     by_chapter = _(

@@ -107,8 +107,8 @@ def _on_card(config: Config, card: Card, vram: int | None, processes: int, note:
         memory_bytes=vram or card.memory_bytes,
         peak=peak,
         bandwidth=card.bandwidth,
-        # Of the matrix products, compiled. Narrow matrices do not fill a card: 0.4 is what GPT-2's width of 768 reaches,
-        # 0.2 at 384 (nanoGPT's published times on A100: 4 days for 124M, 3 minutes for the character model).
+        # Compiled. Narrow matrices do not fill a card: 0.4 is what GPT-2's width of 768 reaches, 0.2 at 384
+        # (nanoGPT's published times on A100: 4 days for 124M, 3 minutes for the character model).
         utilisation=0.4 * min(1.0, config.n_embd / 768),
         power_w=card.power_w,
         processes=processes,

@@ -172,7 +172,7 @@ COMPILING = 180.0  # seconds, as in hfgpt/train/launch.py
 
 
 def _on_card(config: Config, vocab_size: int, target: Target) -> Measured:
-    """A step of one process on a card: its arithmetic, and in eager mode the memory that each operation reads and writes.
+    """A step of one process on a card: its arithmetic, and in eager mode what each operation reads and writes.
 
     The bytes are those by which a step of GPT-2 124M on an H100 takes 44 ms eagerly and 24 ms compiled, as its
     operators' sizes say; no card has confirmed them here.

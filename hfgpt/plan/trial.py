@@ -26,7 +26,6 @@ from hfgpt.inference.evaluation import evaluate_blocks
 from hfgpt.model import gpt2, optim
 from hfgpt.model.schedule import learning_rate
 
-
 BUSY = 0.8  # of the time of all threads: below it, other work had them
 
 
