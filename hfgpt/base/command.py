@@ -96,6 +96,7 @@ class _Positional(NamedTuple):
 class _Option(NamedTuple):
     read: Callable[[str], Any] | None  # None: a flag
     default: Any
+    may_stand_alone: bool = False  # --name as well as --name=VALUE
 
 
 class Reader:
@@ -145,10 +146,10 @@ class Reader:
         self._options[name] = _Option(read, default)
         self._declare(name, told, metavar)
 
-    def flag(self, name: str, told: str) -> None:
-        """Declare ``--name``, which is True where it is typed."""
-        self._options[name] = _Option(None, False)
-        self._declare(name, told)
+    def flag(self, name: str, told: str, metavar: str = "", read: Callable[[str], Any] | None = None) -> None:
+        """Declare ``--name``, which is True where it is typed; with `read` also ``--name=VALUE``."""
+        self._options[name] = _Option(read, False, may_stand_alone=True)
+        self._declare(name, told, metavar)
 
     def exclusive(self, *names: str) -> None:
         """Declare that at most one of these options may be typed."""
@@ -203,7 +204,8 @@ class Reader:
     def _takes_next(self, key: str, word: str) -> bool:
         """Whether the word behind ``--key`` is its value."""
         if key in self._options:
-            return self._options[key].read is not None and not word.startswith("--")
+            option = self._options[key]
+            return option.read is not None and not option.may_stand_alone and not word.startswith("--")
         if key in self._flags:
             return word.lower() in ("true", "false")
         no = key.startswith("no_") and key[3:] in self._flags
@@ -247,6 +249,8 @@ class Reader:
         text, wrong = texts[-1], ""
         if len(texts) > 1:
             wrong = _("is given twice on the command line")
+        elif text is None and option.may_stand_alone:
+            return True
         elif option.read is None:
             wrong = _("takes no value") if text is not None else ""
         elif text is None or (not text and option.read is not str):

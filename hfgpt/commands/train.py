@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from hfgpt import config as configs
 from hfgpt.base import loading, threads
-from hfgpt.base.command import Reader
+from hfgpt.base.command import Arguments, Reader
 from hfgpt.base.language import _
 from hfgpt.base.launch import launch
 from hfgpt.base.machine import process_began
 from hfgpt.base.terminal import say
+from hfgpt.train import origin
 
 
 def reader() -> Reader:
@@ -22,6 +24,8 @@ def reader() -> Reader:
             ("recipes/standard.yaml", _("train the recipe; the run folder is out/standard")),
             ("recipes/standard.yaml --max_iters=1000 --no_compile", _("the same with other values")),
             ("out/standard --resume", _("go on with a run, from its folder")),
+            ("--resume=hf://user/run", _("go on with a run that another machine pushed, in out/run")),
+            ("out/standard --branch_from=out/standard/checkpoint-600", _("a new run that goes on from a checkpoint")),
         ],
         configs.help_text(),
         parameters=configs.PARAMETERS,
@@ -32,7 +36,21 @@ def reader() -> Reader:
         _("a YAML file, the name of a recipe that comes with hfgpt, or a run folder, whose own recipe is then read"),
         required=False,
     )
-    made.flag("resume", _("go on from the newest valid checkpoint, or begin where there is none yet"))
+    made.flag(
+        "resume",
+        _(
+            "go on from the newest valid checkpoint, or begin where there is none yet; with a run on the Hub, bring it "
+            "first if it is ahead of the folder"
+        ),
+        "hf://USER/RUN[@REVISION]",
+        origin.hub_run,
+    )
+    made.option(
+        "branch_from",
+        "RUN/checkpoint-N",
+        _("begin a new run, in a folder of its own, that goes on from a checkpoint of another run"),
+        origin.branch,
+    )
     made.flag("overwrite", _("replace the run that out_dir holds"))
     made.flag("print_config", _("print the resolved recipe and stop"))
     return made
@@ -41,14 +59,41 @@ def reader() -> Reader:
 def main(words: list[str]) -> int:
     """Train, or print the resolved recipe."""
     arguments = reader().read(words)
-    config = configs.load(arguments.recipe, arguments.overrides, arguments.faults)
+    recipe, overrides = find_recipe(arguments)
+    config = configs.load(recipe, overrides, arguments.faults)
     if arguments.print_config:
         print(configs.to_yaml(config))
         return 0
     if launch().rank == 0:
-        for remark in configs.remarks(arguments.recipe, arguments.overrides, config):
+        for remark in configs.remarks(recipe, arguments.overrides, config):
             say(_("note: {note}", note=remark), sys.stderr)
     threads.configure(config.cpu_threads)  # before torch is loaded
     with loading.uncollected():
         from hfgpt.train.loop import train
-    return train(config, resume=arguments.resume, overwrite=arguments.overwrite, began=process_began())
+    return train(
+        config,
+        resume=bool(arguments.resume),
+        overwrite=arguments.overwrite,
+        branch_from=arguments.branch_from,
+        began=process_began(),
+    )
+
+
+def find_recipe(arguments: Arguments) -> tuple[str | None, list[str]]:
+    """The recipe and its overrides; a run on the Hub and a branch's own run bring theirs.
+
+    Raises:
+        InputError: the run on the Hub cannot be brought here.
+    """
+    recipe, overrides = arguments.recipe, arguments.overrides
+    typed = next((word.partition("=")[2] for word in overrides if word.startswith("--out_dir=")), None)
+    if arguments.branch_from and recipe is None:
+        recipe = str(arguments.branch_from.parent)
+    if isinstance(arguments.resume, origin.HubRun):
+        folder = Path(typed or f"out/{arguments.resume.name}").expanduser()
+        if not arguments.faults:
+            origin.bring(arguments.resume, folder)
+        return recipe or str(folder), [*overrides, *([] if typed else [f"--out_dir={folder}"])]
+    if arguments.branch_from and typed is None:
+        overrides = [*overrides, f"--out_dir={origin.branch_folder(arguments.branch_from)}"]
+    return recipe, overrides

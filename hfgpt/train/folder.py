@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
@@ -93,14 +94,22 @@ def refuse_older_run(folder: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-def claim(config: Config, lock: FolderLock | None, overwrite: bool, step: int | None, dtype: str) -> FolderLock:
+class Claim(NamedTuple):
+    """What a run wants of its folder."""
+
+    begins_anew: bool  # so that there may not be an older run
+    overwrite: bool  # set an older run aside
+    step: int | None  # the record is kept up to here; None: there is not any
+    branch_from: Path | None = None  # a checkpoint, from whose run the record comes
+
+
+def claim(config: Config, lock: FolderLock | None, asked: Claim, dtype: str) -> FolderLock:
     """Make out_dir, and write the resolved recipe there; returns the lock.
 
     Args:
         config: resolved.
         lock: from :func:`hold`; None if there was no folder then.
-        overwrite: set an older run aside first.
-        step: go on from here, and forget what the record says of later steps; None for a new run.
+        asked: whether the run begins or goes on.
         dtype: the precision of the run, for the record of its segments.
 
     Raises:
@@ -112,22 +121,32 @@ def claim(config: Config, lock: FolderLock | None, overwrite: bool, step: int | 
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder).acquire()
     try:
-        refuse_older_run(folder, step is not None, overwrite)
-        writer = metrics.MetricsWriter(folder / metrics.FILE_NAME)
-        if step is not None:
-            writer.truncate_after(step)  # a record that cannot be read is found here, before anything is written
-            metrics.truncate_samples(folder / metrics.SAMPLES, step)
-        elif overwrite and holds_run(folder):
+        refuse_older_run(folder, not asked.begins_anew, asked.overwrite)
+        record = folder / metrics.FILE_NAME
+        if asked.begins_anew and holds_run(folder):
             set_aside(folder)
+        if asked.branch_from is not None and not record.exists():
+            copy_record(asked.branch_from.parent, folder)
+        if asked.step is not None:
+            # A record that cannot be read is found here, before anything is written.
+            metrics.MetricsWriter(record).truncate_after(asked.step)
+            metrics.truncate_samples(folder / metrics.SAMPLES, asked.step)
         checkpoint.discard_unfinished(folder)
-        segments.begin(folder, max(0, step or 0), segments.deciding(config, dtype))
+        segments.begin(folder, max(0, asked.step or 0), segments.deciding(config, dtype))
         replace_file(folder / "recipe.yaml", configs.to_yaml(config, in_folder=True))
     except BaseException:
-        if overwrite:
+        if asked.overwrite:
             recover(folder)
         lock.release()
         raise
     return lock
+
+
+def copy_record(source: Path, folder: Path) -> None:
+    """Begin a branch with the record of the run that it is of."""
+    for name in (metrics.FILE_NAME, metrics.SAMPLES, segments.FILE_NAME):
+        if (source / name).is_file():
+            replace_file(folder / name, (source / name).read_text(encoding="utf-8", errors="replace"))
 
 
 # ------------------------------------------------------------------------------------------- a run that is replaced

@@ -15,7 +15,7 @@ import time
 
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
-from hfgpt.runs import card
+from hfgpt.runs import card, diagnose, metrics
 from hfgpt.train.collective import gather
 from hfgpt.train.meter import Meter
 from hfgpt.train.run import Run
@@ -24,7 +24,7 @@ FIRST = 4  # steps after which the speed is known well enough for a first decisi
 
 EVERY = 0.02  # of the time budget between two decisions
 
-MARGIN = 0.02  # of the time budget, kept for what does not go as before
+MARGIN = 0.03  # of the time budget, kept for what does not go as before
 
 
 class Horizon:
@@ -71,7 +71,7 @@ class Horizon:
     def _fitting(self, drawing: float) -> int:
         """The steps that the run has in all if it ends in time at its present speed.
 
-        The end takes an evaluation, about as long for the last sample, and the drawing.
+        The end takes an evaluation and the drawing; as much again is kept for the last sample and a longer record.
         """
         step, mark = self._run.progress.step, self._meter.mark()
         if mark.steps - self._mark.steps < FIRST:
@@ -80,7 +80,7 @@ class Horizon:
         evaluation = self._meter.evaluation_seconds
         each += evaluation / self._recipe.eval_interval
         self._mark = mark
-        left = self._ends - time.monotonic() - 2 * evaluation - 1.5 * drawing
+        left = self._ends - time.monotonic() - 2 * (evaluation + drawing)
         return max(step, step + int(left / each))
 
     def _decide(self, length: int) -> None:
@@ -94,13 +94,17 @@ class Horizon:
 
 
 def rehearse(run: Run) -> float:
-    """Draw the curve and write the card as at the end; the seconds that it takes, without loading the library."""
+    """Draw the curve, write the card and look at the record as at the end; the seconds that it takes.
+
+    The library that draws is loaded before: that is done once in a run.
+    """
     from hfgpt.runs import plots
 
-    plots.loss_curve(run.folder)  # finds the fonts
+    plots.loss_curve(run.folder)
     began = time.monotonic()
     plots.loss_curve(run.folder)
     card.write(run.folder, run.config.license)
+    diagnose.summary(metrics.read(run.metrics.path), run.config)
     return time.monotonic() - began
 
 

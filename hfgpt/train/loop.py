@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -36,13 +37,21 @@ from hfgpt.train.step import StepResult, check_update, global_loss, to_device, t
 from hfgpt.train.stop import TIME_IS_UP, Stop, describe, exit_code
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False, began: float | None = None) -> int:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    branch_from: Path | None = None,
+    began: float | None = None,
+) -> int:
     """Run a recipe to its end, or to a polite stop; returns the exit code (0, or 128 + signal).
 
     Args:
         config: resolved.
         resume: go on from the newest valid checkpoint, or begin if there is not one yet.
         overwrite: replace the run that out_dir holds.
+        branch_from: begin from this checkpoint of another run.
         began: when the process was started, by time.monotonic, for `max_time` and `time_budget`; None: now.
 
     Raises:
@@ -51,7 +60,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, bega
     """
     began = time.monotonic() if began is None else began
     with explained_start():
-        run = start(config, resume=resume, overwrite=overwrite)
+        run = start(config, resume=resume, overwrite=overwrite, branch_from=branch_from)
     try:
         with explained(run):
             fit(run)

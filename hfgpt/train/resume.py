@@ -7,6 +7,7 @@ Out: a checkpoint; later a Run that goes on bit for bit.
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -95,6 +96,33 @@ def find_checkpoint(config: Config, display: Display) -> checkpoint.Checkpoint |
         display.say(_("{folder} holds no checkpoint yet: beginning at step 0", folder=config.run_dir))
         return None
     return checkpoint.newest_valid(config.run_dir, display.warn)
+
+
+def read_branch(path: Path, config: Config) -> checkpoint.Checkpoint:
+    """The checkpoint that a new run goes on from.
+
+    Raises:
+        InputError: it is damaged, or of the run that out_dir holds.
+    """
+    if path.resolve().parent == config.run_dir.resolve():
+        raise InputError(
+            _(
+                "branch_from = {checkpoint!r}: is of the run in out_dir → set out_dir to a new folder, or go on with "
+                "--resume",
+                checkpoint=str(path),
+            )
+        )
+    try:
+        return checkpoint.read(path)
+    except checkpoint.CheckpointError as error:
+        raise InputError(f"branch_from: {error}") from None
+
+
+def forget_best(run: Run) -> None:
+    """A branch has a best model of its own: the first is the one that it begins with."""
+    progress = run.progress
+    progress.best_val_loss = progress.best_step = progress.evaluated_step = None
+    progress.evaluations_without_improvement, progress.horizons = 0, []
 
 
 def check_identity(run: Run, saved: checkpoint.Checkpoint) -> None:

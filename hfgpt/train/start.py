@@ -32,17 +32,26 @@ from hfgpt.train import folder, launch, memory, states
 from hfgpt.train.collective import on_main
 from hfgpt.train.display import Display
 from hfgpt.train.evaluate import count_characters
-from hfgpt.train.resume import announce_changes, check_identity, check_length, find_checkpoint, restore
+from hfgpt.train.resume import (
+    announce_changes,
+    check_identity,
+    check_length,
+    find_checkpoint,
+    forget_best,
+    read_branch,
+    restore,
+)
 from hfgpt.train.run import Run
 
 
-def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> Run:
+def start(config: Config, *, resume: bool = False, overwrite: bool = False, branch_from: Path | None = None) -> Run:
     """Everything that a run needs, checked before the first step. Collective.
 
     Args:
         config: resolved.
         resume: go on from the newest valid checkpoint, or begin if there is not one yet.
         overwrite: replace the run that out_dir holds.
+        branch_from: begin from this checkpoint of another run, unless out_dir has one to resume from.
 
     Raises:
         InputError: config, data, model, launch or folder do not go together; nothing was written.
@@ -51,12 +60,12 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False) -> R
         resume, overwrite = True, False
     resume = resume or config.init_from == "resume"
     with ExitStack() as undo:
-        run = prepare(config, resume, overwrite, undo)
+        run = prepare(config, resume, overwrite, branch_from, undo)
         undo.pop_all()
     return run
 
 
-def prepare(config: Config, resume: bool, overwrite: bool, undo: ExitStack) -> Run:
+def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | None, undo: ExitStack) -> Run:
     """:func:`start`; what must be undone if it fails is pushed onto `undo`."""
     writes = not config.eval_only
     if writes:
@@ -72,6 +81,8 @@ def prepare(config: Config, resume: bool, overwrite: bool, undo: ExitStack) -> R
     display = Display(config.max_iters, accelerator.is_main_process)
     corpus = prepare_corpus(config, accelerator)
     saved = find_checkpoint(config, display) if resume else None
+    if saved is None and branch_from is not None:
+        saved = read_branch(branch_from, config)
     torch.manual_seed(config.seed)
     words = corpus.tokenizer
     model = gpt2.build(config, tokenizers.vocabulary_size(words), words.eos_token_id, words)
@@ -90,11 +101,13 @@ def prepare(config: Config, resume: bool, overwrite: bool, undo: ExitStack) -> R
         check_identity(run, saved)
         check_length(config, saved)
     if writes:
-        if saved is not None and run.main:
+        if saved is not None and branch_from is None and run.main:
             run.recorded_horizons = horizons_after(run.metrics.path, saved.state["step"])
         launch.start_tracker(accelerator, config)
-        step = None if not resume else saved.state["step"] if saved else -1
-        run.lock = lock_folder(config, lambda: folder.claim(config, lock, overwrite, step, run.dtype))
+        begins_anew = overwrite or not resume
+        step = saved.state["step"] if saved else None if begins_anew else -1
+        claim = folder.Claim(begins_anew, overwrite, step, branch_from)
+        run.lock = lock_folder(config, lambda: folder.claim(config, lock, claim, run.dtype))
         if run.lock is not None:
             undo.callback(run.lock.release)
     if saved is not None:
@@ -104,6 +117,8 @@ def prepare(config: Config, resume: bool, overwrite: bool, undo: ExitStack) -> R
     run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
     if saved is not None:
         restore(run, saved)
+        if saved.path.parent.resolve() != run.folder.resolve():
+            forget_best(run)
     else:
         states.seed(accelerator, config.seed, 0)
     if run.main and config.push_to_hub and writes:

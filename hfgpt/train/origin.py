@@ -1,0 +1,134 @@
+"""Where a run goes on from, if that is not its own folder: the Hub, or a checkpoint of another run.
+
+In:  ``--resume=hf://user/run[@revision]``, or ``--branch_from=out/run/checkpoint-600``.
+Out: the run folder, brought from the Hub if the Hub is ahead; or the checkpoint, and the folder of the run it is of.
+
+Imports no torch: the recipe, which may come from the Hub, decides how torch is to be loaded.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.base.lock import FolderLock
+from hfgpt.runs.metrics import FILE_NAME
+
+_HUB = re.compile(r"hf://([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class HubRun:
+    """A run on the Hub; `revision` None means the main branch."""
+
+    repo: str
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's own name, without its owner's."""
+        return self.repo.partition("/")[2]
+
+
+def hub_run(text: str) -> HubRun:
+    """Read ``hf://user/run`` or ``hf://user/run@revision``; raises ValueError that says the rule."""
+    match = _HUB.fullmatch(text)
+    if match is None:
+        raise ValueError(_("must be hf://user/run, or hf://user/run@revision; alone it goes on from the run folder"))
+    return HubRun(match[1], match[2])
+
+
+def branch(text: str) -> Path:
+    """Read the path of a checkpoint folder; raises ValueError that says the rule."""
+    path = Path(text).expanduser()
+    if not _CHECKPOINT.fullmatch(path.name) or not path.is_dir():
+        raise ValueError(_("must be a checkpoint of a run, such as out/standard/checkpoint-600"))
+    return path
+
+
+def branch_folder(checkpoint: Path) -> Path:
+    """Where a branch goes if nothing else is said: beside its run."""
+    run = checkpoint.resolve().parent
+    return run.with_name(f"{run.name}-from-{checkpoint.name.removeprefix('checkpoint-')}")
+
+
+def latest_step(folder: Path) -> int:
+    """The step of the newest whole checkpoint in a folder; -1 if there is not one."""
+    whole = [path.parent.name for path in folder.glob("checkpoint-*/COMPLETE")]
+    return max((int(match[1]) for name in whole if (match := _CHECKPOINT.fullmatch(name))), default=-1)
+
+
+def bring(run: HubRun, folder: Path) -> None:
+    """Bring a run from the Hub into its folder, unless the folder is as far already.
+
+    Safe to call from several processes of a machine: one brings the run, the others find it there.
+
+    Raises:
+        InputError: the repository has no checkpoint, the folder holds another run or is in use.
+        Failure: the Hub cannot be reached.
+    """
+    from filelock import FileLock
+
+    from hfgpt.share import hub
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = [folder.with_name(f".{folder.name}.{word}") for word in ("bringing", "brought", "older")]
+    lock, brought, older = beside
+    with FileLock(lock):
+        if older.exists():  # a process was killed between the two renames of `_replace`
+            if folder.exists():
+                shutil.rmtree(older)
+            else:
+                older.rename(folder)
+        shutil.rmtree(brought, ignore_errors=True)
+        hub.pull(run.repo, brought, revision=run.revision, newest=True)
+        try:
+            if latest_step(brought) < 0:
+                raise InputError(
+                    _(
+                        "{repo}: has no checkpoint to go on from → push_to_hub: checkpoints pushes them, and "
+                        "--init_from={repo} begins a new run with its weights",
+                        repo=run.repo,
+                    )
+                )
+            if not folder.exists():
+                brought.rename(folder)
+                return
+            if any(folder.iterdir()):
+                _check_same_run(folder, brought, run)
+            if latest_step(brought) > latest_step(folder):
+                _replace(folder, brought, older)
+        finally:
+            shutil.rmtree(brought, ignore_errors=True)
+
+
+def _check_same_run(folder: Path, brought: Path, run: HubRun) -> None:
+    """A run's record begins with one line, which no other run has."""
+    records = [path / FILE_NAME for path in (folder, brought)]
+    lines = [path.read_bytes().split(b"\n")[0] if path.is_file() else b"" for path in records]
+    if lines[0] != lines[1]:
+        raise InputError(
+            _(
+                "out_dir = {folder!r}: holds another run than {repo} → set out_dir to a new folder",
+                folder=str(folder),
+                repo=run.repo,
+            )
+        )
+
+
+def _replace(folder: Path, brought: Path, older: Path) -> None:
+    """Put what was brought in the place of the folder; files that a run does not push are kept."""
+    with FolderLock(folder):
+        pass  # nobody works in it
+    folder.rename(older)
+    brought.rename(folder)
+    for path in older.iterdir():
+        if not (folder / path.name).exists() and not _CHECKPOINT.fullmatch(path.name):
+            path.rename(folder / path.name)
+    shutil.rmtree(older)

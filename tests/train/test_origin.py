@@ -1,0 +1,139 @@
+"""A run that goes on from the Hub, and a new run that goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hub_server
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+from survival import differences, figures
+
+from hfgpt import config
+from hfgpt.base.errors import InputError
+from hfgpt.base.lock import FolderLock
+from hfgpt.runs import metrics, segments
+from hfgpt.train import checkpoint, origin
+from hfgpt.train import loop as train
+
+LONG = {"dropout": 0.2, "max_iters": 24, "lr_decay_iters": 24, "save_total_limit": 9}
+
+
+def do_train(values: dict[str, Any], **how: Any) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    resolved = config.build(values, "test")
+    assert train.train(resolved, **how) == 0
+    return resolved.run_dir
+
+
+def test_a_branch_with_the_same_recipe_is_the_same_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """From the state of the checkpoint: weights, averages, generators, data. The other run is left alone."""
+    trunk = do_train(tiny | LONG)
+    before = {file: file.read_bytes() for file in trunk.rglob("*") if file.is_file()}
+    branch = do_train(tiny | LONG | {"out_dir": str(tmp_path / "branch")}, branch_from=trunk / "checkpoint-8")
+    assert figures(branch) == figures(trunk)
+    assert checkpoint.steps(branch) == [24, 20, 16, 12, 8]
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours, others = (load_file(path / "checkpoint-24" / name) for path in (branch, trunk))
+        assert all((ours[key] == others[key]).all() for key in others)
+    assert {file: file.read_bytes() for file in trunk.rglob("*") if file.is_file()} == before
+
+
+def test_a_branch_decays_from_its_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
+    trunk = do_train(tiny | LONG | {"lr_schedule": "constant", "learning_rate": 1e-3})
+    decay = {"lr_schedule": "hold_cosine", "lr_decay_iters": 12, "max_iters": 16, "learning_rate": 1e-3}
+    branch = do_train(tiny | LONG | decay | {"out_dir": str(tmp_path / "b")}, branch_from=trunk / "checkpoint-12")
+    rates = metrics.series(metrics.read(branch / "metrics.jsonl"), "learning_rate")[1]
+    assert rates[11] == 1e-3
+    assert rates[15] == pytest.approx(1e-4)
+    assert [(part.step, part.recipe["lr_schedule"]) for part in segments.read(branch)] == [
+        (0, "constant"),
+        (12, "hold_cosine"),
+    ]
+    assert (branch / "model.safetensors").exists()
+    progress = checkpoint.read(branch / "checkpoint-16").state["progress"]
+    assert progress["best_step"] in (12, 16), "its own best, not the trunk's"
+
+
+def test_what_is_not_a_branch(tiny: dict[str, Any], tmp_path: Path) -> None:
+    trunk = do_train(tiny | LONG)
+    with pytest.raises(InputError, match="is of the run in out_dir"):
+        do_train(tiny | LONG, branch_from=trunk / "checkpoint-8", overwrite=True)
+    elsewhere = tiny | LONG | {"out_dir": str(tmp_path / "branch")}
+    with pytest.raises(InputError, match=r"is a checkpoint of another run:(?s:.*)n_embd"):
+        do_train(elsewhere | {"n_embd": 32}, branch_from=trunk / "checkpoint-8")
+    (trunk / "checkpoint-8" / "COMPLETE").unlink()
+    with pytest.raises(InputError, match=r"branch_from: .* is not whole"):
+        do_train(elsewhere, branch_from=trunk / "checkpoint-8")
+    assert not (tmp_path / "branch").exists()
+    for text in (str(trunk), str(trunk / "checkpoint-5"), "checkpoint-x"):
+        with pytest.raises(ValueError, match="must be a checkpoint of a run"):
+            origin.branch(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "hf://", "hf://user", "user/run", "hf://user/run@", "hf://a/b/c", "https://x/y/z"]
+)
+def test_what_is_not_a_run_on_the_hub(text: str) -> None:
+    with pytest.raises(ValueError, match="must be hf://user/run"):
+        origin.hub_run(text)
+
+
+def test_names_of_runs_on_the_hub() -> None:
+    assert origin.hub_run("hf://ada/bard") == origin.HubRun("ada/bard")
+    assert origin.hub_run("hf://ada/bard@refs/pr/1") == origin.HubRun("ada/bard", "refs/pr/1")
+
+
+@pytest.fixture
+def server() -> Iterator[hub_server.Hub]:
+    with hub_server.running() as server:
+        yield server
+
+
+@pytest.mark.e2e
+def test_a_run_moves_over_the_hub_and_back(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Any, tmp_path: Path, server: hub_server.Hub
+) -> None:
+    """Two machines take turns; the run ends with the bits of one that stayed where it was."""
+    env = {"HF_ENDPOINT": server.url, "HF_TOKEN": hub_server.TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    env["NO_PROXY"] = "127.0.0.1"
+    recipe, whole = write_recipe(tiny | LONG), tmp_path / "whole"
+    assert run_script("train.py", recipe, f"--out_dir={whole}").returncode == 0
+
+    def command(script: str, *words: object) -> str:
+        done = run_script(script, *words, env=env)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout)
+
+    first, second = tmp_path / "first" / "bard", tmp_path / "second" / "bard"
+    command("train.py", recipe, f"--out_dir={first}", "--max_iters=8")
+    (first / "notes.txt").write_text("mine")
+    command("push.py", first, "ada/bard", "--include_checkpoints")
+    said = command("train.py", "--resume=hf://ada/bard", f"--out_dir={second}", "--max_iters=16", "--lr_decay_iters=24")
+    assert "going on after step 8" in said
+    command("push.py", second, "ada/bard", "--include_checkpoints")
+    said = command("train.py", "--resume=hf://ada/bard@main", f"--out_dir={first}", "--max_iters=24")
+    assert "going on after step 16" in said
+    assert differences(first, whole) == []
+    assert (first / "notes.txt").read_text() == "mine"
+    assert [path.name for path in first.parent.iterdir() if path.name.startswith(".")] == [".bard.bringing"]
+
+    # What is here may be ahead of the Hub; in use, or another run, it is not touched.
+    assert "going on after step 24" in command("train.py", "--resume=hf://ada/bard", f"--out_dir={first}")
+    shutil.rmtree(second)
+    command("train.py", recipe, f"--out_dir={second}", "--seed=2", "--max_iters=4")
+    done = run_script("train.py", "--resume=hf://ada/bard", f"--out_dir={second}", env=env)
+    assert done.returncode == 2
+    assert "holds another run than ada/bard" in done.stderr
+    shutil.rmtree(first / "checkpoint-24")
+    shutil.rmtree(first / "checkpoint-16")
+    shutil.rmtree(first / "checkpoint-20")
+    with FolderLock(first):
+        done = run_script("train.py", "--resume=hf://ada/bard", f"--out_dir={first}", env=env)
+    assert done.returncode == 2
+    assert "is in use by process" in done.stderr
