@@ -24,6 +24,8 @@ FIRST = 4  # steps after which the speed is known well enough for a first decisi
 
 EVERY = 0.02  # of the time budget between two decisions
 
+LATE = 0.6  # of the time budget, when the end is rehearsed with a record that is nearly as long
+
 MARGIN = 0.03  # of the time budget, kept for what does not go as before
 
 
@@ -40,7 +42,8 @@ class Horizon:
         self._run, self._meter, self._recipe = run, meter, run.config
         self._budget = float(seconds_of(run.config.time_budget)) if run.config.time_budget else 0.0
         self._ends = began + self._budget * (1 - MARGIN) - run.progress.seconds
-        self._drawing: float | None = None  # seconds that the curve and the card take at the end
+        self._drawing = 0.0  # seconds that the curve and the card take at the end
+        self._rehearsals = [0.0, began + self._budget * LATE - run.progress.seconds]  # when it is measured
         self._from, self._next = run.progress.step + FIRST, 0.0
         self._mark = meter.mark()
         if self._budget and run.progress.horizons:
@@ -60,15 +63,16 @@ class Horizon:
             return recorded[step]
         if step < max(recorded, default=self._from) or time.monotonic() < self._next:
             return 0
-        if self._drawing is None:
+        if self._rehearsals and time.monotonic() >= self._rehearsals[0]:
+            self._rehearsals.pop(0)
             self._drawing = rehearse(self._run)
             self._mark = self._meter.mark()
             self._from = step + FIRST
             return 0
         self._next = time.monotonic() + EVERY * self._budget
-        return self._fitting(self._drawing)
+        return self._fitting()
 
-    def _fitting(self, drawing: float) -> int:
+    def _fitting(self) -> int:
         """The steps that the run has in all if it ends in time at its present speed.
 
         The end takes an evaluation and the drawing; as much again is kept for the last sample and a longer record.
@@ -80,7 +84,7 @@ class Horizon:
         evaluation = self._meter.evaluation_seconds
         each += evaluation / self._recipe.eval_interval
         self._mark = mark
-        left = self._ends - time.monotonic() - 2 * (evaluation + drawing)
+        left = self._ends - time.monotonic() - 2 * (evaluation + self._drawing)
         return max(step, step + int(left / each))
 
     def _decide(self, length: int) -> None:

@@ -110,21 +110,25 @@ def test_a_run_moves_over_the_hub_and_back(
         assert done.returncode == 0, done.stderr
         return str(done.stdout)
 
+    # A repository does not say where a corpus lies on the machine that pushed it.
+    text = f"--dataset={tiny['dataset']}"
     first, second = tmp_path / "first" / "bard", tmp_path / "second" / "bard"
     command("train.py", recipe, f"--out_dir={first}", "--max_iters=8")
     (first / "notes.txt").write_text("mine")
     command("push.py", first, "ada/bard", "--include_checkpoints")
-    said = command("train.py", "--resume=hf://ada/bard", f"--out_dir={second}", "--max_iters=16", "--lr_decay_iters=24")
+    said = command(
+        "train.py", "--resume=hf://ada/bard", f"--out_dir={second}", "--max_iters=16", "--lr_decay_iters=24", text
+    )
     assert "going on after step 8" in said
     command("push.py", second, "ada/bard", "--include_checkpoints")
-    said = command("train.py", "--resume=hf://ada/bard@main", f"--out_dir={first}", "--max_iters=24")
+    said = command("train.py", "--resume=hf://ada/bard@main", f"--out_dir={first}", "--max_iters=24", text)
     assert "going on after step 16" in said
     assert differences(first, whole) == []
     assert (first / "notes.txt").read_text() == "mine"
     assert [path.name for path in first.parent.iterdir() if path.name.startswith(".")] == [".bard.bringing"]
 
     # What is here may be ahead of the Hub; in use, or another run, it is not touched.
-    assert "going on after step 24" in command("train.py", "--resume=hf://ada/bard", f"--out_dir={first}")
+    assert "going on after step 24" in command("train.py", "--resume=hf://ada/bard", f"--out_dir={first}", text)
     shutil.rmtree(second)
     command("train.py", recipe, f"--out_dir={second}", "--seed=2", "--max_iters=4")
     done = run_script("train.py", "--resume=hf://ada/bard", f"--out_dir={second}", env=env)
@@ -134,6 +138,6 @@ def test_a_run_moves_over_the_hub_and_back(
     shutil.rmtree(first / "checkpoint-16")
     shutil.rmtree(first / "checkpoint-20")
     with FolderLock(first):
-        done = run_script("train.py", "--resume=hf://ada/bard", f"--out_dir={first}", env=env)
+        done = run_script("train.py", "--resume=hf://ada/bard", f"--out_dir={first}", text, env=env)
     assert done.returncode == 2
     assert "is in use by process" in done.stderr
