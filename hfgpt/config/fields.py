@@ -61,7 +61,8 @@ class Config(BaseModel):
 
     # fmt: off
     # -- data
-    dataset: str = setting("data", "", EMBEDDED_DATASET, N_("What to train on: 'shakespeare' (embedded), a text file, a folder or glob of .txt/.jsonl/.parquet (also .gz, .zst), or a Hub id"), pattern=WORDS)
+    dataset: str = setting("data", "", EMBEDDED_DATASET, N_("What to train on: 'shakespeare' (embedded), a text file, a folder or glob of .txt/.jsonl/.parquet (also .gz, .zst) or of token files (.bin), a Hub id, or a mix: [{name: a, weight: 3}, {name: b, weight: 1}]"), pattern=WORDS)
+    bin_dtype: Literal["auto", "uint8", "uint16", "uint32", "uint64"] = setting("data", "", "auto", N_("Type of the tokens in .bin files that do not say it; auto: uint16, refused if they look like a wider type"))
     dataset_config: str | None = setting("data", "", None, N_("Configuration name of a Hub dataset"))
     dataset_split: str = setting("data", "", "train", N_("Split of a Hub dataset to train on"), pattern=WORDS)
     text_column: str = setting("data", "", "text", N_("Column (of .jsonl, .parquet or Hub data) that holds the text"), pattern=WORDS)

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from hfgpt.base.command import Reader
 from hfgpt.base.errors import ConfigError, Fault, InputError
 from hfgpt.base.language import _
-from hfgpt.config import nanogpt, rules
+from hfgpt.config import mix, nanogpt, rules
 from hfgpt.config.fields import INSTEAD, RENAMED, Config
 from hfgpt.config.reference import allowed, alternatives
 from hfgpt.config.yaml_text import LEADING_ZERO, LIMIT, RecipeLoader, leading_zero
@@ -201,7 +201,7 @@ def _translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
             faults.append(Fault(key, None, _("is not a parameter here"), _(INSTEAD[key])))
         elif key not in Config.model_fields:
             faults.append(Fault(key, None, _("is not a parameter"), _closest(key)))
-        elif reason := _unusable(value):
+        elif (reason := _unusable(value)) or (key == "dataset" and (reason := mix.fault_of(value))):
             faults.append(Fault(key, None, reason))
         else:
             out[key] = _normal(key, value)
@@ -213,6 +213,8 @@ def _normal(key: str, value: Any) -> Any:
     options = alternatives(Config.model_fields[key].annotation)
     if isinstance(value, float) and int in options and float not in options and value.is_integer():
         return int(value)
+    if key == "dataset":
+        value = mix.as_text(value)
     return os.path.expanduser(value) if key in rules.PATHS and isinstance(value, str) else value
 
 

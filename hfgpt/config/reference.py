@@ -15,6 +15,7 @@ import yaml
 from hfgpt.base.language import _
 from hfgpt.base.terminal import wrap
 from hfgpt.config.fields import GROUPS, WORDS, Config
+from hfgpt.config.mix import as_list
 from hfgpt.config.rules import resolve
 from hfgpt.config.yaml_text import RecipeDumper
 
@@ -132,7 +133,8 @@ def to_yaml(config: Config, *, in_folder: bool = False) -> str:
         lines.append(f"# {title}")
         for key in Config.model_fields:
             if group_of(key) == group and not (in_folder and key == "out_dir"):
-                line = _dump({key: getattr(config, key)})
+                value = getattr(config, key)
+                line = _dump({key: as_list(value) if key == "dataset" else value})
                 lines.append(f"# {line}  (derived)" if key in comments else line)
         lines.append("")
     return "\n".join(lines)

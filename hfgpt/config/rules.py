@@ -13,6 +13,7 @@ from hfgpt.base.errors import Fault
 from hfgpt.base.language import _
 from hfgpt.base.units import seconds_of
 from hfgpt.config.fields import Config
+from hfgpt.config.mix import corpora
 
 PATHS = ("dataset", "tokenizer", "init_from", "out_dir")  # fields that name a place; ~ in them is the home folder
 
@@ -148,7 +149,8 @@ def _run(c: Config) -> Iterator[Fault]:
             yield Fault(key, count, _("must be 'auto' or at least 1"))
     for key in PATHS:
         place: str | None = getattr(c, key)
-        if place is not None and not _can_be_a_path(place):
+        places = [name for name, _weight in corpora(place)] if place and key == "dataset" else [place or ""]
+        if not all(map(_can_be_a_path, places)):
             yield Fault(key, place, _("is too long for a path or an id"))
 
 

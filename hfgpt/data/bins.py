@@ -1,123 +1,223 @@
-"""nanoGPT's prepared data: ``train.bin``, ``val.bin`` and ``meta.pkl``.
+"""Token files: nanoGPT's ``train.bin`` and ``val.bin``, the shards of llm.c and modded-nanogpt, and our own.
 
-In:  a folder that one of nanoGPT's prepare.py scripts wrote.
-Out: memory-mapped tokens and the characters that they stand for. No pickle may name a class or a function.
+In:  a folder, file or glob of .bin files, or a Hub dataset that holds some.
+Out: :class:`Bins`: tokens mapped into memory, and what they stand for; and :func:`write_shards`.
+
+A shard begins with 256 int32: a magic number, a version, the number of tokens. A file without them is nanoGPT's: tokens
+from the first byte to the last, of the type that `bin_dtype` says.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.config import Config
+from hfgpt.config.nanogpt import holds_bins
+from hfgpt.data.blocks import TokenStream
+from hfgpt.data.pieces import kind_of
+from hfgpt.data.splits import files_below, files_of_glob, glob_root, split_by_name
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+HEADER = 256  # int32 at the start of a shard
 
+# Magic number and version → the type of the tokens. The first is GPT-2's in llm.c and modded-nanogpt, the second Llama
+# 3's in llm.c, whose vocabulary needs more than 16 bits.
+SHARDS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
 
-META_LIMIT = 64 << 20  # bytes; a vocabulary is a few kilobytes
+LOOKED_AT = 1 << 16  # numbers from which the width of a file's tokens is guessed
 
-# What an export writes beside nanoGPT's own keys, which nanoGPT does not look at: in meta.pkl the ids of the 256 bytes,
-# in the checkpoint's config which GELU the model has.
-BYTE_IDS = "hfgpt_byte_ids"
-
-
-# ------------------------------------------------------------------------------------------------- prepared data
-
-
-class Bins(NamedTuple):
-    """A folder that one of nanoGPT's prepare.py scripts wrote."""
-
-    train: NDArray[np.uint16]  # memory-mapped, one-dimensional
-    val: NDArray[np.uint16]
-    characters: list[str] | None  # see read_meta, where the folder has a meta.pkl; None: GPT-2's tokens
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
-def read_bins(folder: str | Path) -> Bins:
-    """Map the token files of a folder into memory; nothing is read yet.
+@dataclass(frozen=True)
+class Bins:
+    """Token files of a dataset. `val` is empty if no name says "validation" or "test".
 
-    Raises:
-        InputError: a file is empty, no sequence of uint16, or meta.pkl is no vocabulary.
+    `meta` is nanoGPT's table of characters, `tokenizer` a folder with the tokenizer of the tokens, if there are any.
     """
-    path = Path(folder)
-    train, val = (_map(path / name) for name in ("train.bin", "val.bin"))
-    meta = path / "meta.pkl"
-    return Bins(train, val, read_meta(meta) if meta.is_file() else None)
+
+    train: list[Path]
+    val: list[Path]
+    meta: Path | None
+    tokenizer: Path | None
+    notice: str
 
 
-def _map(path: Path) -> NDArray[np.uint16]:
-    size = path.stat().st_size
-    if size == 0 or size % 2:
-        raise InputError(f"{path}: is no sequence of 16-bit tokens ({size:,} bytes); prepare it again")
-    return np.memmap(path, dtype="<u2", mode="r")
+def find_bins(config: Config) -> Bins | None:
+    """The token files that `dataset` names; None if it names texts."""
+    path = Path(config.dataset).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.is_file() and _is_bin(path):
+        return Bins([path], [], None, None, "")
+    if any(letter in config.dataset for letter in "*?["):
+        paths = [file for file in files_of_glob(str(path)) if _is_bin(file)]
+        return _bins(glob_root(str(path)), paths) if paths else None
+    if path.exists() or path.is_absolute() or kind_of(path) or config.dataset.count("/") != 1:
+        return None
+    downloaded = _download(config.dataset)
+    return _in_folder(downloaded) if downloaded else None
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads text, numbers and containers, for which a pickle needs no names of classes or functions."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+def _is_bin(path: Path) -> bool:
+    return path.suffix.lower() == ".bin"
 
 
-def read_meta(path: str | Path) -> list[str]:
-    """The characters of a character-level ``meta.pkl``, in the order of their ids.
+def _in_folder(folder: Path) -> Bins | None:
+    if holds_bins(folder):
+        return _bins(folder, [folder / "train.bin", folder / "val.bin"])
+    paths = files_below(folder, _is_bin)
+    return None if not paths or files_below(folder, kind_of) else _bins(folder, paths)
 
-    Where a model of ours was exported, the ids of bytes have the names of :data:`hfgpt.data.tokenizer.BYTE_TOKENS`.
 
-    Raises:
-        InputError: the file cannot be read, holds more than plain data, or is no vocabulary of single characters.
-    """
+def _bins(root: Path, paths: list[Path]) -> Bins:
+    splits = split_by_name(root, paths)
+    meta, own = root / "meta.pkl", any((root / name).is_file() for name in TOKENIZER_FILES)
+    return Bins(
+        splits.train, splits.val, meta if meta.is_file() else None, root if own else None, splits.describe(root)
+    )
+
+
+def _download(name: str) -> Path | None:
+    """The folder of a Hub dataset that holds token files, from the cache if there is no network; None for another."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    wanted = ["*.bin", *TOKENIZER_FILES]
     try:
-        if os.path.getsize(path) > META_LIMIT:
-            raise InputError(f"{path}: is too large for a vocabulary")
-        with open(path, "rb") as file:
-            meta = _PlainUnpickler(file).load()
-        itos = meta["itos"]
-        tokens = [itos[i] for i in range(len(itos))]
-        byte_ids = meta.get(BYTE_IDS) or []
-        spelled = {i: tokens[i] for i in byte_ids}
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except InputError:
-        raise
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise InputError(f"{path}: is no vocabulary that can be read safely: {error!r}") from None
-    if byte_ids and (
-        len(byte_ids) != 256 or len(spelled) != 256 or not all(type(i) is int and i >= 0 for i in spelled)
-    ):
-        raise InputError(f"{path}: does not give each byte one id")
-    characters = [token for i, token in enumerate(tokens) if i not in spelled]
-    if not tokens or not all(isinstance(c, str) and len(c) == 1 for c in characters):
-        raise InputError(f"{path}: is no vocabulary of single characters; give the model's own tokenizer instead")
-    if len(set(characters)) < len(characters):
-        raise InputError(f"{path}: gives a character two ids")
-    from hfgpt.data.tokenizer import BYTE_TOKENS
+        if not any(file.endswith(".bin") for file in list_repo_files(name, repo_type="dataset")):
+            return None
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted))
+    except Exception:  # not there, or not reachable: what reads texts says which
+        pass
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted, local_files_only=True))
+    except Exception:
+        return None
 
-    for i, token in zip(byte_ids, BYTE_TOKENS, strict=False):
-        tokens[i] = token
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def map_tokens(path: Path, bin_dtype: str) -> NDArray[Any]:
+    """The tokens of a file, mapped into memory; nothing is read but the first kilobytes.
+
+    Args:
+        path: a shard, or a file of tokens alone.
+        bin_dtype: the type of a file of tokens alone; 'auto' is uint16, unless the file looks like a wider type.
+
+    Raises:
+        InputError: it is empty or cut short, or its tokens are of another type.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        header = np.frombuffer(file.read(4 * HEADER), dtype="<i4") if size >= 4 * HEADER else np.zeros(3, "<i4")
+    if int(header[0]) in {magic for magic, _version in SHARDS}:
+        return _map_shard(path, size, header)
+    width = np.dtype("uint16" if bin_dtype == "auto" else bin_dtype).newbyteorder("<")
+    if size == 0 or size % width.itemsize:
+        raise InputError(
+            _(
+                "{path}: is not a sequence of {bits}-bit tokens ({size:,} bytes); prepare it again",
+                path=path,
+                bits=8 * width.itemsize,
+                size=size,
+            )
+        )
+    tokens: NDArray[Any] = np.memmap(path, dtype=width, mode="r")
+    if bin_dtype == "auto" and (wider := _wider(tokens)):
+        raise InputError(
+            _(
+                "{path}: looks like {wider} tokens, not uint16: nearly every second number is 0\n"
+                "    → set bin_dtype to '{wider}', or to 'uint16' if it is right as it is",
+                path=path,
+                wider=wider,
+            )
+        )
     return tokens
 
 
-def char_tokenizer(characters: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with exactly these characters, id 0 first. As in nanoGPT there is no token for any other; such
-    characters are left out of a text, unless the 256 bytes are among the tokens, which spell them."""
-    from tokenizers import Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
+def _map_shard(path: Path, size: int, header: NDArray[np.int32]) -> NDArray[Any]:
+    magic, version, count = (int(number) for number in header[:3])
+    if (dtype := SHARDS.get((magic, version))) is None:
+        raise InputError(
+            _(
+                "{path}: is a token shard of version {version}, which is not known here; prepare it again",
+                path=path,
+                version=version,
+            )
+        )
+    held = (size - 4 * HEADER) / np.dtype(dtype).itemsize
+    if count != held or count == 0:
+        raise InputError(
+            _(
+                "{path}: says that it holds {count:,} tokens, and holds {held:,g}\n"
+                "    → it may be cut short: get it again",
+                path=path,
+                count=count,
+                held=held,
+            )
+        )
+    return np.memmap(path, dtype=dtype, mode="r", offset=4 * HEADER)
 
-    from hfgpt.data.tokenizer import BYTE_TOKENS, char_of
 
-    if set(BYTE_TOKENS) <= set(characters):
-        return char_of(characters)
-    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(characters)}, merges=[]))
-    backend.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+def _wider(tokens: NDArray[Any]) -> str:
+    """'uint32' or 'uint64' if 16-bit numbers look like halves or quarters of these; "" if they do not.
+
+    The high halves of tokens are 0, or at most 3 in vocabularies of up to 262,144; the low halves are not.
+    """
+    first = tokens[: min(len(tokens), LOOKED_AT) // 4 * 4].reshape(-1, 4)
+    if len(first) < 8 or first[:, 0].max() <= 3:
+        return ""
+    if not first[:, 1:].any():
+        return "uint64"
+    return "uint32" if first[:, 1::2].max() <= 3 and (first[:, 1::2] == 0).mean() > 0.5 else ""
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def write_shards(tokens: TokenStream, folder: Path, split: str, largest: int, wide: bool) -> list[Path]:
+    """Write tokens as shards ``<split>_000000.bin`` …, which llm.c, modded-nanogpt and this kit read.
+
+    Args:
+        tokens: what to write.
+        folder: must exist.
+        split: 'train' or 'val'.
+        largest: tokens in a shard, at most.
+        wide: whether ids need more than 16 bits.
+    """
+    (magic, version), dtype = list(SHARDS.items())[int(wide)]
+    header = np.zeros(HEADER, dtype="<i4")
+    paths = []
+    for number, start in enumerate(range(0, len(tokens), largest)):
+        path = folder / f"{split}_{number:06d}.bin"
+        header[:3] = magic, version, min(largest, len(tokens) - start)
+        temporary = path.with_suffix(".writing")
+        with open(temporary, "wb") as file:
+            file.write(header.tobytes())
+            _write_tokens(file, tokens, start, int(header[2]), dtype)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        paths.append(path)
+    return paths
+
+
+def _write_tokens(file: BinaryIO, tokens: TokenStream, start: int, count: int, dtype: str) -> None:
+    for at, n in _steps(start, count):
+        out = np.empty(n, dtype=dtype)
+        tokens.read(at, out)
+        file.write(out.tobytes())
+
+
+def _steps(start: int, count: int, step: int = 1 << 20) -> Iterator[tuple[int, int]]:
+    for at in range(start, start + count, step):
+        yield at, min(step, start + count - at)

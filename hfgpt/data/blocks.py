@@ -47,6 +47,11 @@ class TokenStream:
                 chunks.append(np.frombuffer(values, dtype=np.uint8)[ends[0] : ends[-1]].view(dtype))
         return cls(chunks)
 
+    @property
+    def chunks(self) -> list[NDArray[Any]]:
+        """The arrays that hold the tokens, in order."""
+        return self._chunks
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -127,6 +132,10 @@ class Batches:
         for rows in share_of(self.global_batch, rank, world, micro_batch):
             indices = order(self.n_blocks, self.seed, np.arange(first + rows.start, first + rows.stop))
             yield self.stream.blocks(indices, self.block_size)
+
+    def figures(self, step: int) -> dict[str, float]:
+        """For the record: how often the corpus was seen before a step."""
+        return {"epoch": step * self.global_batch / self.n_blocks}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the step decides everything."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from hfgpt.data.pieces import kind_of
 
@@ -42,17 +45,32 @@ def of_files(paths: Iterable[Path], column: str, cache: Path, *, by_name: bool =
 
 def content_digest(path: Path, cache: Path) -> str:
     """SHA-256 of a file; a large one's is remembered for as long as the file is not touched."""
+
+    def digest() -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return _remembered(path, "", cache, digest)
+
+
+def highest_token(path: Path, tokens: NDArray[Any], cache: Path) -> int:
+    """The highest number in a file of tokens; a large one's is remembered for as long as the file is not touched."""
+    return int(_remembered(path, f"highest {tokens.dtype}", cache, lambda: str(int(tokens.max()))))
+
+
+def _remembered(path: Path, what: str, cache: Path, compute: Callable[[], str]) -> str:
+    """A fact about a file's content: computed, or remembered if the file is large."""
     stat = path.stat()
-    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+    if stat.st_size < REMEMBERED_FROM:
+        return compute()
+    key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}{what}"
     name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     memory = cache / "hfgpt" / "digests" / name
-    if stat.st_size >= REMEMBERED_FROM and memory.exists():
+    if memory.exists():
         return memory.read_text()
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if stat.st_size >= REMEMBERED_FROM:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_suffix(f".{secrets.token_hex(8)}")  # another machine may write the same one
-        temporary.write_text(digest)
-        os.replace(temporary, memory)
-    return digest
+    fact = compute()
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = memory.with_suffix(f".{secrets.token_hex(8)}")  # another machine may write the same one
+    temporary.write_text(fact)
+    os.replace(temporary, memory)
+    return fact

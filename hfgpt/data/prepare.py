@@ -1,7 +1,7 @@
 """From a config to what a run trains on: the tokenizer, the tokens of both splits, and the batches of each step.
 
 In:  a config (its data group, `block_size`, the global batch, `seed`, `eval_iters`).
-Out: a :class:`Corpus`.
+Out: a :class:`Corpus`; nothing of it needs torch.
 """
 
 from __future__ import annotations
@@ -9,28 +9,27 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
-from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
-from hfgpt.config.fields import EVAL_BATCH
-from hfgpt.config.nanogpt import holds_bins
-from hfgpt.data import bins, reading, sources, tokenizer
-from hfgpt.data.bins import Bins
+from hfgpt.config.mix import corpora
+from hfgpt.data import reading, sources, tokenizer
+from hfgpt.data.bins import Bins, find_bins, map_tokens
 from hfgpt.data.blocks import Batches, TokenStream
-from hfgpt.data.encoding import encoder
-from hfgpt.data.fingerprints import content_digest, key_of
-from hfgpt.data.pieces import Part, spread
+from hfgpt.data.fingerprints import content_digest, highest_token, key_of
+from hfgpt.data.meta import char_tokenizer, read_meta
+from hfgpt.data.mix import MixedBatches, blend
+from hfgpt.data.prefetch import AnyBatches, Prefetched
 from hfgpt.data.sources import Sources
-from hfgpt.data.streaming import StreamBatches, TextStream, TokenSource
-from hfgpt.data.tokens import encode_part, token_dtype, tokenise
+from hfgpt.data.streamed import evaluated_tokens, stream
+from hfgpt.data.tokens import tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,14 +41,35 @@ SAMPLE = 16 << 20  # characters that 'char' and 'bpe' learn from: all of a small
 class Corpus:
     """What a run trains on and is measured on.
 
-    While streaming, `train` holds only the first tokens of the training text, for the evaluation of the training loss.
-    `fingerprint` changes with the tokens of either split and with nothing else.
+    While streaming, `train` holds only the first tokens of the training text, for the evaluation of the training loss;
+    of a mix, `train` and `val` hold each corpus in the share of its weight. `fingerprint` changes with the tokens of
+    either split and with nothing else. `train_tokens` counts what there is to train on, or is None while streaming.
+    `validation_sets` holds the validation tokens of each corpus of a mix, by the name that the record gives it.
     """
 
     tokenizer: PreTrainedTokenizerFast
     train: TokenStream
     val: TokenStream
-    batches: Batches | StreamBatches
+    batches: AnyBatches
+    fingerprint: str
+    train_tokens: int | None = None
+    validation_sets: dict[str, TokenStream] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """One of the corpora of a config, as it was found."""
+
+    config: Config  # with this corpus alone as its dataset
+    label: str  # short, for the record
+    weight: float
+    texts: Sources | Bins
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    train: TokenStream
+    val: TokenStream
     fingerprint: str
 
 
@@ -68,12 +88,12 @@ def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
     cache = Path(cache_dir or default_cache())
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        if holds_bins(config.dataset):
-            return _from_bins(config, bins.read_bins(config.dataset), cache)
-        texts = sources.find(config, cache)
-        if texts.notice and sources.is_main():
-            print(f"{config.dataset}: {texts.notice}", file=sys.stderr)
-        return _from_stream(config, texts, cache) if config.streaming else _from_texts(config, texts, cache)
+        named = _find(config, cache)
+        own = _choose_tokenizer(config, named, cache)
+        texts = [corpus.texts for corpus in named if isinstance(corpus.texts, Sources)]
+        if config.streaming and texts:
+            return _from_stream(config, named, texts, own)
+        return _from_tokens(config, named, [_tokens_of(corpus, own, cache) for corpus in named], own)
     except OSError as error:
         raise InputError(
             _(
@@ -90,106 +110,206 @@ def default_cache() -> Path:
     return Path(os.environ.get("HF_DATASETS_CACHE") or os.path.join(os.path.expanduser(home), "datasets"))
 
 
-def _from_texts(config: Config, texts: Sources, cache: Path) -> Corpus:
-    """Texts, tokenised into the cache."""
-    parts = (part for piece in spread(texts.train, SAMPLE) for part in reading.read(piece))
-    own = _tokenizer(config, texts, reading.sample(parts, SAMPLE), cache)
-    contents = (texts.train_fingerprint, texts.val_fingerprint)
-    prints = [key_of(content, tokenizer.fingerprint(own)) for content in contents]
-    train = tokenise(config, texts.train, own, prints[0], cache)
-    if texts.val:
-        val = tokenise(config, texts.val, own, prints[1], cache)
-        fingerprint = key_of(*prints)
-    else:
-        cut = int(len(train) * (1 - config.val_fraction))
-        train, val = train.part(0, cut), train.part(cut, len(train))
-        fingerprint = key_of(prints[0], str(config.val_fraction))
-    check_length(config, train, val, _("give more text") if texts.val else _("give more text, or change val_fraction"))
-    batches = Batches(train, config.block_size, config.global_batch, config.seed)
-    return Corpus(own, train, val, batches, fingerprint)
+# ------------------------------------------------------------------------------------------------- what there is
 
 
-def _from_bins(config: Config, prepared: Bins, cache: Path) -> Corpus:
-    """What a prepare.py of nanoGPT wrote: tokens already, read where they lie."""
-    if prepared.characters is None and config.tokenizer in tokenizer.TRAINED:
-        raise InputError(
-            _(
-                "tokenizer = {tokenizer!r}: {name!r} holds tokens of GPT-2's tokenizer already\n"
-                "    → set tokenizer to 'gpt2', or to a folder that holds it",
-                tokenizer=config.tokenizer,
-                name=config.dataset,
+def _find(config: Config, cache: Path) -> list[_Named]:
+    """The corpora that `dataset` names, looked at without reading them; says on one line what is which split."""
+    entries = corpora(config.dataset)
+    labels = _labels([name for name, _weight in entries])
+    named = []
+    for (name, weight), label in zip(entries, labels, strict=True):
+        own = config.model_copy(update={"dataset": name})
+        texts = find_bins(own) or sources.find(own, cache)
+        if texts.notice and sources.is_main():
+            print(f"{name}: {texts.notice}", file=sys.stderr)
+        named.append(_Named(own, label, weight, texts))
+    return named
+
+
+def _labels(names: list[str]) -> list[str]:
+    """Short names of corpora: the last part of each, where that tells them apart."""
+    short = [Path(name).name or name for name in names]
+    return short if len({*short}) == len(short) else names
+
+
+def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTokenizerFast:
+    """The config's tokenizer; token files bring their own, where they say which it is.
+
+    Raises:
+        InputError: there is none for the token files, or they do not go together with the other corpora.
+    """
+    for corpus in named:
+        files = corpus.texts
+        if not isinstance(files, Bins):
+            continue
+        if files.meta is not None:
+            if len(named) > 1:
+                raise InputError(
+                    _(
+                        "dataset = {name!r}: holds the numbers of characters, which mean others in the rest of the mix"
+                        "\n    → give the text that they were made of",
+                        name=corpus.config.dataset,
+                    )
+                )
+            return char_tokenizer(read_meta(files.meta))
+        if config.tokenizer in tokenizer.TRAINED:
+            if files.tokenizer is not None:
+                return tokenizer.load(str(files.tokenizer))
+            raise InputError(
+                _(
+                    "tokenizer = {tokenizer!r}: {name!r} holds tokens already, such as those of GPT-2's tokenizer\n"
+                    "    → set tokenizer to 'gpt2', or to a folder that holds the one they were made with",
+                    tokenizer=config.tokenizer,
+                    name=corpus.config.dataset,
+                )
             )
-        )
-    own = bins.char_tokenizer(prepared.characters) if prepared.characters else tokenizer.load(config.tokenizer)
-    train, val = TokenStream([prepared.train]), TokenStream([prepared.val])
-    highest = max(int(prepared.train.max()), int(prepared.val.max()))
-    if highest >= tokenizer.vocabulary_size(own):
-        raise InputError(
-            _(
-                "dataset = {name!r}: has the token {highest}, and the tokenizer {tokenizer!r} knows {size}\n"
-                "    → set tokenizer to the one it was prepared with",
-                name=config.dataset,
-                highest=highest,
-                tokenizer=config.tokenizer,
-                size=tokenizer.vocabulary_size(own),
-            )
-        )
-    check_length(config, train, val, _("prepare more text"))
-    content = [content_digest(Path(config.dataset) / name, cache) for name in ("train.bin", "val.bin")]
-    batches = Batches(train, config.block_size, config.global_batch, config.seed)
-    return Corpus(own, train, val, batches, key_of(*content, tokenizer.fingerprint(own)))
+    return _tokenizer(config, [corpus for corpus in named if isinstance(corpus.texts, Sources)], cache)
 
 
-def _from_stream(config: Config, texts: Sources, cache: Path) -> Corpus:
-    """Only the tokenizer and the evaluation's tokens are made now; the validation split is read, or held out."""
-    rows, val_rows = texts.stream or (None, None)
-    stream = TextStream(texts.train, rows, config.text_column, config.seed)
-    start = (part for part, _place in stream.parts(None, None, None))
-    own = _tokenizer(config, texts, reading.sample(start, SAMPLE), cache)
-    encode, end, dtype = encoder(own.backend_tokenizer.to_str()), own.eos_token_id, token_dtype(own)
-
-    def tokens_of(part: Part) -> NDArray[Any]:
-        return encode_part(part, encode, end).astype(dtype)
-
-    source, n = TokenSource(stream, tokens_of), config.eval_iters * EVAL_BATCH * config.block_size + 1
-    advice = _("give more text, or set streaming to false")
-    if texts.has_validation:
-        val = TokenSource(TextStream(texts.val, val_rows, config.text_column, 0), tokens_of).head(n)
-    else:
-        val = source.hold_out(n)
-        advice = _(
-            "give more text, or set streaming to false, or lower eval_iters: it holds out {n:,} tokens", n=len(val)
-        )
-    train = source.head(n)
-    check_length(config, train, val, advice)
-    fingerprint = key_of(texts.train_fingerprint, texts.val_fingerprint, tokenizer.fingerprint(own), str(n))
-    batches = StreamBatches(source, config.block_size, config.global_batch, config.seed)
-    return Corpus(own, train, val, batches, fingerprint)
-
-
-def _tokenizer(config: Config, texts: Sources, sample: Iterator[str], cache: Path) -> PreTrainedTokenizerFast:
+def _tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTokenizerFast:
     """The config's tokenizer. One that is trained here is kept, so that only the first start pays for it."""
     if config.tokenizer not in tokenizer.TRAINED:
-        return tokenizer.build(config, sample)
-    key = key_of(texts.train_fingerprint, config.tokenizer, str(config.vocab_size))
+        return tokenizer.build(config, [])
+    texts = [corpus.texts for corpus in named if isinstance(corpus.texts, Sources)]
+    weights = [f"{corpus.weight:g}" for corpus in named] if len(named) > 1 else []
+    key = key_of(*(text.train_fingerprint for text in texts), *weights, config.tokenizer, str(config.vocab_size))
     folder = cache / "hfgpt" / "tokenizers" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             temporary = folder.with_suffix(".tmp")
             shutil.rmtree(temporary, ignore_errors=True)  # left by a start that was interrupted
-            tokenizer.build(config, sample).save_pretrained(temporary)
+            tokenizer.build(config, _sample(named)).save_pretrained(temporary)
             os.replace(temporary, folder)
     return tokenizer.load(str(folder))
+
+
+def _sample(named: Iterable[_Named]) -> Iterator[str]:
+    """What a tokenizer learns from: a cross-section of each corpus, as long as its weight says."""
+    named = list(named)
+    total = sum(corpus.weight for corpus in named)
+    for corpus in named:
+        assert isinstance(corpus.texts, Sources)
+        limit = int(SAMPLE * corpus.weight / total)
+        yield from reading.sample(corpus.texts.cross_section(limit, corpus.config.streaming), limit)
+
+
+# --------------------------------------------------------------------------------------------------------- prepared
+
+
+def _tokens_of(corpus: _Named, own: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
+    """The tokens of one corpus."""
+    if isinstance(corpus.texts, Bins):
+        return _tokens_of_bins(corpus.config, corpus.texts, own, cache)
+    texts, mark = corpus.texts, tokenizer.fingerprint(own)
+    prints = [key_of(content, mark) for content in (texts.train_fingerprint, texts.val_fingerprint)]
+    train = tokenise(corpus.config, texts.train, own, prints[0], cache)
+    if not texts.val:
+        return _cut(corpus.config, train, prints[0], _("give more text, or change val_fraction"))
+    val = tokenise(corpus.config, texts.val, own, prints[1], cache)
+    check_length(corpus.config, train, val, _("give more text"))
+    return _Tokens(train, val, key_of(*prints))
+
+
+def _tokens_of_bins(config: Config, files: Bins, own: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
+    """Tokens already, read where they lie."""
+    size = tokenizer.vocabulary_size(own)
+    train, val = ([map_tokens(path, config.bin_dtype) for path in paths] for paths in (files.train, files.val))
+    for path, tokens in zip([*files.train, *files.val], [*train, *val], strict=True):
+        if (highest := highest_token(path, tokens, cache)) >= size:
+            raise InputError(
+                _(
+                    "dataset = {name!r}: has the token {highest}, and the tokenizer {tokenizer!r} knows {size}\n"
+                    "    → set tokenizer to the one it was prepared with, or bin_dtype to the type of its tokens",
+                    name=config.dataset,
+                    highest=highest,
+                    tokenizer=config.tokenizer,
+                    size=size,
+                )
+            )
+    marks = [content_digest(path, cache) for path in (*files.train, *files.val)] + [tokenizer.fingerprint(own)]
+    if not val:
+        return _cut(config, TokenStream(train), key_of(*marks), _("prepare more text, or change val_fraction"))
+    check_length(config, TokenStream(train), TokenStream(val), _("prepare more text"))
+    return _Tokens(TokenStream(train), TokenStream(val), key_of(*marks))
+
+
+def _cut(config: Config, tokens: TokenStream, key: str, advice: str) -> _Tokens:
+    """The tail of a corpus for validation."""
+    cut = int(len(tokens) * (1 - config.val_fraction))
+    train, val = tokens.part(0, cut), tokens.part(cut, len(tokens))
+    check_length(config, train, val, advice)
+    return _Tokens(train, val, key_of(key, str(config.val_fraction)))
+
+
+def _from_tokens(config: Config, named: list[_Named], tokens: list[_Tokens], own: PreTrainedTokenizerFast) -> Corpus:
+    """A corpus, or a mix of several, whose tokens are all at hand."""
+    if len(named) == 1:
+        [only] = tokens
+        batches = Batches(only.train, config.block_size, config.global_batch, config.seed)
+        return Corpus(own, only.train, only.val, Prefetched(batches), only.fingerprint, len(only.train))
+    weights = [corpus.weight for corpus in named]
+    train = {corpus.label: part.train for corpus, part in zip(named, tokens, strict=True)}
+    mixed = MixedBatches(train, weights, config.block_size, config.global_batch, config.seed)
+    return Corpus(
+        own,
+        blend([part.train for part in tokens], weights, config.block_size),
+        blend([part.val for part in tokens], weights, config.block_size),
+        Prefetched(mixed),
+        key_of(*(part.fingerprint for part in tokens), *(f"{weight:g}" for weight in weights)),
+        sum(len(part.train) for part in tokens),
+        {corpus.label: part.val for corpus, part in zip(named, tokens, strict=True)},
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- streamed
+
+
+def _from_stream(config: Config, named: list[_Named], texts: list[Sources], own: PreTrainedTokenizerFast) -> Corpus:
+    """Only the tokens of the evaluation are made now; the validation split is read, or held out."""
+    if len(texts) < len(named):
+        raise InputError(
+            _(
+                "streaming = true: token files are never streamed, they are read where they lie\n"
+                "    → set streaming to false, or leave the token files out of the mix"
+            )
+        )
+    labels, weights = [corpus.label for corpus in named], [corpus.weight for corpus in named]
+    opened = stream(config, labels, texts, weights, own)
+    advice = _("give more text, or set streaming to false")
+    if opened.held_out:
+        advice = _(
+            "give more text, or set streaming to false, or lower eval_iters: it holds out {n:,} tokens",
+            n=opened.held_out,
+        )
+    for corpus, train, val in zip(named, opened.train, opened.val, strict=True):
+        check_length(corpus.config, train, val, advice)
+    need = sum(len(val) for val in opened.val) if len(named) > 1 else evaluated_tokens(config)
+    marks = [mark for text in texts for mark in (text.train_fingerprint, text.val_fingerprint)]
+    marks += [tokenizer.fingerprint(own), str(need)]
+    if opened.lanes > 1:
+        marks.append(f"{opened.lanes} lanes")
+    if len(named) == 1:
+        return Corpus(own, opened.train[0], opened.val[0], Prefetched(opened.batches), key_of(*marks))
+    return Corpus(
+        own,
+        blend(opened.train, weights, config.block_size),
+        blend(opened.val, weights, config.block_size),
+        Prefetched(opened.batches),
+        key_of(*marks, *(f"{weight:g}" for weight in weights)),
+        None,
+        dict(zip(labels, opened.val, strict=True)),
+    )
 
 
 def check_length(config: Config, train: TokenStream, val: TokenStream, advice: str) -> None:
     """Raises InputError unless each split holds one block at least."""
     need = config.block_size + 1
-    for name, stream in ((_("training split"), train), (_("validation split"), val)):
-        if len(stream) < need:
-            if len(stream) > 1:
-                advice = _("set block_size to at most {most}, {advice}", most=len(stream) - 1, advice=advice)
+    for name, tokens in ((_("training split"), train), (_("validation split"), val)):
+        if len(tokens) < need:
+            if len(tokens) > 1:
+                advice = _("set block_size to at most {most}, {advice}", most=len(tokens) - 1, advice=advice)
             raise InputError(
                 _(
                     "block_size = {block_size}: one block takes {need:,} tokens, and the {split} of {name!r} has "
@@ -198,7 +318,7 @@ def check_length(config: Config, train: TokenStream, val: TokenStream, advice: s
                     need=need,
                     split=name,
                     name=config.dataset,
-                    tokens=len(stream),
+                    tokens=len(tokens),
                     advice=advice,
                 )
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,10 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.data import fingerprints
-from hfgpt.data.pieces import ENDINGS, Piece, check_column, cut_file, kind_of, not_text
+from hfgpt.data.pieces import ENDINGS, Part, Piece, check_column, cut_file, kind_of, not_text, spread
+from hfgpt.data.reading import read
 from hfgpt.data.splits import Splits, files_below, files_of_glob, glob_root, split_by_name
+from hfgpt.data.texts import TextStream
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -47,6 +49,14 @@ class Sources:
     val_fingerprint: str
     stream: tuple[IterableDataset, IterableDataset | None] | None = None
     notice: str = ""
+    column: str = "text"
+
+    def cross_section(self, limit: int, from_start: bool) -> Iterator[Part]:
+        """Parts of the training text that hold about `limit` characters: of all of it, or the first while streaming."""
+        if self.stream:
+            return TextStream([], self.stream[0], self.column, (0,)).from_start()
+        pieces = self.train if from_start else spread(self.train, limit)
+        return (part for piece in pieces for part in read(piece))
 
     @property
     def has_validation(self) -> bool:
@@ -197,7 +207,9 @@ def _from_hub(config: Config) -> Sources:
     if config.streaming:
         marks = [f"{name} {subset} {s} {config.text_column}" for s in (split, held_out)]
         prints = [hashlib.sha256(mark.encode()).hexdigest()[:32] for mark in marks]
-        return Sources(name, [], [], prints[0], prints[1], stream=(train, val), notice=notice)
+        return Sources(
+            name, [], [], prints[0], prints[1], stream=(train, val), notice=notice, column=config.text_column
+        )
     return Sources(
         name,
         _row_pieces(train, piece),

@@ -1,14 +1,19 @@
-"""A corpus read as it trains, exactly resumable.
+"""A corpus read as it trains: each process reads its own share, and a resume goes on exactly.
 
 In:  the pieces of a split or the rows of a Hub dataset, and a tokenizer.
 Out: :class:`StreamBatches`: the batches of each optimizer step, and a small state to go on from.
+
+The rows of a global batch are dealt to lanes: a lane fills the same rows of every batch. It reads its own pieces of the
+corpus and shuffles its blocks a window at a time. How many lanes there are follows from the data and the global batch,
+never from the number of processes. So a process reads only the lanes whose rows it trains on, and the batches are the
+same on any number of processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,86 +21,44 @@ from numpy.typing import NDArray
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.data.blocks import TokenStream, permutation, share_of
-from hfgpt.data.pieces import Part, Piece
-from hfgpt.data.reading import grouped, read
+from hfgpt.data.mix import Pattern, shares_seen
+from hfgpt.data.pieces import Part
+from hfgpt.data.texts import Place, TextStream
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
+SHUFFLE_WINDOW = 1024  # blocks that are shuffled among themselves, over all lanes
 
-SHUFFLE_WINDOW = 1024  # blocks that are shuffled among themselves while streaming
+SMALLEST_WINDOW = 64  # blocks that a lane shuffles among themselves, at least
 
-Place = dict[str, Any]  # of a part in an epoch, as JSON can hold it
+MOST_LANES = 64  # each holds a window and a part of tokens
+
+UNITS = 4  # pieces or files that a lane has to choose from, at least
+
+EMPTY_EPOCHS = 1000  # in a row; an epoch of one lane may happen to hold only files without text
 
 
-class TextStream:
-    """The parts of a split, read as they are needed, an epoch at a time.
-
-    Local files come in an order that seed and epoch decide: text files as wholes, the pieces of .jsonl and .parquet
-    files each by itself. The rows of a Hub dataset come in its own order.
-    """
-
-    def __init__(self, pieces: list[Piece], rows: IterableDataset | None, column: str, seed: int) -> None:
-        self._pieces, self._rows, self._column, self._seed = pieces, rows, column, seed
-
-    def parts(self, epoch: int | None, first: Place | None, place: Place | None) -> Iterator[tuple[Part, Place]]:
-        """Each part of an epoch, with its place.
-
-        Args:
-            epoch: which; None for the order in which the split is stored.
-            first: where the split begins; parts stored before it are left out (None: nowhere).
-            place: where to go on reading (None: at the epoch's beginning).
-        """
-        if self._rows is not None:
-            yield from self._row_parts(place or first or {"rows": None})
-            return
-        first = first or {"piece": 0, "part": 0}
-        order = self._order(epoch, first["piece"])
-        at = order.index(place["piece"]) if place else 0
-        for i in order[at:]:
-            skip = max(p["part"] if p and p["piece"] == i else 0 for p in (first, place))
-            for number, part in enumerate(read(self._pieces[i])):
-                if number >= skip:
-                    yield part, {"piece": i, "part": number}
-
-    def _order(self, epoch: int | None, first: int) -> list[int]:
-        """The numbers of the pieces from `first` on, in the order of an epoch; those of one text file stay in order."""
-        units: dict[Any, list[int]] = {}
-        for i, piece in enumerate(self._pieces[first:], first):
-            units.setdefault(piece.source if piece.kind == "text" else i, []).append(i)
-        groups = list(units.values())
-        if epoch is not None:
-            groups = [groups[g] for g in np.random.RandomState((self._seed, epoch)).permutation(len(groups))]
-        return [i for group in groups for i in group]
-
-    def _row_parts(self, place: Place) -> Iterator[tuple[Part, Place]]:
-        assert self._rows is not None
-        self._rows.load_state_dict(place["rows"])
-        for part in grouped(row[self._column] for row in self._rows):
-            yield part, place
-            place = {"rows": self._rows.state_dict()}
+def lane_count(global_batch: int, units: int) -> int:
+    """The lanes of a stream: a divisor of the global batch, such that each has enough of the corpus to shuffle."""
+    most = max(1, min(MOST_LANES, units // UNITS))
+    return max(n for n in range(1, most + 1) if global_batch % n == 0)
 
 
 class TokenSource:
     """The tokens of a stream of texts, epoch after epoch without end, from any position on.
 
     A position is a dict that JSON can hold: `epoch`, the place of a part in it, and `token`, counted from the part's
-    first. What :meth:`hold_out` has taken never comes.
+    first.
+
+    Args:
+        texts: to read.
+        encode: a part to its tokens.
+        first: where the split begins, as :meth:`head` returns it; what lies before it never comes.
     """
 
-    def __init__(self, texts: TextStream, encode: Callable[[Part], NDArray[Any]]) -> None:
-        self._texts, self._encode = texts, encode
-        self._first: Place | None = None  # place and token where the split begins, behind what is held out
+    def __init__(self, texts: TextStream, encode: Callable[[Part], NDArray[Any]], first: Place | None = None) -> None:
+        self._texts, self._encode, self._first = texts, encode, first
 
-    def hold_out(self, n: int) -> TokenStream:
-        """The first n tokens (or all there are) as they are stored, taken out of the stream."""
-        stream, self._first = self._head(n)
-        return stream
-
-    def head(self, n: int) -> TokenStream:
-        """The first n tokens (or all there are) of the stream as they are stored."""
-        return self._head(n)[0]
-
-    def _head(self, n: int) -> tuple[TokenStream, Place | None]:
+    def head(self, n: int) -> tuple[TokenStream, Place | None]:
+        """The first n tokens (or all there are) as they are stored, and the place behind them if there are any."""
         chunks: list[NDArray[Any]] = []
         for tokens, place in self._epoch(None, None):
             chunks.append(tokens[:n])
@@ -117,16 +80,18 @@ class TokenSource:
         """Runs of tokens, each with the position of its first token, from a position on (None: the beginning).
 
         Raises:
-            InputError: an epoch has no tokens.
+            InputError: there are no tokens.
         """
         epoch = position["epoch"] if position else 0
         place = {key: value for key, value in position.items() if key != "epoch"} if position else None
+        empty = 0
         while True:
-            found = place is not None
+            has_tokens = place is not None
             for tokens, at in self._epoch(epoch, place):
-                found = found or len(tokens) > 0
+                has_tokens = has_tokens or len(tokens) > 0
                 yield tokens, {"epoch": epoch, **at}
-            if not found:
+            empty = 0 if has_tokens else empty + 1
+            if empty and (self._texts.lanes == 1 or empty > EMPTY_EPOCHS):
                 raise InputError(_("dataset: holds no text to train on\n    → give more text"))
             epoch, place = epoch + 1, None
 
@@ -135,74 +100,210 @@ def _without_token(position: Place | None) -> Place | None:
     return {key: value for key, value in position.items() if key != "token"} if position else None
 
 
-class StreamBatches:
-    """The global batch of each step, in the order of a stream that is shuffled a window of blocks at a time.
+class Rows(Protocol):
+    """An endless sequence of blocks that can be gone on with."""
 
-    The same for any number of processes: each reads the whole stream and takes its share of every batch. The next
-    window is read in the background. The state is where the window began in the stream, and how much of it is used.
-    """
-
-    def __init__(self, source: TokenSource, block_size: int, global_batch: int, seed: int) -> None:
-        self._source, self._block_size, self._global_batch, self._seed = source, block_size, global_batch, seed
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._next: Future[tuple[int, Place | None, NDArray[Any]]] | None = None
-        self.load_state_dict({"step": 0, "window": 0, "taken": 0, "position": None})
-
-    def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
-        """As :meth:`Batches.micro_batches`, but the steps must be asked for one after another."""
-        assert step == self._step, f"a stream goes forward only: step {self._step} is next, not {step}"
-        rows = np.concatenate(list(self._take(self._global_batch)))
-        self._step += 1
-        for share in share_of(self._global_batch, rank, world, micro_batch):
-            yield rows[share.start : share.stop].astype(np.int64)
+    def take(self, n: int) -> NDArray[Any]:
+        """The next n blocks: (n, block_size + 1)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on with the next step: a small dict that JSON can hold."""
-        return {"step": self._step, "window": self._number, "taken": self._taken, "position": self._position}
+        """What it takes to go on: a small dict that JSON can hold."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of :meth:`state_dict`, in this process or another."""
+        """Go on from a state."""
+
+
+class Lane:
+    """The blocks of one lane, shuffled a window at a time. The next window is read in the background.
+
+    The state is where the window began in the stream, and how much of it is used.
+
+    Args:
+        source: the tokens.
+        block_size: targets of a block.
+        window: blocks that are shuffled among themselves.
+        seed: numbers that decide the order in each window.
+        readers: threads that read.
+    """
+
+    def __init__(
+        self, source: TokenSource, block_size: int, window: int, seed: Sequence[int], readers: ThreadPoolExecutor
+    ) -> None:
+        self._source, self._block_size, self._size, self._seed = source, block_size, window, tuple(seed)
+        self._readers = readers
+        self._next: Future[tuple[int, Place | None, NDArray[Any]]] | None = None
+        self.load_state_dict({"window": 0, "taken": 0, "position": None})
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :class:`Rows`."""
+        return {"window": self._number, "taken": self._taken, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`Rows`."""
         if self._next:
             self._next.exception()  # let the reader finish: a source is read by one at a time
-        self._step, self._number, self._taken = state["step"], state["window"], state["taken"]
-        self._position = state["position"]
+        self._number, self._taken, self._position = state["window"], state["taken"], state["position"]
         self._window: NDArray[Any] | None = None
-        self._windows, self._next = self._read_windows(self._number, self._position), None
+        self._windows = self._read_windows(self._number, self._position)
+        self._next = None
 
-    def _take(self, n: int) -> Iterator[NDArray[Any]]:
+    def begin(self) -> None:
+        """Start to read, so that several lanes are read side by side."""
+        if self._window is None and self._next is None:
+            self._next = self._readers.submit(next, self._windows)
+
+    def take(self, n: int) -> NDArray[Any]:
+        """See :class:`Rows`."""
+        out = []
         while n:
             if self._window is None or self._taken == len(self._window):
                 self._turn()
             assert self._window is not None
-            rows = self._window[self._taken : self._taken + n]
-            self._taken += len(rows)
-            n -= len(rows)
-            yield rows
+            out.append(self._window[self._taken : self._taken + n])
+            self._taken += len(out[-1])
+            n -= len(out[-1])
+        return np.concatenate(out)
 
     def _turn(self) -> None:
-        """Go on to the next window; the first one after a start or a resume is read here and now."""
+        """Go on to the next window."""
         if self._window is not None:
             self._taken = 0
-        ready = self._next or self._reader.submit(next, self._windows)
+        ready = self._next or self._readers.submit(next, self._windows)
         self._number, self._position, self._window = ready.result()
-        self._next = self._reader.submit(next, self._windows)
+        self._next = self._readers.submit(next, self._windows)
 
     def _read_windows(self, number: int, position: Place | None) -> Iterator[tuple[int, Place | None, NDArray[Any]]]:
         """Each window from this one on: its number, the position where it begins, its blocks in shuffled order."""
         runs = self._source.tokens(position)
-        size, length = SHUFFLE_WINDOW * self._block_size, self._block_size + 1
+        size, length = self._size * self._block_size, self._block_size + 1
         held: list[tuple[NDArray[Any], Place]] = []
         have = 0
         while True:
             while have < size + 1:  # the last block's last target is the next window's first token
                 held.append(next(runs))
                 have += len(held[-1][0])
-            flat = np.concatenate([tokens for tokens, _ in held])[: size + 1]
+            flat = np.concatenate([tokens for tokens, _place in held])[: size + 1]
             blocks = np.lib.stride_tricks.sliding_window_view(flat, length)[:: self._block_size]
-            yield number, position, blocks[permutation(SHUFFLE_WINDOW, self._seed, number)]
+            yield number, position, blocks[permutation(self._size, self._seed[0], number, *self._seed[1:])]
             used = size
             while used >= len(held[0][0]):
                 used -= len(held.pop(0)[0])
             tokens, at = held[0]
             held[0] = tokens[used:], {**at, "token": at["token"] + used}
             number, position, have = number + 1, held[0][1], have - size
+
+
+class MixedLane:
+    """The blocks of one lane from several corpora, mixed by a :class:`~hfgpt.data.mix.Pattern`."""
+
+    def __init__(self, lanes: Sequence[Lane], pattern: Pattern) -> None:
+        self._lanes, self._pattern, self._row = lanes, pattern, 0
+
+    def begin(self) -> None:
+        """See :meth:`Lane.begin`."""
+        for lane in self._lanes:
+            lane.begin()
+
+    def take(self, n: int) -> NDArray[Any]:
+        """See :class:`Rows`."""
+        corpora, _numbers = self._pattern.rows(self._row, n)
+        self._row += n
+        taken = {i: self._lanes[i].take(int((corpora == i).sum())) for i in np.unique(corpora)}
+        out = np.empty((n, next(iter(taken.values())).shape[1]), dtype=np.int64)
+        for i, rows in taken.items():
+            out[corpora == i] = rows
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :class:`Rows`."""
+        return {"row": self._row, "corpora": [lane.state_dict() for lane in self._lanes]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See :class:`Rows`."""
+        self._row = state["row"]
+        for lane, saved in zip(self._lanes, state["corpora"], strict=True):
+            lane.load_state_dict(saved)
+
+
+class StreamBatches:
+    """The global batch of each step, from lanes; the same for any number of processes.
+
+    Args:
+        make_lane: makes the lane of a number.
+        lanes: how many there are; divides the global batch.
+        global_batch: rows of a step.
+        patterns: of each lane, if several corpora are mixed, and `names` of these.
+    """
+
+    def __init__(
+        self,
+        make_lane: Callable[[int], Lane | MixedLane],
+        lanes: int,
+        global_batch: int,
+        names: Sequence[str] = (),
+        patterns: Sequence[Pattern] = (),
+    ) -> None:
+        self._make_lane, self._count, self._global_batch = make_lane, lanes, global_batch
+        self._names, self._patterns = names, patterns
+        self._step = 0
+        self._loaded: dict[str, Any] = {}
+        self._lanes: dict[int, Lane | MixedLane] = {}
+
+    def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
+        """As :meth:`hfgpt.data.blocks.Batches.micro_batches`, but the steps must be asked for one after another."""
+        assert step == self._step, f"a stream goes forward only: step {self._step} is next, not {step}"
+        each, share = self._global_batch // self._count, self._global_batch // world
+        needed = range(rank * share // each, -(-(rank + 1) * share // each))
+        if not self._lanes:
+            self._lanes = {number: self._opened(number) for number in needed}
+        assert [*self._lanes] == [*needed], "a process keeps its share of the batches"
+        for lane in self._lanes.values():
+            lane.begin()
+        rows = np.concatenate([lane.take(each) for lane in self._lanes.values()])
+        self._step += 1
+        for part in share_of(self._global_batch, rank, world, micro_batch):
+            first = part.start - needed.start * each
+            yield rows[first : first + len(part)].astype(np.int64)
+
+    def _opened(self, number: int) -> Lane | MixedLane:
+        lane = self._make_lane(number)
+        if self._step:
+            if (state := self._loaded.get(str(number))) is None:
+                raise InputError(
+                    _(
+                        "streaming: the checkpoint does not say where lane {number} of the stream is\n"
+                        "    → it was written without the states of all processes: resume from another one",
+                        number=number,
+                    )
+                )
+            lane.load_state_dict(state)
+        return lane
+
+    def figures(self, step: int) -> dict[str, float]:
+        """For the record: the share of each corpus of a mix in what was seen before a step."""
+        if not self._patterns:
+            return {}
+        rows = step * self._global_batch // self._count
+        counts = np.sum([pattern.counts(rows) for pattern in self._patterns], axis=0)
+        return shares_seen(self._names, counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run needs to go on with the next step, as far as this process knows it; see :func:`merged`."""
+        lanes = {str(number): lane.state_dict() for number, lane in self._lanes.items()} or self._loaded
+        return {"step": self._step, "lanes": lanes}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the merged states of all processes, in this process or another."""
+        if "lanes" not in state:  # a checkpoint from before there were lanes
+            state = {"step": state["step"], "lanes": {"0": state}}
+        self._step, self._loaded = state["step"], state["lanes"]
+        if not {str(number) for number in self._lanes} <= self._loaded.keys():
+            self._lanes = {}
+        for number, lane in self._lanes.items():
+            lane.load_state_dict(self._loaded[str(number)])
+
+
+def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The states of the batches of all processes as one, which each of them can go on from."""
+    lanes = {number: lane for state in states for number, lane in state.get("lanes", {}).items()}
+    return {**states[0], **({"lanes": lanes} if "lanes" in states[0] else {})}

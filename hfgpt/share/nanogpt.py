@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
-from hfgpt.data.bins import BYTE_IDS, char_tokenizer, read_meta
+from hfgpt.data.meta import BYTE_IDS, char_tokenizer, read_meta
 from hfgpt.runs.metrics import UNREADABLE, whole_step
 
 if TYPE_CHECKING:

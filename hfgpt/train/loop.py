@@ -21,7 +21,6 @@ import torch.distributed as dist
 from hfgpt.base.language import _
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
-from hfgpt.data.blocks import Batches
 from hfgpt.model.schedule import learning_rate
 from hfgpt.train.evaluate import evaluate, evaluation_due, patience_is_over
 from hfgpt.train.failures import explained, explained_start
@@ -138,8 +137,7 @@ def log(run: Run, meter: Meter, result: StepResult) -> None:
         **meter.figures(),
     }
     progress.seconds = figures["seconds"]
-    if isinstance(batches, Batches):  # a stream does not know its length
-        figures["epoch"] = progress.step * run.config.global_batch / batches.n_blocks
+    figures |= batches.figures(progress.step)
     if run.accelerator.scaler is not None and not math.isfinite(result.grad_norm):
         del figures["grad_norm"]  # an overflow says how large the scale was, and nothing of the run
     run.record(**figures)

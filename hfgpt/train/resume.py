@@ -16,6 +16,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.data import tokenizer as tokenizers
+from hfgpt.data.streaming import merged
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import segments
 from hfgpt.share import export
@@ -40,6 +41,7 @@ def save(run: Run) -> None:
     generators = {
         name: state for part in gather_object([states.generators(accelerator)]) for name, state in part.items()
     }
+    data = merged(gather_object([run.corpus.batches.state_dict()]))  # each process knows where its own lanes are
     if run.main:
         if run.lock is not None:
             run.lock.check()
@@ -54,7 +56,7 @@ def save(run: Run) -> None:
                 "identity": identity(run),
                 "recipe": segments.deciding(run.config, run.dtype),
                 "processes": accelerator.num_processes,
-                "data": run.corpus.batches.state_dict(),
+                "data": data,
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
             },
         )

@@ -31,9 +31,9 @@ def all_tokens(stream: TokenStream) -> list[int]:
     return out.tolist()
 
 
-def step(batches: Any, number: int) -> list[list[int]]:
+def step(batches: Any, number: int, size: int = 8) -> list[list[int]]:
     """The global batch of a step, as one process alone gets it."""
-    (batch,) = batches.micro_batches(number, 0, 1, batches.global_batch)
+    (batch,) = batches.micro_batches(number, 0, 1, size)
     return batch.tolist()
 
 

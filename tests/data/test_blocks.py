@@ -61,7 +61,7 @@ def test_batches_do_not_depend_on_processes_or_micro_batch(world: int, parts: in
     batches = Batches(TokenStream([np.arange(200)]), 8, 16, seed=3)
     shares = [list(batches.micro_batches(number, rank, world, 16 // world // parts)) for rank in range(world)]
     assert all(len(share) == parts for share in shares)
-    assert np.concatenate([m for share in shares for m in share]).tolist() == step(batches, number)
+    assert np.concatenate([m for share in shares for m in share]).tolist() == step(batches, number, 16)
 
 
 def test_steps_go_through_every_block_once_an_epoch() -> None:

@@ -1,138 +1,252 @@
-"""A stream resumes exactly, and gives each token once an epoch."""
+"""A stream resumes exactly, is the same on any number of processes, and gives each token once an epoch.
+
+The corpus is a count: line i is the number i, and so is its token. So a block shows where it comes from.
+"""
 
 from __future__ import annotations
 
 import gzip
 import itertools
 import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_texts import (
-    LINES,
-    all_tokens,
-    recipe,
-)
+from data_texts import LINES, all_tokens, recipe
+from numpy.typing import NDArray
 
-from hfgpt.data import blocks, pieces, sources, streaming, tokenizer
-from hfgpt.data.blocks import TokenStream
-from hfgpt.data.encoding import encoder
+from hfgpt.base.errors import InputError
+from hfgpt.data import pieces, sources, streaming, texts
+from hfgpt.data.mix import Pattern
+from hfgpt.data.pieces import Part
+from hfgpt.data.prefetch import Prefetched
 from hfgpt.data.prepare import prepare
-from hfgpt.data.streaming import StreamBatches, TextStream, TokenSource
-from hfgpt.data.tokens import encode_part
+from hfgpt.data.streaming import Lane, MixedLane, StreamBatches, TokenSource, lane_count, merged
+from hfgpt.data.texts import TextStream
+
+COUNT = 1600
+BLOCK, BATCH, WINDOW = 8, 12, 16
 
 
-@pytest.fixture(params=["one file", "files", "jsonl", "gz", "rows"])
+def numbers(part: Part) -> NDArray[np.uint32]:
+    """The tokens of a part: its numbers."""
+    return np.array([int(word) for text in part.texts for word in re.findall(r"\d+", text)], dtype=np.uint32)
+
+
+@pytest.fixture(params=["one file", "files", "jsonl", "gz", "parquet", "rows"])
 def stream_of(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that makes the batches of a small corpus in one of several forms, afresh each time.
+    """A function that makes the batches of a count in one of several forms, afresh each time.
 
     "rows" reads a local Parquet folder through the same IterableDataset that a Hub dataset comes as.
     """
-
-    monkeypatch.setattr(streaming, "SHUFFLE_WINDOW", 16)
-    monkeypatch.setattr(pieces, "PART", 700)
-    lines, folder, form = LINES[:160], tmp_path / "d", request.param
+    monkeypatch.setattr(pieces, "PART", 300)
+    monkeypatch.setattr(texts, "RUN", 2)
+    lines, folder, form = [f"{i:06d}\n" for i in range(COUNT)], tmp_path / "d", request.param
     folder.mkdir()
     if form == "one file":
         (folder / "d.txt").write_text("".join(lines))
     elif form == "files":
-        for i in range(0, 160, 20):
-            (folder / f"{i:03d}.txt").write_text("".join(lines[i : i + 20]))
+        for i in range(0, COUNT, 100):
+            (folder / f"{i:04d}.txt").write_text("".join(lines[i : i + 100]))
     elif form == "jsonl":
         (folder / "d.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     elif form == "gz":
-        (folder / "d.txt.gz").write_bytes(gzip.compress("".join(lines).encode()))
+        for i in range(0, COUNT, 100):
+            (folder / f"{i:04d}.txt.gz").write_bytes(gzip.compress("".join(lines[i : i + 100]).encode()))
     else:
-        for i in range(0, 160, 40):
-            pq.write_table(pa.table({"text": lines[i : i + 40]}), folder / f"{i:03d}.parquet", row_group_size=10)
-    made = tokenizer.train_bpe(lines, 300)
-    encode = encoder(made.backend_tokenizer.to_str())
+        for i in range(0, COUNT, 100):
+            pq.write_table(pa.table({"text": lines[i : i + 100]}), folder / f"{i:04d}.parquet", row_group_size=20)
+    found = sources.find(recipe(folder), tmp_path)
 
-    def make(seed: int = 1, held: int = 0) -> tuple[TokenStream, StreamBatches]:
-        import datasets
+    def make(seed: int = 1, held: int = 0, lanes: int = 1) -> tuple[list[int], StreamBatches]:
+        def source(lane: int, lanes: int, first: Any = None) -> TokenSource:
+            rows, own = None, found.train
+            if form == "rows":
+                rows, own = datasets.load_dataset("parquet", data_dir=str(folder), split="train", streaming=True), []
+            return TokenSource(TextStream(own, rows, "text", (seed,), lane, lanes), numbers, first)
 
-        rows, pieces = None, sources.find(recipe(folder), tmp_path).train
-        if form == "rows":
-            rows, pieces = datasets.load_dataset("parquet", data_dir=str(folder), split="train", streaming=True), []
-        texts = TextStream(pieces, rows, "text", seed)
-        source = TokenSource(texts, lambda part: encode_part(part, encode, made.eos_token_id))
-        return source.hold_out(held) if held else TokenStream([]), StreamBatches(source, 8, 10, seed)
+        held_out, first = source(0, lanes if form == "rows" else 1).head(held) if held else (None, None)
+        readers = ThreadPoolExecutor(2)
+
+        def make_lane(lane: int) -> Lane:
+            begin = first if form != "rows" or lane == 0 else None
+            return Lane(source(lane, lanes, begin), BLOCK, WINDOW, (seed, lane), readers)
+
+        return all_tokens(held_out) if held_out else [], StreamBatches(make_lane, lanes, BATCH)
 
     return make
 
 
-def blocks_an_epoch(make: Any) -> int:
-    """Tokens of the corpus over the block size, rounded up."""
-    held, _ = make(held=10**9)
-    return -(-len(held) // 8)
+def step_of(batches: Any, number: int) -> list[list[int]]:
+    """The global batch of a step, as one process alone gets it."""
+    (batch,) = batches.micro_batches(number, 0, 1, BATCH)
+    return batch.tolist()
 
 
-def test_a_stream_resumes_exactly_at_every_batch(stream_of: Any) -> None:
-    _, batches = stream_of()
-    steps = blocks_an_epoch(stream_of) * 2 // 10 + 8  # into the third epoch
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_stream_resumes_exactly_at_every_batch(stream_of: Any, lanes: int) -> None:
+    _, batches = stream_of(lanes=lanes)
+    steps = COUNT * 2 // (BLOCK * BATCH) + 8  # into the third epoch
     states, seen = [], []
     for number in range(steps):
         states.append(json.dumps(batches.state_dict()))
         seen.append(step_of(batches, number))
-    assert json.loads(states[-1])["position"]["epoch"] == 2
-    for number in range(steps - 1):
-        _, fresh = stream_of()
+    assert json.loads(states[-1])["lanes"]["0"]["position"]["epoch"] >= 1
+    for number in range(0, steps - 1, 3):
+        _, fresh = stream_of(lanes=lanes)
         fresh.load_state_dict(json.loads(states[number]))
         assert json.dumps(fresh.state_dict()) == states[number]
         assert [step_of(fresh, number), step_of(fresh, number + 1)] == seen[number : number + 2]
 
 
-def step_of(batches: StreamBatches, number: int) -> list[list[int]]:
-    (batch,) = batches.micro_batches(number, 0, 1, 10)
-    return batch.tolist()
-
-
-def test_a_stream_holds_every_token_once_an_epoch(stream_of: Any) -> None:
-    """The blocks, put back in order, are the tokens of the epochs one after another."""
-    stored, _ = stream_of(held=10**9)
-    _, batches = stream_of()
-    n = len(stored)
-    rows = [row for number in range(3 * n // 80 + 4) for row in step_of(batches, number)]
-    windows = [rows[i : i + 16] for i in range(0, len(rows) - 15, 16)]
-    tokens = []
-    for number, window in enumerate(windows):
-        ordered = [window[i] for i in np.argsort(blocks.permutation(16, 1, number))]
-        for block, following in itertools.pairwise(ordered):
-            assert block[-1] == following[0]
-        tokens += [token for block in ordered for token in block[:-1]]
-    assert len(tokens) >= 3 * n
-    for epoch in range(3):
-        assert sorted(tokens[epoch * n : epoch * n + n]) == sorted(all_tokens(stored))
-
-
-def test_held_out_tokens_never_come(stream_of: Any) -> None:
-    everything, _ = stream_of(held=10**9)
-    held, batches = stream_of(held=1000)
-    assert all_tokens(held) == all_tokens(everything)[:1000]
-    rest = len(everything) - 1000
-    rows = [row for number in range(2 * rest // 80 + 8) for row in step_of(batches, number)]
-    tokens = []
-    for number in range(len(rows) // 16):
-        window = rows[number * 16 : number * 16 + 16]
-        tokens += [token for i in np.argsort(blocks.permutation(16, 1, number)) for token in window[i][:-1]]
-    assert len(tokens) >= 2 * rest
-    for epoch in range(2):
-        assert sorted(tokens[epoch * rest : epoch * rest + rest]) == sorted(all_tokens(everything)[1000:])
+@pytest.mark.parametrize("held", [0, 77])
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_each_token_comes_once_an_epoch_and_what_is_held_out_never(stream_of: Any, lanes: int, held: int) -> None:
+    """Known by the tokens: each block is a run of the count, or of several where a piece follows another."""
+    held_out, batches = stream_of(held=held, lanes=lanes)
+    assert held_out == list(range(held))
+    rest = COUNT - held
+    rows = [row for number in range(3 * rest // (BLOCK * BATCH) + 12) for row in step_of(batches, number)]
+    counts = np.bincount([token for row in rows for token in row[:-1]], minlength=COUNT)
+    assert not counts[:held].any()
+    # A window's blocks come shuffled, and a lane is at most a window and a file ahead of the others.
+    assert counts[held:].min() >= 2
+    assert counts[held:].max() <= counts[held:].min() + 2
+    runs = sum(b == a + 1 for row in rows for a, b in itertools.pairwise(row))
+    assert runs > 0.7 * len(rows) * BLOCK, "text is not torn apart within a block"
+    assert len({tuple(row) for row in rows[: rest // BLOCK // 2]}) == rest // BLOCK // 2, "no block comes twice"
+    assert sum(row[0] < again[0] for row, again in itertools.pairwise(rows)) < 0.7 * len(rows), "shuffled"
 
 
 def test_seeds_shuffle_a_stream_differently(stream_of: Any) -> None:
     assert step_of(stream_of(1)[1], 0) == step_of(stream_of(1)[1], 0) != step_of(stream_of(2)[1], 0)
 
 
-def test_a_stream_is_shared_between_processes(stream_of: Any) -> None:
-    whole, ranks = stream_of()[1], [stream_of()[1] for _ in range(2)]
+@pytest.mark.parametrize(("lanes", "world"), [(1, 2), (3, 3), (4, 2), (3, 2), (4, 6), (12, 4)])
+def test_any_number_of_processes_trains_the_same_and_goes_on_as_any_other(
+    stream_of: Any, lanes: int, world: int
+) -> None:
+    whole, ranks = stream_of(lanes=lanes)[1], [stream_of(lanes=lanes)[1] for _ in range(world)]
     for number in range(5):
-        shares = [m for rank, batches in enumerate(ranks) for m in batches.micro_batches(number, rank, 2, 5)]
+        shares = [m for rank, batches in enumerate(ranks) for m in batches.micro_batches(number, rank, world, 1)]
         assert np.concatenate(shares).tolist() == step_of(whole, number)
+    state = json.loads(json.dumps(merged([batches.state_dict() for batches in ranks])))
+    assert state == whole.state_dict()
+    _, alone = stream_of(lanes=lanes)
+    alone.load_state_dict(state)
+    assert step_of(alone, 5) == step_of(whole, 5)
+
+
+def test_a_process_reads_its_own_lanes_alone(stream_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    _, batches = stream_of(lanes=4)
+    make = batches._make_lane
+    monkeypatch.setattr(batches, "_make_lane", lambda lane: opened.append(lane) or make(lane))
+    next(batches.micro_batches(0, 1, 2, 6))
+    assert opened == [2, 3]
+
+
+def test_a_state_of_one_process_alone_is_refused(stream_of: Any) -> None:
+    _, one = stream_of(lanes=4)
+    list(one.micro_batches(0, 0, 2, 6))
+    _, other = stream_of(lanes=4)
+    other.load_state_dict(one.state_dict())
+    with pytest.raises(InputError, match="does not say where lane 2"):
+        list(other.micro_batches(1, 1, 2, 6))
+
+
+def test_a_checkpoint_from_before_there_were_lanes(stream_of: Any) -> None:
+    _, batches = stream_of()
+    seen = [step_of(batches, number) for number in range(3)]
+    old = {"step": 2, **batches.state_dict()["lanes"]["0"]}
+    _, first = stream_of()
+    [step_of(first, number) for number in range(2)]
+    old = {"step": 2, **first.state_dict()["lanes"]["0"]}
+    _, fresh = stream_of()
+    fresh.load_state_dict(old)
+    assert step_of(fresh, 2) == seen[2]
+
+
+def test_lanes_follow_from_the_data_and_the_batch() -> None:
+    assert lane_count(480, 10_000) == 60
+    assert lane_count(480, 50) == 12
+    assert lane_count(12, 4) == lane_count(7, 20) == 1
+    assert lane_count(127, 10_000) == 1, "a prime number of sequences"
+
+
+# ---------------------------------------------------------------------------------------------------------- prefetching
+
+
+def test_the_next_batch_is_prepared_ahead_with_the_state_of_the_last(stream_of: Any) -> None:
+    plain, ahead = stream_of(lanes=3)[1], Prefetched(stream_of(lanes=3)[1])
+    for number in range(6):
+        assert ahead.state_dict() == plain.state_dict()
+        assert step_of(ahead, number) == step_of(plain, number)
+    state = json.loads(json.dumps(ahead.state_dict()))
+    expected = step_of(ahead, 6)
+    ahead.load_state_dict(state)
+    assert step_of(ahead, 6) == expected, "back by a step in the same process, as after a step that failed"
+    fresh = Prefetched(stream_of(lanes=3)[1])
+    fresh.load_state_dict(state)
+    assert step_of(fresh, 6) == expected
+
+
+def test_another_micro_batch_than_the_one_prepared(stream_of: Any) -> None:
+    ahead, plain = Prefetched(stream_of()[1]), stream_of()[1]
+    step_of(ahead, 0)
+    step_of(plain, 0)
+    assert np.concatenate(list(ahead.micro_batches(1, 0, 1, 4))).tolist() == step_of(plain, 1)
+
+
+# ------------------------------------------------------------------------------------ what users of `datasets` reported
+
+
+def rows_of(folder: Path, documents: list[str], group: int) -> Callable[[], TokenSource]:
+    pq.write_table(pa.table({"text": documents}), folder / "0.parquet", row_group_size=group)
+
+    def source() -> TokenSource:
+        rows = datasets.load_dataset("parquet", data_dir=str(folder), split="train", streaming=True)
+        return TokenSource(TextStream([], rows, "text", (1,)), numbers)
+
+    return source
+
+
+@pytest.mark.parametrize("group", [1, 7, 1000])
+def test_rows_are_neither_skipped_nor_repeated_on_resuming(
+    tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """datasets #8145 (rows skipped after load_state_dict) and #8308 (the stream starts over)."""
+    monkeypatch.setattr(pieces, "PART", 40)
+    source = rows_of(tmp_path, [f"{i:06d}" for i in range(200)], group)
+    runs = source().tokens()
+    seen = [next(runs) for _ in range(60)]
+    for at in range(0, 50, 7):
+        again = source().tokens(seen[at][1])
+        for expected, _ in seen[at : at + 10]:
+            assert next(again)[0].tolist() == expected.tolist()
+
+
+def test_a_long_document_of_a_stream_is_gone_on_with_in_its_middle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "PART", 40)
+    source = rows_of(tmp_path, [" ".join(f"{i + n:06d}" for n in range(100)) for i in range(0, 500, 100)], 2)
+    runs = source().tokens()
+    seen = [next(runs) for _ in range(40)]
+    assert len({json.dumps(place) for _, place in seen}) == 40
+    for at in range(35):
+        again = source().tokens(seen[at][1])
+        assert [next(again)[0].tolist() for _ in range(3)] == [tokens.tolist() for tokens, _ in seen[at : at + 3]]
+
+
+# ------------------------------------------------------------------------------------------------------- from a config
 
 
 def test_streaming_and_preparing_give_the_same_tokens(corpus_file: Path) -> None:
@@ -145,3 +259,53 @@ def test_streaming_and_preparing_give_the_same_tokens(corpus_file: Path) -> None
     assert corpus.tokenizer.decode(all_tokens(corpus.train)) == text[n : 2 * n]
     (batch,) = corpus.batches.micro_batches(0, 0, 1, 8)
     assert all(corpus.tokenizer.decode(row) in text[n:] for row in batch)
+
+
+def test_a_prepared_stream_has_lanes_and_resumes_on_another_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "SMALLEST_WINDOW", 8)
+    monkeypatch.setattr(pieces, "PART", 500)
+    pq.write_table(pa.table({"text": LINES}), tmp_path / "d.parquet", row_group_size=10)
+    made = recipe(tmp_path / "d.parquet", streaming=True, eval_iters=2, batch_size=12)
+
+    def fresh() -> Any:
+        return prepare(made, tmp_path / "cache").batches
+
+    whole, ranks = fresh(), [fresh() for _ in range(2)]
+    for number in range(4):
+        shares = [m for rank, batches in enumerate(ranks) for m in batches.micro_batches(number, rank, 2, 6)]
+        assert np.concatenate(shares).tolist() == step_of(whole, number)
+    state = merged([batches.state_dict() for batches in ranks])
+    assert len(state["lanes"]) == 12
+    alone = fresh()
+    alone.load_state_dict(state)
+    assert step_of(alone, 4) == step_of(whole, 4)
+
+
+def test_a_mixed_lane_takes_each_corpus_in_its_order() -> None:
+    class Counter:
+        def __init__(self, start: int) -> None:
+            self.at = self.start = start
+
+        def take(self, n: int) -> NDArray[np.int64]:
+            self.at += n
+            return np.repeat(np.arange(self.at - n, self.at)[:, None], 3, axis=1)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"at": self.at}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.at = state["at"]
+
+    def fresh() -> MixedLane:
+        lanes: Any = [Counter(0), Counter(100_000)]
+        return MixedLane(lanes, Pattern([3, 1], 7))
+
+    lane = fresh()
+    rows = np.concatenate([lane.take(50) for _ in range(80)])[:, 0]
+    assert rows[rows < 100_000].tolist() == list(range((rows < 100_000).sum()))
+    assert abs((rows < 100_000).mean() - 0.75) < 0.02
+    again = fresh()
+    again.load_state_dict(lane.state_dict())
+    assert again.take(20).tolist() == lane.take(20).tolist()

@@ -16,8 +16,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
-from hfgpt.config import nanogpt as nanogpt_config
-from hfgpt.data import bins, tokenizer
+from hfgpt.data import meta, tokenizer
 from hfgpt.data.prepare import prepare
 from hfgpt.inference import exported
 from hfgpt.share import export, nanogpt
@@ -256,7 +255,7 @@ def test_there_and_back_again(checkout: Path, tmp_path: Path) -> None:
     assert back["model"].keys() == first["model"].keys()
     assert all(torch.equal(back["model"][name], first["model"][name]) for name in first["model"])
     assert back["model_args"] == first["model_args"]
-    assert bins.read_meta(tmp_path / "letters" / "meta.pkl") == CHARACTERS
+    assert meta.read_meta(tmp_path / "letters" / "meta.pkl") == CHARACTERS
 
 
 def test_a_model_of_ours_keeps_its_logits_but_for_gelu(tmp_path: Path) -> None:
@@ -321,29 +320,6 @@ def test_the_scripts(checkout: Path, tmp_path: Path, run_script: Any) -> None:
 # ---------------------------------------------------------------------------------------------- prepared data
 
 
-def test_token_files_are_mapped_not_read(tmp_path: Path) -> None:
-    tokens = np.arange(1000, dtype=np.uint16) % len(CHARACTERS)
-    tokens[:900].tofile(tmp_path / "train.bin")
-    assert not nanogpt_config.holds_bins(tmp_path)
-    tokens[900:].tofile(tmp_path / "val.bin")
-    assert nanogpt_config.holds_bins(tmp_path)
-    made = bins.read_bins(tmp_path)
-    assert isinstance(made.train, np.memmap)
-    assert not made.train.flags.writeable
-    assert np.array_equal(np.concatenate([made.train, made.val]), tokens)
-    assert made.characters is None
-    write_meta(tmp_path / "meta.pkl")
-    assert bins.read_bins(tmp_path).characters == CHARACTERS
-
-
-@pytest.mark.parametrize("content", [b"", b"abc"])
-def test_a_damaged_token_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "train.bin").write_bytes(content)
-    (tmp_path / "val.bin").write_bytes(b"ab")
-    with pytest.raises(InputError, match=r"train\.bin"):
-        bins.read_bins(tmp_path)
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -354,11 +330,11 @@ def test_a_damaged_token_file_is_named(tmp_path: Path, content: bytes) -> None:
         pickle.dumps({"itos": {0: "a", 2: "b"}}),
         pickle.dumps({"stoi": {}}),
         pickle.dumps({"itos": {}}),
-        pickle.dumps({"itos": {0: "a"}, bins.BYTE_IDS: [0]}),
-        pickle.dumps({"itos": {0: "a"}, bins.BYTE_IDS: [1]}),
-        pickle.dumps({"itos": {0: "a"}, bins.BYTE_IDS: 7}),
-        pickle.dumps({"itos": dict(enumerate("a" * 300)), bins.BYTE_IDS: list(range(256))}),
-        pickle.dumps({"itos": dict(enumerate("a" * 256)), bins.BYTE_IDS: list(range(-256, 0))}),
+        pickle.dumps({"itos": {0: "a"}, meta.BYTE_IDS: [0]}),
+        pickle.dumps({"itos": {0: "a"}, meta.BYTE_IDS: [1]}),
+        pickle.dumps({"itos": {0: "a"}, meta.BYTE_IDS: 7}),
+        pickle.dumps({"itos": dict(enumerate("a" * 300)), meta.BYTE_IDS: list(range(256))}),
+        pickle.dumps({"itos": dict(enumerate("a" * 256)), meta.BYTE_IDS: list(range(-256, 0))}),
         pickle.dumps(["a"]),
         pickle.dumps({"itos": {0: "a"}, "hook": Evil()}),
         b'cbuiltins\neval\n(S\'open("touched", "w")\'\ntR.',
@@ -368,7 +344,7 @@ def test_a_damaged_token_file_is_named(tmp_path: Path, content: bytes) -> None:
 def test_a_vocabulary_is_read_without_executing_anything(content: bytes) -> None:
     Path("meta.pkl").write_bytes(content)
     with pytest.raises(InputError, match=r"meta\.pkl"):
-        bins.read_meta("meta.pkl")
+        meta.read_meta("meta.pkl")
     assert not Path("touched").exists()
 
 

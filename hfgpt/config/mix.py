@@ -1,0 +1,72 @@
+"""Several corpora in one recipe, each with a weight.
+
+In:  `dataset` as a recipe has it, a list of {name, weight}, or the same as text on a command line.
+Out: the text that the field holds; :func:`corpora`, the names with their weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import yaml
+
+from hfgpt.base.language import _
+from hfgpt.config.yaml_text import RecipeLoader
+
+MOST = 64  # corpora
+
+
+def corpora(dataset: str) -> list[tuple[str, float]]:
+    """The corpora that a `dataset` names, each with its weight: one of weight 1, unless it is a mix."""
+    if (entries := _entries(dataset)) is None:
+        return [(dataset, 1.0)]
+    return [(entry["name"], float(entry["weight"])) for entry in entries]
+
+
+def as_text(value: Any) -> Any:
+    """A mix as the text that the field holds, with ~ as the home folder; any other value as it is."""
+    if (entries := _entries(value)) is None or fault_of(value):
+        return value
+    return json.dumps([{**entry, "name": os.path.expanduser(entry["name"])} for entry in entries], ensure_ascii=False)
+
+
+def as_list(dataset: str) -> Any:
+    """The value as a recipe has it: a list for a mix, else the text."""
+    return dataset if (entries := _entries(dataset)) is None else entries
+
+
+def fault_of(value: Any) -> str:
+    """What is wrong with a mix; "" if nothing is, or the value is not a mix."""
+    entries = _entries(value)
+    if entries is None:
+        if isinstance(value, list):
+            return _("must be text, or a list such as [{example}]", example="{name: a.txt, weight: 3}")
+        return ""
+    for entry in entries:
+        name, weight = entry.get("name"), entry.get("weight")
+        if entry.keys() != {"name", "weight"} or not isinstance(name, str) or not name.strip():
+            return _("a mix is a list of corpora, each with a name and a weight, not {entry}", entry=repr(entry)[:120])
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < 1e9:
+            return _("the weight of {name} must be a number of more than 0", name=repr(name))
+    names = [entry["name"] for entry in entries]
+    if len(names) > MOST:
+        return _("a mix has at most {most} corpora, and this one has {n}", most=MOST, n=len(names))
+    if len({*names}) < len(names):
+        return _("a corpus is named twice in the mix; add up its weights")
+    return ""
+
+
+def _entries(value: Any) -> list[dict[str, Any]] | None:
+    """The entries of a mix; None if the value is not one."""
+    if isinstance(value, str):
+        if not value.lstrip().startswith("["):
+            return None
+        try:
+            value = yaml.load(value, Loader=RecipeLoader)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            return None  # a pattern of file names, such as [ab]*.txt
+    if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
+        return None
+    return value
