@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hfgpt.base.language import _
 from hfgpt.base.launch import launch
 
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
@@ -38,6 +40,9 @@ def configure(cpu_threads: int | str = "auto") -> int:
     global _main_cpu
     here = launch()
     rank, processes = here.local_rank, here.local_world_size
+    if _leave_the_launchers_core():
+        message = _("OMP_PROC_BIND had bound the launcher, and with it this run, to one core; it takes {n} again")
+        print(message.format(n=len(_physical_cores())), file=sys.stderr)
     cores = _physical_cores()
     mine = cores[rank * len(cores) // processes : (rank + 1) * len(cores) // processes]
     launched = "LOCAL_RANK" in os.environ or any(key.startswith("ACCELERATE_") for key in os.environ)
@@ -56,6 +61,24 @@ def configure(cpu_threads: int | str = "auto") -> int:
         os.environ["OMP_PLACES"] = ",".join(f"{{{cpu}}}" for cpu in mine[:threads])
         os.environ["OMP_PROC_BIND"] = "true"
     return threads
+
+
+def _leave_the_launchers_core() -> bool:
+    """Undo a binding that this process has inherited; returns whether there was one.
+
+    With OMP_PROC_BIND exported, a launcher that imports torch binds its own main thread to a core, and every process
+    that it starts begins there. Threads are then placed by :func:`configure`, as without the variable.
+    """
+    launched = "LOCAL_RANK" in os.environ or any(key.startswith("ACCELERATE_") for key in os.environ)
+    bound = os.environ.get("OMP_PROC_BIND", "false").lower() not in ("false", "0")
+    placed = any(key in os.environ for key in _BINDING if key != "OMP_PROC_BIND")
+    if not (launched and bound) or placed or not hasattr(os, "sched_setaffinity"):
+        return False
+    if len(os.sched_getaffinity(0)) > 1:
+        return False
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the kernel keeps to what a container allows
+    del os.environ["OMP_PROC_BIND"]
+    return len(os.sched_getaffinity(0)) > 1
 
 
 @contextmanager

@@ -131,6 +131,7 @@ class Config(BaseModel):
     save_total_limit: int = setting("run", N_("checkpoints"), 2, N_("Checkpoints to keep: the best and the latest are always among them"), ge=1)
     license: str = setting("run", N_("the Hub's name of it"), "mit", N_("Licence of the trained model, for its card"), pattern=WORDS)
     always_save_checkpoint: bool = setting("run", "", True, N_("Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end"))
+    background_save: bool | Literal["auto"] = setting("run", "", "auto", N_("Write checkpoints and models behind the next steps, from a copy in host memory; auto: on accelerators"))
     push_to_hub: bool | Literal["checkpoints"] = setting("run", "", False, N_("Push the model to the Hub whenever it is the best so far, in the background; 'checkpoints': also every checkpoint, so that another machine can go on"))
     hub_model_id: str | None = setting("run", N_("name or user/name"), None, N_("Repository to push to"), N_("the run folder's name"))
     hub_private: bool = setting("run", "", False, N_("Make the repository private if it is made here"))

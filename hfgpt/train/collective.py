@@ -6,7 +6,9 @@ Out: the numbers of all processes, or their sums, equal on every process; or the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -14,10 +16,13 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from hfgpt.base.errors import InputError
 
 T = TypeVar("T")
+
+UNHURRIED = timedelta(days=1)  # one process may tokenise a large corpus for as long
 
 
 def processes() -> int:
@@ -45,6 +50,26 @@ def total(device: torch.device, *values: float) -> list[float]:
     """The sums of the numbers over all processes, in float64. Collective."""
     sums: list[float] = gather(device, *values).sum(0).tolist()
     return sums
+
+
+def set_patience(timeout: timedelta) -> None:
+    """How long a process waits for another in the collectives that begin from here on."""
+    if dist.is_initialized():
+        _set_pg_timeout(timeout)
+
+
+@contextmanager
+def patiently(patience: timedelta) -> Iterator[None]:
+    """Wait as long as it takes inside: the main process has work that the others do not share, such as a checkpoint.
+
+    Args:
+        patience: how long a process waits for another again afterwards.
+    """
+    set_patience(UNHURRIED)
+    try:
+        yield
+    finally:
+        set_patience(patience)
 
 
 def on_main(action: Callable[[], T]) -> T | None:

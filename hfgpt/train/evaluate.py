@@ -73,16 +73,20 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     progress.seconds = meter.seconds()
     run.record(seconds=progress.seconds, **figures)
     if not math.isfinite(figures["val_loss"]):  # such weights are neither the best nor worth resuming from
-        raise diverged(run, _("validation loss {loss}", loss=figures["val_loss"]))
+        raise diverged(run, _("validation loss {loss}", loss=figures["val_loss"]), progress.step)
     if better:
-        export_model(run)
-        if run.pusher is not None:
-            card.write(run.folder, config.license)
-            run.pusher.submit()
+        export_model(run, then=lambda: push(run))
     last = last or progress.step >= config.max_iters or patience_is_over(run)
     if progress.step and (better or last or config.always_save_checkpoint):
         save(run)
     return True
+
+
+def push(run: Run) -> None:
+    """Give the exported model, with a card, to the pusher, if the run has one."""
+    if run.pusher is not None:
+        card.write(run.folder, run.config.license)
+        run.pusher.submit()
 
 
 def losses(run: Run, stop: Stop) -> dict[str, float] | None:

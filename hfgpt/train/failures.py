@@ -16,11 +16,13 @@ import torch.distributed as dist
 from hfgpt.base.command import typed
 from hfgpt.base.errors import RunError
 from hfgpt.base.language import _
+from hfgpt.base.units import duration
 from hfgpt.model.schedule import learning_rate
 from hfgpt.train import checkpoint
 from hfgpt.train.memory import advice, is_out_of_memory
 from hfgpt.train.resume import save
 from hfgpt.train.run import Run
+from hfgpt.train.waiting import SHARE, Waiting
 
 
 @contextmanager
@@ -84,9 +86,9 @@ def explained_start() -> Iterator[None]:
         raise
 
 
-def diverged(run: Run, what: str) -> RunError:
-    """What is not finite, the last good checkpoint, and the chapter's remedy."""
-    step, config = run.progress.step, run.config
+def diverged(run: Run, what: str, step: int) -> RunError:
+    """What is not finite and since which step, the last good checkpoint, and the chapter's remedy."""
+    config = run.config
     lower = f"--learning_rate={config.learning_rate / 2:g}"
     lower += f" --muon_learning_rate={config.muon_learning_rate / 2:g}" if config.optimizer == "muon" else ""
     return RunError(
@@ -115,6 +117,32 @@ def lost_process(error: RuntimeError) -> str:
     )
 
 
+@contextmanager
+def watched(run: Run) -> Iterator[Waiting | None]:
+    """Watch the steps where NCCL would end the process without a word; else there is nothing to watch."""
+    if run.device.type != "cuda" or run.accelerator.num_processes == 1:
+        yield None
+        return
+    with Waiting(run.patience.total_seconds(), lambda: run.display.warn(waits_in_vain(run))) as waiting:
+        yield waiting
+
+
+def waits_in_vain(run: Run) -> str:
+    """What to say shortly before NCCL's watchdog ends the process."""
+    return (
+        _(
+            "step {step}: waits for another process of this run since {time}, and NCCL is about to end this one\n"
+            "    → the other one has ended, hangs, or cannot be reached: see what it said; a longer process_timeout "
+            "(now {timeout}) gives it more time",
+            step=run.progress.step + 1,
+            time=duration(run.patience.total_seconds() * SHARE),
+            timeout=run.config.process_timeout,
+        )
+        + "\n"
+        + how_to_resume(run)
+    )
+
+
 def rescue(run: Run, position: dict[str, Any] | None) -> str:
     """Keep the steps since the last checkpoint, if this process can do it alone; says which checkpoint there is.
 
@@ -125,6 +153,7 @@ def rescue(run: Run, position: dict[str, Any] | None) -> str:
         if position is not None:
             run.corpus.batches.load_state_dict(position)
         save(run)
+        run.writer.wait()
     return last_checkpoint(run.folder)
 
 

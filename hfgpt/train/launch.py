@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -31,10 +30,9 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.model import sizes
+from hfgpt.train.collective import UNHURRIED
 
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names and Accelerate's
-
-PREPARING = timedelta(days=1)  # the others wait this long while one process tokenises a large corpus
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -48,7 +46,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if not torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         cpu = True
     join_after_restart("gloo" if cpu else None)
-    state = PartialState(cpu=cpu, timeout=PREPARING)
+    state = PartialState(cpu=cpu, timeout=UNHURRIED)
     device = state.device.type
     if config.device not in ("auto", device):
         raise InputError(
@@ -78,7 +76,7 @@ def make_accelerator(config: Config) -> Accelerator:
         cpu=cpu,
         mixed_precision=PRECISION[dtype],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
-        dynamo_plugin=TorchDynamoPlugin(backend="inductor" if compiles else "no"),
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor" if compiles else "no", dynamic=False),
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.out_dir, logging_dir=str(config.run_dir / "logs")),
@@ -197,9 +195,9 @@ def join_after_restart(backend: str | None) -> None:
     """
     if not restarts() or dist.is_initialized():
         return
-    store, rank, world = next(rendezvous("env://", timeout=PREPARING))
+    store, rank, world = next(rendezvous("env://", timeout=UNHURRIED))
     store = PrefixStore(f"restart{restarts()}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PREPARING)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=UNHURRIED)
 
 
 def choose_dtype(dtype: str, device: str, n_embd: int) -> str:

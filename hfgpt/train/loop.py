@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch.distributed as dist
@@ -22,8 +23,9 @@ from hfgpt.base.language import _
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
 from hfgpt.model.schedule import learning_rate
+from hfgpt.train.collective import patiently
 from hfgpt.train.evaluate import evaluate, evaluation_due, patience_is_over
-from hfgpt.train.failures import explained, explained_start
+from hfgpt.train.failures import explained, explained_start, watched
 from hfgpt.train.folder import recover
 from hfgpt.train.horizon import Horizon
 from hfgpt.train.memory import fit
@@ -32,8 +34,9 @@ from hfgpt.train.report import finish, introduce
 from hfgpt.train.resume import save
 from hfgpt.train.run import Run
 from hfgpt.train.start import start
-from hfgpt.train.step import StepResult, check_update, global_loss, to_device, train_step
+from hfgpt.train.step import StepResult, global_loss, must_look, settle, to_device, train_step
 from hfgpt.train.stop import TIME_IS_UP, Stop, describe, exit_code
+from hfgpt.train.waiting import Waiting
 
 
 def train(
@@ -65,8 +68,12 @@ def train(
             fit(run)
             introduce(run)
             meter = Meter(run)
-            with Stop(began + seconds_of(config.max_time) if config.max_time else None, run.device) as stop:
-                reason = loop(run, meter, Horizon(run, meter, began), stop)
+            deadline = began + seconds_of(config.max_time) if config.max_time else None
+            with Stop(deadline, run.device) as stop, watched(run) as waiting:
+                reason = loop(run, meter, Horizon(run, meter, began), stop, waiting)
+            with patiently(run.patience):
+                run.writer.wait()
+                run.accelerator.wait_for_everyone()
             if not config.eval_only:
                 finish(run, reason)
     finally:
@@ -74,13 +81,15 @@ def train(
     return exit_code(reason) if reason else 0
 
 
-def loop(run: Run, meter: Meter, horizon: Horizon, stop: Stop) -> int:
+def loop(run: Run, meter: Meter, horizon: Horizon, stop: Stop, waiting: Waiting | None = None) -> int:
     """The steps, with evaluation and checkpoints between them; returns why it stopped early, or 0."""
     progress, batches = run.progress, run.corpus.batches
+    running = list[StepResult]()  # steps that were launched, whose outcome nobody has looked at
     run.model.train()
     run.display.begin(progress.step)
     while not (reason := stop_reason(run, meter, stop)):
         if evaluation_due(run):
+            settle(run, running, keep=0)
             with meter.evaluating():
                 complete = evaluate(run, meter, stop)
             if not complete:
@@ -91,15 +100,22 @@ def loop(run: Run, meter: Meter, horizon: Horizon, stop: Stop) -> int:
             began = time.perf_counter()
             batch = to_device(batches.micro_batches(progress.step, *run.share), run.device)
             ready = time.perf_counter()
-            result = train_step(run, batch, run.config.tokens_per_iter, learning_rate(progress.step + 1, run.config))
+            rate = learning_rate(progress.step + 1, run.config)
+            with waiting.action() if waiting else nullcontext():
+                result = train_step(run, batch, run.config.tokens_per_iter, rate)
             meter.add(data_seconds=ready - began, step_seconds=time.perf_counter() - ready)
         progress.step += 1
-        check_update(run, result)
-        if progress.step == 1 or is_at_end(run) or progress.step % run.config.log_interval == 0:
+        running.append(result)
+        logged = progress.step == 1 or is_at_end(run) or progress.step % run.config.log_interval == 0
+        # An accelerator goes on meanwhile: the outcome of its last step is read while the next one runs.
+        settle(run, running, keep=0 if logged or must_look(run) or evaluation_due(run) else 1)
+        run.writer.look()
+        if logged:
             log(run, meter, result)
         else:
             run.display.advance(progress.step)
         horizon.look()
+    settle(run, running, keep=0)
     stop_early(run, meter, stop, reason)
     return reason
 
@@ -111,7 +127,7 @@ def is_at_end(run: Run) -> bool:
 
 def stop_reason(run: Run, meter: Meter, stop: Stop) -> int:
     """Why to stop before the end, or 0; a run that has come to its last step is evaluated, whatever the time."""
-    reason = stop.requested(needed=meter.evaluation_seconds)
+    reason = stop.requested(run.progress.step, needed=meter.evaluation_seconds)
     return 0 if reason == TIME_IS_UP and is_at_end(run) else reason
 
 
@@ -152,6 +168,7 @@ def leave(run: Run, failed: bool) -> None:
     (PyTorch #56297).
     """
     run.display.close()
+    run.writer.close()
     if run.lock is not None:
         if failed and recover(run.folder):
             run.display.say(_("{folder}: the run that was to be replaced is back in its place", folder=run.folder))

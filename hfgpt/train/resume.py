@@ -6,6 +6,7 @@ Out: a checkpoint; later a Run that goes on bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import segments
 from hfgpt.share import export
 from hfgpt.train import checkpoint, states
+from hfgpt.train.collective import patiently
 from hfgpt.train.display import Display
 from hfgpt.train.folder import discard_previous
 from hfgpt.train.run import Progress, Run
@@ -30,50 +32,67 @@ IDENTITY = ("seed", "block_size", "val_fraction", "document_mask", "streaming", 
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of the step that is done. Collective: every process calls it.
+    """Write a checkpoint of the step that is done, at once or behind the next steps. Collective.
 
     Raises:
         OSError: the disk is full or not writable; what was there before is untouched.
     """
-    accelerator = run.accelerator
-    weights = export.weights(states.weights(accelerator, run.plain))
-    averages = states.averages(accelerator, run.plain, run.optimizer)
+    accelerator, writer = run.accelerator, run.writer
+    weights = export.weights(states.weights(accelerator, run.plain, on_device=writer.background))
+    averages = states.averages(accelerator, run.plain, run.optimizer, on_device=writer.background)
     generators = {
         name: state for part in gather_object([states.generators(accelerator)]) for name, state in part.items()
     }
     data = merged(gather_object([run.corpus.batches.state_dict()]))  # each process knows where its own lanes are
     if run.main:
-        if run.lock is not None:
-            run.lock.check()
-        checkpoint.write(
-            run.folder,
-            run.progress.step,
-            weights,
-            checkpoint.flatten({name.removeprefix("gpt2."): state for name, state in averages.items()}),
-            generators,
-            {
-                "progress": asdict(run.progress),
-                "identity": identity(run),
-                "recipe": segments.deciding(run.config, run.dtype),
-                "processes": accelerator.num_processes,
-                "data": data,
-                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-            },
-        )
-        checkpoint.rotate(run.folder, run.progress.step, run.config.save_total_limit, run.progress.best_step)
-        discard_previous(run.folder)
-        if run.pusher is not None and run.pusher.checkpoints:
-            run.pusher.submit()
-    accelerator.wait_for_everyone()
+        step, best, lock, pusher = run.progress.step, run.progress.best_step, run.lock, run.pusher
+        state = {
+            "progress": asdict(run.progress),
+            "identity": identity(run),
+            "recipe": segments.deciding(run.config, run.dtype),
+            "processes": accelerator.num_processes,
+            "data": data,
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        }
+        weights = writer.copy("checkpoint weights", weights)
+        flat = checkpoint.flatten({name.removeprefix("gpt2."): means for name, means in averages.items()})
+        flat = writer.copy("checkpoint averages", flat)
+
+        def write() -> None:
+            if lock is not None:
+                lock.check()
+            checkpoint.write(run.folder, step, weights, flat, generators, state)
+            checkpoint.rotate(run.folder, step, run.config.save_total_limit, best)
+            discard_previous(run.folder)
+            if pusher is not None and pusher.checkpoints:
+                pusher.submit()
+
+        writer.do("checkpoint", write)
+    wait_for_main(run)
 
 
-def export_model(run: Run) -> None:
-    """Write the model as it is now for Transformers, into the run folder itself. Collective."""
-    weights = export.weights(states.weights(run.accelerator, run.plain))
+def export_model(run: Run, then: Callable[[], None]) -> None:
+    """Write the model as it is now for Transformers, into the run folder itself; then do what needs it. Collective."""
+    writer, lock = run.writer, run.lock
+    weights = export.weights(states.weights(run.accelerator, run.plain, on_device=writer.background))
     if run.main:
-        if run.lock is not None:
-            run.lock.check()
-        export.write(run.folder, run.plain.gpt2, run.corpus.tokenizer, weights)
+        weights, gpt2 = writer.copy("model", weights), run.plain.gpt2
+
+        def write() -> None:
+            if lock is not None:
+                lock.check()
+            export.write(run.folder, gpt2, run.corpus.tokenizer, weights)
+            then()
+
+        writer.do("model", write)
+    wait_for_main(run)
+
+
+def wait_for_main(run: Run) -> None:
+    """Until the main process has written, unless it does so behind the steps; as long as that takes. Collective."""
+    if not run.writer.background:
+        with patiently(run.patience):
+            run.accelerator.wait_for_everyone()
 
 
 def identity(run: Run) -> dict[str, Any]:

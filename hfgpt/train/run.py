@@ -7,6 +7,7 @@ Out: :class:`Run`, which the loop trains, and :class:`Progress`, which a checkpo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from hfgpt.base.lock import FolderLock
+from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
 from hfgpt.data.prepare import Corpus
 from hfgpt.model.gpt2 import LanguageModel
 from hfgpt.runs.metrics import MetricsWriter
 from hfgpt.share.background import BackgroundPusher
 from hfgpt.train.display import Display
+from hfgpt.train.writer import Writer
 
 
 @dataclass
@@ -56,6 +59,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     recorded_horizons: dict[int, int] = field(default_factory=dict)  # decided after the step that a resume goes on from
     lock: FolderLock | None = None  # on the main process, unless it only evaluates
+    writer: Writer = field(default_factory=lambda: Writer(background=False))
     pusher: BackgroundPusher | None = None  # on the main process, if the recipe says push_to_hub
 
     @property
@@ -68,6 +72,11 @@ class Run:
         """Where this process trains."""
         device: torch.device = self.accelerator.device
         return device
+
+    @property
+    def patience(self) -> timedelta:
+        """How long a process waits for another that should be in the same step."""
+        return timedelta(seconds=seconds_of(self.config.process_timeout))
 
     @property
     def main(self) -> bool:
@@ -99,8 +108,9 @@ class Run:
         """The precision of the arithmetic, by the recipe's name: 'float32', 'bfloat16' or 'float16'."""
         return {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision]
 
-    def record(self, **figures: float) -> None:
-        """Write one line of metrics.jsonl at the current step; the tracker mirrors it."""
+    def record(self, at: int | None = None, /, **figures: float) -> None:
+        """Write one line of metrics.jsonl at a step, the current one by default; the tracker mirrors it."""
         if self.main:
-            self.metrics.write(self.progress.step, **figures)
-            self.accelerator.log(figures, step=self.progress.step)
+            step = self.progress.step if at is None else at
+            self.metrics.write(step, **figures)
+            self.accelerator.log(figures, step=step)

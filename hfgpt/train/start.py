@@ -8,19 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from hfgpt.base import threads
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.base.lock import FolderLock
-from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
 from hfgpt.data import prepare as preparing
 from hfgpt.data import tokenizer as tokenizers
@@ -29,7 +26,7 @@ from hfgpt.runs import metrics
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.share.background import BackgroundPusher
 from hfgpt.train import folder, launch, memory, states
-from hfgpt.train.collective import on_main
+from hfgpt.train.collective import on_main, set_patience
 from hfgpt.train.display import Display
 from hfgpt.train.evaluate import count_characters
 from hfgpt.train.resume import (
@@ -42,6 +39,7 @@ from hfgpt.train.resume import (
     restore,
 )
 from hfgpt.train.run import Run
+from hfgpt.train.writer import Writer, in_background
 
 
 def start(config: Config, *, resume: bool = False, overwrite: bool = False, branch_from: Path | None = None) -> Run:
@@ -96,6 +94,7 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         metrics=MetricsWriter(config.run_dir / FILE_NAME),
         micro_batch=micro_batch,
         val_characters=count_characters(config, corpus),
+        writer=Writer(in_background(config, accelerator.device.type)),
     )
     if saved is not None:
         check_identity(run, saved)
@@ -131,7 +130,7 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
             warn=display.warn,
         )
     if accelerator.num_processes > 1:  # from here on no process has a reason to be late
-        _set_pg_timeout(timedelta(seconds=seconds_of(config.process_timeout)))
+        set_patience(run.patience)
     return run
 
 

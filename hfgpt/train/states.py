@@ -33,16 +33,23 @@ EVERYWHERE = StateDictOptions(full_state_dict=True)
 ADAM = ("exp_avg", "exp_avg_sq")
 
 
-def weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tensor]:
-    """The float32 weights by name. `model` is the plain one, inside the wrappers."""
+def weights(accelerator: Accelerator, model: nn.Module, on_device: bool = False) -> dict[str, Tensor]:
+    """The float32 weights by name. `model` is the plain one, inside the wrappers.
+
+    With `on_device`, replicas are left where they are, to be copied from there; shards are gathered on the CPU.
+    """
     if not _deepspeed(accelerator):
-        return cast(dict[str, Tensor], get_model_state_dict(model, options=WHOLE))
+        return cast(dict[str, Tensor], get_model_state_dict(model, options=_gathered(accelerator, on_device)))
     from deepspeed.utils import safe_get_full_fp32_param
 
     return {name: safe_get_full_fp32_param(parameter).cpu() for name, parameter in model.named_parameters()}
 
 
-def averages(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Averages:
+def _gathered(accelerator: Accelerator, on_device: bool) -> StateDictOptions:
+    return EVERYWHERE if on_device and accelerator.distributed_type != DistributedType.FSDP else WHOLE
+
+
+def averages(accelerator: Accelerator, model: nn.Module, optimizer: Any, on_device: bool = False) -> Averages:
     """AdamW's averages and step count by name, and Muon's average; empty before the first update.
 
     torch would make those of a fresh optimizer by a step without gradients, which AdamW counts as one.
@@ -51,7 +58,8 @@ def averages(accelerator: Accelerator, model: nn.Module, optimizer: Any) -> Aver
         return _of_deepspeed(model, optimizer)
     if not optimizer.optimizer.state:
         return {}
-    return cast(Averages, get_optimizer_state_dict(model, optimizer.optimizer, options=WHOLE).get("state", {}))
+    options = _gathered(accelerator, on_device)
+    return cast(Averages, get_optimizer_state_dict(model, optimizer.optimizer, options=options).get("state", {}))
 
 
 def load(accelerator: Accelerator, model: nn.Module, optimizer: Any, new: dict[str, Tensor], means: Averages) -> None:

@@ -24,16 +24,31 @@ NORMS_AVERAGED = 50  # steps over which the gradient norm is averaged for the sp
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step did."""
+    """What one optimizer step did. On an accelerator the figures are on their way: to read one waits for the step."""
 
+    step: int  # its number
     nll: Tensor  # summed over this process's targets, in nats
     targets: int  # of the global batch
-    grad_norm: float  # before clipping
-    applied: bool  # whether the weights changed
+    norm: Tensor | float  # of the gradients, before clipping
+    spiked: bool = False  # whether the spike guard left the update out
+    skipped: bool = False  # whether loss scaling left it out
+
+    @property
+    def grad_norm(self) -> float:
+        """The gradient norm before clipping."""
+        return float(self.norm)
+
+    @property
+    def applied(self) -> bool:
+        """Whether the weights changed."""
+        return math.isfinite(self.grad_norm) and not self.spiked and not self.skipped
 
 
 def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learning_rate: float) -> StepResult:
     """One update from this process's micro-batches of the global batch.
+
+    The host does not wait for the device, unless it must know the gradient norm before the update (:func:`must_look`).
+    So it prepares the next step while this one runs; gradients that are not finite are left out on the device.
 
     The loss is the mean over the targets of the whole global batch, however they fall to micro-batches and processes:
     the sum over them, divided once. Accelerate divides by the number of micro-batches and DDP by the number of
@@ -49,19 +64,42 @@ def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learnin
     accelerator.gradient_accumulation_steps, accelerator.step = len(batches), 0  # by which it knows the last one
     scale = len(batches) * accelerator.num_processes / targets
     optim.set_learning_rate(optimizer, learning_rate)
-    nll, norm, applied = torch.zeros((), device=run.device), math.nan, False
+    result = StepResult(run.progress.step + 1, torch.zeros((), device=run.device), targets, math.nan)
     for batch in batches:
         with accelerator.accumulate(run.model):
             loss = run.model(**batch)
             accelerator.backward(loss * scale)
-            nll += loss.detach()
+            result.nll.add_(loss.detach())
             if accelerator.sync_gradients:
-                norm = float(accelerator.clip_grad_norm_(run.model.parameters(), run.config.grad_clip or math.inf))
-                if may_step(run, norm):
-                    optimizer.step()
-                    applied = not accelerator.optimizer_step_was_skipped
+                norm = accelerator.clip_grad_norm_(run.model.parameters(), run.config.grad_clip or math.inf)
+                result = update(run, result, norm)
             optimizer.zero_grad()
-    return StepResult(nll, targets, norm, applied)
+    return result
+
+
+def update(run: Run, result: StepResult, norm: Tensor | float) -> StepResult:
+    """Change the weights by the gradients, unless they are not finite or too large."""
+    if not must_look(run):
+        inner = run.optimizer.optimizer
+        inner.found_inf = torch.isfinite(torch.as_tensor(norm)).logical_not().float()  # heeded on the device
+        run.optimizer.step()
+        return result._replace(norm=norm)
+    result = result._replace(norm=float(norm))
+    if not may_step(run, result.grad_norm):
+        return result._replace(spiked=math.isfinite(result.grad_norm))
+    run.optimizer.step()
+    return result._replace(skipped=run.accelerator.optimizer_step_was_skipped)
+
+
+def must_look(run: Run) -> bool:
+    """Whether the host must know the gradient norm before the update.
+
+    A fused AdamW leaves an update out by a flag on the device. Muon and DeepSpeed do not know it; loss scaling and the
+    spike guard decide on the host; and a CPU does not run ahead.
+    """
+    fused = type(getattr(run.optimizer, "optimizer", None)) is torch.optim.AdamW
+    guarded = run.config.spike_guard is not None or run.accelerator.scaler is not None
+    return run.device.type == "cpu" or guarded or not fused
 
 
 def to_device(blocks: Iterable[NDArray[Any]], device: torch.device) -> list[dict[str, Tensor]]:
@@ -98,6 +136,16 @@ def spike_limit(run: Run) -> float:
     return guard * average if guard and average else math.inf
 
 
+def settle(run: Run, results: list[StepResult], keep: int) -> None:
+    """Check the updates in `results`, oldest first, and remove them; the newest `keep` are left to run on.
+
+    Raises:
+        RunError: see :func:`check_update`.
+    """
+    while len(results) > keep:
+        check_update(run, results.pop(0))
+
+
 def check_update(run: Run, result: StepResult) -> None:
     """Count updates that were left out; raise once loss or gradients have stayed infinite or NaN for too long.
 
@@ -107,12 +155,12 @@ def check_update(run: Run, result: StepResult) -> None:
     progress, config, norm = run.progress, run.config, result.grad_norm
     if math.isfinite(norm):
         limit = spike_limit(run)
-        if not result.applied:
+        if result.spiked:
             progress.spikes += 1
             run.display.warn(
                 _(
                     "step {step}: gradient norm {norm:.4g}, above {limit:.4g}: update left out",
-                    step=progress.step,
+                    step=result.step,
                     norm=norm,
                     limit=limit,
                 )
@@ -126,8 +174,10 @@ def check_update(run: Run, result: StepResult) -> None:
         progress.overflows += 1
         return
     progress.bad_steps += 1
-    run.display.warn(_("step {step}: gradient norm {norm}: update left out", step=progress.step, norm=norm))
+    run.display.warn(_("step {step}: gradient norm {norm}: update left out", step=result.step, norm=norm))
     if progress.bad_steps >= config.max_bad_steps:
         loss = global_loss(run, result)
-        run.record(train_loss=loss, learning_rate=schedule.learning_rate(progress.step, config), grad_norm=norm)
-        raise diverged(run, _("loss or gradients (gradient norm {norm}, loss {loss})", norm=norm, loss=loss))
+        rate = schedule.learning_rate(result.step, config)
+        run.record(result.step, train_loss=loss, learning_rate=rate, grad_norm=norm)
+        what = _("loss or gradients (gradient norm {norm}, loss {loss})", norm=norm, loss=loss)
+        raise diverged(run, what, result.step)

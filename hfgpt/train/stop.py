@@ -26,6 +26,8 @@ TIME_IS_UP = 1000  # beyond every signal number
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
+BETWEEN_QUESTIONS = 0.5  # seconds, about, between two looks of several processes for a reason to stop
+
 _ECHO = 1.0  # seconds within which a signal is a launcher's echo of the first
 
 
@@ -42,6 +44,8 @@ class Stop:
         self._device = device
         self._received, self._when = 0, 0.0
         self._previous: dict[int, Any] = {}
+        self._asked = 0, time.monotonic()  # the step and the time at which processes last asked each other
+        self._next: int | None = None  # the step at which they ask again; None: at once
 
     def __enter__(self) -> Stop:
         for number in SIGNALS:
@@ -64,16 +68,29 @@ class Stop:
 
     def signalled(self) -> int:
         """0, or the number of the signal that came, on any process. Collective."""
-        return int(gather(self._device, self._received).max())
+        number = int(gather(self._device, self._received).max())
+        if number:
+            self._next = None  # they ask each other at once
+        return number
 
-    def requested(self, needed: float = 0.0) -> int:
+    def requested(self, step: int, needed: float = 0.0) -> int:
         """0, the signal's number, or TIME_IS_UP. Collective: call it at every step.
 
+        Several processes ask each other about every half second, so that a short step does not wait for an all-gather.
+
         Args:
+            step: the steps that are done, the same number on every process.
             needed: seconds that the end takes (an evaluation, a checkpoint); the time is up that much earlier.
         """
-        time_is_up = time.monotonic() + needed >= self._deadline
-        return int(gather(self._device, self._received or (TIME_IS_UP if time_is_up else 0)).max())
+        if processes() > 1 and self._next is not None and step < self._next:
+            return 0
+        now, (last_step, last_time) = time.monotonic(), self._asked
+        own = self._received or (TIME_IS_UP if now + needed >= self._deadline else 0)
+        answers = gather(self._device, own, (now - last_time) / max(1, step - last_step))
+        slowest = float(answers[:, 1].max())
+        self._next = step + (max(1, min(100, int(BETWEEN_QUESTIONS / slowest))) if step > last_step > 0 else 1)
+        self._asked = step, now
+        return int(answers[:, 0].max())
 
 
 def describe(reason: int) -> str:

@@ -173,3 +173,23 @@ import torch
 print(torch.get_num_threads())
 """
     assert run(program) == ["2"]
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core cannot be left for another")
+def test_a_run_leaves_the_core_that_its_launcher_was_bound_to() -> None:
+    """OMP_PROC_BIND is exported, the launcher imports torch and is bound, and what it starts inherits that."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("no affinity on this system")
+    program = """
+import os, sys
+os.environ |= dict(OMP_PROC_BIND="true", OMP_NUM_THREADS="1", ACCELERATE_MIXED_PRECISION="no")
+allowed = os.sched_getaffinity(0)
+os.sched_setaffinity(0, {min(allowed)})
+sys.stderr = sys.stdout
+from hfgpt.base import threads
+count = threads.configure()
+print(count == len(threads._physical_cores()), os.sched_getaffinity(0) == allowed)
+"""
+    words = run(program)
+    assert words[:3] == ["OMP_PROC_BIND", "had", "bound"]
+    assert words[-2:] == ["True", "True"]

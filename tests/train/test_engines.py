@@ -133,3 +133,11 @@ def test_compilation_by_itself_is_for_long_runs_on_a_card(
 
 def test_the_accelerator_is_the_recipes(tiny: dict[str, Any]) -> None:
     assert isinstance(launch.make_accelerator(config.build(tiny, "test")), Accelerator)
+
+
+@pytest.mark.e2e
+def test_torchrun_with_one_process_is_a_plain_run(recipe: Path, run_script: Any, tmp_path: Path) -> None:
+    words = ("train.py", recipe, "--max_iters=2", f"--out_dir={tmp_path / 'one'}")
+    done = run_script(*words, launch=("-m", "torch.distributed.run", "--nproc_per_node=1"))
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "one")) == 2

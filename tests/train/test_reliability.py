@@ -376,7 +376,7 @@ def test_a_lasting_rise_is_followed(tiny: dict[str, Any]) -> None:
         at.progress.step = step
         if may_step(at, 10.0):
             break
-        check_update(at, StepResult(torch.zeros(()), 1, 10.0, False))
+        check_update(at, StepResult(step, torch.zeros(()), 1, 10.0, spiked=True))
     assert 50 < step < 150
 
 

@@ -1,0 +1,116 @@
+"""Writing behind the steps; a word before NCCL ends a process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from survival import differences
+
+from hfgpt import config
+from hfgpt.base.errors import RunError
+from hfgpt.train import checkpoint, loop
+from hfgpt.train.waiting import Waiting
+from hfgpt.train.writer import Writer, in_background
+
+
+def test_what_is_written_is_what_was_there_when_it_was_copied() -> None:
+    writer, going, seen = Writer(background=True), threading.Event(), []
+    weight = torch.ones(3)
+    copied = writer.copy("weights", {"w": weight})
+    writer.do("weights", lambda: (going.wait(), seen.append(copied["w"].tolist())))  # type: ignore[func-returns-value]
+    weight.zero_()  # the next step, while the writing has not begun
+    assert seen == []
+    going.set()
+    writer.wait()
+    assert seen == [[1.0, 1.0, 1.0]]
+    again = writer.copy("weights", {"w": weight})
+    assert again["w"].data_ptr() == copied["w"].data_ptr(), "the memory is kept for the next time"
+    writer.close()
+
+
+def test_actions_come_one_after_another_and_errors_come_up() -> None:
+    writer, order = Writer(background=True), []
+
+    def fail() -> None:
+        raise OSError("No space left on device")
+
+    writer.do("a", lambda: (time.sleep(0.05), order.append("a")))  # type: ignore[func-returns-value]
+    writer.do("b", lambda: order.append("b"))
+    writer.wait()
+    assert order == ["a", "b"]
+    writer.do("a", fail)
+    with pytest.raises(OSError, match="No space"):
+        writer.wait()
+    writer.look()  # it came up once
+    writer.do("a", fail)
+    writer.close()  # the action has ended, and nobody has looked
+    with pytest.raises(OSError, match="No space"):
+        writer.look()
+
+
+def test_in_the_foreground_nothing_is_copied() -> None:
+    writer, weight = Writer(background=False), torch.ones(2)
+    assert writer.copy("weights", {"w": weight})["w"] is weight
+    done = list[int]()
+    writer.do("weights", lambda: done.append(1))
+    assert done == [1]
+
+
+def test_accelerators_write_behind_the_steps_by_themselves() -> None:
+    cases = (("auto", "cpu", False), ("auto", "cuda", True), (True, "cpu", True), (False, "mps", False))
+    for given, device, behind in cases:
+        assert in_background(config.build({"background_save": given}, "x"), device) is behind
+
+
+def run(values: dict[str, Any], **how: bool) -> Path:
+    resolved = config.build(values, "test")
+    assert loop.train(resolved, **how) == 0
+    return resolved.run_dir
+
+
+def test_a_run_that_writes_behind_its_steps_leaves_what_any_run_leaves(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """The same checkpoints and model, whole and from a resume in the middle."""
+    values = tiny | {"dropout": 0.1, "save_total_limit": 4}
+    waited = run(values)
+    behind = run(values | {"background_save": True, "out_dir": str(tmp_path / "behind")})
+    assert differences(waited, behind) == []
+    half = values | {"background_save": True, "out_dir": str(tmp_path / "half"), "lr_decay_iters": 8}
+    run(half | {"max_iters": 4})
+    assert differences(waited, run(half, resume=True)) == []
+
+
+def test_a_full_disk_behind_the_steps_ends_the_run_with_a_word(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(stage: str) -> None:
+        if stage == "state.json":
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "at_stage", full)
+    with pytest.raises(RunError, match=r"writing failed: .*No space left on device\n.*to go on: "):
+        run(tiny | {"background_save": True})
+
+
+def test_a_word_comes_before_the_patience_is_over() -> None:
+    told = threading.Event()
+    with Waiting(0.2, told.set) as waiting:
+        with waiting.action():
+            time.sleep(0.05)  # a step that ends in time
+        assert not told.is_set()
+        with waiting.action():
+            assert told.wait(5), "a step that does not end"
+
+
+def test_nothing_is_said_between_the_steps() -> None:
+    told = threading.Event()
+    with Waiting(0.1, told.set) as waiting:
+        for _ in range(3):
+            with waiting.action():
+                time.sleep(0.01)
+            time.sleep(0.15)  # an evaluation, a checkpoint
+    assert not told.is_set()
