@@ -82,6 +82,8 @@ LENGTHS = {
 
 def draw(number: int) -> dict[str, Any]:
     """The text and the recipe of a run: a function of its number alone."""
+    if LONG_FROM <= number < LONG_FROM + len(LONG):
+        return long(*LONG[number - LONG_FROM])
     rng = np.random.default_rng([2026, number])
     name = rng.choice(list(LENGTHS), p=[0.4, 0.2, 0.25, 0.15])
     heads, layers = int(rng.choice([2, 3, 4, 6, 8], p=[0.2, 0.2, 0.3, 0.2, 0.1])), int(rng.choice([1, 2, 3, 4, 6]))
@@ -110,6 +112,39 @@ def draw(number: int) -> dict[str, Any]:
         "muon_learning_rate": float(rng.choice([0.015, 0.03, 0.06], p=[0.2, 0.6, 0.2])),
         "dropout": float(rng.choice([0.0, 0.1, 0.2], p=[0.7, 0.15, 0.15])),
         "weight_decay": float(rng.choice([0.1, 0.3], p=[0.8, 0.2])),
+    }
+
+
+# Longer runs of shapes that the dial chooses: text, characters, n_layer, n_embd, block_size, batch_size, max_iters.
+LONG = (
+    ("shakespeare", 4_814_324, 2, 128, 128, 8, 800),
+    ("shakespeare", 1_115_394, 4, 128, 64, 16, 700),
+    ("topics", 465_000, 3, 128, 64, 16, 500),
+    ("code", 2_000_000, 3, 128, 128, 8, 600),
+    ("shakespeare", 4_814_324, 3, 128, 64, 8, 1600),
+    ("shakespeare", 500_000, 2, 192, 128, 8, 500),
+    ("code", 800_000, 2, 128, 64, 16, 700),
+    ("shakespeare", 200_000, 2, 128, 64, 8, 1000),
+)
+LONG_FROM = 129
+
+
+def long(text: str, characters: int, layers: int, width: int, block: int, batch: int, steps: int) -> dict[str, Any]:
+    """One of LONG, by Muon."""
+    return {
+        "text": text,
+        "characters": characters,
+        "n_layer": layers,
+        "n_head": width // 32,
+        "n_embd": width,
+        "block_size": block,
+        "batch_size": batch,
+        "max_iters": steps,
+        "optimizer": "muon",
+        "learning_rate": 4e-3,
+        "muon_learning_rate": 0.03,
+        "dropout": 0.0,
+        "weight_decay": 0.1,
     }
 
 

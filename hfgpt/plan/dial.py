@@ -133,6 +133,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         from hfgpt.plan import trials as tried
 
         best, seen, spent = tried.settle(ranked, target, budget, TRIALS * budget)
+    best = _finished(best, target, budget)
     second = next((other for other in ranked if differs(other.config, best.config)), None)
     forecast = seen or (loss.forecast(best.survey) if loss.covered(best.config) else None)
     return Choice(
@@ -146,6 +147,21 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         measured=best.measured,
         busy=best.busy,
     )
+
+
+def _finished(best: Candidate, target: Target, budget: float | None) -> Candidate:
+    """The candidate with what keeps it in time, if it uses all of the time, or from overfitting, if it is shorter."""
+    survey, config = best.survey, best.config
+    most = affordable(survey, own_target(target, config), budget, best.measured)
+    if budget is not None and config.max_iters >= 0.9 * most:
+        return replace(best, survey=batches.change(survey, time_budget=f"{round(budget)}s"))
+    if not loss.covered(config):
+        return best
+    interval = max(1, math.ceil(config.max_iters / CAREFUL))
+    return replace(best, survey=batches.change(survey, eval_interval=interval, early_stopping_patience=PATIENCE))
+
+
+CAREFUL, PATIENCE = 8, 3  # evaluations of a run that may overfit, and how many it goes on without a better one
 
 
 def own_target(target: Target, config: Config) -> Target:
@@ -190,6 +206,7 @@ def _shaped(survey: Survey, values: dict[str, Any], processes: int) -> Config | 
         "dropout": 0.0,
         "eval_iters": 20,
         "early_stopping_patience": None,
+        "time_budget": None,
         "activation_checkpointing": False,
     }
     return survey.config.model_copy(update=values | fixed)
@@ -335,7 +352,11 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
     reasons["max_iters"] = length
     reasons["warmup_iters"] = _("5% of the run")
     reasons["min_lr"] = _("the rate falls to zero at the end: lowest loss in a fixed time")
-    reasons["eval_interval"] = _("{n} evaluations", n=EVALUATIONS)
+    reasons["eval_interval"] = _("{n} evaluations", n=-(-config.max_iters // config.eval_interval))
+    if config.time_budget:
+        reasons["time_budget"] = _("the length and the schedule follow the clock")
+    if config.early_stopping_patience:
+        reasons["early_stopping_patience"] = _("more steps would overfit: the time allows more than this text needs")
     return reasons
 
 

@@ -208,6 +208,7 @@ def test_a_choice_keeps_the_budget_and_suits_a_cpu(budget: int) -> None:
     assert set(dial.CPU_GRID) <= choice.reasons.keys()
     assert choice.forecast is not None
     assert config.build(chosen.model_dump(), "run") == chosen, "a recipe that loads"
+    assert chosen.time_budget == f"{budget}s", "the clock keeps it"
 
 
 def test_more_time_is_expected_to_reach_less() -> None:
@@ -225,6 +226,8 @@ def test_a_small_text_gets_fewer_epochs_or_dropout(tmp_path: Path) -> None:
     choice = dial.choose(survey, find_target(survey.config), 600, trials=False)
     assert choice.forecast is not None
     assert choice.forecast.loss <= choice.forecast.best + 0.1, "it does not train into overfitting"
+    assert choice.survey.config.time_budget is None, "it ends before the time does"
+    assert choice.survey.config.early_stopping_patience
 
 
 def test_a_card_that_is_not_here() -> None:
