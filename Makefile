@@ -11,11 +11,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet \
+	--constraint constraints.txt
 
 .PHONY: docs pages train test test-long bench gpu check format clean
 
+# Every NVIDIA card of this machine. What the launcher is not told, it says that it assumes.
+CARDS := $(or $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .)),1)
+LAUNCH = --quiet --num_processes $(CARDS) --num_machines 1 --mixed_precision no --dynamo_backend no \
+	$(if $(filter-out 1,$(CARDS)),--multi_gpu)
+
 train: $(READY)
-	@$(BIN)/accelerate launch --quiet scripts/train.py $(RECIPE) $(ARGS)
+	@$(BIN)/accelerate launch $(LAUNCH) scripts/train.py $(RECIPE) $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not long"
@@ -34,13 +41,13 @@ gpu: $(READY)
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy hfgpt
+	$(BIN)/mypy hfgpt scripts
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
 # The documentation site in site/, with warnings as errors; links between its pages and into the repository are checked.
 docs: $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(PIP) --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The course's output, the diagram of the folders and the reference of parameters, as the code has them now.
@@ -56,8 +63,9 @@ format: $(READY)
 # Installed once, and again when one of these files changes.
 $(READY): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard hfgpt/locale/*/*.po)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hfgpt needs Python 3.11 or newer; PYTHON=python3.12 make … chooses one")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "Setting up $(VENV), once: some minutes, and a few GB of disk."
+	@began=$$(date +%s); $(PYTHON) -m venv $(VENV) && echo "1/2  environment  $$(($$(date +%s) - began)) s"
+	@began=$$(date +%s); $(PIP) --quiet --editable '.[dev]' && echo "2/2  packages     $$(($$(date +%s) - began)) s"
 	@touch $(READY)
 
 clean:

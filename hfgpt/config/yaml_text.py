@@ -50,7 +50,7 @@ class RecipeLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise ConstructorError(None, None, _("aliases (*name) are not read in a recipe; write the value"), mark)
         return super().compose_node(parent, index)
 

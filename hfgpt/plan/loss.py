@@ -135,7 +135,7 @@ def powers(law: Law, config: Config, vocab_size: int, tokens: float) -> float:
         + law["muon trained"] * muon * trained
         + law["size trained"] * math.log(body / 3e5) * trained
     )
-    return reducible * (1 + rates_off(law, config))
+    return float(reducible * (1 + rates_off(law, config)))
 
 
 def irreducible(law: Law, density: float, text: Statistics) -> float:

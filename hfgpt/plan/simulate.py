@@ -88,7 +88,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak = 0
         self.phase = self.peak_phase = self.peak_operation = ""
         self._known: dict[int, int] = {}

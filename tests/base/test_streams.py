@@ -107,7 +107,10 @@ def test_ctrl_c_ends_a_start_quietly(
 ) -> None:
     recipe = write_recipe({**tiny, "max_iters": 100_000})
     command = [sys.executable, ROOT / "scripts" / "train.py", recipe]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=-1, stderr=subprocess.STDOUT, text=True) as process:
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 - where these tests run behind an `&`
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=-1, stderr=subprocess.STDOUT, text=True, preexec_fn=heeds
+    ) as process:
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=120)[0]
@@ -123,7 +126,7 @@ def test_whatever_ctrl_c_breaks_off_ends_with_130(capsys: pytest.CaptureFixture[
         except KeyboardInterrupt:
             raise ImportError("numpy was interrupted") from None
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         assert in_process(main) == 130
     finally:
