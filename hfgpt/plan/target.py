@@ -99,6 +99,10 @@ def _on_card(config: Config, card: Card, vram: int | None, processes: int, note:
     if peak is None:
         peak = card.float32
         note = _("{card} has no {dtype} arithmetic: it is as slow as float32", card=card.name, dtype=dtype)
+    if card.old:
+        note = _(
+            "torch's default build, for CUDA 13, does not run on a {card}: install one for CUDA 12", card=card.name
+        )
     return Target(
         name=card.name,
         kind="accelerator",

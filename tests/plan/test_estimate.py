@@ -150,6 +150,11 @@ def test_targets() -> None:
         find_target(recipe(device="cpu"), "A100")
 
 
+@pytest.mark.parametrize(("card", "old"), [("P100", True), ("V100 32GB", True), ("T4", False), ("A100 80GB", False)])
+def test_cards_that_the_default_build_of_torch_does_not_run_on(card: str, old: bool) -> None:
+    assert ("CUDA 12" in find_target(recipe(), card).note) is old
+
+
 def test_time_from_the_table() -> None:
     """nanoGPT's published run: 5000 steps of the character model in about 3 minutes on an A100, evaluations and all."""
     published = found(65, 1_003_854, max_iters=5000, eval_iters=200 * 64 // 12, eval_interval=250)
