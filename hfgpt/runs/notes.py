@@ -1,4 +1,4 @@
-"""What is worth knowing about a run and no alarm: where it leads, clipping, a slow start, time spent evaluating.
+"""What is worth knowing about a run and no alarm: where it stands and leads, clipping, a slow start, evaluations.
 
 In:  the facts of a run, and the findings about it.
 Out: sentences; none that a finding contradicts.
@@ -12,7 +12,7 @@ from hfgpt.base.language import _
 from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.model.schedule import learning_rate
-from hfgpt.runs import laws, remedies
+from hfgpt.runs import laws, reference, remedies
 from hfgpt.runs.facts import Facts, finite
 from hfgpt.runs.findings import Finding, change, following
 
@@ -23,12 +23,31 @@ NOT_LONGER = {"diverged", "learning_rate_too_high", "overfitting", "data_starved
 def notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
     """The notes on a run."""
     kinds = {finding.kind for finding in findings}
-    every = [_one_spike, _clipping, _slow_start, _evaluating]
+    every = [_standing, _one_spike, _clipping, _slow_start, _evaluating]
     if "diverged" in kinds:
         every = [_slow_start, _evaluating]
     elif not kinds & NOT_LONGER:
-        every = [_trend, _ahead, *every]
+        every = [_standing, _trend, _ahead, *every[1:]]
     return [note for make in every if (note := make(facts)) is not None]
+
+
+def _standing(facts: Facts) -> str | None:
+    """Where the last evaluation stands against the curve that this recipe had on this text."""
+    known = reference.of(facts.config) if facts.config is not None and facts.val else None
+    places = [(int(step), loss) for step, loss in zip(facts.eval_steps, facts.val, strict=True) if step > 0]
+    if known is None or not places:
+        return None
+    step, loss = places[-1]
+    expected = known.at(step)
+    if expected is None:
+        return None
+    figures = _("At step {step:,}: {loss:.2f}, reference {expected} ({recipe}.yaml, {seeds} seeds).",
+                step=step, loss=loss, expected=expected, recipe=known.recipe, seeds=known.seeds)  # fmt: skip
+    if loss > expected.high:
+        return figures + " " + _("This is higher than another seed explains.")
+    if loss < expected.low:
+        return figures + " " + _("This is lower than another seed explains.")
+    return figures + " " + _("This is as it should be.")
 
 
 def _trend(facts: Facts) -> str | None:

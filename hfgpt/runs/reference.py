@@ -1,0 +1,117 @@
+"""Where a run stands against the curve that its recipe had here, so that one knows whether a curve is normal.
+
+In:  a recipe and its evaluated losses; reference_curves.json, which benchmarks/reference_curves.py measures.
+Out: the reference at a step, with the interval in which another seed is expected; or None, rather than a comparison of
+     unlike things: everything that decides the losses must be the same, and so must the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hfgpt.config import EMBEDDED_DATASET, Config
+from hfgpt.data.sources import EMBEDDED
+from hfgpt.runs.laws import Prediction
+from hfgpt.runs.segments import LOCAL, deciding
+
+FILE = Path(__file__).parent / "reference_curves.json"
+
+LARGEST = 64 * 2**20  # bytes of a text that is read to tell whether it is the reference's
+
+CONFIDENCE = 0.95
+
+# What neither moves a weight before the run's end nor belongs to the recipe's identity. The schedule says itself how
+# long the run is (lr_decay_iters), and the micro-batch is told by the global batch.
+FREE = LOCAL | {"seed", "dtype", "max_iters", "eval_interval", "early_stopping_patience", "max_bad_steps",
+                "dataset_split", "text_column", "batch_size", "gradient_accumulation_steps"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One recipe's curve: validation losses of several seeds by step.
+
+    Attributes:
+        recipe, machine: what was run, and where.
+        step_seconds: a step's time there, without evaluations.
+        tokens_per_iter: tokens in a step.
+        losses: for each step, one loss a seed.
+    """
+
+    recipe: str
+    machine: str
+    step_seconds: float
+    tokens_per_iter: int
+    losses: dict[int, list[float]]
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds were run."""
+        return len(next(iter(self.losses.values())))
+
+    def at(self, step: int) -> Prediction | None:
+        """The mean at a step, and the interval in which another seed is expected; None outside the curve."""
+        before = max((known for known in self.losses if known <= step), default=None)
+        after = min((known for known in self.losses if known >= step), default=None)
+        if before is None or after is None:
+            return None
+        share = (step - before) / (after - before) if after > before else 0.0
+        pairs = zip(self.losses[before], self.losses[after], strict=True)
+        losses = [a + share * (b - a) for a, b in pairs]
+        from scipy import stats
+
+        mean, count = statistics.fmean(losses), len(losses)
+        limit = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+        half = limit * statistics.stdev(losses) * math.sqrt(1 + 1 / count)
+        return Prediction(mean, mean - half, mean + half)
+
+
+def of(config: Config) -> Reference | None:
+    """The reference curve of a recipe on its text; None if there is none."""
+    identity = identity_of(config)
+    for entry in _entries():
+        if entry["identity"] == identity and entry["data"] == data_of(config):
+            losses = {int(step): list(values) for step, values in entry["val_loss"].items()}
+            return Reference(entry["recipe"], entry["machine"], entry["step_seconds"], entry["tokens_per_iter"], losses)
+    return None
+
+
+def identity_of(config: Config) -> dict[str, Any]:
+    """What of a recipe decides its losses, without the fields that have their defaults."""
+    plain = Config()
+    values = {key: value for key, value in deciding(config, config.dtype).items() if key not in FREE}
+    values |= {"tokenizer": config.tokenizer, "init_from": config.init_from}
+    if config.lr_schedule == "hold_cosine":
+        values["max_iters"] = config.max_iters
+    if config.optimizer != "muon":
+        values = {key: value for key, value in values.items() if not key.startswith("muon_")}
+    changed = {key: value for key, value in values.items() if value != getattr(plain, key)}
+    return {**changed, "global_batch": config.global_batch}
+
+
+def data_of(config: Config) -> str | None:
+    """The SHA-256 of a recipe's text: the embedded one or a single file; None for anything else."""
+    path = EMBEDDED if config.dataset == EMBEDDED_DATASET else Path(str(config.dataset)).expanduser()
+    try:
+        return _sum(path) if path.is_file() and path.stat().st_size <= LARGEST else None
+    except (OSError, ValueError):
+        return None
+
+
+@lru_cache
+def _sum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _entries() -> Sequence[dict[str, Any]]:
+    entries: list[dict[str, Any]] = json.loads(FILE.read_text(encoding="utf-8"))
+    return entries
