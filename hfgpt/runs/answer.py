@@ -226,7 +226,8 @@ def titles(kinds: Sequence[str]) -> str:
 
 def outcome(entry: Entry) -> str:
     """How a run ended, in the language in use."""
-    words = {"finished": _("finished"), "running": _("running"), "diverged": _("diverged"), "failed": _("failed")}
+    words = {"finished": _("finished"), "running": _("running"), "diverged": _("diverged"), "failed": _("failed"),
+             "waiting": _("waiting")}  # fmt: skip
     return words.get(entry.outcome, entry.outcome)
 
 

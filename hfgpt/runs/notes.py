@@ -27,7 +27,7 @@ def notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
     if "diverged" in kinds:
         every = [_slow_start, _evaluating]
     elif not kinds & NOT_LONGER:
-        every = [_standing, _trend, _ahead, *every[1:]]
+        every = [_standing, _falls, _ahead if facts.config else _level, *every[1:]]
     return [note for make in every if (note := make(facts)) is not None]
 
 
@@ -50,26 +50,36 @@ def _standing(facts: Facts) -> str | None:
     return figures + " " + _("This is as it should be.")
 
 
-def _trend(facts: Facts) -> str | None:
-    """Whether the validation loss still falls."""
+def _fall(facts: Facts) -> float | None:
+    """By how much of itself the validation loss fell in the last fifth of the run."""
     evaluated = [(step, loss) for step, loss in zip(facts.eval_steps, facts.val, strict=True) if step > 0]
     before = [loss for step, loss in evaluated if step <= 0.8 * facts.last_step]
     if len(evaluated) < 4 or not before or before[-1] <= 0:
         return None
-    fall = (before[-1] - evaluated[-1][1]) / before[-1]
-    if fall >= 0.01:
-        return _("The validation loss still falls: by {fall:.1%} in the last fifth of the run.", fall=fall)
-    return _("The validation loss has levelled out in the last fifth of the run.") if fall > -0.01 else None
+    return (before[-1] - evaluated[-1][1]) / before[-1]
+
+
+def _falls(facts: Facts) -> str | None:
+    fall = _fall(facts)
+    if fall is None or fall < 0.01:
+        return None
+    return _("The validation loss still falls: by {fall:.1%} in the last fifth of the run.", fall=fall)
+
+
+def _level(facts: Facts) -> str | None:
+    fall = _fall(facts)
+    if fall is None or abs(fall) >= 0.01:
+        return None
+    return _("The validation loss has levelled out in the last fifth of the run.")
 
 
 def _ahead(facts: Facts) -> str | None:
     """Where the fitted learning curve leads: to the end of a run in progress, or of one twice as long."""
     config = facts.config
-    if config is None:
-        return None
+    assert config is not None, "the schedule is the recipe's"
     curve = laws.fit_curve(facts.eval_steps, facts.val, lambda step: learning_rate(step, config))
     if curve is None:
-        return None
+        return _level(facts)
     if not facts.finished:
         expected = curve.at(config.max_iters)
         return _("At its end, step {step:,}, the validation loss is expected at {loss}.",
@@ -77,8 +87,8 @@ def _ahead(facts: Facts) -> str | None:
     more = remedies.longer(facts)
     twice = _longer_recipe(config)
     expected = curve.at(twice.max_iters, lambda step: learning_rate(step, twice))
-    if expected.loss > facts.val[-1] - 0.005:
-        return None
+    if expected.high > facts.val[-1]:
+        return _level(facts)
     return _("A run of {steps:,} more steps would end at about {loss}: {override}",
              steps=config.max_iters, loss=expected, override=more.override)  # fmt: skip
 

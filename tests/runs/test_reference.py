@@ -45,7 +45,8 @@ def test_a_curve_that_is_as_it_should_be() -> None:
 @pytest.mark.parametrize("change", [
     "--learning_rate=2e-3", "--n_embd=64", "--batch_size=32", "--dropout=0.1", "--beta2=0.99", "--optimizer=muon",
     "--max_iters=300", "--warmup_iters=5", "--eval_iters=10", "--tokenizer=bpe", "--block_size=32",
-    "--weight_decay=0.2", "--val_fraction=0.2", "--dataset=user/name", "--init_from=user/name", "--lr_schedule=constant", "--grad_clip=0",
+    "--weight_decay=0.2", "--val_fraction=0.2", "--dataset=user/name", "--init_from=user/name",
+    "--lr_schedule=constant", "--grad_clip=0",
 ])  # fmt: skip
 def test_unlike_things_are_not_compared(change: str) -> None:
     assert reference.of(recipe(change)) is None
