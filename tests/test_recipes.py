@@ -10,6 +10,8 @@ import pytest
 from conftest import ROOT
 
 from hfgpt import config
+from hfgpt.base import language
+from hfgpt.commands.recipes import purpose
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
@@ -79,7 +81,7 @@ OPEN = {"dataset", "dataset_config", "streaming", "tokenizer", "eval_interval", 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_loads_and_names_its_launch(path: Path) -> None:
     config.load(path)
-    head = re.match(r"(#.*\n)+", path.read_text())
+    head = re.match(r"(#.*\n)+", path.read_text(encoding="utf-8"))
     assert head, "it opens with what it is for"
     assert f"accelerate launch scripts/train.py recipes/{path.name}" in head[0] or re.search(
         rf"accelerate launch --config_file accelerate_configs/\w+\.yaml scripts/train.py recipes/{path.name}", head[0]
@@ -131,3 +133,13 @@ def test_finetuning_is_gentle_and_keeps_the_models_tokenizer() -> None:
     assert made.tokenizer == made.init_from
     assert made.learning_rate == 1e-4  # chapter 3.1
     assert config.load(ROOT / "recipes" / "finetune.yaml", ["--init_from=out/learning"]).tokenizer == "out/learning"
+
+
+@pytest.mark.parametrize("name", config.shipped_recipes())
+def test_a_recipe_says_in_both_languages_what_it_is_for(name: str) -> None:
+    path = config.shipped_recipes()[name]
+    english = purpose(path)
+    with language.using("zh"):
+        chinese = purpose(path)
+    assert english.isascii() or "→" in english
+    assert re.search(r"[\u4e00-\u9fff]{4}", chinese)

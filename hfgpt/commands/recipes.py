@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from hfgpt import config as configs
+from hfgpt.base import language
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
@@ -47,6 +48,7 @@ def main(words: list[str]) -> None:
 
 
 def purpose(path: Path) -> str:
-    """What a recipe is for: the first line of its head comment."""
+    """What a recipe is for: the first line of its head comment, in Chinese the second."""
     with path.open(encoding="utf-8") as file:
-        return file.readline().lstrip("# ").strip()
+        english, chinese = (file.readline().lstrip("# ").strip() for _line in range(2))
+    return chinese if language.current() == "zh" and chinese else english
