@@ -1,0 +1,97 @@
+"""Trials: the arithmetic of a run in memory, and the dial that settles by them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hfgpt import config
+from hfgpt.config import Config
+from hfgpt.data.prepare import prepare
+from hfgpt.plan import dial, speed, trial, trials
+from hfgpt.plan.dial import Candidate
+from hfgpt.plan.speed import Speed
+from hfgpt.plan.survey import survey_of
+from hfgpt.plan.target import find_target
+from hfgpt.runs import metrics
+from hfgpt.train.loop import train
+
+MACHINE = Speed("a machine", 0.0, 93e9, 2, 77e9, 3.5e-7, False, 1.9, 5.0)
+
+
+def tokens_of(recipe: Config, tmp_path: Path) -> trial.Tokens:
+    prepared = prepare(recipe, tmp_path / "cache")
+    return trial.Tokens(prepared.train, prepared.val, survey_of(recipe).vocab_size)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_trial_ends_where_the_run_ends(tiny: dict[str, Any], tmp_path: Path, optimizer: str) -> None:
+    recipe = config.build({**tiny, "optimizer": optimizer, "gradient_accumulation_steps": 2}, "run")
+    seen = trial.train(recipe, tokens_of(recipe, tmp_path), [4])
+    assert seen.steps == [4, 8]
+    assert train(recipe) == 0
+    records = metrics.read(recipe.run_dir / metrics.FILE_NAME)
+    steps, losses = metrics.series(records, "val_loss")
+    assert list(steps) == [0, 4, 8]
+    assert seen.val_losses == pytest.approx(losses[1:], abs=2e-4)
+    _, ends = metrics.series(records, "train_eval_loss")
+    assert seen.train_loss == pytest.approx(ends[-1], abs=2e-4)
+
+
+def test_a_trial_ends_when_it_is_told_to(tiny: dict[str, Any], tmp_path: Path) -> None:
+    recipe = config.build({**tiny, "max_iters": 100_000}, "run")
+    seen = trial.train(recipe, tokens_of(recipe, tmp_path), [], lambda so_far: so_far.steps_made < 3)
+    assert seen.steps_made == len(seen.times) == 3
+    assert seen.steps == []
+    assert 0 < seen.seconds_per_step < 10
+
+
+@pytest.fixture
+def candidates(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Candidate]:
+    """Two shapes, the one that the law prefers first."""
+    monkeypatch.setattr(speed, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(speed, "learn", lambda **_: None)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    out = []
+    for width, ends in ((32, 2.0), (16, 2.01)):
+        survey = survey_of(config.build({**tiny, "n_embd": width, "tokenizer": "char"}, "run"))
+        out.append(Candidate(dial.with_length(survey, 500), ends, 20.0))
+    return out
+
+
+def test_trials_keep_their_time_and_measure_the_steps(candidates: list[Candidate]) -> None:
+    target = find_target(candidates[0].config)
+    began = time.perf_counter()
+    best, forecast, spent = trials.settle(candidates, target, 60, 3.0)
+    assert spent <= time.perf_counter() - began
+    if best.measured is None:  # the machine was busy
+        assert best.busy
+        return
+    assert 0 < best.measured.seconds_per_step < 1
+    assert best.seconds <= 60
+    assert forecast.source == "trials"
+    assert forecast.low < forecast.loss < forecast.high
+
+
+def test_steps_that_other_work_slowed_do_not_count(
+    candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial.Trial, "busy", property(lambda self: True))
+    best, forecast, _ = trials.settle(candidates, find_target(candidates[0].config), 60, 1.0)
+    assert best == replace(candidates[0], busy=True)
+    assert forecast.source == "laws"
+
+
+def test_what_planning_takes_from_training_is_the_same_there() -> None:
+    """plan does not load torch or numpy for these, so they stand in two places."""
+    from hfgpt.data import blocks
+    from hfgpt.plan import timing
+    from hfgpt.train import evaluate, launch
+
+    assert timing.EVAL_BATCH == blocks.EVAL_BATCH
+    assert timing.SAMPLE_TOKENS == evaluate.SAMPLE_TOKENS
+    assert (timing.COMPILING, timing.HOST_SECONDS_PER_BLOCK) == (launch.COMPILING, launch.HOST_SECONDS_PER_BLOCK)
