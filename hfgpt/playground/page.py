@@ -116,7 +116,7 @@ class Page:
         relabel.then(**plan_all).then(**compare).then(**follow)
         self.blocks.load(**load).then(**plan_all)
         self.blocks.load(**compare)
-        self.blocks.load(**follow)
+        self.blocks.load(**follow | {"fn": train.begin, "inputs": [language]})
 
 
 def _title() -> dict[str, Any]:

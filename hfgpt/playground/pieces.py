@@ -21,7 +21,8 @@ def message(text: str, kind: str = "note") -> str:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", words: bool = True) -> str:
     """A table that scrolls inside itself. A row whose first cell begins with '=' is a result and stands out.
 
-    `words`: whether the last column holds words, which wrap.
+    `words`: whether the last column holds words, which wrap. Without them each row has many figures: on a phone these
+    stand below each other, each with the name of its column.
     """
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = []
@@ -30,9 +31,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
         cells = [escape(str(cell).removeprefix("=")) for cell in row]
         if words:
             cells[-1] = f"<span>{cells[-1]}</span>"
-        body.append(f"<tr{strong}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        names = ["" if words else f' data-label="{escape(column)}"' for column in columns]
+        row_cells = (f"<td{name}>{cell}</td>" for name, cell in zip(names, cells, strict=True))
+        body.append(f"<tr{strong}>{''.join(row_cells)}</tr>")
     return (
-        f'<section class="figures">{f"<h3>{escape(title)}</h3>" if title else ""}<div class="scrolls"><table>'
+        f'<section class="figures">{f"<h3>{escape(title)}</h3>" if title else ""}<div class="scrolls{"" if words else " stacks"}"><table>'
         f"{f'<thead><tr>{head}</tr></thead>' if any(columns) else ''}<tbody>{''.join(body)}</tbody></table></div>"
         f"{f'<p>{escape(note)}</p>' if note else ''}</section>"
     )

@@ -79,6 +79,8 @@ def summary(plan: Plan) -> str:
     survey, memory, on, time = plan.survey, plan.memory, plan.target, plan.time
     parts, tokens = sizes.parameters(survey.config, survey.vocab_size), chapter.tokens(survey)
     kind, sentence = verdict(plan)
+    if plan.forecast is not None and kind != "bad":
+        sentence += " " + plan.forecast.sentence()
     ratio = number(tokens.per_parameter)
     if tokens.epochs is None:
         seen = _("{ratio} a parameter", ratio=ratio)
@@ -142,7 +144,7 @@ def tables(plan: Plan) -> str:
 
 
 PARTS = {"token_embedding": N_("token embedding"), "position_embedding": N_("position embedding"),
-         "attention": N_("attention"), "mlp": "MLP", "norms": N_("layer norms")}  # fmt: skip
+         "attention": N_("attention"), "mlp": "MLP", "norms": N_("layer norms"), "head": N_("output head")}  # fmt: skip
 
 
 def _parameters(plan: Plan) -> str:
@@ -150,7 +152,9 @@ def _parameters(plan: Plan) -> str:
     parts = sizes.parameters(survey.config, survey.vocab_size)
     rule = chapter.rules_of_thumb(survey.config).parameters
     rows = [
-        (_(PARTS.get(name, name)), f"{count:,}", f"{count / parts.total:.1%}") for name, count in vars(parts).items()
+        (_(PARTS.get(name, name)), f"{count:,}", f"{count / parts.total:.1%}")
+        for name, count in vars(parts).items()
+        if count
     ]
     rows.append(("=" + _("total"), f"{parts.total:,}", "100%"))
     rows.append((_("chapter's rule of thumb"), f"{rule:,}", "12 n_layer n_embd² (5.2)"))
@@ -165,7 +169,7 @@ MEMORY = {"weights": N_("weights"), "gradients": N_("gradients"), "optimizer": N
 def _memory(plan: Plan) -> str:
     memory, on = plan.memory, plan.target
     rows = [(_(name), size(getattr(memory, part)), "") for part, name in MEMORY.items()]
-    why = _("not all at once; set by {what}", what=_(BINDS[memory.binding]))
+    why = _("not all at once; reached {what}", what=_(BINDS[memory.binding]))
     rows.append((_("peak"), size(memory.peak), why))
     rows.append((_("allowance"), size(memory.allowance), _("libraries and fragmentation")))
     of = _("of {memory} on {device}", memory=size(on.memory_bytes), device=on.name)
@@ -186,8 +190,7 @@ def _time(plan: Plan) -> str:
     ]  # fmt: skip
     if (energy := timing.cost(time, on, None).energy_kwh) is not None:
         rows.append((_("energy"), f"{number(energy)} kWh", _("at most")))
-    forecast = "" if plan.forecast is None else plan.forecast.sentence()
-    return table(_("Time on {device}", device=on.name), ("", "", ""), rows, " ".join(filter(None, (on.note, forecast))))
+    return table(_("Time on {device}", device=on.name), ("", "", ""), rows, on.note)
 
 
 def _recommended(plan: Plan) -> str:

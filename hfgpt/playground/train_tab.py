@@ -55,8 +55,18 @@ class TrainTab:
         return [self.progress, self.pause, self.resume, self.run, self.seen]
 
     @spoken
+    def begin(self) -> list[Any]:
+        """The page was loaded: the run in progress, else the newest."""
+        names = self._trainer.names()
+        first = next((name for name in names if self._trainer.is_running(name)), next(iter(names), None))
+        return self._watch(first, "")
+
+    @spoken
     def watch(self, name: str | None, seen: str) -> list[Any]:
         """Where the run is; nothing if nothing has changed since `seen`."""
+        return self._watch(name, seen)
+
+    def _watch(self, name: str | None, seen: str) -> list[Any]:
         names = self._trainer.names()
         chosen = name if name in names else next(iter(names), None)
         choices = gr.update(choices=names, value=chosen)

@@ -133,6 +133,10 @@ class Trainer:
         newest = began | {name: max(time, began.get(name, 0)) for name, time in recorded.items()}
         return sorted(newest, key=lambda name: newest[name], reverse=True)
 
+    def is_running(self, name: str) -> bool:
+        """Whether a process, on this machine or another, trains a run."""
+        return self._process(name) is not None or holder_of(self._folder / name) is not None
+
     def state(self, name: str) -> State:
         """Where a run is.
 
@@ -141,7 +145,7 @@ class Trainer:
         """
         folder = self._folder / name
         records = metrics.read(folder / metrics.FILE_NAME) if (folder / metrics.FILE_NAME).exists() else []
-        running = self._process(name) is not None or holder_of(folder) is not None
+        running = self.is_running(name)
         step = int(records[-1]["step"]) if records else 0
         steps = self._steps(name)
         timed = [record for record in records if "seconds" in record][-RECENT:]
