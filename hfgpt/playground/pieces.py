@@ -34,10 +34,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
         names = ["" if words else f' data-label="{escape(column)}"' for column in columns]
         row_cells = (f"<td{name}>{cell}</td>" for name, cell in zip(names, cells, strict=True))
         body.append(f"<tr{strong}>{''.join(row_cells)}</tr>")
+    heading = f"<h3>{escape(title)}</h3>" if title else ""
+    header = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
+    shape = "scrolls" if words else "scrolls stacks"
     return (
-        f'<section class="figures">{f"<h3>{escape(title)}</h3>" if title else ""}<div class="scrolls{"" if words else " stacks"}"><table>'
-        f"{f'<thead><tr>{head}</tr></thead>' if any(columns) else ''}<tbody>{''.join(body)}</tbody></table></div>"
-        f"{f'<p>{escape(note)}</p>' if note else ''}</section>"
+        f'<section class="figures">{heading}<div class="{shape}"><table>{header}<tbody>{"".join(body)}</tbody></table>'
+        f"</div>{f'<p>{escape(note)}</p>' if note else ''}</section>"
     )
 
 
