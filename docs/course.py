@@ -48,11 +48,11 @@ def pages(language: str) -> list[Path]:
 def refresh(page: Path, place: Path, kinds: tuple[str, ...] = ("python", "bash", "sh")) -> None:
     """Put the output of the page's blocks of these kinds into the page.
 
-    They run in their order; commands only if their output is shown.
+    They run in their order; commands only if their output is shown or if they train a run that is not there yet.
     """
 
     def with_output(block: re.Match[str]) -> str:
-        wanted = block["output"] is not None or block["language"] == "python"
+        wanted = block["output"] is not None or block["language"] == "python" or makes_run(block["code"], place)
         if block["language"] not in kinds or not wanted:
             return block[0]
         printed = printed_by(block["language"], block["code"], place, page.parts[-3])
@@ -62,6 +62,12 @@ def refresh(page: Path, place: Path, kinds: tuple[str, ...] = ("python", "bash",
         return block[0][:start] + shown_of(printed, block) + "```\n"
 
     page.write_text(BLOCK.sub(with_output, page.read_text("utf-8")), encoding="utf-8")
+
+
+def makes_run(code: str, place: Path) -> bool:
+    """Whether the commands train runs that later ones read, as `--overwrite` says, and that are not there yet."""
+    folders = re.findall(r"hfgpt train .*--out_dir=(\S+) --overwrite", code)
+    return any(not (place / folder / "metrics.jsonl").exists() for folder in folders)
 
 
 def shown_of(printed: str, block: re.Match[str]) -> str:
@@ -157,20 +163,19 @@ def code_cell(code: str, output: str, tag: str) -> dict[str, object]:
 def main(words: list[str]) -> None:
     named = [word for word in words if not word.startswith("-")]
     kinds = ("python",) if "--programs" in words else ("python", "bash", "sh")
-    for language in LANGUAGES:
-        with tempfile.TemporaryDirectory() as folder:
-            place = Path(folder)
-            for name in LINKED:
-                (place / name).symlink_to(ROOT / name)
-            for page in [page for page in pages(language) if page.stem in words or not named]:
-                if "--notebooks" not in words:
-                    print(page.relative_to(ROOT), flush=True)
-                    refresh(page, place, kinds)
-                if page.stem != "index":
-                    page.with_suffix(".ipynb").write_text(notebook(page), encoding="utf-8")
-            for picture in sorted(place.glob("*.png")):
-                PICTURES.mkdir(parents=True, exist_ok=True)
-                shutil.move(picture, PICTURES / picture.name)
+    with tempfile.TemporaryDirectory() as folder:  # one for both languages, so that a run is trained once
+        place = Path(folder)
+        for name in LINKED:
+            (place / name).symlink_to(ROOT / name)
+        for page in [page for language in LANGUAGES for page in pages(language) if page.stem in named or not named]:
+            if "--notebooks" not in words:
+                print(page.relative_to(ROOT), flush=True)
+                refresh(page, place, kinds)
+            if page.stem != "index":
+                page.with_suffix(".ipynb").write_text(notebook(page), encoding="utf-8")
+        for picture in sorted(place.glob("*.png")):
+            PICTURES.mkdir(parents=True, exist_ok=True)
+            shutil.move(picture, PICTURES / picture.name)
 
 
 if __name__ == "__main__":
