@@ -56,6 +56,8 @@ NOT_HERE = {
     "make test": TESTS,
     "make test-long": TESTS,
     "make check": "what continuous integration runs beside the tests",
+    "make docs": "builds the site, in continuous integration",
+    "make pages": "writes into the checkout; test_course.py and test_architecture.py compare what it writes",
     "make format": "changes the checkout",
     "python benchmarks/long_run.py": "takes 13 minutes",
     "accelerate launch --config_file accelerate_configs/multi_gpu.yaml scripts/train.py recipes/production.yaml": EIGHT,
