@@ -25,7 +25,7 @@ class Card:
         name: as its maker writes it.
         memory_bytes: all of it; on Apple's chips the least a machine with this chip has, shared with the system.
         bandwidth: memory bandwidth, bytes/s.
-        float32, tf32, bfloat16, float16: peak FLOP/s by the arithmetic's type; None where the card has none.
+        float32, tf32, bfloat16, float16: peak FLOP/s by the arithmetic's type; None where the card does not have it.
         power_w: board power in watts; None where its maker does not say.
         source: where the figures come from.
         old: whether torch's default wheel has no kernels for it any more.

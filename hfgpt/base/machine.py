@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 def local_accelerator() -> str | None:
-    """The name of this machine's first accelerator, found without loading torch; None if there is none.
+    """The name of this machine's first accelerator, found without loading torch; None if it does not have one.
 
     Hidden cards (CUDA_VISIBLE_DEVICES empty or -1) do not count. torch may still disagree, where it was built
     without support for the card.

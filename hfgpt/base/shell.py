@@ -106,7 +106,7 @@ def _replace(error: UnicodeError) -> tuple[str, int]:
 
 
 def _open_streams() -> None:
-    """Give the process streams that take any text: none of them is missing, none fails for want of a character."""
+    """Give the process streams that take any text: not one of them is missing or fails for want of a character."""
     codecs.register_error("hfgpt", _replace)
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # a closed stream's number, which the next file would take, and be written into

@@ -6,7 +6,7 @@ import re
 
 
 def seconds_of(time: str) -> int:
-    """'11h30m' → 41400; 0 if it is no time of this form."""
+    """'11h30m' → 41400; 0 if it is not a time of this form."""
     match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", time.strip())
     hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
     return hours * 3600 + minutes * 60 + seconds

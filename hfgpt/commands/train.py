@@ -39,7 +39,7 @@ def reader() -> Reader:
     made.flag(
         "resume",
         _(
-            "go on from the newest valid checkpoint, or begin where there is none yet; with a run on the Hub, bring it "
+            "go on from the newest valid checkpoint, or begin if there is not one yet; with a run on the Hub, bring it "
             "first if it is ahead of the folder"
         ),
         "hf://USER/RUN[@REVISION]",

@@ -77,7 +77,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def cut_file(path: Path, column: str) -> list[Piece]:
-    """A file in pieces that can be read by themselves; an empty file has none.
+    """A file in pieces that can be read by themselves; an empty file does not have any.
 
     Raises:
         InputError: a Parquet file is damaged, or its column does not hold text.

@@ -137,7 +137,7 @@ def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTr
     """The config's tokenizer; token files bring their own, where they say which it is.
 
     Raises:
-        InputError: there is none for the token files, or they do not go together with the other corpora.
+        InputError: there is not one for the token files, or they do not go together with the other corpora.
     """
     for corpus in named:
         files = corpus.texts

@@ -120,7 +120,7 @@ def evaluate_folder(
     """Evaluate an exported model on all blocks of a split; the split is cut as training cuts it.
 
     Args:
-        folder: the run folder; its recipe.yaml says which data, and where it has none, the defaults do.
+        folder: the run folder; its recipe.yaml says which data, and without one, the defaults do.
         dataset: other data, as `dataset` in a recipe; read with the model's own tokenizer.
         split: 'val' or 'train'.
         batch_size: sequences at a time; does not change the figures.

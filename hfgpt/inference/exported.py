@@ -140,7 +140,7 @@ def left_out(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that an empty prompt begins with: of a new document, or a line feed where there is none."""
+    """The token that an empty prompt begins with: of a new document, or a line feed if it does not have one."""
     newline = tokenizer.encode("\n", add_special_tokens=False)
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, *newline):
         if token is not None:

@@ -158,7 +158,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: one, or those that its index names.
 
     Raises:
-        InputError: there are none, or the index names a file outside of the folder or of another type.
+        InputError: there is not one, or the index names a file outside of the folder or of another type.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]

@@ -166,7 +166,7 @@ class Recommendation:
 
 
 def recommend(survey: Survey, target: Target, reasons: dict[str, str] | None = None) -> Recommendation:
-    """The recipe in the largest micro-batch that fits; if none does, with remedies applied first.
+    """The recipe in the largest micro-batch that fits; if nothing fits, with remedies applied first.
 
     The remedies that lose least come first; one that saves less than a tenth is skipped.
 

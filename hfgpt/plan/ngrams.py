@@ -52,7 +52,7 @@ def _spread(text: str, count: int) -> str:
 
 
 def _shift(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each place's predecessor; the first has none."""
+    """Each place's predecessor; the first does not have one."""
     return np.concatenate([[0], values[:-1]])
 
 

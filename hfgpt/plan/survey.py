@@ -237,7 +237,7 @@ def _released(name: str) -> tuple[int, int, int] | None:
 
 
 def _read_json(name: str, file: str) -> dict[str, Any] | None:
-    """A JSON file of a folder, or of a Hub repository that is in the cache already; None if there is none."""
+    """A JSON file of a folder, or of a Hub repository that is in the cache already; None if it is not there."""
     path: Path | None = Path(name).expanduser() / file
     assert path is not None
     if not path.parent.is_dir():

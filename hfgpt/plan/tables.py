@@ -56,7 +56,7 @@ def _range(plan_time: timing.Time) -> str:
 
 
 def _verdict(plan: Plan) -> str:
-    """Memory, time and loss in one paragraph: none of them alone says whether the run is a good one."""
+    """Memory, time and loss in one paragraph: not one of them says by itself whether the run is a good one."""
     memory, target = plan.memory, plan.target
     values = {"needed": size(memory.needed), "memory": size(target.memory_bytes)}
     fits = (

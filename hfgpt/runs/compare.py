@@ -72,7 +72,7 @@ class Entry:
                 self.kinds = [kind for kind in self.kinds if kind != "healthy"]
 
     def last(self, key: str) -> float | None:
-        """The last value of a series; None if it is not finite or there is none."""
+        """The last value of a series; None if it is not finite or missing."""
         values = self.run.series(key)[1] if self.run else []
         return values[-1] if values and math.isfinite(values[-1]) else None
 

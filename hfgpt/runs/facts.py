@@ -68,7 +68,7 @@ class Facts:
 
     @property
     def end(self) -> float:
-        """The last validation loss; the smoothed train loss if none was evaluated since training began."""
+        """The last validation loss; the smoothed train loss if there was no evaluation since training began."""
         trained = self.val if self.val and self.eval_steps[-1] > 0 else self.smoothed or self.val
         return trained[-1] if trained else math.nan
 

@@ -75,7 +75,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
 
 
 def newest(there: Iterable[str]) -> list[str]:
-    """The name of the newest whole checkpoint among a repository's files; empty if there is none."""
+    """The name of the newest whole checkpoint among a repository's files; empty if there is not one."""
     steps = [int(match[1]) for name in there if (match := re.fullmatch(rf"checkpoint-(\d{{1,15}})/{MARKER}", name))]
     return [f"checkpoint-{max(steps)}"] if steps else []
 

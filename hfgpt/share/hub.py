@@ -57,7 +57,7 @@ def push(
     """Push an exported folder; returns the address of the repository.
 
     Args:
-        folder: the run folder. Its README.md is pushed, and written first if there is none.
+        folder: the run folder. Its README.md is pushed, and written first if it is missing.
         repo_id: 'user/name', or 'name' for the token's own account; made if it does not exist.
         private: who sees a repository that is made now; None leaves it to the account's setting.
         revision: branch to push to, made if it does not exist; None: the main one.
@@ -126,7 +126,7 @@ def push_frozen(
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the folder's lock for pushes; a folder that may only be read has none."""
+    """Hold the folder's lock for pushes; a read-only folder does not have one."""
     try:
         (path / LOCK).mkdir(exist_ok=True)
         lock = FolderLock(path / LOCK).acquire()

@@ -59,7 +59,7 @@ class Checkpoint:
 
 
 def at_stage(name: str) -> None:
-    """Called before each stage of a write; does nothing. The tests that kill a run in mid-write replace it."""
+    """Called before each stage of a write; does nothing. The tests that kill a run during a write replace it."""
 
 
 def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Tensors, state: Mapping[str, Any]) -> Path:
@@ -130,7 +130,7 @@ def newest_valid(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
     """The newest checkpoint that is whole; `warn` hears of each damaged one that was passed over.
 
     Raises:
-        InputError: there is none.
+        InputError: there is not one.
     """
     candidates = folders(run_dir)
     for _step, path in candidates:

@@ -76,7 +76,7 @@ def on_main(action: Callable[[], T]) -> T | None:
     """Let the main process do something; returns its result there, None elsewhere. Collective.
 
     Raises:
-        InputError: the action raised it; on every process alike, so that none waits for another.
+        InputError: the action raised it; on every process alike, so that no process waits for another.
     """
     result, problem = None, ""
     if PartialState().is_main_process:

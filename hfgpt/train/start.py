@@ -166,7 +166,7 @@ def prepare_corpus(config: Config, accelerator: Accelerator) -> preparing.Corpus
     """The corpus, made by one process of each machine and read from the cache by the others. Collective.
 
     Raises:
-        InputError: on every process alike, so that none waits for another.
+        InputError: on every process alike, so that no process waits for another.
     """
     problem: InputError | None = None
     with threads.unpinned(), accelerator.local_main_process_first():

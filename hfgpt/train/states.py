@@ -3,7 +3,7 @@
 In:  a model and an optimizer as Accelerate prepared them: alone, under DDP, in FSDP's shards, or in DeepSpeed's.
 Out: {name: tensor} and {name: {average: tensor}}, whole, on the CPU of the main process; and the way back.
 
-So a checkpoint has the same files on any engine, and none is a pickle. Reading and setting weights and averages is
+So a checkpoint has the same files on any engine, and not one is a pickle. Reading and setting weights and averages is
 collective; generators are each process's own.
 """
 
@@ -131,7 +131,7 @@ def _of_deepspeed(model: nn.Module, optimizer: Any) -> Averages:
 def _link_deepspeed(optimizer: Any) -> None:
     """Let DeepSpeed's accessors by parameter see the averages of every group.
 
-    DeepSpeed 0.19 links them after the step of the first group, when the others have none yet, and never again.
+    DeepSpeed 0.19 links them after the step of the first group, when the others do not have any yet, and never again.
     """
     optimizer.optimizer._hp_optimizer_states_linked = False
     optimizer.optimizer._lazy_init_hp_params_optimizer_state()
