@@ -6,7 +6,7 @@ Out: :class:`Way`: the values to set, what the run then takes, what the chapter 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hfgpt.base.language import N_
@@ -28,6 +28,7 @@ class Way:
         memory_bytes: peak of a step with the change; None without one.
         chapter: what the chapter says it brings; "" if it does not mention it.
         price: what it costs.
+        applied: whether the recipe has it already.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Way:
     memory_bytes: int | None
     chapter: str
     price: str
+    applied: bool = False
 
 
 def ways(survey: Survey, target: Target) -> list[Way]:
@@ -56,7 +58,8 @@ def ways(survey: Survey, target: Target) -> list[Way]:
          N_("a noisier validation loss")),
         (N_("16-bit arithmetic"), _narrow(target), "", N_("hardly any; the weights stay in float32")),
     ]  # fmt: skip
-    return [_way(survey, target, *row) for row in rows]
+    applied = {"compile": timing.compiles(config, target), "16-bit arithmetic": target.dtype != "float32"}
+    return [replace(_way(survey, target, *row), applied=applied.get(row[0], False)) for row in rows]
 
 
 def _way(survey: Survey, target: Target, name: str, change: dict[str, Any], chapter: str, price: str) -> Way:

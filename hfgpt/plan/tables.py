@@ -275,9 +275,9 @@ def _faster(plan: Plan) -> Group:
     rows = []
     for way in faster.ways(plan.survey, plan.target):
         if way.seconds is None:
-            rows.append(
-                (_(way.name), _("does not apply here"), "", "", _(way.chapter) if way.chapter else "", _(way.price))
-            )
+            state = _("applied already") if way.applied else _("does not apply here")
+            told = _(way.chapter) if way.chapter else ""
+            rows.append((_(way.name), state, "", "", told, _(way.price)))
             continue
         gained = f"{now / way.seconds:.2f} x"
         told = _(way.chapter) if way.chapter else ""

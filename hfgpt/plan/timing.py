@@ -83,7 +83,7 @@ BUSY_SPREAD = 0.25  # other work comes and goes
 
 CORES_SPREAD = 0.05  # for each doubling of the cores beyond the two that the law was fitted on
 
-CPU_START = 6.0  # seconds: Python, torch, Transformers, the tokens. Two cores of a Zen 4, the second time
+CPU_START = 4.3  # seconds from the command to the first step; two cores of a Zen 4 (benchmarks/README.md)
 
 CARD_START = 12.0  # and the device's context
 
