@@ -65,6 +65,8 @@ def test_the_wheel_holds_recipes_translations_and_the_text(wheel: Path) -> None:
     assert {"hfgpt/recipes/standard.yaml", "hfgpt/recipes/experiments/batch_size.yaml"} <= names
     assert {"hfgpt/locale/zh/LC_MESSAGES/hfgpt.mo", "hfgpt/data/shakespeare.txt.gz", "hfgpt/py.typed"} <= names
     assert not [name for name in names if name.startswith(("tests", "recipes", "scripts"))]
+    data = [path for path in (ROOT / "hfgpt").rglob("*") if path.is_file() and path.suffix not in (".po", ".pyc", "")]
+    assert {path.relative_to(ROOT).as_posix() for path in data} <= names
 
 
 @pytest.mark.e2e
