@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, replace
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
 
 GIB = 1024**3
 
@@ -254,9 +255,7 @@ def find(name: str) -> Card:
         if best is None or fit > best[:2]:
             best = (*fit, card)
     if best is None:
-        raise InputError(
-            f"gpu = {name!r}: is not in the table of cards{_nearest(name)}\n    → give its memory: --vram=12GB"
-        )
+        raise InputError(_unknown(name))
     return best[2]
 
 
@@ -280,13 +279,24 @@ def _slice(card: Card, compute: int, memory: int) -> Card:
     )
 
 
-def _nearest(name: str) -> str:
+def _unknown(name: str) -> str:
+    """What to say of a card that is not in the table."""
     words = _words(name)[0] - _FILLER
     sharing = [card.name for card in CARDS if words & (_words(card.name)[0] - _FILLER - {"ti", "super", "pro", "max"})]
     spelled = {card.name.lower(): card.name for card in CARDS}
     close = [spelled[low] for low in difflib.get_close_matches(name.lower(), spelled, n=4, cutoff=0.5)]
-    nearest = list(dict.fromkeys(sharing + close))[:4]
-    return f"; the nearest are {', '.join(nearest)}" if nearest else f"; it has, for example, {', '.join(EXAMPLES)}"
+    if nearest := list(dict.fromkeys(sharing + close))[:4]:
+        return _(
+            "gpu = {name}: is not in the table of cards; the nearest are {cards}\n    → give its memory: --vram=12GB",
+            name=repr(name),
+            cards=", ".join(nearest),
+        )
+    return _(
+        "gpu = {name}: is not in the table of cards, which has, for example, {cards}\n"
+        "    → give its memory: --vram=12GB",
+        name=repr(name),
+        cards=", ".join(EXAMPLES),
+    )
 
 
 EXAMPLES = ("RTX 3060", "RTX 4090", "T4", "A100 80GB", "H100 SXM", "M2 Pro")
