@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": N_("measure a model on a whole split"),
     "compare": N_("compare finished runs"),
     "sweep": N_("try many values: a grid, a random search, or an experiment of the chapter"),
+    "prepare": N_("write a recipe's dataset as token shards"),
     "lr_finder": N_("suggest a learning rate for a recipe"),
     "playground": N_("open a page to plan, watch and sample in"),
     "push": N_("push a run to the Hugging Face Hub"),

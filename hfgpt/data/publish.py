@@ -1,0 +1,90 @@
+"""A corpus written as token shards with its tokenizer, and pushed to the Hub as a dataset.
+
+In:  a config, and a folder.
+Out: ``train_000000.bin`` …, ``val_000000.bin`` …, the tokenizer's files, a card. `dataset` can name the folder, or the
+     Hub dataset, and llm.c and modded-nanogpt read the shards.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hfgpt.base.errors import Failure, InputError
+from hfgpt.base.files import replace_file
+from hfgpt.base.language import _
+from hfgpt.config import Config
+from hfgpt.config.mix import corpora
+from hfgpt.data.bins import write_shards
+from hfgpt.data.prepare import Corpus, prepare
+from hfgpt.data.tokenizer import vocabulary_size
+
+
+def write_dataset(config: Config, folder: Path, largest: int) -> Corpus:
+    """Tokenise the config's dataset, and write both splits and the tokenizer into a new folder.
+
+    Args:
+        config: resolved; its corpus, tokenizer and `val_fraction` count.
+        folder: new or empty.
+        largest: tokens in a shard, at most.
+
+    Raises:
+        InputError: the dataset cannot be used, or the folder cannot be written.
+    """
+    if largest < 1:
+        raise InputError(_("shard_tokens = {largest}: must be at least 1", largest=largest))
+    if config.streaming or len(corpora(config.dataset)) > 1:
+        raise InputError(
+            _(
+                "prepare writes the tokens of one corpus, to train on later\n"
+                "    → leave streaming out, and prepare each corpus of a mix by itself"
+            )
+        )
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(_("{folder}: is not empty\n    → name a new folder for the shards", folder=folder))
+        corpus = prepare(config)
+        folder.mkdir(parents=True, exist_ok=True)
+        wide = vocabulary_size(corpus.tokenizer) > 1 << 16
+        corpus.tokenizer.save_pretrained(folder)
+        replace_file(folder / "README.md", _card(config))
+        for split, tokens in (("val", corpus.val), ("train", corpus.train)):
+            write_shards(tokens, folder, split, largest, wide)
+    except OSError as error:
+        raise InputError(_("{folder}: cannot be written: {reason}", folder=folder, reason=error)) from None
+    return corpus
+
+
+def _card(config: Config) -> str:
+    name = config.dataset if not Path(config.dataset).exists() else Path(config.dataset).name
+    told = _(
+        "Token shards in the format of llm.c and modded-nanogpt: 256 int32 of header (magic number, version, count of "
+        "tokens), then the tokens. The tokenizer lies beside them."
+    )
+    title = _("# Tokens for {name}", name=f"`{name.replace('`', '')}`")
+    return f"---\ntags: [hfgpt, tokens]\n---\n{title}\n\n{told}\n"
+
+
+def push_dataset(folder: Path, repo_id: str, private: bool) -> str:
+    """Push a folder of shards to the Hub as a dataset; returns its address.
+
+    Raises:
+        Failure: the Hub cannot be reached, or refuses; the folder stays as it is.
+    """
+    from huggingface_hub import HfApi
+
+    api, kinds = HfApi(), ["*.bin", "*.json", "*.txt", "*.md"]
+    try:
+        address = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=kinds)
+    except Exception as error:  # whatever the client raises for a name, a login, a network
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        command = f"hf upload {repo_id} {folder} --repo-type dataset"
+        raise Failure(
+            _(
+                "the push failed: {reason}\n    → the shards are in {folder}; push again with: {command}",
+                reason=reason,
+                folder=folder,
+                command=command,
+            )
+        ) from None
+    return str(address)
