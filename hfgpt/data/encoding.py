@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -126,9 +127,10 @@ def _gpt2_encoder(pipeline: dict[str, Any]) -> Encoder:
 def _word_encoder(encode: Encoder) -> Encoder:
     """Each different word, with the space before it, is encoded once: text repeats its words, so that this is ten
     times faster than encoding all of it."""
-    known: dict[str, bytes] = {}
+    memory = threading.local()  # each reader of a stream has its own: one may forget while another looks up
 
     def encode_one(text: str) -> NDArray[Any]:
+        known: dict[str, bytes] = memory.__dict__.setdefault("known", {})
         words = WORD.findall(text)
         if new := list({word for word in words if word not in known}):
             if len(known) > KNOWN_WORDS:

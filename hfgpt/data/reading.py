@@ -212,7 +212,9 @@ class _LongBytes:
 
     def __iter__(self) -> Iterator[bytes]:
         self.length += len(self._start)
-        yield self._start
+        for at in range(0, len(self._start), pieces.PART):
+            yield self._start[at : at + pieces.PART]
+        self._start = b""
         for raw in self._chunks:
             line, newline, self.behind = raw.partition(b"\n")
             self.length += len(line)
