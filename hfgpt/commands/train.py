@@ -52,6 +52,7 @@ def reader() -> Reader:
         origin.branch,
     )
     made.flag("overwrite", _("replace the run that out_dir holds"))
+    made.flag("profile", _("record a few steps, for Perfetto or TensorBoard, and print the ten largest operations"))
     made.flag("print_config", _("print the resolved recipe and stop"))
     return made
 
@@ -75,6 +76,7 @@ def main(words: list[str]) -> int:
         resume=bool(arguments.resume),
         overwrite=arguments.overwrite,
         branch_from=arguments.branch_from,
+        profile=arguments.profile,
         began=process_began(),
     )
 

@@ -36,6 +36,7 @@ from hfgpt.train.run import Run
 from hfgpt.train.start import start
 from hfgpt.train.step import StepResult, global_loss, must_look, settle, to_device, train_step
 from hfgpt.train.stop import TIME_IS_UP, Stop, describe, exit_code
+from hfgpt.train.trace import Trace
 from hfgpt.train.waiting import Waiting
 
 
@@ -45,6 +46,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     branch_from: Path | None = None,
+    profile: bool = False,
     began: float | None = None,
 ) -> int:
     """Run a recipe to its end, or to a polite stop; returns the exit code (0, or 128 + signal).
@@ -54,6 +56,7 @@ def train(
         resume: go on from the newest valid checkpoint, or begin if there is not one yet.
         overwrite: replace the run that out_dir holds.
         branch_from: begin from this checkpoint of another run.
+        profile: record a trace of a few steps.
         began: when the process was started, by time.monotonic, for `max_time` and `time_budget`; None: now.
 
     Raises:
@@ -70,7 +73,7 @@ def train(
             meter = Meter(run)
             deadline = began + seconds_of(config.max_time) if config.max_time else None
             with Stop(deadline, run.device) as stop, watched(run) as waiting:
-                reason = loop(run, meter, Horizon(run, meter, began), stop, waiting)
+                reason = loop(run, meter, Horizon(run, meter, began), Trace(run, profile), stop, waiting)
             with patiently(run.patience):
                 run.writer.wait()
                 run.accelerator.wait_for_everyone()
@@ -81,7 +84,7 @@ def train(
     return exit_code(reason) if reason else 0
 
 
-def loop(run: Run, meter: Meter, horizon: Horizon, stop: Stop, waiting: Waiting | None = None) -> int:
+def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, waiting: Waiting | None = None) -> int:
     """The steps, with evaluation and checkpoints between them; returns why it stopped early, or 0."""
     progress, batches = run.progress, run.corpus.batches
     running = list[StepResult]()  # steps that were launched, whose outcome nobody has looked at
@@ -94,7 +97,9 @@ def loop(run: Run, meter: Meter, horizon: Horizon, stop: Stop, waiting: Waiting 
                 complete = evaluate(run, meter, stop)
             if not complete:
                 continue  # a signal came
+        trace.look()
         if run.config.eval_only or is_at_end(run) or patience_is_over(run):
+            trace.close()
             return 0
         with explained(run, position=batches.state_dict()):
             began = time.perf_counter()
@@ -116,6 +121,7 @@ def loop(run: Run, meter: Meter, horizon: Horizon, stop: Stop, waiting: Waiting 
             run.display.advance(progress.step)
         horizon.look()
     settle(run, running, keep=0)
+    trace.close()
     stop_early(run, meter, stop, reason)
     return reason
 

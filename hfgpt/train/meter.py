@@ -16,6 +16,7 @@ import torch
 
 from hfgpt.base import cards, machine
 from hfgpt.model.gpt2 import parameter_count
+from hfgpt.train.power import Power
 from hfgpt.train.run import Run
 
 
@@ -34,6 +35,7 @@ class Meter:
         self._began = time.monotonic() - run.progress.seconds
         self._peak: float | None = None  # not known before the second record
         self._records = 0
+        self._power = Power(run.device, run.progress.gpu_joules)
         self.evaluation_seconds = 0.0  # of the last one
         self._evaluations, self._all_steps = 0.0, 0
         self._flops = flops_per_token(run)
@@ -75,7 +77,9 @@ class Meter:
             "memory_bytes": memory_bytes(run.device),
             "data_seconds": self._data_seconds / self._steps,
             "seconds": self.seconds(),
+            **self._power.figures(),
         }
+        run.progress.gpu_joules = figures.get("gpu_joules", 0.0)
         self._records += 1
         if self._records == 2:
             self._peak = peak_flops(run)

@@ -40,6 +40,7 @@ class Progress:
     bad_steps: int = 0  # steps in a row whose loss or gradient was not finite
     spikes: int = 0  # steps whose update the spike guard left out
     average_norm: float | None = None  # running average of the gradient norm
+    gpu_joules: float = 0.0  # that the main process's card has used
     horizons: list[int] = field(default_factory=list)  # lengths that were decided for the time_budget
 
 

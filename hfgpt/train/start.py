@@ -135,9 +135,12 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
 
 
 def horizons_after(record: Path, step: int) -> dict[int, int]:
-    """What a run with a time budget had decided, after the step that it goes on from: {step: max_iters}."""
-    lines = metrics.read(record) if record.is_file() else []
-    return {int(line["step"]): int(line["horizon"]) for line in lines if "horizon" in line and line["step"] > step}
+    """What a run with a time budget had decided, after the step that it goes on from: {step: max_iters}.
+
+    The last step of the record is among them, with 0 if nothing was decided there.
+    """
+    lines = [line for line in (metrics.read(record) if record.is_file() else []) if line["step"] > step]
+    return {int(line["step"]): int(line.get("horizon", 0)) for line in lines if "horizon" in line or line is lines[-1]}
 
 
 def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> FolderLock | None:

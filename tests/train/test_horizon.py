@@ -2,29 +2,57 @@
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import survival
-from survival import KillAt, attempt, figures, finish
+from survival import figures
 
 from hfgpt import config
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import metrics
-from hfgpt.train import checkpoint, horizon
+from hfgpt.train import checkpoint, horizon, meter
+from hfgpt.train import evaluate as evaluate_module
 from hfgpt.train import loop as train
+from hfgpt.train import step as step_module
+from hfgpt.train.run import Run
 
-TIMED = {"max_iters": 5000, "warmup_iters": 250, "eval_interval": 100, "log_interval": 1, "learning_rate": 1e-3}
+TIMED = {"max_iters": 5000, "warmup_iters": 250, "eval_interval": 50, "log_interval": 1, "learning_rate": 1e-3}
 
 
-@pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    yield
-    survival.end_all()
+class Killed(Exception):
+    """Stands for the end of the process in the middle of a step."""
+
+
+class Clock:
+    """A machine whose speed is known: seconds of a step, of an evaluation, and of the drawing at the end."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, step: float, evaluation: float = 0.6, drawing: float = 0.4
+    ) -> None:
+        self.now, self.step, self.killed_at = 0.0, step, 0
+        for module in (horizon, meter):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        train_step, evaluate = step_module.train_step, evaluate_module.evaluate
+
+        def timed_step(run: Run, *rest: Any) -> Any:
+            if run.progress.step + 1 == self.killed_at:
+                raise Killed
+            self.now += self.step
+            return train_step(run, *rest)
+
+        def timed_evaluation(*arguments: Any) -> bool:
+            self.now += evaluation
+            return evaluate(*arguments)
+
+        def timed_drawing(_run: Run) -> float:
+            self.now += drawing
+            return drawing
+
+        monkeypatch.setattr(train, "train_step", timed_step)
+        monkeypatch.setattr(train, "evaluate", timed_evaluation)
+        monkeypatch.setattr(horizon, "rehearse", timed_drawing)
 
 
 def series(path: Path, key: str) -> dict[int, float]:
@@ -32,13 +60,23 @@ def series(path: Path, key: str) -> dict[int, float]:
     return dict(zip(map(int, steps), values, strict=True))
 
 
-def test_the_schedule_is_finished_and_evaluated_in_time(tiny: dict[str, Any]) -> None:
-    values = tiny | TIMED | {"time_budget": "20s"}
-    resolved = config.build(values, "test")
-    began = time.monotonic()
-    assert train.train(resolved) == 0
-    taken = time.monotonic() - began
-    assert 20 * 0.5 < taken < 20
+@pytest.mark.parametrize("change", [0.0, 0.1, -0.1], ids=["steady", "slower", "faster"])
+def test_the_schedule_is_finished_and_evaluated_in_time(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, change: float
+) -> None:
+    """Also where the machine becomes half as fast, or twice as fast, in mid-run."""
+    resolved = config.build(tiny | TIMED | {"time_budget": "60s"}, "test")
+    clock = Clock(monkeypatch, step=0.2)
+    real = train.learning_rate
+
+    def changing(step: int, of: config.Config) -> float:
+        if step == 100:
+            clock.step += change
+        return real(step, of)
+
+    monkeypatch.setattr(train, "learning_rate", changing)
+    assert train.train(resolved, began=0.0) == 0
+    assert 0.9 * 60 < clock.now + 0.4 <= 60
     path = resolved.run_dir
     rates, decided = series(path, "learning_rate"), series(path, "horizon")
     last = max(rates)
@@ -46,30 +84,31 @@ def test_the_schedule_is_finished_and_evaluated_in_time(tiny: dict[str, Any]) ->
     assert rates[last] == pytest.approx(resolved.min_lr, rel=0.02)
     assert last in series(path, "val_loss")
     assert max(rates.values()) == pytest.approx(1e-3, rel=0.01)
+    written = config.load(path)
+    assert (written.max_iters, written.time_budget) == (last, "60s")
     # The rates follow from the record alone.
     lengths = list[int]()
     for step in range(1, last):
         assert rates[step] == learning_rate(step, horizon.lengthened(resolved, lengths) if lengths else resolved)
         if step in decided:
             lengths.append(int(decided[step]))
-    written = config.load(path)
-    assert (written.max_iters, written.time_budget) == (last, "20s")
 
 
-def test_a_crash_replays_what_was_decided(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """The steps behind the last checkpoint are made again with the rates that they had."""
-    values = tiny | TIMED | {"time_budget": "20s", "dropout": 0.2}
-    path = Path(values["out_dir"])
-    assert finish(attempt(values, KillAt("begin", 2), resume=False)) == -signal.SIGKILL
-    assert checkpoint.steps(path) == [100]
+def test_a_crash_replays_what_was_decided(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps behind the last checkpoint are made again with the rates that they had, on a slower machine too."""
+    resolved = config.build(tiny | TIMED | {"time_budget": "60s", "dropout": 0.2}, "test")
+    path = resolved.run_dir
+    clock = Clock(monkeypatch, step=0.2)
+    clock.killed_at = 140
+    with pytest.raises(Killed):
+        train.train(resolved, began=0.0)
+    assert checkpoint.steps(path) == [100, 50]
     before = {row[0]: row[1:4] for row in figures(path)}
-    assert max(before) == 200
     decided = series(path, "horizon")
     assert any(step > 100 for step in decided)
-    assert finish(attempt(values)) == 0
+    clock.killed_at, clock.step, began = 0, 0.3, clock.now
+    assert train.train(resolved, resume=True, began=began) == 0
     after = {row[0]: row[1:4] for row in figures(path)}
-    assert {step: after[step] for step in range(101, 200)} == {step: before[step] for step in range(101, 200)}
+    assert {step: after[step] for step in range(101, 140)} == {step: before[step] for step in range(101, 140)}
     now = series(path, "horizon")
-    assert {step: length for step, length in now.items() if step < 200} == {
-        step: length for step, length in decided.items() if step < 200
-    }
+    assert {step: length for step, length in now.items() if step < 140} == decided

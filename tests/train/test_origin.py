@@ -113,7 +113,7 @@ def test_a_run_moves_over_the_hub_and_back(
     # A repository does not say where a corpus lies on the machine that pushed it.
     text = f"--dataset={tiny['dataset']}"
     first, second = tmp_path / "first" / "bard", tmp_path / "second" / "bard"
-    command("train.py", recipe, f"--out_dir={first}", "--max_iters=8")
+    command("train.py", recipe, f"--out_dir={first}", "--max_iters=8", "--lr_decay_iters=24")
     (first / "notes.txt").write_text("mine")
     command("push.py", first, "ada/bard", "--include_checkpoints")
     said = command(
@@ -123,6 +123,7 @@ def test_a_run_moves_over_the_hub_and_back(
     command("push.py", second, "ada/bard", "--include_checkpoints")
     said = command("train.py", "--resume=hf://ada/bard@main", f"--out_dir={first}", "--max_iters=24", text)
     assert "going on after step 16" in said
+    assert figures(first) == figures(whole)
     assert differences(first, whole) == []
     assert (first / "notes.txt").read_text() == "mine"
     assert [path.name for path in first.parent.iterdir() if path.name.startswith(".")] == [".bard.bringing"]

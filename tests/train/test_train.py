@@ -191,7 +191,9 @@ def test_mixed_precision_is_on_for_every_step(tiny: dict[str, Any]) -> None:
     run.plain.gpt2.transformer.h[0].mlp.c_fc.register_forward_hook(
         lambda _module, _inputs, output: seen.append(output.dtype)
     )
-    train.loop(run, train.Meter(run), train.Stop(None, run.device))
+    meter = train.Meter(run)
+    horizon, trace = train.Horizon(run, meter, 0.0), train.Trace(run, False)
+    train.loop(run, meter, horizon, trace, train.Stop(None, run.device))
     assert set(seen) == {torch.bfloat16}
     assert {p.dtype for p in run.plain.parameters()} == {torch.float32}
 

@@ -1,0 +1,81 @@
+"""A trace of a few steps, and what a card draws: neither changes the run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from survival import figures
+
+from hfgpt import config
+from hfgpt.train import loop as train
+from hfgpt.train.power import Power
+
+
+def test_a_trace_of_a_few_steps(tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Read by Perfetto and TensorBoard; the ten largest operations are shown; the run has the same bits."""
+    assert train.train(config.build(tiny | {"dropout": 0.2}, "test"), profile=True) == 0
+    [path] = (Path(tiny["out_dir"]) / "profile").iterdir()
+    assert path.name == "steps-4-6.pt.trace.json"
+    events = json.loads(path.read_text())["traceEvents"]
+    assert any(event.get("name") == "aten::addmm" for event in events)
+    said = capsys.readouterr().out
+    lines = said[said.index("the 10 largest operations of 3 steps:") :].splitlines()
+    shares = [float(line.split("%")[0]) for line in lines[1:11]]
+    assert shares == sorted(shares, reverse=True)
+    assert 30 < sum(shares) <= 100.5
+    assert str(path) in lines[11]
+    plain = tiny | {"dropout": 0.2, "out_dir": str(tmp_path / "plain")}
+    assert train.train(config.build(plain, "test")) == 0
+    assert figures(Path(plain["out_dir"])) == figures(Path(tiny["out_dir"]))
+
+
+def test_a_run_that_ends_within_the_trace(tiny: dict[str, Any]) -> None:
+    values = tiny | {"max_iters": 4, "eval_interval": 4}
+    assert train.train(config.build(values, "test"), profile=True) == 0
+    assert [path.name for path in (Path(tiny["out_dir"]) / "profile").iterdir()] == ["steps-4-4.pt.trace.json"]
+
+
+class Driver(ModuleType):
+    """NVML of a card, as nvidia-ml-py has it."""
+
+    def __init__(self, millijoules: float | None) -> None:
+        super().__init__("pynvml")
+        self.millijoules = millijoules
+
+    def nvmlInit(self) -> None:
+        pass
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        assert uuid == "GPU-abc"
+        return uuid
+
+    def nvmlDeviceGetUtilizationRates(self, _handle: str) -> Any:
+        return SimpleNamespace(gpu=87)
+
+    def nvmlDeviceGetPowerUsage(self, _handle: str) -> int:
+        return 312_500
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, _handle: str) -> float:
+        if self.millijoules is None:
+            raise RuntimeError("Not Supported")
+        return self.millijoules
+
+
+def test_what_a_card_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(5_000_000)
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: SimpleNamespace(uuid="abc"))
+    power = Power(torch.device("cuda"), joules=100.0)
+    driver.millijoules = 5_060_000
+    assert power.figures() == {"gpu_utilization": 0.87, "gpu_watts": 312.5, "gpu_joules": 160.0}
+    driver.millijoules = None
+    assert power.figures() == {"gpu_utilization": 0.87, "gpu_watts": 312.5}
+    assert Power(torch.device("cpu"), 0.0).figures() == {}
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert Power(torch.device("cuda"), 0.0).figures() == {}
