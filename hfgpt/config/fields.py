@@ -106,6 +106,8 @@ class Config(BaseModel):
     # -- evaluation
     eval_interval: int = setting("evaluation", N_("optimizer steps"), 250, N_("Evaluate, sample and save this often, and always at the last step"), ge=1)
     eval_iters: int = setting("evaluation", N_("batches of 12 sequences"), 200, N_("Fixed blocks a split is evaluated on, or all of it where it is smaller"), ge=1)
+    eval_tasks: str | None = setting("evaluation", N_("paths, separated by commas"), None, N_("Multiple-choice questions to answer while training: .jsonl files with context, choices and answer, as HellaSwag's"), N_("none"))
+    eval_tasks_interval: int | None = setting("evaluation", N_("optimizer steps"), None, N_("Answer the questions this often, a multiple of eval_interval, and at the last step"), N_("eval_interval"), ge=1)
     eval_only: bool = setting("evaluation", "", False, N_("Evaluate once and stop"))
     log_interval: int = setting("evaluation", N_("optimizer steps"), 10, N_("Record loss, learning rate, gradient norm and speed this often"), ge=1)
     sample_prompt: str = setting("evaluation", "", "\n", N_("Prompt of the short text sampled at each evaluation; '' samples none"))

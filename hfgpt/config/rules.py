@@ -143,6 +143,16 @@ def _run(c: Config) -> Iterator[Fault]:
         time: str | None = getattr(c, key)
         if time is not None and not seconds_of(time):
             yield Fault(key, time, _("must be a time such as 11h30m, 90m or 45s"))
+    if c.eval_tasks_interval is not None and c.eval_tasks_interval % c.eval_interval:
+        yield Fault(
+            "eval_tasks_interval",
+            c.eval_tasks_interval,
+            _("must be a multiple of eval_interval ({interval})", interval=c.eval_interval),
+            _(
+                "set it to {steps}, or leave it out",
+                steps=-(-c.eval_tasks_interval // c.eval_interval) * c.eval_interval,
+            ),
+        )
     for key in ("cpu_threads", "num_proc"):
         count: int | str = getattr(c, key)
         if isinstance(count, int) and count < 1:

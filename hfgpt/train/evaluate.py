@@ -21,6 +21,7 @@ from hfgpt.train.meter import Meter
 from hfgpt.train.resume import export_model, save
 from hfgpt.train.run import Run
 from hfgpt.train.stop import Stop
+from hfgpt.train.tasks import accuracies
 
 SAMPLE_TOKENS = 120  # of the short text at each evaluation
 
@@ -60,13 +61,15 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     figures = losses(run, stop)
     if figures is None:
         return False
-    progress.evaluated_step = progress.step
+    progress.evaluated_step, at_end = progress.step, progress.step >= config.max_iters
     better = math.isfinite(figures["val_loss"]) and figures["val_loss"] < (progress.best_val_loss or math.inf)
     if better:
         progress.best_val_loss, progress.best_step = figures["val_loss"], progress.step
         progress.evaluations_without_improvement = 0
     elif is_regular:  # where a run was stopped must not decide when it is over
         progress.evaluations_without_improvement += 1
+    if run.tasks and (config.eval_only or last or progress.step % (config.eval_tasks_interval or 1) == 0 or at_end):
+        figures |= accuracies(run)
     announce(run, figures, better)
     if config.eval_only:
         return True
@@ -76,7 +79,7 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
         raise diverged(run, _("validation loss {loss}", loss=figures["val_loss"]), progress.step)
     if better:
         export_model(run, then=lambda: push(run))
-    last = last or progress.step >= config.max_iters or patience_is_over(run)
+    last = last or at_end or patience_is_over(run)
     if progress.step and (better or last or config.always_save_checkpoint):
         save(run)
     return True
@@ -90,17 +93,18 @@ def push(run: Run) -> None:
 
 
 def losses(run: Run, stop: Stop) -> dict[str, float] | None:
-    """Token-weighted loss of both splits; perplexity and bits per character of the validation split. Collective.
+    """Token-weighted loss of both splits, and of each corpus of a mix. Collective.
 
-    None if a signal came meanwhile.
+    Perplexity and bits per character are those of the whole validation split. None if a signal came meanwhile.
     """
     figures = dict[str, float]()
-    for name, stream in (("train_eval", run.corpus.train), ("val", run.corpus.val)):
+    sets = {f"val_loss/{name}": stream for name, stream in run.corpus.validation_sets.items()}
+    for name, stream in {"train_eval_loss": run.corpus.train, **sets, "val_loss": run.corpus.val}.items():
         sums = split_sums(run, stream, stop)
         if sums is None:
             return None
         nll, tokens = total(run.device, *sums)
-        figures[f"{name}_loss"] = nll / tokens
+        figures[name] = nll / tokens
     measured = evaluation.figures(nll, int(tokens), run.val_characters)
     figures["val_perplexity"] = measured["perplexity"]
     figures["val_bits_per_character"] = measured["bits_per_character"]
@@ -145,6 +149,9 @@ def announce(run: Run, figures: dict[str, float], better: bool) -> None:
         bits=figures["val_bits_per_character"],
     )
     run.display.say(line + ("  " + _("(best so far)") if better and step else ""))
+    for name, value in figures.items():
+        if "/" in name:  # a part of the validation text, or a task
+            run.display.say(f"    {name} {value:.4f}")
     finite = math.isfinite(figures["val_loss"])  # else there is nothing to draw from
     if run.main and run.config.sample_prompt and step and not run.sharded and finite:
         text = sample_text(run, SAMPLE_TOKENS)

@@ -57,6 +57,7 @@ class Run:
     metrics: MetricsWriter
     micro_batch: int  # sequences on this device at a time
     val_characters: int  # that the targets of the evaluated validation blocks stand for
+    tasks: dict[str, list[Any]] = field(default_factory=dict)  # questions by task, see hfgpt.train.tasks
     progress: Progress = field(default_factory=Progress)
     recorded_horizons: dict[int, int] = field(default_factory=dict)  # decided after the step that a resume goes on from
     lock: FolderLock | None = None  # on the main process, unless it only evaluates

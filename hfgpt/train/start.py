@@ -25,7 +25,7 @@ from hfgpt.model import gpt2, optim
 from hfgpt.runs import metrics
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.share.background import BackgroundPusher
-from hfgpt.train import folder, launch, memory, states
+from hfgpt.train import folder, launch, memory, states, tasks
 from hfgpt.train.collective import on_main, set_patience
 from hfgpt.train.display import Display
 from hfgpt.train.evaluate import count_characters
@@ -94,6 +94,7 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         metrics=MetricsWriter(config.run_dir / FILE_NAME),
         micro_batch=micro_batch,
         val_characters=count_characters(config, corpus),
+        tasks=tasks.load(config.eval_tasks, corpus.tokenizer, model.gpt2.config.n_positions),
         writer=Writer(in_background(config, accelerator.device.type)),
     )
     if saved is not None:

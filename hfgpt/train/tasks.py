@@ -1,0 +1,121 @@
+"""Multiple choice while training: HellaSwag and tasks of its form.
+
+In:  ``.jsonl`` files, a question a line: `context`, `choices` and the index of the right one, `answer` (HellaSwag's own
+     `ctx`, `endings` and `label` are read too); and a Run at a step.
+Out: the share of questions whose right choice has the lowest loss per token, by the file's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.model.gpt2 import IGNORED
+from hfgpt.train.collective import total
+from hfgpt.train.run import Run
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question as tokens: each choice with what stands before it, and how many of its last tokens are the choice."""
+
+    choices: list[tuple[list[int], int]]
+    answer: int
+
+
+def names_of(eval_tasks: str | None) -> list[Path]:
+    """The files that a recipe's `eval_tasks` names, separated by commas."""
+    return [Path(name.strip()).expanduser() for name in (eval_tasks or "").split(",") if name.strip()]
+
+
+def load(eval_tasks: str | None, tokenizer: PreTrainedTokenizerBase, block_size: int) -> dict[str, list[Question]]:
+    """The questions of each file, by its name without the suffix.
+
+    Args:
+        eval_tasks: the recipe's.
+        tokenizer: the run's.
+        block_size: of a longer text the last tokens count.
+
+    Raises:
+        InputError: a file cannot be read, or a line is not a question; names it.
+    """
+    tasks = dict[str, list[Question]]()
+    for path in names_of(eval_tasks):
+        tasks[path.stem] = list(_questions(path, tokenizer, block_size))
+        if not tasks[path.stem]:
+            raise InputError(_("eval_tasks = {file!r}: holds no question", file=str(path)))
+    return tasks
+
+
+def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Iterator[Question]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(_("eval_tasks = {file!r}: cannot be read: {error}", file=str(path), error=error)) from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            context = str(values.get("context", values.get("ctx")))
+            choices = [str(choice) for choice in values.get("choices", values.get("endings"))]
+            answer = int(values.get("answer", values.get("label")))
+            if not context or not 0 <= answer < len(choices) or len(choices) < 2 or not all(choices):
+                raise ValueError
+        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+            raise InputError(
+                _(
+                    "{file}, line {line}: is not a question → give a JSON object with context, choices (two or more "
+                    "texts) and answer (the index of the right one, from 0)",
+                    file=path,
+                    line=number,
+                )
+            ) from None
+        yield Question([_tokens(context, choice, tokenizer, block_size) for choice in choices], answer)
+
+
+def _tokens(context: str, choice: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> tuple[list[int], int]:
+    """Context and choice, joined by a space unless one is there, as the last block_size + 1 tokens."""
+    space = "" if context[-1:].isspace() or choice[:1].isspace() else " "
+    before = tokenizer(context, add_special_tokens=False)["input_ids"]
+    after = tokenizer(space + choice, add_special_tokens=False)["input_ids"]
+    ids = [*before, *after][-(block_size + 1) :]
+    return ids, min(len(after), len(ids) - 1)
+
+
+def accuracies(run: Run) -> dict[str, float]:
+    """{`accuracy/<task>`: share of right answers} of the run's tasks. Collective.
+
+    Every process answers its share; if each has only a part of the weights, all answer every question together.
+    """
+    rank, world = (0, 1) if run.sharded else run.share[:2]
+    figures, model = dict[str, float](), run.plain
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for name, questions in run.tasks.items():
+                right = sum(_answer(run, question) == question.answer for question in questions[rank::world])
+                share = right / (run.accelerator.num_processes if run.sharded else 1)
+                figures[f"accuracy/{name}"] = total(run.device, share)[0] / len(questions)
+    finally:
+        model.train(was_training)
+    return figures
+
+
+def _answer(run: Run, question: Question) -> int:
+    """The choice whose tokens have the lowest mean loss."""
+    losses = []
+    for ids, length in question.choices:
+        tokens = torch.tensor([ids], device=run.device)
+        targets = tokens[:, 1:].clone()
+        targets[:, :-length] = IGNORED
+        losses.append(float(run.plain(tokens[:, :-1], targets)) / length)
+    return losses.index(min(losses))

@@ -1,0 +1,103 @@
+"""Multiple choice while training, and the losses of each corpus of a mix."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from survival import figures
+
+from hfgpt import config
+from hfgpt.base.errors import ConfigError, InputError
+from hfgpt.runs import metrics
+from hfgpt.train import loop as train
+from hfgpt.train import tasks
+from hfgpt.train.start import start
+
+
+def do_train(values: dict[str, Any]) -> Path:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    resolved = config.build(values, "test")
+    assert train.train(resolved) == 0
+    return resolved.run_dir
+
+
+@pytest.fixture
+def questions(tmp_path: Path, tiny_text: Path) -> Path:
+    """Which line comes from the text, and which is its letters in another order."""
+    path = tmp_path / "lines.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number, line in enumerate(tiny_text.read_text().splitlines()[:20]):
+            words = line.split()
+            right, wrong = " ".join(words[3:5]), " ".join(words[3:5])[::-1].upper()
+            answer = number % 2
+            choices = [wrong, right] if answer else [right, wrong]
+            names = ("ctx", "endings", "label") if number % 3 else ("context", "choices", "answer")
+            file.write(json.dumps(dict(zip(names, (" ".join(words[:3]), choices, answer), strict=True))) + "\n")
+    return path
+
+
+def test_questions_are_answered_while_training(
+    tiny: dict[str, Any], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = tiny | {"dropout": 0.2, "learning_rate": 1e-2, "max_iters": 24, "eval_interval": 6}
+    path = do_train(values | {"eval_tasks": str(questions), "eval_tasks_interval": 12})
+    steps, shares = metrics.series(metrics.read(path / "metrics.jsonl"), "accuracy/lines")
+    assert steps == [0, 12, 24]
+    assert shares[-1] == 1.0, "the text's own letters are the likelier ones"
+    assert f"    accuracy/lines {shares[-1]:.4f}" in capsys.readouterr().out
+    assert figures(do_train(values | {"out_dir": str(tmp_path / "plain")})) == figures(path), "the run is the same"
+
+
+def test_an_answer_is_the_lowest_loss_per_token(tiny: dict[str, Any], questions: Path) -> None:
+    run = start(config.build(tiny | {"eval_tasks": str(questions)}, "test"))
+    right = 0
+    for question in run.tasks["lines"]:
+        losses = []
+        for ids, length in question.choices:
+            with torch.no_grad():
+                logits = run.plain.eval().gpt2(torch.tensor([ids[:-1]])).logits[0]
+            loss = torch.nn.functional.cross_entropy(logits[-length:], torch.tensor(ids[-length:]))
+            losses.append(float(loss))
+        right += losses.index(min(losses)) == question.answer
+    assert tasks.accuracies(run) == {"accuracy/lines": right / 20}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "{", "[]", "3", '{"context": "a", "choices": ["b"], "answer": 0}', "[" * 100_000,
+        '{"context": "a", "choices": ["b", "c"], "answer": 2}', '{"context": "a", "choices": ["b", "c"]}',
+        '{"context": "", "choices": ["b", "c"], "answer": 0}', '{"context": "a", "choices": ["b", ""], "answer": 1}',
+        '{"context": "a", "choices": null, "answer": 1}', '{"context": "a", "choices": ["b", "c"], "answer": Infinity}',
+    ],
+)  # fmt: skip
+def test_what_is_not_a_question(tiny: dict[str, Any], tmp_path: Path, line: str) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(InputError, match="is not a question" if line else "holds no question"):
+        do_train(tiny | {"eval_tasks": str(path)})
+    assert not Path(tiny["out_dir"]).exists()
+
+
+def test_a_file_that_is_not_there(tiny: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"eval_tasks = 'none.jsonl': cannot be read"):
+        do_train(tiny | {"eval_tasks": "none.jsonl"})
+    with pytest.raises(ConfigError, match=r"eval_tasks_interval = 6: must be a multiple of eval_interval \(4\)"):
+        config.build(tiny | {"eval_tasks_interval": 6}, "test")
+
+
+def test_each_corpus_of_a_mix_has_its_loss(tiny: dict[str, Any], tmp_path: Path) -> None:
+    capitals = tmp_path / "capitals.txt"
+    capitals.write_text(Path(tiny["dataset"]).read_text().upper())
+    mix = [{"name": tiny["dataset"], "weight": 3}, {"name": str(capitals), "weight": 1}]
+    records = metrics.read(do_train(tiny | {"dataset": mix}) / "metrics.jsonl")
+    for name in ("tiny.txt", "capitals.txt"):
+        steps, losses = metrics.series(records, f"val_loss/{name}")
+        assert steps == [0, 4, 8]
+        assert losses[-1] < losses[0]
