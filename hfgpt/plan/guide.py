@@ -30,7 +30,7 @@ Device = Callable[[Config], Target]  # what a config runs on: find_target with i
 
 @dataclass(frozen=True)
 class Entry:
-    """What is said of a parameter in one language; empty where there is nothing to say."""
+    """What is said of a parameter in one language; empty if there is nothing to say."""
 
     meaning: str
     more: str

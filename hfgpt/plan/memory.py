@@ -253,7 +253,7 @@ def _mlp_backward(s: _Step) -> int:
 
 
 def _attention_backward(s: _Step) -> dict[str, int]:
-    """Bytes, beside what a block keeps, where attention keeps its weights; else nothing."""
+    """Bytes beside what a block keeps, if attention keeps its weights; else nothing."""
     if not s.weighs:
         return {}
     after = s.N * s.C * (4 + 10 * s.narrow + 2 * s.drop_mask)  # kept by what comes after attention: no longer

@@ -55,7 +55,7 @@ def probe(survey: Survey, processes: int = 1) -> Measured:
     measured, so that a recipe with much accumulation need not be run for a whole step.
 
     Args:
-        found: the recipe.
+        survey: the recipe.
         processes: how many share a step; this machine times one share, and what they say to each other is left out.
 
     Raises:

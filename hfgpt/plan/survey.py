@@ -2,7 +2,7 @@
 
 In:  a resolved Config.
 Out: a :class:`Survey`: the config with the shape of the model that will be trained, the size of its vocabulary and the
-     tokens of its corpus, each with a note where it is an assumption.
+     tokens of its corpus, each with a note if it is an assumption.
 
 Nothing is downloaded, tokenised or written, and neither torch nor transformers is loaded: planning answers at once.
 """
@@ -28,7 +28,7 @@ READ_UP_TO = 64 << 20  # bytes of text that are read whole; of a larger corpus o
 
 CHARACTERS_PER_TOKEN = 4.0  # of a BPE vocabulary on English prose, about
 
-ASSUMED_CHARACTERS = 100  # distinct ones, where the corpus is not at hand
+ASSUMED_CHARACTERS = 100  # distinct ones, if the corpus is not at hand
 
 GPT2_VOCABULARY = 50257
 
@@ -132,7 +132,7 @@ def survey_of(config: Config) -> Survey:
 
 
 def _text(config: Config) -> Text | None:
-    """The corpus, read where it is small; None where it is not on this machine."""
+    """The corpus, read if it is small; None if it is not on this machine."""
     if config.dataset == EMBEDDED_DATASET:
         return EMBEDDED
     paths = _local_files(config.dataset)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hfgpt.base import threads
-from hfgpt.plan import batches, dial, loss, speed, timing
-from hfgpt.plan.dial import Candidate
+from hfgpt.plan import batches, grid, loss, speed, timing
+from hfgpt.plan.grid import Candidate
 from hfgpt.plan.laws import laws
 from hfgpt.plan.loss import Forecast
 from hfgpt.plan.survey import Survey
@@ -77,7 +77,7 @@ def _contenders(ranked: list[Candidate], count: int) -> list[Candidate]:
     for candidate in ranked:
         if candidate.loss > ranked[0].loss + CLOSE or len(chosen) == count:
             break
-        if all(dial.differs(candidate.config, other.config) for other in chosen):
+        if all(grid.differs(candidate.config, other.config) for other in chosen):
             chosen.append(candidate)
     return chosen
 
@@ -91,7 +91,7 @@ def _try(candidate: Candidate, tokens: trial.Tokens, target: Target, budget: flo
     def in_time(_: trial.Trial) -> bool:
         return time.perf_counter() - began < seconds
 
-    warm = dial.with_length(candidate.survey, dial.LEAST_STEPS)
+    warm = grid.with_length(candidate.survey, grid.LEAST_STEPS)
     quick = warm.config.model_copy(update={"eval_iters": 1})
     seen = trial.train(quick, tokens, [], lambda so_far: so_far.steps_made < WARMING and in_time(so_far))
     if seen.busy:  # neither its times nor as many steps as would tell its loss
@@ -100,26 +100,26 @@ def _try(candidate: Candidate, tokens: trial.Tokens, target: Target, budget: flo
     blocks = warm.config.eval_iters * timing.EVAL_BATCH * warm.config.block_size
     evaluating = 2 * min(blocks, len(tokens.val)) * seen.evaluation_seconds / max(1, seen.evaluated_tokens)
     steps = int(0.85 * (left - evaluating) / max(seen.seconds_per_step, 1e-6))
-    if steps < dial.LEAST_STEPS:
+    if steps < grid.LEAST_STEPS:
         return _planned(candidate, target, budget, seen, 0.0)
-    short = dial.with_length(candidate.survey, steps)
+    short = grid.with_length(candidate.survey, steps)
     seen = trial.train(short.config, tokens, [], in_time)
     if seen.busy or seen.steps_made < steps:  # its schedule is unfinished
         return replace(candidate, busy=seen.busy)
-    offset = laws().loss["offset kept"] * (seen.val_losses[-1] - dial.expected(short))
+    offset = laws().loss["offset kept"] * (seen.val_losses[-1] - grid.expected(short))
     return _planned(candidate, target, budget, seen, offset)
 
 
 def _planned(candidate: Candidate, target: Target, budget: float, seen: trial.Trial, offset: float) -> Candidate:
     """The candidate at the length that its measured step allows."""
     survey = candidate.survey
-    own = dial.own_target(target, survey.config)
+    own = grid.own_target(target, survey.config)
     priced = timing.priced(survey, own)
     evaluated = seen.evaluation_seconds / max(1, seen.evaluated_tokens)
     measured = Measured(seen.seconds_per_step, evaluated or priced.seconds_per_eval_token, priced.seconds_per_sample)
-    most = dial.affordable(survey, own, budget, measured)
-    share = survey.config.max_iters / max(1, dial.affordable(survey, own, budget))
-    steps = max(dial.LEAST_STEPS, min(most, round(most * min(1.0, share))))
-    planned: Survey = dial.with_length(batches.change(survey), steps)
+    most = grid.affordable(survey, own, budget, measured)
+    share = survey.config.max_iters / max(1, grid.affordable(survey, own, budget))
+    steps = max(grid.LEAST_STEPS, min(most, round(most * min(1.0, share))))
+    planned: Survey = grid.with_length(batches.change(survey), steps)
     total = timing.time(planned, own, measured).total_seconds
-    return Candidate(planned, dial.expected(planned) + offset, total, measured)
+    return Candidate(planned, grid.expected(planned) + offset, total, measured)

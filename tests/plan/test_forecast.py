@@ -18,7 +18,7 @@ import pytest
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
-from hfgpt.plan import chart, dial, faster, loss, memory, ngrams, speed, statistics, steps, timing
+from hfgpt.plan import chart, dial, faster, grid, loss, memory, ngrams, speed, statistics, steps, timing
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
@@ -205,7 +205,7 @@ def test_a_choice_keeps_the_budget_and_suits_a_cpu(budget: int) -> None:
     assert chosen.block_size < 1024
     assert chosen.n_embd % chosen.n_head == 0
     assert choice.second_best is not None
-    assert set(dial.CPU_GRID) <= choice.reasons.keys()
+    assert set(grid.CPU_GRID) <= choice.reasons.keys()
     assert choice.forecast is not None
     assert config.build(chosen.model_dump(), "run") == chosen, "a recipe that loads"
     assert chosen.time_budget == f"{budget}s", "the clock keeps it"

@@ -12,8 +12,8 @@ import pytest
 from hfgpt import config
 from hfgpt.config import Config
 from hfgpt.data.prepare import prepare
-from hfgpt.plan import dial, speed, trial, trials
-from hfgpt.plan.dial import Candidate
+from hfgpt.plan import grid, speed, trial, trials
+from hfgpt.plan.grid import Candidate
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import survey_of
 from hfgpt.plan.target import find_target
@@ -59,7 +59,7 @@ def candidates(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: 
     out = []
     for width, ends in ((32, 2.0), (16, 2.01)):
         survey = survey_of(config.build({**tiny, "n_embd": width, "tokenizer": "char"}, "run"))
-        out.append(Candidate(dial.with_length(survey, 500), ends, 20.0))
+        out.append(Candidate(grid.with_length(survey, 500), ends, 20.0))
     return out
 
 

@@ -1,0 +1,210 @@
+"""The recipes that a time, a text and a device allow: shapes on a grid, each with its length, rates and expected loss.
+
+In:  a Survey (the text; what the recipe fixes beside its shape), a Target, and seconds.
+Out: :class:`Candidate` s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from hfgpt.config import Config
+from hfgpt.config.rules import default_warmup
+from hfgpt.plan import batches, chapter, loss, timing
+from hfgpt.plan.laws import laws
+from hfgpt.plan.survey import Survey
+from hfgpt.plan.target import Target, find_target
+from hfgpt.plan.timing import Measured
+from hfgpt.runs import rules_of_thumb
+
+HEAD = 32  # channels of a head in small models; 64 from a width of 512 on, as in GPT-2
+
+LEAST_STEPS = 50  # fewer are not a run
+
+USED = 0.95  # of the time that is planned for: what is left over is the forecast's own error
+
+SEEN = 2  # parameters for each token that is seen, at most
+
+# The grids. A processor's are those that the laws were fitted on, and a little beyond.
+CPU_GRID: dict[str, tuple[Any, ...]] = {
+    "n_layer": (1, 2, 3, 4, 6),
+    "n_embd": (64, 96, 128, 192, 256, 320),
+    "block_size": (32, 64, 128),
+    "batch_size": (8, 16, 32),
+    "optimizer": ("muon", "adamw"),
+}
+CARD_GRID: dict[str, tuple[Any, ...]] = {
+    "n_layer": (4, 6, 8, 12, 24),
+    "n_embd": (128, 256, 384, 512, 768, 1024),
+    "block_size": (128, 256, 512, 1024),
+    "batch_size": (16, 32, 64, 128, 512),
+    "optimizer": ("muon", "adamw"),
+}
+DROPOUTS = (0.0, 0.1, 0.2)
+LENGTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # of the steps that the time allows: a small text may deserve fewer
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One recipe that fits the time, and what it is expected to end at."""
+
+    survey: Survey
+    loss: float
+    seconds: float
+    measured: Measured | None = None  # what its trial measured
+    busy: bool = False  # whether other work ran on the machine during its trial
+
+    @property
+    def config(self) -> Config:
+        """Its recipe."""
+        return self.survey.config
+
+
+def own_target(target: Target, config: Config) -> Target:
+    """The target with the precision that `dtype: auto` takes for this width."""
+    if target.kind == "cpu":
+        return replace(find_target(config, processes=target.processes), memory_bytes=target.memory_bytes)
+    return replace(target, utilisation=0.4 * min(1.0, config.n_embd / 768))
+
+
+def candidates(survey: Survey, target: Target, budget: float | None) -> Iterator[Candidate]:
+    """Every recipe of the grid that the time and the memory allow, with its expected loss."""
+    grid = CPU_GRID if target.kind == "cpu" else CARD_GRID
+    targets: dict[int, Target] = {}
+    for values in product(*grid.values()):
+        config = _shaped(survey, dict(zip(grid, values, strict=True)), target.processes)
+        if config is None:
+            continue
+        own = targets.setdefault(config.n_embd, own_target(target, config))
+        shaped, fits = no_larger_batch(replace(survey, config=config), own)
+        if fits:
+            yield from _lengths(shaped, own, budget)
+
+
+def _shaped(survey: Survey, values: dict[str, Any], processes: int) -> Config | None:
+    """The recipe with a shape of the grid; None if the text is too short for it."""
+    values["n_head"] = max(1, values["n_embd"] // (HEAD if values["n_embd"] < 512 else 64))
+    sequences = max(values["batch_size"], processes) // processes * processes
+    if survey.train_tokens is not None:
+        val_tokens = survey.train_tokens * survey.config.val_fraction / (1 - survey.config.val_fraction)
+        if values["block_size"] * 2 > val_tokens or values["block_size"] * sequences > survey.train_tokens:
+            return None
+    fixed = {
+        "batch_size": sequences // processes,
+        "gradient_accumulation_steps": processes,
+        "beta2": 0.99,
+        "muon_momentum": 0.9 if values["batch_size"] <= 64 else 0.95,
+        "lr_schedule": "cosine",
+        "min_lr": 0.0,
+        "dropout": 0.0,
+        "eval_iters": 20,
+        "early_stopping_patience": None,
+        "time_budget": None,
+        "activation_checkpointing": False,
+    }
+    return survey.config.model_copy(update=values | fixed)
+
+
+def _lengths(survey: Survey, target: Target, budget: float | None) -> Iterator[Candidate]:
+    """One shape at the lengths worth looking at: all that the time allows, and less of a text seen too often."""
+    most = affordable(survey, target, budget)
+    if most < LEAST_STEPS or chapter.count(survey) > _largest(survey, most * survey.config.tokens_per_iter):
+        return
+    per_step = survey.config.tokens_per_iter
+    for share in LENGTHS:
+        steps = int(most * share)
+        often = survey.train_tokens is not None and steps * per_step > 2 * survey.train_tokens
+        if steps < LEAST_STEPS or (share < 1 and not often):
+            return
+        for dropout in DROPOUTS if often else DROPOUTS[:1]:
+            planned = with_length(batches.change(survey, dropout=dropout), steps)
+            ends = expected(planned)
+            yield Candidate(planned, ends, timing.time(planned, target).total_seconds)
+
+
+def _largest(survey: Survey, seen: int) -> float:
+    """The most parameters that are looked at: the laws know nothing of larger models for so few tokens."""
+    text = math.inf if survey.train_tokens is None else max(SMALL, OWN * survey.train_tokens)
+    return min(SEEN * seen, text)
+
+
+SMALL, OWN = 1e6, 20  # parameters: that any text may have, and for each token of a text
+
+
+def affordable(survey: Survey, target: Target, budget: float | None, measured: Measured | None = None) -> int:
+    """Steps that the time allows, evaluations, start and saving paid; without a time, 20 tokens a parameter."""
+    config = survey.config
+    if budget is None:
+        wanted = chapter.COMPUTE_OPTIMAL * chapter.count(survey)
+        if survey.train_tokens is not None:
+            wanted = min(wanted, chapter.MOST_EPOCHS * survey.train_tokens)
+        return max(LEAST_STEPS, math.ceil(wanted / config.tokens_per_iter))
+    once = with_length(survey, LEAST_STEPS)
+    time = timing.time(once, target, measured)
+    fixed = time.start_seconds + time.saving_seconds + time.evaluation_seconds
+    return int((USED * budget - fixed) / time.seconds_per_step)
+
+
+def with_length(survey: Survey, steps: int) -> Survey:
+    """The recipe at a length: schedule, rates, evaluations follow from it."""
+    config = survey.config.model_copy(update={"max_iters": steps})
+    rates = rates_for(config)
+    config = config.model_copy(
+        update={
+            **rates,
+            "warmup_iters": max(1, min(default_warmup(steps), 200)),
+            "lr_decay_iters": steps,
+            "eval_interval": max(1, math.ceil(steps / EVALUATIONS)),
+            "log_interval": max(1, min(10, steps // 20)),
+        }
+    )
+    return replace(survey, config=config)
+
+
+EVALUATIONS = 3  # of a run, beside the one before it
+
+
+def rates_for(config: Config) -> dict[str, float]:
+    """Both peak learning rates of a run of this shape and length.
+
+    By the laws, within the bounds of what they were fitted on; for large models the chapter's (3.1).
+    """
+    law = laws().loss
+    count = 12 * config.n_layer * config.n_embd**2
+    if count > 20e6:
+        return {"learning_rate": rules_of_thumb.learning_rate(count), "muon_learning_rate": 0.02}
+    best = loss.best_rate(law, config)
+    if config.optimizer == "muon":
+        return {
+            "muon_learning_rate": _rounded(min(0.06, max(0.015, best))),
+            "learning_rate": _rounded(min(6e-3, max(1.5e-3, law["embedding rate"]))),
+        }
+    return {"learning_rate": _rounded(min(6e-3, max(1e-3, best)))}
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def expected(survey: Survey) -> float:
+    """The loss that a recipe is compared by: our law's, or the published one's for tokens that are not characters."""
+    config = survey.config
+    if loss.covered(config) and survey.statistics is not None and survey.train_tokens is not None:
+        return loss.predict(laws().loss, config, survey.vocab_size, survey.train_tokens, survey.statistics)
+    return loss.published(config, survey.vocab_size, survey.train_tokens)
+
+
+def no_larger_batch(survey: Survey, target: Target) -> tuple[Survey, bool]:
+    """The recipe in the largest micro-batch that fits, but no larger than its own; and whether any fits."""
+    best = batches.fit(survey, target)
+    own = survey.config.micro_batch(target.processes)
+    return (batches.with_batch(survey, min(own, best.batch_size)) if best.fits else survey), best.fits
+
+
+def differs(one: Config, other: Config) -> bool:
+    """Whether two recipes are of another shape or optimizer, not merely of another length."""
+    return any(getattr(one, key) != getattr(other, key) for key in CPU_GRID)
