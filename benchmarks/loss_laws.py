@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,12 @@ def unpack(vector: np.ndarray) -> dict[str, float]:
     return law
 
 
+def pack(law: Mapping[str, float]) -> np.ndarray:
+    """The inverse of :func:`unpack`."""
+    positive = [np.log(law[key] / prior) / deviation for key, (prior, deviation) in PRIORS.items()]
+    return np.array(positive + [(law[key] - prior) / deviation for key, (prior, deviation) in SIGNED.items()])
+
+
 def fit(examples: list[tuple[Config, int, int, Statistics, float]], start: np.ndarray | None = None) -> np.ndarray:
     """Coefficients in units of their deviations; robust to single runs.
 
@@ -124,7 +130,7 @@ def fit(examples: list[tuple[Config, int, int, Statistics, float]], start: np.nd
     texts, group = np.unique([str(example[3].orders) for example in examples], return_inverse=True)
     begin = np.zeros(known + len(texts))
     begin[:known] = 0 if start is None else start
-    most = 250 if start is None else 25
+    most = 250 if start is None else 20
     return least_squares(errors, begin, loss="soft_l1", f_scale=1.5, max_nfev=most, x_scale=1.0).x[:known]
 
 
@@ -148,6 +154,7 @@ def after_trials(table: list[dict[str, Any]], errors: np.ndarray) -> dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chinese", default=CHINESE)
+    parser.add_argument("--afresh", action="store_true", help="begin at the priors instead of the shipped coefficients")
     options = parser.parse_args()
 
     @cache
@@ -160,7 +167,7 @@ def main() -> None:
         for row in table
     ]
     more = others(measured)
-    whole = fit(examples + more)
+    whole = fit(examples + more, None if options.afresh else pack(laws.laws().loss))
     law = unpack(whole)
     for example in more:
         if abs(loss.predict(law, *example[:4]) - example[4]) > 0.1:
@@ -168,8 +175,8 @@ def main() -> None:
     inside = np.array([loss.predict(law, *example[:4]) - example[4] for example in examples])
     outside = np.zeros(len(examples))
     groups = sorted({(row["text"], row["characters"]) for row in table})
-    for fold in range(6):
-        held = {group for index, group in enumerate(groups) if index % 6 == fold}
+    for fold in range(4):
+        held = {group for index, group in enumerate(groups) if index % 4 == fold}
         kept = [e for e, row in zip(examples, table, strict=True) if (row["text"], row["characters"]) not in held]
         part = unpack(fit(kept + more, whole))
         for index, (example, row) in enumerate(zip(examples, table, strict=True)):
