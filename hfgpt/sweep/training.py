@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hfgpt import config as configs
+from hfgpt.base import language
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
 from hfgpt.runs.compare import Entry
@@ -29,7 +30,8 @@ def start(train: Sequence[str], config: Config, recipe: Path, log: Path) -> subp
     write_recipe(recipe, config)
     with log.open("a") as out:
         command = [sys.executable, *train, str(recipe), "--resume"]
-        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        in_english = {**os.environ, language.VARIABLE: "en"}  # _last_words reads the log
+        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=in_english)
 
 
 def write_recipe(path: Path, config: Config) -> None:

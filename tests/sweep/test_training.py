@@ -1,0 +1,22 @@
+"""How a sweep starts a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hfgpt import config
+from hfgpt.sweep import training
+
+
+def test_a_training_speaks_english_to_its_log_whatever_the_sweep_speaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep looks in the log for why a trial failed."""
+    monkeypatch.setenv("HFGPT_LANG", "zh")
+    script = tmp_path / "train.py"
+    script.write_text("import os; print(os.environ['HFGPT_LANG'])")
+    log = tmp_path / "log"
+    assert training.start([str(script)], config.build({}, "trial"), tmp_path / "r.yaml", log).wait() == 0
+    assert log.read_text().split() == ["en"]
