@@ -59,6 +59,11 @@ def plural(one: str, many: str, number: int, /, **values: Any) -> str:
     return _translations(current()).ngettext(one, many, number).format(n=number, **values)
 
 
+def sentences(*parts: str) -> str:
+    """Sentences one after another; Chinese puts no space between them."""
+    return ("" if current() == "zh" else " ").join(part for part in parts if part)
+
+
 def N_(message: str) -> str:
     """Mark a message for translation that is shown later, by ``_(…)``."""
     return message

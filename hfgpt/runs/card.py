@@ -11,6 +11,7 @@ neither torch nor transformers.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -23,11 +24,12 @@ import yaml
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
-from hfgpt.base.language import N_, _
+from hfgpt.base.language import N_, _, sentences
 from hfgpt.config import Config
 from hfgpt.model import sizes
-from hfgpt.runs import markdown, metrics, public
+from hfgpt.runs import markdown, metrics, public, segments
 from hfgpt.runs.metrics import UNREADABLE, Record
+from hfgpt.runs.segments import Segment
 
 FILE_NAME = "README.md"
 
@@ -74,7 +76,7 @@ def model_card(run_dir: str | Path, license: str = "mit") -> str:
         _section(_("How to use it"), _usage(shape)),
         _figures(evaluations, recipe, folder),
         _sample(folder),
-        _recipe(recipe),
+        _recipe(recipe, segments.read(folder), int(records[-1]["step"]) if records else 0),
         _section(_("Limits"), _limits(shape, recipe)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -205,7 +207,7 @@ def _figures(evaluations: Sequence[Record], recipe: Config | None, folder: Path)
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", _("Losses in nats per token, over the same blocks each time.")]
     if best is not None:
-        lines[-1] += " " + _("The weights here are those of the bold row.")
+        lines[-1] = sentences(lines[-1], _("The weights here are those of the bold row."))
     if (folder / "loss.png").is_file():
         lines += ["", f"![{_('Loss over the steps')}](loss.png)"]
     return "\n".join(lines)
@@ -229,10 +231,18 @@ def _sample(folder: Path) -> str:
     return _section(_("A sample"), f"{written}\n\n{markdown.block(text)}")
 
 
-def _recipe(recipe: Config | None) -> str:
+def _recipe(recipe: Config | None, changes: Sequence[Segment], last_step: int) -> str:
+    """The recipe, and in what earlier segments of the run had another one."""
     if recipe is None:
         return ""
     text = _("Every setting of the run; `recipe.yaml` beside this card holds it, and trains it again.")
+    if len(changes) > 1:
+        text = _("The settings of the run's last segment, which `recipe.yaml` beside this card holds.")
+    for before, now in itertools.pairwise(changes):
+        values = ", ".join(f"{key} {old} → {new}" for key, old, new in segments.differences(before.recipe, now.recipe))
+        text += "\n- " + _("From step {step:,} on: {values}", step=now.step, values=markdown.code(values))
+    if last_step > recipe.max_iters:
+        text += "\n\n" + _("The record goes on to step {step:,}, beyond this recipe's max_iters.", step=last_step)
     return _section(_("Recipe"), f"{text}\n\n{markdown.block(public.recipe(configs.to_yaml(recipe)), 'yaml')}")
 
 
@@ -243,5 +253,6 @@ def _limits(shape: dict[str, int], recipe: Config | None) -> str:
     )  # fmt: skip
     if recipe is not None:
         name = markdown.text(_dataset_name(recipe))
-        text += " " + _("It knows what is in {dataset}, its biases and errors with it, and little else.", dataset=name)
+        knows = _("It knows what is in {dataset}, its biases and errors with it, and little else.", dataset=name)
+        text = sentences(text, knows)
     return text

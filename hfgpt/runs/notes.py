@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hfgpt.base.language import _
+from hfgpt.base.language import _, sentences
 from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.model.schedule import learning_rate
@@ -44,10 +44,10 @@ def _standing(facts: Facts) -> str | None:
     figures = _("At step {step:,}: {loss:.2f}, reference {expected} ({recipe}.yaml, {seeds} seeds).",
                 step=step, loss=loss, expected=expected, recipe=known.recipe, seeds=known.seeds)  # fmt: skip
     if loss > expected.high:
-        return figures + " " + _("This is higher than another seed explains.")
+        return sentences(figures, _("This is higher than another seed explains."))
     if loss < expected.low:
-        return figures + " " + _("This is lower than another seed explains.")
-    return figures + " " + _("This is as it should be.")
+        return sentences(figures, _("This is lower than another seed explains."))
+    return sentences(figures, _("This is as it should be."))
 
 
 def _fall(facts: Facts) -> float | None:
@@ -131,7 +131,7 @@ def _slow_start(facts: Facts) -> str | None:
     note = _("Slow start: the first step took {time}, as long as {steps:,} usual ones.",
              time=duration(took), steps=round(extra / facts.step_seconds))  # fmt: skip
     if facts.config and facts.config.compile is True:
-        note += " " + _("That is compilation, which pays in longer runs (6.2, strategy 1).")
+        note = sentences(note, _("That is compilation, which pays in longer runs (6.2, strategy 1)."))
     return note
 
 

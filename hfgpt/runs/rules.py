@@ -14,7 +14,7 @@ import math
 import statistics
 from collections.abc import Callable
 
-from hfgpt.base.language import _, plural
+from hfgpt.base.language import _, plural, sentences
 from hfgpt.base.units import duration
 from hfgpt.runs import remedies
 from hfgpt.runs.facts import HIGH, SPIKE, Facts, finite
@@ -37,7 +37,7 @@ def diverged(facts: Facts) -> Finding | None:
     if facts.lost_at is not None:
         evidence = _("The loss or the gradient is not a number since step {step:,}.", step=facts.lost_at)
         if facts.losses:
-            evidence += " " + _("The last finite loss was {loss:.3g}.", loss=facts.losses[-1])
+            evidence = sentences(evidence, _("The last finite loss was {loss:.3g}.", loss=facts.losses[-1]))
         return Finding("diverged", facts.lost_at, evidence, remedies.calmer(facts, strongly=True))
     start = facts.start
     if start is None or not facts.losses:
@@ -59,7 +59,7 @@ def learning_rate_too_high(facts: Facts) -> Finding | None:
     signs = [sign for test in (_leap, _spikes, _train_rises, _high_rate) if (sign := test(facts)) is not None]
     if not signs:
         return None
-    evidence = " ".join(text for _step, text in signs)
+    evidence = sentences(*(text for _step, text in signs))
     return Finding(
         "learning_rate_too_high", min(step for step, _text in signs), evidence, remedies.calmer(facts, strongly=False)
     )
@@ -153,12 +153,12 @@ def overfitting(facts: Facts) -> Finding | None:
     if not (rises and learns) and (not gap or gains):
         return None
     if later:
-        evidence = _(
+        evidence = sentences(_(
             "The validation loss was best at step {best:,} ({low:.2f}) and is {val:.2f} at step {step:,}, while the "
             "train loss fell from {before:.2f} to {train:.2f}.",
             best=int(best_step), low=low, val=facts.val[-1], step=int(facts.eval_steps[-1]),
             before=facts.train_at(best_step), train=facts.train_end,
-        ) + _saved(facts)  # fmt: skip
+        ), _saved(facts))  # fmt: skip
     else:
         evidence = _("The run ends with train {train:.2f} and validation {val:.2f}.",
                      train=facts.train_end, val=facts.val[-1])  # fmt: skip
@@ -174,11 +174,11 @@ def _saved(facts: Facts) -> str:
     steps = int(facts.eval_steps[-1] - facts.eval_steps[stop])
     saved = {"patience": patience, "steps": steps, "all": facts.last_step, "share": steps / facts.last_step}
     if facts.step_seconds:
-        return " " + _(
+        return _(
             "Early stopping with patience {patience} would have kept the same best model and saved {steps:,} of "
             "{all:,} steps ({share:.0%}, about {time}).", time=duration(steps * facts.step_seconds), **saved,
         )  # fmt: skip
-    return " " + _("Early stopping with patience {patience} would have kept the same best model and saved {steps:,} of "
+    return _("Early stopping with patience {patience} would have kept the same best model and saved {steps:,} of "
                    "{all:,} steps ({share:.0%}).", **saved)  # fmt: skip
 
 
@@ -195,11 +195,11 @@ def data_starved(facts: Facts) -> Finding | None:
     evidence = _("The validation loss is {ratio:.1f} times the train loss: the text is being learnt by heart.",
                  ratio=ratio)  # fmt: skip
     if epochs:
-        evidence += " " + _(
+        evidence = sentences(evidence, _(
             "At step {step:,}, where overfitting begins, each token had been seen {seen:.1f} times, and at the end "
             "{end:.1f} times; repeats beyond about {limit:g} teach little.",
             step=fits.since_step, seen=seen, end=epochs[-1], limit=REPEATS,
-        )  # fmt: skip
+        ))  # fmt: skip
     advice = [remedies.more_text(), remedies.smaller(facts), remedies.shorter(facts, fits.since_step)]
     return Finding("data_starved", fits.since_step, evidence, advice)
 
@@ -245,7 +245,7 @@ def healthy(facts: Facts) -> Finding:
         facts.last_step, start=begin, end=facts.end,
     )  # fmt: skip
     sound = _("There is no sign of trouble.") if facts.finished else _("There is no sign of trouble so far.")
-    return Finding("healthy", 0, f"{evidence} {sound}")
+    return Finding("healthy", 0, sentences(evidence, sound))
 
 
 RULES: tuple[Callable[[Facts], Finding | None], ...] = (

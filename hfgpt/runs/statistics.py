@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hfgpt.base.language import _, plural
+from hfgpt.base.language import _, plural, sentences
 
 LEVEL = 0.01  # the chance that two equal settings are told apart
 
@@ -221,9 +221,10 @@ def _tie(best: str, other: str, difference: Difference | None) -> str:
         **measured,
     )
     if difference.seeds is None:
-        return tie + " " + _("A difference this small would take more than 1,000 seeds of each.")
-    return f"{tie} " + plural(
+        return sentences(tie, _("A difference this small would take more than 1,000 seeds of each."))
+    seeds = plural(
         "A difference of this size takes about {n} seed of each to tell.",
         "A difference of this size takes about {n} seeds of each to tell.",
         difference.seeds,
     )
+    return sentences(tie, seeds)

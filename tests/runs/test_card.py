@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,18 @@ def test_a_folder_without_a_model_is_one_message(folder: Path, damage: str | Non
 def test_it_imports_neither_torch_nor_transformers() -> None:
     code = "import sys, hfgpt.runs.card; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_card_shows_the_segments_and_never_contradicts_the_record(folder: Path) -> None:
+    assert "segment" not in card.model_card(folder)
+    lines = [{"step": 0, "recipe": {"max_iters": 20, "learning_rate": 1e-3}},
+             {"step": 20, "recipe": {"max_iters": 40, "learning_rate": 1e-4}}]  # fmt: skip
+    (folder / "segments.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    text = card.model_card(folder)
+    assert "From step 20 on: `max_iters 20 → 40, learning_rate 0.001 → 0.0001`" in text
+    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    (folder / "recipe.yaml").write_text(re.sub("max_iters: 40", "max_iters: 20", recipe), encoding="utf-8")
+    assert "The record goes on to step 31, beyond this recipe's max_iters." in card.model_card(folder)
 
 
 NASTY = "<img src=x onerror=alert(1)> `x` ``` **b** [a](javascript:alert(1)) | #"

@@ -12,6 +12,7 @@ import pytest
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import current, using
 from hfgpt.runs import comparison_plots, plots, style
 from hfgpt.runs.comparison_plots import Curve, Point
 from hfgpt.runs.history import read_run
@@ -139,3 +140,14 @@ def test_parameters_are_counted_from_the_exported_config(tmp_path: Path) -> None
 def test_drawing_needs_no_torch_and_no_pyplot() -> None:
     code = "import sys, hfgpt.runs.plots; assert not {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_figures_speak_chinese_only_if_a_font_can_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with using("zh"), style.drawing():
+        assert current() == ("zh" if style._chinese_fonts() else "en")
+    monkeypatch.setattr(style, "CHINESE", ("No Such Font",))
+    with using("zh"):
+        with style.drawing():
+            assert current() == "en"
+        assert style.plain("实验 a") == "?? a", "a name is never boxes"
+        assert width(plots.loss_curve(make_run(tmp_path / "实验"))) == 1200
