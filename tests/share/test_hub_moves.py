@@ -113,6 +113,6 @@ def test_a_run_moves_between_machines_with_the_same_bits(
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 def test_twenty_kills(server: hub_server.Hub, tiny: dict[str, Any], tmp_path: Path) -> None:
-    assert travel(server, moving(tiny, 200), tmp_path, kills=20) == {"pushing": 10, "training": 10}
+    assert travel(server, moving(tiny, 100), tmp_path, kills=20) == {"pushing": 10, "training": 10}
