@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NoReturn
 
 from hfgpt.base import language
-from hfgpt.base.errors import Failure, Fault, InputError, RunError
+from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
 
@@ -40,7 +40,9 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
         try:
             status = main(_choose_language(list(sys.argv[1:] if words is None else words))) or 0
         except InputError as error:
-            say(error.report(), sys.stderr)
+            # The processes of a host read the same command line and recipe: the first one speaks.
+            if os.environ.get("LOCAL_RANK", "0") == "0" or not isinstance(error, ConfigError):
+                say(error.report(), sys.stderr)
             status = 2
         except RunError as error:
             say(_("The run failed at {place}", place=error), sys.stderr)

@@ -80,3 +80,18 @@ def test_an_error_that_is_meant_ends_with_its_message(
     assert (left.value.code, printed.out) == (code, "")
     assert printed.err.startswith(said)
     assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "n_layer"), ("1", "")])
+def test_of_several_processes_one_says_what_is_wrong_with_the_recipe(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(words: list[str]) -> None:
+        raise ConfigError([Fault("n_layer", 0, "must be at least 1")])
+
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    with pytest.raises(SystemExit) as left:
+        shell.run(main, [])
+    assert left.value.code == 2
+    message = capsys.readouterr().err
+    assert said in message if said else not message
