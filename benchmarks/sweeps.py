@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -27,7 +28,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_PROC_BIND": "false", "HF_HUB_OFFLINE
 from hfgpt import config as configs
 from hfgpt.config import Config
 from hfgpt.runs import statistics
-from hfgpt.sweep import report, training
+from hfgpt.sweep import report, storage, training
 from hfgpt.sweep.definition import Sweep, Trial, equalised
 from hfgpt.sweep.reading import define
 
@@ -144,47 +145,98 @@ def measured(sweep: Sweep) -> dict[str, float]:
     return known
 
 
-def final_loss(config: Config) -> float:
-    """The validation loss of a recipe, trained with the loop's own step and without writing anything else."""
+def curve(config: Config, every: int) -> dict[int, float]:
+    """Validation losses by step of a recipe, trained with the loop's own step and without writing anything else."""
     from hfgpt.model.schedule import learning_rate
     from hfgpt.train import evaluate
     from hfgpt.train.start import start
     from hfgpt.train.step import to_device, train_step
     from hfgpt.train.stop import Stop
 
+    losses = {}
     with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
         run = start(config, overwrite=True)
         run.model.train()
         for step in range(config.max_iters):
             batches = to_device(run.corpus.batches.micro_batches(step, *run.share), run.device)
             train_step(run, batches, config.tokens_per_iter, learning_rate(step + 1, config))
-        figures = evaluate.losses(run, Stop(None, run.device))
+            if (step + 1) % every == 0 or step + 1 == config.max_iters:
+                figures = evaluate.losses(run, Stop(None, run.device))
+                assert figures is not None, "no signal came"
+                losses[step + 1] = figures["val_loss"]
         run.display.close()
         run.accelerator.end_training()
     _forget()
-    assert figures is not None, "no signal came"
-    return figures["val_loss"]
+    return losses
 
 
-def aa(folder: Path, pairs: int) -> None:
-    """Sweeps of two equal settings, five seeds each: the same recipe, other seeds; how often one is called better."""
-    rows, named, by_one_seed = [], 0, 0
-    for pair in range(pairs):
-        settings: dict[str, dict[int, float]] = {"A": {}, "B": {}}
-        for place in range(5):
-            for number, letter in enumerate(settings):
-                own = {"seed": 1000 * pair + 10 * place + number, "out_dir": str(folder / letter), "eval_only": True}
-                settings[letter][place] = final_loss(configs.build({**TINY, **own}, "aa"))
-        ranking = statistics.rank(settings)
+def final_loss(config: Config) -> float:
+    """The validation loss of a recipe at its end."""
+    return curve(config, config.max_iters)[config.max_iters]
+
+
+def pruning(folder: Path) -> None:
+    """What the pruner of sweep.py saves: whole curves of 16 rates in a random order, and where it would stop each."""
+    import optuna
+
+    rates = [float(f"{1e-4 * 1.65**place:.2g}") for place in range(16)]
+    random.Random(0).shuffle(rates)
+    own = {"max_iters": 100, "eval_only": True, "seed": 1, "out_dir": str(folder)}
+    curves = {rate: curve(configs.build({**TINY, **own, "learning_rate": rate}, "pruning"), 10) for rate in rates}
+    study = optuna.create_study(pruner=optuna.pruners.MedianPruner(storage.STARTUP_TRIALS, storage.WARMUP_PERCENT))
+    stopped: dict[float, int] = {}
+    for rate, losses in curves.items():
+        asked = study.ask()
+        for step, loss in losses.items():
+            asked.report(loss, step)
+            if asked.should_prune():
+                stopped[rate] = step
+                break
+        if rate in stopped:
+            study.tell(asked, state=optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(asked, losses[100])
+    finals = {rate: losses[100] for rate, losses in curves.items()}
+    best, kept = min(finals.values()), min(loss for rate, loss in finals.items() if rate not in stopped)
+    saved = sum(100 - step for step in stopped.values()) / (100 * len(rates))
+    write("pruning", {"recipe": {**TINY, "max_iters": 100}, "rates": rates, "final_losses": finals,
+                      "stopped_at": stopped, "steps_left_out": saved, "best": best,
+                      "best_of_those_kept": kept})  # fmt: skip
+    print(f"{len(stopped)} of {len(rates)} stopped, {saved:.0%} of the steps left out; best {best}, kept {kept}")
+
+
+def aa(folder: Path, pairs: int, seeds: int = 3) -> None:
+    """Pairs of equal settings, each with its own seeds: how often a sweep calls one of the two better.
+
+    Losses that the table holds already are not trained again.
+    """
+    path = RESULTS / "sweep-aa.json"
+    known: dict[str, float] = json.loads(path.read_text())["losses"] if path.exists() else {}
+    for number in range(2 * seeds * pairs):
+        seed = 1000 * (number // 10) + 10 * (number % 10 // 2) + number % 2  # any, as long as all differ
+        if str(seed) not in known:
+            own = {"seed": seed, "out_dir": str(folder), "eval_only": True}
+            known[str(seed)] = final_loss(configs.build({**TINY, **own}, "aa"))
+            print(f"seed {seed}: {known[str(seed)]:.4f}", flush=True)
+            write("aa", {"losses": known})
+    write("aa", judged(known, seeds))
+
+
+def judged(known: dict[str, float], seeds: int) -> dict[str, Any]:
+    """The losses of one recipe, cut into pairs of settings, and what a sweep says of each pair."""
+    losses = list(known.values())
+    p_values, named, by_one_seed = [], 0, 0
+    for begin in range(0, len(losses) - 2 * seeds + 1, 2 * seeds):
+        first, second = losses[begin : begin + seeds], losses[begin + seeds : begin + 2 * seeds]
+        ranking = statistics.rank({"A": dict(enumerate(first)), "B": dict(enumerate(second))})
         difference = next(iter(ranking.behind.values()))
-        assert difference is not None
-        first, second = settings["A"][0], settings["B"][0]
+        assert difference is not None, "each has several seeds"
+        p_values.append(difference.p)
         named += ranking.winner is not None
-        by_one_seed += abs(first - second) > 0.01 * min(first, second)
-        rows.append({"losses": settings, "p": difference.p, "winner": ranking.winner})
-        print(f"{pair + 1} pairs: {named} winners; by one seed and 1%: {by_one_seed}", flush=True)
-        write("aa", {"pairs": pair + 1, "winners": named, "winners_by_one_seed_and_1_percent": by_one_seed,
-                     "recipe": TINY, "rows": rows})  # fmt: skip
+        by_one_seed += abs(first[0] - second[0]) > 0.01 * min(first[0], second[0])
+    return {"seeds": seeds, "pairs": len(p_values), "winners": named, "apart_by_1_percent_in_one_run_each": by_one_seed,
+            "spread": statistics.summarise(losses).spread, "recipe": TINY, "p_values": p_values,
+            "losses": known}  # fmt: skip
 
 
 def write(name: str, data: dict[str, Any]) -> None:
@@ -198,5 +250,7 @@ if __name__ == "__main__":
     what = sys.argv[1]
     if what == "aa":
         aa(folder / "aa", int(sys.argv[2]) if len(sys.argv) > 2 else 40)
+    elif what == "pruning":
+        pruning(folder / "pruning")
     else:
         optimizer(folder / "optimizer")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hfgpt import config as configs
 from hfgpt.base import machine
@@ -57,7 +57,7 @@ KNOBS = {
     ),
     "schedule": (
         Knob("max_iters", 100, 20_000, 100),
-        Knob("lr_schedule", choices=("cosine", "hold_cosine", "constant")),
+        Knob("lr_schedule", choices=get_args(Config.model_fields["lr_schedule"].annotation)),
         Knob("warmup_iters"),
         Knob("lr_decay_iters"),
         Knob("min_lr"),

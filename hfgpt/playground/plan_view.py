@@ -52,7 +52,7 @@ def verdict(plan: Plan) -> tuple[str, str]:
                              all=size(on.memory_bytes), time=duration(plan.time.total_seconds))  # fmt: skip
         return "warn", _(
             "It fits the memory, but takes about {time} → lower max_iters, n_layer or n_embd, choose a faster device, "
-            "or start from {recipe}",
+            "or start from {recipe}.",
             time=duration(plan.time.total_seconds), recipe=suited_recipe(),
         )  # fmt: skip
     needs = {"needed": size(memory.needed), "memory": size(on.memory_bytes), "then": size(advice.fit.memory.needed)}
@@ -117,8 +117,7 @@ def refused(faults: Sequence[Fault], text: str) -> str:
 
 def schedule(config: Config) -> str:
     """The learning rate over the run, drawn, with what it does in a sentence."""
-    points = chart.points(config, 120)
-    top = max(point["learning_rate"] for point in points) or 1.0
+    points, top = chart.points(config, 400), config.learning_rate
     last = max(2, config.max_iters)
     line = " ".join(
         f"{40 + 350 * (point['step'] - 1) / (last - 1):.1f},{10 + 90 * (1 - point['learning_rate'] / top):.1f}"
