@@ -14,7 +14,8 @@ from hfgpt.data.blocks import TokenStream, evaluation_blocks
 from hfgpt.data.encoding import CharacterCounter
 from hfgpt.data.prepare import Corpus
 from hfgpt.inference import evaluation, sampling
-from hfgpt.runs import card, metrics
+from hfgpt.model.schedule import learning_rate
+from hfgpt.runs import card, laws, metrics
 from hfgpt.train.collective import total
 from hfgpt.train.failures import diverged
 from hfgpt.train.meter import Meter
@@ -77,12 +78,21 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     run.record(seconds=progress.seconds, **figures)
     if not math.isfinite(figures["val_loss"]):  # such weights are neither the best nor worth resuming from
         raise diverged(run, _("validation loss {loss}", loss=figures["val_loss"]), progress.step)
+    if run.main and not at_end and (expected := forecast(run)) is not None:
+        run.display.say("    " + _("validation loss expected at the end: {loss}", loss=expected))
     if better:
         export_model(run, then=lambda: push(run))
     last = last or at_end or patience_is_over(run)
     if progress.step and (better or last or config.always_save_checkpoint):
         save(run)
     return True
+
+
+def forecast(run: Run) -> laws.Prediction | None:
+    """The validation loss that the record so far leads to at the last step; None while it says too little."""
+    steps, losses = metrics.series(metrics.read(run.metrics.path), "val_loss")
+    curve = laws.fit_curve(steps, losses, lambda step: learning_rate(step, run.config))
+    return None if curve is None else curve.at(run.config.max_iters)
 
 
 def push(run: Run) -> None:

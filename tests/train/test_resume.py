@@ -167,3 +167,18 @@ def test_nohup_is_heeded(tiny: dict[str, Any]) -> None:
     assert process.pid
     os.kill(process.pid, signal.SIGHUP)
     assert finish(process) == 0
+
+
+# ------------------------------------------------------------------------------------------------- where it leads
+
+
+def test_the_forecast_is_renewed_while_it_trains(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    """From the fourth evaluation on, with an interval; none at the end."""
+    values = tiny | {"max_iters": 60, "eval_interval": 6, "learning_rate": 1e-2, "warmup_iters": 6}
+    path = do_train(values)
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if "validation loss expected at the end: " in line]
+    assert len(said) == 6
+    loss, half = (float(part) for part in said[-1].split(": ")[1].split(" ± "))
+    final = metrics.series(metrics.read(path / "metrics.jsonl"), "val_loss")[1][-1]
+    assert abs(loss - final) <= half + 0.005
