@@ -70,8 +70,9 @@ def travel(server: hub_server.Hub, values: dict[str, Any], tmp_path: Path, kills
     assert survival.finish(survival.attempt(values | {"out_dir": str(whole)})) == 0
     client = HfApi(endpoint=server.url, token=hub_server.TOKEN)
     for turn in range(20 * kills):
-        folder = tmp_path / f"run{ended}-machine{turn % 2}"
-        if REPO in server.repos and "config.json" in (server.repos[REPO].files() or {}):
+        pushed = REPO in server.repos and "config.json" in (server.repos[REPO].files() or {})
+        folder = tmp_path / f"run{ended}-machine{turn % 2 if pushed else 0}"  # before that there is one machine
+        if pushed:
             hub.bring(f"hf://{REPO}", folder, api=client)
         run = values | {"out_dir": str(folder), "push_to_hub": "checkpoints", "hub_model_id": REPO}
         process = survival.attempt(run, OnHub(server.url), log=tmp_path / "log")
