@@ -31,12 +31,13 @@ import numpy as np
 import yaml
 from loss_runs import text
 
+from hfgpt.plan.loss import OVERFITS
+
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parent / "scripts"
 TEXTS = ("shakespeare", "topics", "code")
 SIZES = (20_000, 60_000, 200_000, 600_000, 2_000_000)  # characters
 BUDGETS = (20, 30, 45, 60, 90)  # seconds
-OVERFITS = 0.02  # nats above the lowest evaluation at which a run has overfitted
 
 
 def draw(seed: int, number: int, texts: list[str]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def after_trials(table: list[dict[str, Any]], errors: np.ndarray) -> dict[str, f
         for j, long in enumerate(table):
             same = (short["text"], short["characters"]) == (long["text"], long["characters"])
             seen = [row["max_iters"] * row["batch_size"] * row["block_size"] for row in (short, long)]
-            if same and seen[1] > 2 * seen[0] and abs(errors[i]) < 1 and abs(errors[j]) < 1:
+            if same and seen[1] > 2 * seen[0]:
                 pairs.append((errors[i], errors[j]))
     short_errors, long_errors = np.array(pairs).T
     kept = float(np.clip(np.median(long_errors * np.sign(short_errors)) / np.median(np.abs(short_errors)), 0.2, 1.0))
@@ -173,23 +173,31 @@ def main() -> None:
         if abs(loss.predict(law, *example[:4]) - example[4]) > 0.1:
             print("  far off:", example[0].model_dump(include={"n_layer", "n_embd", "max_iters"}), example[4])
     inside = np.array([loss.predict(law, *example[:4]) - example[4] for example in examples])
-    outside = np.zeros(len(examples))
+    outside, foreseen = np.zeros(len(examples)), np.zeros(len(examples), dtype=bool)
     groups = sorted({(row["text"], row["characters"]) for row in table})
     for fold in range(4):
         held = {group for index, group in enumerate(groups) if index % 4 == fold}
         kept = [e for e, row in zip(examples, table, strict=True) if (row["text"], row["characters"]) not in held]
-        part = unpack(fit(kept + more, whole))
+        part = unpack(fit(kept + more, whole)) | {"spread": 0.0, "spread overfitting": 0.0}
         for index, (example, row) in enumerate(zip(examples, table, strict=True)):
             if (row["text"], row["characters"]) in held:
-                outside[index] = loss.predict(part, *example[:4]) - example[4]
+                said = loss.by_law(part, *example[:4])
+                outside[index], foreseen[index] = said.loss - example[4], said.overfits
     off = np.abs(outside)
-    print(f"{len(table)} runs; on texts that were fitted: {np.median(np.abs(inside)):.3f} nats median")
-    print(f"on texts that were not: median {np.median(off):.3f}, 95% {np.quantile(off, 0.95):.3f}")
+    overfitted = np.array([row["val_loss"] > row["best_val_loss"] + loss.OVERFITS for row in table])
+    usual = np.array([row["max_iters"] >= SHORT for row in table]) & ~overfitted
+    print(f"{len(table)} runs; those of {SHORT} steps and more, not overfitted: "
+          f"{np.median(np.abs(inside[usual])):.3f} nats median on texts that were fitted")  # fmt: skip
+    print(f"on texts that were not: median {np.median(off[usual]):.3f}, 95% {np.quantile(off[usual], 0.95):.3f}; "
+          f"overfitted ({overfitted.sum()}): median {np.median(off[overfitted]):.3f}")  # fmt: skip
+    print(f"overfitting foreseen in {np.sum(foreseen & overfitted)} of {overfitted.sum()} where it happened, said in "
+          f"{np.sum(foreseen & ~overfitted)} of {np.sum(~overfitted)} where it did not")  # fmt: skip
     for name in sorted({row["text"] for row in table}):
-        own = np.array([o for o, row in zip(outside, table, strict=True) if row["text"] == name])
+        own = np.array([o for o, u, row in zip(outside, usual, table, strict=True) if u and row["text"] == name])
         print(f"  {name}: {len(own)} runs, mean {own.mean():+.3f}, deviation {own.std():.3f}")
-    law["spread"] = float(np.quantile(off, 0.95) / loss.WIDTH)
-    law |= after_trials(table, outside)
+    law["spread"] = float(np.quantile(off[usual], 0.95) / loss.WIDTH)
+    law["spread overfitting"] = float(np.quantile(off[overfitted], 0.9) / loss.WIDTH)
+    law |= after_trials([row for row, u in zip(table, usual, strict=True) if u], outside[usual])
     laws.write(loss={key: float(f"{value:.4g}") for key, value in law.items()})
 
 

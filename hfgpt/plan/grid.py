@@ -115,6 +115,8 @@ def _lengths(survey: Survey, target: Target, budget: float | None) -> Iterator[C
     if most < LEAST_STEPS or chapter.count(survey) > _largest(survey, most * survey.config.tokens_per_iter):
         return
     per_step = survey.config.tokens_per_iter
+    if survey.train_tokens is not None:  # more passes teach hardly more, and no run of the laws' table made many more
+        most = min(most, max(LEAST_STEPS, int(chapter.MOST_EPOCHS * survey.train_tokens / per_step)))
     for share in LENGTHS:
         steps = int(most * share)
         often = survey.train_tokens is not None and steps * per_step > 2 * survey.train_tokens

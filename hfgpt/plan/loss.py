@@ -28,7 +28,9 @@ Law = Mapping[str, float]  # coefficients by name
 
 WIDTH = 1.96  # standard deviations of a 95% interval
 
-OVERFITS = 0.02  # nats above its lowest validation loss at which a run is said to overfit
+OVERFITS = 0.02  # nats above its lowest validation loss at which a run has overfitted
+
+FORESEEN = 0.005  # nats of such a rise in the forecast, from which on it is said
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def forecast(survey: Survey) -> Forecast | None:
     """The loss of a recipe at its end, by the shipped laws; None if they do not cover it."""
     if survey.statistics is None or survey.train_tokens is None or not covered(survey.config):
         return None
-    return by_law(survey.config, survey.vocab_size, survey.train_tokens, survey.statistics)
+    return by_law(laws().loss, survey.config, survey.vocab_size, survey.train_tokens, survey.statistics)
 
 
 def covered(config: Config) -> bool:
@@ -76,9 +78,8 @@ def covered(config: Config) -> bool:
     return config.tokenizer == "char" and not config.pretrained
 
 
-def by_law(config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> Forecast:
-    """The forecast from the shipped coefficients."""
-    law = laws().loss
+def by_law(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> Forecast:
+    """The forecast from a law's coefficients."""
     end = predict(law, config, vocab_size, train_tokens, text)
     steps = [config.max_iters * share // 20 for share in range(4, 20)]
     way = [
@@ -88,8 +89,9 @@ def by_law(config: Config, vocab_size: int, train_tokens: int, text: Statistics)
     # A cosine has not brought the rate down on the way, so what is lost on the way is not yet the lowest.
     best = min([end, *way])
     epochs = config.tokens_per_iter * config.max_iters / train_tokens
-    half = WIDTH * law["spread"] * (1 + 0.5 * (end > best + OVERFITS))
-    return Forecast(end, end - half, end + half, best, epochs, end > best + OVERFITS)
+    overfits = end > best + FORESEEN
+    half = WIDTH * law["spread overfitting" if overfits else "spread"]
+    return Forecast(end, end - half, end + half, best, epochs, overfits)
 
 
 def published(config: Config, vocab_size: int, train_tokens: int | None) -> float:

@@ -56,12 +56,13 @@ def settle(ranked: list[Candidate], target: Target, budget: float, limit: float)
         until = limit * number / len(contenders)
         tried.append(_try(candidate, tokens, target, budget, until - (time.perf_counter() - began)))
     best = min(tried, key=lambda candidate: candidate.loss)
-    spread = laws().loss["spread after trials"]
     by_law = loss.forecast(best.survey)
     assert by_law is not None
     if best.measured is None:  # no trial came to its end
         return best, by_law, time.perf_counter() - began
-    moved, half = best.loss - by_law.loss, loss.WIDTH * spread * (1 + 0.5 * by_law.overfits)
+    law = laws().loss
+    spread = law["spread overfitting" if by_law.overfits else "spread after trials"]
+    moved, half = best.loss - by_law.loss, loss.WIDTH * spread
     forecast = replace(
         by_law, loss=best.loss, low=best.loss - half, high=best.loss + half, best=by_law.best + moved, source="trials"
     )
