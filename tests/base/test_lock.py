@@ -60,11 +60,11 @@ def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
     process.wait()
 
 
-def take(folder: str, results: object) -> None:
+def take(folder: str, results: object, all_tried: object) -> None:
     try:
         FolderLock(Path(folder)).acquire()
         results.put(os.getpid())  # type: ignore[attr-defined]
-        time.sleep(2)
+        all_tried.wait(60)  # type: ignore[attr-defined]
     except InputError:
         results.put(0)  # type: ignore[attr-defined]
 
@@ -76,11 +76,12 @@ def test_of_many_at_once_one_has_it(tmp_path: Path, dead: bool) -> None:
         process.kill()
         process.communicate()
     context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [context.Process(target=take, args=(str(tmp_path), results)) for _ in range(8)]
+    results, all_tried = context.Queue(), context.Event()
+    processes = [context.Process(target=take, args=(str(tmp_path), results, all_tried)) for _ in range(8)]
     for each in processes:
         each.start()
-    taken = [results.get(timeout=30) for _ in processes]
+    taken = [results.get(timeout=60) for _ in processes]
+    all_tried.set()
     for each in processes:
         each.join()
     assert sum(who != 0 for who in taken) == 1
