@@ -67,6 +67,19 @@ def find_bins(config: Config) -> Bins | None:
     return _in_folder(downloaded) if downloaded else None
 
 
+def tokens_here(config: Config) -> tuple[int, bool] | None:
+    """How many tokens the training files on this machine hold, and whether there are validation files beside them.
+
+    None if `dataset` does not name token files here. Reads no more than their headers, and needs no network.
+    """
+    path = Path(config.dataset).expanduser()
+    if not path.exists() and not any(letter in config.dataset for letter in "*?["):
+        return None
+    if (files := find_bins(config)) is None:
+        return None
+    return sum(len(map_tokens(file, config.bin_dtype)) for file in files.train), bool(files.val)
+
+
 def _is_bin(path: Path) -> bool:
     return path.suffix.lower() == ".bin"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import Any
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import EMBEDDED_DATASET, Config
+from hfgpt.config.mix import corpora
+from hfgpt.data.pieces import kind_of
+from hfgpt.data.splits import files_below
 from hfgpt.plan import statistics
 from hfgpt.plan.statistics import Statistics
 
@@ -135,6 +139,14 @@ def _text(config: Config) -> Text | None:
     """The corpus, read if it is small; None if it is not on this machine."""
     if config.dataset == EMBEDDED_DATASET:
         return EMBEDDED
+    entries = corpora(config.dataset)
+    if len(entries) > 1:
+        return _together([_text(config.model_copy(update={"dataset": name})) for name, _weight in entries])
+    from hfgpt.data.bins import tokens_here
+
+    if (here := tokens_here(config)) is not None:
+        characters = here[0] * (1 if config.tokenizer == "char" else CHARACTERS_PER_TOKEN)
+        return Text(int(characters), int(characters), None, here[1])
     paths = _local_files(config.dataset)
     if paths is None:
         return None
@@ -157,13 +169,22 @@ def _text(config: Config) -> Text | None:
     return Text(length, characters, len(distinct), bool(sources_found.val), "".join(sample))
 
 
+def _together(texts: Sequence[Text | None]) -> Text | None:
+    """The corpora of a mix as one; None if one of them is not on this machine."""
+    known = [text for text in texts if text is not None]
+    if len(known) < len(texts):
+        return None
+    size, characters = sum(text.bytes for text in known), sum(text.characters for text in known)
+    return Text(size, characters, None, any(text.has_validation for text in known))
+
+
 def _local_files(name: str) -> list[Path] | None:
     """The files that `dataset` names on this machine; None for a Hub id (sources.find says what is wrong with it)."""
     path = Path(name).expanduser()
     if path.is_file():
         return [path]
     if path.is_dir():
-        return [file for file in path.rglob("*") if file.is_file()]
+        return files_below(path, kind_of)
     if matching := [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]:
         return matching
     looks_local = path.suffix in (".txt", ".jsonl", ".parquet", ".gz", ".zst") or path.is_absolute() or "*" in name

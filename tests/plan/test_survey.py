@@ -96,3 +96,17 @@ def test_a_large_text_is_not_read(tmp_path: Path) -> None:
     found = of(dataset=str(path))
     assert found.corpus_bytes == survey.READ_UP_TO + 1
     assert found.approximate
+
+
+def test_a_mix_and_token_files_are_counted_as_far_as_they_are_here(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcd " * 2000)
+    mix = [{"name": str(tmp_path / "*.txt"), "weight": 2}, {"name": "shakespeare", "weight": 1}]
+    found = survey.survey_of(config.build({"dataset": mix}, "run"))
+    assert found.corpus_bytes == 10_000 + survey.EMBEDDED.bytes
+    absent = [*mix, {"name": "nobody/nothing", "weight": 1}]
+    assert survey.survey_of(config.build({"dataset": absent}, "run")).corpus_bytes is None
+    (tmp_path / "bins").mkdir()
+    for name, n in (("train", 9000), ("val", 1000)):
+        (tmp_path / "bins" / f"{name}.bin").write_bytes(b"\x05\x07" * n)
+    values = {"dataset": str(tmp_path / "bins"), "tokenizer": "gpt2"}
+    assert survey.survey_of(config.build(values, "run")).train_tokens == pytest.approx(9000, rel=0.01)
