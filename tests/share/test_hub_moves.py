@@ -70,7 +70,7 @@ def travel(server: hub_server.Hub, values: dict[str, Any], tmp_path: Path, kills
     assert survival.finish(survival.attempt(values | {"out_dir": str(whole)})) == 0
     client = HfApi(endpoint=server.url, token=hub_server.TOKEN)
     for turn in range(20 * kills):
-        pushed = REPO in server.repos and "config.json" in (server.repos[REPO].files() or {})
+        pushed = REPO in server.repos and bool(held_checkpoints(server))
         folder = tmp_path / f"run{ended}-machine{turn % 2 if pushed else 0}"  # before that there is one machine
         if pushed:
             hub.bring(f"hf://{REPO}", folder, api=client)
