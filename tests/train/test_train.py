@@ -384,6 +384,7 @@ def test_nan_stops_the_run_and_spares_the_weights(tiny: dict[str, Any], monkeypa
 def test_a_diverged_run_is_told_to_lower_both_rates_of_muon(tiny: dict[str, Any]) -> None:
     for optimizer, rates in (("adamw", r"\(--learning_rate=0.001;"), ("muon", "=0.001 --muon_learning_rate=0.02;")):
         given = {"optimizer": optimizer, "learning_rate": 2e-3, "muon_learning_rate": 0.04}
+        given["out_dir"] = f"{tiny['out_dir']}-{optimizer}"
         assert re.search(rates, str(diverged(start(config.build(tiny | given, "x")), "loss nan", 1)))
 
 
