@@ -145,7 +145,7 @@ def test_an_echo_is_one_request(tiny: dict[str, Any], whole: Callable[[dict[str,
     assert finish(process) == 128 + signal.SIGINT
     assert checkpoint.steps(folder) == [6]
     assert "SIGINT received: stopping after step 6" in log.read_text()
-    assert f"train.py {folder / 'recipe.yaml'} --resume" in log.read_text()
+    assert f"{folder / 'recipe.yaml'} --resume" in log.read_text()
     assert finish(attempt(values)) == 0
     assert differences(folder, whole(values)) == []
 
