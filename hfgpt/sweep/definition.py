@@ -23,15 +23,21 @@ Equal = Literal["steps", "tokens", "time"]
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of the sweep: a setting (its values), and a seed where the sweep has several."""
+    """A run of the sweep: a setting (its values), and a seed where the sweep has several.
+
+    `title` is the setting's name where an experiment's file gives it one.
+    """
 
     name: str
     values: dict[str, Any]
     seed: int | None = None
+    title: str = ""
 
     @property
     def setting(self) -> str:
-        """The setting in reports: its values, or the name where there are many."""
+        """The setting in reports: its title, else its values, or the name where there are many."""
+        if self.title:
+            return self.title
         if self.values and len(self.values) <= 2:
             return ", ".join(f"{key}={value}" for key, value in self.values.items())
         return self.name if self.seed is None else self.name.rpartition("_seed-")[0]

@@ -10,6 +10,7 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -110,7 +111,8 @@ def _named_trial(source: str, entry: Any) -> Trial:
             _("{recipe}: each of `trials` must be a mapping with a name, such as {example}", recipe=source,
               example="{name: small, n_layer: 2}")
         )  # fmt: skip
-    return Trial(_file_name(str(entry["name"])), {key: value for key, value in entry.items() if key != "name"})
+    title = str(entry["name"])
+    return Trial(_file_name(title), {key: value for key, value in entry.items() if key != "name"}, title=title)
 
 
 # ------------------------------------------------------------------------------------------------- the words typed
@@ -179,7 +181,7 @@ def _seeds(base: Mapping[str, Any], swept: dict[str, list[Any]], given: str) -> 
 
 
 def _with_seed(setting: Trial, seed: int | None) -> Trial:
-    return setting if seed is None else Trial(f"{setting.name}_seed-{seed}", setting.values, seed)
+    return setting if seed is None else replace(setting, name=f"{setting.name}_seed-{seed}", seed=seed)
 
 
 # ------------------------------------------------------------------------------------------------------ the settings

@@ -196,7 +196,7 @@ def check_folder(sweep: Sweep) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        trials = [{"seed": None, **trial} for trial in before["trials"]]
+        trials = [{"seed": None, "title": "", **trial} for trial in before["trials"]]
     except (ValueError, KeyError, TypeError):
         raise InputError(_("{path}: is not a sweep's record → name another --out_dir", path=path)) from None
     now = json.loads(json.dumps(_identity(sweep), default=str))
