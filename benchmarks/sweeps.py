@@ -123,7 +123,9 @@ def optimizer(folder: Path) -> None:
     print(json.dumps(tuned, indent=2), flush=True)
     best = {kind: min((s for s in tuned if kind in s), key=tuned.__getitem__) for kind in ("adamw", "muon")}
     values = {trial.setting: trial.values for trial in rates}
-    trials = [Trial(f"{kind}_seed-{seed}", values[best[kind]], seed) for seed in range(1337, 1342) for kind in best]
+    trials = [
+        Trial(f"{kind}_seed-{seed}", values[best[kind]], seed, kind) for seed in range(1337, 1342) for kind in best
+    ]
     study = dataclasses.replace(base, trials=trials)
     outcomes = run(study, {trial.setting: seconds[trial.name.partition("_")[0]] for trial in trials})
     ranking = statistics.rank(losses(study))
@@ -137,7 +139,7 @@ def measured(sweep: Sweep) -> dict[str, float]:
     path = sweep.folder / "seconds_per_step.json"
     if not path.exists():
         by_setting = seconds_per_step(sweep)
-        by_name = {trial.name.partition("_")[0]: by_setting[trial.setting] for trial in sweep.trials}
+        by_name = {trial.name.partition("_")[0].lower(): by_setting[trial.setting] for trial in sweep.trials}
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(by_name))
     known: dict[str, float] = json.loads(path.read_text())
