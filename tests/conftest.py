@@ -78,6 +78,14 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def corpus_file(tmp_path: Path) -> Path:
+    """A file of 600 lines, each with its number, for the tests of the data: data_texts.LINES."""
+    lines = [f"Line {i}: the quick brown fox, number {i * i}.\n" for i in range(600)]
+    (tmp_path / "corpus.txt").write_text("".join(lines))
+    return tmp_path / "corpus.txt"
+
+
+@pytest.fixture
 def tiny(tiny_text: Path, tmp_path: Path) -> dict[str, Any]:
     """A recipe that trains in about a second: what `config.build` takes. Its run folder is `tmp_path`/run."""
     return {

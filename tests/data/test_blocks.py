@@ -66,7 +66,7 @@ def test_batches_do_not_depend_on_processes_or_micro_batch(world: int, parts: in
 
 def test_steps_go_through_every_block_once_an_epoch() -> None:
     batches = Batches(TokenStream([np.arange(8 * 24 + 1)]), 8, 10, seed=3)
-    starts = [row[0] for number in range(12) for row in step(batches, number)]
+    starts = [row[0] for number in range(12) for row in step(batches, number, 10)]
     for epoch in range(5):
         assert sorted(starts[epoch * 24 : epoch * 24 + 24]) == list(range(0, 192, 8))
 
