@@ -44,7 +44,7 @@ def test_every_message_is_translated_with_the_same_fields(path: Path) -> None:
         if not forms[0]:
             continue
         translated = chinese.gettext(forms[0]) if len(forms) == 1 else chinese.ngettext(*forms, 2)
-        if translated == forms[-1] and re.search(r"[A-Za-z]{2}", re.sub(r"{.*?}", "", forms[-1])):
+        if translated == forms[-1] and words_of(forms[-1]):
             missing.append(f"line {line}: {forms[0]!r} is not translated")
         elif fields(translated) != fields(forms[-1]) | (fields(translated) & {"n"}):
             missing.append(f"line {line}: {forms[0]!r} and {translated!r} have different fields")
@@ -69,7 +69,7 @@ def words_of(text: str) -> list[str]:
     """Latin words of a Chinese text that are neither a name, nor code, nor a field, nor something to type."""
     text = re.sub(r"{.*?}|`[^`]*`|https?:\S+|'[^']*'|\"[^\"]*\"", " ", text)
     text = re.sub(r"(?:hfgpt|python|accelerate|pip|make|git|export|set)(?: [-\w./=:<>\[\]\"'…]+)+", " ", text)
-    text = re.sub(r"\b\w+ = |\w+(?:·\w+)+|\*\w+|--\w+ [a-z]+\b", " ", text)
+    text = re.sub(r"^\w+：|(?<![.\w])\w+（|\b\w+ = |\w+(?:·\w+)+|\*\w+|--\w+ [a-z]+\b", " ", text)
     text = re.sub(r"--?[\w=./-]+|[\w./*~-]*[/_.][\w./*~-]+|<[^>]*>|%\S+|\$\w+|\bn\b|\b[A-Z_]{3,}\b", " ", text)
     return [
         word for word in re.findall(r"[A-Za-z][A-Za-z0-9'-]+", text) if word not in NAMES and not re.search(r"\d", word)
