@@ -70,9 +70,11 @@ def words_of(text: str) -> list[str]:
     text = re.sub(r"{.*?}|`[^`]*`|https?:\S+|'[^']*'|\"[^\"]*\"", " ", text)
     text = re.sub(r"(?:hfgpt|python|accelerate|pip|make|git|export|set)(?: [-\w./=:<>\[\]\"'…]+)+", " ", text)
     text = re.sub(r"^\w+：|(?<![.\w])\w+（|\b\w+ = |\w+(?:·\w+)+|\*\w+|--\w+ [a-z]+\b", " ", text)
-    text = re.sub(r"--?[\w=./-]+|[\w./*~-]*[/_.][\w./*~-]+|<[^>]*>|%\S+|\$\w+|\bn\b|\b[A-Z_]{3,}\b", " ", text)
+    text = re.sub(r"(?<!\w)--?[\w=./-]+|[\w./*~-]*[/_.][\w./*~-]+|<[^>]*>|%\S+|\$\w+|\bn\b|\b[A-Z_]{3,}\b", " ", text)
     return [
-        word for word in re.findall(r"[A-Za-z][A-Za-z0-9'-]+", text) if word not in NAMES and not re.search(r"\d", word)
+        word
+        for word in re.findall(r"[A-Za-z][A-Za-z0-9'-]+", text)
+        if not NAMES.issuperset(filter(None, word.split("-"))) and not re.search(r"\d", word)
     ]
 
 

@@ -13,6 +13,7 @@ from hfgpt.base.command import typed
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _
 from hfgpt.base.units import duration
+from hfgpt.config import EMBEDDED_DATASET
 from hfgpt.model.gpt2 import parameter_count
 from hfgpt.runs import card, diagnose, metrics
 from hfgpt.train.evaluate import SAMPLE_TOKENS, patience_is_over, sample_text
@@ -91,7 +92,8 @@ def finish(run: Run, reason: int) -> None:
     run.display.say(
         "\n" + _("model, curve and record are in {folder}/  (loss.png, README.md, metrics.jsonl)", folder=folder)
     )
-    command = typed("sample", folder) + ' --prompt "ROMEO:"'
+    opening = "ROMEO:" if run.config.dataset == EMBEDDED_DATASET else run.config.sample_prompt.strip()
+    command = typed("sample", folder, *(["--prompt", opening] if opening else []))
     run.display.say(_("next: {command}", command=command))
 
 
