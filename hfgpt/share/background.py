@@ -66,7 +66,13 @@ class BackgroundPusher:
             self._thread.start()
 
     def submit(self) -> None:
-        """Push the folder as it is now, soon. Returns at once; never raises."""
+        """Push the folder as it is now, soon. Returns at once; never raises.
+
+        With checkpoints, nothing is pushed before the first one: a run that is killed earlier begins anew, as another
+        run, which would find its name taken.
+        """
+        if self.checkpoints and not contents.checkpoint_steps(self._run_dir):
+            return
         try:
             frozen = self._freeze()
         except OSError as error:

@@ -432,6 +432,8 @@ def test_a_folder_is_brought_as_far_as_the_hub_is(server: hub_server.Hub, run: P
 def test_checkpoints_follow_in_the_background_and_old_ones_go(server: hub_server.Hub, run: Path) -> None:
     warnings = list[str]()
     pusher = BackgroundPusher(run, REPO, checkpoints=True, warn=warnings.append, api=client(server))
+    pusher.submit()
+    assert not list(run.glob(".pushing-*")), "a run without a checkpoint may have to begin anew"
     for step in (5, 10, 15):
         write_checkpoint(run, step)
         if step > 10:
