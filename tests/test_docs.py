@@ -44,7 +44,7 @@ EIGHT = "needs eight GPUs; test_end_to_end.py cuts the recipe for a CPU"
 TWO_HOSTS = "needs two hosts; test_reliability_long.py makes them of network namespaces"
 GRID = "three real trainings; test_sweep.py reads the grid, and a grid is run from the same page"
 TESTS = "the tests themselves"
-PAGE = "listens until it is stopped; test_playground.py starts it"
+PAGE = "listens until it is stopped; test_server.py starts it"
 HUB = "needs the Hub and an account; test_hub.py pushes to a Hub on the loopback and pulls from it"
 PART = "a part of a command, or the name of one"
 SEEDS = "ten real trainings, or six; test_sweep.py runs seeds and pruning with a stand-in"
@@ -79,8 +79,7 @@ NOT_HERE = {
     "python scripts/push.py out/learning user/shakespeare --include_checkpoints": HUB,
     "python scripts/pull.py user/shakespeare out/pulled": HUB,
     **{command: GRID for command in COMMANDS["docs/en/experiments.md"]},
-    "python scripts/sweep.py recipes/quick_experiment.yaml --learning_rate 1e-3,3e-3 --seeds 5": SEEDS,
-    "python scripts/sweep.py recipes/quick_experiment.yaml --learning_rate 1e-4,1e-3,1e-2 --dropout 0,0.1 --prune": SEEDS,
+    **{command: SEEDS for command in EVERY_COMMAND if "--seeds" in command or "--prune" in command},
     "python scripts/train.py RECIPE": PART,
     "python scripts/diagnose.py": PART,
     "python scripts/compare.py": PART,
