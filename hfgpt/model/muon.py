@@ -7,10 +7,12 @@ Out: one torch optimizer for both.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from transformers.pytorch_utils import Conv1D
 
 from hfgpt.model.sizes import ELEMENTS, ITERATIONS
@@ -94,6 +96,10 @@ class Muon(torch.optim.Optimizer):
     torch's own takes no other parameters, scales a Conv1D's weight by inputs / outputs, takes query, key and value for
     one matrix, and computes in bfloat16 on every device.
 
+    With several processes each orthogonalises some of the matrices whole and sends them to the others: under DDP, where
+    all would compute the same, and under FSDP2, whose shards are gathered first. Every process then has the averages of
+    what it holds, so that checkpoints do not know of this.
+
     Args:
         matrices: groups of weights of one shape, with lr, weight_decay, momentum, and parts: of how many matrices,
             side by side, each weight consists.
@@ -118,25 +124,87 @@ class Muon(torch.optim.Optimizer):
                     self._update(some, group)
         return loss
 
-    def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
-        """Muon's step for weights of one shape, all at once."""
+    def _update(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
+        """Muon's step for weights of one shape, all at once; of a sharded weight, for this process's shard."""
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
-        gradients: list[Any] = [weight.grad for weight in weights]
-        averages, parts = [self.state[weight]["momentum_buffer"] for weight in weights], group["parts"]
+        own: list[Any] = [_local(weight) for weight in weights]
+        gradients = [_local(weight.grad) for weight in weights]
+        averages = [_local(self.state[weight]["momentum_buffer"]) for weight in weights]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-        stacked = torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"]))
-        # (weights, inputs, parts · outputs) → (weights · parts, inputs, outputs), and back
-        matrices = stacked.reshape(len(weights), stacked.shape[1], parts, -1).movedim(2, 1).flatten(0, 1)
-        del stacked
-        inputs, outputs = matrices.shape[1:]
-        updates = orthogonalise(matrices, self._dtype).view(-1, parts, inputs, outputs).movedim(1, 2).flatten(2)
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, updates.unbind(), alpha=-group["lr"] * max(1.0, outputs / inputs) ** 0.5)
+        directions = _whole(weights, list(torch._foreach_lerp(gradients, averages, group["momentum"])))
+        inputs, outputs = weights[0].shape[0], weights[0].shape[1] // group["parts"]
+        updates = _shards(weights, _together(directions, group["parts"], self._dtype))
+        torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(own, updates, alpha=-group["lr"] * max(1.0, outputs / inputs) ** 0.5)
 
 
-def _in_turn(weights: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Weights of one shape in lists of at most ELEMENTS numbers, or of one."""
-    most = max(1, ELEMENTS // weights[0].numel()) if weights else 1
+def _in_turn(weights: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Weights of one shape in lists of at most ELEMENTS numbers for each process, or of one weight."""
+    most = max(1, ELEMENTS // weights[0].numel()) * _processes() if weights else 1
     return (weights[start : start + most] for start in range(0, len(weights), most))
+
+
+# ------------------------------------------------------------------------------------------- whole and in shards
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _local(tensor: Any) -> Tensor:
+    """What this process has of a tensor: its shard under FSDP2, else all of it."""
+    local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local
+
+
+def _whole(weights: list[nn.Parameter], parts: list[Tensor]) -> list[Tensor]:
+    """Tensors that are sharded as the weights are, gathered. Collective under FSDP2."""
+    if not isinstance(weights[0], DTensor):
+        return parts
+    spread = [
+        DTensor.from_local(part, w.device_mesh, w.placements, run_check=False, shape=w.shape, stride=w.stride())
+        for part, w in zip(parts, cast(list[DTensor], weights), strict=True)
+    ]
+    return [tensor.full_tensor() for tensor in spread]
+
+
+def _shards(weights: list[nn.Parameter], whole: list[Tensor]) -> list[Tensor]:
+    """The inverse, which needs no communication."""
+    if not isinstance(weights[0], DTensor):
+        return whole
+    everywhere = [Replicate()] * weights[0].device_mesh.ndim
+    return [
+        DTensor.from_local(update, w.device_mesh, everywhere, run_check=False).redistribute(placements=w.placements)
+        .to_local()
+        for update, w in zip(whole, cast(list[DTensor], weights), strict=True)
+    ]  # fmt: skip
+
+
+def _together(directions: list[Tensor], parts: int, dtype: torch.dtype) -> list[Tensor]:
+    """Directions of one shape, orthogonalised: each process takes some of them whole; then all exchange theirs."""
+    processes = _processes()
+    if processes == 1:
+        return list(_orthogonal(directions, parts, dtype).unbind())
+    count, mine = len(directions), directions[dist.get_rank() :: processes]
+    share = directions[0].new_zeros((-(-count // processes), *directions[0].shape), dtype=dtype)
+    directions.clear()
+    if mine:
+        share[: len(mine)] = _orthogonal(mine, parts, dtype)
+    shares = share.new_empty((processes, *share.shape))
+    dist.all_gather_into_tensor(shares.flatten(0, 1), share)
+    return [shares[number % processes, number // processes] for number in range(count)]
+
+
+def _orthogonal(directions: list[Tensor], parts: int, dtype: torch.dtype) -> Tensor:
+    """Directions of (inputs, parts · outputs) each → (directions, inputs, parts · outputs), every part by itself.
+
+    The list is emptied: the copy takes its place in memory.
+    """
+    count, stacked = len(directions), torch.stack(directions)
+    directions.clear()
+    matrices = stacked.reshape(count, stacked.shape[1], parts, -1).movedim(2, 1).flatten(0, 1)
+    del stacked
+    inputs, outputs = matrices.shape[1:]
+    return orthogonalise(matrices, dtype).view(-1, parts, inputs, outputs).movedim(1, 2).flatten(2)

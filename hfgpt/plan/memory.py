@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from hfgpt.base.language import N_
 from hfgpt.config import Config
-from hfgpt.model.sizes import CHUNKS, ELEMENTS, LOGITS, NARROW_BLOCK, QUERIES, Kind, parameters
+from hfgpt.model.sizes import CHUNKS, ELEMENTS, LOGITS, NARROW_BLOCK, QUERIES, Kind, mlp_width, parameters
 
 BINDS = {
     "loss": N_("at the output head (logits and the gradient of its weight), with the activations of all blocks alive"),
@@ -71,6 +71,7 @@ class _Step:
     N: int
     T: int
     C: int
+    F: int  # channels inside an MLP: 4 C where n_inner does not say otherwise
     L: int
     H: int
     V: int
@@ -82,6 +83,8 @@ class _Step:
     document_mask: int  # bytes
     checkpointed: bool
     accumulates: bool
+    squares: bool  # the activation is relu²
+    tied: bool
     state: int  # bytes of the optimizer's averages
     update: int  # bytes that the optimizer needs while it steps
 
@@ -90,12 +93,12 @@ class _Step:
         """Bytes that the forward pass keeps in one block.
 
         In float32: the residual stream twice (before attention and before the MLP). In the narrow type: what enters
-        the four matrix products (1 + 1 + 1 + 4 times C), query, key and value (3 C), and the MLP before its activation
-        (4 C). Two layer norms keep a mean and a deviation each; fused attention a number a head. A CPU's attention with
-        dropout or in bfloat16 keeps its weights (and a mask) where a query may look, and its outcome head by head.
+        the four matrix products (3 C and F), query, key and value (3 C), and the MLP before its activation (F). Two
+        layer norms keep a mean and a deviation each; fused attention a number a head. A CPU's attention with dropout or
+        in bfloat16 keeps its weights (and a mask) where a query may look, and its outcome head by head.
         """
         narrow, weighs = self.narrow, self.weighs
-        kept = 8 + 14 * narrow + 2 * self.drop_mask
+        kept = 8 + 6 * narrow + 2 * self.drop_mask
         if weighs:
             # A single head's query, key and outcome need no copies.
             single = self.H == 1 and weighs == narrow
@@ -103,7 +106,7 @@ class _Step:
             attention = (weighs + self.drop_mask) * self.H * self.seen // self.T
         else:
             attention = 4 * self.H + (narrow * self.T if self.document_mask else 0)
-        return self.N * (kept * self.C + attention + 16)
+        return self.N * (kept * self.C + 2 * narrow * self.F + attention + 16)
 
     @property
     def seen(self) -> int:
@@ -114,7 +117,12 @@ class _Step:
     @property
     def casts(self) -> int:
         """Bytes of one block's weights in the narrow type, which mixed precision keeps beside the float32 ones."""
-        return 24 * self.C**2 if self.narrow == 2 else 0
+        return 2 * self.matrices if self.narrow == 2 else 0
+
+    @property
+    def matrices(self) -> int:
+        """Numbers in the matrices of one block."""
+        return 4 * self.C**2 + 2 * self.C * self.F
 
 
 def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
@@ -125,6 +133,7 @@ def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
         N=batch * length,
         T=length,
         C=config.n_embd,
+        F=mlp_width(config),
         L=config.n_layer,
         H=heads,
         V=vocab_size,
@@ -136,6 +145,8 @@ def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
         document_mask=batch * length * length if config.document_mask else 0,
         checkpointed=config.activation_checkpointing,
         accumulates=config.gradient_accumulation_steps > 1,
+        squares=config.activation_function == "relu2",
+        tied=config.tie_word_embeddings,
         state=8 * parameters(config, vocab_size).total - 4 * _muon_weights(config),
         update=_muon_workspace(config, kind),
     )
@@ -143,7 +154,8 @@ def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
 
 def _muon_weights(config: Config) -> int:
     """Weights that have one average instead of two: the matrices inside the blocks, with Muon."""
-    return 12 * config.n_layer * config.n_embd**2 if config.optimizer == "muon" else 0
+    width, inner = config.n_embd, mlp_width(config)
+    return config.n_layer * (4 * width**2 + 2 * width * inner) if config.optimizer == "muon" else 0
 
 
 def _muon_workspace(config: Config, kind: Kind) -> int:
@@ -156,8 +168,9 @@ def _muon_workspace(config: Config, kind: Kind) -> int:
     if config.optimizer != "muon":
         return 0
     square = config.n_embd**2
-    at_a_time = {parts: min(config.n_layer, max(1, ELEMENTS // (parts * square))) for parts in (1, 3, 4)}
-    mlp, attention = 4 * square * at_a_time[4], square * max(3 * at_a_time[3], at_a_time[1])
+    inside = config.n_embd * mlp_width(config)
+    at_a_time = {size: size * min(config.n_layer, max(1, ELEMENTS // size)) for size in (square, 3 * square, inside)}
+    mlp, attention = at_a_time[inside], max(at_a_time[square], at_a_time[3 * square])
     return 20 * attention if kind == "cpu" else max(10 * mlp, 12 * attention)
 
 
@@ -211,13 +224,16 @@ def _moments(s: _Step) -> dict[str, int]:
     # Autocast keeps the casts of all weights to the end of the forward pass, also where nothing saves them.
     ends += s.L * s.casts if s.checkpointed else s.document_mask
     # Entering the last block, the head is done.
+    if not s.tied and s.accumulates:  # it has joined its sum before the blocks begin
+        head_gradient = 0
     entering = always + kept + head_gradient + 4 * stream
     if s.checkpointed:  # that block's activations are there again
         entering += s.block - 4 * stream + s.casts
     # From the last block to the first, activations go and gradients of weights come.
     freed = 4 * stream if s.checkpointed else s.block + s.casts
-    gained = 0 if s.accumulates else 48 * s.C**2
+    gained = 0 if s.accumulates else 4 * s.matrices
     to_first = (s.L - 1) * (gained - freed)
+    embedding_gradients = int(s.tied) + int(s.accumulates)  # beside those that the weights keep
     inside = {"last block": _mlp_backward(s), **_attention_backward(s)}
     return {
         "loss": ends + _chunk_of_the_head(s),
@@ -227,7 +243,7 @@ def _moments(s: _Step) -> dict[str, int]:
             # or when only the query, key and value of the first block are left to do
             always + head_gradient + stream * (8 + 5 * s.narrow + s.drop_mask) + max(s.L * gained, 12 * s.C**2),
         ),
-        "embedding": 8 * s.P + s.state + head_gradient * (2 if s.accumulates else 1) + 4 * stream,
+        "embedding": 8 * s.P + s.state + embedding_gradients * 4 * s.V * s.C + 4 * stream,
         "optimizer": 8 * s.P + s.state + s.update,
     }
 
@@ -249,7 +265,8 @@ def _mlp_backward(s: _Step) -> int:
     narrow, or with dropout masked, the mask being done with.
     """
     incoming = s.narrow - s.drop_mask if s.drop_mask else 2 if s.narrow == 2 else 0
-    return s.N * s.C * (4 * s.narrow + incoming) + 4 * s.narrow * s.C**2
+    inside = (3 if s.squares else 1) * s.narrow * s.F  # the gradient of a square is a product of two more
+    return s.N * (inside + s.C * incoming) + s.narrow * s.C * s.F
 
 
 def _attention_backward(s: _Step) -> dict[str, int]:
@@ -262,4 +279,4 @@ def _attention_backward(s: _Step) -> dict[str, int]:
     group = s.weighs * (s.N * s.C + s.N * s.H * min(QUERIES, s.T))
     casts = 2 * s.N * s.C * s.narrow if s.narrow < 4 else 0
     gradients = s.N * s.C * (s.narrow + 2 * s.weighs + 8)
-    return {"attention": gradients + max(group, casts) + 36 * s.C**2 - after}
+    return {"attention": gradients + max(group, casts) + 4 * s.C**2 + 8 * s.C * s.F - after}

@@ -209,6 +209,29 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         torch.testing.assert_close(plain, recomputed)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # of torch, while it traces its own functions
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"dropout": 0.1}, {"activation_checkpointing": True}, {"document_mask": True}, {"z_loss": 1e-3},
+     {"activation_function": "relu2", "tie_word_embeddings": False}],
+)  # fmt: skip
+def test_the_compiled_step_is_one_graph(values: dict[str, Any]) -> None:
+    """In bfloat16 as a card trains; a graph break would leave the rest of the step in Python."""
+    torch._dynamo.reset()
+    network, block = build(**values).train(), tokens(2, 13)
+    compiled = torch.compile(network, fullgraph=True, dynamic=False, backend="aot_eager")
+    losses = []
+    for run in (network, compiled):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = run(block[:, :-1], block[:, 1:])
+        loss.backward()
+        losses.append(float(loss.detach()))
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    if not values.get("dropout"):
+        assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
 # ---------------------------------------------------------------------------------------------------------- documents
 
 

@@ -65,6 +65,23 @@ def test_the_formula_is_the_simulation(shape: Config, vocab_size: int, kind: str
     agree(shape, vocab_size, kind, dtype)
 
 
+OTHERS: list[dict[str, Any]] = [
+    {"n_inner": 512},
+    {"n_inner": 64, "dropout": 0.1},
+    {"activation_function": "relu2", "batch_size": 16},
+    {"activation_function": "relu2", "n_inner": 512, "batch_size": 16, "activation_checkpointing": True},
+    {"tie_word_embeddings": False, "batch_size": 1, "block_size": 16},
+    {"tie_word_embeddings": False, "batch_size": 1, "gradient_accumulation_steps": 3},
+    {"optimizer": "muon", "n_inner": 300, "n_embd": 256},
+]
+
+
+@pytest.mark.parametrize("values", OTHERS)
+def test_the_formula_is_the_simulation_for_other_mlps_and_heads(values: dict[str, Any]) -> None:
+    agree(recipe(**values), 2000, "cpu", "float32")
+    agree(recipe(**values), 2000, "accelerator", "bfloat16")
+
+
 MUON: list[dict[str, Any]] = [
     {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12},
     {"n_embd": 256, "n_head": 4, "batch_size": 1},  # the update binds from here on

@@ -1,0 +1,117 @@
+"""Whether the best learning rate stays where it is as a model gets wider, with and without `mup_base_width`.
+
+    python benchmarks/rate_transfer.py [--seeds 1]      about 4 CPU-minutes a seed; resumes
+
+In:  the embedded Shakespeare; two layers with heads of 16 channels, at widths 64, 128 and 256, tuned at 64.
+Out: benchmarks/results/rate_transfer.csv, docs/images/rate-transfer.png, and the best rate of each width.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import math
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from hfgpt import config
+from hfgpt.model import gpt2, optim, schedule
+from hfgpt.runs.style import RUNS, drawing, save
+
+ROOT = Path(__file__).parent.parent
+TABLE, FIGURE = ROOT / "benchmarks/results/rate_transfer.csv", ROOT / "docs/images/rate-transfer.png"
+
+WIDTHS, BASE = (64, 128, 256), 64
+RATES = [2.0**power for power in range(-10, -3)]  # 0.001 to 0.0625
+RECIPE = {"n_layer": 2, "block_size": 32, "batch_size": 16, "max_iters": 120, "warmup_iters": 12, "min_lr": 0.0}
+
+
+def tokens() -> tuple[torch.Tensor, int]:
+    """The text as characters numbered in their order."""
+    text = gzip.decompress((files("hfgpt.data") / "shakespeare.txt.gz").read_bytes()).decode()[:1_000_000]
+    letters = {letter: number for number, letter in enumerate(sorted(set(text)))}
+    return torch.tensor([letters[letter] for letter in text]), len(letters)
+
+
+def final_loss(width: int, rate: float, seed: int, scaled: bool, text: torch.Tensor, vocabulary: int) -> float:
+    """Train; the validation loss at the end, in nats a character."""
+    base = {"mup_base_width": BASE} if scaled else {}
+    recipe = config.build({**RECIPE, **base, "n_embd": width, "n_head": width // 16, "learning_rate": rate}, "run")
+    torch.manual_seed(seed)
+    model = gpt2.build(recipe, vocabulary, None)
+    optimizer = optim.build(model, recipe, torch.device("cpu"))
+    draw, cut = np.random.default_rng(seed), int(len(text) * 0.9)
+    window = torch.arange(recipe.block_size + 1)
+    for step in range(1, recipe.max_iters + 1):
+        optim.set_learning_rate(optimizer, schedule.learning_rate(step, recipe))
+        blocks = text[torch.from_numpy(draw.integers(cut - 40, size=(recipe.batch_size, 1))) + window]
+        (model(blocks[:, :-1], blocks[:, 1:]) / blocks[:, 1:].numel()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        held = text[cut : cut + 33 * 512].view(512, 33)
+        return float(model(held[:, :-1], held[:, 1:])) / held[:, 1:].numel()
+
+
+def best_rate(losses: dict[float, float]) -> float:
+    """The rate at the bottom of a parabola through the best rate and its neighbours, in the logarithm of the rate."""
+    place = min(max(1, RATES.index(min(losses, key=losses.__getitem__))), len(RATES) - 2)
+    below, at, above = (losses[rate] for rate in RATES[place - 1 : place + 2])
+    return RATES[place] * 2 ** ((below - above) / (2 * (below - 2 * at + above)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1)
+    seeds = range(parser.parse_args().seeds)
+    text, vocabulary = tokens()
+    with TABLE.open(encoding="utf-8", newline="") if TABLE.exists() else open(os.devnull) as file:
+        done = {(r["rule"], int(r["width"]), float(r["rate"]), int(r["seed"])): float(r["loss"]) for r in
+                csv.DictReader(file)}  # fmt: skip
+    for seed in seeds:
+        for rule in ("muP", "none"):
+            for width in WIDTHS:
+                for rate in RATES:
+                    key = (rule, width, rate, seed)
+                    if key not in done:
+                        done[key] = final_loss(width, rate, seed, rule == "muP", text, vocabulary)
+                        with TABLE.open("a", encoding="utf-8", newline="") as file:
+                            writer = csv.writer(file)
+                            if not file.tell():
+                                writer.writerow(["rule", "width", "rate", "seed", "loss"])
+                            writer.writerow([*key, round(done[key], 5)])
+    mean = {
+        (rule, width): {rate: math.fsum(done[rule, width, rate, seed] for seed in seeds) / len(seeds) for rate in RATES}
+        for rule in ("muP", "none")
+        for width in WIDTHS
+    }
+    for (rule, width), losses in mean.items():
+        print(f"{rule:5} width {width:4}  best rate {best_rate(losses):.4f}  loss {min(losses.values()):.4f}")
+    draw(mean)
+
+
+def draw(mean: dict[tuple[str, int], dict[float, float]]) -> None:
+    """Loss against rate, a curve a width, without the rule and with it."""
+    with drawing():
+        figure = Figure(figsize=(12, 5), layout="constrained")
+        for axes, rule in zip(figure.subplots(1, 2, sharey=True), ("none", "muP"), strict=True):
+            for width, colour in zip(WIDTHS, RUNS, strict=False):
+                losses = mean[rule, width]
+                axes.plot(RATES, [losses[rate] for rate in RATES], marker="o", color=colour, label=f"n_embd {width}")
+                axes.axvline(best_rate(losses), color=colour, linestyle=":")
+            axes.set(xscale="log", xlabel="learning_rate", title="mup_base_width: 64" if rule == "muP" else "as it is")
+            axes.set_ylim(None, max(loss for losses in mean.values() for loss in [*losses.values()][:3]) + 0.1)
+            axes.legend()
+        figure.axes[0].set_ylabel("validation loss (nats per character)")
+        save(figure, FIGURE)
+
+
+if __name__ == "__main__":
+    main()
