@@ -191,7 +191,8 @@ def _together(directions: list[Tensor], parts: int, dtype: torch.dtype) -> list[
     share = directions[0].new_zeros((-(-count // processes), *directions[0].shape), dtype=dtype)
     directions.clear()
     if mine:
-        share[: len(mine)] = _orthogonal(mine, parts, dtype)
+        own = _orthogonal(mine, parts, dtype)
+        share[: len(own)] = own
     shares = share.new_empty((processes, *share.shape))
     dist.all_gather_into_tensor(shares.flatten(0, 1), share)
     return [shares[number % processes, number // processes] for number in range(count)]
