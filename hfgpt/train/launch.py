@@ -131,16 +131,17 @@ def check_engine(config: Config, engine: DistributedType) -> None:
 
 
 def check_optimizer(config: Config, engine: DistributedType) -> None:
-    """Muon needs the matrices by themselves.
+    """Muon needs whole matrices, with their gradients, in every process.
 
     Raises:
-        InputError: the engine is DeepSpeed, which gives the optimizer one flat tensor of all weights.
+        InputError: the engine shards them, or replaces the optimizer with its own.
     """
-    if config.optimizer == "muon" and engine == DistributedType.DEEPSPEED:
+    if config.optimizer == "muon" and engine in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise InputError(
             _(
-                "optimizer = 'muon': needs the weights as matrices, and DeepSpeed flattens them → set optimizer to "
-                "'adamw', or launch with DDP or FSDP2 (accelerate_configs/multi_gpu.yaml, fsdp2.yaml)"
+                "optimizer = 'muon': needs whole matrices, and {engine} shards them → set optimizer to 'adamw', or "
+                "launch without shards (accelerate_configs/multi_gpu.yaml)",
+                engine=engine.value,
             )
         )
 
