@@ -74,7 +74,7 @@ class Reference:
 
 
 def of(config: Config) -> Reference | None:
-    """The reference curve of a recipe on its text; None if there is none."""
+    """The reference curve of a recipe on its text; None if it does not have one."""
     identity = identity_of(config)
     for entry in _entries():
         if entry["identity"] == identity and entry["data"] == data_of(config):
