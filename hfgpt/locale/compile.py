@@ -8,6 +8,7 @@ A folder of the library has a catalogue of its own, so that a change there touch
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
@@ -29,7 +30,7 @@ def compile_all(folder: Path = LOCALE) -> list[Path]:
                         whole.add(message.id, message.string, context=message.context)
         target = language / "LC_MESSAGES" / "hfgpt.mo"
         target.parent.mkdir(exist_ok=True)
-        temporary = target.with_suffix(".writing")
+        temporary = target.with_suffix(f".{os.getpid()}")  # several processes may compile at once, as in tests
         with temporary.open("wb") as file:
             write_mo(file, whole)
         temporary.replace(target)
