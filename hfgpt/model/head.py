@@ -6,7 +6,7 @@ Out: the cross entropy, summed, with gradients.
 The logits of a large vocabulary are the largest tensors of a step. Here they are made a chunk at a time, and never more
 than an eighth of them where they are many. torch 2.13 has a linear_cross_entropy of its own, which is not used: it
 ignores autocast, so that its products run in float32, it leaves the compiled graph, and it takes 1.2 to 4 times as
-long at the same memory (2 CPU threads; the row "head" of benchmarks/ shows both, and the day that this has changed).
+long at the same memory (2 CPU threads; benchmarks/head.py shows both, and the day that this has changed).
 """
 
 from __future__ import annotations
