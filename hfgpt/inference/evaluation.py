@@ -9,7 +9,6 @@ the batch size, on how the last batch falls, or on the number of processes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,30 +30,6 @@ if TYPE_CHECKING:
 
 
 SPLITS = ("val", "train")
-
-
-# ------------------------------------------------------------------------------------------------------- the metric
-
-
-def figures(nll_sum: float, tokens: int, characters: int) -> dict[str, float]:
-    """Loss (nats per token), perplexity and bits per character.
-
-    Args:
-        nll_sum: negative log-likelihood of all targets, summed, in nats.
-        tokens: number of targets.
-        characters: number of characters that the targets stand for.
-
-    Raises:
-        ValueError: there are no targets or no characters.
-    """
-    if not tokens or not characters:
-        raise ValueError("no targets were added")
-    loss = nll_sum / tokens
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),  # e^710 overflows a float64
-        "bits_per_character": nll_sum / math.log(2) / characters,
-    }
 
 
 # ------------------------------------------------------------------------------------------------------- the sums

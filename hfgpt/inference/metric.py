@@ -1,7 +1,7 @@
 """Loss, perplexity and bits per character as a metric of the `evaluate` library.
 
 In:  batches of (nll_sum in nats, tokens, characters).
-Out: the three figures of :func:`hfgpt.inference.evaluation.figures`, over all batches.
+Out: the three figures of :func:`hfgpt.inference.figures.figures`, over all batches.
 
 The class is here, so that no Hub is asked. Importing the library takes nearly a second, for which training does not
 wait: it uses the formula, and :func:`hfgpt.inference.evaluation.evaluate_folder` imports this.
@@ -14,7 +14,7 @@ import math
 import datasets
 import evaluate
 
-from hfgpt.inference.evaluation import figures
+from hfgpt.inference.figures import figures
 
 COLUMNS = {"nll_sum": "float64", "tokens": "int64", "characters": "int64"}
 

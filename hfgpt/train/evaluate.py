@@ -14,6 +14,7 @@ from hfgpt.data.blocks import TokenStream, evaluation_blocks
 from hfgpt.data.encoding import CharacterCounter
 from hfgpt.data.prepare import Corpus
 from hfgpt.inference import evaluation, sampling
+from hfgpt.inference.figures import figures as language_figures
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import card, laws, metrics
 from hfgpt.train.collective import total
@@ -115,7 +116,7 @@ def losses(run: Run, stop: Stop) -> dict[str, float] | None:
             return None
         nll, tokens = total(run.device, *sums)
         figures[name] = nll / tokens
-    measured = evaluation.figures(nll, int(tokens), run.val_characters)
+    measured = language_figures(nll, int(tokens), run.val_characters)
     figures["val_perplexity"] = measured["perplexity"]
     figures["val_bits_per_character"] = measured["bits_per_character"]
     return figures

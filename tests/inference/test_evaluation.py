@@ -17,6 +17,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.data import tokenizer
 from hfgpt.data.blocks import TokenStream
 from hfgpt.inference import evaluation
+from hfgpt.inference.figures import figures as language_figures
 from hfgpt.inference.metric import LanguageModelMetric
 from hfgpt.model.gpt2 import LanguageModel
 from hfgpt.share import export
@@ -59,7 +60,7 @@ def folder(text: str, tiny_text: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 def test_the_figures_are_those_of_the_definition() -> None:
-    figures = evaluation.figures(nll_sum=60.0, tokens=30, characters=100)
+    figures = language_figures(nll_sum=60.0, tokens=30, characters=100)
     assert figures == {
         "loss": 2.0,
         "perplexity": pytest.approx(math.exp(2)),
@@ -77,14 +78,14 @@ def test_the_metric_weights_by_tokens_not_by_batches(tmp_path: Path) -> None:
 
 def test_the_metric_keeps_float64_and_big_counts() -> None:
     total, tokens = 12_345_678_901.123457, 2**33 + 1
-    assert evaluation.figures(total, tokens, tokens)["loss"] == total / tokens
+    assert language_figures(total, tokens, tokens)["loss"] == total / tokens
 
 
 def test_the_metric_says_nan_of_nan_and_survives_huge_losses() -> None:
-    assert math.isnan(evaluation.figures(math.nan, 10, 10)["loss"])
-    assert math.isfinite(evaluation.figures(1e6, 10, 10)["perplexity"])
+    assert math.isnan(language_figures(math.nan, 10, 10)["loss"])
+    assert math.isfinite(language_figures(1e6, 10, 10)["perplexity"])
     with pytest.raises(ValueError, match="no targets"):
-        evaluation.figures(0.0, 0, 0)
+        language_figures(0.0, 0, 0)
 
 
 # ---------------------------------------------------------------------------------------------- the sums
