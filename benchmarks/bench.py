@@ -51,7 +51,7 @@ def main() -> int:
         print(f"{SCALING[0]:20} step time and peak memory against each size\n{PROFILE[0]:20} where a step's time goes")
         return 0
     if arguments.report:
-        saved = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+        saved = measured_tables()
         PAGE.write_text(table.page(PAGE.read_text(encoding="utf-8"), saved), encoding="utf-8")
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started ends too
@@ -70,6 +70,12 @@ def main() -> int:
         results = measure(setting, arguments.only, arguments.long, arguments.json)
     print(table.report(results, table.plain))
     return int(any(row.get("error") for row in results["rows"]))
+
+
+def measured_tables() -> dict[str, Any]:
+    """The tables of this program in benchmarks/results/, by machine; other benchmarks have their files there too."""
+    tables = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    return {name: table for name, table in tables.items() if "rows" in table}
 
 
 def parse() -> argparse.Namespace:

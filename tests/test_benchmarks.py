@@ -256,5 +256,5 @@ def test_a_trial_does_not_touch_the_results(tmp_path: Path, monkeypatch: pytest.
 def test_the_page_shows_what_was_measured() -> None:
     """`bench.py --report` after a measurement; the page never says anything else than the files."""
     text = bench.PAGE.read_text(encoding="utf-8")
-    saved = {path.stem: json.loads(path.read_text()) for path in bench.RESULTS.glob("*.json")}
+    saved = bench.measured_tables()
     assert table.page(text, saved) == text

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,8 @@ NOT_HERE = {
     "python scripts/pull.py user/shakespeare out/pulled": HUB,
     **{command: GRID for command in COMMANDS["docs/en/experiments.md"]},
     **{command: SEEDS for command in EVERY_COMMAND if "--seeds" in command or "--prune" in command},
+    "make gpu": "needs a GPU; test_gpu.py tries the command on a CPU",
+    "python scripts/diagnose.py OUT": PART,
     "python scripts/train.py RECIPE": PART,
     "python scripts/diagnose.py": PART,
     "python scripts/compare.py": PART,
@@ -137,6 +140,8 @@ def prepare_coming_from(place: Workshop) -> None:
 def test_what_a_page_has_one_type_works(page: str, place: Workshop) -> None:
     if page == "docs/en/coming-from.md":
         prepare_coming_from(place)
+    if page == "docs/en/planning.md":
+        shutil.copy(ROOT / "README.md", place.folder / "my_text.txt")
     if page == "docs/en/parameters.md":  # its command writes the page itself
         (place.folder / "docs").unlink()
     for command in dict.fromkeys(COMMANDS[page]):

@@ -30,6 +30,7 @@ LINKED = (
     "pyproject.toml",
     "scripts",
     "setup.cfg",
+    "tests",
 )
 
 # A model that trains in a second; what a command says itself stands, but for the number of steps.
@@ -89,7 +90,9 @@ class Workshop:
     def type(self, words: list[str], code: int = 0) -> str:
         """What a command prints; a training is cut to a few steps of a tiny model."""
         if words[0] == "hfgpt":
-            words = ["python", f"scripts/{words[1]}.py", *words[2:]]
+            script = f"scripts/{words[1]}.py"
+            known = (ROOT / script).is_file()  # else a word of the command itself, such as --help or recipes
+            words = ["python", script, *words[2:]] if known else ["python", "hfgpt/__main__.py", *words[1:]]
         if {"scripts/train.py", "scripts/sweep.py", "scripts/lr_finder.py"} & set(words) and not code:
             words = few_steps(words)
         if "scripts/train.py" in words and not {"--resume", "--overwrite"} & set(words) and not code:

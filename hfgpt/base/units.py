@@ -14,6 +14,8 @@ def seconds_of(time: str) -> int:
 
 def duration(seconds: float) -> str:
     """Seconds as 12 ms, 3.4s, 45s, 3m20s, 1h05m or 4.2 d."""
+    if seconds <= 0:
+        return "0s"
     if seconds < 1:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 9.95:
