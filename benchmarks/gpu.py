@@ -37,7 +37,8 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "accelerate", "triton", "numpy")
 GPT2 = Shape(n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12)
 STANDARD = ROOT / "recipes" / "standard.yaml"
-LOGGED = ["--log_interval=1", "--eval_interval=100000", "--eval_iters=1", "--sample_prompt="]
+LOGGED = ["--log_interval=1", "--eval_interval=100000", "--eval_iters=1"]
+QUIET = [*LOGGED, "--sample_prompt="]  # for a recipe; random tokens are not sampled anyway
 # On a CPU, where only the command itself is tried, a model that trains in a second.
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
 
@@ -107,7 +108,7 @@ def speed(records: list[dict[str, Any]]) -> dict[str, float]:
 
 def standard(bench: Bench) -> Iterator[Row]:
     """Standard recipe, 30 steps: finite in every precision, eager and compiled, and step 1 as on a CPU."""
-    still = [str(STANDARD), "--dropout=0", "--warmup_iters=0", *LOGGED]
+    still = [str(STANDARD), "--dropout=0", "--warmup_iters=0", *QUIET]
     cpu = Bench(bench.scratch, "cpu", None, bench.deadline)
     cut = [] if not bench.trial else TINY
     folder = bench.scratch / "standard-cpu"
@@ -183,7 +184,7 @@ def fit(bench: Bench) -> Iterator[Row]:
 
 def resume(bench: Bench) -> Iterator[Row]:
     """Stop at 20, go on to 40, twice, with `deterministic`: the same bits as in one go."""
-    recipe = [str(STANDARD), "--max_iters=40", "--lr_decay_iters=40", *LOGGED, "--deterministic", "--eval_interval=20"]
+    recipe = [str(STANDARD), "--max_iters=40", "--lr_decay_iters=40", *QUIET, "--deterministic", "--eval_interval=20"]
     recipe.remove("--eval_interval=100000")
     bench.train("whole", *recipe)
     sums = [weights(bench.scratch / "whole" / "checkpoint-40")]
@@ -202,10 +203,10 @@ def weights(folder: Path) -> str:
 
 
 def variants(bench: Bench) -> Iterator[Row]:
-    """Muon, document_mask, activation checkpointing: compiled as eager; memory as plan says."""
+    """Muon and activation checkpointing: compiled as eager; memory as plan says."""
     tokens = bench.gpt2()
     shape = Shape(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=8)
-    for more in ("--optimizer=muon", "--activation_checkpointing", "--no_document_mask"):
+    for more in ("--optimizer=muon", "--activation_checkpointing"):
         flags = [*tokens.flags, *shape.flags, "--warmup_iters=0", "--max_iters=10", *LOGGED, "--fit=never", more]
         runs = {flag: bench.train(f"variant{more}{flag}", *flags, flag) for flag in ("--no_compile", "--compile")}
         eager, compiled = (losses(runs[flag]) for flag in ("--no_compile", "--compile"))
@@ -225,7 +226,7 @@ def planned(bench: Bench, flags: list[str], seen: float, more: str) -> Row:
 
 def launched(bench: Bench) -> Iterator[Row]:
     """torchrun with one process: DDP and FSDP2, compiled, saved and resumed, against the plain run."""
-    recipe = [str(STANDARD), "--dropout=0", "--max_iters=10", "--warmup_iters=0", "--compile", *LOGGED]
+    recipe = [str(STANDARD), "--dropout=0", "--max_iters=10", "--warmup_iters=0", "--compile", *QUIET]
     plain = losses(bench.train("plain", *recipe))
     for name, config in (("DDP", "multi_gpu"), ("FSDP2", "fsdp2")):
         if bench.trial and name == "FSDP2":
@@ -242,7 +243,7 @@ def launched(bench: Bench) -> Iterator[Row]:
 
 def shared(bench: Bench) -> Iterator[Row]:
     """Two gloo processes on one card against one process."""
-    recipe = [str(STANDARD), "--dropout=0", "--max_iters=6", "--warmup_iters=0", "--dtype=float32", *LOGGED]
+    recipe = [str(STANDARD), "--dropout=0", "--max_iters=6", "--warmup_iters=0", "--dtype=float32", *QUIET]
     one = losses(bench.train("one", *recipe))
     env = {"ACCELERATE_USE_CPU": "true"} if bench.trial else {"ACCELERATE_TORCH_DEVICE": "cuda:0"}
     bench.env |= env
