@@ -89,14 +89,15 @@ class Workshop:
 
     def type(self, words: list[str], code: int = 0) -> str:
         """What a command prints; a training is cut to a few steps of a tiny model."""
-        if words[0] == "hfgpt":
-            script = f"scripts/{words[1]}.py"
-            known = (ROOT / script).is_file()  # else a word of the command itself, such as --help or recipes
-            words = ["python", script, *words[2:]] if known else ["python", "hfgpt/__main__.py", *words[1:]]
+        by_name = words[0] == "hfgpt"  # the installed command
+        if by_name:
+            words = ["python", f"scripts/{words[1]}.py", *words[2:]]
         if {"scripts/train.py", "scripts/sweep.py", "scripts/lr_finder.py"} & set(words) and not code:
             words = few_steps(words)
         if "scripts/train.py" in words and not {"--resume", "--overwrite"} & set(words) and not code:
             words = [*words, "--overwrite"]
+        if by_name:
+            words = ["python", "hfgpt/__main__.py", Path(words[1]).stem, *words[2:]]
         return self.python(*words[1:], code=code) if words[0] == "python" else self.shell(*words)
 
     def program(self, text: str) -> str:
