@@ -34,7 +34,7 @@ from hfgpt.data.prepare import prepare
 from hfgpt.inference import exported as folders
 from hfgpt.model import gpt2 as model
 from hfgpt.runs import metrics
-from hfgpt.share import hub
+from hfgpt.share import hub, hub_errors
 from hfgpt.train import checkpoint
 from hfgpt.train import loop as train
 
@@ -171,7 +171,7 @@ def test_a_repository_whose_paths_leave_the_folder(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub, "WAITS", ())
+    monkeypatch.setattr(hub_errors, "WAITS", ())
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     huggingface_hub.close_session()  # the client of another test remembers that it is offline
     with hub_server.running() as server:

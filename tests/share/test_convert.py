@@ -18,7 +18,9 @@ from hfgpt.base.errors import InputError
 from hfgpt.data import tokenizer
 from hfgpt.inference import exported
 from hfgpt.model.folder import quiet_loading
-from hfgpt.share import export, gguf, onnx
+from hfgpt.share import export
+from hfgpt.share import gguf as to_gguf
+from hfgpt.share import onnx as to_onnx
 from hfgpt.share.new_file import ConversionError
 
 BLOCK = 48
@@ -75,7 +77,7 @@ def test_onnx_has_the_same_logits_in_one_file(folder: Path, ids: torch.Tensor, t
     import onnxruntime
 
     target = tmp_path / "new" / "model.onnx"
-    assert 0 < onnx.to_onnx(folder, target) < 1e-4
+    assert 0 < to_onnx.to_onnx(folder, target) < 1e-4
     assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
 
     session = onnxruntime.InferenceSession(target)
@@ -91,9 +93,9 @@ def test_onnx_has_the_same_logits_in_one_file(folder: Path, ids: torch.Tensor, t
 
 
 def test_a_wrong_graph_is_not_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx, "TOLERANCE", 0.0)
+    monkeypatch.setattr(to_onnx, "TOLERANCE", 0.0)
     with pytest.raises(ConversionError, match=r"logits differ from Transformers' by \d"):
-        onnx.to_onnx(folder, tmp_path / "model.onnx")
+        to_onnx.to_onnx(folder, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,7 +106,7 @@ def test_gguf_gives_the_tensors_back(folder: Path, ids: torch.Tensor, tmp_path: 
     """By gguf's reader under llama.cpp's names, and by Transformers, which reads them by itself."""
     import gguf
 
-    assert gguf.to_gguf(folder, tmp_path / "model.gguf") == []
+    assert to_gguf.to_gguf(folder, tmp_path / "model.gguf") == []
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     state = GPT2LMHeadModel.from_pretrained(folder).transformer.state_dict()
@@ -123,7 +125,7 @@ def test_gguf_gives_the_tensors_back(folder: Path, ids: torch.Tensor, tmp_path: 
 
 def test_llama_cpp_reads_the_same_model(folder: Path, tmp_path: Path) -> None:
     """Its tokens and its log-probabilities, for words, spaces, line feeds and characters that it has no token for."""
-    gguf.to_gguf(folder, tmp_path / "model.gguf")
+    to_gguf.to_gguf(folder, tmp_path / "model.gguf")
     done = subprocess.run(
         [sys.executable, "-c", LLAMA_CPP, str(tmp_path / "model.gguf"), json.dumps(PROMPTS)],
         capture_output=True, text=True, timeout=120,
@@ -151,13 +153,13 @@ def test_a_file_that_reads_differently_is_not_kept(
         gguf.GGUFWriter, "add_tensor", lambda self, name, data: add(self, name, data + (name[0] == "o"))
     )
     with pytest.raises(ConversionError, match=r"output_norm\.bias, output_norm\.weight"):
-        gguf.to_gguf(folder, tmp_path / "model.gguf")
+        to_gguf.to_gguf(folder, tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_exact_gelu_is_noted(tmp_path: Path) -> None:
     model = write_model(tmp_path, "char", "abc", activation_function="gelu")
-    assert "its logits will differ" in gguf.to_gguf(model, tmp_path / "model.gguf")[0]
+    assert "its logits will differ" in to_gguf.to_gguf(model, tmp_path / "model.gguf")[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -168,13 +170,13 @@ def test_exact_gelu_is_noted(tmp_path: Path) -> None:
     [
         ("a \u2581 b", {}, "has a token for '▁'"),
         ("abc", {"activation_function": "relu"}, "its activation is relu"),
-        ("abc", {"scale_attn_weights": False}, "scale_attn_weights is False in it"),
+        ("abc", {"scale_attn_weights": False}, "its scale_attn_weights is False"),
     ],
 )
 def test_what_llama_cpp_cannot_hold_is_refused(tmp_path: Path, text: str, config: dict[str, Any], message: str) -> None:
     model = write_model(tmp_path / "model", "char", text, **config)
     with pytest.raises(InputError, match=message):
-        gguf.to_gguf(model, tmp_path / "model.gguf")
+        to_gguf.to_gguf(model, tmp_path / "model.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -186,10 +188,10 @@ def test_another_kind_of_tokenizer_is_refused(folder: Path, tmp_path: Path) -> N
     pipeline = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(pipeline | {"normalizer": {"type": "Lowercase"}}), encoding="utf-8")
     with pytest.raises(InputError, match=r"neither GPT-2's kind nor hfgpt's characters; .*convert_hf_to_gguf"):
-        gguf.to_gguf(tmp_path / "model", tmp_path / "model.gguf")
+        to_gguf.to_gguf(tmp_path / "model", tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("write", [onnx.to_onnx, gguf.to_gguf])
+@pytest.mark.parametrize("write", [to_onnx.to_onnx, to_gguf.to_gguf])
 def test_a_missing_package_or_a_file_that_exists_is_one_message(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], object]
 ) -> None:
