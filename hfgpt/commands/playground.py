@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hfgpt.base import language
 from hfgpt.base.command import Reader, whole
+from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 
 
@@ -38,7 +39,12 @@ def reader() -> Reader:
 def main(words: list[str]) -> None:
     """Serve the page until Ctrl-C."""
     arguments = reader().read(words)
-    from hfgpt.playground.server import serve
+    try:
+        from hfgpt.playground.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("gradio", "fastapi", "uvicorn"):
+            raise
+        raise InputError(_("playground: needs Gradio → {command}", command='pip install "hfgpt[playground]"')) from None
 
     place = (arguments.host, arguments.port)
     serve(

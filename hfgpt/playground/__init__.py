@@ -1,0 +1,5 @@
+"""The page: plan, train, watch and sample in a browser."""
+
+import os
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it once, when it is imported

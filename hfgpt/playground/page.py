@@ -8,21 +8,13 @@ Each tab has a module of its own; here, what happens between them. torch is load
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hfgpt.base.errors import InputError
+import gradio as gr
+
 from hfgpt.base.language import _
-
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported, which reads it once
-
-try:
-    import gradio as gr
-except ModuleNotFoundError:
-    raise InputError(_("playground: needs Gradio → {command}", command='pip install "hfgpt[playground]"')) from None
-
 from hfgpt.playground.plan_tab import PlanTab
 from hfgpt.playground.runs_tab import RunsTab
 from hfgpt.playground.speech import Labels
