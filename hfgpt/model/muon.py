@@ -194,7 +194,7 @@ def _together(directions: list[Tensor], parts: int, dtype: torch.dtype) -> list[
         own = _orthogonal(mine, parts, dtype)
         share[: len(own)] = own
     shares = share.new_empty((processes, *share.shape))
-    dist.all_gather_into_tensor(shares.flatten(0, 1), share)
+    dist.all_gather_single(shares.flatten(0, 1), share)
     return [shares[number % processes, number // processes] for number in range(count)]
 
 

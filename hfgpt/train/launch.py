@@ -131,17 +131,16 @@ def check_engine(config: Config, engine: DistributedType) -> None:
 
 
 def check_optimizer(config: Config, engine: DistributedType) -> None:
-    """Muon needs whole matrices, with their gradients, in every process.
+    """Muon needs the matrices by themselves.
 
     Raises:
-        InputError: the engine shards them, or replaces the optimizer with its own.
+        InputError: the engine is DeepSpeed, which gives the optimizer one flat tensor of all weights.
     """
-    if config.optimizer == "muon" and engine in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if config.optimizer == "muon" and engine == DistributedType.DEEPSPEED:
         raise InputError(
             _(
-                "optimizer = 'muon': needs whole matrices, and {engine} shards them → set optimizer to 'adamw', or "
-                "launch without shards (accelerate_configs/multi_gpu.yaml)",
-                engine=engine.value,
+                "optimizer = 'muon': needs the weights as matrices, and DeepSpeed flattens them → launch with FSDP2, "
+                "which shards as much (accelerate_configs/fsdp2.yaml), or set optimizer to 'adamw'"
             )
         )
 

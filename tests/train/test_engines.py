@@ -51,7 +51,12 @@ def recipe(tiny: dict[str, Any], write_recipe: Any) -> Path:
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("dtype", "bound", "more"),
-    [("float32", 1e-6, ()), ("bfloat16", 2e-3, ()), ("bfloat16", 2e-3, ("--activation_checkpointing",))],
+    [
+        ("float32", 1e-6, ()),
+        ("float32", 1e-5, ("--optimizer=muon",)),
+        ("bfloat16", 2e-3, ()),
+        ("bfloat16", 2e-3, ("--activation_checkpointing",)),
+    ],
 )
 def test_fsdp2_has_the_losses_of_ddp(
     dtype: str, bound: float, more: tuple[str, ...], recipe: Path, tmp_path: Path
