@@ -22,7 +22,7 @@ from loss_runs import CHINESE, TABLE, recipe, text
 
 from hfgpt.config import Config, build
 from hfgpt.plan import laws, loss, ngrams
-from hfgpt.plan.statistics import Statistics
+from hfgpt.plan.survey import Statistics
 
 # Each coefficient begins at its prior, and may leave it by its deviation (of the logarithm).
 PRIORS = {

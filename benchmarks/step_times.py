@@ -1,4 +1,4 @@
-"""Steps of many shapes, timed, and the coefficients that hfgpt/plan/steps.py prices a CPU step with.
+"""Steps of many shapes, timed, and the coefficients that hfgpt/plan/laws.py prices a CPU step with.
 
     python benchmarks/step_times.py --count 120     about two seconds a shape; resumes
     python benchmarks/step_times.py --fit           writes the coefficients into hfgpt/plan/laws.json
@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 
 from hfgpt.config import Config, build  # noqa: E402
 from hfgpt.model.sizes import flops_per_token, flops_per_update  # noqa: E402
-from hfgpt.plan import laws, speed, steps  # noqa: E402
+from hfgpt.plan import laws, speed  # noqa: E402
 from hfgpt.plan.speed import Speed  # noqa: E402
 
 TABLE = Path(__file__).parent / "results" / "step_times.csv"
@@ -114,7 +114,7 @@ def fit(ratio: float) -> None:
         own = [row for row in rows if row["dtype"] == dtype]
         seconds = np.array([float(row["ms"]) / 1000 for row in own])
         typed = [{key: _number(value) for key, value in row.items()} for row in own]
-        matrix = np.array([steps.terms(config_of(row), row["vocab_size"], dtype, machine) for row in typed])
+        matrix = np.array([laws.terms(config_of(row), row["vocab_size"], dtype, machine) for row in typed])
         weights, _ = nnls(matrix / seconds[:, None], np.ones(len(own)))
         errors = []
         for left_out in range(5):  # cross-validated
@@ -123,7 +123,7 @@ def fit(ratio: float) -> None:
             errors += list((matrix @ part / seconds)[~kept])
         off = np.abs(np.log(errors))
         print(f"{dtype}: {len(own)} shapes, off by {np.median(off):.1%} median, {np.quantile(off, 0.95):.1%} at 95%")
-        print("  ", dict(zip(steps.TERMS, weights.round(3), strict=True)))
+        print("  ", dict(zip(laws.TERMS, weights.round(3), strict=True)))
         out[dtype] = [float(f"{weight:.4g}") for weight in weights]
         out[f"{dtype} spread"] = float(f"{np.sqrt(np.mean(off**2)):.3g}")
     laws.write(step=out)

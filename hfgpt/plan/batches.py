@@ -18,7 +18,7 @@ from hfgpt.plan.chapter import CHAPTER_BATCHES
 from hfgpt.plan.memory import Memory
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
-from hfgpt.runs import rules_of_thumb
+from hfgpt.runs.facts import smaller_model
 
 GIB = 2**30
 
@@ -100,7 +100,7 @@ def remedies(survey: Survey, target: Target) -> list[Remedy]:
         (N_("smaller batch"), _halved_batch(config), N_("about 50%"), N_("fewer sequences a step: noisier gradients")),
         (N_("accumulate"), _accumulated(config), "75%", N_("slower if the device was not full; the same steps")),
         (N_("shorter block"), _halved(config, "block_size"), N_("about 60%"), N_("the model sees less context")),
-        (N_("smaller model"), rules_of_thumb.smaller_model(config), N_("about 60%"), N_("a less able model")),
+        (N_("smaller model"), smaller_model(config), N_("about 60%"), N_("a less able model")),
         (N_("16-bit arithmetic"), _narrow(target), "50%", N_("hardly any; the weights stay in float32")),
         (N_("smaller vocabulary"), _smaller_vocabulary(config), N_("for words only"), N_("longer token sequences")),
         (

@@ -25,7 +25,7 @@ from hfgpt.plan.loss import Forecast
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
 from hfgpt.plan.timing import Measured
-from hfgpt.runs import rules_of_thumb
+from hfgpt.runs.facts import usual_learning_rate
 
 TRIALS = 0.1  # of the time, at most
 
@@ -195,7 +195,7 @@ def _fine_tune(survey: Survey, target: Target, budget: float | None) -> Choice:
                 device=target.name,
             )
         )
-    rate = rules_of_thumb.learning_rate(chapter.count(survey), True)
+    rate = usual_learning_rate(chapter.count(survey), True)
     planned = batches.change(
         fitted,
         learning_rate=rate,

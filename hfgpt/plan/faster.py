@@ -14,7 +14,7 @@ from hfgpt.config import Config
 from hfgpt.plan import batches, timing
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target, find_target
-from hfgpt.runs import rules_of_thumb
+from hfgpt.runs.facts import smaller_model
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _larger(config: Config) -> dict[str, Any]:
 
 def _smaller(config: Config) -> dict[str, Any]:
     """Two thirds of the layers and of the width, as for memory (6.1)."""
-    return rules_of_thumb.smaller_model(config)
+    return smaller_model(config)
 
 
 def _narrow(target: Target) -> dict[str, Any]:

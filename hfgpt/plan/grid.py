@@ -19,7 +19,7 @@ from hfgpt.plan.laws import laws
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target, find_target
 from hfgpt.plan.timing import Measured
-from hfgpt.runs import rules_of_thumb
+from hfgpt.runs.facts import usual_learning_rate
 
 HEAD = 32  # channels of a head in small models; 64 from a width of 512 on, as in GPT-2
 
@@ -178,7 +178,7 @@ def rates_for(config: Config) -> dict[str, float]:
     law = laws().loss
     count = 12 * config.n_layer * config.n_embd**2
     if count > 20e6:
-        return {"learning_rate": rules_of_thumb.learning_rate(count), "muon_learning_rate": 0.02}
+        return {"learning_rate": usual_learning_rate(count), "muon_learning_rate": 0.02}
     best = loss.best_rate(law, config)
     if config.optimizer == "muon":
         return {

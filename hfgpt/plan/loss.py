@@ -7,7 +7,7 @@ The law has the form of Hoffmann et al. 2022 (arXiv 2203.15556): an irreducible 
 the parameters and of the tokens. Repeated tokens count less and less, as in Muennighoff et al. 2023 (arXiv 2305.16264).
 Beside it stand a term of the number of steps, one of the block, one of the rates, and what a model loses that learns a
 small text by heart. The text's own scale, between its irreducible loss and its unigram entropy, comes from counting its
-n-grams (hfgpt/plan/statistics.py). The coefficients were fitted on small runs by benchmarks/loss_laws.py; they hold for
+n-grams (hfgpt/plan/survey.py). The coefficients were fitted on small runs by benchmarks/loss_laws.py; they hold for
 characters, and for models of 0.02M to 20M parameters.
 """
 
@@ -21,8 +21,7 @@ from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.model.sizes import parameters
 from hfgpt.plan.laws import laws
-from hfgpt.plan.statistics import Statistics
-from hfgpt.plan.survey import BYTE_ENTRIES, Survey
+from hfgpt.plan.survey import BYTE_ENTRIES, Statistics, Survey
 
 Law = Mapping[str, float]  # coefficients by name
 

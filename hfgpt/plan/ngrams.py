@@ -1,7 +1,7 @@
 """How predictable a text is: what counting its character n-grams says of it, before any model is trained.
 
 In:  the characters of a text.
-Out: :class:`~hfgpt.plan.statistics.Statistics`: nats a character of n-gram models of orders 1 to 5, fitted on the
+Out: :class:`~hfgpt.plan.survey.Statistics`: nats a character of n-gram models of orders 1 to 5, fitted on the
      first nine tenths and measured on the rest.
 
 Each order is interpolated with the one below it, by Witten and Bell's weights. A quarter of a million characters are
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hfgpt.plan.statistics import Statistics
+from hfgpt.plan.survey import Statistics
 
 ORDERS = 5
 

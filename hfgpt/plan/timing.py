@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from hfgpt.config import Config
 from hfgpt.model.sizes import flops_per_token, flops_per_update, parameters
-from hfgpt.plan import steps
-from hfgpt.plan.laws import laws
+from hfgpt.plan.laws import evaluation_seconds, laws, step_seconds
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
 
@@ -144,8 +143,8 @@ def priced(survey: Survey, target: Target) -> Measured:
     own = config.model_copy(update={"batch_size": micro_batch, "gradient_accumulation_steps": micro_batches})
     if target.speed is None:
         return _on_card(own, survey.vocab_size, target)
-    step = steps.seconds(own, survey.vocab_size, target.dtype, target.speed)
-    token = steps.evaluation_seconds(own, survey.vocab_size, target.dtype, target.speed)
+    step = step_seconds(own, survey.vocab_size, target.dtype, target.speed)
+    token = evaluation_seconds(own, survey.vocab_size, target.dtype, target.speed)
     if processes > 1:  # the cores are shared: what one process does alone takes as many times as long
         step, token = step * processes, token * processes
     sample = SAMPLE_TOKENS * token * SAMPLE_COST if config.sample_prompt else 0.0

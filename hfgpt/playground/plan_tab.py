@@ -18,7 +18,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, _, current
 from hfgpt.config import Config
 from hfgpt.plan import guide
-from hfgpt.plan.recipe_file import recipe_text
+from hfgpt.plan.command import recipe_text
 from hfgpt.playground import plan_view
 from hfgpt.playground.knobs import ALL, KNOBS, SHAPE, Answer, Knob, answer, settings, suited_recipe
 from hfgpt.playground.pieces import message

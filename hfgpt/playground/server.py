@@ -17,17 +17,22 @@ import uvicorn
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
-from hfgpt.playground import style
 from hfgpt.playground.guard import LOOPBACK, Guard
 from hfgpt.playground.page import Page
+
+# System fonts alone: nothing is fetched. The Chinese ones come after the Latin ones, so that figures stay the same.
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC")
+
+MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "Noto Sans Mono CJK SC")
 
 
 def application(page: Page, hosts: Sequence[str] = (), addresses: bool = False) -> Guard:
     """The page as an ASGI application behind its guard."""
-    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=style.FONTS, font_mono=style.MONOSPACE)
+    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
+    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONOSPACE)
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     app = gr.mount_gradio_app(
-        fastapi.FastAPI(openapi_url=None), page.blocks, "/", theme=theme, css=style.css(), footer_links=["settings"],
+        fastapi.FastAPI(openapi_url=None), page.blocks, "/", theme=theme, css=style, footer_links=["settings"],
         run_history=False, ssr_mode=False, max_file_size=1, enable_monitoring=False, mcp_server=False, pwa=False,
     )  # fmt: skip
     return Guard(app, hosts, addresses)

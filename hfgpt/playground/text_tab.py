@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,10 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, plural
 from hfgpt.base.units import duration
 from hfgpt.inference import sampling as sample
-from hfgpt.playground import text_view
 from hfgpt.playground.folders import WEIGHTS, find, opening
-from hfgpt.playground.pieces import message
+from hfgpt.playground.pieces import message, tile, tiles
 from hfgpt.playground.speech import Labels, slider, spoken
-from hfgpt.playground.writer import Writer
+from hfgpt.playground.writer import Piece, Writer
 
 
 class TextTab:
@@ -154,7 +154,7 @@ class TextTab:
             return message(str(error), "bad")
         except RuntimeError as error:
             return message(str(error).partition("\n")[0], "bad")
-        return text_view.coloured(pieces) + _left(unknown)
+        return coloured(pieces) + _left(unknown)
 
     def prompts(self, name: str | None) -> list[Any]:
         """A prompt and a text that the chosen model knows."""
@@ -187,3 +187,36 @@ def _whole(key: str, value: Any) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise InputError(_("{key} = {value!r}: must be a whole number", key=key, value=value))
+
+
+# --------------------------------------------------------------------------------------------- a text coloured by loss
+
+
+STRONGEST = 6.0  # nats at which the colour is strongest: one in 400
+
+
+def coloured(pieces: Sequence[Piece]) -> str:
+    """The text, its mean loss, and the scale of its colours."""
+    losses = [piece.loss for piece in pieces if piece.loss is not None]
+    mean = sum(losses) / len(losses)
+    figures = tiles(
+        [
+            tile("mean-loss", _("loss"), f"{mean:.4f}", _("nats a token, of {count:,} tokens", count=len(losses))),
+            tile("perplexity", _("perplexity"), f"{math.exp(min(mean, 700)):,.4g}", _("as if choosing among so many")),
+        ]
+    )
+    scale = "".join(f'<span style="--heat:{n / STRONGEST:.2f}">{n:g}</span>' for n in (0, 1, 2, 4, 6))
+    text = "".join(_piece(piece) for piece in pieces)
+    unit = escape(_("nats:"))
+    return f'{figures}<p class="heat scale">{unit} {scale}</p><div class="heat text">{text}</div>'
+
+
+def _piece(piece: Piece) -> str:
+    shown = escape(piece.text).replace("\n", "↵\n")
+    if piece.loss is None:
+        return f'<span class="first">{shown}</span>'
+    probability = math.exp(-piece.loss)
+    told = _("loss {loss:.2f}, probability {probability}", loss=piece.loss,
+             probability=f"{probability:.1%}" if probability >= 0.001 else f"{probability:.1e}")  # fmt: skip
+    heat = min(1.0, piece.loss / STRONGEST)
+    return f'<span style="--heat:{heat:.2f}" title="{escape(told)}">{shown}</span>'

@@ -28,7 +28,7 @@ from hfgpt.base.lock import holder_of
 from hfgpt.base.terminal import visible
 from hfgpt.config import Config
 from hfgpt.runs import metrics
-from hfgpt.sweep import locks
+from hfgpt.sweep import storage
 
 FOLDER = ".playground"
 
@@ -170,12 +170,12 @@ class Trainer:
                 env={**os.environ, VARIABLE: current(), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
             )  # fmt: skip
         self._children.append(child)
-        locks.note_training(self._file(name, "json"), child.pid)
+        storage.note_training(self._file(name, "json"), child.pid)
 
     def _process(self, name: str) -> psutil.Process | None:
         """The process on this machine that trains a run: one that was started here, or that holds the folder."""
         self._children = [child for child in self._children if child.poll() is None]  # the ended ones are let go
-        noted = locks.training(self._file(name, "json"))
+        noted = storage.training(self._file(name, "json"))
         if noted is not None:
             return noted
         holder = holder_of(self._folder / name)

@@ -3,7 +3,7 @@
 In:  the records of a run (:mod:`hfgpt.runs.metrics`), finished or in progress, and its recipe if there is one.
 Out: findings, the gravest first, or the one finding `healthy`; notes; and both as text or as data.
 
-Facts are in facts.py, the rules in rules.py, what to do in remedies.py. Imports neither torch nor transformers.
+Facts are in facts.py, the rules in rules.py, what to do in findings.py. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from hfgpt.base.language import _, using
+from hfgpt.base.language import _, sentences, using
 from hfgpt.base.terminal import visible
+from hfgpt.base.units import duration
 from hfgpt.config import Config
-from hfgpt.runs import notes as noted
-from hfgpt.runs import rules
-from hfgpt.runs.facts import Facts
-from hfgpt.runs.findings import Finding, Remedy
+from hfgpt.model.schedule import learning_rate
+from hfgpt.runs import laws, reference, rules
+from hfgpt.runs.facts import Facts, finite
+from hfgpt.runs.findings import Finding, Remedy, change, following, longer
 from hfgpt.runs.history import History
 from hfgpt.runs.metrics import Record
 
@@ -59,9 +60,9 @@ def _without_contradictions(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def notes(records: Sequence[Record], config: Config | None = None) -> list[str]:
-    """What is worth knowing about a run and no alarm; see :mod:`hfgpt.runs.notes`."""
+    """What is worth knowing about a run and no alarm: where it stands and leads, clipping, evaluations."""
     facts = Facts(records, config)
-    return noted.notes(facts, _diagnose(facts))
+    return _notes(facts, _diagnose(facts))
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -89,7 +90,7 @@ def summary(records: Sequence[Record], config: Config | None = None) -> str:
     """The findings, then the notes, as text that cannot steer a terminal."""
     facts = Facts(records, config)
     findings = _diagnose(facts)
-    lines = [report(findings), *(_("note: {note}", note=note) for note in noted.notes(facts, findings))]
+    lines = [report(findings), *(_("note: {note}", note=note) for note in _notes(facts, findings))]
     return visible("\n".join(lines))
 
 
@@ -108,3 +109,139 @@ def as_json(run: History) -> dict[str, Any]:
 def _as_data(finding: Finding) -> dict[str, Any]:
     advice = [{"what": r.what, "chapter": r.chapter, "override": r.override} for r in finding.remedies]
     return {"kind": finding.kind, "since_step": finding.since_step, "evidence": finding.evidence, "remedies": advice}
+
+
+# -------------------------------------------------------------------------------------------------------------- notes
+
+
+# After these a longer run is not the advice, whatever the curve does.
+NOT_LONGER = {"diverged", "learning_rate_too_high", "overfitting", "data_starved"}
+
+
+def _notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
+    """The notes on a run."""
+    kinds = {finding.kind for finding in findings}
+    every = [_standing, _one_spike, _clipping, _slow_start, _evaluating]
+    if "diverged" in kinds:
+        every = [_slow_start, _evaluating]
+    elif not kinds & NOT_LONGER:
+        every = [_standing, _falls, _ahead if facts.config else _level, *every[1:]]
+    return [note for make in every if (note := make(facts)) is not None]
+
+
+def _standing(facts: Facts) -> str | None:
+    """Where the last evaluation stands against the curve that this recipe had on this text."""
+    known = reference.of(facts.config) if facts.config is not None and facts.val else None
+    places = [(int(step), loss) for step, loss in zip(facts.eval_steps, facts.val, strict=True) if step > 0]
+    if known is None or not places:
+        return None
+    step, loss = places[-1]
+    expected = known.at(step)
+    if expected is None:
+        return None
+    figures = _("At step {step:,}: {loss:.2f}, reference {expected} ({recipe}.yaml, {seeds} seeds).",
+                step=step, loss=loss, expected=expected, recipe=known.recipe, seeds=known.seeds)  # fmt: skip
+    if loss > expected.high:
+        return sentences(figures, _("This is higher than another seed explains."))
+    if loss < expected.low:
+        return sentences(figures, _("This is lower than another seed explains."))
+    return sentences(figures, _("This is as it should be."))
+
+
+def _fall(facts: Facts) -> float | None:
+    """By how much of itself the validation loss fell in the last fifth of the run."""
+    evaluated = [(step, loss) for step, loss in zip(facts.eval_steps, facts.val, strict=True) if step > 0]
+    before = [loss for step, loss in evaluated if step <= 0.8 * facts.last_step]
+    if len(evaluated) < 4 or not before or before[-1] <= 0:
+        return None
+    return (before[-1] - evaluated[-1][1]) / before[-1]
+
+
+def _falls(facts: Facts) -> str | None:
+    fall = _fall(facts)
+    if fall is None or fall < 0.01:
+        return None
+    return _("The validation loss still falls: by {fall:.1%} in the last fifth of the run.", fall=fall)
+
+
+def _level(facts: Facts) -> str | None:
+    fall = _fall(facts)
+    if fall is None or abs(fall) >= 0.01:
+        return None
+    return _("The validation loss has levelled out in the last fifth of the run.")
+
+
+def _ahead(facts: Facts) -> str | None:
+    """Where the fitted learning curve leads: to the end of a run in progress, or of one twice as long."""
+    config = facts.config
+    assert config is not None, "the schedule is the recipe's"
+    curve = laws.fit_curve(facts.eval_steps, facts.val, lambda step: learning_rate(step, config))
+    if curve is None:
+        return _level(facts)
+    if not facts.finished:
+        expected = curve.at(config.max_iters)
+        return _("At its end, step {step:,}, the validation loss is expected at {loss}.",
+                 step=config.max_iters, loss=expected)  # fmt: skip
+    more = longer(facts)
+    twice = _longer_recipe(config)
+    expected = curve.at(twice.max_iters, lambda step: learning_rate(step, twice))
+    if expected.high > facts.val[-1]:
+        return _level(facts)
+    return _("A run of {steps:,} more steps would end at about {loss}: {override}",
+             steps=config.max_iters, loss=expected, override=more.override)  # fmt: skip
+
+
+def _longer_recipe(config: Config) -> Config:
+    new = {"max_iters": 2 * config.max_iters}
+    return config.model_copy(update={**new, **following(config, new)})
+
+
+def _one_spike(facts: Facts) -> str | None:
+    spikes = facts.leaps()
+    if len(spikes) != 1:
+        return None
+    step, top = spikes[0]
+    return _("The train loss leapt once, to {top:.3g} at step {step:,}, and came back.", top=top, step=step)
+
+
+def _clipping(facts: Facts) -> str | None:
+    clip = facts.config.grad_clip if facts.config else 0.0
+    norms = finite(facts.records, "grad_norm")[1]
+    if not clip or len(norms) < 10:
+        return None
+    share = sum(norm > clip for norm in norms) / len(norms)
+    if share:
+        return _("Gradient clipping was active in {share:.0%} of the recorded steps.", share=share)
+    return _("Gradient clipping was never active: the largest norm is {norm:.2g}, grad_clip {clip:g}.",
+             norm=max(norms), clip=clip)  # fmt: skip
+
+
+def _slow_start(facts: Facts) -> str | None:
+    """The time of the first recorded step beyond a usual one's: compilation, kernels being chosen, caches filled."""
+    first = next((r for r in facts.records if r["step"] <= 1 and "train_loss" in r), None)
+    if first is None or not facts.step_seconds:
+        return None
+    speed = first.get("tokens_per_second")
+    took = facts.config.tokens_per_iter / speed if speed and facts.config else first.get("seconds", 0.0)
+    extra = took - facts.step_seconds
+    if not extra >= 2 or took < 5 * facts.step_seconds:
+        return None
+    note = _("Slow start: the first step took {time}, as long as {steps:,} usual ones.",
+             time=duration(took), steps=round(extra / facts.step_seconds))  # fmt: skip
+    if facts.config and facts.config.compile is True:
+        note = sentences(note, _("That is compilation, which pays in longer runs (6.2, strategy 1)."))
+    return note
+
+
+def _evaluating(facts: Facts) -> str | None:
+    steps, seconds = finite(facts.records, "seconds")
+    if facts.config is None or not facts.step_seconds or len(steps) < 3:
+        return None
+    total = seconds[-1] - seconds[0]
+    spent = total - (steps[-1] - steps[0]) * facts.step_seconds
+    if total <= 0 or spent < 0.3 * total or spent < 10:
+        return None
+    what = _("evaluate less often")
+    remedy = change(what, "6.2, strategy 3", facts.config, eval_interval=2 * facts.config.eval_interval)
+    return _("Evaluations, samples and checkpoints took {share:.0%} of the time: {remedy} ({override}).",
+             share=spent / total, remedy=remedy.what, override=remedy.override)  # fmt: skip

@@ -12,9 +12,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 from hfgpt.config import Config
-from hfgpt.runs import rules_of_thumb
 from hfgpt.runs.metrics import Record, series, smooth
 
 HIGH = 0.6  # of the loss of chance: about what counting pairs of letters reaches in English (2.5 nats of 4.2)
@@ -124,8 +124,8 @@ class Facts:
     def rule_of_thumb(self) -> float:
         """The chapter's learning rate for a model of this size (3.1); a small model's if the size is not known."""
         if self.config is None:
-            return rules_of_thumb.learning_rate(0)
-        return rules_of_thumb.learning_rate(12 * self.config.n_layer * self.config.n_embd**2, self.config.pretrained)
+            return usual_learning_rate(0)
+        return usual_learning_rate(12 * self.config.n_layer * self.config.n_embd**2, self.config.pretrained)
 
     @cached_property
     def step_seconds(self) -> float | None:
@@ -161,3 +161,27 @@ def finite(records: Sequence[Record], key: str) -> tuple[list[float], list[float
     steps, values = series(records, key)
     kept = [i for i, value in enumerate(values) if abs(value) < UNLIKELY]
     return [steps[i] for i in kept], [values[i] for i in kept]
+
+
+# ------------------------------------------------------ the chapter's rules of thumb, which a plan follows too
+
+
+def usual_learning_rate(parameters: int, pretrained: bool = False) -> float:
+    """The learning rate by the number of parameters; 1e-4 for a pretrained model (3.1)."""
+    if pretrained:
+        return 1e-4
+    return 1e-3 if parameters < 50e6 else 6e-4 if parameters <= 500e6 else 3e-4
+
+
+def smaller_model(config: Config) -> dict[str, Any]:
+    """Two thirds of the layers and of the width (6.1, 6.3: from 6 layers of 384 to 4 of 256).
+
+    The heads keep their width if there is more than one. A pretrained model has its shape: nothing to set.
+    """
+    if config.pretrained:
+        return {}
+    layers, heads = max(1, round(config.n_layer * 2 / 3)), max(1, round(config.n_head * 2 / 3))
+    head = config.n_embd // config.n_head if heads < config.n_head else max(1, round(config.n_embd / heads * 2 / 3))
+    if (layers, heads * head) == (config.n_layer, config.n_embd):
+        return {}
+    return {"n_layer": layers, "n_head": heads, "n_embd": heads * head}

@@ -16,10 +16,9 @@ from collections.abc import Callable
 
 from hfgpt.base.language import _, plural, sentences
 from hfgpt.base.units import duration
-from hfgpt.runs import remedies
+from hfgpt.runs import findings
 from hfgpt.runs.facts import HIGH, SPIKE, Facts, finite
-from hfgpt.runs.findings import Finding
-from hfgpt.runs.remedies import FAR, PATIENCE
+from hfgpt.runs.findings import FAR, PATIENCE, Finding
 
 RISE = 0.05  # nats: an evaluated loss that rises by more does not do so by chance
 
@@ -38,7 +37,7 @@ def diverged(facts: Facts) -> Finding | None:
         evidence = _("The loss or the gradient is not a number since step {step:,}.", step=facts.lost_at)
         if facts.losses:
             evidence = sentences(evidence, _("The last finite loss was {loss:.3g}.", loss=facts.losses[-1]))
-        return Finding("diverged", facts.lost_at, evidence, remedies.calmer(facts, strongly=True))
+        return Finding("diverged", facts.lost_at, evidence, findings.calmer(facts, strongly=True))
     start = facts.start
     if start is None or not facts.losses:
         return None
@@ -47,7 +46,7 @@ def diverged(facts: Facts) -> Finding | None:
         return None
     calm = max((step for step, loss in zip(facts.steps, facts.losses, strict=True) if loss <= limit), default=0)
     evidence = _("The train loss began at {start:.2f} and is {end:.3g} at the end.", start=start, end=end)
-    return Finding("diverged", int(calm), evidence, remedies.calmer(facts, strongly=True))
+    return Finding("diverged", int(calm), evidence, findings.calmer(facts, strongly=True))
 
 
 Sign = tuple[int, str]
@@ -61,7 +60,7 @@ def learning_rate_too_high(facts: Facts) -> Finding | None:
         return None
     evidence = sentences(*(text for _step, text in signs))
     return Finding(
-        "learning_rate_too_high", min(step for step, _text in signs), evidence, remedies.calmer(facts, strongly=False)
+        "learning_rate_too_high", min(step for step, _text in signs), evidence, findings.calmer(facts, strongly=False)
     )
 
 
@@ -124,7 +123,7 @@ def learning_rate_too_low(facts: Facts) -> Finding | None:
         "the rule of thumb is {usual:g} (3.1).",
         steps=facts.last_step, start=facts.start, end=facts.end, rate=rate, usual=facts.rule_of_thumb,
     )  # fmt: skip
-    advice = [remedies.set_rate(facts, facts.rule_of_thumb), remedies.longer(facts)]
+    advice = [findings.set_rate(facts, facts.rule_of_thumb), findings.longer(facts)]
     return Finding("learning_rate_too_low", 0, evidence, advice)
 
 
@@ -137,7 +136,7 @@ def underfitting(facts: Facts) -> Finding | None:
         "counting pairs of letters reaches about {share:.0%} of that.",
         train=facts.train_end, val=facts.end, chance=facts.chance, share=HIGH,
     )  # fmt: skip
-    return Finding("underfitting", facts.last_step, evidence, remedies.fit_better(facts))
+    return Finding("underfitting", facts.last_step, evidence, findings.fit_better(facts))
 
 
 def overfitting(facts: Facts) -> Finding | None:
@@ -162,7 +161,7 @@ def overfitting(facts: Facts) -> Finding | None:
     else:
         evidence = _("The run ends with train {train:.2f} and validation {val:.2f}.",
                      train=facts.train_end, val=facts.val[-1])  # fmt: skip
-    return Finding("overfitting", int(best_step), evidence, remedies.generalise(facts))
+    return Finding("overfitting", int(best_step), evidence, findings.generalise(facts))
 
 
 def _saved(facts: Facts) -> str:
@@ -200,7 +199,7 @@ def data_starved(facts: Facts) -> Finding | None:
             "{end:.1f} times; repeats beyond about {limit:g} teach little.",
             step=fits.since_step, seen=seen, end=epochs[-1], limit=REPEATS,
         ))  # fmt: skip
-    advice = [remedies.more_text(), remedies.smaller(facts), remedies.shorter(facts, fits.since_step)]
+    advice = [findings.more_text(), findings.smaller(facts), findings.shorter(facts, fits.since_step)]
     return Finding("data_starved", fits.since_step, evidence, advice)
 
 
@@ -219,7 +218,7 @@ def clipping_always(facts: Facts) -> Finding | None:
         "After the warm-up {share:.0%} of the recorded steps were clipped: half of the gradients have a norm above "
         "{median:.3g}, and grad_clip is {clip:g}.", share=share, median=median, clip=clip,
     )  # fmt: skip
-    return Finding("clipping_always", int(after[0][0]), evidence, remedies.unclip(facts, median))
+    return Finding("clipping_always", int(after[0][0]), evidence, findings.unclip(facts, median))
 
 
 def input_bound(facts: Facts) -> Finding | None:
@@ -233,7 +232,7 @@ def input_bound(facts: Facts) -> Finding | None:
         return None
     evidence = _("{share:.0%} of a step ({wait:.1f} of {step:.1f} ms) is spent waiting for data.",
                  share=share, wait=wait * 1000, step=facts.step_seconds * 1000)  # fmt: skip
-    return Finding("input_bound", int(steps[0]), evidence, remedies.feed(facts))
+    return Finding("input_bound", int(steps[0]), evidence, findings.feed(facts))
 
 
 def healthy(facts: Facts) -> Finding:

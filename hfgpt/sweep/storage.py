@@ -2,23 +2,27 @@
 
 In:  a :class:`hfgpt.sweep.definition.Sweep`.
 Out: ``sweep.json`` (what is tried) and ``journal.log`` (Optuna's); trials to run, claimed by one process each.
+
+The locks in ``locks/`` end with the process that holds them. Beside a trial's lock stands the process of its training,
+so that a training whose sweep was killed is waited for, not started a second time.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+import psutil
+from filelock import FileLock, Timeout
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _
 from hfgpt.runs.metrics import Record, series
-from hfgpt.sweep import locks
 from hfgpt.sweep.definition import Sweep, Trial
 
 # Optuna's median rule: from the fifth finished trial on, and past this share of a trial, one whose evaluation is worse
@@ -65,14 +69,14 @@ class Storage:
 
     def lock(self) -> FileLock:
         """The lock of the whole folder, taken; for a moment's work."""
-        lock = locks.take(self._sweep.folder / "locks" / "sweep", wait=True)
+        lock = take(self._sweep.folder / "locks" / "sweep", wait=True)
         assert lock is not None, "waited for"
         return lock
 
     def _lock_of(self, trial: Trial) -> FileLock | None:
         """A trial's lock, unless another process holds it or its training, left by a dead sweep, still runs."""
-        lock = locks.take(self._sweep.folder / "locks" / trial.name)
-        if lock is not None and locks.training(self.process_file(trial)) is not None:
+        lock = take(self._sweep.folder / "locks" / trial.name)
+        if lock is not None and training(self.process_file(trial)) is not None:
             lock.release()
             return None
         return lock
@@ -93,7 +97,7 @@ class Storage:
                 asked = self.study.ask()
                 trial = self._by_name[asked.user_attrs["name"]]
                 self._suggest(trial, asked)
-                lock = locks.take(self._sweep.folder / "locks" / trial.name, wait=True)
+                lock = take(self._sweep.folder / "locks" / trial.name, wait=True)
                 assert lock is not None, "waited for"
                 return Claim(trial, asked, lock, self)
         return None
@@ -153,7 +157,7 @@ class Claim:
 
     def note_process(self, pid: int) -> None:
         """Write down which process trains it."""
-        locks.note_training(self._storage.process_file(self.trial), pid)
+        note_training(self._storage.process_file(self.trial), pid)
 
     def report(self, records: list[Record], max_iters: int) -> None:
         """Tell Optuna the evaluations so far, by the share of the trial in percent: trials differ in their steps."""
@@ -207,3 +211,36 @@ def check_folder(sweep: Sweep) -> None:
         _("out_dir = {folder!r}: holds another sweep (other {what}) → name another --out_dir",
           folder=str(sweep.folder), what=", ".join(differing or ["trials"]))
     )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- locks between processes
+
+
+def take(path: Path, wait: bool = False) -> FileLock | None:
+    """Take a lock, which `with` releases; None if another process holds it and `wait` is false."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        return None
+    return lock
+
+
+def note_training(path: Path, pid: int) -> None:
+    """Write down which process trains."""
+    try:
+        started = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:  # it has ended already
+        return
+    replace_file(path, json.dumps({"host": socket.gethostname(), "pid": pid, "started": started}))
+
+
+def training(path: Path) -> psutil.Process | None:
+    """The process written down, while it trains. One of another machine is taken to have ended with its sweep."""
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        process = psutil.Process(noted["pid"])
+        same = noted["host"] == socket.gethostname() and abs(process.create_time() - noted["started"]) < 1
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return None

@@ -1,7 +1,8 @@
 """One training of a sweep: a process of its own, started as a user would start it.
 
 In:  a resolved Config, and what stands behind `python` to train, such as a script.
-Out: a run folder, what it printed, and how it ended; or how long one of its steps takes.
+Out: a run folder, what it printed, and how it ended; or how long one of its steps takes; and :class:`Signals`, by
+     which a polite stop of the sweep reaches the training, which writes its checkpoint.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from hfgpt import config as configs
 from hfgpt.base import language
@@ -88,3 +92,43 @@ def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: s
         return math.nan
     later = sorted(speeds[len(speeds) // 2 :])  # the first steps warm up
     return probe.tokens_per_iter / later[len(later) // 2] if later else math.nan
+
+
+# ------------------------------------------------------------------------------------------------------- a polite stop
+
+
+PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Stopped(Exception):
+    """A signal ended the sweep politely; `number` is the signal's."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Signals:
+    """Passes SIGINT, SIGTERM and SIGHUP on to the training in hand, and remembers the first."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.child: subprocess.Popen[bytes] | None = None
+        self._previous: dict[int, Any] = {}
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or number
+        self.stop_child()
+
+    def stop_child(self) -> None:
+        """Ask the training in hand to stop."""
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+
+    def __enter__(self) -> Signals:
+        for number in PASSED_ON:
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -19,10 +19,10 @@ from hfgpt.base.language import _
 from hfgpt.base.units import duration
 from hfgpt.model.schedule import learning_rate
 from hfgpt.train import checkpoint
+from hfgpt.train.collective import SHARE, Waiting
 from hfgpt.train.memory import advice, is_out_of_memory
 from hfgpt.train.resume import save
 from hfgpt.train.run import Run
-from hfgpt.train.waiting import SHARE, Waiting
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from hfgpt.base.language import _
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
 from hfgpt.model.schedule import learning_rate
-from hfgpt.train.collective import patiently
+from hfgpt.train.collective import Waiting, patiently
 from hfgpt.train.evaluate import evaluate, evaluation_due, patience_is_over
 from hfgpt.train.failures import explained, explained_start, watched
 from hfgpt.train.folder import recover
@@ -37,7 +37,6 @@ from hfgpt.train.start import start
 from hfgpt.train.step import StepResult, global_loss, must_look, settle, to_device, train_step
 from hfgpt.train.stop import TIME_IS_UP, Stop, describe, exit_code
 from hfgpt.train.trace import Trace
-from hfgpt.train.waiting import Waiting
 
 
 def train(

@@ -1,4 +1,4 @@
-"""Speed, memory and time of a run.
+"""Speed, memory, time and power of a run.
 
 In:  how long the loop waited for data and trained, step by step.
 Out: the figures of a record: tokens/s, MFU, peak memory, seconds.
@@ -9,14 +9,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 
 from hfgpt.base import cards, machine
 from hfgpt.model.gpt2 import parameter_count
-from hfgpt.train.power import Power
 from hfgpt.train.run import Run
 
 
@@ -120,3 +119,55 @@ def memory_bytes(device: torch.device) -> int:
         return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+# --------------------------------------------------------------------------------------------------------------- power
+
+
+class Power:
+    """Reads NVML. Counts joules from `joules` on, which a run had used before.
+
+    Args:
+        device: where the process trains.
+        joules: of the run so far.
+    """
+
+    def __init__(self, device: torch.device, joules: float) -> None:
+        self._handle, self._nvml = _open(device)
+        self._before = joules - self._energy()
+
+    def figures(self) -> dict[str, float]:
+        """`gpu_utilization` (share of the last moments), `gpu_watts`, `gpu_joules` (since the run began)."""
+        if self._handle is None:
+            return {}
+        figures = dict[str, float]()
+        with suppress(Exception):  # a card or a driver that does not say one of them
+            figures["gpu_utilization"] = self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100
+        with suppress(Exception):
+            figures["gpu_watts"] = self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
+        if energy := self._energy():
+            figures["gpu_joules"] = self._before + energy
+        return figures
+
+    def _energy(self) -> float:
+        """The card's joules since the driver was loaded; 0 if it does not say."""
+        if self._handle is None:
+            return 0.0
+        try:
+            return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000
+        except Exception:
+            return 0.0
+
+
+def _open(device: torch.device) -> tuple[Any, Any]:
+    """NVML's handle of this card, found by its UUID whatever CUDA_VISIBLE_DEVICES says, and the library; or None."""
+    if device.type != "cuda":
+        return None, None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"), pynvml
+    except Exception:  # not installed, no driver, a MIG slice
+        return None, None

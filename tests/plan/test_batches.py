@@ -10,7 +10,7 @@ import pytest
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
-from hfgpt.plan import batches, chapter, recipe_file
+from hfgpt.plan import batches, chapter, command
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target, find_target
 
@@ -144,7 +144,7 @@ def test_a_written_recipe_loads_to_the_same_config(values: dict[str, Any], tmp_p
     shape = recipe(**values)
     path = tmp_path / "mine.yaml"
     reasons = {"n_layer": "a reason: with a colon, and a # mark", "learning_rate": "another"}
-    written = recipe_file.write_recipe(path, shape.model_copy(update={"out_dir": None}), reasons, "Head\n\n  command")
+    written = command.write_recipe(path, shape.model_copy(update={"out_dir": None}), reasons, "Head\n\n  command")
     assert config.load(path) == written == shape.model_copy(update={"out_dir": "out/mine"})
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# Head\n#\n#   command\n")
@@ -153,7 +153,7 @@ def test_a_written_recipe_loads_to_the_same_config(values: dict[str, Any], tmp_p
 
 
 def test_an_out_dir_that_was_given_is_kept(tmp_path: Path) -> None:
-    written = recipe_file.write_recipe(tmp_path / "mine.yaml", recipe(out_dir="elsewhere"), {}, "x")
+    written = command.write_recipe(tmp_path / "mine.yaml", recipe(out_dir="elsewhere"), {}, "x")
     assert config.load(tmp_path / "mine.yaml") == written
     assert written.out_dir == "elsewhere"
 
@@ -162,5 +162,5 @@ def test_a_recipe_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("n_layer: 3\n")
     with pytest.raises(InputError, match="exists already"):
-        recipe_file.write_recipe(path, recipe(), {}, "x")
+        command.write_recipe(path, recipe(), {}, "x")
     assert path.read_text() == "n_layer: 3\n"

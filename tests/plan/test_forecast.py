@@ -18,7 +18,7 @@ import pytest
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
-from hfgpt.plan import chart, dial, faster, grid, loss, memory, ngrams, speed, statistics, steps, timing
+from hfgpt.plan import chart, dial, faster, grid, laws, loss, memory, ngrams, speed, survey, timing
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
@@ -58,7 +58,7 @@ def test_the_step_law_on_the_shapes_that_were_timed() -> None:
         values = {key: int(row[key]) for key in ("n_layer", "n_head", "n_embd", "block_size", "batch_size")}
         values |= {"gradient_accumulation_steps": int(row["gradient_accumulation_steps"])}
         shape = recipe(**values, optimizer=row["optimizer"], dropout=float(row["dropout"]), dtype=row["dtype"])
-        said = steps.seconds(shape, int(row["vocab_size"]), row["dtype"], one_core)
+        said = laws.step_seconds(shape, int(row["vocab_size"]), row["dtype"], one_core)
         off.append(said / (float(row["ms"]) / 1000))
     assert len(off) >= 100
     assert np.median(np.abs(np.array(off) - 1)) < 0.1
@@ -68,11 +68,11 @@ def test_the_step_law_on_the_shapes_that_were_timed() -> None:
 
 def test_a_faster_machine_takes_less_time() -> None:
     shape = recipe(n_layer=4, n_head=4, n_embd=256, batch_size=16, block_size=128)
-    slow = steps.seconds(shape, 330, "float32", ZEN4)
+    slow = laws.step_seconds(shape, 330, "float32", ZEN4)
     fast = replace(ZEN4, float32=2 * ZEN4.float32, bandwidth=2 * ZEN4.bandwidth, call=ZEN4.call / 2)
-    assert steps.seconds(shape, 330, "float32", fast) == pytest.approx(slow / 2)
-    assert steps.seconds(shape, 330, "float32", replace(ZEN4, cores=4)) < slow
-    assert steps.evaluation_seconds(shape, 330, "float32", ZEN4) * 16 * 128 < slow / 2.9
+    assert laws.step_seconds(shape, 330, "float32", fast) == pytest.approx(slow / 2)
+    assert laws.step_seconds(shape, 330, "float32", replace(ZEN4, cores=4)) < slow
+    assert laws.evaluation_seconds(shape, 330, "float32", ZEN4) * 16 * 128 < slow / 2.9
 
 
 def test_the_speed_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_ddp_keeps_its_buckets_while_it_accumulates() -> None:
 
 def test_the_embedded_text_is_as_it_was_counted() -> None:
     whole = gzip.decompress((files("hfgpt.data") / "shakespeare.txt.gz").read_bytes()).decode()
-    assert ngrams.measure(whole) == statistics.EMBEDDED
+    assert ngrams.measure(whole) == survey.EMBEDDED_STATISTICS
 
 
 def test_a_text_without_order_is_not_predictable() -> None:

@@ -28,7 +28,7 @@ from hfgpt.runs.metrics import MetricsWriter
 from hfgpt.share import export
 
 pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[dev]"')
-from hfgpt.playground import folders, knobs, pieces, plan_view, text_view
+from hfgpt.playground import folders, knobs, pieces, plan_view, text_tab
 from hfgpt.playground.page import Page
 from hfgpt.playground.trainer import Trainer
 from hfgpt.playground.writer import Writer
@@ -287,7 +287,7 @@ def test_the_losses_of_a_text_are_those_of_its_model(out: Path) -> None:
     assert torch.allclose(
         got[: model.config.n_positions - 1], expected[: len(got)][: model.config.n_positions - 1], atol=1e-4
     )
-    html = text_view.coloured(shown)
+    html = text_tab.coloured(shown)
     assert html.count("title=") == len(text) - 1
     assert f"{sum(got.tolist()) / len(got):.4f}" in html
 

@@ -14,7 +14,7 @@ from survival import figures
 
 from hfgpt import config
 from hfgpt.train import loop as train
-from hfgpt.train.power import Power
+from hfgpt.train.meter import Power
 
 
 def test_a_trace_of_a_few_steps(tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from survival import differences
 from hfgpt import config
 from hfgpt.base.errors import RunError
 from hfgpt.train import checkpoint, loop
-from hfgpt.train.waiting import Waiting
+from hfgpt.train.collective import Waiting
 from hfgpt.train.writer import Writer, in_background
 
 
