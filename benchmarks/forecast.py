@@ -35,30 +35,35 @@ from hfgpt.plan.loss import OVERFITS
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parent / "scripts"
-TEXTS = ("shakespeare", "topics", "code")
-SIZES = (20_000, 60_000, 200_000, 600_000, 2_000_000)  # characters
-BUDGETS = (20, 30, 45, 60, 90)  # seconds
+CHINESE = HERE.parent / "docs" / "course" / "tang300.txt"
+TEXTS = ("shakespeare", "topics", "code", "tang300")
+SIZES = (20_000, 60_000, 200_000, 600_000, 2_000_000)  # characters, or as many as the text has
+BUDGETS = (60, 90, 120)  # seconds
+MOST_WORK = 2e13  # operations of a drawn recipe's matrix products: about 100 s on two cores
 
 
 def draw(seed: int, number: int, texts: list[str]) -> dict[str, Any]:
     """A case by its number: a text, and a recipe or a budget."""
     rng = np.random.default_rng([seed, number])
+    in_turn = np.random.default_rng([seed, number // (2 * len(texts))]).permutation(texts)
     case: dict[str, Any] = {
         "number": number,
-        "text": str(rng.choice(texts)),
+        "text": str(in_turn[number // 2 % len(texts)]),  # each as often as any other, with a recipe and with a budget
         "characters": int(rng.choice(SIZES)),
         "from": float(rng.random()),
     }
     if number % 2:
         return case | {"budget": int(rng.choice(BUDGETS))}
-    heads = int(rng.choice([2, 3, 4, 6]))
+    layers, heads = int(rng.choice([1, 2, 3, 4])), int(rng.choice([2, 3, 4, 6]))
+    block, batch = int(rng.choice([32, 64, 128])), int(rng.choice([8, 16, 32]))
     steps = int(np.exp(rng.uniform(np.log(150), np.log(1200))))
+    steps = min(steps, int(MOST_WORK / (6 * 12 * layers * (32 * heads) ** 2 * block * batch)))
     recipe = {
-        "n_layer": int(rng.choice([1, 2, 3, 4])),
+        "n_layer": layers,
         "n_head": heads,
         "n_embd": 32 * heads,
-        "block_size": int(rng.choice([32, 64, 128])),
-        "batch_size": int(rng.choice([8, 16, 32])),
+        "block_size": block,
+        "batch_size": batch,
         "max_iters": steps,
         "optimizer": str(rng.choice(["adamw", "muon"])),
         "learning_rate": float(rng.choice([1e-3, 3e-3])),
@@ -73,7 +78,9 @@ def draw(seed: int, number: int, texts: list[str]) -> dict[str, Any]:
 
 def write_text(case: dict[str, Any], folder: Path) -> Path:
     """The case's text as a file: a stretch of it, from a place that the case says."""
-    whole = Path(case["text"]).read_text(encoding="utf-8") if os.sep in case["text"] else text(case["text"], "")
+    whole = (
+        Path(case["text"]).read_text(encoding="utf-8") if os.sep in case["text"] else text(case["text"], str(CHINESE))
+    )
     length = min(case["characters"], len(whole))
     start = int(case["from"] * (len(whole) - length))
     path = folder / f"text-{case['number']}.txt"
@@ -133,9 +140,14 @@ def run(case: dict[str, Any], said: dict[str, Any], folder: Path) -> dict[str, A
     if done.returncode:
         raise RuntimeError(done.stderr)
     lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    losses = [record["val_loss"] for record in map(json.loads, lines) if "val_loss" in record]
+    records = [json.loads(line) for line in lines]
+    curve = {record["step"]: round(record["val_loss"], 4) for record in records if "val_loss" in record}
+    losses = list(curve.values())
     return {
         "seconds": seconds,
+        "steps": records[-1]["step"],
+        "horizons": [record["horizon"] for record in records if "horizon" in record],
+        "curve": curve,
         "val_loss": losses[-1],
         "best_val_loss": min(losses),
         "overfitted": losses[-1] > min(losses) + OVERFITS,

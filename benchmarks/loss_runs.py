@@ -23,7 +23,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 import numpy as np
 
 from hfgpt.config import Config, build
-from hfgpt.data import tokenizer
+from hfgpt.data import encoding, tokenizer
 from hfgpt.data.blocks import TokenStream
 from hfgpt.model import sizes
 
@@ -173,7 +173,7 @@ def recipe(row: dict[str, Any]) -> Config:
 def encode(characters: str) -> tuple[TokenStream, TokenStream, int]:
     """Characters as ids, the first nine tenths for training; the vocabulary as the tokenizer 'char' has it."""
     made = tokenizer.train_char([characters])
-    ids = np.concatenate(tokenizer.encoder(made.backend_tokenizer.to_str())([characters]))
+    ids = np.concatenate(encoding.encoder(made.backend_tokenizer.to_str())([characters]))
     cut = int(len(ids) * 0.9)
     return TokenStream([ids[:cut]]), TokenStream([ids[cut:]]), tokenizer.vocabulary_size(made)
 

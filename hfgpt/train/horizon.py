@@ -11,6 +11,7 @@ made again with the decisions that they had, as the record has them.
 
 from __future__ import annotations
 
+import math
 import time
 
 from hfgpt.base.units import seconds_of
@@ -27,6 +28,8 @@ EVERY = 0.02  # of the time budget between two decisions
 LATE = 0.6  # of the time budget, when the end is rehearsed with a record that is nearly as long
 
 MARGIN = 0.03  # of the time budget, kept for what does not go as before
+
+SETTLED = 0.05  # of the time budget before its end, from where on the rate, which is near its end, is not raised again
 
 
 class Horizon:
@@ -46,6 +49,7 @@ class Horizon:
         self._rehearsals = [0.0, began + self._budget * LATE - run.progress.seconds]  # when it is measured
         self._from, self._next = run.progress.step + FIRST, 0.0
         self._mark = meter.mark()
+        self._timed, self._fastest = (0.0, 0.0), math.inf  # the end's parts, and a step at its fastest since they were
         if self._budget and run.progress.horizons:
             self._apply()
 
@@ -73,19 +77,25 @@ class Horizon:
         return self._fitting()
 
     def _fitting(self) -> int:
-        """The steps that the run has in all if it ends in time at its present speed.
+        """The steps that the run has in all if it ends in time at its present speed; 0: as before.
 
         The end takes an evaluation and the drawing; as much again is kept for the last sample and a longer record.
+        These were timed before: where steps have become slower since, so has the end.
         """
         step, mark = self._run.progress.step, self._meter.mark()
-        if mark.steps - self._mark.steps < FIRST:
+        made, took = mark.steps - self._mark.steps, mark.seconds - self._mark.seconds
+        if not made or (made < FIRST and took < 2 * EVERY * self._budget):
             return 0
-        each = (mark.seconds - self._mark.seconds) / (mark.steps - self._mark.steps)
+        each = took / made
         evaluation = self._meter.evaluation_seconds
+        self._fastest = each if self._timed != (evaluation, self._drawing) else min(self._fastest, each)
+        self._timed = evaluation, self._drawing
+        ending = (1 + each / max(self._fastest, 1e-9)) * sum(self._timed)
         each += evaluation / self._recipe.eval_interval
         self._mark = mark
-        left = self._ends - time.monotonic() - 2 * (evaluation + self._drawing)
-        return max(step, step + int(left / each))
+        left = self._ends - time.monotonic() - ending
+        length = max(step, step + int(left / each))
+        return 0 if left < SETTLED * self._budget and length > self._run.config.max_iters else length
 
     def _decide(self, length: int) -> None:
         self._run.progress.horizons.append(length)

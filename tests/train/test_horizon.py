@@ -31,7 +31,7 @@ class Clock:
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, step: float, evaluation: float = 0.6, drawing: float = 0.4
     ) -> None:
-        self.now, self.step, self.killed_at = 0.0, step, 0
+        self.now, self.step, self.killed_at, self.slow = 0.0, step, 0, 1.0
         for module in (horizon, meter):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         train_step, evaluate = step_module.train_step, evaluate_module.evaluate
@@ -39,16 +39,16 @@ class Clock:
         def timed_step(run: Run, *rest: Any) -> Any:
             if run.progress.step + 1 == self.killed_at:
                 raise Killed
-            self.now += self.step
+            self.now += self.slow * self.step
             return train_step(run, *rest)
 
         def timed_evaluation(*arguments: Any) -> bool:
-            self.now += evaluation
+            self.now += self.slow * evaluation
             return evaluate(*arguments)
 
         def timed_drawing(_run: Run) -> float:
-            self.now += drawing
-            return drawing
+            self.now += self.slow * drawing
+            return self.slow * drawing
 
         monkeypatch.setattr(train, "train_step", timed_step)
         monkeypatch.setattr(train, "evaluate", timed_evaluation)
@@ -92,6 +92,25 @@ def test_the_schedule_is_finished_and_evaluated_in_time(
         assert rates[step] == learning_rate(step, horizon.lengthened(resolved, lengths) if lengths else resolved)
         if step in decided:
             lengths.append(int(decided[step]))
+
+
+def test_a_late_and_heavy_load_also_slows_the_end(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps, evaluations and drawing take six times as long from 70% of the time on, and so does the end."""
+    resolved = config.build(tiny | TIMED | {"time_budget": "60s", "eval_interval": 1000}, "test")
+    clock = Clock(monkeypatch, step=0.2)
+    real = train.learning_rate
+
+    def loaded(step: int, of: config.Config) -> float:
+        clock.slow = 6.0 if clock.now > 42 else 1.0
+        return real(step, of)
+
+    monkeypatch.setattr(train, "learning_rate", loaded)
+    assert train.train(resolved, began=0.0) == 0
+    assert 0.85 * 60 < clock.now + 6 * 0.4 <= 60
+    rates = series(resolved.run_dir, "learning_rate")
+    last = max(rates)
+    assert rates[last] == pytest.approx(resolved.min_lr, rel=0.02)
+    assert last in series(resolved.run_dir, "val_loss")
 
 
 def test_a_crash_replays_what_was_decided(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
