@@ -111,7 +111,7 @@ def run(words: list[str], place: Path, language: str, code: int = 0) -> str:
 
 SETUP = """\
 # In a checkout: work at its top. Elsewhere, as on Colab: install hfgpt and copy its recipes here.
-import os, pathlib
+import os, pathlib, sysconfig
 here = pathlib.Path.cwd()
 top = next((folder for folder in (here, *here.parents) if (folder / "recipes").is_dir()), None)
 if top:
@@ -119,6 +119,7 @@ if top:
 else:
     %pip install --quiet hfgpt
     !hfgpt recipes recipes
+os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]  # the kernel's own hfgpt
 os.environ["HFGPT_LANG"] = "{language}"
 """
 
