@@ -15,6 +15,7 @@ from babel.messages.pofile import read_po
 from conftest import ROOT
 
 from hfgpt.base import language
+from hfgpt.base.units import duration
 from hfgpt.config import Config
 
 KEYWORDS: dict[str, Any] = {"_": None, "N_": None, "plural": (1, 2)}
@@ -100,6 +101,25 @@ def test_chinese_texts_have_chinese_punctuation() -> None:
     """Between Chinese characters a comma, a colon, a full stop and the like is the Chinese one."""
     wrong = re.compile(r"[一-鿿][,;:?!](?![\w/])|[一-鿿]\((?=[一-鿿])|[一-鿿]\.(?=\s|$)")
     assert [where for where, text in chinese_texts() if wrong.search(re.sub(r"{.*?}", "", text))] == []
+
+
+def test_a_space_stands_beside_latin_words_and_numbers_alone() -> None:
+    with language.using("zh"):
+        cpu = language._("CPU, {n} cores", n=2)
+        assert language._("Time on {device}", device=cpu) == "在 CPU（2 核）上的时间"
+        assert language._("Time on {device}", device="T4") == "在 T4 上的时间"
+        assert language._("{low} to {high}", low=duration(70), high=duration(0.5)) == "1 分 10 秒到 500 毫秒"
+        assert language._("{path!r} cannot be read: {reason}", path="诗 集.txt", reason="无").startswith("'诗 集.txt' ")
+
+
+def test_the_memory_of_a_card_has_its_own_word() -> None:
+    with language.using("zh"):
+        assert language._("memory") == "内存"
+        with language.about_card(True):
+            assert language._("memory") == "显存"
+            assert language.of_device("占用主机内存") == "占用主机内存"
+    with language.using("en"), language.about_card(True):
+        assert language._("memory") == "memory"
 
 
 # ------------------------------------------------------------------------------------------ nothing goes around

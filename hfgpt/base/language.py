@@ -13,7 +13,8 @@ from __future__ import annotations
 import gettext
 import locale
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -25,6 +26,12 @@ VARIABLE = "HFGPT_LANG"
 CATALOGUE = Path(__file__).parent.parent / "locale"
 
 _chosen: ContextVar[str | None] = ContextVar("language", default=None)
+_on_card: ContextVar[bool] = ContextVar("on_card", default=False)
+
+MEMORY = re.compile("(?<!主机)内存")
+WIDE = "\u2018-\u201d\u2e80-\uffef"  # Chinese characters and marks
+# A named field, with the spaces that part it from Chinese words beside it.
+FIELD = re.compile(rf"(?P<left>(?<=[{WIDE}]) )?{{(?P<field>[^{{}}]+)}}(?P<right> (?=[{WIDE}]))?")
 
 
 def current() -> str:
@@ -48,10 +55,27 @@ def using(language: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+@contextmanager
+def about_card(yes: bool) -> Iterator[None]:
+    """Inside, memory is a graphics card's, for which Chinese has a word of its own: 显存, and 内存 elsewhere."""
+    token = _on_card.set(yes)
+    try:
+        yield
+    finally:
+        _on_card.reset(token)
+
+
 def _(message: str, /, **values: Any) -> str:
     """A message in the language in use, with its named fields filled in as by :meth:`str.format`."""
     translated = _translations(current()).gettext(message)
+    if current() == "zh":
+        return of_device(_fill(translated, values) if values else translated)
     return translated.format(**values) if values else translated
+
+
+def of_device(text: str) -> str:
+    """A Chinese text with the device's word for memory, see :func:`about_card`; the host's stays 主机内存."""
+    return MEMORY.sub("显存", text) if _on_card.get() else text
 
 
 def plural(one: str, many: str, number: int, /, **values: Any) -> str:
@@ -62,6 +86,23 @@ def plural(one: str, many: str, number: int, /, **values: Any) -> str:
 def sentences(*parts: str) -> str:
     """Sentences one after another; Chinese puts no space between them."""
     return ("" if current() == "zh" else " ").join(part for part in parts if part)
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Words and values in a row, as a sentence has them."""
+    return ("、" if current() == "zh" else ", ").join(parts)
+
+
+def _fill(message: str, values: dict[str, Any]) -> str:
+    """A Chinese message with its fields filled in; a space stands beside a Latin word or a number alone."""
+
+    def filled(match: re.Match[str]) -> str:
+        value = f"{{{match['field']}}}".format(**values)
+        left = "" if re.match(f"[{WIDE}]", value) else match["left"] or ""
+        right = "" if re.search(f"[{WIDE}]$", value) else match["right"] or ""
+        return left + value + right
+
+    return FIELD.sub(filled, message)
 
 
 def N_(message: str) -> str:

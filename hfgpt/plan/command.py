@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
-from hfgpt.base.language import _
+from hfgpt.base.language import _, about_card
 from hfgpt.base.units import duration, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
@@ -34,7 +34,7 @@ from hfgpt.plan.timing import Measured, Time
 
 @dataclass(frozen=True)
 class Options:
-    """What plan.py was asked, checked. Sizes in bytes, times in seconds."""
+    """What plan.py was asked, checked. Sizes in bytes, times in seconds; the recipe's changes as they were typed."""
 
     json: bool = False
     probe: bool = False
@@ -47,6 +47,7 @@ class Options:
     write: Path | None = None
     price_per_hour: float | None = None
     processes: int = 1
+    overrides: Sequence[str] = ()
 
 
 # ------------------------------------------------------------------------------------------------------ the plan
@@ -95,6 +96,11 @@ def make(config: Config, options: Options) -> Plan:
         config = config.model_copy(update={"dataset": options.data, "dataset_config": None, "streaming": False})
     survey = survey_of(config)
     target = find_target(survey.config, options.gpu, options.vram, options.processes)
+    with about_card(target.own_memory):
+        return _make(survey, target, options)
+
+
+def _make(survey: Survey, target: Target, options: Options) -> Plan:
     before, choice = survey.config, None
     if options.time_budget or options.data:
         trials = not options.no_trials and target.speed is not None and options.time_budget is not None
@@ -139,6 +145,11 @@ def write(plan: Plan, path: Path, recipe: str | None) -> Config:
     Raises:
         InputError: nothing fits, the file exists, or it cannot be written.
     """
+    with about_card(plan.target.own_memory):
+        return _write(plan, path, recipe)
+
+
+def _write(plan: Plan, path: Path, recipe: str | None) -> Config:
     advice = plan.recommendation
     if not advice.fit.fits:
         memory = f"{plan.target.memory_bytes / 2**30:.4g} GiB"

@@ -60,10 +60,10 @@ def entry(name: str, spoken: str | None = None) -> Entry:
     page, spoken = _book()[name], spoken or language.current()
     text = page[spoken]
     return Entry(
-        meaning=text["meaning"],
-        more=text.get("more", ""),
-        less=text.get("less", ""),
-        when=text["when"],
+        meaning=language.of_device(text["meaning"]),
+        more=language.of_device(text.get("more", "")),
+        less=language.of_device(text.get("less", "")),
+        when=language.of_device(text["when"]),
         section=page.get("section", ""),
         recommended=page.get("recommended", "").replace(" to ", " to " if spoken == "en" else "–"),
     )
@@ -120,6 +120,11 @@ def explain(config: Config, name: str, device: Device) -> str:
     Raises:
         InputError: the recipe's data, model or device cannot be used.
     """
+    with language.about_card(device(config).own_memory):
+        return _explain(config, name, device)
+
+
+def _explain(config: Config, name: str, device: Device) -> str:
     text, rows, value = entry(name), _rows(config, name, device), getattr(config, name)
     title = f"{name} = {configs.yaml_scalar(value)}"
     if text.section:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,14 +23,19 @@ PLAIN_WIDTH = 100  # columns, if the output is not a terminal and COLUMNS does n
 
 def show(parts: Iterable[RenderableType]) -> str:
     """Tables and paragraphs as text for standard output."""
-    terminal = sys.stdout.isatty()
-    columns = os.environ.get("COLUMNS", "")
-    width = int(columns) if columns.isdigit() and int(columns) > 20 else None if terminal else PLAIN_WIDTH
     buffer = io.StringIO()
-    console = Console(file=buffer, force_terminal=terminal, width=width, highlight=False)
+    console = Console(file=buffer, force_terminal=sys.stdout.isatty(), width=_columns(), highlight=False)
     for part in parts:
         console.print(part)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
+
+
+def _columns() -> int:
+    """How wide the output is."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdigit() and int(said) > 20:
+        return int(said)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
 
 
 def table(
@@ -37,17 +43,19 @@ def table(
 ) -> Group:
     """A titled table with a note below it; the columns in `words` are aligned left, numbers right.
 
-    Numbers are never cut; where the terminal is narrow, words go on in the next line.
+    Numbers are never cut, nor are options to type where 100 columns have room for them; words go on in the next line.
     """
+    rows = [[str(cell) for cell in row] for row in rows]
     grid = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False, padding=(0, 1))
     left = {index % len(columns) for index in words}
     for index, column in enumerate(columns):
         if index in left:
-            grid.add_column(column, justify="left", overflow="fold", min_width=8)
+            whole = _columns() >= PLAIN_WIDTH and any(row[index].startswith("--") for row in rows)
+            grid.add_column(column, justify="left", overflow="fold", min_width=8, no_wrap=whole)
         else:
             grid.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        grid.add_row(*(Text(str(cell)) for cell in row))
+        grid.add_row(*map(Text, row))
     return Group(Text(title, style="bold"), grid, Text(f"{note}\n" if note else ""))
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from hfgpt.base.language import N_, _
+from hfgpt.base.command import typed
+from hfgpt.base.language import N_, _, about_card, listed, sentences
 from hfgpt.base.units import duration, size
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, chart, faster, timing
@@ -23,6 +24,11 @@ RULE = N_("chapter's rule of thumb")
 
 def render(plan: Plan, recipe: str | None, options: Options) -> str:
     """All tables of a plan, in the order in which one asks: how big, how much text, does it fit, how long, and then."""
+    with about_card(plan.target.own_memory):
+        return _render(plan, recipe, options)
+
+
+def _render(plan: Plan, recipe: str | None, options: Options) -> str:
     head = _(
         "{recipe}: {dataset}, on {device}",
         recipe=recipe or _("the defaults"),
@@ -42,8 +48,19 @@ def render(plan: Plan, recipe: str | None, options: Options) -> str:
         parts += [_remedies(plan), _by_memory(plan)]
     if plan.choice is None:
         parts.append(_faster(plan))
-    parts.append(_recommendation(plan, options))
+    parts += [_recommendation(plan, options), paragraph(_next(plan, recipe, options))]
     return show(parts)
+
+
+def _next(plan: Plan, recipe: str | None, options: Options) -> str:
+    """What one types now."""
+    if options.write:
+        return _("Next: {command}", command=typed("train", str(options.write)))
+    if plan.choice:
+        return _("Next: add --write recipes/mine.yaml, which makes a recipe of it, and train that.")
+    if not plan.fits:
+        return _("Next: take a change of the tables above, and plan again with it.")
+    return _("Next: {command}", command=typed("train", *([recipe] if recipe else []), *options.overrides))
 
 
 def _devices(plan: Plan) -> str:
@@ -65,8 +82,7 @@ def _verdict(plan: Plan) -> str:
         else _("It does NOT fit: it needs {needed}, and there are {memory}.", **values)
     )
     takes = _("It takes about {time} ({range}).", time=duration(plan.time.total_seconds), range=_range(plan.time))
-    said = f"{fits} {takes}"
-    return f"{said} {plan.forecast.sentence()}" if plan.forecast else said
+    return sentences(fits, takes, plan.forecast.sentence() if plan.forecast else "")
 
 
 def _parameters(plan: Plan) -> Group:
@@ -193,7 +209,7 @@ def _time(plan: Plan, options: Options) -> Group:
     notes = [_("{sentence}.", sentence=target.note[:1].upper() + target.note[1:]) if target.note else ""]
     if time.source == "probe" and time.busy:
         notes = [_("Other work ran on this machine while the probe measured; alone it is faster.")]
-    return table(_("Time on {device}", device=_devices(plan)), ("", "", ""), rows, " ".join(filter(None, notes)))
+    return table(_("Time on {device}", device=_devices(plan)), ("", "", ""), rows, sentences(*notes))
 
 
 def _schedule(plan: Plan) -> Group:
@@ -216,11 +232,11 @@ def _recommendation(plan: Plan, options: Options) -> Group:
         values = {"memory": size(target.memory_bytes), "needed": size(advice.fit.memory.needed)}
         notes.append(_("Nothing fits {memory}: one sequence takes {needed}.", **values))
     elif advice.needs:
-        remedies = ", ".join(_(name) for name in dict.fromkeys(advice.needs))
+        remedies = listed(_(name) for name in dict.fromkeys(advice.needs))
         notes.append(_("No micro-batch fits without these remedies, which are applied: {remedies}.", remedies=remedies))
     if choice:
         if choice.second_best:
-            shape = ", ".join(f"{key} {_value(value)}" for key, value in choice.second_best.items() if key != "loss")
+            shape = listed(f"{key} {_value(value)}" for key, value in choice.second_best.items() if key != "loss")
             loss = f"{choice.second_best['loss']:.3f}"
             notes.append(_("Second best, with an expected loss of {loss}: {values}.", loss=loss, values=shape))
         if choice.trial_seconds:
@@ -239,11 +255,11 @@ def _recommendation(plan: Plan, options: Options) -> Group:
     )
     if target.kind == "accelerator":
         rule = "{} x {}".format(*chapter.chapter_batch(target.memory_bytes))
-        by_chapter += " " + _("For this memory it says {batch} (1.3).", batch=rule)
+        by_chapter = sentences(by_chapter, _("For this memory it says {batch} (1.3).", batch=rule))
     notes.append(by_chapter)
     if options.write:
         notes.append(_("Written to {path}.", path=options.write))
-    return table(_("Chosen") if choice else _("Recommended"), columns, rows, " ".join(notes))
+    return table(_("Chosen") if choice else _("Recommended"), columns, rows, sentences(*notes))
 
 
 def _value(value: Any) -> str:
@@ -251,7 +267,7 @@ def _value(value: Any) -> str:
 
 
 def _changes(change: dict[str, Any]) -> str:
-    return "\n".join(f"--{key}={_value(value)}" for key, value in change.items())
+    return "\n".join(f"--{key}" if value is True else f"--{key}={_value(value)}" for key, value in change.items())
 
 
 def _remedies(plan: Plan) -> Group:
@@ -279,7 +295,7 @@ def _faster(plan: Plan) -> Group:
             told = _(way.chapter) if way.chapter else ""
             rows.append((_(way.name), state, "", "", told, _(way.price)))
             continue
-        gained = f"{now / way.seconds:.2f} x"
+        gained = _("{n} x", n=f"{now / way.seconds:.2f}")
         told = _(way.chapter) if way.chapter else ""
         rows.append((_(way.name), _changes(way.change), duration(way.seconds), gained, told, _(way.price)))
     return table(

@@ -38,6 +38,7 @@ class Target:
         processes: how many of them.
         note: what was assumed.
         speed: a CPU's, as measured on this machine; None for a card.
+        own_memory: whether it is a card with memory of its own; Apple's chips share the machine's.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Target:
     processes: int
     note: str
     speed: Speed | None = None
+    own_memory: bool = False
 
 
 def find_target(config: Config, gpu: str | None = None, vram: int | None = None, processes: int = 1) -> Target:
@@ -117,6 +119,7 @@ def _on_card(config: Config, card: Card, vram: int | None, processes: int, note:
         power_w=card.power_w,
         processes=processes,
         note=note,
+        own_memory=not card.is_apple,
     )
 
 

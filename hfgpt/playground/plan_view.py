@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 
 from hfgpt.base.errors import Fault
-from hfgpt.base.language import N_, _
+from hfgpt.base.language import N_, _, about_card, sentences
 from hfgpt.base.units import duration, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
@@ -45,6 +45,11 @@ def explained(key: str) -> str:
 
 def verdict(plan: Plan) -> tuple[str, str]:
     """'good', 'warn' or 'bad', and in a sentence whether a plan fits its device and a person's time."""
+    with about_card(plan.target.own_memory):
+        return _verdict(plan)
+
+
+def _verdict(plan: Plan) -> tuple[str, str]:
     memory, on, advice = plan.memory, plan.target, plan.recommendation
     if memory.needed <= on.memory_bytes:
         if plan.time.total_seconds <= LONG[on.kind]:
@@ -76,11 +81,16 @@ def verdict(plan: Plan) -> tuple[str, str]:
 
 def summary(plan: Plan) -> str:
     """The four figures that one looks at while a slider moves, and whether it fits."""
+    with about_card(plan.target.own_memory):
+        return _summary(plan)
+
+
+def _summary(plan: Plan) -> str:
     survey, memory, on, time = plan.survey, plan.memory, plan.target, plan.time
     parts, tokens = sizes.parameters(survey.config, survey.vocab_size), chapter.tokens(survey)
     kind, sentence = verdict(plan)
     if plan.forecast is not None and kind != "bad":
-        sentence += " " + plan.forecast.sentence()
+        sentence = sentences(sentence, plan.forecast.sentence())
     ratio = number(tokens.per_parameter)
     if tokens.epochs is None:
         seen = _("{ratio} a parameter", ratio=ratio)
@@ -136,9 +146,10 @@ def schedule(config: Config) -> str:
 
 def tables(plan: Plan) -> str:
     """Where the parameters, the memory and the time go, and what would fit."""
-    parts = [schedule(plan.survey.config), _time(plan), _memory(plan), _parameters(plan), _recommended(plan)]
-    if plan.memory.needed > plan.target.memory_bytes:
-        parts.insert(0, _remedies(plan))
+    with about_card(plan.target.own_memory):
+        parts = [schedule(plan.survey.config), _time(plan), _memory(plan), _parameters(plan), _recommended(plan)]
+        if plan.memory.needed > plan.target.memory_bytes:
+            parts.insert(0, _remedies(plan))
     return "".join(parts)
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from hfgpt.base import language
 from hfgpt.base.language import _
 from hfgpt.base.units import duration
 from hfgpt.runs import comparison_plots, statistics
@@ -113,7 +114,7 @@ def _rates(comparison: Comparison) -> str:
             parts.append(_("{rate:g} is too high and unsteady (it ends {behind:.2f} above)", rate=rate, behind=behind))
         else:
             parts.append(_("{rate:g} is too high (it ends {behind:.2f} above)", rate=rate, behind=behind))
-    return _("Of the learning rates: {list}.", list="; ".join(parts))
+    return _("Of the learning rates: {list}.", list=_("; ").join(parts))
 
 
 def _refuted(comparison: Comparison) -> list[str]:
@@ -205,23 +206,23 @@ def _cost(ended: Sequence[Setting]) -> str:
 
 def listed(parts: Sequence[str]) -> str:
     """A list in a sentence: of many, the first three and the last."""
-    return ", ".join(parts if len(parts) <= 6 else [*parts[:3], "…", parts[-1]])
+    return _(", ").join(parts if len(parts) <= 6 else [*parts[:3], "…", parts[-1]])
 
 
 def _trouble(comparison: Comparison) -> list[str]:
     told = []
     for entry in comparison.entries:
         if entry.outcome not in ("finished", "running"):
-            told.append(f"{entry.label}: {outcome(entry)}")
+            told.append(_("{label}: {what}", label=entry.label, what=outcome(entry)))
         elif trouble := [kind for kind in kinds(comparison, entry) if kind != "healthy"]:
-            told.append(f"{entry.label}: {titles(trouble)}")
-    return [_("The diagnosis of the single runs: {list}.", list="; ".join(told))] if told else []
+            told.append(_("{label}: {what}", label=entry.label, what=titles(trouble)))
+    return [_("The diagnosis of the single runs: {list}.", list=_("; ").join(told))] if told else []
 
 
 def titles(kinds: Sequence[str]) -> str:
     """Kinds of findings, in the language in use."""
     names: dict[str, str] = {kind: title for kind, title in TITLES.items()}
-    return ", ".join(_(names[kind]) for kind in kinds)
+    return language.listed(_(names[kind]) for kind in kinds)
 
 
 def outcome(entry: Entry) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hfgpt.base.language import N_, _
+from hfgpt.base.language import N_, _, listed
 from hfgpt.config import Config
 from hfgpt.runs.facts import Facts, smaller_model
 
@@ -71,7 +71,7 @@ def change(what: str, section: str, config: Config | None, **new: Any) -> Remedy
     """A remedy that sets fields, and what must follow them; without a recipe it has no values."""
     if config is None or not new:
         return Remedy(what, section)
-    values = ", ".join(f"{key} {getattr(config, key)} → {value}" for key, value in new.items())
+    values = listed(f"{key} {_shown(getattr(config, key))} → {value}" for key, value in new.items())
     numbers = {key: value for key, value in new.items() if _is_number(value) and _is_number(getattr(config, key))}
     return Remedy(
         _("{what}: {values}", what=what, values=values),
@@ -79,6 +79,10 @@ def change(what: str, section: str, config: Config | None, **new: Any) -> Remedy
         " ".join(_typed(*item) for item in {**new, **following(config, new)}.items()),
         {key: 1 if value > getattr(config, key) else -1 for key, value in numbers.items()},
     )
+
+
+def _shown(value: Any) -> str:
+    return _("unset") if value is None else str(value)
 
 
 def following(config: Config, new: dict[str, Any]) -> dict[str, Any]:
