@@ -174,6 +174,15 @@ def waits(bench: Bench) -> Iterator[Row]:
     yield Row("a step without a wait", said or "none", "", "none", not said)
 
 
+def documents(bench: Bench) -> Iterator[Row]:
+    """document_mask: FlexAttention's block mask against the boolean mask of an eager step, and what it costs."""
+    seen = inside(bench, "documents")
+    gap = max(abs(a - b) for a, b in zip(seen["blocks"]["losses"], seen["boolean"]["losses"], strict=True))
+    yield Row("documents: block mask against boolean mask", gap, "nats", "≤ 0.02", gap <= 0.02)
+    for name, what in (("boolean", "boolean mask, eager"), ("blocks", "block mask, compiled"), ("none", "none")):
+        yield Row(f"documents: a step of 124M with {what}", seen[name]["seconds"] * 1e3, "ms")
+
+
 def fit(bench: Bench) -> Iterator[Row]:
     """`fit: auto` with memory capped: 20 steps without running out of memory, eager and compiled."""
     for compiled in ("--no_compile", "--compile"):
@@ -292,6 +301,7 @@ PARTS: dict[str, tuple[Part, int]] = {  # with the seconds that it takes on an H
     "gpt2": (gpt2, 120),
     "profile": (profile, 30),
     "waits": (waits, 20),
+    "documents": (documents, 60),
     "fit": (fit, 50),
     "resume": (resume, 60),
     "variants": (variants, 70),
@@ -316,16 +326,22 @@ def measure_inside(name: str, device: str, compiled: bool) -> dict[str, Any]:
     import torch
     from inside import batch_of, prepared
 
-    from hfgpt.train.step import train_step
+    from hfgpt.train.step import StepResult, settle, train_step
 
     shape = Shape(n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4) if device == "cpu" else GPT2
     vocabulary = 100 if device == "cpu" else peers.GPT2_VOCABULARY
     if name == "fit":
         return fits(shape, vocabulary, device, compiled)
+    if name == "documents":
+        return masks(shape, vocabulary, device)
     run = prepared(shape, vocabulary, device, compile=device != "cpu")
 
+    running = list[StepResult]()
+
     def step(number: int) -> None:
-        train_step(run, batch_of(run, number), shape.tokens, 1e-4)
+        """As the loop has it: the step before is looked at while this one runs."""
+        running.append(train_step(run, batch_of(run, number), shape.tokens, 1e-4))
+        settle(run, running, keep=1)
 
     for number in range(5):  # compiled, warm, the optimizer has its averages
         step(number)
@@ -339,6 +355,28 @@ def measure_inside(name: str, device: str, compiled: bool) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         profiler.export_chrome_trace(file.name)
         return read_trace(json.loads(Path(file.name).read_text(encoding="utf-8"))["traceEvents"], 5)
+
+
+def masks(shape: Shape, vocabulary: int, device: str) -> dict[str, Any]:
+    """Losses of three steps and seconds of a later one: with each kind of mask for documents, and without documents."""
+    import torch
+    from inside import batch_of, in_turn, prepared
+
+    from hfgpt.train.step import train_step
+
+    seen = {}
+    for name, compiled, masked in (("boolean", False, True), ("blocks", True, True), ("none", True, False)):
+        run = prepared(shape, vocabulary, device, compile=compiled and device != "cpu", document_mask=masked)
+        batch = batch_of(run, 0)
+        for tokens in (tokens for part in batch for tokens in part.values()):
+            tokens.masked_fill_(tokens % 200 == 0, 0)  # 0 ends a document here: one of 200 tokens
+        steps = [train_step(run, batch, shape.tokens, 1e-4) for _ in range(3)]
+        seconds = in_turn({name: lambda: train_step(run, batch, shape.tokens, 1e-4)}, 1, 10)  # noqa: B023
+        values = [float(step.nll) / step.targets for step in steps]
+        seen[name] = {"losses": values, "seconds": statistics.median(seconds[name])}
+        run.accelerator.free_memory()
+        torch._dynamo.reset()
+    return seen
 
 
 def first_wait(step: Callable[[], None]) -> str:
@@ -486,7 +524,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--seconds", type=int, default=600, help="begin no part that would end later (600)")
     parser.add_argument("--json", type=Path, help="where the figures go (benchmarks/results/gpu-<card>.json)")
-    parser.add_argument("--inside", choices=("profile", "waits", "fit"), help=argparse.SUPPRESS)
+    parser.add_argument("--inside", choices=("profile", "waits", "documents", "fit"), help=argparse.SUPPRESS)
     parser.add_argument("--compile", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no_compile", dest="compile", action="store_false", help=argparse.SUPPRESS)
     return parser.parse_args()

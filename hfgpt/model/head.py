@@ -11,9 +11,11 @@ long at the same memory (2 CPU threads; benchmarks/head.py shows both, and the d
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hfgpt.model.sizes import CHUNKS, LOGITS
@@ -53,17 +55,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight: Tensor | None = None
         with torch.autocast(device, enabled=False):
             head = weight.to(narrow)
+            if added := rows_to_add(weight, narrow):
+                head = F.pad(head, (0, 0, 0, added))
             for start in range(0, tokens, rows):
                 inputs = hidden[start : start + rows].to(narrow)
-                nll, d_logits = _nll(inputs @ head.T, targets[start : start + rows], ignored, with_gradient, z_loss)
+                nll, d_logits = _nll(
+                    inputs @ head.T, vocabulary, targets[start : start + rows], ignored, with_gradient, z_loss
+                )
                 loss += nll
                 if d_hidden is not None and d_logits is not None:
                     d_hidden[start : start + rows] = d_logits @ head
-                    share = d_logits.T @ inputs
-                    d_weight = share.to(weight.dtype) if d_weight is None else d_weight.add_(share)
-                    del d_logits, share  # before there are new ones
+                    if d_weight is None:
+                        d_weight = (d_logits.T @ inputs).to(weight.dtype)
+                    else:
+                        add_product(d_weight, d_logits, inputs)
+                    del d_logits  # before there are new ones
         if d_hidden is not None:
-            ctx.save_for_backward(d_hidden, d_weight)
+            assert d_weight is not None
+            ctx.save_for_backward(d_hidden, d_weight[:vocabulary])
         return loss
 
     @staticmethod
@@ -72,13 +81,41 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden.mul_(gradients[0]), d_weight.mul_(gradients[0]), None, None, None, None
 
 
+def rows_to_add(weight: Tensor, dtype: torch.dtype) -> int:
+    """How many rows of zeros the copy of the head's weight in `dtype` gets: on a card, up to a multiple of 64.
+
+    A row of GPT-2's 50,257 logits is else no multiple of the 16 bytes that a card's fast products read at a time.
+    """
+    return -len(weight) % 64 if weight.device.type == "cuda" and weight.dtype != dtype else 0
+
+
+@torch.library.custom_op("hfgpt::add_product", mutates_args={"total"})
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += leftᵀ · right.
+
+    A compiler cannot look into it. It would otherwise make the products of all chunks first and add them in one go: at
+    GPT-2's vocabulary that is 0.5 GB more.
+    """
+    total.add_(left.T @ right)
+
+
+@add_product.register_fake
+def _(total: Tensor, left: Tensor, right: Tensor) -> None:
+    pass
+
+
 def _nll(
-    logits: Tensor, targets: Tensor, ignored: int, with_gradient: bool, z_loss: float
+    logits: Tensor, vocabulary: int, targets: Tensor, ignored: int, with_gradient: bool, z_loss: float
 ) -> tuple[Tensor, Tensor | None]:
-    """The summed loss of (rows, vocabulary) logits, and its gradient, in the memory of float32 logits themselves."""
+    """The summed loss of (rows, vocabulary) logits, and its gradient, in the memory of float32 logits themselves.
+
+    Columns beyond the vocabulary count for nothing.
+    """
     narrow, trained = logits.dtype, (targets != ignored).unsqueeze(1)
     places = torch.where(trained, targets.unsqueeze(1), 0)
     logits = logits.float()
+    if logits.shape[1] > vocabulary:
+        logits[:, vocabulary:] = -math.inf
     largest = logits.amax(1, keepdim=True)
     logits.sub_(largest)
     chosen = logits.gather(1, places)

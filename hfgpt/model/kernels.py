@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -87,8 +88,16 @@ class _Dropout(torch.autograd.Function):
         return mask.to(gradients[0].dtype).mul_(gradients[0]).mul_(ctx.scale), None
 
 
+def takes_block_masks(device: torch.device, width: int, dropout: float) -> bool:
+    """Whether :func:`attention` takes a BlockMask: where torch.compile generates FlexAttention's kernel for it.
+
+    The kernel has no dropout, and takes heads of at least 16 numbers.
+    """
+    return torch.compiler.is_compiling() and device.type == "cuda" and width >= 16 and not dropout
+
+
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask | None,
     dropout: float = 0.0, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """Attention as Transformers calls it: torch's fused kernels, except on a CPU with dropout or in bfloat16.
@@ -100,13 +109,16 @@ def attention(
         module: the attention layer.
         query, key, value: (batch, n_head, time, head width).
         attention_mask: None for causal attention over the whole block; or (batch, 1, time, time), True where a query
-            may look, which must not be ahead.
+            may look, which must not be ahead; or the same as a BlockMask, where :func:`takes_block_masks` says so.
         dropout: share of the attention weights that is dropped.
         kwargs: as Transformers has them.
 
     Returns:
         (batch, time, n_head, head width), and no weights.
     """
+    if isinstance(attention_mask, BlockMask):
+        blocks = flex_attention(query, key, value, block_mask=attention_mask, scale=kwargs.get("scaling"))
+        return blocks.transpose(1, 2), None
     narrow = query.dtype == torch.bfloat16
     slow = 0 < dropout < 1 or (dropout == 0 and narrow and query.shape[2] <= NARROW_BLOCK)
     if not (slow and query.shape == key.shape and suits(query)):

@@ -100,6 +100,8 @@ class Muon(torch.optim.Optimizer):
     all would compute the same, and under FSDP2, whose shards are gathered first. Every process then has the averages of
     what it holds, so that checkpoints do not know of this.
 
+    As torch's fused AdamW, it leaves an update out where `found_inf`, a flag on the device, says so.
+
     Args:
         matrices: groups of weights of one shape, with lr, weight_decay, momentum, and parts: of how many matrices,
             side by side, each weight consists.
@@ -110,33 +112,51 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, matrices: list[dict[str, Any]], adamw: torch.optim.AdamW, dtype: torch.dtype) -> None:
         super().__init__([*adamw.param_groups, *matrices], {})
         self._adamw, self._dtype = adamw, dtype
+        self._step_supports_amp_scaling = True  # a GradScaler then leaves its flag in found_inf, and does not read it
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient; returns the closure's loss."""
         # Loading a state puts other objects in the place of these.
         self._adamw.state = self.state
+        assert getattr(self, "grad_scale", None) is None, "gradients are unscaled before they are clipped"
+        found_inf = getattr(self, "found_inf", None)  # a GradScaler removes both
+        self._adamw.found_inf = found_inf  # type: ignore[attr-defined]
         self._adamw.param_groups = [group for group in self.param_groups if "parts" not in group]
         loss: float | None = self._adamw.step(closure)
         for group in self.param_groups:
             if "parts" in group:
                 for some in _in_turn([p for p in group["params"] if p.grad is not None]):
-                    self._update(some, group)
+                    self._update(some, group, None if found_inf is None else found_inf > 0)
         return loss
 
-    def _update(self, weights: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Muon's step for weights of one shape, all at once; of a sharded weight, for this process's shard."""
+    def _update(self, weights: list[nn.Parameter], group: dict[str, Any], left_out: Tensor | None) -> None:
+        """Muon's step for weights of one shape, all at once; of a sharded weight, for this process's shard.
+
+        Args:
+            weights: with gradients.
+            group: theirs.
+            left_out: true if nothing may change.
+        """
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         own: list[Any] = [_local(weight) for weight in weights]
         gradients = [_local(weight.grad) for weight in weights]
         averages = [_local(self.state[weight]["momentum_buffer"]) for weight in weights]
+        if left_out is not None:  # the average is then mixed with itself
+            gradients = [torch.where(left_out, m, g) for m, g in zip(averages, gradients, strict=True)]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         directions = _whole(weights, list(torch._foreach_lerp(gradients, averages, group["momentum"])))
         inputs, outputs = weights[0].shape[0], weights[0].shape[1] // group["parts"]
         updates = _shards(weights, _together(directions, group["parts"], self._dtype))
-        torch._foreach_mul_(own, 1 - group["lr"] * group["weight_decay"])
+        kept = 1 - group["lr"] * group["weight_decay"]
+        if left_out is None:
+            torch._foreach_mul_(own, kept)
+        else:
+            updates = [update.masked_fill(left_out, 0.0) for update in updates]
+            torch._foreach_mul_(own, torch.where(left_out, 1.0, kept))
         torch._foreach_add_(own, updates, alpha=-group["lr"] * max(1.0, outputs / inputs) ** 0.5)
 
 

@@ -87,9 +87,14 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
     """The steps, with evaluation and checkpoints between them; returns why it stopped early, or 0."""
     progress, batches = run.progress, run.corpus.batches
     running = list[StepResult]()  # steps that were launched, whose outcome nobody has looked at
+    in_time = waiting.action if waiting else nullcontext  # around whatever waits for the other processes
     run.model.train()
     run.display.begin(progress.step)
-    while not (reason := stop_reason(run, meter, stop)):
+    while True:
+        with in_time():
+            reason = stop_reason(run, meter, stop)
+        if reason:
+            break
         if evaluation_due(run):
             settle(run, running, keep=0)
             with meter.evaluating():
@@ -105,17 +110,19 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
             batch = to_device(batches.micro_batches(progress.step, *run.share), run.device)
             ready = time.perf_counter()
             rate = learning_rate(progress.step + 1, run.config)
-            with waiting.action() if waiting else nullcontext():
+            with in_time():
                 result = train_step(run, batch, run.config.tokens_per_iter, rate)
-            meter.add(data_seconds=ready - began, step_seconds=time.perf_counter() - ready)
         progress.step += 1
         running.append(result)
         logged = progress.step == 1 or is_at_end(run) or progress.step % run.config.log_interval == 0
         # An accelerator goes on meanwhile: the outcome of its last step is read while the next one runs.
-        settle(run, running, keep=0 if logged or must_look(run) or evaluation_due(run) else 1)
+        with in_time():  # an accelerator's step is launched so far, and waited for here
+            settle(run, running, keep=0 if logged or must_look(run) or evaluation_due(run) else 1)
+        meter.add(data_seconds=ready - began, step_seconds=time.perf_counter() - ready)
         run.writer.look()
         if logged:
-            log(run, meter, result)
+            with in_time():
+                log(run, meter, result)
         else:
             run.display.advance(progress.step)
         horizon.look()

@@ -148,7 +148,8 @@ def smaller(run: Run) -> Iterator[int]:
 def try_step(run: Run, size: int) -> bool:
     """Whether the worst step of a run with micro-batches of `size` fits on this device. Leaves no trace."""
     optimizer, device, accelerator = run.optimizer.optimizer, run.device, run.accelerator
-    tokens = torch.zeros((size, run.config.block_size), dtype=torch.long, device=device)
+    tokens = torch.zeros((size, run.config.block_size + 1), dtype=torch.long, device=device)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]  # as a step has them: of other strides it would be compiled anew
     generators = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
     share = run.config.global_batch // accelerator.num_processes
     run.model.train()
@@ -156,7 +157,7 @@ def try_step(run: Run, size: int) -> bool:
         # Without the all-reduce, since a process that fails must not leave the others waiting in one.
         with generators, accelerator.no_sync(run.model):
             rehearse(
-                lambda: accelerator.backward(run.model(input_ids=tokens, targets=tokens)),
+                lambda: accelerator.backward(run.model(input_ids=inputs, targets=targets)),
                 optimizer,
                 micro_batches=min(2, share // size),
                 buckets=accelerator.num_processes > 1,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from torch import Tensor
 
 from hfgpt.base.lock import FolderLock
 from hfgpt.base.units import seconds_of
@@ -59,6 +60,7 @@ class Run:
     val_characters: int  # that the targets of the evaluated validation blocks stand for
     tasks: dict[str, list[Any]] = field(default_factory=dict)  # questions by task, see hfgpt.train.tasks
     progress: Progress = field(default_factory=Progress)
+    average_norm: Tensor | None = None  # the progress's, on the device, where the spike guard decides there
     recorded_horizons: dict[int, int] = field(default_factory=dict)  # decided after the step that a resume goes on from
     lock: FolderLock | None = None  # on the main process, unless it only evaluates
     writer: Writer = field(default_factory=lambda: Writer(background=False))

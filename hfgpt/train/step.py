@@ -23,25 +23,39 @@ from hfgpt.train.run import Run
 NORMS_AVERAGED = 50  # steps over which the gradient norm is averaged for the spike guard
 
 
+class Figure:
+    """A number that is still being computed: to read it waits for the work that makes it, and for nothing later.
+
+    float() of a tensor on a card is a copy, which takes its turn behind all work that was launched since. So the copy
+    is launched here, at once, into page-locked memory.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self._value, self._made = value.detach(), None
+        if value.device.type == "cuda":
+            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value.detach(), non_blocking=True)
+            self._made = torch.cuda.Event()
+            self._made.record()
+
+    def __float__(self) -> float:
+        if self._made is not None:
+            self._made.synchronize()
+        return float(self._value)
+
+
 class StepResult(NamedTuple):
     """What one optimizer step did. On an accelerator the figures are on their way: to read one waits for the step."""
 
     step: int  # its number
     nll: Tensor  # summed over this process's targets, in nats
     targets: int  # of the global batch
-    norm: Tensor | float  # of the gradients, before clipping
-    spiked: bool = False  # whether the spike guard left the update out
-    skipped: bool = False  # whether loss scaling left it out
+    norm: Figure | float  # of the gradients, before clipping
 
     @property
     def grad_norm(self) -> float:
         """The gradient norm before clipping."""
         return float(self.norm)
-
-    @property
-    def applied(self) -> bool:
-        """Whether the weights changed."""
-        return math.isfinite(self.grad_norm) and not self.spiked and not self.skipped
 
 
 def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learning_rate: float) -> StepResult:
@@ -79,27 +93,45 @@ def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learnin
 
 def update(run: Run, result: StepResult, norm: Tensor | float) -> StepResult:
     """Change the weights by the gradients, unless they are not finite or too large."""
-    if not must_look(run):
-        inner = run.optimizer.optimizer
-        inner.found_inf = torch.isfinite(torch.as_tensor(norm)).logical_not().float()  # heeded on the device
-        run.optimizer.step()
-        return result._replace(norm=norm)
-    result = result._replace(norm=float(norm))
-    if not may_step(run, result.grad_norm):
-        return result._replace(spiked=math.isfinite(result.grad_norm))
+    if must_look(run):
+        result = result._replace(norm=float(norm))
+        if may_step(run, result.grad_norm):
+            run.optimizer.step()
+        return result
+    norm = torch.as_tensor(norm)
+    if run.accelerator.scaler is None:  # which has a flag of its own
+        run.optimizer.optimizer.found_inf = left_out(run, norm).float()
     run.optimizer.step()
-    return result._replace(skipped=run.accelerator.optimizer_step_was_skipped)
+    return result._replace(norm=Figure(norm))
 
 
 def must_look(run: Run) -> bool:
-    """Whether the host must know the gradient norm before the update.
+    """Whether the host must know the gradient norm before the update; a CPU does not run ahead anyway.
 
-    A fused AdamW leaves an update out by a flag on the device. Muon and DeepSpeed do not know it; loss scaling and the
-    spike guard decide on the host; and a CPU does not run ahead.
+    A fused AdamW and Muon leave an update out by a flag on the device, as loss scaling raises it. DeepSpeed does not
+    know that flag. The spike guard cannot raise that of loss scaling, and counts in float64, which "mps" does not have.
     """
-    fused = type(getattr(run.optimizer, "optimizer", None)) is torch.optim.AdamW
-    guarded = run.config.spike_guard is not None or run.accelerator.scaler is not None
-    return run.device.type == "cpu" or guarded or not fused
+    heeds = getattr(getattr(run.optimizer, "optimizer", None), "_step_supports_amp_scaling", False)
+    guards = run.config.spike_guard is not None and (run.accelerator.scaler is not None or run.device.type == "mps")
+    return run.device.type == "cpu" or guards or not heeds
+
+
+def left_out(run: Run, norm: Tensor) -> Tensor:
+    """Whether gradients of this norm may not change the weights: as :func:`check_update` will find, on the device.
+
+    The average goes on in float64 here as there, so that both decide alike.
+    """
+    finite, guard = torch.isfinite(norm), run.config.spike_guard
+    if guard is None:
+        return ~finite
+    if run.average_norm is None:
+        before = math.nan if run.progress.average_norm is None else run.progress.average_norm
+        run.average_norm = torch.full_like(norm, before, dtype=torch.float64)
+    norm, average = norm.double(), run.average_norm
+    limit = torch.where(average > 0, guard * average, math.inf)
+    known = torch.where(average.isnan(), norm, average)
+    run.average_norm = torch.where(finite, known + (torch.minimum(norm, limit) - known) / NORMS_AVERAGED, average)
+    return ~finite | (norm > limit)
 
 
 def to_device(blocks: Iterable[NDArray[Any]], device: torch.device) -> list[dict[str, Tensor]]:
@@ -155,7 +187,7 @@ def check_update(run: Run, result: StepResult) -> None:
     progress, config, norm = run.progress, run.config, result.grad_norm
     if math.isfinite(norm):
         limit = spike_limit(run)
-        if result.spiked:
+        if norm > limit:
             progress.spikes += 1
             run.display.warn(
                 _(

@@ -4,6 +4,8 @@ It prints the largest difference that three steps leave between the weights of o
 many matrices each process orthogonalised in a step.
 """
 
+import sys
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,6 +18,12 @@ from hfgpt.model import gpt2 as model
 from hfgpt.model import muon, optim
 
 CPU = torch.device("cpu")
+
+
+def told(line: str) -> None:
+    """In one write, so that the lines of two processes stay apart."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def network() -> tuple[model.LanguageModel, config.Config]:
@@ -59,8 +67,8 @@ def main() -> None:
     for name, weights in (("replicated", replicated), ("sharded", sharded)):
         worst = max(float((weights[key] - alone[key]).abs().max()) for key in alone)
         if dist.get_rank() == 0:
-            print(f"{name} {worst:.3g}")
-    print(f"matrices {steps:.0f}")
+            told(f"{name} {worst:.3g}")
+    told(f"matrices {steps:.0f}")
     dist.destroy_process_group()
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import accumulate
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hfgpt.model import head
 
@@ -41,6 +45,57 @@ def test_the_z_loss_is_in_the_gradients_and_not_in_the_value(logits: int, monkey
     torch.testing.assert_close(ours, nll)
     gradients = [torch.autograd.grad(loss, (hidden, weight)) for loss in (ours, nll + 0.03 * penalty)]
     torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.03])
+def test_added_rows_change_nothing(z_loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card, whose products are faster with them; in three chunks, the last one not full."""
+    monkeypatch.setattr(head, "LOGITS", 190)
+    torch.manual_seed(0)
+    hidden, weight, targets = leaf(50, 8), leaf(11, 8), torch.randint(0, 11, (50,))
+    targets[::7] = -100
+    results = []
+    for rows in (0, 53):
+        monkeypatch.setattr(head, "rows_to_add", lambda weight, dtype, rows=rows: rows)
+        loss = head.linear_cross_entropy(hidden, weight, targets, -100, z_loss) / len(targets)
+        results.append((loss.detach(), *torch.autograd.grad(loss, (hidden, weight))))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_are_added_on_a_card_alone() -> None:
+    with FakeTensorMode():
+        for device, dtype, rows in (
+            ("cuda", torch.bfloat16, 47),
+            ("cuda", torch.float32, 0),
+            ("cpu", torch.bfloat16, 0),
+        ):
+            assert head.rows_to_add(torch.empty(50257, 8, device=device), dtype) == rows
+
+
+def peak(step: Callable[[], Tensor]) -> int:
+    """The most bytes that were live at a time, of what a step with its backward pass allocates."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step().backward()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, while it compiles
+def test_compiled_it_takes_hardly_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the gradients of the weight from all chunks at a time: those were half as much again."""
+    monkeypatch.setattr(head, "LOGITS", 1)
+    hidden, weight, targets = leaf(256, 128), leaf(4000, 128), torch.randint(0, 4000, (256,))
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return head.linear_cross_entropy(hidden, weight, targets, -100)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=False)
+    compiled().backward()  # compiles
+    hidden.grad = weight.grad = None
+    expected = peak(loss)
+    hidden.grad = weight.grad = None
+    assert peak(compiled) < 1.25 * expected
 
 
 def test_cross_entropy_of_nothing_is_nothing() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.attention import flex_attention
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfgpt import config
@@ -24,7 +26,7 @@ from hfgpt.config import Config
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.model import folder as folders
 from hfgpt.model import gpt2 as model
-from hfgpt.model import sizes
+from hfgpt.model import kernels, sizes
 from hfgpt.share import export
 
 END = 0  # the end-of-text token of these tests
@@ -244,6 +246,35 @@ def test_positions_start_again_with_the_end_of_text_that_opens_a_document() -> N
 def test_the_mask_is_causal_and_stays_inside_a_document() -> None:
     allowed = model.document_mask(torch.tensor([[0, 1, 0, 1, 2]]))[0, 0].int()
     assert allowed.tolist() == [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
+
+
+@pytest.fixture
+def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block mask also here. torch has the gradients of FlexAttention for a CPU, and refuses them in its entrance."""
+    monkeypatch.setattr(kernels, "takes_block_masks", lambda device, width, dropout: not dropout)
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda query, key, value: None)
+
+
+def step_of(network: model.LanguageModel, run: Callable[..., Tensor], block: Tensor) -> tuple[Tensor, ...]:
+    """The loss, and the gradients by parameter."""
+    loss = run(block[:, :-1], block[:, 1:])
+    return loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, while it compiles
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_a_cards_block_mask_gives_the_steps_of_the_boolean_mask(
+    backend: str | None, as_on_a_card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over three squares of the mask, the last one not full; eagerly, and as one graph."""
+    network = build(document_mask=True, block_size=300, n_layer=1, n_embd=32)
+    block = tokens(2, 301)
+    block[0, [20, 140, 141, 290]] = block[1, 0] = END
+    compiled = torch.compile(network, backend=backend, fullgraph=True, dynamic=False) if backend else network
+    seen = step_of(network, compiled, block)
+    assert isinstance(model.document_blocks(model.document_positions(block, END)), flex_attention.BlockMask)
+    monkeypatch.undo()
+    torch.testing.assert_close(seen, step_of(network, network, block), rtol=1e-4, atol=1e-5)
 
 
 def test_another_document_changes_nothing() -> None:

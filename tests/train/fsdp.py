@@ -43,14 +43,17 @@ def pretend_cards() -> None:
 
 
 def main() -> int:
-    if os.environ.pop("TEST_ENGINE") == "fsdp2":
+    engine = os.environ.pop("TEST_ENGINE")
+    if engine != "ddp":
         os.environ.update(SETTINGS)
         pretend_cards()
     from torch.distributed.tensor import DTensor
 
     from hfgpt import config
-    from hfgpt.train import loop
+    from hfgpt.train import loop, step
 
+    if engine == "fsdp2, a step late":  # as on cards, where a flag on the device leaves out what is not finite
+        step.must_look = loop.must_look = lambda run: False
     steps = loop.loop
 
     def counted(run: Any, *rest: Any) -> int:

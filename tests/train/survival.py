@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from hfgpt import config
 from hfgpt.base.errors import InputError, RunError
 from hfgpt.runs import metrics
-from hfgpt.train import checkpoint, states
+from hfgpt.train import checkpoint, launch, states
 from hfgpt.train import loop as train
 from hfgpt.train import start as beginning
 from hfgpt.train.run import Run
@@ -208,3 +209,16 @@ def wait_for_step(folder: Path, step: int, process: Attempt | None = None, secon
                 return
         time.sleep(0.02)
     raise AssertionError(f"{folder} never came to step {step}")
+
+
+def with_scaler(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    """float16 with loss scaling on a CPU, where torch has both and Accelerate refuses them."""
+    real = launch.make_accelerator
+
+    def make(resolved: config.Config) -> Any:
+        accelerator = real(resolved)
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return accelerator
+
+    monkeypatch.setattr(launch, "make_accelerator", make)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from survival import differences
+from survival import differences, with_scaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfgpt import config
 from hfgpt.base.errors import RunError
 from hfgpt.model import gpt2
-from hfgpt.train import loop, step
+from hfgpt.runs import metrics
+from hfgpt.train import loop, memory, step
+from hfgpt.train.collective import Waiting
+from hfgpt.train.evaluate import losses
 from hfgpt.train.start import start
+from hfgpt.train.stop import Stop
 
 READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")  # for which the host would wait for the device
 
@@ -34,6 +42,10 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+GUARDED = {"spike_guard": 4.0}
+OPTIONS: list[dict[str, Any]] = [{}, {"optimizer": "muon"}, GUARDED, GUARDED | {"optimizer": "muon"}]
+
+
 @pytest.fixture
 def behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU that is treated as an accelerator: the host looks at a step while the next one runs."""
@@ -47,8 +59,16 @@ def run(values: dict[str, Any], name: str) -> Path:
     return resolved.run_dir
 
 
-def test_a_step_reads_nothing_from_the_device(tiny: dict[str, Any], behind: None) -> None:
-    made = start(config.build(tiny | {"gradient_accumulation_steps": 3}, "test"))
+@pytest.mark.parametrize("values", OPTIONS)
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+def test_a_step_reads_nothing_from_the_device(
+    tiny: dict[str, Any], behind: None, values: dict[str, Any], scaled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if scaled and "spike_guard" in values:
+        return  # decided by the host
+    if scaled:
+        with_scaler(monkeypatch, 4.0)
+    made = start(config.build(tiny | values | {"gradient_accumulation_steps": 3}, "test"))
     for number in (0, 1):
         batch = step.to_device(made.corpus.batches.micro_batches(number, *made.share), made.device)
         with Reads() as reads:
@@ -56,40 +76,124 @@ def test_a_step_reads_nothing_from_the_device(tiny: dict[str, Any], behind: None
     assert reads.names == []
 
 
-def test_looking_a_step_late_changes_nothing(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    values = tiny | {"max_iters": 12, "log_interval": 5, "dropout": 0.1}
+@pytest.mark.parametrize("values", OPTIONS)
+def test_looking_a_step_late_changes_nothing(
+    tiny: dict[str, Any], values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the spike guard leaves out step 5."""
+    values = tiny | {"max_iters": 12, "log_interval": 5, "dropout": 0.1} | values
+    spoil(monkeypatch, 5, factor=30.0)
     looked = run(values, "looked")
     for module in (step, loop):
         monkeypatch.setattr(module, "must_look", lambda run: False)
+    spoil(monkeypatch, 5, factor=30.0)
     assert differences(looked, run(values, "behind")) == []
+    spikes = json.loads((looked / "checkpoint-12" / "state.json").read_text(encoding="utf-8"))["progress"]["spikes"]
+    assert spikes == ("spike_guard" in values)
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, *passes: int) -> None:
-    """These forward passes of the training have an infinite loss."""
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_overflows_of_loss_scaling_are_left_out_a_step_late(
+    tiny: dict[str, Any], behind: None, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_scaler(monkeypatch, 2.0**20)
+    folder = run(tiny | {"optimizer": optimizer}, "scaled")
+    state = json.loads((folder / "checkpoint-8" / "state.json").read_text(encoding="utf-8"))
+    assert 1 <= state["progress"]["overflows"] <= 6
+    assert 0 < state["scaler"]["scale"] < 2.0**20
+
+
+@pytest.mark.parametrize("behind_by", [0, 1])
+def test_the_time_of_a_step_includes_the_wait_for_the_device(
+    tiny: dict[str, Any], behind_by: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launched step is not a finished one; the host waits where it settles a step."""
+    settle = step.settle
+
+    def waits(at: Any, results: list[step.StepResult], keep: int) -> None:
+        time.sleep(0.05)
+        settle(at, results, keep)
+
+    monkeypatch.setattr(loop, "settle", waits)
+    monkeypatch.setattr(loop, "must_look", lambda run: not behind_by)
+    rates = [line["tokens_per_second"] for line in metrics.read(run(tiny, "waits") / "metrics.jsonl")
+             if "tokens_per_second" in line]  # fmt: skip
+    assert rates
+    assert max(rates) < 64 / 0.05
+
+
+def test_a_wait_for_the_device_is_watched(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL hangs where the host waits for a step, not where it launches one."""
+    told, settle = list[float](), step.settle
+
+    def hangs(at: Any, results: list[step.StepResult], keep: int) -> None:
+        while at.progress.step == 2 and not told:
+            time.sleep(0.01)
+        settle(at, results, keep)
+
+    @contextmanager
+    def watched(at: Any) -> Iterator[Waiting]:
+        with Waiting(0.5, lambda: told.append(at.progress.step)) as waiting:
+            yield waiting
+
+    monkeypatch.setattr(loop, "settle", hangs)
+    monkeypatch.setattr(loop, "watched", watched)
+    run(tiny, "hangs")
+    assert told == [2]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, while it compiles
+def test_nothing_is_compiled_anew_after_the_trial(tiny: dict[str, Any], behind: None) -> None:
+    """Training has one graph, which the trial of `fit` compiles; evaluation has another."""
+    graphs = list[int]()
+
+    def compiles(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        graphs.append(len(graphs))
+        return graph.forward
+
+    torch._dynamo.reset()
+    made = start(config.build(tiny | {"gradient_accumulation_steps": 2, "eval_iters": 3}, "test"))
+    made.model = torch.compile(made.model, backend=compiles, dynamic=False, fullgraph=True)  # type: ignore[assignment]
+    assert memory.try_step(made, made.micro_batch)
+    assert len(graphs) == 1
+    for number in range(3):
+        batch = step.to_device(made.corpus.batches.micro_batches(number, *made.share), made.device)
+        step.train_step(made, batch, made.config.tokens_per_iter, 1e-3)
+        assert len(graphs) == min(1 + number, 2)
+        with Stop(None, made.device) as stop:
+            losses(made, stop)
+    assert len(graphs) == 2
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *passes: int, factor: float = math.inf) -> None:
+    """The loss of these forward passes of the training is that many times as large."""
     real, count = gpt2.LanguageModel.forward, iter(range(1, 1000))
 
     def forward(self: gpt2.LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = real(self, input_ids, targets)
-        return loss * math.inf if self.training and next(count) in passes else loss
+        return loss * factor if self.training and next(count) in passes else loss
 
     monkeypatch.setattr(gpt2.LanguageModel, "forward", forward)
 
 
+@pytest.mark.parametrize("values", OPTIONS)
 def test_an_update_that_is_not_finite_is_left_out_on_the_device(
-    tiny: dict[str, Any], behind: None, monkeypatch: pytest.MonkeyPatch
+    tiny: dict[str, Any], behind: None, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil(monkeypatch, 2)
-    made = start(config.build(tiny, "test"))
+    made = start(config.build(tiny | values, "test"))
     weights = [parameter.detach().clone() for parameter in made.model.parameters()]
     applied = []
     for number in range(3):
         batch = step.to_device(made.corpus.batches.micro_batches(number, *made.share), made.device)
-        applied.append(step.train_step(made, batch, made.config.tokens_per_iter, 1e-2).applied)
+        norm = step.train_step(made, batch, made.config.tokens_per_iter, 1e-2).grad_norm
+        applied.append(math.isfinite(norm))
         now = [parameter.detach().clone() for parameter in made.model.parameters()]
         assert all(torch.equal(*pair) for pair in zip(weights, now, strict=True)) is (number == 1)
         weights = now
     assert applied == [True, False, True]
-    steps = {float(state["step"]) for state in made.optimizer.state.values()}
+    assert all(bool(mean.isfinite().all()) for state in made.optimizer.state.values() for mean in state.values())
+    steps = {float(state["step"]) for state in made.optimizer.state.values() if "step" in state}
     assert steps == {2.0}, "AdamW counts the updates that it made"
 
 

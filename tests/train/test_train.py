@@ -112,8 +112,7 @@ def test_ragged_targets_weigh_by_their_number(tiny: dict[str, Any], splits: list
     run.accelerator.clip_grad_norm_ = lambda parameters, limit: torch.nn.utils.get_total_norm(  # type: ignore[method-assign]
         [p.grad for p in parameters]
     )
-    result = train_step(run, ragged_batches(run, splits), count, 1e-3)
-    assert result.applied
+    train_step(run, ragged_batches(run, splits), count, 1e-3)
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-7)
 
 
