@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet \
 	--constraint constraints.txt
 
-.PHONY: docs pages train test test-long bench gpu check format clean
+.PHONY: docs pages train test test-long fuzz bench gpu check format clean
 
 # Every NVIDIA card of this machine. What the launcher is not told, it says that it assumes.
 CARDS := $(or $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .)),1)
@@ -29,6 +29,12 @@ test: $(READY)
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long
+
+# Looks for input that ends in a traceback, for so many minutes; what it finds is tried first the next time.
+FUZZ_MINUTES ?= 5
+
+fuzz: $(READY)
+	FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/python -m pytest -m fuzz -s tests/fuzz
 
 # NANOGPT=path, TEXT=file and GPT2_TOKENIZER=folder reach it as environment variables; BENCH="--only small" its flags.
 bench: $(READY)

@@ -1,11 +1,11 @@
 """Evaluate a trained model on a whole split: loss, perplexity, bits per character."""
 
+import os
 import sys
-from pathlib import Path
 
 from hfgpt.commands import run
 
 if __name__ == "__main__":
     # Python puts the folder of a script first on the path, where this file would hide the library `evaluate`.
-    sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
+    sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.realpath(__file__))]
     run("evaluate")

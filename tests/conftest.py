@@ -46,6 +46,14 @@ settings.register_profile("hfgpt", deadline=None, derandomize=True)
 settings.load_profile("hfgpt")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The fuzz lane runs only where it is asked for: it takes as long as one gives it."""
+    if "fuzz" not in config.option.markexpr:
+        fuzz = [item for item in items if item.get_closest_marker("fuzz")]
+        config.hook.pytest_deselected(items=fuzz)
+        items[:] = [item for item in items if item not in fuzz]
+
+
 def pytest_sessionfinish() -> None:
     """The caches go with the session."""
     shutil.rmtree(CACHE, ignore_errors=True)

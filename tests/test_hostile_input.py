@@ -20,6 +20,7 @@ from typing import Any
 
 import hub_server
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from config.test_config import DOCUMENTS, WORDS
@@ -28,13 +29,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from hfgpt import config
+from hfgpt.base import lock, shell
 from hfgpt.base.errors import InputError
+from hfgpt.commands import plan as commands
 from hfgpt.data import tokenizer
 from hfgpt.data.prepare import prepare
 from hfgpt.inference import exported as folders
+from hfgpt.inference import sampling
 from hfgpt.model import gpt2 as model
 from hfgpt.runs import metrics
 from hfgpt.share import hub, hub_errors
+from hfgpt.sweep import storage
 from hfgpt.train import checkpoint
 from hfgpt.train import loop as train
 
@@ -285,6 +290,88 @@ def test_any_configuration_of_a_pretrained_model(exported: Path, changed: dict[s
         except InputError as error:
             refused = str(error)
         assert not refused or str(at) in refused or "block_size" in refused
+
+
+# ------------------------------------------------------------------------------------------- what the fuzz lane found
+
+DEEP = "[" * 100_000
+
+
+def test_a_file_of_brackets_is_no_record_of_anything(folder: Path, tmp_path: Path) -> None:
+    """Every file of JSON that is read back: Python gives up with a RecursionError, which is no ValueError."""
+    at = folder / "checkpoint-2"
+    (at / "state.json").write_text(DEEP)
+    (at / "COMPLETE").write_text(checkpoint._sum(at / "state.json"))
+    with pytest.raises(checkpoint.CheckpointError, match="cannot be read"):
+        checkpoint.read(at)
+    (folder / ".lock").write_text(DEEP)
+    assert lock.holder_of(folder) is None
+    (tmp_path / "process.json").write_text(DEEP)
+    assert storage.training(tmp_path / "process.json") is None
+    for file in ("config.json", "tokenizer.json"):
+        whole = (folder / file).read_text()
+        (folder / file).write_text(DEEP)
+        code, told = plan("--init_from", str(folder), "--tokenizer", str(folder), "--block_size=8")
+        assert (code, file in told) == (2, True), told
+        (folder / file).write_text(whole)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"machine": "here", "process": "x", "began": 0.0, "since": 0.0, "token": "", "inode": 0},
+        {"machine": "here", "process": 1, "began": None, "since": 1e300, "token": "", "inode": 0},
+        {"machine": ["here"], "process": 1, "began": 0.0, "since": 0.0, "token": "", "inode": 0},
+    ],
+)
+def test_a_lock_that_no_process_wrote_holds_nothing(tmp_path: Path, content: dict[str, Any]) -> None:
+    path = tmp_path / ".lock"
+    path.touch()
+    path.write_text(json.dumps(content | {"inode": path.stat().st_ino}))
+    assert lock.holder_of(tmp_path) is None
+
+
+@pytest.mark.parametrize("change", [
+    {"model": None}, {"model": {"vocab": {}}}, {"model": {"vocab": {"a": "x"}}}, {"model": {"vocab": {"a": 10**30}}},
+    {"model": {"vocab": 5}}, {"added_tokens": [{"id": None}]}, {"added_tokens": 3}, {"model": {"vocab": {"a": -9}}},
+])  # fmt: skip
+def test_a_plan_with_a_tokenizer_of_other_things(folder: Path, change: dict[str, Any]) -> None:
+    values = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(values | change))
+    code, told = plan("--tokenizer", str(folder))
+    assert (code, "is not the description of a tokenizer" in told) == (2, True), told
+
+
+@pytest.mark.parametrize("length", ["x", None, 8])
+def test_a_prompt_longer_than_the_tokenizer_says(folder: Path, length: Any, caplog: Any) -> None:
+    """A tokenizer's own idea of the longest text is not used: nothing is warned of, nothing fails."""
+    values = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(values | {"model_max_length": length}))
+    gpt2, own = folders.load_folder(folder, "cpu")
+    prompt = "a long prompt " * 10
+    assert folders.left_out(own, prompt) == ""
+    assert tokenizer.token_ids(own, prompt) == own.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
+    assert list(sampling.generate_many(gpt2, own, prompt, sampling.Sampling(max_new_tokens=1)))
+    assert not caplog.records
+
+
+def test_tokens_that_stand_for_no_text_are_refused_before_training(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    """Validation tokens that are marks between documents alone: bits per character would divide by 0."""
+    own = tokenizer.train_bpe(["some text of words"], 260)
+    own.save_pretrained(tmp_path / "data")
+    np.array(own.encode("some text of words " * 40), dtype="<u2").tofile(tmp_path / "data" / "train.bin")
+    np.full(200, own.eos_token_id, dtype="<u2").tofile(tmp_path / "data" / "val.bin")
+    values = tiny | {"dataset": str(tmp_path / "data"), "tokenizer": str(tmp_path / "data"), "bin_dtype": "uint16"}
+    with pytest.raises(InputError, match="stand for no characters"):
+        train.train(config.build(values, "test"))
+
+
+def plan(*words: str) -> tuple[Any, str]:
+    """scripts/plan.py with these words, in this process: exit code, and what it said."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), pytest.raises(SystemExit) as ended:
+        shell.run(commands.main, words)
+    return ended.value.code, told.getvalue()
 
 
 # --------------------------------------------------------------------------------------------- through the script

@@ -14,7 +14,11 @@ from hfgpt.base.language import _
 
 _short = reprlib.Repr()
 
-_short.maxstring = _short.maxother = 120
+LONGEST = 120  # characters of a name or a value in a message
+
+MOST = 50  # faults that are shown at once
+
+_short.maxstring = _short.maxother = LONGEST
 
 
 def _show(value: Any) -> str:
@@ -23,6 +27,10 @@ def _show(value: Any) -> str:
         return _short.repr(value)
     except ValueError:  # an integer of more digits than Python writes
         return _("a number of thousands of digits")
+
+
+# What a hostile or damaged file of JSON raises, read and looked into: too deep, too large, not a number, not an object.
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 class Fault(NamedTuple):
@@ -42,7 +50,8 @@ class Fault(NamedTuple):
     others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        shown = self.key if self.value is None else f"{self.key} = {_show(self.value)}"
+        key = self.key if len(self.key) <= LONGEST else self.key[: LONGEST - 3] + "..."
+        shown = key if self.value is None else f"{key} = {_show(self.value)}"
         return _("{value}: {rule}", value=shown, rule=self.rule) + (f"\n    → {self.fix}" if self.fix else "")
 
 
@@ -59,7 +68,10 @@ class ConfigError(InputError):
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = list(faults)
-        super().__init__("\n".join(f"  {fault}" for fault in self.faults))
+        lines = [f"  {fault}" for fault in self.faults[:MOST]]
+        if more := len(self.faults) - len(lines):
+            lines.append("  " + _("... and {more:,} more", more=more))
+        super().__init__("\n".join(lines))
 
     def report(self) -> str:
         """What a script prints."""

@@ -19,12 +19,13 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-from hfgpt.base.errors import Failure, InputError
+from hfgpt.base.errors import UNREADABLE, Failure, InputError
 from hfgpt.base.language import _
 
 NAME = ".lock"
@@ -32,6 +33,8 @@ NAME = ".lock"
 BEAT = 10.0  # seconds between two signs of life
 
 SILENCE = 60.0  # seconds after which a holder on another machine is taken for dead
+
+MOMENT = 2.0  # seconds of waiting after which one is told for whom
 
 SETTLING = 0.2  # seconds in which several processes that take over the same dead lock find out which one has it
 
@@ -58,26 +61,36 @@ class FolderLock:
 
     Args:
         folder: must exist.
+        name: of the lock's file, where a folder has several.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / NAME
+    def __init__(self, folder: Path, name: str = NAME) -> None:
+        self._path = folder / name
         self._holder: Holder | None = None
         self._ended = threading.Event()
 
-    def acquire(self) -> FolderLock:
+    def acquire(self, waiting: Callable[[Holder], None] | None = None) -> FolderLock:
         """Take the folder. Waits only for a holder on another machine that may have died a moment ago.
+
+        Args:
+            waiting: where it is given, any holder is waited for; it is called once that takes more than a moment.
 
         Raises:
             InputError: another process works in the folder.
             OSError: the folder cannot be written.
         """
+        began, told = time.monotonic(), False
         while self._holder is None:
             holder, silent = self._read()
             if holder is None or _is_dead(holder, silent):
                 self._holder = self._write(holder)
             elif holder.machine != _machine() and silent > 2 * BEAT:
                 time.sleep(1.0)  # either it gives a sign of life, or it is taken for dead soon
+            elif waiting is not None:
+                if not told and time.monotonic() - began > MOMENT:
+                    told = True
+                    waiting(holder)
+                time.sleep(0.05)
             else:
                 raise InputError(
                     _(
@@ -119,7 +132,7 @@ class FolderLock:
         self._holder = None
 
     def __enter__(self) -> FolderLock:
-        return self.acquire()
+        return self if self._holder else self.acquire()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -129,7 +142,7 @@ class FolderLock:
     def _write(self, dead: Holder | None) -> Holder | None:
         """Put this process's lock into the folder, also in the place of a dead one; None if another was faster."""
         token = uuid.uuid4().hex
-        temporary = self._path.with_name(f"{NAME}.{token}")
+        temporary = self._path.with_name(f"{self._path.name}.{token}")
         try:
             with open(temporary, "x", encoding="utf-8") as file:
                 inode = _inode(file.fileno())
@@ -154,7 +167,10 @@ class FolderLock:
             with open(self._path, encoding="utf-8") as file:
                 inode, touched = _inode(file.fileno()), os.fstat(file.fileno()).st_mtime
                 holder = Holder(**json.load(file))
-        except (OSError, ValueError, TypeError):
+            datetime.fromtimestamp(holder.since)
+            if [type(value) for value in vars(holder).values()] != [str, int, float, float, str, int]:
+                raise TypeError
+        except (OSError, *UNREADABLE):
             return None, 0.0
         if holder.inode != inode:
             return None, 0.0
@@ -167,9 +183,9 @@ class FolderLock:
                 os.utime(self._path)
 
 
-def holder_of(folder: Path) -> Holder | None:
+def holder_of(folder: Path, name: str = NAME) -> Holder | None:
     """The living process that holds a folder; None if nobody does."""
-    holder, silent = FolderLock(folder)._read()
+    holder, silent = FolderLock(folder, name)._read()
     return None if holder is None or _is_dead(holder, silent) else holder
 
 

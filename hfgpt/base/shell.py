@@ -10,10 +10,13 @@ This is the one place that sets the language, decides what standard output can s
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -21,7 +24,7 @@ from typing import NoReturn
 from hfgpt.base import language
 from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError
 from hfgpt.base.language import _
-from hfgpt.base.terminal import say
+from hfgpt.base.terminal import say, visible
 
 SIGPIPE = 13  # Windows has no name for it
 
@@ -41,13 +44,13 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
             status = main(_choose_language(list(sys.argv[1:] if words is None else words))) or 0
         except InputError as error:
             # The processes of a host read the same command line and recipe: the first one speaks.
-            if os.environ.get("LOCAL_RANK", "0") == "0" or not isinstance(error, ConfigError):
-                say(error.report(), sys.stderr)
+            first = os.environ.get("LOCAL_RANK", "0") == "0"
+            _complain(error.report(), spoken=first or not isinstance(error, ConfigError))
             status = 2
         except RunError as error:
-            say(_("The run failed at {place}", place=error), sys.stderr)
+            _complain(_("The run failed at {place}", place=error))
         except Failure as error:
-            say(error, sys.stderr)
+            _complain(str(error))
         finally:
             sys.stdout.flush()  # what the interpreter finds broken at its own end, it complains of
     except OSError as error:
@@ -166,6 +169,15 @@ def _writes(number: int) -> bool:
         return os.write(number, b"\n") == 1
     except OSError:
         return False
+
+
+def _complain(message: str, spoken: bool = True) -> None:
+    """Print a message on standard error, and leave it to torchrun, whose report of what failed comes last."""
+    if spoken:
+        say(message, sys.stderr)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": visible(message), "timestamp": int(time.time())}, file)
 
 
 # ----------------------------------------------------------------------------------------------------------- Ctrl-C

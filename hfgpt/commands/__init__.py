@@ -2,85 +2,34 @@
 
 In:  the words of a command line.
 Out: the process's exit code.
+
+Here nothing is imported before Ctrl-C is heeded: it would end in a traceback.
 """
 
-from __future__ import annotations
-
-import difflib
-from importlib import import_module
+import os
+import signal
 from typing import NoReturn
-
-from hfgpt.base import shell
-from hfgpt.base.errors import CommandError, Fault
-from hfgpt.base.language import N_, _
-
-# The commands that are installed, in the order in which one meets them.
-COMMANDS = {
-    "recipes": N_("list the recipes that come with hfgpt, or copy them"),
-    "plan": N_("say what a recipe costs before it runs, and what fits"),
-    "train": N_("train a model from a recipe"),
-    "sample": N_("let a model write"),
-    "diagnose": N_("say what happened in a run, and what to change"),
-    "evaluate": N_("measure a model on a whole split"),
-    "compare": N_("compare finished runs"),
-    "sweep": N_("try many values: a grid, a random search, or an experiment of the chapter"),
-    "prepare": N_("write a recipe's dataset as token shards"),
-    "lr_finder": N_("suggest a learning rate for a recipe"),
-    "playground": N_("open a page to plan, watch and sample in"),
-    "push": N_("push a run to the Hugging Face Hub"),
-    "pull": N_("bring a model from the Hub here, as a run folder"),
-    "import_nanogpt": N_("turn a checkpoint of nanoGPT into a run folder"),
-    "export_nanogpt": N_("write a model as a checkpoint of nanoGPT"),
-    "export_gguf": N_("write a model as a GGUF file, for llama.cpp"),
-    "export_onnx": N_("write a model as an ONNX file"),
-}
 
 
 def run(name: str) -> NoReturn:
     """Be the command of this name: what each of the scripts does."""
-    shell.run(lambda words: _main(name, words))
+    _end_quietly()
+    from hfgpt.base import shell
+    from hfgpt.commands.choice import carry_out
+
+    shell.run(lambda words: carry_out(name, words))
 
 
 def hfgpt() -> NoReturn:
     """Be the installed command `hfgpt`, whose first word names a command."""
-    shell.run(_choose)
+    _end_quietly()
+    from hfgpt.base import shell
+    from hfgpt.commands.choice import choose
+
+    shell.run(choose)
 
 
-def _main(name: str, words: list[str]) -> int | None:
-    """A module is imported when it is its turn, so that Ctrl-C and bad input meet :func:`shell.run` meanwhile too."""
-    status: int | None = import_module(f"hfgpt.commands.{name}").main(words)
-    return status
-
-
-def _choose(words: list[str]) -> int | None:
-    name = words[0].replace("-", "_") if words else "__help"
-    if name in COMMANDS:
-        return _main(name, words[1:])
-    if name == "__version":
-        from hfgpt import __version__
-
-        print(f"hfgpt {__version__}")
-        return 0
-    if name in ("__help", "_h", "help"):
-        print(overview())
-        return 0 if words else 2
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    fix = _("did you mean {name}?", name=repr(close[0])) if close else ""
-    raise CommandError([Fault(repr(words[0]), None, _("is not a command"), fix)], "hfgpt --help")
-
-
-def overview() -> str:
-    """The page of `hfgpt --help`."""
-    lines = [f"  {name:16}{_(told)}" for name, told in COMMANDS.items()]
-    return "\n".join(
-        [
-            _("usage: {command}", command="hfgpt COMMAND …"),
-            "",
-            _("Train GPT-2-style language models, by the parameter names of nanoGPT."),
-            "",
-            *lines,
-            "",
-            _("hfgpt COMMAND --help explains a command; --lang zh or --lang en chooses the language."),
-            _("On several devices: accelerate launch -m hfgpt train …"),
-        ]
-    )
+def _end_quietly() -> None:
+    """Let Ctrl-C end the process at once, until :func:`shell.run` heeds it."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))

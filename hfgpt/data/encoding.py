@@ -17,10 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
 from hfgpt.data.tokenizer import BYTE_TOKENS, is_char, vocabulary_size
-from hfgpt.data.tokenizer_file import panics_as_messages
+from hfgpt.data.tokenizer_file import faults_as_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -57,20 +55,8 @@ def encoder(pipeline: str) -> Encoder:
     backend.no_padding()
 
     def encode(texts: list[str]) -> list[NDArray[Any]]:
-        try:
-            with panics_as_messages():
-                encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
-        except InputError:
-            raise
-        except Exception as error:  # whatever its pattern, its normalizer or its model comes to
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                _(
-                    "tokenizer: cannot encode the text: {reason}\n"
-                    "    → its pattern or vocabulary is at fault: use another tokenizer",
-                    reason=reason[:200],
-                )
-            ) from None
+        with faults_as_messages():
+            encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     return _word_encoder(encode) if _splits_at_spaces(parsed) else encode

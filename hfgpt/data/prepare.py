@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
@@ -29,7 +27,7 @@ from hfgpt.data.mix import MixedBatches, blend
 from hfgpt.data.prefetch import AnyBatches, Prefetched
 from hfgpt.data.sources import Sources
 from hfgpt.data.streamed import evaluated_tokens, stream
-from hfgpt.data.tokens import tokenise
+from hfgpt.data.tokens import the_only_one, tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -128,9 +126,18 @@ def _find(config: Config, cache: Path) -> list[_Named]:
 
 
 def _labels(names: list[str]) -> list[str]:
-    """Short names of corpora: the last part of each, where that tells them apart."""
-    short = [Path(name).name or name for name in names]
-    return short if len({*short}) == len(short) else names
+    """Short names of corpora: the last part of each, numbered where that does not tell them apart.
+
+    They stand in the record of a run, which may be shown to others; the folders above may name people.
+    """
+    labels = list[str]()
+    for name in names:
+        short = label = Path(name).name or name
+        number = 2
+        while label in labels:
+            label, number = f"{short} ({number})", number + 1
+        labels.append(label)
+    return labels
 
 
 def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTokenizerFast:
@@ -175,13 +182,13 @@ def _tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTo
     weights = [f"{corpus.weight:g}" for corpus in named] if len(named) > 1 else []
     key = key_of(*(text.train_fingerprint for text in texts), *weights, config.tokenizer, str(config.vocab_size))
     folder = cache / "hfgpt" / "tokenizers" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            temporary = folder.with_suffix(".tmp")
-            shutil.rmtree(temporary, ignore_errors=True)  # left by a start that was interrupted
-            tokenizer.build(config, _sample(named)).save_pretrained(temporary)
-            os.replace(temporary, folder)
+    if not folder.exists():
+        with the_only_one(folder.parent, key, config.dataset):
+            if not folder.exists():
+                temporary = folder.with_suffix(".tmp")
+                shutil.rmtree(temporary, ignore_errors=True)  # left by a start that was interrupted
+                tokenizer.build(config, _sample(named)).save_pretrained(temporary)
+                os.replace(temporary, folder)
     return tokenizer.load(str(folder))
 
 

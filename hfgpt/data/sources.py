@@ -117,7 +117,7 @@ def local_files(name: str) -> tuple[Path, list[Path]] | None:
                 endings=ENDINGS,
             )
         )
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or kind_of(path):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or kind_of(path):
         raise InputError(
             _(
                 "dataset = {name!r}: no such file or folder\n"

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
-from hfgpt.data.tokenizer_file import check_file, panics_as_messages
+from hfgpt.data.tokenizer_file import check_file, faults_as_messages, panics_as_messages
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 TRAINED = ("char", "bpe")
@@ -159,6 +159,8 @@ def load(name: str) -> PreTrainedTokenizerFast:
                 largest=LARGEST,
             )
         )
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False  # what save_pretrained writes
     return tokenizer
@@ -170,6 +172,18 @@ def load(name: str) -> PreTrainedTokenizerFast:
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
     """The highest token id plus one: the rows that a model's embedding needs."""
     return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a text's tokens, with nothing put before or behind them, however long it is.
+
+    Transformers' own `encode` warns where a text is longer than the model's block, which is no fault of the text.
+
+    Raises:
+        InputError: the tokenizer cannot read the text.
+    """
+    with faults_as_messages():
+        return list(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

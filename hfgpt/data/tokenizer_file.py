@@ -61,6 +61,25 @@ def panics_as_messages() -> Iterator[None]:
         raise InputError(_("the tokenizer cannot read this text: {reason}", reason=str(error)[:200])) from None
 
 
+@contextmanager
+def faults_as_messages() -> Iterator[None]:
+    """Inside, a text is encoded: whatever the pattern, the normalizer or the model comes to is an InputError."""
+    try:
+        with panics_as_messages():
+            yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            _(
+                "tokenizer: cannot encode the text: {reason}\n"
+                "    → its pattern or vocabulary is at fault: use another tokenizer",
+                reason=reason[:200],
+            )
+        ) from None
+
+
 def _patterns(part: Any) -> Iterator[str]:
     """Every regular expression in a part of a tokenizer.json."""
     parts = [part]

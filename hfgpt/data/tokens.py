@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
+from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.language import _
+from hfgpt.base.lock import FolderLock, Holder
+from hfgpt.base.terminal import say
 from hfgpt.config import Config
 from hfgpt.data import reading, sources
 from hfgpt.data.blocks import TokenStream
@@ -39,8 +41,8 @@ def tokenise(
 ) -> TokenStream:
     """The tokens of a split, from the cache, or tokenised into it by all cores.
 
-    Safe to call from several processes and runs at once: one works, the others wait and read its result. The system
-    lets go of the lock of a process that dies.
+    Safe to call from several processes and runs at once, also of several machines: one works, the others say for whom
+    they wait, and read its result.
 
     Raises:
         InputError: a text cannot be read, or the tokenizer cannot encode it.
@@ -48,12 +50,27 @@ def tokenise(
     """
     dtype = token_dtype(tokenizer)
     if (rows := _cached(cache, key)) is None:
-        lock = cache / "hfgpt" / "tokens" / f"{key}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with the_only_one(cache / "hfgpt" / "tokens", key, config.dataset):
             if (rows := _cached(cache, key)) is None:
                 rows = _generate(config, pieces, tokenizer, key, cache)
     return TokenStream.of(rows.column("tokens"), dtype)
+
+
+@contextlib.contextmanager
+def the_only_one(folder: Path, key: str, name: str) -> Iterator[None]:
+    """One process at a time prepares what has this key; the others wait, and say for whom.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def waiting(holder: Holder) -> None:
+        if sources.is_main():
+            say(_("{name} is being prepared by {holder}; waiting for it", name=name, holder=holder), sys.stderr)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder, f"{key}.lock").acquire(waiting):
+        yield
 
 
 def _generate(
@@ -110,7 +127,7 @@ def _cached(cache: Path, key: str) -> pa.Table | None:
         expected = json.loads((folder / "dataset_info.json").read_text())["splits"]["train"]["num_examples"]
         shards = [pa.memory_map(str(path)) for path in sorted(folder.glob("generator-train*.arrow"))]
         rows = pa.concat_tables([pa.ipc.open_stream(shard).read_all() for shard in shards])
-    except (OSError, ValueError, KeyError, TypeError):  # Arrow's own errors are among them
+    except (OSError, *UNREADABLE):  # Arrow's own errors are among them
         return None
     return rows if rows.num_rows == expected and rows.column_names == ["tokens"] else None
 

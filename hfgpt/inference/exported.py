@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
-from hfgpt.data.tokenizer_file import panics_as_messages
+from hfgpt.data.tokenizer import token_ids
 from hfgpt.model.folder import INDEX, WEIGHTS, check_model, first_line, load_model, read_json
 
 if TYPE_CHECKING:
@@ -133,15 +133,13 @@ def allow_batches(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def left_out(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The characters of `text` that the tokenizer has no tokens for, each once; most tokenizers have all."""
-    with panics_as_messages():
-        ids = tokenizer.encode(text, add_special_tokens=False)
-    known = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    known = tokenizer.decode(token_ids(tokenizer, text), clean_up_tokenization_spaces=False)
     return "".join(sorted(set(text) - set(known)))
 
 
 def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that an empty prompt begins with: of a new document, or a line feed if it does not have one."""
-    newline = tokenizer.encode("\n", add_special_tokens=False)
+    newline = token_ids(tokenizer, "\n")
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, *newline):
         if token is not None:
             return int(token)

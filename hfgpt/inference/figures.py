@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+
 
 def figures(nll_sum: float, tokens: int, characters: int) -> dict[str, float]:
     """Loss (nats per token), perplexity and bits per character.
@@ -18,10 +21,10 @@ def figures(nll_sum: float, tokens: int, characters: int) -> dict[str, float]:
         characters: number of characters that the targets stand for.
 
     Raises:
-        ValueError: there are no targets or no characters.
+        InputError: there are no targets, or they stand for no characters.
     """
     if not tokens or not characters:
-        raise ValueError("no targets were added")
+        raise InputError(_("the tokens to evaluate stand for no characters of text: there is nothing to measure"))
     loss = nll_sum / tokens
     return {
         "loss": loss,

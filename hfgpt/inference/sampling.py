@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, _
-from hfgpt.data.tokenizer_file import panics_as_messages
+from hfgpt.data.tokenizer import token_ids
 from hfgpt.inference.exported import start_id
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def generate_many(
     Each has the next seed and is, but for rounding, what :func:`generate` writes with that seed.
     """
     sampling = sampling or Sampling()
-    with panics_as_messages():
-        ids = tokenizer.encode(prompt, add_special_tokens=False) or [start_id(tokenizer)]
+    ids = token_ids(tokenizer, prompt) or [start_id(tokenizer)]
     texts = [PieceDecoder(tokenizer) for _ in range(samples)]
     for tokens in draw_many(model, ids, len(tokenizer), tokenizer.eos_token_id, sampling, samples):
         pieces = ["" if token is None else text.add(token) for text, token in zip(texts, tokens, strict=True)]

@@ -67,7 +67,7 @@ def check_model(folder: str | Path) -> dict[str, Any]:
         InputError: a file is missing or is not what it should be; says which and why.
     """
     path = Path(folder)
-    config = _config(path / "config.json")
+    config = read_config(path / "config.json")
     shapes = dict[str, tuple[int, ...]]()
     for file in weight_files(path):
         shapes |= _header(file)
@@ -176,8 +176,12 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _config(path: Path) -> dict[str, Any]:
-    """What config.json says, by GPT2Config's names; every size within LARGEST."""
+def read_config(path: Path) -> dict[str, Any]:
+    """What config.json says, by GPT2Config's names; every size within LARGEST.
+
+    Raises:
+        InputError: it cannot be read, is another model's, or says a size that no model has.
+    """
     raw = read_json(path)
     kind = raw.get("model_type")
     if kind is None:

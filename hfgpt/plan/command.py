@@ -90,11 +90,19 @@ def make(config: Config, options: Options) -> Plan:
     """Plan a recipe.
 
     Raises:
-        InputError: the recipe's data, model or device cannot be used, or contradicts the options.
+        InputError: the recipe's data, model or device cannot be used, or contradicts the options; `data` is not here.
     """
     if options.data:
         config = config.model_copy(update={"dataset": options.data, "dataset_config": None, "streaming": False})
     survey = survey_of(config)
+    if options.data and survey.text is None:
+        raise InputError(
+            _(
+                "data = {name!r}: no such file or folder here\n    → a recipe is chosen for a text that can be looked "
+                "at; plan a dataset on the Hub with --dataset={name}",
+                name=options.data,
+            )
+        )
     target = find_target(survey.config, options.gpu, options.vram, options.processes)
     with about_card(target.own_memory):
         return _make(survey, target, options)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgpt.base import machine as hardware
+from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _
 
@@ -157,7 +158,7 @@ def _path() -> Path:
 def _read() -> Speed | None:
     try:
         return Speed(**json.loads(_path().read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, *UNREADABLE):
         return None
 
 

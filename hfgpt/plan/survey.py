@@ -9,20 +9,18 @@ Nothing is downloaded, tokenised or written, and neither torch nor transformers 
 
 from __future__ import annotations
 
-import glob
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.language import _
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.config.mix import corpora
-from hfgpt.data.pieces import kind_of
-from hfgpt.data.splits import files_below
+from hfgpt.data.tokenizer_file import LARGEST as LARGEST_FILE
+from hfgpt.model.folder import LARGEST, read_config, read_json
 
 BYTE_ENTRIES = 256  # what a character vocabulary has beside the characters (hfgpt/data/tokenizer.py)
 
@@ -145,14 +143,14 @@ def _text(config: Config) -> Text | None:
     if (here := tokens_here(config)) is not None:
         characters = here[0] * (1 if config.tokenizer == "char" else CHARACTERS_PER_TOKEN)
         return Text(int(characters), int(characters), None, here[1])
-    paths = _local_files(config.dataset)
-    if paths is None:
+    from hfgpt.data import reading, sources
+
+    if (local := sources.local_files(config.dataset)) is None:
         return None
+    _root, paths = local
     size = sum(path.stat().st_size * (3 if path.suffix in (".gz", ".zst") else 1) for path in paths)
     if size > READ_UP_TO:
         return Text(size, size, None, False)
-    from hfgpt.data import reading, sources
-
     # So small that nothing is cached.
     sources_found = sources.find(config.model_copy(update={"streaming": False}), Path())
     distinct, characters, length, sample = set[str](), 0, 0, list[str]()
@@ -174,19 +172,6 @@ def _together(texts: Sequence[Text | None]) -> Text | None:
         return None
     size, characters = sum(text.bytes for text in known), sum(text.characters for text in known)
     return Text(size, characters, None, any(text.has_validation for text in known))
-
-
-def _local_files(name: str) -> list[Path] | None:
-    """The files that `dataset` names on this machine; None for a Hub id (sources.find says what is wrong with it)."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return files_below(path, kind_of)
-    if matching := [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]:
-        return matching
-    looks_local = path.suffix in (".txt", ".jsonl", ".parquet", ".gz", ".zst") or path.is_absolute() or "*" in name
-    return [] if looks_local else None
 
 
 # ---------------------------------------------------------------------------------------------------- vocabulary
@@ -214,31 +199,36 @@ def _vocabulary(config: Config, text: Text | None) -> tuple[int, str]:
 
 def _tokenizer_entries(name: str) -> int | None:
     """The highest token id plus one of a tokenizer on this machine."""
-    if whole := _read_json(name, "tokenizer.json"):
-        vocabulary = whole["model"]["vocab"]
-        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-        return int(max(ids + [token["id"] for token in whole.get("added_tokens", [])])) + 1
-    if pairs := _read_json(name, "vocab.json"):
-        return int(max(pairs.values())) + 1
+    try:
+        if whole := _read_json(name, "tokenizer.json"):
+            vocabulary = whole["model"]["vocab"]
+            ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+            return _size(ids + [token["id"] for token in whole.get("added_tokens", [])])
+        if pairs := _read_json(name, "vocab.json"):
+            return _size(list(pairs.values()))
+    except UNREADABLE:
+        raise InputError(_("{path}: is not the description of a tokenizer", path=name)) from None
     return None
+
+
+def _size(ids: list[Any]) -> int:
+    """The rows that these token ids need.
+
+    Raises:
+        ValueError, TypeError: they are not ids.
+    """
+    if not 0 <= (highest := max(ids)) < LARGEST["vocab_size"]:
+        raise ValueError
+    return int(highest) + 1
 
 
 def _pretrained(config: Config) -> tuple[Config, int]:
     """The config with a pretrained model's own shape, and the rows of its token embedding."""
     name, vocab_size = config.init_from, GPT2_VOCABULARY
     shape = None if Path(name).is_dir() else _released(name)
-    if shape is None and (found := _read_json(name, "config.json")):
-        try:
-            shape = (int(found["n_layer"]), int(found["n_head"]), int(found["n_embd"]))
-            vocab_size = int(found["vocab_size"])
-        except (KeyError, TypeError, ValueError):
-            raise InputError(
-                _(
-                    "init_from = {name!r}: its config.json is not GPT-2's (model_type {type!r})",
-                    name=name,
-                    type=found.get("model_type"),
-                )
-            ) from None
+    if shape is None and (path := _at_hand(name, "config.json")):
+        found = read_config(path)
+        shape, vocab_size = (found["n_layer"], found["n_head"], found["n_embd"]), found["vocab_size"]
     if shape is None:
         raise InputError(
             _(
@@ -256,27 +246,24 @@ def _released(name: str) -> tuple[int, int, int] | None:
 
 
 def _read_json(name: str, file: str) -> dict[str, Any] | None:
-    """A JSON file of a folder, or of a Hub repository that is in the cache already; None if it is not there."""
-    path: Path | None = Path(name).expanduser() / file
-    assert path is not None
-    if not path.parent.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
+    """A JSON file of a folder or a Hub repository that is at hand; None if it is not."""
+    path = _at_hand(name, file)
+    return read_json(path, LARGEST_FILE) if path else None
 
-        try:
-            cached = try_to_load_from_cache(name, file)
-        except HFValidationError:
-            return None
-        path = Path(cached) if isinstance(cached, str) else None
-    if path is None or not path.is_file():
-        return None
+
+def _at_hand(name: str, file: str) -> Path | None:
+    """A file of a folder, or of a Hub repository that is in the cache already; None if it is not there."""
+    path = Path(name).expanduser() / file
+    if path.parent.is_dir():
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(_("{path!r} cannot be read: {reason}", path=str(path), reason=error)) from None
-    if not isinstance(content, dict):
-        raise InputError(_("{path!r}: is not a JSON object", path=str(path)))
-    return content
+        cached = try_to_load_from_cache(name, file)
+    except HFValidationError:
+        return None
+    return Path(cached) if isinstance(cached, str) and Path(cached).is_file() else None
 
 
 # ------------------------------------------------------------------------------------------- how predictable a text is

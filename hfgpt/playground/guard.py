@@ -1,7 +1,8 @@
 """Who may use the page: this machine's browser, on the page's own address, and nobody's uploads.
 
 In:  an ASGI application, and the host names that the user allows besides the loopback's.
-Out: the same application, which answers 403, 404 or 413 where a request comes from somewhere else or asks for more.
+Out: the same application, which answers 403, 404 or 413 where a request comes from somewhere else or asks for more, and
+     400 where its body is not JSON as a browser writes it.
 
 A page on the loopback is within reach of every web page that the user opens. Such a page can name any host (DNS
 rebinding), post without asking (a form, an upload), and frame what it cannot read. So the Host header, the Origin and
@@ -12,9 +13,10 @@ does not use (uploads, files, proxy, editor) stay shut, and a request's body is 
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 Scope = MutableMapping[str, Any]
@@ -26,6 +28,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 BODY_BYTES = 1 << 20  # a text of one's own and the values of the fields, many times over
+
+DEPTH = 32  # of lists and objects in a body; those of the page have a few
 
 # The parts of Gradio that the page uses: its files, the description of the page, and the queue of its events.
 OPEN = re.compile(
@@ -39,10 +43,6 @@ HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"x-content-type-options", b"nosniff"),
 ]
-
-
-class TooLarge(Exception):
-    """A request's body goes on beyond BODY_BYTES."""
 
 
 class Guard:
@@ -64,11 +64,11 @@ class Guard:
             await self._application(scope, receive, send)
             return
         headers = _headers(scope)
-        status = self._status(scope, headers)
+        status = 403 if scope["type"] == "websocket" else self._status(scope, headers)  # the page opens none
         if status:
             await _refuse(scope["type"], status, send)
             return
-        await _bounded(self._application, scope, receive, send)
+        await _checked(self._application, scope, receive, send)
 
     def _status(self, scope: Scope, headers: dict[str, list[str]]) -> int:
         """0, or the status that refuses the request."""
@@ -90,7 +90,10 @@ class Guard:
     def _same_page(self, origin: str, host: str) -> bool:
         """Whether an origin is the page itself: its address, the same port under another name of ours, or a name that
         the user gave, whose port a proxy may have changed."""
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
         name = (parts.hostname or "").lower()
         if parts.scheme not in ("http", "https"):
             return False
@@ -139,6 +142,7 @@ async def _refuse(kind: str, status: int, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1008})
         return
     text = {
+        400: b"Not JSON\n",
         403: b"This page answers its own address alone. To allow another name: scripts/playground.py --allow NAME\n",
         404: b"Not found\n",
         413: b"Too large\n",
@@ -148,30 +152,48 @@ async def _refuse(kind: str, status: int, send: Send) -> None:
     await send({"type": "http.response.body", "body": text})
 
 
-async def _bounded(application: Application, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request whose body may be at most BODY_BYTES, whatever it says of itself."""
-    taken, begun = 0, False
-
-    async def receive_some() -> Message:
-        nonlocal taken
+async def _checked(application: Application, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request once its whole body is here: BODY_BYTES at most, whatever it says of itself, and JSON."""
+    body = b""
+    message: Message = {}
+    while not message or message.get("more_body"):
         message = await receive()
-        taken += len(message.get("body", b"") or message.get("bytes", b"") or message.get("text", ""))
-        if taken > BODY_BYTES:
-            raise TooLarge
-        return message
+        body += message.get("body", b"")
+        if len(body) > BODY_BYTES:
+            await _refuse(scope["type"], 413, send)
+            return
+    if body and not _is_json(body):
+        await _refuse(scope["type"], 400, send)
+        return
+    waiting = [{**message, "body": body} if message["type"] == "http.request" else message]
+
+    async def receive_again() -> Message:
+        return waiting.pop() if waiting else await receive()
 
     async def send_guarded(message: Message) -> None:
-        nonlocal begun
         if message["type"] == "http.response.start":
-            begun = True
             message["headers"] = [*_without_sharing(message.get("headers", [])), *HEADERS]
         await send(message)
 
+    await application(scope, receive_again, send_guarded)
+
+
+def _is_json(body: bytes) -> bool:
+    """Whether a body is JSON that any library reads and writes again: no Infinity, no half characters, not deep."""
     try:
-        await application(scope, receive_some, send_guarded)
-    except TooLarge:
-        if not begun:
-            await _refuse(scope["type"], 413, send)
+        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    level: list[Any] = [value]
+    for _depth in range(DEPTH):
+        inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
+        level = [value for values in inner for value in values]
+    return not level
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
 
 
 def _without_sharing(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -22,13 +22,14 @@ from typing import Any
 import yaml
 
 from hfgpt import config as configs
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import N_, _, sentences
 from hfgpt.config import Config
+from hfgpt.config.mix import corpora
 from hfgpt.model import sizes
 from hfgpt.runs import markdown, metrics, public, segments
-from hfgpt.runs.metrics import UNREADABLE, Record
+from hfgpt.runs.metrics import Record
 from hfgpt.runs.segments import Segment
 
 FILE_NAME = "README.md"
@@ -37,7 +38,7 @@ MAX_ROWS = 12
 
 LARGEST = 10**9  # any number of a shape
 
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB_ID = re.compile(r"^\w[\w.-]*/\w[\w.-]*$")
 
 # Our name of a figure, the Hub's name of its metric, and what a reader calls it.
 FIGURES = (
@@ -142,7 +143,9 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _dataset_name(recipe: Config) -> str:
-    return recipe.dataset if _is_hub_id(recipe.dataset) else public.name(recipe.dataset)
+    """What the card calls the data; a mix by the names of its corpora."""
+    names = [name if _is_hub_id(name) else public.name(name) for name, _weight in corpora(recipe.dataset)]
+    return ", ".join(dict.fromkeys(names))
 
 
 def _section(heading: str, text: str) -> str:

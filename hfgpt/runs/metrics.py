@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgpt.base import files
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.language import _
 
 FILE_NAME = "metrics.jsonl"
@@ -34,10 +34,6 @@ SAMPLES = "samples.jsonl"
 Record = dict[str, float]
 
 MOST_STEPS = 2**53  # beyond it, floats are no longer whole numbers
-
-# What a hostile or damaged line raises: too deep, too large, not a number, not an object.
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
-
 
 # ------------------------------------------------------------------------------------------------------ writing
 

@@ -17,10 +17,11 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.language import _
 from hfgpt.model import sizes
 from hfgpt.runs.history import History, read_run
-from hfgpt.runs.metrics import UNREADABLE, smooth
+from hfgpt.runs.metrics import smooth
 from hfgpt.runs.style import (
     BLUE,
     GREEN,

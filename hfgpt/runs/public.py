@@ -6,19 +6,28 @@ Out: the same recipe with the last parts of those paths, and without the run fol
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import yaml
 
+from hfgpt.config.mix import as_list
 from hfgpt.config.yaml_text import RecipeDumper, RecipeLoader
 
-SOURCES = ("dataset", "init_from", "tokenizer")  # fields that may name a path
+SOURCES = ("dataset", "init_from", "tokenizer", "eval_tasks")  # fields that may name a path, the last one several
+
+SEVERAL = SOURCES[-1]
 
 
 def name(source: str) -> str:
-    """A path's last part if it is absolute or leads out of the working folder; everything else as it is."""
+    """A path's last part if it is absolute or leads out of the working folder; everything else as it is.
+
+    A mix that is written as text is a mix of such names.
+    """
+    if isinstance(mix := as_list(source), list):
+        return json.dumps(_shown(mix), ensure_ascii=False)
     windows = PureWindowsPath(source)
     if windows.drive or windows.root or source.startswith("~") or ".." in windows.parts:
         return (windows.name if "\\" in source else PurePosixPath(source).name) or "data"
@@ -31,8 +40,9 @@ def recipe(text: str) -> str:
     if not isinstance(values, dict):
         return text
     for key in SOURCES:
-        if key in values and values[key] != _shown(values[key]):
-            text = _set(text, key, _shown(values[key]))
+        parts = _parts(key, values.get(key))
+        if (shown := _shown(parts)) != parts:
+            text = _set(text, key, ",".join(shown) if key == SEVERAL else shown)
     return _remove(text, "out_dir")
 
 
@@ -41,16 +51,22 @@ def hidden(text: str) -> dict[str, str]:
     values = yaml.load(text, RecipeLoader)
     pairs = {}
     for key in (*SOURCES, "out_dir"):
-        for source in _sources(values.get(key) if isinstance(values, dict) else None):
+        for source in _sources(_parts(key, values.get(key)) if isinstance(values, dict) else None):
             if name(source) != source:
                 pairs[source] = name(source)
     return pairs
 
 
+def _parts(key: str, value: Any) -> Any:
+    """A field's value; where it is several paths with commas between them, a list of them."""
+    return [part.strip() for part in value.split(",")] if key == SEVERAL and isinstance(value, str) else value
+
+
 def _sources(value: Any) -> list[str]:
     """The strings in a field's value, which may be a mix: a list of {name, weight}."""
     if isinstance(value, str):
-        return [value]
+        mix = as_list(value)
+        return [value, *_sources(mix)] if isinstance(mix, list) else [value]
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [source for child in children for source in _sources(child)]
 
@@ -60,7 +76,19 @@ def _shown(value: Any) -> Any:
         return name(value)
     if isinstance(value, dict):
         return {key: _shown(child) for key, child in value.items()}
-    return [_shown(child) for child in value] if isinstance(value, list) else value
+    return _told_apart([_shown(child) for child in value]) if isinstance(value, list) else value
+
+
+def _told_apart(entries: list[Any]) -> list[Any]:
+    """The entries of a mix, each with a name of its own: where only folders told two apart, the later is numbered."""
+    taken = list[str]()
+    for entry in entries:
+        if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+            own, number = entry["name"], 2
+            while entry["name"] in taken:
+                entry["name"], number = f"{own} ({number})", number + 1
+            taken.append(entry["name"])
+    return entries
 
 
 def _line(key: str) -> re.Pattern[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.files import replace_file
 from hfgpt.config import Config
 
@@ -51,7 +52,7 @@ def read(folder: Path) -> list[Segment]:
         try:
             values = json.loads(line)
             segments.append(Segment(int(values["step"]), dict(values["recipe"])))
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        except UNREADABLE:
             continue
     return segments
 

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.language import _
 from hfgpt.data.meta import BYTE_IDS, char_tokenizer, read_meta
-from hfgpt.runs.metrics import UNREADABLE, whole_step
+from hfgpt.runs.metrics import whole_step
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from filelock import FileLock, Timeout
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _
+from hfgpt.base.lock import FolderLock, Holder, holder_of
+from hfgpt.base.terminal import say
 from hfgpt.runs.metrics import Record, series
 from hfgpt.sweep.definition import Sweep, Trial
 
@@ -67,13 +68,11 @@ class Storage:
                     self.study.enqueue_trial(trial.values, user_attrs={"name": trial.name})
             replace_file(sweep.folder / "sweep.json", json.dumps(_identity(sweep), indent=2, default=str) + "\n")
 
-    def lock(self) -> FileLock:
+    def lock(self) -> FolderLock:
         """The lock of the whole folder, taken; for a moment's work."""
-        lock = take(self._sweep.folder / "locks" / "sweep", wait=True)
-        assert lock is not None, "waited for"
-        return lock
+        return wait_for(self._sweep.folder / "locks" / "sweep")
 
-    def _lock_of(self, trial: Trial) -> FileLock | None:
+    def _lock_of(self, trial: Trial) -> FolderLock | None:
         """A trial's lock, unless another process holds it or its training, left by a dead sweep, still runs."""
         lock = take(self._sweep.folder / "locks" / trial.name)
         if lock is not None and training(self.process_file(trial)) is not None:
@@ -97,21 +96,20 @@ class Storage:
                 asked = self.study.ask()
                 trial = self._by_name[asked.user_attrs["name"]]
                 self._suggest(trial, asked)
-                lock = take(self._sweep.folder / "locks" / trial.name, wait=True)
-                assert lock is not None, "waited for"
-                return Claim(trial, asked, lock, self)
+                return Claim(trial, asked, wait_for(self._sweep.folder / "locks" / trial.name), self)
         return None
 
-    def running_elsewhere(self) -> bool:
-        """Whether another process runs a trial, or a training outlives its sweep."""
+    def running_elsewhere(self) -> dict[str, str]:
+        """Who runs what: the trials in the hands of other processes, and those whose training outlives its sweep."""
+        running = {}
         for frozen in self._in_state("RUNNING"):
-            trial = self._by_name.get(frozen.user_attrs.get("name"))
-            lock = self._lock_of(trial) if trial else None
-            if trial and lock is None:
-                return True
-            if lock:
-                lock.release()
-        return False
+            if (trial := self._by_name.get(frozen.user_attrs.get("name"))) is None:
+                continue
+            if holder := holder_of(self._sweep.folder / "locks", f"{trial.name}.lock"):
+                running[trial.name] = str(holder)
+            elif process := training(self.process_file(trial)):
+                running[trial.name] = _("a training without its sweep, process {process}", process=process.pid)
+        return running
 
     def outcomes(self) -> dict[str, str]:
         """By a trial's name: how it ended, or that it is waiting or running; of several attempts the last."""
@@ -146,7 +144,7 @@ class Storage:
 class Claim:
     """A trial in the hands of this process, until the `with` ends."""
 
-    def __init__(self, trial: Trial, asked: Any, lock: FileLock, storage: Storage) -> None:
+    def __init__(self, trial: Trial, asked: Any, lock: FolderLock, storage: Storage) -> None:
         self.trial, self._asked, self._lock, self._storage = trial, asked, lock, storage
 
     def __enter__(self) -> Claim:
@@ -201,7 +199,7 @@ def check_folder(sweep: Sweep) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         trials = [{"seed": None, "title": "", **trial} for trial in before["trials"]]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, *UNREADABLE):
         raise InputError(_("{path}: is not a sweep's record → name another --out_dir", path=path)) from None
     now = json.loads(json.dumps(_identity(sweep), default=str))
     differing = [key for key in ("name", "recipe", "equal") if before.get(key) != now[key]]
@@ -216,14 +214,23 @@ def check_folder(sweep: Sweep) -> None:
 # --------------------------------------------------------------------------------------------- locks between processes
 
 
-def take(path: Path, wait: bool = False) -> FileLock | None:
-    """Take a lock, which `with` releases; None if another process holds it and `wait` is false."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=wait)
-    except Timeout:
+def take(path: Path) -> FolderLock | None:
+    """Take a lock, which `with` releases; None if another process holds it."""
+    if holder_of(path.parent, f"{path.name}.lock") is not None:
         return None
-    return lock
+    try:
+        return FolderLock(path.parent, f"{path.name}.lock").acquire()
+    except InputError:  # another process was faster
+        return None
+
+
+def wait_for(path: Path) -> FolderLock:
+    """Take a lock, which `with` releases; says for whom it waits, if that takes more than a moment."""
+
+    def waiting(holder: Holder) -> None:
+        say(_("{folder} is being worked on by {holder}; waiting for it", folder=path.parent.parent, holder=holder))
+
+    return FolderLock(path.parent, f"{path.name}.lock").acquire(waiting)
 
 
 def note_training(path: Path, pid: int) -> None:
@@ -242,5 +249,5 @@ def training(path: Path) -> psutil.Process | None:
         process = psutil.Process(noted["pid"])
         same = noted["host"] == socket.gethostname() and abs(process.create_time() - noted["started"]) < 1
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (OSError, ValueError, KeyError, psutil.Error):
+    except (OSError, psutil.Error, *UNREADABLE):
         return None

@@ -20,13 +20,14 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from hfgpt import config as configs
+from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _, plural
 from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.sweep import report, training
 from hfgpt.sweep.definition import Sweep, Trial, equalised
-from hfgpt.sweep.storage import Claim, Storage, take
+from hfgpt.sweep.storage import Claim, Storage, wait_for
 from hfgpt.sweep.training import Signals, Stopped, records
 
 POLL_SECONDS = 1.0
@@ -59,8 +60,13 @@ def run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None] = print) 
     done = [name for name, outcome in storage.outcomes().items() if outcome.startswith(ended)]
     with Signals() as signals:
         progress = Progress(sweep, say, done)
-        while (claim := storage.claim()) is not None or storage.running_elsewhere():
+        told = dict[str, str]()
+        while (claim := storage.claim()) is not None or (running := storage.running_elsewhere()):
             if claim is None:  # wait: a training that outlived its sweep is then to be recorded
+                for name, holder in running.items():
+                    if told.get(name) != holder:
+                        say(_("waiting for {trial}: {holder}", trial=name, holder=holder))
+                told = running
                 time.sleep(POLL_SECONDS)
                 progress.show(None)
             else:
@@ -84,10 +90,8 @@ def _config(sweep: Sweep, claim: Claim, seconds: dict[str, float]) -> Config:
 def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> dict[str, float]:
     """Seconds of a step by setting. Measured once, by one process, and kept: a resume has the same length."""
     path = sweep.folder / "seconds_per_step.json"
-    lock = take(sweep.folder / "locks" / "measuring", wait=True)
-    assert lock is not None, "waited for"
-    with lock:
-        known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    with wait_for(sweep.folder / "locks" / "measuring"):
+        known = _known_seconds(path)
         missing = {setting: trials[0] for setting, trials in sweep.settings().items() if setting not in known}
         if missing:
             say(plural("measuring a step of {n} setting", "measuring a step of {n} settings", len(missing)))
@@ -100,6 +104,15 @@ def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None
         known |= {setting: min(times) for setting, times in measured.items() if all(map(math.isfinite, times))}
         replace_file(path, json.dumps(known, indent=2) + "\n")
     return known
+
+
+def _known_seconds(path: Path) -> dict[str, float]:
+    """What was measured before; nothing of a file that was damaged."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {str(setting): float(seconds) for setting, seconds in known.items()}
+    except (OSError, *UNREADABLE):
+        return {}
 
 
 def _run_trial(

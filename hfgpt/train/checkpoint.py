@@ -28,7 +28,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import make_readable, sync, write_text
 from hfgpt.base.language import _
 
@@ -180,7 +180,7 @@ def read(path: Path) -> Checkpoint:
         raise CheckpointError(
             _("{checkpoint} is not whole: {file} is missing", checkpoint=path, file=missing)
         ) from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, SafetensorError, *UNREADABLE) as error:
         raise CheckpointError(_("{checkpoint} cannot be read: {error}", checkpoint=path, error=error)) from None
     return Checkpoint(path, model, optimizer, rng, state)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.data.blocks import TokenStream, evaluation_blocks
@@ -141,9 +142,22 @@ def split_sums(run: Run, stream: TokenStream, stop: Stop) -> tuple[float, int] |
 
 
 def count_characters(config: Config, corpus: Corpus) -> int:
-    """The characters that the evaluated validation targets stand for."""
+    """The characters that the evaluated validation targets stand for.
+
+    Raises:
+        InputError: they stand for none, as where all are marks between documents.
+    """
     blocks = evaluation_blocks(corpus.val, config.block_size, config.eval_iters)
-    return CharacterCounter(corpus.tokenizer)(corpus.val.blocks(blocks, config.block_size)[:, 1:])
+    count = CharacterCounter(corpus.tokenizer)(corpus.val.blocks(blocks, config.block_size)[:, 1:])
+    if not count:
+        raise InputError(
+            _(
+                "dataset = {name!r}: the tokens for validation stand for no characters of text → give other data, or "
+                "their own tokenizer",
+                name=config.dataset,
+            )
+        )
+    return count
 
 
 def announce(run: Run, figures: dict[str, float], better: bool) -> None:

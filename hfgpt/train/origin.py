@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
-from hfgpt.base.lock import FolderLock
+from hfgpt.base.lock import FolderLock, Holder
+from hfgpt.base.terminal import say
 from hfgpt.runs.metrics import FILE_NAME
 
 _HUB = re.compile(r"hf://([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
@@ -73,14 +75,14 @@ def bring(run: HubRun, folder: Path) -> None:
         InputError: the repository has no checkpoint, the folder holds another run or is in use.
         Failure: the Hub cannot be reached.
     """
-    from filelock import FileLock
-
     from hfgpt.share import hub
 
+    def waiting(holder: Holder) -> None:
+        say(_("{folder}: is being brought by {holder}; waiting for it", folder=folder, holder=holder), sys.stderr)
+
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = [folder.with_name(f".{folder.name}.{word}") for word in ("bringing", "brought", "older")]
-    lock, brought, older = beside
-    with FileLock(lock):
+    brought, older = (folder.with_name(f".{folder.name}.{word}") for word in ("brought", "older"))
+    with FolderLock(folder.parent, f".{folder.name}.bringing").acquire(waiting):
         if older.exists():  # a process was killed between the two renames of `_replace`
             if folder.exists():
                 shutil.rmtree(older)

@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.language import _
+from hfgpt.data.tokenizer import token_ids
 from hfgpt.model.gpt2 import IGNORED
 from hfgpt.train.collective import total
 from hfgpt.train.run import Run
@@ -69,7 +70,7 @@ def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) 
             answer = int(values.get("answer", values.get("label")))
             if not context or not 0 <= answer < len(choices) or len(choices) < 2 or not all(choices):
                 raise ValueError
-        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        except UNREADABLE:
             raise InputError(
                 _(
                     "{file}, line {line}: is not a question → give a JSON object with context, choices (two or more "
@@ -84,8 +85,7 @@ def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) 
 def _tokens(context: str, choice: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> tuple[list[int], int]:
     """Context and choice, joined by a space unless one is there, as the last block_size + 1 tokens."""
     space = "" if context[-1:].isspace() or choice[:1].isspace() else " "
-    before = tokenizer(context, add_special_tokens=False)["input_ids"]
-    after = tokenizer(space + choice, add_special_tokens=False)["input_ids"]
+    before, after = token_ids(tokenizer, context), token_ids(tokenizer, space + choice)
     ids = [*before, *after][-(block_size + 1) :]
     return ids, min(len(after), len(ids) - 1)
 

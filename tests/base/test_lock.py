@@ -161,3 +161,27 @@ def test_it_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         while (tmp_path / ".lock").stat().st_mtime == 0 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert (tmp_path / ".lock").stat().st_mtime > 0
+
+
+def test_who_waits_is_told_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the lock as soon as the other one is gone, killed or not."""
+    monkeypatch.setattr(lock, "MOMENT", 0.1)
+    process, told = another_process(tmp_path), list[lock.Holder]()
+
+    def waiting(holder: lock.Holder) -> None:
+        told.append(holder)
+        process.kill()
+
+    with FolderLock(tmp_path).acquire(waiting):
+        assert [holder.process for holder in told] == [process.pid]
+    process.wait()
+    assert process.stdout
+    process.stdout.close()
+
+
+def test_a_folder_has_locks_of_several_names(tmp_path: Path) -> None:
+    with FolderLock(tmp_path, "a.lock"), FolderLock(tmp_path, "b.lock"):
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.lock", "b.lock"]
+        assert holder_of(tmp_path, "a.lock")
+        assert holder_of(tmp_path) is None
+    assert not list(tmp_path.iterdir())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
 
 from hfgpt.base import shell
-from hfgpt.base.errors import ConfigError, Failure, Fault, InputError
+from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError
 
 
 def unread(script: str, *arguments: Any, stderr: int) -> tuple[int, str]:
@@ -95,3 +96,22 @@ def test_of_several_processes_one_says_what_is_wrong_with_the_recipe(
     assert left.value.code == 2
     message = capsys.readouterr().err
     assert said in message if said else not message
+
+
+@pytest.mark.parametrize("error", [InputError("port = 0: must be more"), Failure("the Hub failed"), RunError("step 3")])
+def test_the_report_of_a_launcher_ends_with_the_message(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun, which Accelerate starts several processes with, reads it from the file that it names."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    def main(words: list[str]) -> None:
+        raise error
+
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    with pytest.raises(SystemExit) as left:
+        shell.run(main, [])
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=int(str(left.value.code)), error_file=str(path))
+    last = ChildFailedError("train.py", {0: failure}).format_msg().strip("=\n").splitlines()[-1]
+    assert last.strip().endswith(str(error))

@@ -261,12 +261,22 @@ def test_a_run_folder_is_a_recipe(tmp_path: Path) -> None:
         "seed: &a [1]\nn_layer: " + "".join(f"[&x{i} [*a,*a],*x{i},*x{i},*x{i}," for i in range(40)) + "]" * 40,
         "seed: 0x" + "F" * 9000,
         "seed: '" + "long " * 10_000 + "'",
+        "x" * 50_000 + ": 1",
+        "? " + "a b " * 50_000,
     ],
 )
 def test_a_message_stays_short_however_large_the_value(recipe: Any, text: str) -> None:
     with pytest.raises(InputError) as caught:
         config.load(recipe(text))
     assert len(str(caught.value)) < 2000
+
+
+def test_thousands_of_faults_are_a_page(recipe: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(recipe("".join(f"nonsense{i}: 1\n" for i in range(3000))))
+    assert len(caught.value.faults) == 3000
+    assert len(str(caught.value)) < 10_000
+    assert str(caught.value).endswith("... and 2,950 more")
 
 
 # ------------------------------------------------------------------------------------------------ rules over fields

@@ -28,6 +28,12 @@ def figures(*words: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.parametrize("name", ["no/such", "no/such.md", "no/such/x", "./nothing", "nothing", "~/nothing", "../x"])
+def test_a_text_that_is_not_here_is_no_text(name: str) -> None:
+    with pytest.raises(InputError, match="no such file or folder"):
+        plan.run(["--data", name])
+
+
 # ------------------------------------------------------------------------------------------------------ as data
 
 KEYS = {

@@ -79,7 +79,7 @@ def test_pretrained_shapes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="hf download somebody/model"):
         of(init_from="somebody/model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(InputError, match="not GPT-2's"):
+    with pytest.raises(InputError, match="is a llama model"):
         of(init_from=str(tmp_path))
 
 

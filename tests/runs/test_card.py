@@ -212,15 +212,35 @@ def test_a_name_for_a_path(source: str, shown: str) -> None:
 
 def test_a_public_recipe_keeps_its_comments_and_loses_its_paths() -> None:
     text = "# mine\ndataset:\n- name: /home/ada/a.txt\n  weight: 1\n- {name: b, weight: 2}\n\n"
-    text += "n_layer: 2  # two\nout_dir: /x/y\n"
+    text += "n_layer: 2  # two\nout_dir: /x/y\neval_tasks: tasks/two.jsonl, /home/ada/one.jsonl,~/three.jsonl\n"
     recipe = public.recipe(text)
     assert yaml.safe_load(recipe) == {
         "dataset": [{"name": "a.txt", "weight": 1}, {"name": "b", "weight": 2}],
         "n_layer": 2,
+        "eval_tasks": "tasks/two.jsonl,one.jsonl,three.jsonl",
     }
     assert recipe.startswith("# mine\n")
     assert "n_layer: 2  # two" in recipe
-    assert public.hidden(text) == {"/home/ada/a.txt": "a.txt", "/x/y": "y"}
+    assert public.hidden(text) == {
+        "/home/ada/a.txt": "a.txt",
+        "/home/ada/one.jsonl": "one.jsonl",
+        "~/three.jsonl": "three.jsonl",
+        "/x/y": "y",
+    }
+
+
+def test_a_mix_keeps_its_weights_and_loses_its_paths(tmp_path: Path) -> None:
+    """As a list, and as the text of a command line; two that only their folders told apart stay two."""
+    mix = [{"name": "/home/ada/x.txt", "weight": 1}, {"name": "/home/bob/x.txt", "weight": 2}]
+    shown = [{"name": "x.txt", "weight": 1}, {"name": "x.txt (2)", "weight": 2}]
+    for written in (mix, json.dumps(mix)):
+        text = public.recipe(yaml.safe_dump({"dataset": written, "n_layer": 2}))
+        assert configs.build(yaml.safe_load(text), "tiny").dataset == json.dumps(shown)
+    folder = write_run(tmp_path / "mixed", LOSSES, dataset=mix)
+    written = card.model_card(folder)
+    assert not re.search("/home|bob", written)
+    assert front(written)["model-index"][0]["results"][0]["dataset"]["name"] == "x.txt"
+    assert public.hidden((folder / "recipe.yaml").read_text())["/home/bob/x.txt"] == "x.txt"
 
 
 @pytest.mark.parametrize("change", [

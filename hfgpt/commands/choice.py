@@ -1,0 +1,78 @@
+"""The installed command `hfgpt`: its first word names one of the commands.
+
+In:  the words of a command line.
+Out: the process's exit code.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+
+from hfgpt.base import loading
+from hfgpt.base.errors import CommandError, Fault
+from hfgpt.base.language import N_, _
+
+# The commands that are installed, in the order in which one meets them.
+COMMANDS = {
+    "recipes": N_("list the recipes that come with hfgpt, or copy them"),
+    "plan": N_("say what a recipe costs before it runs, and what fits"),
+    "train": N_("train a model from a recipe"),
+    "sample": N_("let a model write"),
+    "diagnose": N_("say what happened in a run, and what to change"),
+    "evaluate": N_("measure a model on a whole split"),
+    "compare": N_("compare finished runs"),
+    "sweep": N_("try many values: a grid, a random search, or an experiment of the chapter"),
+    "prepare": N_("write a recipe's dataset as token shards"),
+    "lr_finder": N_("suggest a learning rate for a recipe"),
+    "playground": N_("open a page to plan, watch and sample in"),
+    "push": N_("push a run to the Hugging Face Hub"),
+    "pull": N_("bring a model from the Hub here, as a run folder"),
+    "import_nanogpt": N_("turn a checkpoint of nanoGPT into a run folder"),
+    "export_nanogpt": N_("write a model as a checkpoint of nanoGPT"),
+    "export_gguf": N_("write a model as a GGUF file, for llama.cpp"),
+    "export_onnx": N_("write a model as an ONNX file"),
+}
+
+
+def carry_out(name: str, words: list[str]) -> int | None:
+    """Be a command; its module is imported when it is its turn, so that bad input meets :func:`shell.run` too."""
+    with loading.uncollected():
+        module = import_module(f"hfgpt.commands.{name}")
+    status: int | None = module.main(words)
+    return status
+
+
+def choose(words: list[str]) -> int | None:
+    """Carry out the command that the first word names, or show what there is."""
+    name = words[0].replace("-", "_") if words else "__help"
+    if name in COMMANDS:
+        return carry_out(name, words[1:])
+    if name == "__version":
+        from hfgpt import __version__
+
+        print(f"hfgpt {__version__}")
+        return 0
+    if name in ("__help", "_h", "help"):
+        print(overview())
+        return 0 if words else 2
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    fix = _("did you mean {name}?", name=repr(close[0])) if close else ""
+    raise CommandError([Fault(repr(words[0]), None, _("is not a command"), fix)], "hfgpt --help")
+
+
+def overview() -> str:
+    """The page of `hfgpt --help`."""
+    lines = [f"  {name:16}{_(told)}" for name, told in COMMANDS.items()]
+    return "\n".join(
+        [
+            _("usage: {command}", command="hfgpt COMMAND …"),
+            "",
+            _("Train GPT-2-style language models, by the parameter names of nanoGPT."),
+            "",
+            *lines,
+            "",
+            _("hfgpt COMMAND --help explains a command; --lang zh or --lang en chooses the language."),
+            _("On several devices: accelerate launch -m hfgpt train …"),
+        ]
+    )

@@ -1,0 +1,42 @@
+"""Ctrl-C at any moment of a command's start: the process ends with 130, and says nothing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+# Sends this process Ctrl-C at the moment when it imports a module.
+AT_IMPORT = """
+import importlib.abc, os, runpy, signal, sys
+
+class Interrupt(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+
+moment = sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupt())
+"""
+
+
+@pytest.mark.parametrize("how", ["script", "module"])
+@pytest.mark.parametrize("moment", ["hfgpt.base.shell", "hfgpt.base.language", "hfgpt.commands.diagnose", "pydantic"])
+def test_ctrl_c_while_a_command_starts(how: str, moment: str) -> None:
+    start = (
+        f"runpy.run_path({str(ROOT / 'scripts' / 'diagnose.py')!r}, run_name='__main__')"
+        if how == "script"
+        else "sys.argv[1:1] = ['diagnose']; runpy.run_module('hfgpt', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", AT_IMPORT + start, moment, "nothing"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

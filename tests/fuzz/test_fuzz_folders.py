@@ -1,0 +1,103 @@
+"""Run folders, their records and checkpoints, spoilt in any of their files: used or refused by every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fuzz.fuzzing import Copy, Fuzz, command, copy, fuzz, put, runs, spoilt_file
+from hypothesis import strategies as st
+
+__all__ = ["copy", "fuzz", "runs"]
+
+pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(0)]
+
+MODEL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"]
+RECORDS = ["metrics.jsonl", "samples.jsonl", "recipe.yaml"]
+
+READERS: list[list[str]] = [
+    ["sample", "in/run", "--max_new_tokens", "2", "--prompt", "ab"],
+    ["evaluate", "in/run", "--device", "cpu"],
+    ["export_gguf", "in/run", "model.gguf"],
+    ["export_nanogpt", "in/run", "exported"],
+    ["plan", "in/run"],
+    ["plan", "--init_from=in/run", "--block_size=8", "--device=cpu", "--tokenizer=in/run"],
+    ["train", "in/run", "--init_from=in/run", "--out_dir=new", "--max_iters=1", "--warmup_iters=0", "--overwrite"],
+]
+
+RECORD_READERS: list[list[str]] = [
+    ["diagnose", "in/run"],
+    ["diagnose", "in/run", "--json"],
+    ["diagnose", "in/run/metrics.jsonl"],
+    ["compare", "in/run", "in/run"],
+    ["plan", "in/run"],
+    ["train", "in/run", "--print_config"],
+]
+
+
+def clean(watched: Path) -> None:
+    """What the example before wrote."""
+    import shutil
+
+    for path in watched.iterdir():
+        if path.name != "in":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@st.composite
+def spoilt_run(draw: Any, runs: dict[str, Path], names: list[str], readers: list[list[str]]) -> Any:
+    kind = draw(st.sampled_from(sorted(runs)))
+    name = draw(st.sampled_from(names))
+    return kind, name, draw(spoilt_file(runs[kind] / name)), draw(st.sampled_from(readers))
+
+
+def test_a_spoilt_model(fuzz: Fuzz, runs: dict[str, Path], copy: Copy, tmp_path: Path) -> None:
+    def check_model(example: Any) -> None:
+        kind, name, raw, words = example
+        clean(tmp_path)
+        put(copy(kind) / name, raw)
+        command(*words, watched=tmp_path)
+
+    fuzz(spoilt_run(runs, MODEL, READERS), check_model)
+
+
+def test_a_spoilt_record(fuzz: Fuzz, runs: dict[str, Path], copy: Copy, tmp_path: Path) -> None:
+    def check_record(example: Any) -> None:
+        kind, name, raw, words = example
+        clean(tmp_path)
+        put(copy(kind) / name, raw)
+        command(*words, watched=tmp_path)
+
+    fuzz(spoilt_run(runs, RECORDS, RECORD_READERS), check_record)
+
+
+def test_a_spoilt_checkpoint(fuzz: Fuzz, runs: dict[str, Path], copy: Copy, tmp_path: Path) -> None:
+    """A resume from a checkpoint whose sums are right again, but whose files say anything."""
+    from hfgpt.train import checkpoint
+
+    names = [f"checkpoint-2/{path.name}" for path in sorted((runs["char"] / "checkpoint-2").iterdir())]
+
+    def check_checkpoint(example: Any) -> None:
+        import json
+
+        kind, name, raw, summed = example
+        clean(tmp_path)
+        at = copy(kind) / name
+        put(at, raw)
+        if summed:
+            state_file = at.parent / "state.json"
+            if at.name not in ("state.json", "COMPLETE"):
+                state = json.loads(state_file.read_text())
+                state["files"][at.name] = {"bytes": len(raw), "sha256": checkpoint._sum(at)}
+                state_file.write_text(json.dumps(state))
+            put(at.parent / "COMPLETE", checkpoint._sum(state_file).encode())
+        command("train", "in/run", "--resume", "--max_iters=3", watched=tmp_path)
+
+    @st.composite
+    def spoilt(draw: Any) -> Any:
+        kind = draw(st.sampled_from(sorted(runs)))
+        name = draw(st.sampled_from(names))
+        return kind, name, draw(spoilt_file(runs[kind] / name)), draw(st.booleans())
+
+    fuzz(spoilt(), check_checkpoint)

@@ -1,0 +1,154 @@
+"""Recipes in YAML and in nanoGPT's Python, and words of the command line: resolved or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from config.test_config import DOCUMENTS, FRAGMENTS, KEYS, WORDS
+from fuzz.fuzzing import ODD, Fuzz, command, fuzz, put
+from hypothesis import strategies as st
+
+__all__ = ["fuzz"]
+
+pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(0)]
+
+READERS: list[list[str]] = [["train", "--print_config"], ["plan"], ["plan", "--json"], ["sweep", "--random=2"]]
+
+PIECES = [
+    "n_layer",
+    "x",
+    "=",
+    "\n",
+    " ",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    "**",
+    "*",
+    "+",
+    "-",
+    "~",
+    "not ",
+    "1",
+    "1e9",
+    "0",
+]
+PIECES += ["'a'", '"""', "#", "\\", ",", ":", "if ", "else ", "for ", "in ", "lambda ", "import os", "x = x * x\n", "%"]
+PIECES += [
+    "f'{x}'",
+    "<<",
+    ">>",
+    "//",
+    "/",
+    ".",
+    "@",
+    "0x",
+    "_",
+    "\t",
+    "\0",
+    "\ud800",
+    "é",
+    "None",
+    "True",
+    "j",
+    "9" * 50,
+]
+PYTHON = st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.text(max_size=30)
+PYTHON |= st.builds(lambda piece, times, end: piece * times + end, PYTHON, st.sampled_from([30, 3000, 100_000]), PYTHON)
+
+YAML = [
+    "a",
+    ": ",
+    "- ",
+    "\n",
+    "  ",
+    "&a ",
+    "*a",
+    "<<: ",
+    "[",
+    "]",
+    "{",
+    "}",
+    ", ",
+    "? ",
+    "! ",
+    "!!int ",
+    "!!binary ",
+    "|",
+]
+YAML += [">", "'", '"', "#", "%YAML 9.9\n", "---\n", "...\n", "1:1", "0o7", "012", "2001-01-01", "~", "n_layer", "seed"]
+YAML += [
+    "\ufeff",
+    "\x85",
+    "\u2028",
+    "\t",
+    "=",
+    "dataset: [{name: a, weight: 1}]",
+    ".inf",
+    "-.nan",
+    "1_0",
+    "0x",
+    "&a [*a]",
+]
+TEXTS = st.lists(st.sampled_from(YAML), max_size=25).map("".join)
+TEXTS |= st.builds(lambda piece, times, end: piece * times + end, TEXTS, st.sampled_from([30, 3000, 100_000]), TEXTS)
+
+OPTIONS = ["vram", "gpu", "processes", "time_budget", "data", "price_per_hour", "explain", "seeds", "random", "equal"]
+OPTIONS += ["resume", "branch_from", "lang", "no_trials", "simulate", "print_config", "json", "recipe", "no_", ""]
+MORE = st.builds("--{}={}".format, st.sampled_from(OPTIONS) | KEYS, st.sampled_from([str(odd)[:100] for odd in ODD]))
+MORE |= st.builds("--{}".format, st.sampled_from(OPTIONS)) | WORDS
+
+
+def cut(words: list[str]) -> list[str]:
+    """No question of where things are written: that is the watched folder."""
+    return [word for word in words if not word.replace("-", "_").startswith(("__out_dir", "__write", "__help"))]
+
+
+def test_a_recipe(fuzz: Fuzz, tmp_path: Path) -> None:
+    def check_recipe(example: Any) -> None:
+        text, reader, words = example
+        put(tmp_path / "r.yaml", text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
+        command(reader[0], "r.yaml", *reader[1:], *cut(words), watched=tmp_path)
+
+    texts = DOCUMENTS | TEXTS | st.binary(max_size=50)
+    fuzz(st.tuples(texts, st.sampled_from(READERS[:3]), st.lists(MORE, max_size=2)), check_recipe)
+
+
+def test_a_python_recipe(fuzz: Fuzz, tmp_path: Path) -> None:
+    def check_python(example: Any) -> None:
+        text, reader = example
+        put(tmp_path / "r.py", text.encode("utf-8", "surrogatepass"))
+        command(reader[0], "r.py", *reader[1:], watched=tmp_path)
+
+    fuzz(st.tuples(PYTHON, st.sampled_from(READERS[:2])), check_python)
+
+
+def test_words(fuzz: Fuzz, tmp_path: Path) -> None:
+    """What may be typed behind every command that only looks."""
+    names = [
+        "plan",
+        "train",
+        "diagnose",
+        "compare",
+        "evaluate",
+        "sample",
+        "export_nanogpt",
+        "import_nanogpt",
+        "recipes",
+    ]
+    names += ["export_gguf", "prepare", "push", "pull"]
+
+    def check_words(example: Any) -> None:
+        name, words = example
+        more = {"train": ["--print_config"], "plan": ["--no_trials"]}.get(name, [])
+        command(name, *cut(words), *more, watched=tmp_path)
+
+    plain = st.sampled_from(
+        [*FRAGMENTS, "in", "nothing", "a/b", "/dev/null", "/", ".", "..", "~", "~nobody/x", "", "a\0b"]
+    )
+    fuzz(st.tuples(st.sampled_from(names), st.lists(MORE | plain, max_size=4)), check_words)
