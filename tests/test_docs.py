@@ -21,6 +21,8 @@ from conftest import ROOT
 from share import test_nanogpt
 from workshop import Workshop
 
+from hfgpt.commands.choice import COMMANDS as INSTALLED
+from hfgpt.commands.choice import SHARED
 from hfgpt.config import RENAMED, Config
 
 DOCS = ROOT / "docs"
@@ -39,7 +41,6 @@ TYPED = [name for name in TWINS if COMMANDS[name] and "/course/" not in name and
     "CONTRIBUTING.md"
 ]
 
-COMMAND_NAMES = {path.stem for path in (ROOT / "hfgpt" / "commands").glob("*.py")}
 
 EIGHT = "needs eight GPUs; test_end_to_end.py cuts the recipe for a CPU"
 TWO_HOSTS = "needs two hosts; test_reliability_long.py makes them of network namespaces"
@@ -171,10 +172,10 @@ def test_commands_name_what_exists(command: str) -> None:
     script = re.search(r"scripts/(\w+)\.py|^hfgpt (\w+)", command)
     assert script
     name = script[1] or script[2]
-    assert (ROOT / "scripts" / f"{name}.py").is_file() or name in COMMAND_NAMES
+    assert (ROOT / "scripts" / f"{name}.py").is_file() or name in INSTALLED
     for path in re.findall(r"(?:recipes|accelerate_configs)/[\w/]+\.yaml", command):
         assert (ROOT / path).is_file() or f"--write {path}" in command
-    code = [ROOT / "hfgpt" / "base" / "command.py", ROOT / "hfgpt" / "commands" / f"{name}.py"]
+    code = [ROOT / "hfgpt" / "base" / "command.py", ROOT / "hfgpt" / "commands" / f"{SHARED.get(name, name)}.py"]
     known = "".join(path.read_text("utf-8") for path in code if path.exists())
     for flag in re.findall(r"--([\w-]+)", command[script.end() :]):
         key = flag.replace("-", "_").removeprefix("no_")

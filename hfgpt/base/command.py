@@ -52,6 +52,17 @@ def whole(text: str) -> int:
         raise ValueError(_("must be a whole number")) from None
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number that is not less than this."""
+
+    def read(text: str) -> int:
+        if (value := whole(text)) < least:
+            raise ValueError(_("must be a whole number of at least {least}", least=least))
+        return value
+
+    return read
+
+
 def number(text: str) -> float:
     """A number."""
     try:

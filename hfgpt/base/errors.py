@@ -97,3 +97,7 @@ class RunError(Exception):
 
 class Failure(Exception):
     """Something failed through no fault of the input; the message is all there is to say. Scripts exit with 1."""
+
+
+class ConversionError(Failure):
+    """What was written for another program is not the same model."""

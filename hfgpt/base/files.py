@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -26,6 +29,25 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def new_file(target: str | Path) -> Iterator[Path]:
+    """As :func:`replacing`, for a file that does not exist yet, and whose folder need not.
+
+    Raises:
+        InputError: it exists already, or cannot be written.
+    """
+    path = Path(target).expanduser()
+    if path.exists():
+        raise InputError(_("{file!r}: exists already; name another file", file=str(path)))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(_("{file!r}: cannot be written: {reason}", file=str(path), reason=reason)) from None
 
 
 def replace_file(path: Path, text: str) -> None:

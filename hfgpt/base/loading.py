@@ -1,4 +1,4 @@
-"""Large libraries, loaded sooner.
+"""Libraries, loaded: large ones sooner, optional ones with a word on how to install them.
 
 In:  a block that imports them.
 Out: the same modules, in less time; Ctrl-C meanwhile ends the process.
@@ -12,6 +12,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
 
 
 @contextmanager
@@ -35,3 +38,13 @@ def uncollected() -> Iterator[None]:
         gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Import what an extra of the installation brings inside; one that is missing is an InputError that names it."""
+    try:
+        yield
+    except ImportError as error:
+        command = f"pip install -e '.[{extra}]'"
+        raise InputError(_("this needs {package} → {command}", package=error.name, command=command)) from None

@@ -34,12 +34,17 @@ COMMANDS = {
     "export_onnx": N_("write a model as an ONNX file"),
 }
 
+# The commands that are functions of a module together with others; any other is `main` of the module of its name.
+SHARED = {"push": "hub", "pull": "hub"} | dict.fromkeys(
+    ("import_nanogpt", "export_nanogpt", "export_gguf", "export_onnx"), "conversions"
+)
+
 
 def carry_out(name: str, words: list[str]) -> int | None:
     """Be a command; its module is imported when it is its turn, so that bad input meets :func:`shell.run` too."""
     with loading.uncollected():
-        module = import_module(f"hfgpt.commands.{name}")
-    status: int | None = module.main(words)
+        module = import_module(f"hfgpt.commands.{SHARED.get(name, name)}")
+    status: int | None = getattr(module, name if name in SHARED else "main")(words)
     return status
 
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from hfgpt import config as configs
-from hfgpt.base.command import Reader, typed, whole
+from hfgpt.base.command import Reader, at_least, typed
 from hfgpt.base.language import _
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
@@ -44,7 +44,7 @@ def reader() -> Reader:
     )
     made.option("vram", _("SIZE"), _("memory of the device, such as 8GB"), read_bytes)
     made.option("gpu", _("NAME"), _('a card by its name, such as "RTX 4090", T4, A100, H100, "M2 Pro"'))
-    made.option("processes", "N", _("how many devices share each step's batch; memory is one's"), _processes, 1)
+    made.option("processes", "N", _("how many devices share each step's batch; memory is one's"), at_least(1), 1)
     made.flag("probe", _("measure the time of a step here, with the training loop's own step"))
     made.flag("no_trials", _("choose by the shipped laws alone, without training candidates for a moment"))
     made.flag("simulate", _("check the memory formula by running a step on tensors without content"))
@@ -118,12 +118,6 @@ def _price(text: str) -> float:
     if not re.fullmatch(r"\d+(\.\d+)?", text):
         raise ValueError(_("must be a number, in any currency, for one device an hour"))
     return float(text)
-
-
-def _processes(text: str) -> int:
-    if (count := whole(text)) < 1:
-        raise ValueError(_("must be a whole number of at least 1"))
-    return count
 
 
 def _field(text: str) -> str:

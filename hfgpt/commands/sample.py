@@ -7,7 +7,7 @@ import os
 import sys
 
 from hfgpt.base import loading, threads
-from hfgpt.base.command import Reader, number, whole
+from hfgpt.base.command import Reader, at_least, number, whole
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.base.terminal import for_output, say
@@ -30,7 +30,7 @@ def reader() -> Reader:
     made.option("prompt_file", _("FILE"), _("file with the text to continue; - reads standard input"))
     made.exclusive("prompt", "prompt_file")
     made.option("max_new_tokens", "N", _("tokens to write, past the block too (200)"), whole, 200)
-    made.option("num_samples", "N", _("texts to write; each has the next seed (1)"), whole, 1)
+    made.option("num_samples", "N", _("texts to write; each has the next seed (1)"), at_least(1), 1)
     made.option("temperature", "X", _("0: most likely token; higher: freer (0.8)"), number, 0.8)
     made.option("top_k", "K", _("choose among the k most likely tokens (200)"), whole, 200)
     made.option("top_p", "P", _("choose among the most likely tokens of this probability (all)"), number)
@@ -42,8 +42,6 @@ def reader() -> Reader:
 def main(words: list[str]) -> None:
     """Load the model and print its samples: all are written side by side, the first is shown as it comes."""
     arguments = reader().read(words)
-    if arguments.num_samples < 1:
-        raise InputError(_("num_samples = {number}: must be at least 1", number=arguments.num_samples))
     drawing = (arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     sampling = Sampling(*drawing)
     prompt = read_prompt(arguments)

@@ -6,7 +6,7 @@ import sys
 from typing import get_args
 
 from hfgpt import config as configs
-from hfgpt.base.command import Reader, one_of, whole
+from hfgpt.base.command import Reader, at_least, one_of
 from hfgpt.base.errors import ConfigError
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
@@ -36,8 +36,8 @@ def reader() -> Reader:
         parameters={key: flag for key, flag in configs.PARAMETERS.items() if key != "out_dir"},
     )
     made.argument("recipe", _("RECIPE"), _("a recipe, or an experiment's file"))
-    made.option("random", "N", _("N random combinations instead of all"), _count)
-    made.option("seeds", "N", _("N seeds of every combination, and what they can tell apart"), _count)
+    made.option("random", "N", _("N random combinations instead of all"), at_least(2))
+    made.option("seeds", "N", _("N seeds of every combination, and what they can tell apart"), at_least(2))
     made.option(
         "equal",
         _("WHAT"),
@@ -68,9 +68,3 @@ def main(words: list[str]) -> int:
     say(report.read_text(encoding="utf-8").split("\n![")[0])
     say(_("report and pictures: {path}", path=report))
     return 0
-
-
-def _count(text: str) -> int:
-    if (count := whole(text)) < 2:
-        raise ValueError(_("must be a whole number, at least 2"))
-    return count

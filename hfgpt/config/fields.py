@@ -207,7 +207,7 @@ INSTEAD = {
     "per_device_train_batch_size": N_(
         "use batch_size (micro-batch) and gradient_accumulation_steps (a total over all processes)"
     ),
-    "num_train_epochs": N_("use max_iters; plan.py shows how many epochs that is"),
+    "num_train_epochs": N_("use max_iters; the plan of a recipe shows how many epochs that is"),
     "max_steps": N_("use max_iters"),
     "warmup_steps": N_("use warmup_iters"),
     "lr_scheduler_type": N_("use lr_schedule"),

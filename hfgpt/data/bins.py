@@ -9,16 +9,15 @@ from the first byte to the last, of the type that `bin_dtype` says.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import replacing
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.config.nanogpt import holds_bins
@@ -31,6 +30,8 @@ HEADER = 256  # int32 at the start of a shard
 # Magic number and version → the type of the tokens. The first is GPT-2's in llm.c and modded-nanogpt, the second Llama
 # 3's in llm.c, whose vocabulary needs more than 16 bits.
 SHARDS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
+
+AT_A_TIME = 1 << 20  # tokens that are written at a time
 
 LOOKED_AT = 1 << 16  # numbers from which the width of a file's tokens is guessed
 
@@ -213,24 +214,11 @@ def write_shards(tokens: TokenStream, folder: Path, split: str, largest: int, wi
     for number, start in enumerate(range(0, len(tokens), largest)):
         path = folder / f"{split}_{number:06d}.bin"
         header[:3] = magic, version, min(largest, len(tokens) - start)
-        temporary = path.with_suffix(".writing")
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             file.write(header.tobytes())
-            _write_tokens(file, tokens, start, int(header[2]), dtype)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            for at in range(start, end := start + int(header[2]), AT_A_TIME):
+                out = np.empty(min(AT_A_TIME, end - at), dtype=dtype)
+                tokens.read(at, out)
+                file.write(out.tobytes())
         paths.append(path)
     return paths
-
-
-def _write_tokens(file: BinaryIO, tokens: TokenStream, start: int, count: int, dtype: str) -> None:
-    for at, n in _steps(start, count):
-        out = np.empty(n, dtype=dtype)
-        tokens.read(at, out)
-        file.write(out.tobytes())
-
-
-def _steps(start: int, count: int, step: int = 1 << 20) -> Iterator[tuple[int, int]]:
-    for at in range(start, start + count, step):
-        yield at, min(step, start + count - at)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.data.tokenizer import token_ids
@@ -35,9 +36,9 @@ def check_folder(folder: str | Path) -> Path:
         if len(path.parts) == 2 and not path.parent.exists():
             raise InputError(
                 _(
-                    "{folder!r}: no such folder; to get it from the Hub: python scripts/pull.py {name} DIR",
+                    "{folder!r}: no such folder; to get it from the Hub: {command}",
                     folder=str(folder),
-                    name=path,
+                    command=typed("pull", path, "DIR"),
                 )
             )
         raise InputError(_("{folder!r}: no such folder", folder=str(folder)))

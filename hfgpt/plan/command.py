@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgpt import config as configs
+from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _, about_card
@@ -176,7 +177,7 @@ def _write(plan: Plan, path: Path, recipe: str | None) -> Config:
     head = [
         _("{name}: planned for {device}", name=path.stem, device=plan.target.name),
         "",
-        f"  accelerate launch scripts/train.py {path}",
+        f"  {typed('train', path)}",
         "",
         _(
             "{count} parameters; about {time} ({low} to {high}); memory of a process about {memory}.",

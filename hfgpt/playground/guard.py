@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
+from hfgpt.base.command import typed
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -142,14 +144,14 @@ async def _refuse(kind: str, status: int, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1008})
         return
     text = {
-        400: b"Not JSON\n",
-        403: b"This page answers its own address alone. To allow another name: scripts/playground.py --allow NAME\n",
-        404: b"Not found\n",
-        413: b"Too large\n",
+        400: "Not JSON",
+        403: f"This page answers its own address alone. To allow another name: {typed('playground')} --allow NAME",
+        404: "Not found",
+        413: "Too large",
     }[status]
     headers = [(b"content-type", b"text/plain"), (b"connection", b"close"), *HEADERS]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
+    await send({"type": "http.response.body", "body": f"{text}\n".encode()})
 
 
 async def _checked(application: Application, scope: Scope, receive: Receive, send: Send) -> None:

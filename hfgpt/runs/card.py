@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from hfgpt import config as configs
+from hfgpt.base.command import typed
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import N_, _, sentences
@@ -190,8 +191,9 @@ def _usage(shape: dict[str, int]) -> str:
     return "\n\n".join((
         _("With Transformers alone; put the repository's name, or the folder, for `MODEL`:"),
         USAGE,
-        _("Prompt and new text together fill at most the context of {tokens} tokens. `python scripts/sample.py MODEL` "
-          "of hfgpt goes on past it.", tokens=shape["block_size"]),
+        _("Prompt and new text together fill at most the context of {tokens} tokens. `{command}` of hfgpt goes on past "
+          "it.",
+          tokens=shape["block_size"], command=typed("sample", "MODEL")),
     ))  # fmt: skip
 
 

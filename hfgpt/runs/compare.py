@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, plural
 from hfgpt.base.terminal import visible
@@ -218,7 +219,7 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
         InputError: there are fewer than two runs, or one of them cannot be read.
     """
     if len(sources) < 2:
-        raise InputError(_("compare: needs at least two runs → python scripts/compare.py OUT1 OUT2 …"))
+        raise InputError(_("compare: needs at least two runs → {command} …", command=typed("compare", "OUT1", "OUT2")))
     runs = [read_run(source) for source in sources]
     dumps = [run.config.model_dump(exclude=ELSEWHERE) if run.config else {} for run in runs]
     differing = [key for key in Config.model_fields if len({repr(dump.get(key)) for dump in dumps}) > 1]

@@ -10,7 +10,6 @@ objects and the Agg backend alone: no window, no global state.
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from matplotlib import font_manager, ft2font, rc_context, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hfgpt.base.files import replacing
 from hfgpt.base.language import _, current, using
 
 BLUE, SKY, VERMILION, GREEN, ORANGE, PURPLE, GREY = (
@@ -125,9 +125,7 @@ def fit_losses(axes: Axes, values: Iterable[float]) -> None:
 def save(figure: Figure, target: Path) -> Path:
     """Write a figure as PNG, whole or not at all; returns its path."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(target.name + ".tmp")
-    with warnings.catch_warnings():
+    with replacing(target) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(temporary, format="png")
-    os.replace(temporary, target)
     return target

@@ -11,12 +11,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import ConversionError, InputError
+from hfgpt.base.files import new_file
 from hfgpt.base.language import _
+from hfgpt.base.loading import needing
 from hfgpt.data.tokenizer import BYTE_TOKENS, is_char
 from hfgpt.inference import exported
 from hfgpt.share.nanogpt import TRANSPOSED
-from hfgpt.share.new_file import ConversionError, needing_elsewhere, new_file
 
 if TYPE_CHECKING:
     import gguf
@@ -45,7 +46,7 @@ def to_gguf(folder: str | Path, target: str | Path) -> list[str]:
     """
     exported.check_folder(folder)
     with new_file(target) as temporary:
-        with needing_elsewhere():
+        with needing("elsewhere"):
             import gguf
         model, tokenizer = exported.load_folder(folder, "cpu")
         _check_known(model.config, folder)

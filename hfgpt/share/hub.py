@@ -33,9 +33,7 @@ from hfgpt.share.hub_errors import HubError, explained, patiently
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["HubError", "alone", "bring", "is_address", "pull", "push", "split_address"]
-
-ADDRESS = "hf://"
+__all__ = ["HubError", "alone", "first_line", "pull", "push"]
 
 LOCK = ".push"  # a folder in the run folder: one process pushes at a time, also while another one trains
 
@@ -163,20 +161,17 @@ def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, t
     hubs = b""
     if metrics.FILE_NAME in there:
         hubs = patiently(lambda: Path(api.hf_hub_download(repo, metrics.FILE_NAME, revision=revision)).read_bytes())
-    if _first_line(hubs) != _first_line(_record(folder)):
+    if hubs.split(b"\n")[0] != first_line(folder):
         raise InputError(
             _("{repo}: the name is taken: it holds another model\n    → choose another name, or replace it with "
               "--overwrite", repo=repo)
         )  # fmt: skip
 
 
-def _record(folder: Path) -> bytes:
+def first_line(folder: Path) -> bytes:
+    """The line with which a run's record begins, and which no other run has; empty without a record."""
     path = folder / metrics.FILE_NAME
-    return path.read_bytes() if path.is_file() else b""
-
-
-def _first_line(record: bytes) -> bytes:
-    return record.split(b"\n")[0]
+    return path.read_bytes().split(b"\n")[0] if path.is_file() else b""
 
 
 # ------------------------------------------------------------------------------------------------------------- pull
@@ -248,62 +243,3 @@ def _gather(repo_id: str, gathering: Path, revision: str | None, newest: bool, a
         shutil.rmtree(gathering, ignore_errors=True)
         reason = str(error).partition(": ")[2]
         raise InputError(_("{repo}: not a model that hfgpt reads: {reason}", repo=repo_id, reason=reason)) from None
-
-
-# ------------------------------------------------------------------------------------------------- going on elsewhere
-
-
-def is_address(source: str) -> bool:
-    """Whether a text names a run on the Hub: hf://user/name, or hf://user/name@revision."""
-    return source.startswith(ADDRESS)
-
-
-def split_address(address: str) -> tuple[str, str | None]:
-    """The repository and the revision of hf://user/name@revision; None: the main branch.
-
-    Raises:
-        InputError: it is not such an address.
-    """
-    repo_id, _at, revision = address.removeprefix(ADDRESS).partition("@")
-    if not is_address(address) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repo_id) or (_at and not revision):
-        raise InputError(
-            _("{address!r}: not a run on the Hub; write hf://user/name or hf://user/name@revision", address=address)
-        )
-    return repo_id, revision or None
-
-
-def bring(address: str, folder: str | Path, *, api: HfApi | None = None) -> Path:
-    """Bring a folder as far as the run on the Hub is, to resume there: its newest checkpoint, record and model.
-
-    A folder that holds the same run, as far or further, stays as it is. The checkpoint comes last: a kill in between
-    leaves a folder that resumes from what it had.
-
-    Args:
-        address: see :func:`split_address`.
-        folder: a new or empty folder, or one of the same run.
-        api: a client with an endpoint and a token of its own.
-
-    Raises:
-        InputError, HubError: as :func:`pull`; or the folder holds another run.
-    """
-    repo_id, revision = split_address(address)
-    target = Path(os.path.abspath(Path(folder).expanduser()))
-    own = contents.checkpoint_steps(target)
-    if not own and not (target / metrics.FILE_NAME).exists():
-        return pull(repo_id, target, revision=revision, newest=True, api=api)
-    gathering = target / _gathering(target, repo_id, revision).name
-    _gather(repo_id, gathering, revision, True, api)
-    try:
-        if _first_line(_record(gathering)) != _first_line(_record(target)):
-            raise InputError(
-                _("{folder!r}: holds another run than {address} → name another folder with --out_dir",
-                  folder=str(folder), address=address)
-            )  # fmt: skip
-        if max(contents.checkpoint_steps(gathering), default=0) > max(own, default=0):
-            for path in sorted(gathering.iterdir(), key=lambda path: path.name.startswith("checkpoint-")):
-                if path.is_dir():
-                    shutil.rmtree(target / path.name, ignore_errors=True)
-                path.replace(target / path.name)
-    finally:
-        shutil.rmtree(gathering, ignore_errors=True)
-    return target

@@ -13,14 +13,13 @@ often padded to a multiple of 64, which is kept.
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import UNREADABLE, InputError
+from hfgpt.base.files import replacing
 from hfgpt.base.language import _
 from hfgpt.data.meta import BYTE_IDS, char_tokenizer, read_meta
 from hfgpt.runs.metrics import whole_step
@@ -226,7 +225,8 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
     out.mkdir(parents=True, exist_ok=True)
     notes = []
     if (meta := _meta(tokenizer)) is not None:
-        _replace(out / "meta.pkl", lambda path: path.write_bytes(pickle.dumps(meta)))
+        with replacing(out / "meta.pkl") as path:
+            path.write_bytes(pickle.dumps(meta))
         notes.append(
             _("copy {file} to nanoGPT's data/{name}/meta.pkl, so that it finds the characters",
               file=out / "meta.pkl", name=name)
@@ -239,7 +239,8 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
         )
     settings = {"dataset": name, ACTIVATION: gpt2.config.activation_function}
     checkpoint = {"model": _to_nanogpt(gpt2), "model_args": _model_args(gpt2.config), "config": settings}
-    _replace(out / "ckpt.pt", lambda path: torch.save(checkpoint, path))
+    with replacing(out / "ckpt.pt") as path:
+        torch.save(checkpoint, path)
     return notes
 
 
@@ -287,9 +288,3 @@ def _meta(tokenizer: Any) -> dict[str, Any] | None:
     if set(BYTE_TOKENS) <= vocabulary.keys():
         meta[BYTE_IDS] = [vocabulary[token] for token in BYTE_TOKENS]
     return meta
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    write(temporary)
-    os.replace(temporary, path)

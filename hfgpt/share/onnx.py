@@ -12,10 +12,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import ConversionError, InputError
+from hfgpt.base.files import new_file
 from hfgpt.base.language import _
+from hfgpt.base.loading import needing
 from hfgpt.inference import exported
-from hfgpt.share.new_file import ConversionError, needing_elsewhere, new_file
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -44,7 +45,7 @@ def to_onnx(folder: str | Path, target: str | Path) -> float:
     """
     exported.check_folder(folder)
     with new_file(target) as temporary:
-        with needing_elsewhere():
+        with needing("elsewhere"):
             import onnxruntime  # noqa: F401 - if it is missing, say so before the work
             import onnxscript  # noqa: F401
         model, _ = exported.load_folder(folder, "cpu")

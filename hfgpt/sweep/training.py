@@ -21,6 +21,7 @@ from typing import Any
 from hfgpt import config as configs
 from hfgpt.base import language
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import replace_file
 from hfgpt.config import Config
 from hfgpt.runs.compare import Entry
 from hfgpt.runs.history import History
@@ -39,11 +40,9 @@ def start(train: Sequence[str], config: Config, recipe: Path, log: Path) -> subp
 
 
 def write_recipe(path: Path, config: Config) -> None:
-    """Write a config as a recipe; several processes may write the same one."""
+    """Write a config as a recipe."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(configs.to_yaml(config), encoding="utf-8")
-    temporary.replace(path)
+    replace_file(path, configs.to_yaml(config))
 
 
 def records(folder: Path) -> list[Record]:

@@ -22,6 +22,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
 from hfgpt.base import machine
+from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError, RunError
 from hfgpt.base.language import _
 from hfgpt.config import Config
@@ -65,7 +66,8 @@ def check_size(config: Config, accelerator: Accelerator) -> None:
     raise InputError(
         _(
             "n_layer = {n_layer}, n_embd = {n_embd}: {parameters:,} parameters; their {parts} take {need:,.1f} GiB, "
-            "and {owner} {total:,.1f} GiB\n    → {advice}; python scripts/plan.py says what a recipe takes",
+            "and {owner} {total:,.1f} GiB\n    → {advice}; {command} says what a recipe takes",
+            command=typed("plan"),
             n_layer=config.n_layer,
             n_embd=config.n_embd,
             parameters=need // each,

@@ -13,14 +13,17 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.base.lock import FolderLock, Holder
 from hfgpt.base.terminal import say
-from hfgpt.runs.metrics import FILE_NAME
 
-_HUB = re.compile(r"hf://([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+_HUB = re.compile(r"hf://(\w[\w.-]*/\w[\w.-]*)(?:@(\S+))?")
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -60,22 +63,21 @@ def branch_folder(checkpoint: Path) -> Path:
     return run.with_name(f"{run.name}-from-{checkpoint.name.removeprefix('checkpoint-')}")
 
 
-def latest_step(folder: Path) -> int:
-    """The step of the newest whole checkpoint in a folder; -1 if there is not one."""
-    whole = [path.parent.name for path in folder.glob("checkpoint-*/COMPLETE")]
-    return max((int(match[1]) for name in whole if (match := _CHECKPOINT.fullmatch(name))), default=-1)
-
-
-def bring(run: HubRun, folder: Path) -> None:
+def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:
     """Bring a run from the Hub into its folder, unless the folder is as far already.
 
     Safe to call from several processes of a machine: one brings the run, the others find it there.
+
+    Args:
+        run: where it is.
+        folder: a new or empty folder, or one of the same run.
+        api: a client with an endpoint and a token of its own.
 
     Raises:
         InputError: the repository has no checkpoint, the folder holds another run or is in use.
         Failure: the Hub cannot be reached.
     """
-    from hfgpt.share import hub
+    from hfgpt.share import contents, hub
 
     def waiting(holder: Holder) -> None:
         say(_("{folder}: is being brought by {holder}; waiting for it", folder=folder, holder=holder), sys.stderr)
@@ -89,9 +91,10 @@ def bring(run: HubRun, folder: Path) -> None:
             else:
                 older.rename(folder)
         shutil.rmtree(brought, ignore_errors=True)
-        hub.pull(run.repo, brought, revision=run.revision, newest=True)
+        hub.pull(run.repo, brought, revision=run.revision, newest=True, api=api)
         try:
-            if latest_step(brought) < 0:
+            theirs, ours = (max(contents.checkpoint_steps(path), default=-1) for path in (brought, folder))
+            if theirs < 0:
                 raise InputError(
                     _(
                         "{repo}: has no checkpoint to go on from → push_to_hub: checkpoints pushes them, and "
@@ -102,26 +105,18 @@ def bring(run: HubRun, folder: Path) -> None:
             if not folder.exists():
                 brought.rename(folder)
                 return
-            if any(folder.iterdir()):
-                _check_same_run(folder, brought, run)
-            if latest_step(brought) > latest_step(folder):
+            if any(folder.iterdir()) and hub.first_line(folder) != hub.first_line(brought):
+                raise InputError(
+                    _(
+                        "out_dir = {folder!r}: holds another run than {repo} → set out_dir to a new folder",
+                        folder=str(folder),
+                        repo=run.repo,
+                    )
+                )
+            if theirs > ours:
                 _replace(folder, brought, older)
         finally:
             shutil.rmtree(brought, ignore_errors=True)
-
-
-def _check_same_run(folder: Path, brought: Path, run: HubRun) -> None:
-    """A run's record begins with one line, which no other run has."""
-    records = [path / FILE_NAME for path in (folder, brought)]
-    lines = [path.read_bytes().split(b"\n")[0] if path.is_file() else b"" for path in records]
-    if lines[0] != lines[1]:
-        raise InputError(
-            _(
-                "out_dir = {folder!r}: holds another run than {repo} → set out_dir to a new folder",
-                folder=str(folder),
-                repo=run.repo,
-            )
-        )
 
 
 def _replace(folder: Path, brought: Path, older: Path) -> None:

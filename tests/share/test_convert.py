@@ -14,14 +14,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import ConversionError, InputError
 from hfgpt.data import tokenizer
 from hfgpt.inference import exported
 from hfgpt.model.folder import quiet_loading
 from hfgpt.share import export
 from hfgpt.share import gguf as to_gguf
 from hfgpt.share import onnx as to_onnx
-from hfgpt.share.new_file import ConversionError
 
 BLOCK = 48
 PROMPTS = ["now is the winter", " of our\n\n  discontent!", "glorious é 你好 summer", "by this sun"]

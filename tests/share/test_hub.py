@@ -25,6 +25,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.share import hub
 from hfgpt.share.background import BackgroundPusher
 from hfgpt.share.hub import HubError
+from hfgpt.train import origin
 
 # huggingface_hub 2.4 hands httpx2 an open file in the way that httpx2 would rather not see any more.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
@@ -399,31 +400,26 @@ def test_a_pull_into_the_folder_where_one_is(
             hub.pull(REPO, "new", revision=revision, api=client(server))
 
 
-@pytest.mark.parametrize("address", ["hf://", "hf://ada", "hf://ada/bard/x", "ada/bard", "hf://ada/bard@", "hf://../x"])
-def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(InputError, match="not a run on the Hub"):
-        hub.split_address(address)
-
-
 def test_a_folder_is_brought_as_far_as_the_hub_is(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
     for step in (5, 10):
         write_checkpoint(run, step)
     hub.push(run, REPO, include_checkpoints=True, api=client(server))
-    there = hub.bring(f"hf://{REPO}", tmp_path / "there", api=client(server))
+    there = tmp_path / "there"
+    origin.bring(origin.HubRun(REPO), there, api=client(server))
     assert [path.name for path in sorted(there.glob("checkpoint-*"))] == ["checkpoint-10"], "the newest alone"
     write_checkpoint(run, 15)
     write_run(run, **{"metrics.jsonl": RECORD + '{"step": 15}\n'})
     hub.push(run, REPO, include_checkpoints=True, api=client(server))
-    assert hub.bring(f"hf://{REPO}@main", there, api=client(server)) == there
+    origin.bring(origin.HubRun(REPO, "main"), there, api=client(server))
     assert (there / "checkpoint-15" / "COMPLETE").is_file()
     assert '"step": 15' in (there / "metrics.jsonl").read_text(encoding="utf-8")
     write_checkpoint(there, 20)
     write_run(there, **{"metrics.jsonl": RECORD + '{"step": 20}\n'})
-    hub.bring(f"hf://{REPO}", there, api=client(server))
+    origin.bring(origin.HubRun(REPO), there, api=client(server))
     assert '"step": 20' in (there / "metrics.jsonl").read_text(encoding="utf-8"), "it was further"
     write_run(there, **{"metrics.jsonl": '{"step": 0, "seconds": 9}\n'})
     with pytest.raises(InputError, match="holds another run"):
-        hub.bring(f"hf://{REPO}", there, api=client(server))
+        origin.bring(origin.HubRun(REPO), there, api=client(server))
     assert not [path for path in there.iterdir() if path.name.startswith(".")]
 
 

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import HfApi
 from train import survival
 
-from hfgpt.share import hub
+from hfgpt.train import origin
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
@@ -73,7 +73,7 @@ def travel(server: hub_server.Hub, values: dict[str, Any], tmp_path: Path, kills
         pushed = REPO in server.repos and bool(held_checkpoints(server))
         folder = tmp_path / f"run{ended}-machine{turn % 2 if pushed else 0}"  # before that there is one machine
         if pushed:
-            hub.bring(f"hf://{REPO}", folder, api=client)
+            origin.bring(origin.HubRun(REPO), folder, api=client)
         run = values | {"out_dir": str(folder), "push_to_hub": "checkpoints", "hub_model_id": REPO}
         process = survival.attempt(run, OnHub(server.url), log=tmp_path / "log")
         left = kills - sum(count.values())
@@ -90,7 +90,7 @@ def travel(server: hub_server.Hub, values: dict[str, Any], tmp_path: Path, kills
             count[kind] += 1
             continue
         assert survival.differences(folder, whole) == []
-        assert held_checkpoints(server) == {f"checkpoint-{values['max_iters']}"}
+        assert held_checkpoints(server) == {f"checkpoint-{values['max_iters']}"}, (tmp_path / "log").read_text()
         if sum(count.values()) >= kills:
             return count
         server.repos.clear()  # the run is at its end: the next one begins

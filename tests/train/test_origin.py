@@ -77,7 +77,7 @@ def test_what_is_not_a_branch(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "hf://", "hf://user", "user/run", "hf://user/run@", "hf://a/b/c", "https://x/y/z"]
+    "text", ["", "hf://", "hf://user", "user/run", "hf://user/run@", "hf://a/b/c", "hf://../x", "https://x/y/z"]
 )
 def test_what_is_not_a_run_on_the_hub(text: str) -> None:
     with pytest.raises(ValueError, match="must be hf://user/run"):

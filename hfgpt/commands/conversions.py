@@ -1,0 +1,105 @@
+"""From nanoGPT and to other programs: import_nanogpt, export_nanogpt, export_gguf, export_onnx.
+
+In:  the words of a command line.
+Out: a run folder, or a file of another format, with what is to be known of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hfgpt.base import threads
+from hfgpt.base.command import Reader, typed
+from hfgpt.base.language import _
+from hfgpt.base.terminal import say
+
+
+def import_nanogpt(words: list[str]) -> None:
+    """Turn a checkpoint of nanoGPT into a run folder: same logits, with its tokenizer."""
+    reader = Reader(
+        "import_nanogpt",
+        _("Turn a checkpoint of nanoGPT into a run folder: same logits, with its tokenizer."),
+        [
+            ("nanoGPT/out-shakespeare-char/ckpt.pt out/imported", _("meta.pkl is looked for around the checkpoint")),
+            ("ckpt.pt out/imported --meta=nanoGPT/data/shakespeare_char/meta.pkl", _("... or named")),
+        ],
+    )
+    reader.argument("checkpoint", "CKPT", _("ckpt.pt as nanoGPT's train.py saves it"))
+    reader.argument("folder", _("DIR"), _("folder to make"))
+    reader.option("meta", _("FILE"), _("meta.pkl of a character-level model (looked for around CKPT)"))
+    reader.option("tokenizer", _("NAME"), _("Hub id or folder of the tokenizer of any other (gpt2)"))
+    reader.exclusive("meta", "tokenizer")
+    arguments = reader.read(words)
+    from hfgpt.share.nanogpt import import_checkpoint
+
+    folder = import_checkpoint(arguments.checkpoint, arguments.folder, arguments.meta, arguments.tokenizer)
+    say(_("{folder} is ready. Next: {command}", folder=folder, command=typed("sample", folder)))
+
+
+def export_nanogpt(words: list[str]) -> None:
+    """Write a run's model as a checkpoint that nanoGPT's sample.py loads."""
+    reader = Reader(
+        "export_nanogpt",
+        _("Write a run's model as a checkpoint that nanoGPT's sample.py loads."),
+        [("out/standard nanoGPT/out-mine", _("then, in nanoGPT: python sample.py --out_dir=out-mine --device=cpu"))],
+    )
+    reader.argument("folder", _("OUT"), _("run folder"))
+    reader.argument("target", _("DIR"), _("folder for ckpt.pt, and for meta.pkl of a character-level model"))
+    arguments = reader.read(words)
+    from hfgpt.share.nanogpt import export_checkpoint
+
+    notes = export_checkpoint(arguments.folder, arguments.target)
+    _written(_("{path} is written.", path=f"{arguments.target}/ckpt.pt"), notes)
+
+
+def export_gguf(words: list[str]) -> None:
+    """Write a run's model and tokenizer as one GGUF file, for llama.cpp and what is built on it."""
+    reader = Reader(
+        "export_gguf",
+        _("Write a run's model and tokenizer as one GGUF file, for llama.cpp and what is built on it."),
+        [("out/standard standard.gguf", _('then: llama-cli -m standard.gguf -no-cnv -p "ROMEO:"'))],
+        _(
+            "The weights are float32; llama.cpp's llama-quantize makes them smaller. Needs "
+            "pip install -e '.[elsewhere]'."
+        ),
+    )
+    folder, target = _folder_and_file(reader, words)
+    from hfgpt.share.gguf import to_gguf
+
+    notes = to_gguf(folder, target)
+    _written(_("{path} is written; gguf's reader gives the same tensors and tokens back.", path=target), notes)
+
+
+def export_onnx(words: list[str]) -> None:
+    """Write a run's model as one ONNX file, and compare its logits under onnxruntime with Transformers'."""
+    reader = Reader(
+        "export_onnx",
+        _("Write a run's model as one ONNX file, and compare its logits under onnxruntime with Transformers'."),
+        [("out/standard standard.onnx", _("the file"))],
+        _(
+            "Input: input_ids, int64 (batch, time). Output: logits, float32 (batch, time, vocabulary). Both axes are "
+            "free, time up to block_size. Needs pip install -e '.[elsewhere]'."
+        ),
+    )
+    folder, target = _folder_and_file(reader, words)
+    threads.configure()  # before torch is loaded
+    from hfgpt.share.onnx import to_onnx
+
+    difference = f"{to_onnx(folder, target):.2g}"
+    said = _("{path} is written. Largest difference of its logits from Transformers': {difference}",
+             path=target, difference=difference)  # fmt: skip
+    _written(said)
+
+
+def _folder_and_file(reader: Reader, words: list[str]) -> tuple[str, str]:
+    """What a command takes that writes a model as one file."""
+    reader.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
+    reader.argument("target", _("FILE"), _("file to make"))
+    arguments = reader.read(words)
+    return arguments.folder, arguments.target
+
+
+def _written(said: str, notes: Iterable[str] = ()) -> None:
+    say(said)
+    for note in notes:
+        say(_("note: {note}", note=note))

@@ -1,0 +1,59 @@
+"""To the Hugging Face Hub and back: push, pull.
+
+In:  the words of a command line.
+Out: the address of a repository; or a run folder.
+"""
+
+from __future__ import annotations
+
+from hfgpt.base.command import Reader, typed
+from hfgpt.base.language import _
+from hfgpt.base.terminal import say
+from hfgpt.share import hub
+
+
+def push(words: list[str]) -> None:
+    """Push a run, and print the address."""
+    reader = Reader(
+        "push",
+        _("Push a run to the Hugging Face Hub."),
+        [
+            ("out/standard user/name", _("the model and its card")),
+            ("out/standard user/name --include_checkpoints", _("... so that another machine can go on with the run")),
+        ],
+    )
+    reader.argument("folder", _("OUT"), _("run folder"))
+    reader.argument("repo_id", _("NAME"), _("user/name; made if it does not exist"))
+    reader.flag("private", _("make the repository private"))
+    reader.option("revision", _("BRANCH"), _("branch to push to (the main one)"))
+    reader.flag("include_checkpoints", _("push the checkpoints too"))
+    reader.flag("overwrite", _("replace another model that has this name"))
+    reader.option("license", _("NAME"), _("licence of the model, for a card that is written now (mit)"), default="mit")
+    arguments = reader.read(words)
+    address = hub.push(
+        arguments.folder,
+        arguments.repo_id,
+        private=arguments.private or None,  # not asked for: as the account is set, not 'public'
+        revision=arguments.revision,
+        include_checkpoints=arguments.include_checkpoints,
+        overwrite=arguments.overwrite,
+        license=arguments.license,
+    )
+    say(address)
+
+
+def pull(words: list[str]) -> None:
+    """Bring a model here, and say how to go on."""
+    reader = Reader(
+        "pull",
+        _("Bring a model from the Hugging Face Hub here, as a run folder."),
+        [("user/name out/name", _("all of it, with the checkpoints if they were pushed"))],
+    )
+    reader.argument("repo_id", _("NAME"), _("user/name of the repository"))
+    reader.argument("folder", _("DIR"), _("folder to make"))
+    reader.option("revision", _("REVISION"), _("branch, tag or commit (the main branch)"))
+    arguments = reader.read(words)
+    folder = hub.pull(arguments.repo_id, arguments.folder, revision=arguments.revision)
+    say(_("{folder} is here. Next: {command}", folder=folder, command=typed("sample", folder)))
+    if any(folder.glob("checkpoint-*")):
+        say(_("To go on training: {command}", command=typed("train", folder, "--resume", f"--out_dir={folder}")))
