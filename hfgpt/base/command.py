@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import shlex
 import subprocess
 import sys
@@ -307,6 +308,10 @@ class _Layout(argparse.HelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
+
+    def format_help(self) -> str:
+        """The whole text; a Chinese heading ends with a Chinese colon."""
+        return re.sub(r"(?<=[\u4e00-\u9fff]):$", "：", super().format_help(), flags=re.MULTILINE)
 
     def _split_lines(self, text: str, columns: int) -> list[str]:
         return wrap(text, columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hfgpt.base.command import Reader
+from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
 from hfgpt.runs import compare, report
@@ -32,3 +32,10 @@ def main(words: list[str]) -> None:
     path = report.write(comparison, arguments.out_dir, samples=not arguments.no_samples)
     say(path.read_text(encoding="utf-8"))
     say(_("pictures and data are in {folder}/", folder=arguments.out_dir))
+    models = [
+        (entry.best[0], folder)
+        for entry in comparison.entries
+        if entry.best and entry.run and (folder := entry.run.path.parent / "model.safetensors").is_file()
+    ]
+    if models:
+        say(_("Next: {command}", command=typed("sample", str(min(models)[1].parent))))

@@ -243,7 +243,7 @@ def as_json(plan: Plan, options: Options) -> dict[str, Any]:
             }
             for remedy in batches.remedies(survey, target)
         ],
-        "faster": [dataclasses.asdict(way) for way in faster.ways(survey, target)],
+        "faster": [dataclasses.asdict(way) for way in faster.ways(survey, target, plan.time.total_seconds)],
     }
 
 

@@ -40,12 +40,14 @@ class Way:
     applied: bool = False
 
 
-def ways(survey: Survey, target: Target) -> list[Way]:
+def ways(survey: Survey, target: Target, total: float) -> list[Way]:
     """The chapter's ways in its order (6.2), each by itself, and two that it does not have.
 
-    With a larger batch_size the run sees the same number of tokens in fewer steps.
+    With a larger batch_size the run sees the same number of tokens in fewer steps. Both the run as it is and the run
+    with a change are priced alike; their ratio is applied to `total`, the seconds of the run, which may be measured.
     """
     config = survey.config
+    scale = total / timing.time(survey, _target(target, survey, {})).total_seconds
     rows = [
         (N_("compile"), _compiled(config, target), N_("1.5 to 2 times"), N_("a minute or two at the start")),
         (N_("larger batch_size"), _larger(config), N_("about 1.5 times"), N_("more memory; fewer, smoother steps")),
@@ -59,20 +61,27 @@ def ways(survey: Survey, target: Target) -> list[Way]:
         (N_("16-bit arithmetic"), _narrow(target), "", N_("hardly any; the weights stay in float32")),
     ]  # fmt: skip
     applied = {"compile": timing.compiles(config, target), "16-bit arithmetic": target.dtype != "float32"}
-    return [replace(_way(survey, target, *row), applied=applied.get(row[0], False)) for row in rows]
+    return [replace(_way(survey, target, scale, *row), applied=applied.get(row[0], False)) for row in rows]
 
 
-def _way(survey: Survey, target: Target, name: str, change: dict[str, Any], chapter: str, price: str) -> Way:
+def _way(
+    survey: Survey, target: Target, scale: float, name: str, change: dict[str, Any], chapter: str, price: str
+) -> Way:
     if not change:
         return Way(name, change, None, None, chapter, price)
     changed = batches.change(survey, **change)
-    own = target
-    if target.kind == "cpu":
-        own = find_target(changed.config, processes=target.processes)
-    elif "dtype" in change:
-        own = find_target(changed.config, target.name, target.memory_bytes, target.processes)
-    seconds = timing.time(changed, own).total_seconds
+    own = _target(target, changed, change)
+    seconds = timing.time(changed, own).total_seconds * scale
     return Way(name, change, seconds, batches.memory(changed, own).peak, chapter, price)
+
+
+def _target(target: Target, survey: Survey, change: dict[str, Any]) -> Target:
+    """The device as it runs the changed recipe, whose width and type choose the arithmetic."""
+    if target.kind == "cpu":
+        return find_target(survey.config, processes=target.processes)
+    if "dtype" in change:
+        return find_target(survey.config, target.name, target.memory_bytes, target.processes)
+    return target
 
 
 def _compiled(config: Config, target: Target) -> dict[str, Any]:

@@ -287,9 +287,9 @@ def _remedies(plan: Plan) -> Group:
 
 
 def _faster(plan: Plan) -> Group:
-    now = timing.time(plan.survey, plan.target).total_seconds
+    now = plan.time.total_seconds
     rows = []
-    for way in faster.ways(plan.survey, plan.target):
+    for way in faster.ways(plan.survey, plan.target, now):
         if way.seconds is None:
             state = _("applied already") if way.applied else _("does not apply here")
             told = _(way.chapter) if way.chapter else ""

@@ -206,7 +206,7 @@ def smaller(facts: Facts) -> Remedy:
 def more_text() -> Remedy:
     """More data."""
     what = _("more text, which helps most: a larger file, a folder of files, or a Hub dataset")
-    return Remedy(what, "6.3, strategy 4", "--dataset=PATH_OR_HUB_ID")
+    return Remedy(what, "6.3, strategy 4", f"--dataset={_('PATH_OR_HUB_ID')}")
 
 
 def unclip(facts: Facts, median: float) -> list[Remedy]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgpt.base.files import replace_file
-from hfgpt.base.language import _
+from hfgpt.base.language import N_, _
 from hfgpt.base.units import duration
 from hfgpt.config import unit_of
 from hfgpt.runs import answer, comparison_plots, markdown
@@ -155,6 +155,13 @@ def _sample(entries: Sequence[Entry]) -> None:
         entry.sample = prompt + text
 
 
+PICTURES = {
+    "steps": N_("loss against steps"),
+    "tokens": N_("loss against tokens"),
+    "time": N_("loss against time"),
+}
+
+
 def _markdown(comparison: Comparison, sentences: Sequence[str], figures: Sequence[Path]) -> str:
     lines = [f"# {markdown.text(comparison.title)}", ""]
     if comparison.question:
@@ -170,7 +177,8 @@ def _markdown(comparison: Comparison, sentences: Sequence[str], figures: Sequenc
     lines += [_table_line(comparison, entry) for entry in comparison.entries]
     lines += comparison.sections
     for figure in figures:
-        lines += ["", f"![{figure.stem.replace('_', ' ')}]({figure.name})"]
+        known = PICTURES.get(figure.stem.partition("loss_against_")[2], N_("final validation loss"))
+        lines += ["", f"![{_(known)}]({figure.name})"]
     written = [entry for entry in comparison.entries if entry.sample]
     if written:
         lines += ["", "## " + _("What each model writes"), ""]
