@@ -108,7 +108,7 @@ def test_a_space_stands_beside_latin_words_and_numbers_alone() -> None:
         cpu = language._("CPU, {n} cores", n=2)
         assert language._("Time on {device}", device=cpu) == "在 CPU（2 核）上的时间"
         assert language._("Time on {device}", device="T4") == "在 T4 上的时间"
-        assert language._("{low} to {high}", low=duration(70), high=duration(0.5)) == "1 分 10 秒到 500 毫秒"
+        assert language._("{low} to {high}", low=duration(70), high=duration(0.5)) == "1分10秒到500毫秒"
         assert language._("{path!r} cannot be read: {reason}", path="诗 集.txt", reason="无").startswith("'诗 集.txt' ")
 
 
