@@ -6,6 +6,7 @@ Out: the same text, unable to steer the terminal, as wide as asked.
 
 from __future__ import annotations
 
+import json
 import sys
 import unicodedata
 from typing import TextIO
@@ -28,6 +29,13 @@ def for_output(text: str) -> str:
 def say(text: object = "", file: TextIO | None = None, end: str = "\n") -> None:
     """Print a message, whose names and values may come from outside, :func:`visible`; by default on standard output."""
     print(visible(str(text)), file=file, end=end, flush=True)
+
+
+def json_text(value: object) -> str:
+    """JSON as a terminal may have it: what steers it is written as JSON's own escapes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    steering = {c for c in set(text) - {"\n"} if unicodedata.category(c) in STEERING or c in DIRECTION}
+    return "".join(f"\\u{ord(c):04x}" if c in steering else c for c in text) if steering else text
 
 
 def width(text: str) -> int:

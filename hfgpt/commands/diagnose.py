@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
-from hfgpt.base.terminal import say
+from hfgpt.base.terminal import json_text, say
 from hfgpt.runs import diagnose
 from hfgpt.runs.history import read_run
 
@@ -36,7 +34,7 @@ def main(words: list[str]) -> None:
     arguments = reader().read(words)
     run = read_run(arguments.run)
     if arguments.json:
-        print(json.dumps(diagnose.as_json(run), indent=2, ensure_ascii=False))
+        print(json_text(diagnose.as_json(run)))
         return
     step = f"{run.records[-1]['step']:,}"
     if run.config:

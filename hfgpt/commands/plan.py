@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from pathlib import Path
 
 from hfgpt import config as configs
 from hfgpt.base.command import Reader, at_least, typed
 from hfgpt.base.language import _
+from hfgpt.base.terminal import json_text
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
 from hfgpt.plan.command import Options, as_json, make, write
@@ -80,7 +80,7 @@ def run(words: list[str]) -> str:
     if options.json:
         figures = as_json(plan, options)
         figures["written"] = str(options.write) if written else None
-        return json.dumps(figures, indent=2, ensure_ascii=False)
+        return json_text(figures)
     from hfgpt.plan import tables
 
     return tables.render(plan, arguments.recipe, options)
@@ -93,7 +93,7 @@ def _explain(config: Config, name: str, options: Options) -> str:
         return find_target(changed, options.gpu, options.vram, options.processes)
 
     if options.json:
-        return json.dumps(guide.as_json(config, name, device), indent=2, ensure_ascii=False)
+        return json_text(guide.as_json(config, name, device))
     return guide.explain(config, name, device)
 
 

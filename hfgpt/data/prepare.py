@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
+from hfgpt.base.terminal import say
 from hfgpt.config import Config
 from hfgpt.config.mix import corpora
 from hfgpt.data import reading, sources, tokenizer
@@ -120,7 +121,7 @@ def _find(config: Config, cache: Path) -> list[_Named]:
         own = config.model_copy(update={"dataset": name})
         texts = find_bins(own) or sources.find(own, cache)
         if texts.notice and sources.is_main():
-            print(f"{name}: {texts.notice}", file=sys.stderr)
+            say(f"{name}: {texts.notice}", sys.stderr)
         named.append(_Named(own, label, weight, texts))
     return named
 

@@ -86,14 +86,14 @@ def _generate(
     }
     processes = min(len(pieces), process_count(config))
     if (size := text_size(pieces)) > ANNOUNCED_FROM and sources.is_main():
-        print(
+        say(
             _(
                 "Preparing {size:,.0f} MB of {name} (once; cached in {cache})",
                 size=size / 1e6,
                 name=config.dataset,
                 cache=cache,
             ),
-            file=sys.stderr,
+            sys.stderr,
         )
     with _quiet():
         try:

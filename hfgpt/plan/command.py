@@ -325,9 +325,11 @@ def write_recipe(path: Path, config: Config, reasons: Mapping[str, str], head: s
             _("write = {path!r}: exists already → choose another name, or remove it first", path=str(path))
         )
     try:
+        text = recipe_text(config, reasons, head)
+        text.encode()
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, recipe_text(config, reasons, head))
-    except OSError as error:
-        reason = error.strerror or str(error)
+        replace_file(path, text)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else _("its name is not UTF-8")
         raise InputError(_("write = {path!r}: cannot be written: {reason}", path=str(path), reason=reason)) from None
     return configs.load(path)

@@ -18,6 +18,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hfgpt.base.terminal import visible
+
 PLAIN_WIDTH = 100  # columns, if the output is not a terminal and COLUMNS does not say
 
 
@@ -45,7 +47,7 @@ def table(
 
     Numbers are never cut, nor are options to type where 100 columns have room for them; words go on in the next line.
     """
-    rows = [[str(cell) for cell in row] for row in rows]
+    rows = [[visible(str(cell)) for cell in row] for row in rows]
     grid = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False, padding=(0, 1))
     left = {index % len(columns) for index in words}
     for index, column in enumerate(columns):
@@ -56,12 +58,12 @@ def table(
             grid.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         grid.add_row(*map(Text, row))
-    return Group(Text(title, style="bold"), grid, Text(f"{note}\n" if note else ""))
+    return Group(Text(visible(title), style="bold"), grid, Text(f"{visible(note)}\n" if note else ""))
 
 
 def paragraph(text: str, bold: bool = False) -> Text:
     """A paragraph and an empty line."""
-    return Text(f"{text}\n", style="bold" if bold else "")
+    return Text(f"{visible(text)}\n", style="bold" if bold else "")
 
 
 def number(value: float) -> str:

@@ -23,6 +23,7 @@ from hfgpt import config as configs
 from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _, plural
+from hfgpt.base.terminal import visible
 from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.sweep import report, training
@@ -206,7 +207,7 @@ class Progress:
         at = f"{trial.label} {self._share(trial):.0%}" if trial else _("waiting for other processes")
         line = _("sweep {share:.0%}  {at}  {left}", share=done / total, at=at, left=left)
         if self._live:
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{visible(line)}", end="", file=sys.stderr, flush=True)
         else:
             self._say(line)
 

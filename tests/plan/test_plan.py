@@ -15,6 +15,7 @@ import pytest
 from hfgpt import config
 from hfgpt.base import language
 from hfgpt.base.errors import InputError
+from hfgpt.base.terminal import json_text
 from hfgpt.base.units import duration
 from hfgpt.commands import plan
 
@@ -32,6 +33,21 @@ def figures(*words: str) -> dict[str, Any]:
 def test_a_text_that_is_not_here_is_no_text(name: str) -> None:
     with pytest.raises(InputError, match="no such file or folder"):
         plan.run(["--data", name])
+
+
+def test_names_cannot_steer_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in tables nor in JSON, which stays JSON; and a name that is not UTF-8 is not written into a recipe."""
+    monkeypatch.chdir(tmp_path)
+    name = "\x1b[31mred\x9b2J\u202e.yaml"
+    Path(name).write_text("n_layer: 1\n", encoding="utf-8")
+    shown = plan.run([name])
+    assert not re.search("[\x1b\x9b\u202e]", shown)
+    assert "\\x1b[31mred" in shown
+    assert not re.search("[\x1b\x9b\u202e]", json_text({"name": name}))
+    assert json.loads(json_text({"name": name})) == {"name": name}
+    with pytest.raises(InputError, match=r"write = .* cannot be written: its name is not UTF-8"):
+        plan.run(["--write=new/\udcff.yaml"])
+    assert not Path("new").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ as data
