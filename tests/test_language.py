@@ -103,6 +103,16 @@ def test_chinese_texts_have_chinese_punctuation() -> None:
     assert [where for where, text in chinese_texts() if wrong.search(re.sub(r"{.*?}", "", text))] == []
 
 
+def test_a_message_has_one_translation() -> None:
+    """The files become one catalogue, in which a second translation of a message would silently win."""
+    found: dict[object, set[object]] = {}
+    for path in sorted(CATALOGUE.glob("*.po")):
+        with path.open("rb") as file:
+            for message in read_po(file, locale="zh"):
+                found.setdefault(str(message.id), set()).add(str(message.string))
+    assert {message: texts for message, texts in found.items() if message and len(texts) > 1} == {}
+
+
 def test_a_space_stands_beside_latin_words_and_numbers_alone() -> None:
     with language.using("zh"):
         cpu = language._("CPU, {n} cores", n=2)

@@ -212,7 +212,7 @@ NAMES = {
     "batch_size": N_("batch_size (sequences)"), "block_size": N_("block_size (tokens of context)"),
     "gradient_accumulation_steps": N_("gradient_accumulation_steps (micro-batches)"), "n_layer": N_("n_layer (blocks)"),
     "n_head": N_("n_head (heads)"), "n_embd": N_("n_embd (channels)"), "dropout": N_("dropout (probability)"),
-    "tokenizer": N_("tokenizer"), "vocab_size": N_("vocab_size (tokens)"), "optimizer": N_("optimizer"),
+    "tokenizer": N_("tokenizer"), "vocab_size": N_("vocab_size (tokens)"), "optimizer": N_("optimizer (adamw or muon)"),
     "learning_rate": N_("learning_rate"), "muon_learning_rate": N_("muon_learning_rate"),
     "weight_decay": N_("weight_decay"), "grad_clip": N_("grad_clip (gradient norm)"),
     "max_iters": N_("max_iters (steps)"),

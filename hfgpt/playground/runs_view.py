@@ -124,7 +124,7 @@ def progress(state: State) -> str:
     of = _("of {steps:,}", steps=state.steps)
     figures = tiles(
         [
-            tile("step", _("step"), f"{state.step:,}", of, share),
+            tile("step", _("steps"), f"{state.step:,}", of, share),
             tile("left", _("time left"), left, f"{share}%"),
             tile("train-loss", _("train loss"), loss(state.train_loss), ""),
             tile("val-loss", _("validation loss"), loss(state.val_loss), ""),
@@ -139,6 +139,8 @@ def _standing(state: State) -> str:
         return message(_("It is starting: the text is read, the model is made."))
     if state.running:
         return message(_("It is in progress, and goes on if this page is closed."), "good")
+    if state.stopped_early:
+        return message(_("Early stopping has ended it: the validation loss no longer fell."), "good")
     if state.finished:
         return message(_("It is finished."), "good")
     if state.step:

@@ -78,12 +78,12 @@ class TextTab:
             ),
             labels.add(
                 gr.Number,
-                lambda: {"label": "top_k", "info": _("Choose among the k most likely tokens; empty: all.")},
+                lambda: {"label": _("top_k (tokens)"), "info": _("Choose among the k most likely tokens; empty: all.")},
                 how.top_k, elem_id="top_k",
             ),
             labels.add(
                 slider,
-                lambda: {"label": "max_new_tokens", "info": _("Tokens to write.")},
+                lambda: {"label": _("max_new_tokens (tokens)"), "info": _("Tokens to write.")},
                 1, 2000, how.max_new_tokens, step=1, elem_id="max_new_tokens", **plain,
             ),
             labels.add(

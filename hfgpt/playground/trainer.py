@@ -28,6 +28,7 @@ from hfgpt.base.lock import holder_of
 from hfgpt.base.terminal import visible
 from hfgpt.config import Config
 from hfgpt.runs import metrics
+from hfgpt.runs.facts import Facts
 from hfgpt.sweep import storage
 
 FOLDER = ".playground"
@@ -48,6 +49,7 @@ class State:
         seconds_left: None if it is not known yet, or the run does not go on.
         train_loss, val_loss: the last ones.
         log: the end of what it printed; "" if it was not started here.
+        stopped_early: whether early stopping ended it.
     """
 
     name: str
@@ -58,11 +60,12 @@ class State:
     train_loss: float | None
     val_loss: float | None
     log: str
+    stopped_early: bool = False
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.step >= self.steps > 0
+        """Whether all steps are done, or early stopping ended the run."""
+        return self.step >= self.steps > 0 or self.stopped_early
 
 
 class Trainer:
@@ -147,13 +150,14 @@ class Trainer:
         records = metrics.read(folder / metrics.FILE_NAME) if (folder / metrics.FILE_NAME).exists() else []
         running = self.is_running(name)
         step = int(records[-1]["step"]) if records else 0
-        steps = self._steps(name)
+        config = self._config(name)
+        steps = config.max_iters if config else 0
         timed = [record for record in records if "seconds" in record][-RECENT:]
         left = None
         if running and len(timed) > 1 and (gained := timed[-1]["step"] - timed[0]["step"]) > 0:
             left = (timed[-1]["seconds"] - timed[0]["seconds"]) / gained * max(0, steps - step)
         return State(name, running, step, steps, left, _last(records, "train_loss"), _last(records, "val_loss"),
-                     self._log(name))  # fmt: skip
+                     self._log(name), not running and Facts(records, config).stopped_early)  # fmt: skip
 
     def _begin(self, name: str, recipe: Path) -> None:
         if not self._train:
@@ -186,14 +190,14 @@ class Trainer:
         except psutil.Error:
             return None
 
-    def _steps(self, name: str) -> int:
+    def _config(self, name: str) -> Config | None:
         for recipe in (self._folder / name / "recipe.yaml", self._file(name, "yaml")):
             if recipe.exists():
                 try:
-                    return configs.load(str(recipe)).max_iters
+                    return configs.load(str(recipe))
                 except InputError:
                     continue
-        return 0
+        return None
 
     def _file(self, name: str, kind: str) -> Path:
         return self._folder / FOLDER / f"{name}.{kind}"

@@ -28,7 +28,7 @@ from hfgpt.runs.metrics import MetricsWriter
 from hfgpt.share import export
 
 pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[dev]"')
-from hfgpt.playground import folders, knobs, pieces, plan_view, text_tab
+from hfgpt.playground import folders, knobs, pieces, plan_view, runs_view, text_tab
 from hfgpt.playground.page import Page
 from hfgpt.playground.trainer import Trainer
 from hfgpt.playground.writer import Writer
@@ -156,7 +156,7 @@ def test_every_knob_is_a_parameter_and_has_a_chinese_name() -> None:
         assert knob.key in Config.model_fields
     labels = [component.label for component in make_page().plan.knobs.values()]
     assert "batch_size (sequences)" in labels
-    assert {"weight_decay", "grad_clip (gradient norm)", "lr_schedule", "optimizer"} <= set(labels)
+    assert {"weight_decay", "grad_clip (gradient norm)", "lr_schedule", "optimizer (adamw or muon)"} <= set(labels)
 
 
 def test_what_takes_days_gets_no_green_light() -> None:
@@ -368,6 +368,18 @@ def test_a_run_is_started_paused_and_resumed(
     with pytest.raises(InputError, match="is not in progress"):
         again.pause("mine")
     assert not runs.state("mine").running, "the first one has let its ended process go"
+
+
+def test_a_run_that_stopped_early_is_not_paused(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "tests/fixtures/curves/overfitting.100k", tmp_path / "early")
+    recipe = tmp_path / "early/recipe.yaml"
+    text = recipe.read_text().replace("max_iters: 800", "max_iters: 100000")
+    recipe.write_text(text + "early_stopping_patience: 3\n")
+    state = Trainer(tmp_path, ["train.py"]).state("early")
+    assert state.step < state.steps
+    assert state.finished
+    with using("zh"):
+        assert "提前停止" in runs_view.progress(state)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 61, "a b"])
