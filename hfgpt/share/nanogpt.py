@@ -86,6 +86,8 @@ def _load(path: Path) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged file raises nearly anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "weights_only" in str(error):  # torch goes on to advise that the file be run
+            reason = _("it holds more than tensors and plain values, or is damaged")
         raise InputError(
             _("{path!r}: cannot be loaded as weights alone: {reason}", path=str(path), reason=reason)
         ) from None

@@ -205,6 +205,15 @@ class Evil:
         return (Path.touch, (Path("touched"),))
 
 
+@pytest.mark.parametrize("content", [Evil(), 10**5000], ids=["code", "a number of 5,000 digits"])
+def test_nobody_is_told_to_run_what_is_in_a_checkpoint(tmp_path: Path, content: Any) -> None:
+    """torch's own message goes on: set weights_only to False."""
+    torch.save({**checkpoint(), "more": content}, tmp_path / "ckpt.pt")
+    with pytest.raises(InputError, match="holds more than tensors and plain values") as caught:
+        nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported")
+    assert "weights_only" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
