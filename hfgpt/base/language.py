@@ -98,7 +98,7 @@ def _fill(message: str, values: dict[str, Any]) -> str:
 
     def filled(match: re.Match[str]) -> str:
         value = f"{{{match['field']}}}".format(**values)
-        left = "" if re.match(rf"[{WIDE}]|[\d.,]+[{WIDE}]", value) else match["left"] or ""
+        left = "" if re.match(rf"[{WIDE}]|[\d.,]+[毫秒分小天]", value) else match["left"] or ""
         right = "" if re.search(f"[{WIDE}]$", value) else match["right"] or ""
         return left + value + right
 

@@ -8,7 +8,6 @@ Facts are in facts.py, the rules in rules.py, what to do in findings.py. Imports
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -76,14 +75,10 @@ def report(findings: Sequence[Finding]) -> str:
         lines.append(f"  {finding.evidence}")
         for number, remedy in enumerate(finding.remedies, 1):
             lines.append("  " + _("{number}. {what}  (chapter {section})",
-                                  number=number, what=remedy.what, section=_section(remedy)))  # fmt: skip
+                                  number=number, what=remedy.what, section=remedy.section))  # fmt: skip
             if remedy.override:
                 lines.append(f"       {remedy.override}")
     return "\n".join(lines)
-
-
-def _section(remedy: Remedy) -> str:
-    return re.sub(r", strategy (\d)", lambda found: _(", strategy {number}", number=found[1]), remedy.chapter)
 
 
 def summary(records: Sequence[Record], config: Config | None = None) -> str:

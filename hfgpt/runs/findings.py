@@ -6,6 +6,7 @@ Out: remedies in the chapter's order (6.2, 6.3, 6.4, 3.1, 3.3), whose override c
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,6 +47,15 @@ class Remedy:
     chapter: str
     override: str | None = None
     directions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def section(self) -> str:
+        """Where the chapter says so, in the language in use."""
+        parts = [
+            re.sub(r", strategy (\d)", lambda found: _(", strategy {number}", number=found[1]), part)
+            for part in self.chapter.split("; ")
+        ]
+        return _("; ").join(parts)
 
     def contradicts(self, other: Remedy) -> bool:
         """Whether the two move one parameter in opposite directions."""

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from inference.test_sample import TEXT, tiny_model
+from test_language import words_of
 
 from hfgpt import config as configs
 from hfgpt.base.errors import Fault, InputError
@@ -227,10 +228,22 @@ def test_runs_are_shown_side_by_side_in_both_languages(out: Path) -> None:
     for language, told in (("en", "overfitting, since step"), ("zh", "过拟合")):
         shown, *_lists = tab.watch(language, ["healthy.4x64", "overfitting.100k"], "tokens", "", None)
         assert told in shown
+        assert language == "en" or "教程 6.3，策略 1" in shown
         assert "--dropout=0.2" in shown
         assert shown.count("<svg") == 2
     alone, *_lists = tab.watch("en", ["healthy.4x64"], "time", "", None)
     assert alone.count("<article>") == 1
+
+
+def test_what_the_page_says_of_runs_in_chinese_is_chinese() -> None:
+    """One run of each kind: curves' titles, tables, findings, remedies and where the chapter has them."""
+    curves = ROOT / "tests/fixtures/curves"
+    kinds = {folder.name.partition(".")[0]: folder.name for folder in sorted(curves.iterdir()) if folder.is_dir()}
+    tab = make_page(curves).runs
+    for name in kinds.values():
+        shown = tab.watch("zh", [name], "steps", "", None)[0]
+        said = re.sub(r"<svg.*?</svg>|<code>.*?</code>", " ", shown.replace(name, " "), flags=re.DOTALL)
+        assert words_of(re.sub(r"<[^>]*>|&[a-z]+;", " ", said)) == [], name
 
 
 def test_a_run_in_progress_is_followed(tmp_path: Path) -> None:
