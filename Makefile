@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet \
 	--constraint constraints.txt
 
-.PHONY: docs pages train test test-long fuzz bench gpu check format clean
+.PHONY: docs pages train test test-long fuzz bench gpu kernels check format clean
 
 # Every NVIDIA card of this machine. What the launcher is not told, it says that it assumes.
 CARDS := $(or $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .)),1)
@@ -43,6 +43,10 @@ bench: $(READY)
 # What a card must show, under ten minutes. NANOGPT=path runs nanoGPT beside it; GPU="--only profile --again" its flags.
 gpu: $(READY)
 	@$(BIN)/python benchmarks/gpu.py $(GPU)
+
+# The compiled step's kernels for cards that are not here (KERNELS="80 90"); needs a CUDA build of torch, and no card.
+kernels: $(READY)
+	@$(BIN)/python benchmarks/build_kernels.py $(KERNELS)
 
 check: $(READY)
 	$(BIN)/ruff check .

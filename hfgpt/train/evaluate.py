@@ -82,11 +82,12 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
         raise diverged(run, _("validation loss {loss}", loss=figures["val_loss"]), progress.step)
     if run.main and not at_end and (expected := forecast(run)) is not None:
         run.display.say("    " + _("validation loss expected at the end: {loss}", loss=expected))
-    if better:
-        export_model(run, then=lambda: push(run))
     last = last or at_end or patience_is_over(run)
-    if progress.step and (better or last or config.always_save_checkpoint):
-        save(run)
+    with run.writer.together():
+        if better:
+            export_model(run, then=lambda: push(run))
+        if progress.step and (better or last or config.always_save_checkpoint):
+            save(run)
     return True
 
 

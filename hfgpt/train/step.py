@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from hfgpt.base.language import _
 from hfgpt.model import optim, schedule
@@ -98,7 +99,7 @@ def update(run: Run, result: StepResult, norm: Tensor | float) -> StepResult:
         if may_step(run, result.grad_norm):
             run.optimizer.step()
         return result
-    norm = torch.as_tensor(norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)  # in FSDP2's shards
     if run.accelerator.scaler is None:  # which has a flag of its own
         run.optimizer.optimizer.found_inf = left_out(run, norm).float()
     run.optimizer.step()

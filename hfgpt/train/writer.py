@@ -10,8 +10,9 @@ fills at the speed of its bus.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Writer:
         self._pool = ThreadPoolExecutor(1, "write") if background else None
         self._pending: dict[str, Future[None]] = {}
         self._copies: dict[str, dict[str, Tensor]] = {}
+        self._held: list[tuple[str, Callable[[], None]]] | None = None  # to be begun at the end of together()
 
     @property
     def background(self) -> bool:
@@ -64,6 +66,17 @@ class Writer:
             torch.accelerator.synchronize()
         return dict(kept)
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Begin what is to be done inside at the end: writing takes bandwidth, and training waits for the copies."""
+        self._held = []
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            for kind, action in held:
+                self.do(kind, action)
+
     def do(self, kind: str, action: Callable[[], None]) -> None:
         """Do this, soon.
 
@@ -72,6 +85,9 @@ class Writer:
         """
         if self._pool is None:
             action()
+            return
+        if self._held is not None:
+            self._held.append((kind, action))
             return
         self._wait_for(kind)
         with threads.unpinned():  # else the thread would share the one core of the thread that trains

@@ -53,6 +53,16 @@ def test_actions_come_one_after_another_and_errors_come_up() -> None:
         writer.look()
 
 
+def test_writing_begins_when_all_is_copied() -> None:
+    writer, began = Writer(background=True), threading.Event()
+    with writer.together():
+        writer.do("model", began.set)
+        assert not began.wait(0.1)
+        writer.copy("weights", {"w": torch.ones(2)})
+    assert began.wait(10)
+    writer.close()
+
+
 def test_in_the_foreground_nothing_is_copied() -> None:
     writer, weight = Writer(background=False), torch.ones(2)
     assert writer.copy("weights", {"w": weight})["w"] is weight
