@@ -14,9 +14,11 @@ from babel.messages.extract import extract_from_file
 from babel.messages.pofile import read_po
 from conftest import ROOT
 
+from hfgpt import config as configs
 from hfgpt.base import language
 from hfgpt.base.units import duration
 from hfgpt.config import Config
+from hfgpt.plan.command import recipe_text
 
 KEYWORDS: dict[str, Any] = {"_": None, "N_": None, "plural": (1, 2)}
 CODE = sorted((ROOT / "hfgpt").rglob("*.py")) + sorted((ROOT / "scripts").glob("*.py"))
@@ -130,6 +132,17 @@ def test_the_memory_of_a_card_has_its_own_word() -> None:
             assert language.of_device("占用主机内存") == "占用主机内存"
     with language.using("en"), language.about_card(True):
         assert language._("memory") == "memory"
+
+
+def test_the_comments_of_a_written_recipe_are_chinese() -> None:
+    with language.using("zh"):
+        recipe = configs.load(None, ["--n_layer=3", "--dropout=0.1", "--warmup_iters=7", "--lr_schedule=constant"])
+        comments = [
+            line for line in (recipe_text(recipe, {}, "") + configs.to_yaml(recipe)).splitlines() if line[:1] == "#"
+        ]
+    assert len(comments) > 15
+    values = re.compile(r"^# \w+: .*?  ")  # a derived value
+    assert [words for line in comments if (words := words_of(values.sub("", line)))] == []
 
 
 # ------------------------------------------------------------------------------------------ nothing goes around

@@ -130,12 +130,12 @@ def to_yaml(config: Config, *, in_folder: bool = False) -> str:
     comments = _derived(config)
     lines = []
     for group, title in GROUPS.items():
-        lines.append(f"# {title}")
+        lines.append(f"# {_(title)}")
         for key in Config.model_fields:
             if group_of(key) == group and not (in_folder and key == "out_dir"):
                 value = getattr(config, key)
                 line = _dump({key: as_list(value) if key == "dataset" else value})
-                lines.append(f"# {line}  (derived)" if key in comments else line)
+                lines.append(f"# {line}  {_('(derived)')}" if key in comments else line)
         lines.append("")
     return "\n".join(lines)
 

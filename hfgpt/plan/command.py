@@ -9,7 +9,6 @@ Without --probe and --simulate nothing is measured and torch is not loaded.
 from __future__ import annotations
 
 import dataclasses
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _, about_card
+from hfgpt.base.terminal import wrap
 from hfgpt.base.units import duration, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
@@ -303,14 +303,16 @@ def recipe_text(config: Config, reasons: Mapping[str, str], head: str) -> str:
             default = (getattr(plain, key), Config.model_fields[key].default)
             if configs.group_of(key) != group or (value in default and key not in reasons):
                 continue
-            unit = f" ({configs.unit_of(key)})" if configs.unit_of(key) else ""
-            comment = f"{Config.model_fields[key].description}{unit}"
+            comment = _(str(Config.model_fields[key].description))
+            if unit := configs.unit_of(key):
+                comment = _("{meaning} ({unit})", meaning=comment, unit=unit)
             if key in reasons:
                 comment = _("{meaning}. Here: {reason}", meaning=comment, reason=reasons[key])
-            entries += textwrap.wrap(comment, 110, initial_indent="# ", subsequent_indent="#   ")
+            first, *more = wrap(comment, 108)
+            entries += [f"# {first}", *(f"#   {line}" for line in more)]
             entries.append(f"{key}: {configs.yaml_scalar(value)}")
         if entries:
-            lines += ["", f"# -- {title}", *entries]
+            lines += ["", f"# -- {_(title)}", *entries]
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 from hfgpt.base.units import duration
 from hfgpt.config.rules import default_warmup
 from hfgpt.plan import batches, chapter, grid, loss, timing
@@ -136,7 +136,7 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
             rivals.setdefault(getattr(candidate.config, key), candidate.loss)  # ranked: the first is the best
         own = getattr(config, key)
         others = _nearest(own, [value for value in rivals if value != own])
-        said = ", ".join(f"{value}: {rivals[value]:.3f}" for value in others)
+        said = listed(_("{label}: {what}", label=value, what=f"{rivals[value]:.3f}") for value in others)
         reasons[key] = (
             _("expected loss {loss}; with {others}", loss=f"{rivals.get(own, best.loss):.3f}", others=said)
             if said

@@ -26,7 +26,7 @@ from hfgpt.base.command import typed
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import N_, _, sentences
-from hfgpt.config import Config
+from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.config.mix import corpora
 from hfgpt.model import sizes
 from hfgpt.runs import markdown, metrics, public, segments
@@ -75,7 +75,7 @@ def model_card(run_dir: str | Path, license: str = "mit") -> str:
     sections = [
         f"---\n{_front_matter(name, recipe, _best(evaluations), license)}---",
         f"# {markdown.text(name)}\n\n{_what_it_is(shape, recipe)}",
-        _section(_("How to use it"), _usage(shape)),
+        _section(_("How to use it"), _usage(shape, recipe)),
         _figures(evaluations, recipe, folder),
         _sample(folder),
         _recipe(recipe, segments.read(folder), int(records[-1]["step"]) if records else 0),
@@ -187,10 +187,12 @@ print(generate("The")[0]["generated_text"])
 ```"""
 
 
-def _usage(shape: dict[str, int]) -> str:
+def _usage(shape: dict[str, int], recipe: Config | None) -> str:
+    """How to load the model, with a beginning that its own text could have."""
+    prompt = "The" if recipe is None or recipe.dataset == EMBEDDED_DATASET else recipe.sample_prompt or "\n"
     return "\n\n".join((
         _("With Transformers alone; put the repository's name, or the folder, for `MODEL`:"),
-        USAGE,
+        USAGE.replace('"The"', json.dumps(prompt, ensure_ascii=False)),
         _("Prompt and new text together fill at most the context of {tokens} tokens. `{command}` of hfgpt goes on past "
           "it.",
           tokens=shape["block_size"], command=typed("sample", "MODEL")),

@@ -198,13 +198,15 @@ def generalise(facts: Facts) -> list[Remedy]:
     dropout = {"dropout": min(0.5, rounded((c.dropout or 0.1) + 0.1))} if c else {}
     decay = {"weight_decay": rounded(2 * c.weight_decay) or 0.1} if c else {}
     stop = {"early_stopping_patience": PATIENCE} if c else {}
-    return [
+    stops = c is not None and c.early_stopping_patience is not None
+    remedies = [
         change(_("more dropout"), "6.3, strategy 1", c, **dropout),
         change(_("more weight decay"), "6.3, strategy 2", c, **decay),
         smaller(facts),
         more_text(),
         change(_("stop when the validation loss no longer falls"), "6.3, strategy 5", c, **stop),
     ]
+    return remedies[:-1] if stops else remedies
 
 
 def smaller(facts: Facts) -> Remedy:
