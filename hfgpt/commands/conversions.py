@@ -12,6 +12,7 @@ from hfgpt.base import threads
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
+from hfgpt.inference.exported import check_folder
 
 
 def import_nanogpt(words: list[str]) -> None:
@@ -96,6 +97,7 @@ def _folder_and_file(reader: Reader, words: list[str]) -> tuple[str, str]:
     reader.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
     reader.argument("target", _("FILE"), _("file to make"))
     arguments = reader.read(words)
+    check_folder(arguments.folder)  # before torch is loaded
     return arguments.folder, arguments.target
 
 

@@ -8,6 +8,7 @@ from hfgpt.base import loading, threads
 from hfgpt.base.command import Reader, one_of, whole
 from hfgpt.base.language import _
 from hfgpt.base.terminal import pad, say
+from hfgpt.inference.exported import check_folder
 
 
 def reader() -> Reader:
@@ -32,6 +33,7 @@ def reader() -> Reader:
 def main(words: list[str]) -> None:
     """Evaluate and print."""
     arguments = reader().read(words)
+    check_folder(arguments.folder)
     threads.configure()  # before torch is loaded
     with loading.uncollected():
         from hfgpt.inference.evaluation import evaluate_folder

@@ -9,7 +9,6 @@ from __future__ import annotations
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
-from hfgpt.share import hub
 
 
 def push(words: list[str]) -> None:
@@ -30,6 +29,8 @@ def push(words: list[str]) -> None:
     reader.flag("overwrite", _("replace another model that has this name"))
     reader.option("license", _("NAME"), _("licence of the model, for a card that is written now (mit)"), default="mit")
     arguments = reader.read(words)
+    from hfgpt.share import hub
+
     address = hub.push(
         arguments.folder,
         arguments.repo_id,
@@ -53,6 +54,8 @@ def pull(words: list[str]) -> None:
     reader.argument("folder", _("DIR"), _("folder to make"))
     reader.option("revision", _("REVISION"), _("branch, tag or commit (the main branch)"))
     arguments = reader.read(words)
+    from hfgpt.share import hub
+
     folder = hub.pull(arguments.repo_id, arguments.folder, revision=arguments.revision)
     say(_("{folder} is here. Next: {command}", folder=folder, command=typed("sample", folder)))
     if any(folder.glob("checkpoint-*")):

@@ -21,11 +21,10 @@ from hfgpt.config import Config
 from hfgpt.config.mix import corpora
 from hfgpt.data import reading, sources, tokenizer
 from hfgpt.data.bins import Bins, find_bins, map_tokens
-from hfgpt.data.blocks import Batches, TokenStream
+from hfgpt.data.blocks import AnyBatches, Batches, Prefetched, TokenStream
 from hfgpt.data.fingerprints import content_digest, highest_token, key_of
 from hfgpt.data.meta import char_tokenizer, read_meta
 from hfgpt.data.mix import MixedBatches, blend
-from hfgpt.data.prefetch import AnyBatches, Prefetched
 from hfgpt.data.sources import Sources
 from hfgpt.data.streamed import evaluated_tokens, stream
 from hfgpt.data.tokens import the_only_one, tokenise

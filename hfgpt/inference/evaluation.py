@@ -1,88 +1,53 @@
-"""How good a model is on text: loss, perplexity and bits per character.
+"""How good an exported model is on a text, as a metric of the `evaluate` library.
 
-In:  a model and blocks of tokens; or an exported run folder and, by default, the data that its recipe names.
-Out: the sum of the targets' negative log-likelihoods and their number; from these, the three figures.
+In:  an exported run folder and, by default, the data that its recipe names.
+Out: the figures of :mod:`hfgpt.inference.figures` over a whole split.
 
-Everything is token-weighted: sums are kept, in float64, and divided once at the end, so the figures do not depend on
-the batch size, on how the last batch falls, or on the number of processes.
+Importing the library takes nearly a second, for which training does not wait: it uses the figures alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
+import evaluate
 import numpy as np
-from numpy.typing import NDArray
+from tqdm import tqdm
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
-from hfgpt.inference import exported
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from hfgpt.data.blocks import TokenStream
-
+from hfgpt.data.encoding import CharacterCounter
+from hfgpt.data.prepare import prepare
+from hfgpt.inference import exported, figures
+from hfgpt.model.gpt2 import LanguageModel
 
 SPLITS = ("val", "train")
 
+COLUMNS = {"nll_sum": "float64", "tokens": "int64", "characters": "int64"}
 
-# ------------------------------------------------------------------------------------------------------- the sums
 
+class LanguageModelMetric(evaluate.Metric):  # type: ignore[misc, unused-ignore]  # the library has no types
+    """Token-weighted figures of a language model; bits per character compare models with different tokenizers.
 
-def evaluate_blocks(
-    model: nn.Module,
-    stream: TokenStream,
-    block_size: int,
-    indices: Sequence[int] | NDArray[Any],
-    batch_size: int,
-    device: Any,
-    rank: int = 0,
-    world: int = 1,
-) -> tuple[float, int]:
-    """This process's share of (sum of negative log-likelihoods in nats, number of targets) over blocks of a split.
-
-    Each process takes every `world`-th block, so the sums over the processes are those of one process. All make the
-    same number of passes, which sharded models need, in the same shape, which compiled models need: rows that do not
-    count fill up the last pass. Dropout is off meanwhile, and the model's mode is put back.
-
-    Args:
-        model: a :class:`hfgpt.model.gpt2.LanguageModel`, whose forward gives the summed NLL, in any wrapper.
-        stream: the split.
-        block_size: targets in a block.
-        indices: the blocks to evaluate on, the same on every process.
-        batch_size: sequences at a time.
-        device: where the model is.
-        rank, world: this process, and how many there are.
+    The class is here, so that the library does not ask the Hub for it.
     """
-    import torch
 
-    from hfgpt.model.gpt2 import IGNORED
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Token-weighted loss, perplexity and bits per character of a language model.",
+            citation="",
+            inputs_description="nll_sum: nats, summed over targets; tokens, characters: how many they are.",
+            features=datasets.Features({name: datasets.Value(dtype) for name, dtype in COLUMNS.items()}),
+        )
 
-    mine = np.asarray(indices)[rank::world]
-    passes = -(-len(indices) // (world * batch_size))
-    nll, was_training = 0.0, model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for start in range(0, passes * batch_size, batch_size):
-                rows = mine[start : start + batch_size]
-                padded = np.concatenate([rows, np.repeat(indices[:1], batch_size - len(rows))])
-                tokens = torch.from_numpy(stream.blocks(padded, block_size)).to(device)
-                inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
-                targets[len(rows) :] = IGNORED
-                nll += float(model(inputs, targets))
-    finally:
-        model.train(was_training)
-    return nll, len(mine) * block_size
-
-
-# ------------------------------------------------------------------------------------------------------- a folder
+    def _compute(self, nll_sum: list[float], tokens: list[int], characters: list[int]) -> dict[str, float]:
+        return figures.figures(math.fsum(nll_sum), sum(tokens), sum(characters))
 
 
 def evaluate_folder(
@@ -111,13 +76,6 @@ def evaluate_folder(
     if batch_size < 1:
         raise InputError(_("batch_size = {size}: must be at least 1 (sequences)", size=batch_size))
     config = _recipe(exported.check_folder(folder), dataset)
-    from tqdm import tqdm
-
-    from hfgpt.data.encoding import CharacterCounter
-    from hfgpt.data.prepare import prepare
-    from hfgpt.inference.metric import LanguageModelMetric
-    from hfgpt.model.gpt2 import LanguageModel
-
     gpt2, tokenizer = exported.load_folder(folder, device)
     block = gpt2.config.n_positions
     corpus = prepare(config.model_copy(update={"tokenizer": str(folder), "block_size": block}))
@@ -130,7 +88,7 @@ def evaluate_folder(
         metric = LanguageModelMetric(keep_in_memory=True, cache_dir=cache)
         for start in tqdm(range(0, len(indices), batch_size), unit="batch", disable=None, leave=False):
             part = indices[start : start + batch_size]
-            nll, targets = evaluate_blocks(model, stream, block, part, len(part), gpt2.device)
+            nll, targets = figures.evaluate_blocks(model, stream, block, part, len(part), gpt2.device)
             spelled = count(stream.blocks(part, block)[:, 1:])
             metric.add_batch(nll_sum=[nll], tokens=[targets], characters=[spelled])
             tokens, characters = tokens + targets, characters + spelled

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgpt import config as configs
+from hfgpt.base import threads
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
@@ -131,8 +132,6 @@ def _make(survey: Survey, target: Target, options: Options) -> Plan:
 
 
 def _probe(survey: Survey, processes: int) -> Measured:
-    from hfgpt.base import threads
-
     threads.configure(survey.config.cpu_threads)  # before torch is loaded
     from hfgpt.plan import probe
 

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
+import psutil
 import torch
+from safetensors.torch import save_file
 
 from hfgpt.base import machine as hardware
 from hfgpt.base.files import sync
 from hfgpt.data.blocks import Batches, TokenStream
 from hfgpt.data.prepare import Corpus
-from hfgpt.inference import evaluation
+from hfgpt.inference import figures
 from hfgpt.inference import sampling as sample
 from hfgpt.model import gpt2 as models
 from hfgpt.model import optim
@@ -88,8 +91,6 @@ def probe(survey: Survey, processes: int = 1) -> Measured:
 
 def _learn(began: float) -> None:
     """Keep what this machine showed: how long the libraries took to load, and how fast it is in bfloat16."""
-    import psutil
-
     loaded = time.time() - psutil.Process().create_time() - (time.perf_counter() - began)
     known = {"start": loaded + PREPARING}
     if hardware.cpu_dtype(hardware.BFLOAT16_PAYS_FROM) == "bfloat16":
@@ -172,7 +173,7 @@ def _evaluate(run: Run) -> None:
     """One evaluation pass of a micro-batch, as at each evaluation."""
     indices = np.arange(run.micro_batch)
     stream, block_size = run.corpus.val, run.config.block_size
-    evaluation.evaluate_blocks(run.model, stream, block_size, indices, run.micro_batch, run.device)
+    figures.evaluate_blocks(run.model, stream, block_size, indices, run.micro_batch, run.device)
 
 
 def _sample(run: Run, vocab_size: int) -> None:
@@ -184,10 +185,6 @@ def _sample(run: Run, vocab_size: int) -> None:
 
 def _save(run: Run) -> None:
     """Write what a checkpoint and an export write, and take it away again."""
-    import tempfile
-
-    from safetensors.torch import save_file
-
     weights = {name: tensor.contiguous() for name, tensor in run.plain.gpt2.state_dict().items()}
     del weights["lm_head.weight"]  # the token embedding once more
     with tempfile.TemporaryDirectory() as folder:

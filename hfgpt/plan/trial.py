@@ -22,7 +22,7 @@ from torch import Tensor
 from hfgpt.base.machine import cpu_dtype, keep_freed_memory
 from hfgpt.config import Config
 from hfgpt.data.blocks import Batches, TokenStream, evaluation_blocks
-from hfgpt.inference.evaluation import evaluate_blocks
+from hfgpt.inference.figures import evaluate_blocks
 from hfgpt.model import gpt2, optim
 from hfgpt.model.schedule import learning_rate
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hfgpt.base import threads
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.inference import exported
@@ -45,8 +46,6 @@ class Writer:
         with self._lock:
             if key != self._key:
                 self._key, self._loaded = None, None  # the old one's memory goes first
-                from hfgpt.base import threads
-
                 threads.configure()
                 self._key, self._loaded = key, exported.load_folder(folder)
             return self._loaded

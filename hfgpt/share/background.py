@@ -11,15 +11,14 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hfgpt.base import threads
 from hfgpt.base.language import _
 from hfgpt.inference.exported import check_folder
 from hfgpt.share import contents, hub
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 
 class BackgroundPusher:
@@ -48,8 +47,6 @@ class BackgroundPusher:
         warn: Callable[[str], None],
         api: HfApi | None = None,
     ) -> None:
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
         disable_progress_bars()  # they would be drawn into the run's own
         self.checkpoints = checkpoints
         self._run_dir, self._repo_id, self._private, self._overwrite = run_dir, repo_id, private, overwrite

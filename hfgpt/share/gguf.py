@@ -2,7 +2,7 @@
 
 In:  an exported run folder and the name of a file that does not exist yet.
 Out: float32, with the tensor and key names of llama.cpp's ``conversion/gpt2.py``, tokenizer included; llama.cpp's own
-     ``llama-quantize`` makes it smaller. Importing this module imports neither torch nor transformers.
+     ``llama-quantize`` makes it smaller.
 """
 
 from __future__ import annotations
@@ -10,6 +10,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfgpt.base.errors import ConversionError, InputError
 from hfgpt.base.files import new_file
@@ -21,9 +25,6 @@ from hfgpt.share.nanogpt import TRANSPOSED
 
 if TYPE_CHECKING:
     import gguf
-    import numpy as np
-    from numpy.typing import NDArray
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu")  # the last one exact, the others as llama.cpp's
 
@@ -201,7 +202,6 @@ def _gguf_tensors(model: GPT2LMHeadModel) -> dict[str, NDArray[np.float32]]:
 
 def _check_gguf(path: Path, tensors: dict[str, NDArray[np.float32]], vocabulary: _Vocabulary) -> None:
     import gguf
-    import numpy as np
 
     reader = gguf.GGUFReader(path)
     read = {tensor.name: tensor.data for tensor in reader.tensors}

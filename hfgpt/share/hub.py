@@ -19,7 +19,10 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import huggingface_hub
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
@@ -29,9 +32,6 @@ from hfgpt.runs import card, metrics
 from hfgpt.share import contents
 from hfgpt.share.contents import CHECKPOINTS, FILES, LAST, MARKER
 from hfgpt.share.hub_errors import HubError, explained, patiently
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 __all__ = ["HubError", "alone", "first_line", "pull", "push"]
 
@@ -89,10 +89,7 @@ def push_frozen(
     api: HfApi | None = None,
 ) -> str:
     """:func:`push` of a folder that no other process pushes."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
-
-    api = api or huggingface_hub.HfApi()
+    api = api or HfApi()
     if not (api.token or huggingface_hub.get_token()):
         raise InputError(
             _("the Hub needs a token to push: type 'hf auth login', or set HF_TOKEN to one that may write")
@@ -149,8 +146,6 @@ def _commit(
     stale: Sequence[str] = (),
 ) -> None:
     """One commit, which the Hub makes whole or not at all; it leaves out the files that are there already."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     added = [CommitOperationAdd(name, contents.public_content(folder, name)) for name in names]
     removed = [CommitOperationDelete(name) for name in stale]
     patiently(lambda: api.create_commit(repo, [*added, *removed], commit_message=message, revision=revision))
@@ -222,9 +217,7 @@ def _gathering(target: Path, repo_id: str, revision: str | None) -> Path:
 
 
 def _gather(repo_id: str, gathering: Path, revision: str | None, newest: bool, api: HfApi | None) -> None:
-    import huggingface_hub
-
-    api = api or huggingface_hub.HfApi()
+    api = api or HfApi()
     with explained(repo_id, api):
         checkpoints = [CHECKPOINTS]
         if newest:

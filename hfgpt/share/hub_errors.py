@@ -11,13 +11,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub import HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from hfgpt.base.errors import Failure, InputError
 from hfgpt.base.language import _
-
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
 
 T = TypeVar("T")
 
@@ -42,9 +50,6 @@ def patiently(action: Callable[[], T]) -> T:
 
 
 def _may_pass(error: Exception) -> bool:
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         return status in (408, 429) or status >= 500
@@ -54,9 +59,6 @@ def _may_pass(error: Exception) -> bool:
 @contextmanager
 def explained(repo_id: str, api: HfApi) -> Iterator[None]:
     """Turn what the client raises into an InputError or a HubError of one message."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
     try:
         yield
     except (InputError, HubError):
@@ -87,8 +89,6 @@ def explained(repo_id: str, api: HfApi) -> Iterator[None]:
 
 def _of_status(error: Exception, repo_id: str) -> Exception:
     """The message for what the Hub answered."""
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, RevisionNotFoundError):
         return InputError(_("{repo}: there is no such revision", repo=repo_id))

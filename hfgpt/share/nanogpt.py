@@ -16,17 +16,23 @@ from __future__ import annotations
 import pickle
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import replacing
 from hfgpt.base.language import _
+from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.meta import BYTE_IDS, char_tokenizer, read_meta
+from hfgpt.data.tokenizer import BYTE_TOKENS
+from hfgpt.inference import exported
+from hfgpt.model.folder import quiet_loading
+from hfgpt.runs import card
 from hfgpt.runs.metrics import whole_step
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from hfgpt.share import export
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
@@ -67,8 +73,6 @@ def import_checkpoint(
             _("the tokenizer has {tokens:,} tokens, the model {rows:,}: they do not belong together\n    → give the "
               "model's own with --meta or --tokenizer", tokens=len(own), rows=gpt2.config.vocab_size)
         )  # fmt: skip
-    from hfgpt.runs import card
-    from hfgpt.share import export
 
     target.mkdir(parents=True, exist_ok=True)
     export.write(target, gpt2, own, export.weights(gpt2.state_dict()))
@@ -78,7 +82,6 @@ def import_checkpoint(
 
 def _load(path: Path) -> dict[str, Any]:
     """The checkpoint's dictionary; tensors stay on the disk until they are used."""
-    import torch
 
     if not path.is_file():
         raise InputError(_("{path!r}: no such file; nanoGPT writes out/ckpt.pt", path=str(path)))
@@ -103,7 +106,6 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _is_dense(value: Any) -> bool:
     """Whether a value is a tensor that holds as many numbers as it says; a stride of 0 pretends any number of them."""
-    import torch
 
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
         return False
@@ -111,10 +113,6 @@ def _is_dense(value: Any) -> bool:
 
 
 def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
-    import torch
-    from transformers import GPT2LMHeadModel
-
-    from hfgpt.model.folder import quiet_loading
 
     state: dict[str, Tensor] = {
         name.removeprefix(COMPILED): tensor for name, tensor in loaded["model"].items() if not name.endswith(MASKS)
@@ -147,7 +145,6 @@ def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
 
 
 def _gpt2_config(args: dict[str, Any], state: dict[str, Tensor], eos: int | None) -> GPT2Config:
-    from transformers import GPT2Config
 
     vocab_size, width = state["transformer.wte.weight"].shape
     dropout = float(args.get("dropout", 0.0))
@@ -172,7 +169,6 @@ def _gpt2_config(args: dict[str, Any], state: dict[str, Tensor], eos: int | None
 def _tokenizer_for(
     checkpoint: Path, loaded: dict[str, Any], meta: str | Path | None, name: str | None
 ) -> PreTrainedTokenizerFast:
-    from hfgpt.data import tokenizer
 
     if meta is None and name is None:
         settings = loaded.get("config")
@@ -188,7 +184,7 @@ def _tokenizer_for(
               "of its dataset with --meta, or its tokenizer with --tokenizer")
         )  # fmt: skip
     try:
-        return tokenizer.load(name or "gpt2")
+        return tokenizers.load(name or "gpt2")
     except InputError:
         if name is not None:
             raise
@@ -214,13 +210,11 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
     Raises:
         InputError: the folder holds no exported GPT-2, or `target` holds a ckpt.pt.
     """
-    from hfgpt.inference import exported
 
     out = Path(target).expanduser()
     if (out / "ckpt.pt").exists():
         raise InputError(_("{file!r}: exists already; name another folder", file=str(out / "ckpt.pt")))
     exported.check_folder(folder)
-    import torch
 
     gpt2, tokenizer = exported.load_folder(folder, "cpu")
     name = out.resolve().name
@@ -272,7 +266,6 @@ def _meta(tokenizer: Any) -> dict[str, Any] | None:
     For nanoGPT a byte token stands for its ASCII character; one that is a part of a longer character decodes to U+FFFD.
     Beside it is said which ids those are, so that :func:`read_meta` reads the tokenizer back.
     """
-    from hfgpt.data.tokenizer import BYTE_TOKENS
 
     itos, stoi = dict[int, str](), dict[str, int]()
     vocabulary = tokenizer.get_vocab()

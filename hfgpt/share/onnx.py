@@ -2,7 +2,7 @@
 
 In:  an exported run folder and the name of a file that does not exist yet.
 Out: ``input_ids``, int64 (batch, time), to ``logits``, float32 (batch, time, vocabulary); both axes are free, time
-     up to the block. Importing this module imports neither torch nor transformers.
+     up to the block.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
 
 from hfgpt.base.errors import ConversionError, InputError
 from hfgpt.base.files import new_file
 from hfgpt.base.language import _
 from hfgpt.base.loading import needing
 from hfgpt.inference import exported
-
-if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
 
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by far less, a wrong graph by far more
 
@@ -63,9 +64,6 @@ def to_onnx(folder: str | Path, target: str | Path) -> float:
 
 
 def _write_onnx(model: GPT2LMHeadModel, path: Path) -> None:
-    import torch
-    from torch import Tensor, nn
-
     class Logits(nn.Module):
         """Token ids in, logits out: no cache, no dictionary."""
 
@@ -97,9 +95,7 @@ def _write_onnx(model: GPT2LMHeadModel, path: Path) -> None:
 
 
 def _largest_difference(model: GPT2LMHeadModel, path: Path) -> float:
-    import numpy as np
     import onnxruntime
-    import torch
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     draw = torch.Generator().manual_seed(0)

@@ -21,6 +21,8 @@ from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.runs import plots
 from hfgpt.runs.metrics import smooth
+from hfgpt.train.start import start
+from hfgpt.train.step import global_loss, to_device, train_step
 
 LOWEST, HIGHEST = 1e-6, 1.0
 
@@ -61,9 +63,6 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
 
 def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[float]]:
     """Make one step at each rate, until the losses stay far above their start or are not finite."""
-    from hfgpt.train.start import start
-    from hfgpt.train.step import global_loss, to_device, train_step
-
     run = start(config.model_copy(update={"eval_only": True, "report_to": "none", "max_iters": len(rates)}))
     run.model.train()
     losses: list[float] = []

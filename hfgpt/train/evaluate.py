@@ -14,8 +14,8 @@ from hfgpt.config import Config
 from hfgpt.data.blocks import TokenStream, evaluation_blocks
 from hfgpt.data.encoding import CharacterCounter
 from hfgpt.data.prepare import Corpus
-from hfgpt.inference import evaluation, sampling
-from hfgpt.inference.figures import figures as language_figures
+from hfgpt.inference import figures as language
+from hfgpt.inference import sampling
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import card, laws, metrics
 from hfgpt.train.collective import total
@@ -118,7 +118,7 @@ def losses(run: Run, stop: Stop) -> dict[str, float] | None:
             return None
         nll, tokens = total(run.device, *sums)
         figures[name] = nll / tokens
-    measured = language_figures(nll, int(tokens), run.val_characters)
+    measured = language.figures(nll, int(tokens), run.val_characters)
     figures["val_perplexity"] = measured["perplexity"]
     figures["val_bits_per_character"] = measured["bits_per_character"]
     return figures
@@ -137,7 +137,7 @@ def split_sums(run: Run, stream: TokenStream, stop: Stop) -> tuple[float, int] |
         if passes % (1 if world == 1 else PASSES_BETWEEN_LOOKS) == 0 and stop.signalled():
             return None
         part = blocks[first : first + world * micro_batch]
-        sums = evaluation.evaluate_blocks(run.model, stream, block_size, part, micro_batch, run.device, rank, world)
+        sums = language.evaluate_blocks(run.model, stream, block_size, part, micro_batch, run.device, rank, world)
         nll, tokens, passes = nll + sums[0], tokens + sums[1], passes + 1
     return nll, tokens
 

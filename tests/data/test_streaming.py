@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
 from hfgpt.data import pieces, sources, streaming, texts
+from hfgpt.data.blocks import Prefetched
 from hfgpt.data.mix import Pattern
 from hfgpt.data.pieces import Part
-from hfgpt.data.prefetch import Prefetched
 from hfgpt.data.prepare import prepare
 from hfgpt.data.streaming import Lane, MixedLane, StreamBatches, TokenSource, lane_count, merged
 from hfgpt.data.texts import TextStream

@@ -17,8 +17,9 @@ from hfgpt.base.errors import InputError
 from hfgpt.data import tokenizer
 from hfgpt.data.blocks import TokenStream
 from hfgpt.inference import evaluation
+from hfgpt.inference.evaluation import LanguageModelMetric
+from hfgpt.inference.figures import evaluate_blocks
 from hfgpt.inference.figures import figures as language_figures
-from hfgpt.inference.metric import LanguageModelMetric
 from hfgpt.model.gpt2 import LanguageModel
 from hfgpt.share import export
 
@@ -104,7 +105,7 @@ def gpt2(text: str) -> GPT2LMHeadModel:
 
 def test_the_sum_is_that_of_gpt2s_logits(gpt2: GPT2LMHeadModel, stream: TokenStream) -> None:
     indices = np.arange(stream.n_blocks(BLOCK))
-    nll, tokens = evaluation.evaluate_blocks(LanguageModel(gpt2).eval(), stream, BLOCK, indices, 5, "cpu")
+    nll, tokens = evaluate_blocks(LanguageModel(gpt2).eval(), stream, BLOCK, indices, 5, "cpu")
     blocks = torch.from_numpy(stream.blocks(indices, BLOCK))
     with torch.no_grad():
         likelihoods = gpt2(blocks[:, :-1]).logits.double().log_softmax(-1)
@@ -117,8 +118,8 @@ def test_the_sum_is_that_of_gpt2s_logits(gpt2: GPT2LMHeadModel, stream: TokenStr
 def test_the_shares_of_all_processes_are_the_whole(gpt2: GPT2LMHeadModel, stream: TokenStream, world: int) -> None:
     indices = np.arange(20)
     model = LanguageModel(gpt2)
-    whole = evaluation.evaluate_blocks(model, stream, BLOCK, indices, 4, "cpu")
-    shares = [evaluation.evaluate_blocks(model, stream, BLOCK, indices, 4, "cpu", rank, world) for rank in range(world)]
+    whole = evaluate_blocks(model, stream, BLOCK, indices, 4, "cpu")
+    shares = [evaluate_blocks(model, stream, BLOCK, indices, 4, "cpu", rank, world) for rank in range(world)]
     assert sum(tokens for _, tokens in shares) == whole[1]
     assert sum(nll for nll, _ in shares) == pytest.approx(whole[0], rel=1e-6)
 
@@ -126,7 +127,7 @@ def test_the_shares_of_all_processes_are_the_whole(gpt2: GPT2LMHeadModel, stream
 def test_dropout_is_off_meanwhile_and_the_mode_is_put_back(gpt2: GPT2LMHeadModel, stream: TokenStream) -> None:
     model = LanguageModel(gpt2)
     model.train()
-    sums = {evaluation.evaluate_blocks(model, stream, BLOCK, [0, 1, 2], 3, "cpu") for _ in range(3)}
+    sums = {evaluate_blocks(model, stream, BLOCK, [0, 1, 2], 3, "cpu") for _ in range(3)}
     assert len(sums) == 1
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())

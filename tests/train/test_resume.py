@@ -15,7 +15,7 @@ from survival import attempt, differences, figures, finish, wait_for_step
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
-from hfgpt.inference import evaluation
+from hfgpt.inference import figures as language
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import metrics, segments
 from hfgpt.train import checkpoint
@@ -122,7 +122,7 @@ def test_where_it_was_stopped_does_not_decide_when_it_is_over(tiny: dict[str, An
 
 def slow_evaluations() -> None:
     """From the second evaluation on a pass takes half a second."""
-    real, passes = evaluation.evaluate_blocks, 0
+    real, passes = language.evaluate_blocks, 0
 
     def slow(*arguments: Any) -> tuple[float, int]:
         nonlocal passes
@@ -131,7 +131,7 @@ def slow_evaluations() -> None:
             time.sleep(0.5)
         return real(*arguments)
 
-    evaluation.evaluate_blocks = slow
+    language.evaluate_blocks = slow
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGTERM"])
