@@ -59,6 +59,7 @@ NOT_HERE = {
     "pip install -e '.[elsewhere]'": "installs an environment",
     "make test": TESTS,
     "make test-long": TESTS,
+    "make coverage": TESTS,
     "make check": "what continuous integration runs beside the tests",
     "make docs": "builds the site, in continuous integration",
     "make pages": "writes into the checkout; test_course.py and test_architecture.py compare what it writes",

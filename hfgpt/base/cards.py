@@ -1,7 +1,9 @@
 """The graphics cards that a run may be planned for: memory, speed, power, each with its source.
 
 In:  a card's name, as its driver or its owner spells it.
-Out: a :class:`Card`.
+Out: a :class:`Card`, or an InputError that names the nearest ones.
+
+Peaks are dense (no sparsity) with float32 accumulation, which is what training uses.
 """
 
 from __future__ import annotations
@@ -227,7 +229,7 @@ _SLICES = {"A30": 4}  # that a card is cut into at most; seven for any other (NV
 
 
 def _words(name: str) -> tuple[frozenset[str], str | None]:
-    """A name's telling words, and its memory ('80gb') if it says one."""
+    """The words of a name that tell cards apart, and its memory ('80gb') if it says one."""
     text = re.sub(r"(\d)\s*gi?b\b", r"\1gb", name.lower())
     text = re.sub(r"\b(rtx|gtx)(?=\d)|(?<=\d)(?=(?:ti|super|pro|max|ultra)\b)", r"\1 ", text)
     words = re.findall(r"[a-z0-9]+", text.replace("super", " super "))
@@ -238,7 +240,7 @@ def _words(name: str) -> tuple[frozenset[str], str | None]:
 def find(name: str) -> Card:
     """The card of this name; case, maker, spaces and bus do not matter, 'Ti', 'Super', 'Laptop' and the like do.
 
-    A MIG slice, such as "A100 80GB MIG 3g.40gb", has its own memory, and of arithmetic and bandwidth its share.
+    A MIG slice, such as "A100 80GB MIG 3g.40gb", has its own memory, and a share of the rest.
 
     Raises:
         InputError: no such card in the table; the message names the nearest ones.

@@ -21,8 +21,8 @@ from hfgpt.base.language import _
 def uncollected() -> Iterator[None]:
     """Import large libraries inside: their objects are never looked through for garbage.
 
-    torch and transformers make a million objects that stay. To look through them over and over is a sixth of the time
-    that the import takes, and would be a part of every later search.
+    torch and transformers make a million objects that stay. Looking through them again and again takes a sixth of the
+    import's time, and would slow every later search.
 
     Ctrl-C ends the process at once, with 130: libraries catch what it raises inside an import, and go on broken.
     """

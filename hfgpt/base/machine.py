@@ -1,10 +1,9 @@
-"""What a machine can do: a table of cards, and what this machine has.
+"""What this machine has: its accelerator, cores and memory, and the precision that is fast on its CPU.
 
-In:  the name of a card, as people type it ("rtx 3060") or as torch reports it ("NVIDIA H100 80GB HBM3").
-Out: its memory, bandwidth, peak arithmetic and power, or an :class:`InputError` that names the nearest cards.
+In:  what the system says, under the limits of a container.
+Out: names and numbers.
 
 No torch at import, so that planning answers at once; only :func:`measured_cpu_peak` loads it.
-Peaks are dense (no sparsity) with float32 accumulation, which is what training uses.
 """
 
 from __future__ import annotations
@@ -104,11 +103,6 @@ def _cpu(key: str) -> str:
     except OSError:
         return ""
     return found[1].strip() if found else ""
-
-
-# A rough float32 rate of one CPU core where nothing was measured: two 8-wide fused multiply-adds at about 2.5 GHz,
-# half of it reached. A machine differs from it by a factor of two or more, so what uses it says so.
-TYPICAL_CPU_CORE_FLOPS = 40e9
 
 
 def measured_cpu_peak(dtype: str = "float32") -> float:

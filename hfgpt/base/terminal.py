@@ -1,4 +1,4 @@
-"""Text as a terminal may have it.
+"""Text made safe for a terminal, and laid out in its columns.
 
 In:  text, also from outside: names of files, a model's words.
 Out: the same text, unable to steer the terminal, as wide as asked.
@@ -12,7 +12,9 @@ import unicodedata
 from typing import TextIO
 
 STEERING = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, separators of lines
-DIRECTION = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text round
+DIRECTION = frozenset(
+    "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+)  # turn the text's direction
 
 
 def visible(text: str) -> str:

@@ -282,7 +282,7 @@ def load(recipe: str | Path | None, overrides: Iterable[str] = (), faults: Itera
 
 
 def _recipe_beside(recipe: str | Path | None, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's values, without those that what was typed replaces under another name, or carries along."""
+    """A recipe's values, without those that the command line replaces by another name, or that follow one it sets."""
     values = read_recipe(recipe) if recipe is not None else {}
     replaced = set[str]()
     for old, to_new in RENAMED.items():  # decay_lr and lr_schedule
@@ -295,7 +295,7 @@ def _recipe_beside(recipe: str | Path | None, typed: Mapping[str, Any]) -> dict[
 
 
 def follows(values: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
-    """Whether the decay of the learning rate follows a length that was typed, as it ends with the run in the recipe."""
+    """Whether lr_decay_iters follows a max_iters that was typed: it does if the two are equal in the recipe."""
     end = values.get("lr_decay_iters")
     return end is not None and end == values.get("max_iters") and "max_iters" in typed and "lr_decay_iters" not in typed
 
@@ -304,7 +304,7 @@ def follows(values: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
 
 
 def remarks(recipe: str | Path | None, overrides: Iterable[str], config: Config) -> list[str]:
-    """What is worth saying of the values that were typed: those without effect, and what they change beside."""
+    """What is worth saying of the values that were typed: those without effect, and what else they change."""
     typed = _overrides(overrides)[0]
     notes = []
     if recipe is not None and follows(read_recipe(recipe), typed):

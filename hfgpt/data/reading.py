@@ -1,4 +1,4 @@
-"""Pieces read as text, in memory of a few parts however long a line or a document is.
+"""Pieces read as text, with the memory of a few parts, however long a line or a document is.
 
 In:  a :class:`~hfgpt.data.pieces.Piece`.
 Out: its texts in order, as :class:`~hfgpt.data.pieces.Part` of about a million characters each.
@@ -37,7 +37,7 @@ class Fragment(str):
 
 
 def read(piece: Piece) -> Iterator[Part]:
-    """The texts of a piece, in order, in memory of a few parts.
+    """The texts of a piece, in order, with the memory of a few parts.
 
     Raises:
         InputError: it is not what its name says; names the file, the place and the fix.

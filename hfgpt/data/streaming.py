@@ -101,7 +101,7 @@ def _without_token(position: Place | None) -> Place | None:
 
 
 class Rows(Protocol):
-    """An endless sequence of blocks that can be gone on with."""
+    """An endless sequence of blocks that can be resumed."""
 
     def take(self, n: int) -> NDArray[Any]:
         """The next n blocks: (n, block_size + 1)."""

@@ -5,8 +5,9 @@ Out: a ``PreTrainedTokenizerFast`` that ``save_pretrained`` writes and ``AutoTok
      :func:`vocabulary_size` and :func:`fingerprint`. :mod:`hfgpt.data.encoding` encodes with it.
 
 ``char`` numbers the characters of the corpus from 0 in sorted order, as nanoGPT does. The 256 byte entries behind them
-spell every other character in UTF-8, so that no prompt is ever dropped or changed; they are what the vocabulary has
-more than nanoGPT's (65 + 256 for tiny Shakespeare). ``bpe`` is GPT-2's byte-level byte-pair encoding, trained here.
+spell every other character in UTF-8, so that no prompt is ever dropped or changed. nanoGPT's vocabulary does not have
+them: tiny Shakespeare has 65 tokens there, and 65 + 256 here. ``bpe`` is GPT-2's byte-level byte-pair encoding, trained
+here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tokenizer.json from anywhere: what it may hold, checked before it is used, and its panics told as messages.
+"""A tokenizer.json from anywhere: what it may hold, checked before it is used, and its panics turned into messages.
 
 In:  a folder with a tokenizer.json, or a block of code that lets a tokenizer read text.
 Out: nothing, or an InputError that says what is wrong with the file.

@@ -119,7 +119,7 @@ def generation_config(config: GPT2Config, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def allow_batches(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let Transformers put prompts of different lengths side by side: padded on the left, with a token there is.
+    """Let Transformers put prompts of different lengths side by side: padded on the left with an existing token.
 
     The padding is masked, so any token does: the end of text, or for characters a byte that no text has. Neither the
     vocabulary nor the tokens of a text change.
