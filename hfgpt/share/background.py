@@ -17,7 +17,6 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from hfgpt.base import threads
 from hfgpt.base.language import _
-from hfgpt.inference.exported import check_folder
 from hfgpt.share import contents, hub
 
 
@@ -110,11 +109,10 @@ class BackgroundPusher:
             if folder is None:
                 return
             try:
-                with hub.alone(self._run_dir):
-                    hub.push_frozen(
-                        check_folder(folder), self._repo_id, private=self._private, overwrite=self._overwrite,
-                        include_checkpoints=self.checkpoints, api=self._api,
-                    )  # fmt: skip
+                hub.push(
+                    folder, self._repo_id, private=self._private, overwrite=self._overwrite,
+                    include_checkpoints=self.checkpoints, run_dir=self._run_dir, api=self._api,
+                )  # fmt: skip
                 self._overwrite = False  # what is there now is this run's
             except Exception as error:  # whatever it is, it is not worth a run
                 self._failed(error)

@@ -50,6 +50,7 @@ def push(
     include_checkpoints: bool = False,
     overwrite: bool = False,
     license: str = "mit",
+    run_dir: Path | None = None,
     api: HfApi | None = None,
 ) -> str:
     """Push an exported folder; returns the address of the repository.
@@ -62,6 +63,7 @@ def push(
         include_checkpoints: push the checkpoints too, and remove older ones there that the folder no longer has.
         overwrite: push although the repository holds another run's model.
         license: for a card that is written now, see :func:`hfgpt.runs.card.model_card`.
+        run_dir: the run folder, if `folder` is a frozen copy of it: one process pushes a run at a time.
         api: a client with an endpoint and a token of its own.
 
     Raises:
@@ -69,27 +71,15 @@ def push(
             process pushes this folder.
         HubError: there is no network, or the Hub failed. Pushing again goes on from there.
     """
-    path = check_folder(folder)
-    with alone(path):
-        return push_frozen(
-            path, repo_id, private=private, revision=revision, include_checkpoints=include_checkpoints,
-            overwrite=overwrite, license=license, api=api,
-        )  # fmt: skip
+    path, api = check_folder(folder), api or HfApi()
+    with alone(run_dir or path):
+        return _push(path, repo_id, private, revision, include_checkpoints, overwrite, license, api)
 
 
-def push_frozen(
-    path: Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    include_checkpoints: bool = False,
-    overwrite: bool = False,
-    license: str = "mit",
-    api: HfApi | None = None,
-) -> str:
-    """:func:`push` of a folder that no other process pushes."""
-    api = api or HfApi()
+def _push(
+    path: Path, repo_id: str, private: bool | None, revision: str | None, include_checkpoints: bool, overwrite: bool,
+    license: str, api: HfApi,
+) -> str:  # fmt: skip
     if not (api.token or huggingface_hub.get_token()):
         raise InputError(
             _("the Hub needs a token to push: type 'hf auth login', or set HF_TOKEN to one that may write")
