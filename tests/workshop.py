@@ -128,7 +128,7 @@ def python_server() -> Iterator[subprocess.Popen[str]]:
 PRELOADED = (
     "matplotlib.pyplot",
     "hfgpt.train.loop",
-    "hfgpt.inference.evaluation",
+    "hfgpt.inference.figures",
     "hfgpt.plan.command",
     "hfgpt.sweep.trials",
 )
