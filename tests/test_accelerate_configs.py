@@ -56,7 +56,14 @@ def test_its_command_trains_in_as_many_processes(name: str, processes: int, tmp_
     said = yaml.safe_load(path.read_text())["num_processes"]
     fewer = ["--num_processes", str(processes)] if said > processes else []
     cut = {"max_iters": 2, "eval_iters": 1, "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 16, "batch_size": 2}
-    cut |= {"gradient_accumulation_steps": processes, "vocab_size": "none", "tokenizer": "char", "sample_prompt": ""}
+    cut |= {
+        "warmup_iters": 0,
+        "lr_schedule": "constant",
+        "gradient_accumulation_steps": processes,
+        "vocab_size": "none",
+        "tokenizer": "char",
+        "sample_prompt": "",
+    }
     cut |= {"dataset": "shakespeare", "compile": "false", "out_dir": str(tmp_path / "run"), "device": "cpu"}
     done = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", *words[:2], *fewer, *words[2:]]

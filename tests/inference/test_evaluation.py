@@ -85,7 +85,7 @@ def test_the_metric_keeps_float64_and_big_counts() -> None:
 def test_the_metric_says_nan_of_nan_and_survives_huge_losses() -> None:
     assert math.isnan(language_figures(math.nan, 10, 10)["loss"])
     assert math.isfinite(language_figures(1e6, 10, 10)["perplexity"])
-    with pytest.raises(ValueError, match="no targets"):
+    with pytest.raises(InputError, match="nothing to measure"):
         language_figures(0.0, 0, 0)
 
 
