@@ -67,7 +67,10 @@ def about_card(yes: bool) -> Iterator[None]:
 
 def _(message: str, /, **values: Any) -> str:
     """A message in the language in use, with its named fields filled in as by :meth:`str.format`."""
-    translated = _translations(current()).gettext(message)
+    return _spoken(_translations(current()).gettext(message), values)
+
+
+def _spoken(translated: str, values: dict[str, Any]) -> str:
     if current() == "zh":
         return of_device(_fill(translated, values) if values else translated)
     return translated.format(**values) if values else translated
@@ -80,7 +83,8 @@ def of_device(text: str) -> str:
 
 def plural(one: str, many: str, number: int, /, **values: Any) -> str:
     """The form of a message that goes with a number, which is its field ``{n}``."""
-    return _translations(current()).ngettext(one, many, number).format(n=number, **values)
+    translated = _translations(current()).ngettext(one, many, number)
+    return _spoken(translated, {"n": number, **values})
 
 
 def sentences(*parts: str) -> str:

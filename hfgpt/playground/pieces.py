@@ -11,6 +11,7 @@ from html import escape
 from typing import Any
 
 from hfgpt import config as configs
+from hfgpt.base.language import listed
 
 
 def message(text: str, kind: str = "note") -> str:
@@ -67,6 +68,7 @@ def value(given: Any) -> str:
     return f"{given:g}" if isinstance(given, float) else configs.yaml_scalar(given)
 
 
-def changes(change: dict[str, Any], between: str = ", ") -> str:
-    """Parameters and their new values."""
-    return between.join(f"{key} {value(new)}" for key, new in change.items())
+def changes(change: dict[str, Any], between: str = "") -> str:
+    """Parameters and their new values, by default as a sentence has them."""
+    parts = [f"{key} {value(new)}" for key, new in change.items()]
+    return between.join(parts) if between else listed(parts)

@@ -89,8 +89,8 @@ def _finding(finding: Finding) -> str:
 
 def _remedy(remedy: Remedy) -> str:
     words = " ".join(f"<code>{escape(word)}</code>" for word in (remedy.override or "").split())
-    section = escape(_("chapter {section}", section=remedy.section))
-    return f"{escape(remedy.what)} <small>({section})</small>{f'<br>{words}' if words else ''}"
+    section = escape(_("(chapter {section})", section=remedy.section))
+    return f"{escape(remedy.what)} <small>{section}</small>{f'<br>{words}' if words else ''}"
 
 
 def samples(name: str, colour: str, written: Mapping[int, str], losses: Mapping[int, float]) -> str:
