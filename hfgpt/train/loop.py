@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from hfgpt.base.language import _
+from hfgpt.base.language import _, about_card
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
 from hfgpt.model.schedule import learning_rate
@@ -66,7 +66,7 @@ def train(
     with explained_start():
         run = start(config, resume=resume, overwrite=overwrite, branch_from=branch_from)
     try:
-        with explained(run):
+        with about_card(run.device.type == "cuda"), explained(run):
             fit(run)
             introduce(run)
             meter = Meter(run)

@@ -216,3 +216,25 @@ def test_the_page_on_planning_says_what_plan_says() -> None:
             duration(planned["time"]["total_seconds"]),
             f"{smaller['batch_size']} x {smaller['gradient_accumulation_steps']}",
         ]
+
+
+@pytest.mark.parametrize(("device", "own", "other"), [("RTX 3060", "显存", "内存"), ("M2 Pro", "内存", "显存")])
+def test_in_chinese_a_card_has_its_own_word_for_memory(device: str, own: str, other: str) -> None:
+    with language.using("zh"):
+        for more in ([], ["--explain=batch_size"], ["--vram=1GB"]):
+            shown = plan.run([STANDARD, "--gpu", device, *more])
+            assert own in shown
+            assert other not in shown
+
+
+def test_the_end_says_what_to_type_next(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    assert plan.run([STANDARD, "--n_layer=2"]).rstrip().endswith(f"{STANDARD} --n_layer=2")
+    assert "add --write" in plan.run([STANDARD, "--time-budget=1m", "--no_trials"])
+    assert plan.run([STANDARD, f"--write={path}"]).rstrip().endswith(str(path))
+
+
+def test_ways_to_a_faster_run_start_from_the_run_itself() -> None:
+    made = figures(STANDARD, "--gpu", "RTX 3060")
+    rows = {way["name"]: way["seconds"] for way in made["faster"]}
+    assert rows["record less often"] == pytest.approx(made["time"]["total_seconds"])
