@@ -313,6 +313,13 @@ class _Layout(argparse.HelpFormatter):
         """The whole text; a Chinese heading ends with a Chinese colon."""
         return re.sub(r"(?<=[\u4e00-\u9fff]):$", "：", super().format_help(), flags=re.MULTILINE)
 
+    def add_argument(self, action: argparse.Action) -> None:
+        """Add an action; the column of names is as wide as the widest of them."""
+        super().add_argument(action)
+        if action.help is not argparse.SUPPRESS:
+            taken = width(self._format_action_invocation(action)) + self._current_indent
+            self._action_max_length = max(self._action_max_length, taken)
+
     def _split_lines(self, text: str, columns: int) -> list[str]:
         return wrap(text, columns)
 

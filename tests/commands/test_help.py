@@ -1,0 +1,22 @@
+"""Each command's --help, in Chinese, whose characters are two columns wide."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+
+import pytest
+
+from hfgpt.base import language
+from hfgpt.commands.choice import COMMANDS, carry_out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_gap_stands_after_each_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with language.using("zh"), contextlib.suppress(SystemExit):
+        carry_out(name, ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("  --lang") for line in lines)
+    for line, after in itertools.pairwise(lines):
+        if line.startswith("  --") and not after.startswith("      "):
+            assert "  " in line.strip(), line
