@@ -29,13 +29,12 @@ from typing import Any
 
 import numpy as np
 import yaml
-from loss_runs import text
+from loss_runs import CHINESE, text
 
 from hfgpt.plan.loss import OVERFITS
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parent / "scripts"
-CHINESE = HERE.parent / "docs" / "course" / "tang300.txt"
 TEXTS = ("shakespeare", "topics", "code", "tang300")
 SIZES = (20_000, 60_000, 200_000, 600_000, 2_000_000)  # characters, or as many as the text has
 BUDGETS = (60, 90, 120)  # seconds
@@ -76,15 +75,18 @@ def draw(seed: int, number: int, texts: list[str]) -> dict[str, Any]:
     return case | {"recipe": recipe}
 
 
-def write_text(case: dict[str, Any], folder: Path) -> Path:
-    """The case's text as a file: a stretch of it, from a place that the case says."""
-    whole = (
-        Path(case["text"]).read_text(encoding="utf-8") if os.sep in case["text"] else text(case["text"], str(CHINESE))
-    )
+def stretch(case: dict[str, Any]) -> str:
+    """The case's text: a stretch of it, from a place that the case says."""
+    whole = Path(case["text"]).read_text(encoding="utf-8") if os.sep in case["text"] else text(case["text"], CHINESE)
     length = min(case["characters"], len(whole))
     start = int(case["from"] * (len(whole) - length))
+    return whole[start : start + length]
+
+
+def write_text(case: dict[str, Any], folder: Path) -> Path:
+    """The case's text as a file."""
     path = folder / f"text-{case['number']}.txt"
-    path.write_text(whole[start : start + length], encoding="utf-8")
+    path.write_text(stretch(case), encoding="utf-8")
     return path
 
 

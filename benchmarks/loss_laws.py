@@ -1,8 +1,9 @@
-"""Fit the loss laws to the table of runs, and say how far off they are on texts that they have not seen.
+"""Fit the loss laws to the tables of runs, and say how far off they are on texts that they have not seen.
 
-    python benchmarks/loss_laws.py [--chinese FILE]
+    python benchmarks/loss_laws.py [--chinese FILE] [--try]      --try: only say, write nothing
 
-In:  benchmarks/results/loss_runs.csv (loss_runs.py), the runs in tests/fixtures/curves, and a few that were published.
+In:  benchmarks/results/loss_runs.csv (loss_runs.py) and loss_pairs.csv (loss_pairs.py), blind tests that are over
+     (forecast.py), the runs in tests/fixtures/curves, and a few that were published.
 Out: the coefficients in hfgpt/plan/laws.json; on the screen the errors, each text left out in turn.
 """
 
@@ -11,18 +12,20 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import forecast
+import loss_pairs
 import numpy as np
 import yaml
 from loss_runs import CHINESE, TABLE, recipe, text
 
 from hfgpt.config import Config, build
 from hfgpt.plan import laws, loss, ngrams
-from hfgpt.plan.survey import Statistics
+from hfgpt.plan.survey import BYTE_ENTRIES, Statistics
 
 # Each coefficient begins at its prior, and may leave it by its deviation (of the logarithm).
 PRIORS = {
@@ -31,9 +34,7 @@ PRIORS = {
     "b": (0.12, 0.7), "beta": (0.35, 0.3),
     "c": (0.1, 0.7), "gamma": (0.7, 0.4),
     "shape": (0.005, 1.0), "dropped": (0.1, 1.0),
-    "muon steps": (1.8, 0.5), "muon tokens": (1.5, 0.5), "repeats": (15.0, 0.5), "bend": (1.1, 0.2),
-    "overfit": (1.0, 1.0), "overfit power": (1.5, 0.3), "onset size": (0.3, 0.5), "onset sharp": (6.0, 0.5),
-    "onset dropout": (1.0, 0.7),
+    "muon steps": (1.8, 0.5), "muon tokens": (1.5, 0.5), "repeats": (8.0, 0.7), "bend": (1.1, 0.2),
     "adamw rate cost": (0.05, 0.5), "muon rate cost": (0.05, 0.5), "embedding rate cost": (0.02, 0.5),
     "embedding rate": (4e-3, 0.3),
 }  # fmt: skip
@@ -41,12 +42,14 @@ PRIORS = {
 SIGNED = {
     "adamw rate": (float(np.log(4e-3)), 0.5), "adamw rate steps": (0.1, 0.07), "adamw rate width": (0.4, 0.15),
     "block": (0.05, 0.1), "block trained": (-0.03, 0.05), "muon trained": (0.0, 0.1), "size trained": (-0.03, 0.05),
-    "onset": (0.8, 0.4),
-    "muon rate": (float(np.log(0.03)), 0.4), "muon rate steps": (0.1, 0.07), "muon rate width": (0.1, 0.1),
+    "floor order": (0.0, 0.3), "muon rate": (float(np.log(0.03)), 0.4), "muon rate steps": (0.1, 0.07),
+    "muon rate width": (0.1, 0.1),
 }  # fmt: skip
-NOISE = 0.03  # nats: of a loss over the blocks that a row was evaluated on
+ODDS = ("odds", "odds epochs", "odds width", "odds layers", "odds dropout", "odds text", "odds muon")
+NOISE = 0.04  # nats: of a loss over the blocks that a row was evaluated on
 TEXT = 0.1  # nats: by which texts differ from the law, about
 SHORT = 150  # steps, below which a run counts half: nobody plans such runs
+USUAL = 300  # steps, from which on runs are like those that are planned: the intervals are made for these
 
 CURVES = Path(__file__).parents[1] / "tests" / "fixtures" / "curves"
 
@@ -63,6 +66,34 @@ PUBLISHED: list[tuple[dict[str, Any], float]] = [
 TINY = ("shakespeare", 1_115_394, 65)  # characters, distinct ones
 
 
+class Example(NamedTuple):
+    """A run: what the law is given, where it ended, and where it came from."""
+
+    config: Config
+    vocabulary: int
+    train_tokens: int
+    text: Statistics
+    best: float
+    end: float
+    name: str  # of the text, or of its kind
+    train_loss: float = float("nan")
+    pair: int = -1  # of loss_pairs.csv
+    share: float = 1.0  # of the pair's run that it is as long as
+
+    @property
+    def given(self) -> tuple[Config, int, int, Statistics]:
+        """What the law is given."""
+        return self[:4]
+
+    @property
+    def epochs(self) -> float:
+        """How often the text is seen."""
+        return self.config.tokens_per_iter * self.config.max_iters / self.train_tokens
+
+
+KINDS = {"tang300": "Chinese", "docs-zh": "Chinese"}  # left out together
+
+
 def rows() -> list[dict[str, Any]]:
     with TABLE.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
@@ -75,8 +106,45 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def others(measured: Callable[[str, int], Statistics]) -> list[tuple[Config, int, int, Statistics, float]]:
-    """The examples that loss_runs.py did not make; all of them Shakespeare."""
+def examples(measured: Callable[[str, int], Statistics]) -> list[Example]:
+    """Both tables, and what others ran."""
+    out = []
+    for row in rows():
+        text_of = measured(row["text"], row["characters"])
+        out.append(Example(recipe(row), row["vocabulary"], row["train_tokens"], text_of, row["best_val_loss"],
+                           row["val_loss"], KINDS.get(row["text"], row["text"]), row["train_loss"]))  # fmt: skip
+    for row in loss_pairs.rows():
+        text_of, name = Statistics(row["orders"], row["characters"]), KINDS.get(row["text"], row["text"])
+        tried = [(steps, ends, ends, steps / row["max_iters"]) for steps, ends in row["trials"]]
+        for steps, best, end, share in [*tried, (row["max_iters"], row["best_val_loss"], row["val_loss"], 1.0)]:
+            train_loss = row["train_loss"] if share == 1 else best
+            out.append(Example(loss_pairs.recipe(row, steps), row["vocabulary"], row["train_tokens"], text_of, best,
+                               end, name, train_loss, row["number"], share))  # fmt: skip
+    out += [Example(*run, name="shakespeare") for run in others(measured)]
+    return out + tested()
+
+
+def tested() -> list[Example]:
+    """The runs of blind tests that are over (forecast.py): what was a surprise then is known now."""
+    out = []
+    for path in sorted(TABLE.parent.glob("forecast-*.jsonl")):
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        results = {line["number"]: line["result"] for line in lines if "result" in line}
+        for line in lines:
+            if "said" not in line or line["number"] not in results or line["case"]["text"] not in forecast.TEXTS:
+                continue
+            result, kind = results[line["number"]], line["case"]["text"]
+            own = {k: v for k, v in line["said"]["recipe"].items() if k not in ("dataset", "time_budget")}
+            steps = {"max_iters": result["steps"], "lr_decay_iters": result["steps"], "tokenizer": "char"}
+            stretch = forecast.stretch(line["case"])
+            out.append(Example(build(own | steps, "run"), len(set(stretch)) + BYTE_ENTRIES, len(stretch) * 9 // 10,
+                               ngrams.measure(stretch), result["best_val_loss"], result["val_loss"],
+                               KINDS.get(kind, kind)))  # fmt: skip
+    return out
+
+
+def others(measured: Callable[[str, int], Statistics]) -> list[tuple[Config, int, int, Statistics, float, float]]:
+    """The runs that this folder did not make, with their lowest and last losses; all of them Shakespeare."""
     out = []
     for folder in sorted(CURVES.glob("healthy.*")) + sorted(CURVES.glob("overfitting.*")):
         values = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
@@ -90,10 +158,10 @@ def others(measured: Callable[[str, int], Statistics]) -> list[tuple[Config, int
         ]
         config = build(values, "run")
         if config.lr_schedule == "cosine" and config.grad_clip:
-            out.append((config, 330, length * 9 // 10, measured("shakespeare", length), losses[-1]))
+            out.append((config, 330, length * 9 // 10, measured("shakespeare", length), min(losses), losses[-1]))
     name, length, distinct = TINY
     for values, ends in PUBLISHED:
-        out.append((build(values, "run"), distinct + 256, length * 9 // 10, measured(name, length), ends))
+        out.append((build(values, "run"), distinct + 256, length * 9 // 10, measured(name, length), ends, ends))
     return out
 
 
@@ -106,14 +174,8 @@ def unpack(vector: np.ndarray) -> dict[str, float]:
     return law
 
 
-def pack(law: Mapping[str, float]) -> np.ndarray:
-    """The inverse of :func:`unpack`."""
-    positive = [np.log(law[key] / prior) / deviation for key, (prior, deviation) in PRIORS.items()]
-    return np.array(positive + [(law[key] - prior) / deviation for key, (prior, deviation) in SIGNED.items()])
-
-
-def fit(examples: list[tuple[Config, int, int, Statistics, float]], start: np.ndarray | None = None) -> np.ndarray:
-    """Coefficients in units of their deviations; robust to single runs.
+def fit(runs: Sequence[Example], start: np.ndarray | None = None) -> np.ndarray:
+    """Coefficients of the lowest loss in units of their deviations; robust to single runs.
 
     Each text may differ from the law by an amount of its own, which is fitted beside it and then left away.
     """
@@ -121,84 +183,105 @@ def fit(examples: list[tuple[Config, int, int, Statistics, float]], start: np.nd
 
     def errors(vector: np.ndarray) -> np.ndarray:
         law = unpack(vector[:known])
-        off = np.array([loss.predict(law, *example[:4]) - example[4] for example in examples])
+        off = np.array([loss.lowest(law, *run.given) - run.best for run in runs])
         own = vector[known:] * TEXT
         return np.concatenate([(off + own[group]) / scale, vector])
 
-    scale = np.array([NOISE if example[0].max_iters >= SHORT else 2 * NOISE for example in examples])
+    scale = np.array([NOISE if run.config.max_iters >= SHORT else 2 * NOISE for run in runs])
     known = len(PRIORS) + len(SIGNED)
-    texts, group = np.unique([str(example[3].orders) for example in examples], return_inverse=True)
+    texts, group = np.unique([str(run.text.orders) for run in runs], return_inverse=True)
     begin = np.zeros(known + len(texts))
     begin[:known] = 0 if start is None else start
-    most = 250 if start is None else 20
-    return least_squares(errors, begin, loss="soft_l1", f_scale=1.5, max_nfev=most, x_scale=1.0).x[:known]
+    return least_squares(errors, begin, loss="soft_l1", f_scale=1.5, max_nfev=40 if start is None else 12).x[:known]
 
 
-def after_trials(table: list[dict[str, Any]], errors: np.ndarray) -> dict[str, float]:
-    """How much of a short run's error a longer run on the same text shares, and what is then left of its own."""
-    pairs = []
-    for i, short in enumerate(table):
-        for j, long in enumerate(table):
-            same = (short["text"], short["characters"]) == (long["text"], long["characters"])
-            seen = [row["max_iters"] * row["batch_size"] * row["block_size"] for row in (short, long)]
-            if same and seen[1] > 2 * seen[0]:
-                pairs.append((errors[i], errors[j]))
-    short_errors, long_errors = np.array(pairs).T
-    kept = float(np.clip(np.median(long_errors * np.sign(short_errors)) / np.median(np.abs(short_errors)), 0.2, 1.0))
-    left = np.abs(long_errors - kept * short_errors)
-    print(f"{len(pairs)} pairs: {kept:.2f} of a trial's error is kept, {np.median(left):.3f} left at the median, "
-          f"{np.quantile(left, 0.95):.3f} at 95%")  # fmt: skip
-    return {"offset kept": kept, "spread after trials": float(np.quantile(left, 0.95) / loss.WIDTH)}
+def overfitted(run: Example) -> bool:
+    """Whether it ended above its lowest loss, having learnt its text; a leap of a run that learns nothing is not it."""
+    return run.end > run.best + loss.OVERFITS and not run.train_loss > run.best
+
+
+def fit_odds(runs: Sequence[Example]) -> dict[str, float]:
+    """The logistic regression by Newton's method, and the power law of the rise."""
+    unit = {key: 0.0 for key in ODDS}
+    features = np.array([
+        [loss.odds(unit | {key: 1.0}, run.config, run.vocabulary, run.train_tokens) for key in ODDS] for run in runs
+    ])  # fmt: skip
+    happened, weights, ridge = np.array([overfitted(run) for run in runs], dtype=float), np.zeros(len(ODDS)), 0.05
+    for _ in range(50):
+        chance = 1 / (1 + np.exp(-features @ weights))
+        slope = (features * (chance * (1 - chance))[:, None]).T @ features + ridge * np.eye(len(ODDS))
+        weights -= np.linalg.solve(slope, features.T @ (chance - happened) + ridge * weights)
+    law = dict(zip(ODDS, map(float, weights), strict=True))
+    risen = [(np.log(np.log1p(np.exp(loss.odds(law, *run.given[:3])))), np.log((run.end - run.best) / run.text.unigram))
+             for run in runs if overfitted(run) and run.end > run.best + 0.1]  # fmt: skip
+    x, y = np.array(risen).T
+    power = float(np.clip(np.polyfit(x, y, 1)[0], 0.7, 2.5))
+    left = y - power * x
+    return law | {"rise": float(np.exp(np.median(left))), "rise power": power,
+                  "rise spread": float(np.median(np.abs(left - np.median(left))) * 1.48)}  # fmt: skip
+
+
+def spreads(runs: Sequence[Example], off: np.ndarray) -> dict[str, float]:
+    """How wide the intervals are, from errors on texts that were left out: alone, and after a trial of the recipe."""
+    usual = [i for i, run in enumerate(runs) if run.config.max_iters >= USUAL and run.end < run.best + loss.OVERFITS
+             and run.share == 1]  # fmt: skip
+    size = np.array([min(1.0, run.train_tokens / loss.LARGE) for run in runs])
+    slope = -np.polyfit(np.log(size[usual]), np.log(np.abs(off[usual]) + 0.01), 1)[0]
+    power = float(np.clip(slope, 0.0, 0.5))
+    q95 = float(np.quantile(np.abs(off[usual]) * size[usual] ** power, 0.95))
+    pairs = [(max((j for j, short in enumerate(runs) if short.pair == run.pair and short.share < 1),
+                  key=lambda j: runs[j].share, default=None), i)
+             for i, run in enumerate(runs) if run.pair >= 0 and i in usual]  # fmt: skip
+    both = np.array([(off[j], off[i], size[i]) for j, i in pairs if j is not None])
+    choices = np.linspace(0, 1, 21)
+    left = [np.abs(both[:, 1] - kept * both[:, 0]) for kept in choices]
+    best = int(np.argmin([np.mean(np.minimum(value, 0.5) ** 2) for value in left]))
+    tried = float(np.quantile(left[best] * both[:, 2] ** power, 0.95))
+    alone, after = np.abs(off[usual]), left[best]
+    print(f"{len(usual)} runs of {USUAL} steps and more that did not overfit: error {np.median(alone):.3f} at the "
+          f"median, {np.quantile(alone, 0.95):.3f} at 95%; as text^-{power:.2f}")  # fmt: skip
+    without = np.median(np.abs(both[:, 1]))
+    with_it = f"{np.median(after):.3f}, at 95% {np.quantile(after, 0.95):.3f}"
+    print(
+        f"{len(both)} with a trial of a tenth: {without:.3f} without; with {choices[best]:.2f} of its error {with_it}"
+    )
+    return {"spread": q95 / loss.WIDTH, "spread tried": min(q95, tried) / loss.WIDTH, "spread size": power,
+            "offset kept": float(choices[best])}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chinese", default=CHINESE)
-    parser.add_argument("--afresh", action="store_true", help="begin at the priors instead of the shipped coefficients")
+    parser.add_argument("--try", dest="only", action="store_true", help="say how good a fit is, and write nothing")
     options = parser.parse_args()
 
     @cache
     def measured(name: str, characters: int) -> Statistics:
         return ngrams.measure(text(name, options.chinese)[:characters])
 
-    table = rows()
-    examples = [
-        (recipe(row), row["vocabulary"], row["train_tokens"], measured(row["text"], row["characters"]), row["val_loss"])
-        for row in table
-    ]
-    more = others(measured)
-    whole = fit(examples + more, None if options.afresh else pack(laws.laws().loss))
-    law = unpack(whole)
-    for example in more:
-        if abs(loss.predict(law, *example[:4]) - example[4]) > 0.1:
-            print("  far off:", example[0].model_dump(include={"n_layer", "n_embd", "max_iters"}), example[4])
-    inside = np.array([loss.predict(law, *example[:4]) - example[4] for example in examples])
-    outside, foreseen = np.zeros(len(examples)), np.zeros(len(examples), dtype=bool)
-    groups = sorted({(row["text"], row["characters"]) for row in table})
-    for fold in range(4):
-        held = {group for index, group in enumerate(groups) if index % 4 == fold}
-        kept = [e for e, row in zip(examples, table, strict=True) if (row["text"], row["characters"]) not in held]
-        part = unpack(fit(kept + more, whole)) | {"spread": 0.0, "spread overfitting": 0.0}
-        for index, (example, row) in enumerate(zip(examples, table, strict=True)):
-            if (row["text"], row["characters"]) in held:
-                said = loss.by_law(part, *example[:4])
-                outside[index], foreseen[index] = said.loss - example[4], said.overfits
-    off = np.abs(outside)
-    overfitted = np.array([row["val_loss"] > row["best_val_loss"] + loss.OVERFITS for row in table])
-    usual = np.array([row["max_iters"] >= SHORT for row in table]) & ~overfitted
-    print(f"{len(table)} runs; those of {SHORT} steps and more, not overfitted: "
-          f"{np.median(np.abs(inside[usual])):.3f} nats median on texts that were fitted")  # fmt: skip
-    print(f"on texts that were not: median {np.median(off[usual]):.3f}, 95% {np.quantile(off[usual], 0.95):.3f}; "
-          f"overfitted ({overfitted.sum()}): median {np.median(off[overfitted]):.3f}")  # fmt: skip
-    print(f"overfitting foreseen in {np.sum(foreseen & overfitted)} of {overfitted.sum()} where it happened, said in "
-          f"{np.sum(foreseen & ~overfitted)} of {np.sum(~overfitted)} where it did not")  # fmt: skip
-    for name in sorted({row["text"] for row in table}):
-        own = np.array([o for o, u, row in zip(outside, usual, table, strict=True) if u and row["text"] == name])
-        print(f"  {name}: {len(own)} runs, mean {own.mean():+.3f}, deviation {own.std():.3f}")
-    law["spread"] = float(np.quantile(off[usual], 0.95) / loss.WIDTH)
-    law["spread overfitting"] = float(np.quantile(off[overfitted], 0.9) / loss.WIDTH)
-    law |= after_trials([row for row, u in zip(table, usual, strict=True) if u], outside[usual])
-    laws.write(loss={key: float(f"{value:.4g}") for key, value in law.items()})
+    runs = examples(measured)
+    whole = fit(runs)
+    law = unpack(whole) | fit_odds(runs)
+    off, foreseen = np.zeros(len(runs)), np.zeros(len(runs), dtype=bool)
+    for name in sorted({run.name for run in runs}):
+        kept, held = [run for run in runs if run.name != name], [i for i, run in enumerate(runs) if run.name == name]
+        part = unpack(fit(kept, whole)) | fit_odds(kept)
+        for i in held:
+            off[i] = runs[i].best - loss.lowest(part, *runs[i].given)
+            foreseen[i] = loss.odds(part, *runs[i].given[:3]) > 0
+        own = [off[i] for i in held if runs[i].config.max_iters >= SHORT]
+        print(f"  {name}: {len(own)} runs, mean {np.mean(own):+.3f}, deviation {np.std(own):.3f}")
+    law |= spreads(runs, off)
+    happened = np.array([overfitted(run) for run in runs])
+    often = np.array([run.epochs > 2 and run.share == 1 for run in runs])
+    print(f"overfitting: happened in {happened.sum()} of {len(runs)}, foreseen in {np.sum(foreseen & happened)} of "
+          f"these; said in {np.sum(foreseen & ~happened)} where it did not happen; of the {often.sum()} that saw their "
+          f"text more than twice, {np.sum((foreseen == happened) & often)} foreseen rightly")  # fmt: skip
+    own = [run for run in runs if run.config.max_iters < 5000]  # not the published ones
+    law["most tokens"] = float(max(run.config.tokens_per_iter * run.config.max_iters for run in own))
+    law["most body"] = float(max(loss.body(run.config, run.vocabulary) for run in own))
+    if not options.only:
+        laws.write(loss={key: float(f"{value:.4g}") for key, value in law.items()})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/loss_runs.py [--count 240] [--chinese FILE]      about 6 CPU-seconds a run; resumes
 
 In:  texts that every machine has (the embedded Shakespeare, Python's language reference and standard library), and one
-     of 300 Tang poems (Debian's package fortunes-zh).
+     of 300 Tang poems, of the course.
 Out: benchmarks/results/loss_runs.csv. Losses depend on the seed alone; CPU-seconds are those of one thread.
 """
 
@@ -28,7 +28,7 @@ from hfgpt.data.blocks import TokenStream
 from hfgpt.model import sizes
 
 TABLE = Path(__file__).parent / "results" / "loss_runs.csv"
-CHINESE = "/usr/share/games/fortunes/tang300"
+CHINESE = str(Path(__file__).parents[1] / "docs" / "course" / "tang300.txt")
 MOST_CODE = 2_000_000  # characters of the standard library
 
 

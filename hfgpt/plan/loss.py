@@ -3,19 +3,24 @@
 In:  a Survey with the statistics of its text.
 Out: :class:`Forecast`: nats a token on the validation split, at the end of the run.
 
-The law has the form of Hoffmann et al. 2022 (arXiv 2203.15556): an irreducible loss and terms that fall as powers of
-the parameters and of the tokens. Repeated tokens count less and less, as in Muennighoff et al. 2023 (arXiv 2305.16264).
-Beside it stand a term of the number of steps, one of the block, one of the rates, and what a model loses that learns a
-small text by heart. The text's own scale, between its irreducible loss and its unigram entropy, comes from counting its
-n-grams (hfgpt/plan/survey.py). The coefficients were fitted on small runs by benchmarks/loss_laws.py; they hold for
-characters, and for models of 0.02M to 20M parameters.
+The law of the lowest loss has the form of Hoffmann et al. 2022 (arXiv 2203.15556): an irreducible loss and terms that
+fall as powers of the parameters and of the tokens. Repeated tokens count less and less, as in Muennighoff et al. 2023
+(arXiv 2305.16264). Beside it stand a term of the number of steps, one of the block and one of the rates. The text's own
+scale, between its irreducible loss and its unigram entropy, comes from counting its n-grams (hfgpt/plan/survey.py).
+
+Whether the loss rises again after its lowest is a question of its own: a logistic regression on how often the text is
+seen, its size, the model's width and depth, dropout and the optimizer; from its odds follows by how much.
+
+All coefficients were fitted on small runs by benchmarks/loss_laws.py; they hold for characters, and for models of 0.02M
+to 20M parameters. The interval is as wide as the errors were on texts that the fit had not seen, and wider for a small
+text, of which a part may differ much from the rest.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hfgpt.base.language import _
 from hfgpt.config import Config
@@ -29,8 +34,6 @@ WIDTH = 1.96  # standard deviations of a 95% interval
 
 OVERFITS = 0.02  # nats above its lowest validation loss at which a run has overfitted
 
-FORESEEN = 0.005  # nats of such a rise in the forecast, from which on it is said
-
 
 @dataclass(frozen=True)
 class Forecast:
@@ -42,6 +45,7 @@ class Forecast:
         epochs: how often the text is seen.
         overfits: whether the loss is expected to rise again before the end.
         source: 'laws' or 'trials' (of this recipe, in seconds).
+        beyond: whether the run is longer, or the model larger, than any that the laws were fitted on.
     """
 
     loss: float
@@ -51,11 +55,14 @@ class Forecast:
     epochs: float
     overfits: bool
     source: str = "laws"
+    beyond: bool = False
 
     def sentence(self) -> str:
         """The forecast in words."""
         values = {"loss": f"{self.loss:.2f}", "low": f"{self.low:.2f}", "high": f"{self.high:.2f}"}
         said = _("Expected validation loss: {loss} ({low} to {high}).", **values)
+        if self.beyond:
+            said += " " + _("No run so long, or no model so large, was measured for the laws: the interval is a guess.")
         if self.overfits:
             said += " " + _(
                 "It overfits: the text is seen {epochs} times; the lowest loss, about {best}, comes before the end.",
@@ -79,18 +86,41 @@ def covered(config: Config) -> bool:
 
 def by_law(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> Forecast:
     """The forecast from a law's coefficients."""
-    end = predict(law, config, vocab_size, train_tokens, text)
-    steps = [config.max_iters * share // 20 for share in range(4, 20)]
-    way = [
-        predict(law, config.model_copy(update={"max_iters": max(1, step)}), vocab_size, train_tokens, text)
-        for step in steps
-    ]
-    # A cosine has not brought the rate down on the way, so what is lost on the way is not yet the lowest.
-    best = min([end, *way])
+    best = lowest(law, config, vocab_size, train_tokens, text)
+    risen = rise(law, config, vocab_size, train_tokens, text)
+    away = beyond(law, config, vocab_size)
+    half = WIDTH * spread(law, train_tokens) * (1 + WIDENING * away)
+    factor = math.exp(WIDTH * law["rise spread"])  # by which a rise, whose size is hard to foresee, may be off
+    low, high = best + risen / factor - half, best + risen * factor + half
     epochs = config.tokens_per_iter * config.max_iters / train_tokens
-    overfits = end > best + FORESEEN
-    half = WIDTH * law["spread overfitting" if overfits else "spread"]
-    return Forecast(end, end - half, end + half, best, epochs, overfits)
+    overfits = odds(law, config, vocab_size, train_tokens) > 0
+    return Forecast(best + risen, low, high, best, epochs, overfits, beyond=away > 0)
+
+
+def beyond(law: Law, config: Config, vocab_size: int) -> float:
+    """How far a run lies beyond the longest and the largest that the law was fitted on; 1 for a factor of e."""
+    longer = math.log(config.tokens_per_iter * config.max_iters / law["most tokens"])
+    larger = math.log(body(config, vocab_size) / law["most body"])
+    return max(0.0, longer) + max(0.0, larger)
+
+
+WIDENING = 0.25  # of the interval for each such factor: assumed, since nothing was measured there
+
+
+LARGE = 5e5  # tokens of a text, from which on its parts are so much alike that more of it narrows no interval
+
+
+def spread(law: Law, train_tokens: int) -> float:
+    """The standard deviation of the error of a lowest loss, in nats."""
+    return float(law["spread"] * min(1.0, train_tokens / LARGE) ** -law["spread size"])
+
+
+def after_trial(said: Forecast, moved: float) -> Forecast:
+    """A forecast after a trial of its recipe, by which it moved so many nats."""
+    law = laws().loss
+    narrower, end = law["spread tried"] / law["spread"], said.loss + moved
+    low, high = end - (said.loss - said.low) * narrower, end + (said.high - said.loss) * narrower
+    return replace(said, loss=end, low=low, high=high, best=said.best + moved, source="trials")
 
 
 def published(config: Config, vocab_size: int, train_tokens: int | None) -> float:
@@ -105,24 +135,52 @@ def published(config: Config, vocab_size: int, train_tokens: int | None) -> floa
 
 def predict(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> float:
     """Nats a token at the end of a run of `config.max_iters` steps."""
+    return lowest(law, config, vocab_size, train_tokens, text) + rise(law, config, vocab_size, train_tokens, text)
+
+
+def lowest(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> float:
+    """The lowest loss of the run: that at its end, if it does not overfit."""
     seen = config.tokens_per_iter * config.max_iters
     floor = irreducible(law, train_tokens / max(1, vocab_size - BYTE_ENTRIES), text)
     scale = max(text.unigram - floor, 0.1)
     reducible = powers(law, config, vocab_size, effective_tokens(seen, train_tokens, law["repeats"]))
     # A loss exceeds the unigram's by little: the sum of powers is bent there.
-    bent = reducible / (1 + (reducible / law["bend"]) ** 4) ** 0.25
-    endless = powers(law, config, vocab_size, seen)  # what the run would have left on endless text
-    total: float = floor + scale * (bent + overfitting(law, config, endless, train_tokens))
-    return total
+    return float(floor + scale * reducible / (1 + (reducible / law["bend"]) ** 4) ** 0.25)
+
+
+def odds(law: Law, config: Config, vocab_size: int, train_tokens: int) -> float:
+    """The logarithm of the odds that the run ends OVERFITS or more above its lowest loss."""
+    epochs = config.tokens_per_iter * config.max_iters / train_tokens
+    of_each = train_tokens / max(1, vocab_size - BYTE_ENTRIES)  # how often it has each of its characters
+    return float(
+        law["odds"]
+        + law["odds epochs"] * math.log(epochs)
+        + law["odds width"] * math.log(config.n_embd / 100)
+        + law["odds layers"] * math.log(config.n_layer)
+        + law["odds dropout"] * 10 * config.dropout
+        + law["odds text"] * math.log(of_each / 1e3)
+        + law["odds muon"] * (config.optimizer == "muon")
+    )
+
+
+def rise(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> float:
+    """Nats by which the loss is expected to end above its lowest: the text is then being learnt by heart."""
+    beyond = odds(law, config, vocab_size, train_tokens)
+    return float(law["rise"] * text.unigram * math.log1p(math.exp(min(beyond, 50.0))) ** law["rise power"])
+
+
+def body(config: Config, vocab_size: int) -> int:
+    """Parameters of the blocks."""
+    count = parameters(config, vocab_size)
+    return max(count.attention + count.mlp, 1)
 
 
 def powers(law: Law, config: Config, vocab_size: int, tokens: float) -> float:
     """The reducible loss as a share of the text's scale, after so many tokens of the text."""
-    count = parameters(config, vocab_size)
-    body, muon = max(count.attention + count.mlp, 1), config.optimizer == "muon"
+    weights, muon = body(config, vocab_size), config.optimizer == "muon"
     steps = config.max_iters * (law["muon steps"] if muon else 1.0)
     reducible = (
-        law["a"] * (body / 1e5) ** -law["alpha"]
+        law["a"] * (weights / 1e5) ** -law["alpha"]
         + law["b"] * (tokens * (law["muon tokens"] if muon else 1.0) / 1e6) ** -law["beta"]
         + law["c"] * (steps / 1e3) ** -law["gamma"]
         + law["shape"] * math.log(config.n_embd / (64 * config.n_layer)) ** 2
@@ -134,7 +192,7 @@ def powers(law: Law, config: Config, vocab_size: int, tokens: float) -> float:
         law["block"] * longer
         + law["block trained"] * longer * trained
         + law["muon trained"] * muon * trained
-        + law["size trained"] * math.log(body / 3e5) * trained
+        + law["size trained"] * math.log(weights / 3e5) * trained
     )
     return float(reducible * (1 + rates_off(law, config)))
 
@@ -145,7 +203,10 @@ def irreducible(law: Law, density: float, text: Statistics) -> float:
     `density` is the training text's tokens over its distinct characters: of a character that is seen ten times little
     can be learnt.
     """
-    return float(law["floor"] * text.best * (density / 1e4) ** -law["floor data"])
+    order = (text.orders[1] - text.best) / text.unigram  # how much longer contexts help
+    return float(
+        law["floor"] * text.best * (density / 1e4) ** -law["floor data"] * math.exp(law["floor order"] * order)
+    )
 
 
 def effective_tokens(seen: float, unique: float, repeats: float) -> float:
@@ -153,19 +214,6 @@ def effective_tokens(seen: float, unique: float, repeats: float) -> float:
     if seen <= unique:
         return seen
     return unique * (1 + repeats * (1 - math.exp(-(seen / unique - 1) / repeats)))
-
-
-def overfitting(law: Law, config: Config, endless: float, train_tokens: int) -> float:
-    """What is lost by learning the text by heart, as a share of the text's scale.
-
-    It begins where the run would have left so little of the loss on endless text that a text of this size cannot have
-    taught it: `endless` is that share. Dropout puts the beginning off.
-    """
-    progress = -math.log(endless)
-    onset = law["onset"] + law["onset size"] * math.log(train_tokens / 1e5) + law["onset dropout"] * config.dropout
-    beyond = (progress - onset) * law["onset sharp"]
-    excess = math.log1p(math.exp(min(beyond, 50.0))) / law["onset sharp"]
-    return float(law["overfit"] * excess ** law["overfit power"])
 
 
 def best_rate(law: Law, config: Config) -> float:

@@ -82,7 +82,17 @@ def _verdict(plan: Plan) -> str:
         else _("It does NOT fit: it needs {needed}, and there are {memory}.", **values)
     )
     takes = _("It takes about {time} ({range}).", time=duration(plan.time.total_seconds), range=_range(plan.time))
-    return sentences(fits, takes, plan.forecast.sentence() if plan.forecast else "")
+    return sentences(fits, takes, plan.forecast.sentence() if plan.forecast else no_forecast(plan))
+
+
+def no_forecast(plan: Plan) -> str:
+    """Why there is no loss to expect."""
+    config = plan.survey.config
+    if config.pretrained:
+        return _("No loss is forecast: the laws are about models from scratch.")
+    if config.tokenizer != "char":
+        return _("No loss is forecast: the laws are about characters (tokenizer: char).")
+    return _("No loss is forecast: that takes the text, and it is not on this machine or was not read.")
 
 
 def _parameters(plan: Plan) -> Group:

@@ -60,13 +60,7 @@ def settle(ranked: list[Candidate], target: Target, budget: float, limit: float)
     assert by_law is not None
     if best.measured is None:  # no trial came to its end
         return best, by_law, time.perf_counter() - began
-    law = laws().loss
-    spread = law["spread overfitting" if by_law.overfits else "spread after trials"]
-    moved, half = best.loss - by_law.loss, loss.WIDTH * spread
-    forecast = replace(
-        by_law, loss=best.loss, low=best.loss - half, high=best.loss + half, best=by_law.best + moved, source="trials"
-    )
-    return best, forecast, time.perf_counter() - began
+    return best, loss.after_trial(by_law, best.loss - by_law.loss), time.perf_counter() - began
 
 
 ACCELERATE = 1.5  # seconds that a run's start takes beside what a trial loads: Accelerate, the launcher, the folder

@@ -43,7 +43,7 @@ MEMORIES = (0.04, 0.1, 0.2, 0.4)
 NOISES = (0.003, 0.006, 0.012, 0.024, 0.05)
 
 # Prior means and deviations of floor, a and c, in nats; the drift's size in nats per log S1 to the power of 1.5.
-COEFFICIENTS, DEVIATIONS = np.array([1.0, 1.0, 0.3]), np.array([1.0, 1.0, 0.2])
+COEFFICIENTS, DEVIATIONS = np.array([1.0, 1.0, 0.6]), np.array([1.0, 1.0, 0.2])
 DRIFT = 0.2
 
 

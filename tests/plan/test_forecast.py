@@ -18,7 +18,7 @@ import pytest
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
-from hfgpt.plan import chart, dial, faster, grid, laws, loss, memory, ngrams, speed, survey, timing
+from hfgpt.plan import chart, command, dial, faster, grid, laws, loss, memory, ngrams, speed, survey, tables, timing
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
@@ -187,9 +187,56 @@ def test_overfitting_is_foreseen_on_a_small_text_alone(tmp_path: Path) -> None:
     assert not large.overfits
 
 
-def test_what_no_law_covers_has_no_forecast() -> None:
-    assert loss.forecast(survey_of(recipe(tokenizer="gpt2"))) is None
-    assert loss.forecast(survey_of(recipe(dataset="user/name"))) is None
+def test_the_laws_on_the_runs_that_they_were_fitted_on() -> None:
+    """Losses, intervals and overfitting: of texts of all kinds, by the shipped coefficients."""
+    off, inside, foreseen = list[float](), list[bool](), list[bool]()
+    with (ROOT / "benchmarks" / "results" / "loss_pairs.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    for row in table:
+        whole = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters")
+        values: dict[str, Any] = {key: int(row[key]) for key in whole}
+        values |= {key: float(row[key]) for key in ("learning_rate", "muon_learning_rate", "dropout")}
+        counted = survey.Statistics(tuple(map(float, row["orders"].split())), int(row["characters"]))
+        shape, sizes = fast(**values, optimizer=row["optimizer"]), (int(row["vocabulary"]), int(row["train_tokens"]))
+        said = loss.by_law(laws.laws().loss, shape, *sizes, counted)
+        ends = float(row["val_loss"])
+        rises = ends > float(row["best_val_loss"]) + loss.OVERFITS
+        foreseen.append(said.overfits == rises)
+        if not rises:
+            off.append(said.loss - ends)
+            inside.append(said.low <= ends <= said.high)
+    assert len(table) >= 36
+    assert np.median(np.abs(off)) < 0.12
+    assert np.mean(inside) >= 0.85
+    assert np.mean(foreseen) >= 0.8
+
+
+def test_an_interval_is_wider_where_nothing_was_measured() -> None:
+    usual, longer = (loss.forecast(survey_of(fast(max_iters=steps))) for steps in (400, 400_000))
+    assert usual is not None
+    assert longer is not None
+    assert longer.high - longer.low > 1.5 * (usual.high - usual.low)
+    assert "guess" in longer.sentence()
+    assert "guess" not in usual.sentence()
+
+
+def test_a_trial_moves_the_forecast_and_narrows_it() -> None:
+    said = loss.forecast(survey_of(fast()))
+    assert said is not None
+    tried = loss.after_trial(said, 0.1)
+    assert tried.loss == pytest.approx(said.loss + 0.1)
+    assert tried.high - tried.low <= said.high - said.low
+    assert tried.source == "trials"
+
+
+def test_what_no_law_covers_has_no_forecast_and_says_why() -> None:
+    for values, why in (
+        ({"tokenizer": "gpt2"}, "characters"),
+        ({"dataset": "user/name"}, "not on this machine"),
+    ):
+        plan = command.make(recipe(n_layer=1, n_head=1, n_embd=32, **values), command.Options())
+        assert plan.forecast is None
+        assert why in " ".join(tables.render(plan, None, command.Options()).split())
 
 
 # ------------------------------------------------------------------------------------------------------- the dial
