@@ -67,7 +67,8 @@ class Candidate:
 def own_target(target: Target, config: Config) -> Target:
     """The target with the precision that `dtype: auto` takes for this width."""
     if target.kind == "cpu":
-        return replace(find_target(config, processes=target.processes), memory_bytes=target.memory_bytes)
+        own = find_target(config, processes=target.processes)
+        return replace(own, memory_bytes=target.memory_bytes, speed=target.speed)  # one measurement for one choice
     return replace(target, utilisation=0.4 * min(1.0, config.n_embd / 768))
 
 

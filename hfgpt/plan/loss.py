@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hfgpt.base.language import _
+from hfgpt.base.language import _, sentences
 from hfgpt.config import Config
 from hfgpt.model.sizes import parameters
 from hfgpt.plan.laws import laws
@@ -61,15 +61,13 @@ class Forecast:
         """The forecast in words."""
         values = {"loss": f"{self.loss:.2f}", "low": f"{self.low:.2f}", "high": f"{self.high:.2f}"}
         said = _("Expected validation loss: {loss} ({low} to {high}).", **values)
-        if self.beyond:
-            said += " " + _("No run so long, or no model so large, was measured for the laws: the interval is a guess.")
-        if self.overfits:
-            said += " " + _(
-                "It overfits: the text is seen {epochs} times; the lowest loss, about {best}, comes before the end.",
-                epochs=f"{self.epochs:.3g}",
-                best=f"{self.best:.2f}",
-            )
-        return said
+        guess = _("No run so long, or no model so large, was measured for the laws: the interval is a guess.")
+        rises = _(
+            "It overfits: the text is seen {epochs} times; the lowest loss, about {best}, comes before the end.",
+            epochs=f"{self.epochs:.3g}",
+            best=f"{self.best:.2f}",
+        )
+        return sentences(said, guess if self.beyond else "", rises if self.overfits else "")
 
 
 def forecast(survey: Survey) -> Forecast | None:
