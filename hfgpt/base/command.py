@@ -48,9 +48,12 @@ def typed(name: str, *words: object) -> str:
 def whole(text: str) -> int:
     """A whole number."""
     try:
-        return int(text)
+        value = int(text)
     except ValueError:
         raise ValueError(_("must be a whole number")) from None
+    if abs(value) >= 2**63:
+        raise ValueError(_("must be a number of less than 2^63"))
+    return value
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 
 from hfgpt.base.language import _
 
 
 def seconds_of(time: str) -> int:
-    """'11h30m' → 41400; 0 if it is not a time of this form."""
-    match = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", time.strip())
+    """'11h30m' → 41400; 0 if it is not a time of this form, or one of decades."""
+    match = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?", time.strip())
     hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
     return hours * 3600 + minutes * 60 + seconds
+
+
+def divisors(number: int, most: int) -> Iterator[int]:
+    """The divisors of a number that are at most `most`, from the largest down."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return (n for n in sorted({*small, *(number // n for n in small)}, reverse=True) if n <= most)
 
 
 def duration(seconds: float) -> str:

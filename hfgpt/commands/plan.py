@@ -103,7 +103,7 @@ def _explain(config: Config, name: str, options: Options) -> str:
 def read_bytes(text: str) -> int:
     """'8GB', '8G', '8' (all 8 GiB, as cards are sold) or '8192MB' → bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([GMT])i?B?)?", text.strip(), flags=re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) < 2**40:
         raise ValueError(_("must be a size such as 8GB or 8192MB"))
     return int(float(match[1]) * {"M": 2**20, "G": 2**30, "T": 2**40}[(match[2] or "G").upper()])
 
@@ -115,7 +115,7 @@ def _seconds(text: str) -> int:
 
 
 def _price(text: str) -> float:
-    if not re.fullmatch(r"\d+(\.\d+)?", text):
+    if not re.fullmatch(r"\d{1,12}(\.\d+)?", text):
         raise ValueError(_("must be a number, in any currency, for one device an hour"))
     return float(text)
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, _
+from hfgpt.base.units import divisors
 
 GROUPS = {
     "data": N_("Data (chapter 1)"),
@@ -171,7 +172,7 @@ class Config(BaseModel):
                     options=_(" or ").join(options),
                 )
             )
-        return next(size for size in range(min(self.batch_size, share), 0, -1) if share % size == 0)
+        return next(divisors(share, self.batch_size))
 
     @property
     def tokens_per_iter(self) -> int:

@@ -11,11 +11,13 @@ from typing import Any
 
 from hfgpt.base.errors import Fault
 from hfgpt.base.language import _
-from hfgpt.base.units import seconds_of
+from hfgpt.base.units import divisors, seconds_of
 from hfgpt.config.fields import Config
 from hfgpt.config.mix import corpora
 
 PATHS = ("dataset", "tokenizer", "init_from", "out_dir")  # fields that name a place; ~ in them is the home folder
+
+MOST_SEQUENCES = 10**9  # of a step: more than any run takes; their divisors are looked for
 
 # ------------------------------------------------------------------------------------------------ rules across fields
 
@@ -24,6 +26,7 @@ def faults(config: Config) -> Iterator[Fault]:
     """Every rule across fields that a resolved config breaks, from the model to the run."""
     yield from _model(config)
     yield from _schedule(config)
+    yield from _batch(config)
     yield from _text(config)
     yield from _run(config)
 
@@ -66,7 +69,7 @@ def _model(c: Config) -> Iterator[Fault]:
 
 
 def _divisors_near(width: int, heads: int) -> str:
-    valid = [n for n in range(1, width + 1) if width % n == 0]
+    valid = sorted(divisors(width, width))
     below, above = [n for n in valid if n < heads][-1:], [n for n in valid if n > heads][:1]
     return _(" or ").join(str(n) for n in below + above)
 
@@ -116,6 +119,17 @@ def _schedule(c: Config) -> Iterator[Fault]:
             _("must not be more than learning_rate ({rate})", rate=f"{c.learning_rate:g}"),
             _("leave it out (then {default})", default=f"{c.learning_rate / 10:g}"),
             ("learning_rate",),
+        )
+
+
+def _batch(c: Config) -> Iterator[Fault]:
+    if c.global_batch > MOST_SEQUENCES:
+        yield Fault(
+            "gradient_accumulation_steps",
+            c.gradient_accumulation_steps,
+            _("makes steps of {n:,} sequences, and {most:,} are the most", n=c.global_batch, most=MOST_SEQUENCES),
+            "",
+            ("batch_size",),
         )
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
+from hfgpt.base.units import divisors
 from hfgpt.data.blocks import TokenStream, permutation, share_of
 from hfgpt.data.mix import Pattern, shares_seen
 from hfgpt.data.pieces import Part
@@ -39,7 +40,7 @@ EMPTY_EPOCHS = 1000  # in a row; an epoch of one lane may happen to hold only fi
 def lane_count(global_batch: int, units: int) -> int:
     """The lanes of a stream: a divisor of the global batch, such that each has enough of the corpus to shuffle."""
     most = max(1, min(MOST_LANES, units // UNITS))
-    return max(n for n in range(1, most + 1) if global_batch % n == 0)
+    return next(divisors(global_batch, most))
 
 
 class TokenSource:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hfgpt.base.language import N_, _
+from hfgpt.base.units import divisors
 from hfgpt.config import Config
 from hfgpt.plan import memory as memories
 from hfgpt.plan.chapter import CHAPTER_BATCHES
@@ -44,7 +45,7 @@ def fit(survey: Survey, target: Target) -> Fit:
     total = survey.config.global_batch
     share = total // target.processes
     largest = survey.config.micro_batch(target.processes) if target.kind == "cpu" else share
-    for size in (size for size in range(largest, 0, -1) if share % size == 0):
+    for size in divisors(share, largest):
         needed = memory(with_batch(survey, size), target)
         if needed.needed <= target.memory_bytes or size == 1:
             return Fit(size, total // size, needed, needed.needed <= target.memory_bytes)
@@ -133,7 +134,7 @@ def _halved_batch(config: Config) -> dict[str, Any]:
 
 def _accumulated(config: Config) -> dict[str, Any]:
     """A quarter of the micro-batch, or its nearest divisor, with as much more accumulation (chapter 1.3: 64 → 16)."""
-    sizes = [size for size in range(1, config.batch_size) if config.batch_size % size == 0]
+    sizes = sorted(divisors(config.batch_size, config.batch_size - 1))
     if not sizes:
         return {}
     size = min(sizes, key=lambda size: abs(size - config.batch_size / 4))

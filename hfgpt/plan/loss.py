@@ -72,7 +72,7 @@ class Forecast:
 
 def forecast(survey: Survey) -> Forecast | None:
     """The loss of a recipe at its end, by the shipped laws; None if they do not cover it."""
-    if survey.statistics is None or survey.train_tokens is None or not covered(survey.config):
+    if survey.statistics is None or not survey.train_tokens or not covered(survey.config):
         return None
     return by_law(laws().loss, survey.config, survey.vocab_size, survey.train_tokens, survey.statistics)
 

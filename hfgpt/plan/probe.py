@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from hfgpt.base import machine as hardware
 from hfgpt.base.files import sync
+from hfgpt.base.units import divisors
 from hfgpt.data.blocks import Batches, TokenStream
 from hfgpt.data.prepare import Corpus
 from hfgpt.inference import figures
@@ -166,7 +167,7 @@ def _fitting(run: Run, flops_per_token: float) -> int:
     step(run, 1, 1)
     seconds = time.perf_counter() - start
     fitting = min(run.micro_batch, max(1, int(LONGEST / seconds)))
-    return max(size for size in range(1, fitting + 1) if run.micro_batch % size == 0)
+    return next(divisors(run.micro_batch, fitting))
 
 
 def _evaluate(run: Run) -> None:

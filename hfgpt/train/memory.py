@@ -25,6 +25,7 @@ from hfgpt.base import machine
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError, RunError
 from hfgpt.base.language import _
+from hfgpt.base.units import divisors
 from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.train.collective import gather
@@ -144,7 +145,7 @@ def fit(run: Run) -> None:
 def smaller(run: Run) -> Iterator[int]:
     """The micro-batches that are left to try, the largest first."""
     share = run.config.global_batch // run.accelerator.num_processes
-    return (size for size in range(run.micro_batch - 1, 0, -1) if share % size == 0)
+    return divisors(share, run.micro_batch - 1)
 
 
 def try_step(run: Run, size: int) -> bool:

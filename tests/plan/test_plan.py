@@ -35,6 +35,27 @@ def test_a_text_that_is_not_here_is_no_text(name: str) -> None:
         plan.run(["--data", name])
 
 
+@pytest.mark.parametrize("word", [
+    "--vram=" + "9" * 400 + "GB", "--price_per_hour=" + "9" * 400, "--processes=" + "9" * 400,
+    "--time_budget=" + "9" * 400 + "h", "--max_time=" + "9" * 5000 + "h", "--process_timeout=" + "9" * 30 + "s",
+    "--gradient_accumulation_steps=2147483647",
+])  # fmt: skip
+def test_numbers_that_nothing_has_are_refused(word: str) -> None:
+    """At once, with the name of what was typed."""
+    with pytest.raises(InputError, match=word[2:].split("=")[0]) as caught:
+        plan.run([word, "--batch_size=2147483629"])
+    assert len(str(caught.value)) < 1000
+
+
+def test_all_but_nothing_of_a_text_for_validation_can_be_planned() -> None:
+    assert figures("--val_fraction=0.999999999999")["loss"] is None
+
+
+def test_a_step_of_a_billion_sequences_is_planned_at_once() -> None:
+    """Of a prime number, too, whose next smaller part is 1."""
+    assert figures("--batch_size=999999937")["recommendation"]["batch_size"] == 1
+
+
 def test_names_cannot_steer_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in tables nor in JSON, which stays JSON; and a name that is not UTF-8 is not written into a recipe."""
     monkeypatch.chdir(tmp_path)
