@@ -56,11 +56,14 @@ def whole(text: str) -> int:
     return value
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """A whole number that is not less than this."""
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A whole number that is not less than `least`, nor more than `most` where that is given."""
 
     def read(text: str) -> int:
-        if (value := whole(text)) < least:
+        value = whole(text)
+        if most is not None and not least <= value <= most:
+            raise ValueError(_("must be a whole number from {least} to {most:,}", least=least, most=most))
+        if value < least:
             raise ValueError(_("must be a whole number of at least {least}", least=least))
         return value
 

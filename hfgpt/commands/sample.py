@@ -14,6 +14,10 @@ from hfgpt.base.terminal import for_output, say
 from hfgpt.inference.exported import check_folder, left_out, load_folder
 from hfgpt.inference.sampling import Sampling, generate_many
 
+MOST_SAMPLES = 10_000  # they are drawn side by side
+
+LONGEST_PROMPT = 1 << 24  # characters; the model reads its last block
+
 
 def reader() -> Reader:
     """What the command takes."""
@@ -30,7 +34,7 @@ def reader() -> Reader:
     made.option("prompt_file", _("FILE"), _("file with the text to continue; - reads standard input"))
     made.exclusive("prompt", "prompt_file")
     made.option("max_new_tokens", "N", _("tokens to write, past the block too (200)"), whole, 200)
-    made.option("num_samples", "N", _("texts to write; each has the next seed (1)"), at_least(1), 1)
+    made.option("num_samples", "N", _("texts to write; each has the next seed (1)"), at_least(1, MOST_SAMPLES), 1)
     made.option("temperature", "X", _("0: most likely token; higher: freer (0.8)"), number, 0.8)
     made.option("top_k", "K", _("choose among the k most likely tokens (200)"), whole, 200)
     made.option("top_p", "P", _("choose among the most likely tokens of this probability (all)"), number)
@@ -74,11 +78,13 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         if name is None:
             text = str(arguments.prompt)
         elif name == "-":
-            text = sys.stdin.read()
+            text = sys.stdin.read(LONGEST_PROMPT + 1)
         else:
             with open(os.path.expanduser(name), encoding="utf-8", newline="") as file:
-                text = file.read()
+                text = file.read(LONGEST_PROMPT + 1)
         text.encode()
+        if len(text) > LONGEST_PROMPT:
+            raise ValueError(_("it has more than {most:,} characters", most=LONGEST_PROMPT))
         return text.removeprefix("\ufeff") if name is not None else text  # the mark that some editors put first
     except UnicodeError:
         reason = _("it is not UTF-8")

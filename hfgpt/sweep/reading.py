@@ -60,6 +60,7 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
         raise InputError(_("{key}: a range is searched at random → add --random N", key=next(iter(ranges))))
     else:
         settings = named if named and not typed else _grid(swept)
+    _check_number(len(settings) * len(seeds))
     if len(settings) < 2:
         raise InputError(
             _("{recipe}: nothing to sweep → give a field several values, such as --batch_size=16,32,64", recipe=source)
@@ -80,6 +81,8 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
 
 
 # --------------------------------------------------------------------------------------------- an experiment's file
+
+MOST_TRIALS = 10_000
 
 EXPERIMENT_KEYS = ("base", "set", "sweep", "trials", "seeds", "equal", "question")
 
@@ -161,9 +164,22 @@ def _number_types(key: str) -> list[type]:
 
 
 def _count(key: str, text: str) -> int:
-    if not text.isdigit() or int(text) < 2:
-        raise InputError(_("{key} = {given!r}: must be a whole number, at least 2", key=key, given=text))
+    if not text.isdecimal() or len(text) > 12 or int(text) < 2:
+        raise InputError(_("{key} = {given!r}: must be a whole number, at least 2", key=key, given=text[:40]))
+    _check_number(int(text))
     return int(text)
+
+
+def _check_number(trials: int) -> None:
+    """Refuse more trials than anybody trains, before they are written down one by one. Raises InputError."""
+    if trials > MOST_TRIALS:
+        raise InputError(
+            _(
+                "sweep: {n:,} trials, and {most:,} are the most → fewer values, or --random N",
+                n=trials,
+                most=MOST_TRIALS,
+            )
+        )
 
 
 def _seeds(base: Mapping[str, Any], swept: dict[str, list[Any]], given: str) -> list[int | None]:
@@ -190,6 +206,7 @@ def _with_seed(setting: Trial, seed: int | None) -> Trial:
 def _grid(swept: Mapping[str, Sequence[Any]]) -> list[Trial]:
     if not swept:
         return []
+    _check_number(math.prod(map(len, swept.values())))
     return [_trial(dict(zip(swept, values, strict=True))) for values in product(*swept.values())]
 
 

@@ -399,6 +399,8 @@ def test_the_script_answers_bad_input_before_it_loads_anything(folder: Path, tmp
     for arguments in (
         (folder, "--temperature=-1"),
         (folder, "--num_samples=0"),
+        (folder, "--num_samples=1000000000"),
+        (folder, "--prompt_file=/dev/zero"),
         (folder, "--prompt_file", tmp_path / "none.txt"),
         (tmp_path / "none",),
     ):

@@ -131,6 +131,26 @@ def test_a_random_search_leaves_out_what_is_not_valid(define: Callable[..., Swee
         (("--tokenizer=1..2",), {"random": "3"}, "tokenizer: has no range"),
         (("--batch_size=4,8",), {"random": "many"}, "random = 'many'"),
         (("--batch_size=4,8",), {"random": "3"}, "only 2 different combinations"),
+        (("--batch_size=4,8",), {"seeds": "100000000"}, "10,000 are the most"),
+        (("--learning_rate=1e-4..1e-2",), {"random": "9" * 11}, "10,000 are the most"),
+        (("--batch_size=4,8",), {"random": "\N{SUPERSCRIPT TWO}"}, "must be a whole number"),
+        (
+            tuple(
+                f"--{key}=1,2,3,4,5,6,7,8,9"
+                for key in (
+                    "seed",
+                    "n_layer",
+                    "max_iters",
+                    "eval_iters",
+                    "batch_size",
+                    "log_interval",
+                    "eval_interval",
+                    "block_size",
+                )
+            ),
+            {},
+            "10,000 are the most",
+        ),
         (("--batch_size=4,8",), {"equal": "cost"}, "equal = 'cost'"),
         (("--batch_size=4,8",), {"equal": "time"}, "add --max_time"),
         (("--max_iters=4,8",), {"equal": "tokens"}, "decides max_iters"),
