@@ -63,7 +63,7 @@ def _certainty(comparison: Comparison) -> list[str]:
     if others and near(best.final, others[0].final):
         return [
             _("The second, {second}, is {difference:.4f} behind, less than {share:.0%}: another seed may reverse their "
-              "order, and sweep.py --seeds measures whether it does.", second=others[0].label,
+              "order, and `sweep --seeds` measures whether it does.", second=others[0].label,
               difference=(others[0].final or 0) - (best.final or 0), share=SAME)
         ]  # fmt: skip
     return []
@@ -227,9 +227,18 @@ def titles(kinds: Sequence[str]) -> str:
 
 def outcome(entry: Entry) -> str:
     """How a run ended, in the language in use."""
+    return ended(entry.outcome)
+
+
+def ended(outcome: str) -> str:
+    """An outcome as it is recorded, such as 'finished', 'pruned at 40%' or 'failed: reason', in the language in use."""
     words = {"finished": _("finished"), "running": _("running"), "diverged": _("diverged"), "failed": _("failed"),
              "waiting": _("waiting")}  # fmt: skip
-    return words.get(entry.outcome, entry.outcome)
+    kind, _colon, reason = outcome.partition(": ")
+    if kind.startswith("pruned at "):
+        return _("pruned at {share}", share=kind.removeprefix("pruned at "))
+    said = words.get(kind, kind)
+    return _("{label}: {what}", label=said, what=reason) if reason else said
 
 
 def near(a: float | None, b: float | None) -> bool:

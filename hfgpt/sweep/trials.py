@@ -26,6 +26,7 @@ from hfgpt.base.language import _, plural
 from hfgpt.base.terminal import visible
 from hfgpt.base.units import duration
 from hfgpt.config import Config
+from hfgpt.runs.answer import ended
 from hfgpt.sweep import report, training
 from hfgpt.sweep.definition import Sweep, Trial, equalised
 from hfgpt.sweep.storage import Claim, Storage, wait_for
@@ -54,7 +55,7 @@ def run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None] = print) 
     storage = Storage(sweep)
     say(
         plural("{folder}: {n} trial of {name}, equal {equal}", "{folder}: {n} trials of {name}, equal {equal}",
-               len(sweep.trials), folder=sweep.folder, name=sweep.name, equal=sweep.equal)
+               len(sweep.trials), folder=sweep.folder, name=sweep.name, equal=_(sweep.equal))
     )  # fmt: skip
     seconds = _measure_steps(sweep, train, say) if sweep.equal == "time" else {}
     ended = ("finished", "failed", "diverged", "pruned")
@@ -144,8 +145,8 @@ def _run_trial(
     else:
         outcome, value = training.outcome(trial.label, config, child.returncode, log)
     claim.end(outcome, value, config.run_dir)
-    shown = _("validation loss {loss:.4f}", loss=value) if value is not None else outcome
-    progress.end(trial, f"{trial.label}: {shown}")
+    shown = _("validation loss {loss:.4f}", loss=value) if value is not None else ended(outcome)
+    progress.end(trial, _("{label}: {what}", label=trial.label, what=shown))
 
 
 __all__ = ["Stopped", "run"]
