@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import HfApi
+
 from hfgpt.base.errors import Failure, InputError
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _
@@ -70,8 +72,6 @@ def push_dataset(folder: Path, repo_id: str, private: bool) -> str:
     Raises:
         Failure: the Hub cannot be reached, or refuses; the folder stays as it is.
     """
-    from huggingface_hub import HfApi
-
     api, kinds = HfApi(), ["*.bin", "*.json", "*.txt", "*.md"]
     try:
         address = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)

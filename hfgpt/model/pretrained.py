@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import GPT2LMHeadModel
 
@@ -45,8 +46,6 @@ def _folder(source: str) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    from huggingface_hub import snapshot_download
-
     try:
         return Path(snapshot_download(source, allow_patterns=FILES))
     except Exception as error:  # whatever the library raises for an id that is wrong or cannot be reached
