@@ -99,7 +99,8 @@ def _read(path: Path, shown: str) -> str:
             _("recipe {path}: no such file; hfgpt comes with the recipes {names}", path=shown, names=names)
         ) from None
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a name that a file cannot have
-        raise InputError(_("recipe {path} cannot be read as text: {reason}", path=shown, reason=error)) from None
+        reason = (isinstance(error, OSError) and error.strerror) or error  # without the name, which may be long
+        raise InputError(_("recipe {path} cannot be read as text: {reason}", path=shown, reason=reason)) from None
     if len(text) > LIMIT:
         raise InputError(
             _("recipe {path}: has more than {limit} characters, which a recipe never has", path=shown, limit=LIMIT)

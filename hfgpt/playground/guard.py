@@ -83,6 +83,8 @@ class Guard:
             return 403
         if not OPEN.fullmatch(unquote(scope["path"])):
             return 404
+        if not scope.get("query_string", b"").isascii():  # a browser writes %FF
+            return 400
         length = headers.get("content-length", ["0"])[0]
         return 413 if length.isdecimal() and int(length) > BODY_BYTES else 0
 
@@ -144,7 +146,7 @@ async def _refuse(kind: str, status: int, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1008})
         return
     text = {
-        400: "Not JSON",
+        400: "Not a request that a browser makes",
         403: f"This page answers its own address alone. To allow another name: {typed('playground')} --allow NAME",
         404: "Not found",
         413: "Too large",

@@ -8,6 +8,7 @@ ways to spoil a file.
 from __future__ import annotations
 
 import contextlib
+import copy as copies
 import faulthandler
 import hashlib
 import io
@@ -120,7 +121,7 @@ ODD: list[Any] = [
     *(None, True, False, "", "x", "0", "1e5", "../x", "/etc/passwd", "\ud800", "\x1b[2Jx", "\r", "(a+)+$", "字" * 300),
     *([], {}, [[]], [None], {"a": {}}, [0] * 1000, DEEP),
 ]
-LEAVES = st.sampled_from(ODD) | st.integers() | st.floats() | st.text(max_size=8)
+LEAVES = st.sampled_from(ODD).map(copies.deepcopy) | st.integers() | st.floats() | st.text(max_size=8)
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))
 
 

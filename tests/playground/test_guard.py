@@ -130,6 +130,25 @@ def test_a_body_is_json_that_can_be_answered(content: bytes) -> None:
     assert ask(Guard(echo), "/gradio_api/queue/join", "POST", b'{"data": ["\xe2\x86\x92", 1e3]}').status_code == 200
 
 
+def test_a_query_is_what_a_browser_writes() -> None:
+    def status(query: bytes) -> Any:
+        sent = list[Any]()
+        scope = {"type": "http", "method": "GET", "path": "/config", "query_string": query}
+        scope |= {"headers": [(b"host", HERE.encode())]}
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": b""}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        asyncio.run(Guard(echo)(scope, receive, send))
+        return sent[0]["status"]
+
+    assert status(b"\xff") == 400
+    assert status(b"a=%FF") == 200
+
+
 @pytest.fixture(scope="module")
 def gradio_app() -> Any:
     """Gradio's own application around a page with nothing on it."""
