@@ -366,7 +366,9 @@ def masks(shape: Shape, vocabulary: int, device: str) -> dict[str, Any]:
 
     seen = {}
     for name, compiled, masked in (("boolean", False, True), ("blocks", True, True), ("none", True, False)):
-        run = prepared(shape, vocabulary, device, compile=compiled and device != "cpu", document_mask=masked)
+        run = prepared(
+            shape, vocabulary, device, compile=compiled and device != "cpu", document_mask=masked, tokenizer="bpe"
+        )
         batch = batch_of(run, 0)
         for tokens in (tokens for part in batch for tokens in part.values()):
             tokens.masked_fill_(tokens % 200 == 0, 0)  # 0 ends a document here: one of 200 tokens
