@@ -178,7 +178,7 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of a text's tokens, with nothing put before or behind them, however long it is.
 
-    Transformers' own `encode` warns where a text is longer than the model's block, which is no fault of the text.
+    Transformers' own `encode` warns where a text is longer than the model's block, for which the text is not to blame.
 
     Raises:
         InputError: the tokenizer cannot read the text.

@@ -98,10 +98,10 @@ def document_mask(positions: Tensor) -> Tensor:
 
 
 def document_blocks(positions: Tensor) -> BlockMask:
-    """The same mask, of which only squares of 128 queries and keys are noted: all, some, or none of it may look.
+    """The same mask, of which only squares of 128 queries and keys are noted: all of it may look, a part, or nothing.
 
-    The kernel passes over the squares that have none. So a block of many documents takes less time than one of a single
-    document, and no matrix of time² is read.
+    The kernel passes over the squares in which nothing may look. So a block of many documents takes less time than one
+    of a single document, and no matrix of time² is read.
     """
     document = (positions == 0).cumsum(-1)
     batch, time = positions.shape
