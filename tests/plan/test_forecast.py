@@ -328,15 +328,15 @@ def target_of(what: Survey, gpu: str | None = None) -> Target:
 
 def test_ways_to_a_faster_run_in_the_chapter_s_order() -> None:
     what = survey_of(config.build({"n_layer": 6, "n_head": 6, "n_embd": 384, "compile": False}, "run"))
-    rows = faster.ways(what, target_of(what, "RTX 3060"))
+    now = timing.time(what, target_of(what, "RTX 3060")).total_seconds
+    rows = faster.ways(what, target_of(what, "RTX 3060"), now)
     assert [row.name for row in rows[:5]] == [
         "compile", "larger batch_size", "evaluate less often", "record less often", "smaller model",
     ]  # fmt: skip
-    now = timing.time(what, target_of(what, "RTX 3060")).total_seconds
     by_name = {row.name: row for row in rows}
     for name in ("evaluate less often", "smaller model"):
         seconds = by_name[name].seconds
         assert seconds is not None
         assert seconds < now
     cpu = replace(what, config=what.config.model_copy(update={"device": "cpu"}))
-    assert not {row.name: row for row in faster.ways(cpu, target_of(cpu))}["compile"].change
+    assert not {row.name: row for row in faster.ways(cpu, target_of(cpu), now)}["compile"].change
