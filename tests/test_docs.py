@@ -7,6 +7,7 @@ ones are cut to a few steps of a tiny model. docs/ecosystem.md is typed by test_
 from __future__ import annotations
 
 import ast
+import pkgutil
 import re
 import shlex
 import shutil
@@ -181,6 +182,13 @@ def test_commands_name_what_exists(command: str) -> None:
     for flag in re.findall(r"--([\w-]+)", command[script.end() :]):
         key = flag.replace("-", "_").removeprefix("no_")
         assert key in Config.model_fields or key in RENAMED or f'"{key}"' in known, flag
+
+
+@pytest.mark.parametrize("page", ["docs/en/reference.md", "docs/zh/reference.md"])
+def test_the_reference_names_what_there_is(page: str) -> None:
+    names = re.findall(r"^::: (\S+)$", TEXTS[page], re.M)
+    assert len(names) > 30
+    assert [name for name in names if pkgutil.resolve_name(name) is None] == []
 
 
 def test_both_trees_have_the_same_pages() -> None:
