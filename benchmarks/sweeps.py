@@ -25,9 +25,14 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_PROC_BIND": "false", "HF_HUB_OFFLINE": "1"}
 
+from matplotlib.figure import Figure
+
 from hfgpt import config as configs
 from hfgpt.config import Config
 from hfgpt.runs import statistics
+from hfgpt.runs.history import read_run
+from hfgpt.runs.metrics import smooth
+from hfgpt.runs.style import RUNS, drawing, save, title
 from hfgpt.sweep import report, storage, training
 from hfgpt.sweep.definition import Sweep, Trial, equalised
 from hfgpt.sweep.reading import define
@@ -132,6 +137,32 @@ def optimizer(folder: Path) -> None:
     write("optimizer", {"rates": tuned, "cpu_seconds_per_step": seconds, "losses": losses(study),
                         "answer": statistics.in_words(ranking)})  # fmt: skip
     report.write(study, outcomes)
+    draw(study, {"adamw": seconds["adamw"], "muon": seconds["muon"]}, ROOT / "docs/images/optimizer-time.png")
+
+
+def draw(study: Sweep, seconds: dict[str, float], target: Path) -> None:
+    """Losses of the study's settings over CPU time: the mean of the seeds in a band of its 95% interval."""
+    names = {"adamw": "AdamW", "muon": "Muon"}
+    with drawing():
+        figure = Figure(figsize=(12, 6.5), layout="constrained")
+        axes = figure.subplots()
+        for (setting, trials), colour in zip(study.settings().items(), RUNS, strict=False):
+            name = names.get(setting.lower(), setting)
+            runs = [read_run(study.config(trial).run_dir) for trial in trials]
+            curves = [dict(zip(steps, smooth(values), strict=True)) for steps, values in
+                      (run.series("train_loss") for run in runs)]  # fmt: skip
+            common = sorted(set.intersection(*({*curve} for curve in curves)))
+            times = [step * seconds[setting.lower()] for step in common]
+            means = [statistics.summarise([curve[step] for curve in curves]) for step in common]
+            axes.plot(times, [mean.mean for mean in means], color=colour, lw=2, label=f"{name}: train loss, smoothed")
+            axes.fill_between(times, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.2, lw=0)
+            end = statistics.summarise([run.series("val_loss")[1][-1] for run in runs])
+            axes.errorbar(times[-1:], [end.mean], [end.high - end.mean], color=colour, fmt="o", ms=8, capsize=5,
+                          label=f"{name}: validation loss at the end")  # fmt: skip
+        axes.set(xlabel="CPU time in steps (seconds)", ylabel="loss (nats per token)", ylim=(1.9, 4.0))
+        axes.legend()
+        title(figure, f"Muon and AdamW at equal time: the mean of {len(trials)} seeds, with its 95% interval")
+        save(figure, target)
 
 
 def measured(sweep: Sweep) -> dict[str, float]:

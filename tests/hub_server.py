@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ class Repo:
 
     def commit(self, branch: str, message: str, added: dict[str, Blob], deleted: list[str]) -> str:
         files = {path: blob for path, blob in (self.files(branch) or {}).items() if path not in deleted} | added
-        sha = hashlib.sha1(f"{len(self.commits)} {message} {sorted(files)}".encode()).hexdigest()
+        sha = secrets.token_hex(20)  # as git's: two commits never share one, and clients cache by it
         self.commits[sha], self.branches[branch] = files, sha
         self.log.append((branch, message, sorted(added)))
         return sha

@@ -87,7 +87,6 @@ NOT_HERE = {
     "make gpu": "needs a GPU; test_gpu.py tries the command on a CPU",
     "python scripts/diagnose.py OUT": PART,
     "python benchmarks/reference_curves.py": "trains each recipe three times",
-    "python scripts/pull.py user/name out/name": HUB,
     "python scripts/train.py RECIPE": PART,
     "python scripts/diagnose.py": PART,
     "python scripts/compare.py": PART,

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, _
 from hfgpt.base.units import divisors
+from hfgpt.config.batch_sizes import BatchSizes
 
 GROUPS = {
     "data": N_("Data (chapter 1)"),
@@ -74,6 +75,7 @@ class Config(BaseModel):
     batch_size: int = setting("data", N_("sequences"), 12, N_("Sequences in one micro-batch: what is on a device at a time, at most"), ge=1)
     block_size: int = setting("data", N_("tokens"), 1024, N_("Context length: what the model sees at once; every block has this many targets"), ge=1)
     gradient_accumulation_steps: int = setting("data", N_("micro-batches"), 1, N_("Micro-batches in an optimizer step, in total over all processes: a step trains on batch_size x gradient_accumulation_steps sequences"), ge=1)
+    batch_warmup_iters: int = setting("data", N_("optimizer steps"), 0, N_("Steps over which the sequences of a step rise in a line from a few to batch_size x gradient_accumulation_steps; 0: all from the first step on"), ge=0, le=1_000_000)
     document_mask: bool = setting("data", "", False, N_("Keep attention inside a document where several are packed into one block (needs a tokenizer with an end-of-text token)"))
     # -- model
     init_from: str = setting("model", "", "scratch", N_("'scratch', 'resume', or a Hub id or folder of a pretrained GPT-2, whose shape then replaces n_layer, n_head and n_embd"), pattern=WORDS)
@@ -107,7 +109,8 @@ class Config(BaseModel):
     # -- evaluation
     eval_interval: int = setting("evaluation", N_("optimizer steps"), 250, N_("Evaluate, sample and save this often, and always at the last step"), ge=1)
     eval_iters: int = setting("evaluation", N_("batches of 12 sequences"), 200, N_("Fixed blocks a split is evaluated on, or all of it where it is smaller"), ge=1)
-    eval_tasks: str | None = setting("evaluation", N_("paths, separated by commas"), None, N_("Multiple-choice questions to answer while training: .jsonl files with context, choices and answer, as HellaSwag's"), N_("none"))
+    val_datasets: str | None = setting("evaluation", N_("sources, separated by commas"), None, N_("Further texts to measure the loss on, each as dataset takes it: 'wiki.txt, news=data/news.jsonl' gives val_loss/wiki and val_loss/news"), N_("none"))
+    eval_tasks: str | None = setting("evaluation", N_("names, separated by commas"), None, N_("Questions to answer while training: .jsonl files with context, choices and answer, as HellaSwag's, or tasks of lm-evaluation-harness, by name or .yaml file"), N_("none"))
     eval_tasks_interval: int | None = setting("evaluation", N_("optimizer steps"), None, N_("Answer the questions this often, a multiple of eval_interval, and at the last step"), N_("eval_interval"), ge=1)
     eval_only: bool = setting("evaluation", "", False, N_("Evaluate once and stop"))
     log_interval: int = setting("evaluation", N_("optimizer steps"), 10, N_("Record loss, learning rate, gradient norm and speed this often"), ge=1)
@@ -175,9 +178,18 @@ class Config(BaseModel):
         return next(divisors(share, self.batch_size))
 
     @property
+    def batch_sizes(self) -> BatchSizes:
+        """Sequences of each optimizer step: the global batch, after its warm-up."""
+        return BatchSizes(self.global_batch, self.batch_warmup_iters)
+
+    @property
     def tokens_per_iter(self) -> int:
-        """Targets trained in one optimizer step (chapter 5.2)."""
+        """Targets trained in one optimizer step (chapter 5.2), after a warm-up of the batch."""
         return self.global_batch * self.block_size
+
+    def tokens_by(self, step: int) -> int:
+        """Targets trained in the first `step` steps."""
+        return self.batch_sizes.before(step) * self.block_size
 
     @property
     def pretrained(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -23,6 +24,13 @@ def corpora(dataset: str) -> list[tuple[str, float]]:
     if (entries := _entries(dataset)) is None:
         return [(dataset, 1.0)]
     return [(entry["name"], float(entry["weight"])) for entry in entries]
+
+
+def named(val_datasets: str | None) -> list[tuple[str, str]]:
+    """(name, source) of each text that `val_datasets` names, as ``name=source`` or by the source's last part."""
+    parts = [part.strip() for part in (val_datasets or "").split(",") if part.strip()]
+    pairs = [part.partition("=")[::2] if "=" in part else ("", part) for part in parts]
+    return [(name.strip() or PurePath(source).name.split(".")[0] or source, source.strip()) for name, source in pairs]
 
 
 def as_text(value: Any) -> Any:

@@ -13,11 +13,13 @@ from hfgpt.base.errors import Fault
 from hfgpt.base.language import _
 from hfgpt.base.units import divisors, seconds_of
 from hfgpt.config.fields import Config
-from hfgpt.config.mix import corpora
+from hfgpt.config.mix import corpora, named
 
 PATHS = ("dataset", "tokenizer", "init_from", "out_dir")  # fields that name a place; ~ in them is the home folder
 
 MOST_SEQUENCES = 10**9  # of a step: more than any run takes; their divisors are looked for
+
+LISTS = ("val_datasets", "eval_tasks")  # fields that name places, separated by commas
 
 # ------------------------------------------------------------------------------------------------ rules across fields
 
@@ -131,6 +133,25 @@ def _batch(c: Config) -> Iterator[Fault]:
             "",
             ("batch_size",),
         )
+    if not c.batch_warmup_iters:
+        return
+    steps = c.batch_warmup_iters
+    if steps >= c.max_iters and not c.time_budget:
+        yield Fault(
+            "batch_warmup_iters",
+            steps,
+            _("must be less than max_iters ({max_iters}), or the whole batch is never reached", max_iters=c.max_iters),
+            _("set it to {steps}, or raise max_iters", steps=c.max_iters // 10),
+            ("max_iters",),
+        )
+    for key, given in (("streaming", c.streaming), ("time_budget", c.time_budget is not None)):
+        if given:
+            rule = (
+                _("needs the whole corpus at hand, and streaming is on")
+                if key == "streaming"
+                else _("makes the first steps shorter than the later ones, by which time_budget could not plan")
+            )
+            yield Fault("batch_warmup_iters", steps, rule, _("leave one of the two out"), (key,))
 
 
 def _text(c: Config) -> Iterator[Fault]:
@@ -167,13 +188,23 @@ def _run(c: Config) -> Iterator[Fault]:
                 steps=-(-c.eval_tasks_interval // c.eval_interval) * c.eval_interval,
             ),
         )
+    texts = named(c.val_datasets)
+    if len({name for name, _source in texts}) < len(texts) or not all(source for _name, source in texts):
+        yield Fault(
+            "val_datasets",
+            c.val_datasets,
+            _("each text needs a name of its own, which is the last part of its path if nothing else is said"),
+            _("write name=source, separated by commas"),
+        )
     for key in ("cpu_threads", "num_proc"):
         count: int | str = getattr(c, key)
         if isinstance(count, int) and count < 1:
             yield Fault(key, count, _("must be 'auto' or at least 1"))
-    for key in PATHS:
+    for key in (*PATHS, *LISTS):
         place: str | None = getattr(c, key)
         places = [name for name, _weight in corpora(place)] if place and key == "dataset" else [place or ""]
+        if key in LISTS:
+            places = (place or "").split(",")
         if not all(map(_can_be_a_path, places)):
             yield Fault(key, place, _("is too long for a path or an id"))
 

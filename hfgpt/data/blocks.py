@@ -16,11 +16,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hfgpt.config.batch_sizes import BatchSizes
 from hfgpt.config.fields import EVAL_BATCH
 
 if TYPE_CHECKING:
@@ -106,18 +108,31 @@ def order(n_blocks: int, seed: int, positions: Sequence[int] | NDArray[Any]) -> 
 
 
 def share_of(global_batch: int, rank: int, world: int, micro_batch: int) -> list[range]:
-    """A process's share of a global batch, in micro-batches."""
-    share = global_batch // world
-    assert share * world == global_batch, "the caller has checked that the batch can be shared"
-    assert share % micro_batch == 0, "the caller has chosen a micro-batch that divides the share"
-    return [range(at, at + micro_batch) for at in range(rank * share, (rank + 1) * share, micro_batch)]
+    """A process's share of a global batch, in micro-batches, of which every process has as many.
+
+    While a batch warms up, it may not be divisible: shares and micro-batches then differ by a sequence, and one that
+    is left over is empty.
+    """
+    share = range(rank * global_batch // world, (rank + 1) * global_batch // world)
+    parts = -(-global_batch // (world * micro_batch))
+    cuts = [share.start + len(share) * part // parts for part in range(parts + 1)]
+    return [range(start, stop) for start, stop in pairwise(cuts)]
 
 
 class Batches:
-    """The global batch of each step, in an order that is a function of seed and step."""
+    """The global batch of each step, in an order that is a function of seed and step.
 
-    def __init__(self, stream: TokenStream, block_size: int, global_batch: int, seed: int) -> None:
-        self.stream, self.block_size, self.global_batch, self.seed = stream, block_size, global_batch, seed
+    Args:
+        stream: the tokens of the training split.
+        block_size: tokens of a block.
+        global_batch: sequences of a step over all processes.
+        seed: decides the order.
+        warmup: steps over which the global batch is reached, see :class:`BatchSizes`.
+    """
+
+    def __init__(self, stream: TokenStream, block_size: int, global_batch: int, seed: int, warmup: int = 0) -> None:
+        self.stream, self.block_size, self.seed = stream, block_size, seed
+        self.sizes = BatchSizes(global_batch, warmup)
         self.n_blocks = stream.n_blocks(block_size)
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
@@ -125,19 +140,19 @@ class Batches:
 
         Args:
             step: the optimizer step, from 0; any, in any order.
-            rank, world: this process, and how many there are; `world` divides the global batch.
-            micro_batch: sequences at a time; divides the process's share.
+            rank, world: this process, and how many there are.
+            micro_batch: sequences at a time, at most.
 
-        Yields: int64 of shape (micro_batch, block_size + 1).
+        Yields: int64 of shape (sequences, block_size + 1).
         """
-        first = step * self.global_batch
-        for rows in share_of(self.global_batch, rank, world, micro_batch):
+        first = self.sizes.before(step)
+        for rows in share_of(self.sizes.at(step), rank, world, micro_batch):
             indices = order(self.n_blocks, self.seed, np.arange(first + rows.start, first + rows.stop))
             yield self.stream.blocks(indices, self.block_size)
 
     def figures(self, step: int) -> dict[str, float]:
         """For the record: how often the corpus was seen before a step."""
-        return {"epoch": step * self.global_batch / self.n_blocks}
+        return {"epoch": self.sizes.before(step) / self.n_blocks}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the step decides everything."""

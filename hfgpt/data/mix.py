@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hfgpt.config.batch_sizes import BatchSizes
 from hfgpt.data.blocks import TokenStream, order, share_of
 
 ROUND = 4096  # rows
@@ -71,16 +72,22 @@ class MixedBatches:
     """The global batch of each step from several corpora, in an order that is a function of seed and step."""
 
     def __init__(
-        self, corpora: dict[str, TokenStream], weights: Sequence[float], block_size: int, global_batch: int, seed: int
+        self,
+        corpora: dict[str, TokenStream],
+        weights: Sequence[float],
+        block_size: int,
+        global_batch: int,
+        seed: int,
+        warmup: int = 0,
     ) -> None:
         self._names, self._streams = list(corpora), list(corpora.values())
-        self._block_size, self._global_batch, self._seed = block_size, global_batch, seed
+        self._block_size, self._sizes, self._seed = block_size, BatchSizes(global_batch, warmup), seed
         self._pattern = Pattern(weights, seed)
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
         """The blocks of one process for one step, as :meth:`hfgpt.data.blocks.Batches.micro_batches`."""
-        first = step * self._global_batch
-        for rows in share_of(self._global_batch, rank, world, micro_batch):
+        first = self._sizes.before(step)
+        for rows in share_of(self._sizes.at(step), rank, world, micro_batch):
             corpora, numbers = self._pattern.rows(first + rows.start, len(rows))
             out = np.empty((len(rows), self._block_size + 1), dtype=np.int64)
             for corpus, stream in enumerate(self._streams):
@@ -91,7 +98,7 @@ class MixedBatches:
 
     def figures(self, step: int) -> dict[str, float]:
         """For the record: the share of each corpus in what was seen before a step, and how often it was seen."""
-        counts = self._pattern.counts(step * self._global_batch)
+        counts = self._pattern.counts(self._sizes.before(step))
         blocks = [stream.n_blocks(self._block_size) for stream in self._streams]
         figures = shares_seen(self._names, counts)
         return figures | {

@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
-from hfgpt.config import Config
+from hfgpt.config import Config, mix
 from hfgpt.config.mix import corpora
 from hfgpt.data import reading, sources, tokenizer
 from hfgpt.data.bins import Bins, find_bins, map_tokens
@@ -42,7 +42,8 @@ class Corpus:
     While streaming, `train` holds only the first tokens of the training text, for the evaluation of the training loss;
     of a mix, `train` and `val` hold each corpus in the share of its weight. `fingerprint` changes with the tokens of
     either split and with nothing else. `train_tokens` counts what there is to train on, or is None while streaming.
-    `validation_sets` holds the validation tokens of each corpus of a mix, by the name that the record gives it.
+    `validation_sets` holds the validation tokens of each corpus of a mix, and the texts of `val_datasets`, by the names
+    that the record gives them.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -90,8 +91,11 @@ def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
         own = _choose_tokenizer(config, named, cache)
         texts = [corpus.texts for corpus in named if isinstance(corpus.texts, Sources)]
         if config.streaming and texts:
-            return _from_stream(config, named, texts, own)
-        return _from_tokens(config, named, [_tokens_of(corpus, own, cache) for corpus in named], own)
+            corpus = _from_stream(config, named, texts, own)
+        else:
+            corpus = _from_tokens(config, named, [_tokens_of(corpus, own, cache) for corpus in named], own)
+        further = _further(config, own, cache, corpus.validation_sets)
+        return replace(corpus, validation_sets=corpus.validation_sets | further)
     except OSError as error:
         raise InputError(
             _(
@@ -254,11 +258,12 @@ def _from_tokens(config: Config, named: list[_Named], tokens: list[_Tokens], own
     """A corpus, or a mix of several, whose tokens are all at hand."""
     if len(named) == 1:
         [only] = tokens
-        batches = Batches(only.train, config.block_size, config.global_batch, config.seed)
+        batches = Batches(only.train, config.block_size, config.global_batch, config.seed, config.batch_warmup_iters)
         return Corpus(own, only.train, only.val, Prefetched(batches), only.fingerprint, len(only.train))
     weights = [corpus.weight for corpus in named]
     train = {corpus.label: part.train for corpus, part in zip(named, tokens, strict=True)}
-    mixed = MixedBatches(train, weights, config.block_size, config.global_batch, config.seed)
+    warmup = config.batch_warmup_iters
+    mixed = MixedBatches(train, weights, config.block_size, config.global_batch, config.seed, warmup)
     return Corpus(
         own,
         blend([part.train for part in tokens], weights, config.block_size),
@@ -268,6 +273,35 @@ def _from_tokens(config: Config, named: list[_Named], tokens: list[_Tokens], own
         sum(len(part.train) for part in tokens),
         {corpus.label: part.val for corpus, part in zip(named, tokens, strict=True)},
     )
+
+
+def _further(
+    config: Config, own: PreTrainedTokenizerFast, cache: Path, taken: Collection[str]
+) -> dict[str, TokenStream]:
+    """The texts of `val_datasets`, by their names: their validation splits where they have one, else all of each."""
+    sets = dict[str, TokenStream]()
+    for name, source in mix.named(config.val_datasets):
+        if name in taken:
+            raise InputError(
+                _("val_datasets: {name!r} is the name of a corpus of the mix → write other={name}", name=name)
+            )
+        alone = config.model_copy(update={"dataset": source, "streaming": False})
+        try:
+            texts = find_bins(alone) or sources.find(alone, cache)
+        except InputError as error:
+            raise InputError(str(error).replace("dataset = ", "val_datasets = ", 1)) from None
+        if isinstance(texts, Bins):
+            sets[name] = TokenStream([map_tokens(path, config.bin_dtype) for path in texts.val or texts.train])
+            continue
+        pieces, content = (texts.val, texts.val_fingerprint) if texts.val else (texts.train, texts.train_fingerprint)
+        sets[name] = tokenise(alone, pieces, own, key_of(content, tokenizer.fingerprint(own)), cache)
+    for name, tokens in sets.items():
+        if len(tokens) <= config.block_size:
+            raise InputError(
+                _("val_datasets: {name!r} has {tokens:,} tokens, and one block takes {need:,}",
+                  name=name, tokens=len(tokens), need=config.block_size + 1)
+            )  # fmt: skip
+    return sets
 
 
 # --------------------------------------------------------------------------------------------------------- streamed

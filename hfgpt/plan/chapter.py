@@ -37,7 +37,7 @@ class Tokens:
 def tokens(survey: Survey) -> Tokens:
     """Tokens of a run, against its corpus and its parameters."""
     config = survey.config
-    total = config.tokens_per_iter * config.max_iters
+    total = config.tokens_by(config.max_iters)
     epochs = total / survey.train_tokens if survey.train_tokens else None
     return Tokens(config.tokens_per_iter, total, epochs, total / parameters(config, survey.vocab_size).total)
 

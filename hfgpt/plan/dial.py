@@ -148,7 +148,7 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
     reasons["learning_rate"] = by_law if rate == "learning_rate" else _("of the embeddings and norms, beside Muon")
     if rate == "muon_learning_rate":
         reasons[rate] = by_law
-    tokens = config.tokens_per_iter * config.max_iters
+    tokens = config.tokens_by(config.max_iters)
     of_text = best.survey.train_tokens
     epochs = _(", {epochs} epochs", epochs=f"{tokens / of_text:.3g}") if of_text else ""
     length = _("{tokens} tokens{epochs}", tokens=f"{tokens / 1e6:,.2f}M", epochs=epochs)

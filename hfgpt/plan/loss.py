@@ -90,14 +90,14 @@ def by_law(law: Law, config: Config, vocab_size: int, train_tokens: int, text: S
     half = WIDTH * spread(law, train_tokens) * (1 + WIDENING * away)
     factor = math.exp(WIDTH * law["rise spread"])  # by which a rise, whose size is hard to foresee, may be off
     low, high = best + risen / factor - half, best + risen * factor + half
-    epochs = config.tokens_per_iter * config.max_iters / train_tokens
+    epochs = config.tokens_by(config.max_iters) / train_tokens
     overfits = odds(law, config, vocab_size, train_tokens) > 0
     return Forecast(best + risen, low, high, best, epochs, overfits, beyond=away > 0)
 
 
 def beyond(law: Law, config: Config, vocab_size: int) -> float:
     """How far a run lies beyond the longest and the largest that the law was fitted on; 1 for a factor of e."""
-    longer = math.log(config.tokens_per_iter * config.max_iters / law["most tokens"])
+    longer = math.log(config.tokens_by(config.max_iters) / law["most tokens"])
     larger = math.log(body(config, vocab_size) / law["most body"])
     return max(0.0, longer) + max(0.0, larger)
 
@@ -126,7 +126,7 @@ def published(config: Config, vocab_size: int, train_tokens: int | None) -> floa
 
     For recipes that our own law does not cover; good for comparing them, not for a forecast.
     """
-    seen = config.tokens_per_iter * config.max_iters
+    seen = config.tokens_by(config.max_iters)
     unique = effective_tokens(seen, train_tokens, 15.4) if train_tokens else seen
     return float(1.69 + 406.4 / parameters(config, vocab_size).total ** 0.34 + 410.7 / unique**0.28)
 
@@ -138,7 +138,7 @@ def predict(law: Law, config: Config, vocab_size: int, train_tokens: int, text: 
 
 def lowest(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> float:
     """The lowest loss of the run: that at its end, if it does not overfit."""
-    seen = config.tokens_per_iter * config.max_iters
+    seen = config.tokens_by(config.max_iters)
     floor = irreducible(law, train_tokens / max(1, vocab_size - BYTE_ENTRIES), text)
     scale = max(text.unigram - floor, 0.1)
     reducible = powers(law, config, vocab_size, effective_tokens(seen, train_tokens, law["repeats"]))
@@ -148,7 +148,7 @@ def lowest(law: Law, config: Config, vocab_size: int, train_tokens: int, text: S
 
 def odds(law: Law, config: Config, vocab_size: int, train_tokens: int) -> float:
     """The logarithm of the odds that the run ends OVERFITS or more above its lowest loss."""
-    epochs = config.tokens_per_iter * config.max_iters / train_tokens
+    epochs = config.tokens_by(config.max_iters) / train_tokens
     of_each = train_tokens / max(1, vocab_size - BYTE_ENTRIES)  # how often it has each of its characters
     return float(
         law["odds"]

@@ -13,6 +13,7 @@ from rich.console import Group, RenderableType
 from hfgpt.base.command import typed
 from hfgpt.base.language import N_, _, about_card, listed, sentences
 from hfgpt.base.units import duration, size
+from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, chart, faster, timing
 from hfgpt.plan.command import Options, Plan
@@ -141,7 +142,7 @@ def _tokens(plan: Plan) -> Group:
     product = f"batch_size {config.batch_size} x block_size {config.block_size:,}"
     rows = [
         (_("a step"), f"{tokens.per_iter:,}", f"{product} x {config.gradient_accumulation_steps}"),
-        (_("the run"), f"{tokens.total:,}", f"x max_iters {config.max_iters:,}"),
+        (_("the run"), f"{tokens.total:,}", _steps(config)),
         (_("training text"), corpus, config.dataset),
     ]
     if tokens.epochs is not None:
@@ -155,6 +156,14 @@ AVERAGES = {
     "adamw": N_("AdamW's two averages"),
     "muon": N_("Muon's one average of the matrices inside the blocks, AdamW's two of the rest"),
 }
+
+
+def _steps(config: Config) -> str:
+    """What a step's tokens are multiplied with."""
+    steps = f"x max_iters {config.max_iters:,}"
+    if not config.batch_warmup_iters:
+        return steps
+    return _("{steps}, fewer in the first {warmup:,} steps", steps=steps, warmup=config.batch_warmup_iters)
 
 
 def _memory(plan: Plan) -> Group:

@@ -93,7 +93,7 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
     """How long a run takes: from a probe, or from the device's speed."""
     config = survey.config
     known = measured or priced(survey, target)
-    training = known.seconds_per_step * config.max_iters
+    training = known.seconds_per_step * config.tokens_by(config.max_iters) / config.tokens_per_iter
     times = evaluations(config)
     evaluating = times * known.seconds_per_eval_token * evaluation_tokens(survey)
     evaluating += (times - 1) * known.seconds_per_sample  # before the first step nothing is sampled

@@ -77,6 +77,7 @@ def model_card(run_dir: str | Path, license: str = "mit") -> str:
         f"# {markdown.text(name)}\n\n{_what_it_is(shape, recipe)}",
         _section(_("How to use it"), _usage(shape, recipe)),
         _figures(evaluations, recipe, folder),
+        _apart(evaluations, _best(evaluations)),
         _sample(folder),
         _recipe(recipe, segments.read(folder), int(records[-1]["step"]) if records else 0),
         _section(_("Limits"), _limits(shape, recipe)),
@@ -207,7 +208,7 @@ def _figures(evaluations: Sequence[Record], recipe: Config | None, folder: Path)
     lines = [f"## {_('Figures')}", "", f"| {' | '.join(columns)} |", "|--:" * len(columns) + "|"]
     for record in _some(evaluations, best):
         bold = "**" if record is best else ""
-        tokens = f"{record['step'] * recipe.tokens_per_iter:,}" if recipe else ""
+        tokens = f"{recipe.tokens_by(int(record['step'])):,}" if recipe else ""
         cells = [f"{bold}{record['step']:,}{bold}", tokens]
         for key in ("train_eval_loss", "val_loss", "val_perplexity", "val_bits_per_character"):
             cells.append(f"{bold}{record[key]:.4f}{bold}" if key in record else "")
@@ -218,6 +219,18 @@ def _figures(evaluations: Sequence[Record], recipe: Config | None, folder: Path)
     if (folder / "loss.png").is_file():
         lines += ["", f"![{_('Loss over the steps')}](loss.png)"]
     return "\n".join(lines)
+
+
+def _apart(evaluations: Sequence[Record], best: Record | None) -> str:
+    """Tasks and single validation texts: at the step of the weights, or where they were measured last."""
+    figures = metrics.apart(evaluations)
+    if not figures:
+        return ""
+    lines = [f"| {_('measured')} | {_('value')} |", "|:--|--:|"]
+    for key, last in figures.items():
+        value = best.get(key, last) if best else last
+        lines.append(f"| {markdown.code(key)} | {value:.4f} |")
+    return _section(_("Tasks and other texts"), "\n".join(lines))
 
 
 def _some(evaluations: Sequence[Record], best: Record | None) -> list[Record]:

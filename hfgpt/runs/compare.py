@@ -8,6 +8,7 @@ A final loss is the last evaluation's; the best one is that of the exported mode
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, plural
 from hfgpt.base.terminal import visible
 from hfgpt.config import Config, group_of
-from hfgpt.runs import diagnose, plots
+from hfgpt.runs import diagnose, markdown, metrics, plots, segments
 from hfgpt.runs.facts import Facts
 from hfgpt.runs.history import History, read_run
 from hfgpt.runs.statistics import Ranking, rank
@@ -32,13 +33,13 @@ DERIVED = {"min_lr", "warmup_iters", "lr_decay_iters", "seed"}
 # Fields that leave the training as it is.
 ELSEWHERE = {"out_dir", "max_time", "cpu_threads", "num_proc", "report_to", "project", "push_to_hub", "hub_model_id",
              "process_timeout",
-             "hub_private", "license", "save_total_limit",
+             "hub_private", "license", "val_datasets", "eval_tasks", "eval_tasks_interval", "save_total_limit",
              "log_interval"}  # fmt: skip
 
 # Fields that decide, with the seed, which tokens a step trains on.
 DATA_ORDER = (
     "dataset", "dataset_config", "dataset_split", "text_column", "val_fraction", "streaming", "tokenizer", "vocab_size",
-    "block_size", "document_mask",
+    "block_size", "document_mask", "batch_warmup_iters",
 )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ class Entry:
     @property
     def tokens(self) -> int | None:
         """Tokens trained."""
-        return self.steps * self.config.tokens_per_iter if self.config else None
+        return self.config.tokens_by(self.steps) if self.config else None
 
     @property
     def final(self) -> float | None:
@@ -237,7 +238,37 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
         unfinished = not Facts(run.records, run.config).finished
         shared = (setting or _("all runs")) if seeds and few else ""
         entries.append(Entry(label, values, run, "running" if unfinished else "finished", setting=shared))
-    return Comparison(plural("{n} run compared", "{n} runs compared", len(runs)), _apart(entries))
+    title = plural("{n} run compared", "{n} runs compared", len(runs))
+    return Comparison(title, _apart(entries), remarks=_changes(entries), sections=_measured(entries))
+
+
+def _changes(entries: Sequence[Entry]) -> list[str]:
+    """Where the recipe of a run changed on the way: such a run is not the run of one recipe."""
+    sentences = []
+    for entry in entries:
+        parts = segments.read(entry.run.path.parent) if entry.run else []
+        for before, now in itertools.pairwise(parts):
+            changed = segments.differences(before.recipe, now.recipe)
+            values = ", ".join(f"{key} {old} → {new}" for key, old, new in changed)
+            if values:
+                sentences.append(
+                    _("{run}: from step {step:,} on with {values}.", run=entry.label, step=now.step, values=values)
+                )
+    return sentences
+
+
+def _measured(entries: Sequence[Entry]) -> list[str]:
+    """A table of the tasks and single validation texts, in Markdown; empty if nothing was measured."""
+    figures = [metrics.apart(entry.run.records) if entry.run else {} for entry in entries]
+    keys = list(dict.fromkeys(key for own in figures for key in own))
+    if not keys:
+        return []
+    lines = ["", f"## {_('Tasks and other texts')}", ""]
+    lines += [f"| {_('run')} | {' | '.join(markdown.code(key) for key in keys)} |", "|:--" + "|--:" * len(keys) + "|"]
+    for entry, own in zip(entries, figures, strict=True):
+        cells = [f"{own[key]:.4f}" if key in own else "" for key in keys]
+        lines.append(f"| {markdown.text(entry.label)} | {' | '.join(cells)} |")
+    return lines
 
 
 def _apart(entries: list[Entry]) -> list[Entry]:

@@ -10,7 +10,7 @@ import io
 import math
 import statistics as numbers
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +24,11 @@ from hfgpt.runs import statistics
 from hfgpt.runs.history import History
 from hfgpt.runs.metrics import smooth
 from hfgpt.runs.style import (
+    BLUE,
+    GREY,
     MARKERS,
     RUNS,
+    VERMILION,
     colours,
     drawing,
     fit_losses,
@@ -167,8 +170,7 @@ def along(run: History, key: str, by: By) -> Series:
     if by == "steps":
         return steps, values
     if by == "tokens":
-        per_step = run.config.tokens_per_iter if run.config else None
-        return ([step * per_step for step in steps], values) if per_step else ([], [])
+        return ([run.config.tokens_by(int(step)) for step in steps], values) if run.config else ([], [])
     clock = dict(zip(*run.series("seconds"), strict=True))
     timed = [(clock[step], value) for step, value in zip(steps, values, strict=True) if step in clock]
     return [seconds for seconds, _ in timed], [value for _, value in timed]
@@ -247,6 +249,40 @@ def final_loss_against(
         title(figure, plain(heading or _("Validation loss against {name}", name=name)))
         if len(groups) > 1:
             figure.legend(loc="outside right upper")
+        return save(figure, Path(target))
+
+
+def isolation(panels: Mapping[str, Sequence[Point]], target: str | Path, heading: str) -> Path:
+    """Each swept parameter by itself: every setting, and a line through the best of each value over all others.
+
+    Args:
+        panels: by parameter, a point for each setting; its loss is the mean over the setting's seeds.
+        target: the PNG file.
+        heading: the title.
+    """
+    with drawing():
+        rows = -(-len(panels) // 3)
+        figure = Figure(figsize=(12, 1 + 4.5 * rows), layout="constrained")
+        every = figure.subplots(rows, min(3, len(panels)), sharey=True, squeeze=False)
+        for axes in every.flat[len(panels) :]:
+            axes.remove()
+        for axes, (name, points) in zip(every.flat, panels.items(), strict=False):
+            position = _value_axis(axes, [point.value for point in points])
+            ended = [(position(point.value), point.loss) for point in points if point.loss is not None]
+            axes.plot(*zip(*ended, strict=True), "o", color=GREY, alpha=0.5, ms=6, label=_("a setting"))
+            best: dict[Any, float] = {}
+            for place, loss in ended:
+                best[place] = min(loss, best.get(place, math.inf))
+            line = sorted(best.items())
+            axes.plot(*zip(*line, strict=True), "-o", color=BLUE, lw=2, ms=7, label=_("best over all others"))
+            lowest = min(line, key=lambda end: end[1])
+            axes.plot(*lowest, "o", ms=15, mfc="none", mec=VERMILION, mew=2, label=_("best of all"))
+            axes.set_xlabel(plain(name))
+        for axes in every[:, 0]:
+            axes.set_ylabel(validation_label())
+        title(figure, plain(heading))
+        handles, labels = every.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
         return save(figure, Path(target))
 
 

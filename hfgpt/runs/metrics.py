@@ -33,7 +33,16 @@ SAMPLES = "samples.jsonl"
 
 Record = dict[str, float]
 
+OF_THE_TRAINING = ("share/", "epoch/")  # figures of the corpora that a mix is trained on
+
 MOST_STEPS = 2**53  # beyond it, floats are no longer whole numbers
+
+
+def apart(records: Sequence[Record]) -> dict[str, float]:
+    """The last figures of tasks and of single validation texts, by their names: `accuracy/…`, `val_loss/…`."""
+    figures = {key: value for record in records for key, value in record.items() if "/" in key}
+    return {key: value for key, value in figures.items() if not key.startswith(OF_THE_TRAINING)}
+
 
 # ------------------------------------------------------------------------------------------------------ writing
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from functools import partial
-from operator import mul
 from pathlib import Path
 
+import numpy as np
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.language import _
+from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.runs.history import History, read_run
 from hfgpt.runs.metrics import smooth
@@ -65,7 +65,7 @@ def loss_curve(source: str | Path, target: str | Path | None = None) -> Path:
         below.set_xlabel(_("optimizer steps"))
         below.xaxis.set_major_formatter(ticker.FuncFormatter(lambda step, _place: f"{step:,.0f}"))
         if run.config is not None:
-            _tokens_on_top(losses, run.config.tokens_per_iter)
+            _tokens_on_top(losses, run.config)
         title(figure, _title(run))
         figure.legend(loc="outside lower center", ncols=3)
         return save(figure, Path(target) if target else run.path.with_name("loss.png"))
@@ -114,8 +114,13 @@ def _draw_rate(axes: Axes, steps: Sequence[float], rates: Sequence[float]) -> No
     axes.set_ylabel(_("learning\nrate"))
 
 
-def _tokens_on_top(axes: Axes, tokens_per_iter: int) -> None:
-    top = axes.secondary_xaxis("top", functions=(partial(mul, tokens_per_iter), partial(mul, 1 / tokens_per_iter)))
+def _tokens_on_top(axes: Axes, config: Config) -> None:
+    batch, far = config.batch_sizes, 10**9  # where the batch rises, the tokens do so in a curve
+    steps = np.array([-far, *range(batch.warmup + 1), far])
+    tokens = np.array([-far * batch.full, *map(batch.before, range(batch.warmup + 1)), batch.before(far)])
+    tokens *= config.block_size
+    ways = (lambda at: np.interp(at, steps, tokens), lambda at: np.interp(at, tokens, steps))
+    top = axes.secondary_xaxis("top", functions=ways)
     top.set_xlabel(_("tokens trained"), color=GREY)
     top.xaxis.set_major_formatter(ticker.FuncFormatter(lambda tokens, _place: quantity(tokens)))
     top.tick_params(colors=GREY)

@@ -16,16 +16,18 @@ import yaml
 from hfgpt.config.mix import as_list
 from hfgpt.config.yaml_text import RecipeDumper, RecipeLoader
 
-SOURCES = ("dataset", "init_from", "tokenizer", "eval_tasks")  # fields that may name a path, the last one several
+SEVERAL = ("eval_tasks", "val_datasets")  # fields that may name paths, with commas between them
 
-SEVERAL = SOURCES[-1]
+SOURCES = ("dataset", "init_from", "tokenizer", *SEVERAL)  # all fields that may
 
 
 def name(source: str) -> str:
     """A path's last part if it is absolute or leads out of the working folder; everything else as it is.
 
-    A mix that is written as text is a mix of such names.
+    A mix that is written as text is a mix of such names; of label=path the label stays.
     """
+    if label := re.match(r"[\w .-]+=", source):
+        return label[0] + name(source[label.end() :])
     if isinstance(mix := as_list(source), list):
         return json.dumps(_shown(mix), ensure_ascii=False)
     windows = PureWindowsPath(source)
@@ -42,7 +44,7 @@ def recipe(text: str) -> str:
     for key in SOURCES:
         parts = _parts(key, values.get(key))
         if (shown := _shown(parts)) != parts:
-            text = _set(text, key, ",".join(shown) if key == SEVERAL else shown)
+            text = _set(text, key, ",".join(shown) if key in SEVERAL else shown)
     return _remove(text, "out_dir")
 
 
@@ -59,7 +61,7 @@ def hidden(text: str) -> dict[str, str]:
 
 def _parts(key: str, value: Any) -> Any:
     """A field's value; where it is several paths with commas between them, a list of them."""
-    return [part.strip() for part in value.split(",")] if key == SEVERAL and isinstance(value, str) else value
+    return [part.strip() for part in value.split(",")] if key in SEVERAL and isinstance(value, str) else value
 
 
 def _sources(value: Any) -> list[str]:

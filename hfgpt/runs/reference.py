@@ -88,7 +88,7 @@ def identity_of(config: Config) -> dict[str, Any]:
     plain = Config()
     values = {key: value for key, value in deciding(config, config.dtype).items() if key not in FREE}
     values |= {"tokenizer": config.tokenizer, "init_from": config.init_from}
-    if config.lr_schedule == "hold_cosine":
+    if config.lr_schedule in ("hold_cosine", "wsd"):
         values["max_iters"] = config.max_iters
     if config.optimizer != "muon":
         values = {key: value for key, value in values.items() if not key.startswith("muon_")}

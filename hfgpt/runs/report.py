@@ -108,7 +108,15 @@ def _draw(comparison: Comparison, folder: Path) -> list[Path]:
     for by in bys:
         heading = f"{comparison.title}: {comparison_plots.heading_against(by)}"
         drawn.append(comparison_plots.compare_curves(curves, by, folder / f"loss_against_{by}.png", heading))
-    return drawn + [figure for key in comparison.axes if (figure := _draw_ends(comparison, key, folder))]
+    drawn += [figure for key in comparison.axes if (figure := _draw_ends(comparison, key, folder))]
+    panels = {
+        key: [Point(setting.value(key), setting.final) for setting in comparison.ended] for key in comparison.axes
+    }
+    panels = {key: points for key, points in panels.items() if len({repr(point.value) for point in points}) > 1}
+    if len(panels) > 1:
+        heading = _("{title}: each parameter by itself", title=comparison.title)
+        drawn.append(comparison_plots.isolation(panels, folder / "isolation.png", heading))
+    return drawn
 
 
 def _curve(setting: Setting) -> Curve | None:

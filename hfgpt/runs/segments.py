@@ -23,7 +23,7 @@ FILE_NAME = "segments.jsonl"
 LOCAL = frozenset({
     "dataset", "dataset_config", "tokenizer", "init_from", "out_dir",
     "device", "compile", "cpu_threads", "num_proc", "fit", "activation_checkpointing",
-    "log_interval", "sample_prompt", "eval_tasks", "eval_tasks_interval",
+    "log_interval", "sample_prompt", "val_datasets", "eval_tasks", "eval_tasks_interval",
     "report_to", "project", "process_timeout", "max_time", "eval_only",
     "save_total_limit", "always_save_checkpoint", "license", "push_to_hub", "hub_model_id", "hub_private",
 })  # fmt: skip

@@ -19,6 +19,8 @@ from hfgpt.base import threads
 from hfgpt.base.language import _
 from hfgpt.share import contents, hub
 
+RETRY = 60.0  # seconds after which a push that failed is tried again
+
 
 class BackgroundPusher:
     """Pushes a run's exported model, and its checkpoints on request, while it trains.
@@ -31,8 +33,11 @@ class BackgroundPusher:
         run_dir: the run folder.
         repo_id, private, overwrite: see :func:`hfgpt.share.hub.push`.
         checkpoints: push the checkpoints too, and remove those that the folder no longer has.
-        warn: is called with the first failure, from the pushing thread.
+        warn: is called with the first failure in a row, from the pushing thread.
         api: see :func:`hfgpt.share.hub.push`.
+
+    Attributes:
+        problem: why the Hub does not have what was submitted last; None if it has it, or nothing failed so far.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class BackgroundPusher:
         self._state = threading.Condition()
         self._waiting: Path | None = None
         self._closed = False
-        self._warned = False
+        self.problem: Exception | None = None
         self._number = 0
         self._thread = threading.Thread(target=self._work, name="push", daemon=True)
         for left in run_dir.glob(".pushing-*"):
@@ -102,27 +107,40 @@ class BackgroundPusher:
         return frozen
 
     def _work(self) -> None:
+        unsent: Path | None = None  # what could not be pushed
         while True:
             with self._state:
-                self._state.wait_for(lambda: self._waiting is not None or self._closed)
-                folder, self._waiting = self._waiting, None
+                self._state.wait_for(lambda: self._waiting is not None or self._closed, RETRY if unsent else None)
+                newer, self._waiting, last = self._waiting, None, self._closed
+            if newer is not None and unsent is not None:
+                shutil.rmtree(unsent, ignore_errors=True)
+            folder = newer or unsent
             if folder is None:
                 return
-            try:
-                hub.push(
-                    folder, self._repo_id, private=self._private, overwrite=self._overwrite,
-                    include_checkpoints=self.checkpoints, run_dir=self._run_dir, api=self._api,
-                )  # fmt: skip
-                self._overwrite = False  # what is there now is this run's
-            except Exception as error:  # whatever it is, it is not worth a run
-                self._failed(error)
-            finally:
+            pushed = self._push(folder)
+            unsent = None if pushed else folder
+            if pushed or last:
                 shutil.rmtree(folder, ignore_errors=True)
+            if last:
+                return
+
+    def _push(self, folder: Path) -> bool:
+        try:
+            hub.push(
+                folder, self._repo_id, private=self._private, overwrite=self._overwrite,
+                include_checkpoints=self.checkpoints, run_dir=self._run_dir, api=self._api,
+            )  # fmt: skip
+        except Exception as error:  # whatever it is, it is not worth a run
+            self._failed(error)
+            return False
+        self._overwrite = False  # what is there now is this run's
+        self.problem = None
+        return True
 
     def _failed(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            self._warn(_("the model was not pushed to the Hub, and the run goes on: {reason}", reason=error))
+        first, self.problem = self.problem is None, error
+        if first:
+            self._warn(_("the run was not pushed to the Hub, and goes on: {reason}", reason=error))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -4,10 +4,10 @@ In:  a run folder and a repository's name; or a repository's name and where to p
 Out: the repository holds the model, its tokenizer, card, recipe and record, and on request the checkpoints, from which
      another machine resumes; or the folder holds what was pushed.
 
-Card and config are committed last, so whoever finds them finds the weights too. An upload that was cut off goes on
-where it was, since the Hub keeps every whole file it got. Only safetensors, text and pictures travel: what is pulled
-cannot hold code, what is pushed follows no link and names no path of this machine (public.py). Imports neither torch
-nor transformers.
+A push is one commit, which the Hub makes whole or not at all: whoever finds a checkpoint finds the record, the model
+and the card of the same moment. An upload that was cut off goes on where it was, since the Hub keeps every whole file
+it got. Only safetensors, text and pictures travel: what is pulled cannot hold code, what is pushed follows no link and
+names no path of this machine (public.py). Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _push(
         )
     if not (path / "README.md").is_file():
         card.write(path, license)
-    names = contents.names(path, include_checkpoints)
+    names = [*contents.names(path, include_checkpoints), *LAST]
     with explained(repo_id, api):
         url = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
         repo = url.repo_id
@@ -94,11 +94,10 @@ def _push(
             patiently(lambda: api.create_branch(repo, branch=revision, exist_ok=True))
         try:
             there = patiently(lambda: api.list_repo_files(repo, revision=revision))
-            if not overwrite and "config.json" in there:
+            if not overwrite and {"config.json", metrics.FILE_NAME} & {*there}:
                 _check_same_run(path, repo, revision, api, there)
             stale = contents.stale(path, there) if include_checkpoints else []
-            _commit(api, path, repo, revision, names, "Weights, tokenizer and record", stale)
-            _commit(api, path, repo, revision, list(LAST), "Card and config")
+            _commit(api, path, repo, revision, names, stale)
         except HfHubHTTPError as error:
             if error.response.status_code == 403:
                 raise InputError(
@@ -132,12 +131,13 @@ def _commit(
     repo: str,
     revision: str | None,
     names: Sequence[str],
-    message: str,
-    stale: Sequence[str] = (),
+    stale: Sequence[str],
 ) -> None:
-    """One commit, which the Hub makes whole or not at all; it leaves out the files that are there already."""
+    """One commit; it leaves out the files that are there already."""
     added = [CommitOperationAdd(name, contents.public_content(folder, name)) for name in names]
     removed = [CommitOperationDelete(name) for name in stale]
+    steps = contents.checkpoint_steps(folder) if any("/" in name for name in names) else []
+    message = f"Step {steps[-1]}" if steps else "Model, tokenizer and record"
     patiently(lambda: api.create_commit(repo, [*added, *removed], commit_message=message, revision=revision))
 
 
@@ -146,11 +146,17 @@ def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, t
     hubs = b""
     if metrics.FILE_NAME in there:
         hubs = patiently(lambda: Path(api.hf_hub_download(repo, metrics.FILE_NAME, revision=revision)).read_bytes())
-    if hubs.split(b"\n")[0] != first_line(folder):
+    if hubs.split(b"\n")[0] == first_line(folder):
+        return
+    if contents.newest(there):
         raise InputError(
-            _("{repo}: the name is taken: it holds another model\n    → choose another name, or replace it with "
-              "--overwrite", repo=repo)
+            _("{repo}: the name is taken: it holds another run\n    → go on with that run by --resume=hf://{repo}, "
+              "choose another name, or replace it with --overwrite", repo=repo)
         )  # fmt: skip
+    raise InputError(
+        _("{repo}: the name is taken: it holds another model\n    → choose another name, or replace it with "
+          "--overwrite", repo=repo)
+    )  # fmt: skip
 
 
 def first_line(folder: Path) -> bytes:
@@ -178,7 +184,7 @@ def pull(
         repo_id: 'user/name'.
         folder: a new or empty folder.
         revision: branch, tag or commit; None: the main branch.
-        newest: of several checkpoints, bring the newest alone.
+        newest: for a run that is to go on: of several checkpoints, bring the newest alone.
         api: a client with an endpoint and a token of its own.
 
     Raises:

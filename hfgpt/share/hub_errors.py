@@ -52,7 +52,7 @@ def patiently(action: Callable[[], T]) -> T:
 def _may_pass(error: Exception) -> bool:
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
-        return status in (408, 429) or status >= 500
+        return status in (408, 412, 429) or status >= 500  # 412: another commit came first
     return isinstance(error, httpx2.TransportError) and not isinstance(error, httpx2.ConnectError)
 
 

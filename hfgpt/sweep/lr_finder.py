@@ -63,7 +63,8 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
 
 def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[float]]:
     """Make one step at each rate, until the losses stay far above their start or are not finite."""
-    run = start(config.model_copy(update={"eval_only": True, "report_to": "none", "max_iters": len(rates)}))
+    short = {"eval_only": True, "report_to": "none", "max_iters": len(rates), "batch_warmup_iters": 0}
+    run = start(config.model_copy(update=short))
     run.model.train()
     losses: list[float] = []
     try:

@@ -78,8 +78,8 @@ def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: s
     """Seconds of a step, the median of a short run in `folder`/probes; NaN if that run fails."""
     probe = config.model_copy(
         update={"max_iters": PROBE_STEPS, "eval_interval": PROBE_STEPS, "eval_iters": 1, "log_interval": 1,
-                "warmup_iters": 1, "lr_decay_iters": PROBE_STEPS, "sample_prompt": "", "max_time": None,
-                "out_dir": str(folder / "probes" / name)}
+                "warmup_iters": 1, "batch_warmup_iters": 0, "lr_decay_iters": PROBE_STEPS, "sample_prompt": "",
+                "max_time": None, "out_dir": str(folder / "probes" / name)}
     )  # fmt: skip
     recipe = folder / "recipes" / f"probe-{name}.yaml"
     write_recipe(recipe, probe)

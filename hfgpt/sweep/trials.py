@@ -217,4 +217,4 @@ def _work(config: Config) -> float:
     """A run's arithmetic, roughly: tokens times weights and attention."""
     weights = 12 * config.n_layer * config.n_embd**2 + 400 * config.n_embd
     attention = 12 * config.n_layer * config.n_embd * config.block_size
-    return config.max_iters * config.tokens_per_iter * (6 * weights + attention)
+    return config.tokens_by(config.max_iters) * (6 * weights + attention)

@@ -18,6 +18,7 @@ from hfgpt.inference import figures as language
 from hfgpt.inference import sampling
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import card, laws, metrics
+from hfgpt.train import harness
 from hfgpt.train.collective import total
 from hfgpt.train.failures import diverged
 from hfgpt.train.meter import Meter
@@ -71,8 +72,9 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
         progress.evaluations_without_improvement = 0
     elif is_regular:  # where a run was stopped must not decide when it is over
         progress.evaluations_without_improvement += 1
-    if run.tasks and (config.eval_only or last or progress.step % (config.eval_tasks_interval or 1) == 0 or at_end):
-        figures |= accuracies(run)
+    asked = run.tasks or run.harness.names
+    if asked and (config.eval_only or last or progress.step % (config.eval_tasks_interval or 1) == 0 or at_end):
+        figures |= accuracies(run) | harness.figures(run)
     announce(run, figures, better)
     if config.eval_only:
         return True

@@ -118,6 +118,14 @@ def check_engine(config: Config, engine: DistributedType) -> None:
     """
     if engine != DistributedType.DEEPSPEED:
         return
+    if config.batch_warmup_iters:
+        raise InputError(
+            _(
+                "batch_warmup_iters = {steps}: DeepSpeed takes as many micro-batches in every step → leave it out, or "
+                "launch with DDP or FSDP2 (accelerate_configs/multi_gpu.yaml, fsdp2.yaml)",
+                steps=config.batch_warmup_iters,
+            )
+        )
     for key, given in (("spike_guard", config.spike_guard is not None), ("max_bad_steps", config.max_bad_steps > 1)):
         if given:
             raise InputError(

@@ -110,15 +110,16 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
             batch = to_device(batches.micro_batches(progress.step, *run.share), run.device)
             ready = time.perf_counter()
             rate = learning_rate(progress.step + 1, run.config)
+            targets = run.config.batch_sizes.at(progress.step) * run.config.block_size
             with in_time():
-                result = train_step(run, batch, run.config.tokens_per_iter, rate)
+                result = train_step(run, batch, targets, rate)
         progress.step += 1
         running.append(result)
         logged = progress.step == 1 or is_at_end(run) or progress.step % run.config.log_interval == 0
         # An accelerator goes on meanwhile: the outcome of its last step is read while the next one runs.
         with in_time():  # an accelerator's step is launched so far, and waited for here
             settle(run, running, keep=0 if logged or must_look(run) or evaluation_due(run) else 1)
-        meter.add(data_seconds=ready - began, step_seconds=time.perf_counter() - ready)
+        meter.add(targets, data_seconds=ready - began, step_seconds=time.perf_counter() - ready)
         run.writer.look()
         if logged:
             with in_time():

@@ -38,10 +38,11 @@ class Meter:
         self.evaluation_seconds = 0.0  # of the last one
         self._evaluations, self._all_steps = 0.0, 0
         self._flops = flops_per_token(run)
-        self._steps, self._step_seconds, self._data_seconds = 0, 0.0, 0.0
+        self._steps, self._tokens, self._step_seconds, self._data_seconds = 0, 0, 0.0, 0.0
 
-    def add(self, data_seconds: float, step_seconds: float) -> None:
-        """One more step: how long it waited for its data, and how long it took then."""
+    def add(self, tokens: int, data_seconds: float, step_seconds: float) -> None:
+        """One more step, of so many tokens: how long it waited for its data, and how long it took then."""
+        self._tokens += tokens
         self._steps += 1
         self._all_steps += 1
         self._data_seconds += data_seconds
@@ -70,7 +71,7 @@ class Meter:
         takes a part of a second.
         """
         run = self._run
-        rate = self._steps * run.config.tokens_per_iter / (self._step_seconds + self._data_seconds)
+        rate = self._tokens / (self._step_seconds + self._data_seconds)
         figures = {
             "tokens_per_second": rate,
             "memory_bytes": memory_bytes(run.device),
@@ -84,7 +85,7 @@ class Meter:
             self._peak = peak_flops(run)
         if self._peak:
             figures["mfu"] = rate * self._flops / (self._peak * run.accelerator.num_processes)
-        self._steps, self._step_seconds, self._data_seconds = 0, 0.0, 0.0
+        self._steps, self._tokens, self._step_seconds, self._data_seconds = 0, 0, 0.0, 0.0
         return figures
 
 

@@ -16,6 +16,7 @@ from hfgpt.base.units import duration
 from hfgpt.config import EMBEDDED_DATASET
 from hfgpt.model.gpt2 import parameter_count
 from hfgpt.runs import card, diagnose, metrics
+from hfgpt.train.collective import patiently
 from hfgpt.train.evaluate import SAMPLE_TOKENS, patience_is_over, sample_text
 from hfgpt.train.failures import how_to_resume
 from hfgpt.train.run import Run
@@ -71,7 +72,13 @@ def finish(run: Run, reason: int) -> None:
     if reason:
         run.display.say(how_to_resume(run))
     run.accelerator.wait_for_everyone()
-    if reason or not run.main:
+    if reason:
+        if run.config.push_to_hub:  # the checkpoint that another machine goes on from
+            wait_for_push(run)
+            with patiently(run.patience):
+                run.accelerator.wait_for_everyone()
+        return
+    if not run.main:
         return
     from hfgpt.runs import plots  # matplotlib is for the end: the first step does not wait for it
 
@@ -86,15 +93,32 @@ def finish(run: Run, reason: int) -> None:
         run.display.say("\n" + _("sampled:"))
         run.display.sample(sample_text(run, 3 * SAMPLE_TOKENS))
     if run.pusher is not None:
-        run.display.say("\n" + _("waiting for the last push to the Hub"))
         run.pusher.submit()  # with the curve and the whole record
-        run.pusher.close()
+        wait_for_push(run)
     run.display.say(
         "\n" + _("model, curve and record are in {folder}/  (loss.png, README.md, metrics.jsonl)", folder=folder)
     )
     opening = "ROMEO:" if run.config.dataset == EMBEDDED_DATASET else run.config.sample_prompt.strip()
     command = typed("sample", folder, *(["--prompt", opening] if opening else []))
     run.display.say(_("next: {command}", command=command))
+
+
+def wait_for_push(run: Run) -> None:
+    """Let the main process finish what it pushes, and say so if the Hub does not have it."""
+    if run.pusher is None:
+        return
+    run.display.say("\n" + _("waiting for the last push to the Hub"))
+    run.pusher.close()
+    if run.pusher.problem is not None:
+        checkpoints = ["--include_checkpoints"] if run.pusher.checkpoints else []
+        command = typed("push", run.folder, run.config.hub_model_id or run.folder.name, *checkpoints)
+        run.display.warn(
+            _(
+                "the Hub does not have the end of the run: {reason}\n    → {command}",
+                reason=run.pusher.problem,
+                command=command,
+            )
+        )
 
 
 def outcome(run: Run, val: list[float]) -> str:

@@ -16,10 +16,11 @@ from accelerate.utils import gather_object
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
+from hfgpt.config.mix import corpora
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.streaming import merged
 from hfgpt.model.schedule import learning_rate
-from hfgpt.runs import segments
+from hfgpt.runs import public, segments
 from hfgpt.share import export
 from hfgpt.train import checkpoint, states
 from hfgpt.train.collective import patiently
@@ -28,7 +29,9 @@ from hfgpt.train.folder import discard_previous
 from hfgpt.train.run import Progress, Run
 
 # Whatever else a resume may change, these decide which run it is.
-IDENTITY = ("seed", "block_size", "val_fraction", "document_mask", "streaming", "optimizer")
+IDENTITY = ("seed", "block_size", "batch_warmup_iters", "val_fraction", "document_mask", "streaming", "optimizer")
+
+ONCE = {"optimizer": "adamw", "batch_warmup_iters": 0}  # what there was before there was a choice
 
 
 def save(run: Run) -> None:
@@ -49,6 +52,7 @@ def save(run: Run) -> None:
         state = {
             "progress": asdict(run.progress),
             "identity": identity(run),
+            "corpus": corpus_facts(run),
             "recipe": segments.deciding(run.config, run.dtype),
             "processes": accelerator.num_processes,
             "data": data,
@@ -107,6 +111,35 @@ def identity(run: Run) -> dict[str, Any]:
     }
 
 
+def corpus_facts(run: Run) -> dict[str, Any]:
+    """What a person on another machine needs to find the run's text: its name, without a path, and its size."""
+    names = [public.name(name) for name, _weight in corpora(run.config.dataset)]
+    corpus = run.corpus
+    return {"name": " + ".join(names), "train_tokens": corpus.train_tokens, "val_tokens": len(corpus.val)}
+
+
+def described(facts: dict[str, Any], fingerprint: str) -> str:
+    """A corpus in words; `facts` may be of another version's checkpoint."""
+    size = _("streamed")
+    if facts.get("train_tokens"):
+        size = _("{train:,} + {val:,} tokens", train=facts["train_tokens"], val=facts.get("val_tokens", 0))
+    return _("{name!r} ({size}, fingerprint {print})", name=facts.get("name", "?"), size=size, print=fingerprint[:12])
+
+
+def check_text_is_here(error: InputError, saved: checkpoint.Checkpoint) -> InputError:
+    """The error of a corpus that cannot be read, saying which text the run was trained on, if its checkpoint knows."""
+    facts, reason = saved.state.get("corpus"), str(error).split("\n", 1)[0]
+    if facts is None or not reason.startswith("dataset = "):
+        return error
+    return InputError(
+        _(
+            "{reason}\n    → give the text of this run a place with --dataset: {corpus}",
+            reason=reason,
+            corpus=described(facts, str(saved.state["identity"]["data"])),
+        )
+    )
+
+
 def find_checkpoint(config: Config, display: Display) -> checkpoint.Checkpoint | None:
     """The newest valid checkpoint; None if there is not one yet, and the run begins.
 
@@ -146,13 +179,39 @@ def forget_best(run: Run) -> None:
     progress.evaluations_without_improvement, progress.horizons = 0, []
 
 
-def check_identity(run: Run, saved: checkpoint.Checkpoint) -> None:
+def check_identity(run: Run, saved: checkpoint.Checkpoint, other_text: bool = False) -> None:
     """A resume goes on with the same run.
+
+    Args:
+        run: prepared.
+        saved: what it goes on from.
+        other_text: whether it may go on with another text; it is said then.
 
     Raises:
         InputError: names each difference.
     """
-    then, now = {"optimizer": "adamw", **saved.state["identity"]}, identity(run)  # once the only optimizer
+    then, now = {**ONCE, **saved.state["identity"]}, identity(run)
+    if "corpus" in saved.state and then.get("data") != now["data"]:
+        texts = (
+            described(saved.state["corpus"], str(then.get("data"))),
+            described(corpus_facts(run), str(now["data"])),
+        )
+        if other_text:
+            run.display.say(_("the text changes from {then} to {now}", then=texts[0], now=texts[1]))
+            del now["data"]
+        elif [key for key in now if then.get(key) != now[key]] == ["data"]:
+            raise InputError(
+                _(
+                    "{checkpoint} was trained on {then}; dataset = {dataset!r} is {now}\n    → give the run's own text "
+                    "with --dataset, or go on with this one as a run of its own: --branch_from={checkpoint}",
+                    checkpoint=saved.path,
+                    then=texts[0],
+                    dataset=run.config.dataset,
+                    now=texts[1],
+                )
+            )
+        else:
+            then["data"], now["data"] = texts
     lines = [
         _("  {key}: {then!r} in the checkpoint, {now!r} now", key=key, then=then.get(key), now=now[key])
         for key in now

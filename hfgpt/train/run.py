@@ -24,6 +24,7 @@ from hfgpt.model.gpt2 import LanguageModel
 from hfgpt.runs.metrics import MetricsWriter
 from hfgpt.share.background import BackgroundPusher
 from hfgpt.train.display import Display
+from hfgpt.train.harness import Harness
 from hfgpt.train.writer import Writer
 
 
@@ -59,6 +60,7 @@ class Run:
     micro_batch: int  # sequences on this device at a time
     val_characters: int  # that the targets of the evaluated validation blocks stand for
     tasks: dict[str, list[Any]] = field(default_factory=dict)  # questions by task, see hfgpt.train.tasks
+    harness: Harness = field(default_factory=lambda: Harness([]))
     progress: Progress = field(default_factory=Progress)
     average_norm: Tensor | None = None  # the progress's, on the device, where the spike guard decides there
     recorded_horizons: dict[int, int] = field(default_factory=dict)  # decided after the step that a resume goes on from

@@ -25,7 +25,7 @@ from hfgpt.model import gpt2, optim
 from hfgpt.runs import metrics
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.share.background import BackgroundPusher
-from hfgpt.train import folder, launch, memory, states, tasks
+from hfgpt.train import folder, harness, launch, memory, states, tasks
 from hfgpt.train.collective import on_main, set_patience
 from hfgpt.train.display import Display
 from hfgpt.train.evaluate import count_characters
@@ -33,6 +33,7 @@ from hfgpt.train.resume import (
     announce_changes,
     check_identity,
     check_length,
+    check_text_is_here,
     find_checkpoint,
     forget_best,
     read_branch,
@@ -77,10 +78,14 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
     if lock is not None:
         undo.callback(lock.release)
     display = Display(config.max_iters, accelerator.is_main_process)
-    corpus = prepare_corpus(config, accelerator)
     saved = find_checkpoint(config, display) if resume else None
+    branches = saved is None and branch_from is not None
     if saved is None and branch_from is not None:
         saved = read_branch(branch_from, config)
+    try:
+        corpus = prepare_corpus(config, accelerator)
+    except InputError as error:
+        raise error if saved is None else check_text_is_here(error, saved) from None
     torch.manual_seed(config.seed)
     words = corpus.tokenizer
     model = gpt2.build(config, tokenizers.vocabulary_size(words), words.eos_token_id, words)
@@ -97,8 +102,18 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         tasks=tasks.load(config.eval_tasks, corpus.tokenizer, model.gpt2.config.n_positions),
         writer=Writer(in_background(config, accelerator.device.type)),
     )
+    if names := tasks.names_of(config.eval_tasks)[1]:
+        if run.sharded:
+            raise InputError(
+                _(
+                    "eval_tasks = {task!r}: lm-evaluation-harness needs the whole weights on one device, and FSDP "
+                    "shards them → give .jsonl files of questions, or launch with DDP",
+                    task=names[0],
+                )
+            )
+        run.harness = on_main(lambda: harness.load(names)) or harness.Harness(names)
     if saved is not None:
-        check_identity(run, saved)
+        check_identity(run, saved, other_text=branches and not config.streaming)
         check_length(config, saved)
     if writes:
         if saved is not None and branch_from is None and run.main:
@@ -130,6 +145,8 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
             checkpoints=config.push_to_hub == "checkpoints",
             warn=display.warn,
         )
+        if saved is not None and branch_from is None:  # what the run had no time to push before
+            run.pusher.submit()
     if accelerator.num_processes > 1:  # from here on no process has a reason to be late
         set_patience(run.patience)
     return run

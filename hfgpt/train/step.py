@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from hfgpt.base.language import _
 from hfgpt.model import optim, schedule
+from hfgpt.model.gpt2 import IGNORED
 from hfgpt.train.collective import total
 from hfgpt.train.failures import diverged
 from hfgpt.train.run import Run
@@ -136,10 +137,17 @@ def left_out(run: Run, norm: Tensor) -> Tensor:
 
 
 def to_device(blocks: Iterable[NDArray[Any]], device: torch.device) -> list[dict[str, Tensor]]:
-    """(sequences, block_size + 1) blocks → inputs, and targets one token later, on this process's device."""
+    """(sequences, block_size + 1) blocks → inputs, and targets one token later, on this process's device.
+
+    Of an empty micro-batch one sequence without targets remains: its process takes part in what all do together.
+    """
     batches = []
     for block in blocks:
         tokens = torch.from_numpy(block)
+        if not len(tokens):
+            inputs = torch.zeros(1, block.shape[1] - 1, dtype=torch.int64, device=device)
+            batches.append({"input_ids": inputs, "targets": torch.full_like(inputs, IGNORED)})
+            continue
         if device.type == "cuda":  # the copy then goes on while the host prepares the step
             tokens = tokens.pin_memory()
         tokens = tokens.to(device, non_blocking=True)

@@ -31,9 +31,11 @@ class Question:
     answer: int
 
 
-def names_of(eval_tasks: str | None) -> list[Path]:
-    """The files that a recipe's `eval_tasks` names, separated by commas."""
-    return [Path(name.strip()).expanduser() for name in (eval_tasks or "").split(",") if name.strip()]
+def names_of(eval_tasks: str | None) -> tuple[list[Path], list[str]]:
+    """What a recipe's `eval_tasks` names, separated by commas: files of questions, and tasks of the harness."""
+    names = [name.strip() for name in (eval_tasks or "").split(",") if name.strip()]
+    files = [name for name in names if name.endswith(".jsonl")]
+    return [Path(name).expanduser() for name in files], [name for name in names if name not in files]
 
 
 def load(eval_tasks: str | None, tokenizer: PreTrainedTokenizerBase, block_size: int) -> dict[str, list[Question]]:
@@ -48,7 +50,7 @@ def load(eval_tasks: str | None, tokenizer: PreTrainedTokenizerBase, block_size:
         InputError: a file cannot be read, or a line is not a question; names it.
     """
     tasks = dict[str, list[Question]]()
-    for path in names_of(eval_tasks):
+    for path in names_of(eval_tasks)[0]:
         tasks[path.stem] = list(_questions(path, tokenizer, block_size))
         if not tasks[path.stem]:
             raise InputError(_("eval_tasks = {file!r}: holds no question", file=str(path)))

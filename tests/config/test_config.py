@@ -297,6 +297,9 @@ BROKEN_RULES: list[tuple[str, dict[str, Any]]] = [
     *(("max_time", {"max_time": time}) for time in ("", "0s", "soon", "1d", "30m1h", "-5m", "1.5h", "90")),
     ("process_timeout", {"process_timeout": "10"}),
     *((key, {"tokenizer": "char", key: "x" * 5000}) for key in ("dataset", "tokenizer", "init_from", "out_dir")),
+    ("batch_warmup_iters", {"batch_warmup_iters": 5000}),
+    ("batch_warmup_iters", {"batch_warmup_iters": 10, "streaming": True}),
+    ("batch_warmup_iters", {"batch_warmup_iters": 10, "time_budget": "1h"}),
     ("cpu_threads", {"cpu_threads": 0}),
     ("num_proc", {"num_proc": -1}),
     *((key, {key: "x" * 256}) for key in ("dataset", "tokenizer", "out_dir")),
@@ -377,6 +380,18 @@ def test_the_chapters_counts() -> None:
     production = config.load(ROOT / "recipes" / "production.yaml")
     assert shakespeare.tokens_per_iter == 16_384  # chapter 5.2
     assert (production.global_batch, production.tokens_per_iter) == (480, 491_520)  # chapter 7.4
+
+
+def test_a_batch_that_warms_up_is_counted_one_by_one() -> None:
+    made = config.build(
+        {"batch_size": 4, "gradient_accumulation_steps": 2, "block_size": 10, "batch_warmup_iters": 7}, "x"
+    )
+    assert [made.batch_sizes.at(step) for step in range(10)] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
+    assert [made.tokens_by(step) for step in range(10)] == [0, 10, 30, 60, 100, 150, 210, 280, 360, 440]
+    few = made.model_copy(update={"batch_warmup_iters": 100, "batch_size": 1})
+    assert {few.batch_sizes.at(step) for step in range(100)} == {1}, "at least one, whole ones only"
+    plain = config.build({}, "x")
+    assert plain.tokens_by(5000) == 5000 * plain.tokens_per_iter
 
 
 def test_a_config_cannot_be_changed() -> None:

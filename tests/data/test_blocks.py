@@ -64,6 +64,20 @@ def test_batches_do_not_depend_on_processes_or_micro_batch(world: int, parts: in
     assert np.concatenate([m for share in shares for m in share]).tolist() == step(batches, number, 16)
 
 
+@given(st.integers(1, 8), st.integers(1, 5), st.integers(0, 12))
+def test_a_batch_that_warms_up_does_not_depend_on_processes(world: int, micro_batch: int, number: int) -> None:
+    """Every step trains on the next sequences of the same order, each once, however many processes share them."""
+    batches = Batches(TokenStream([np.arange(1000)]), 8, 16, seed=3, warmup=9)
+    shares = [list(batches.micro_batches(number, rank, world, micro_batch)) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1, "every process has as many micro-batches"
+    assert max(len(part) for share in shares for part in share) <= micro_batch
+    seen = sum(batches.sizes.at(step) for step in range(number))
+    expected = Batches(TokenStream([np.arange(1000)]), 8, 1, seed=3)
+    alone = [next(iter(expected.micro_batches(seen + i, 0, 1, 1)))[0].tolist() for i in range(batches.sizes.at(number))]
+    assert np.concatenate([part for share in shares for part in share]).tolist() == alone
+    assert batches.figures(number)["epoch"] == seen / batches.n_blocks
+
+
 def test_steps_go_through_every_block_once_an_epoch() -> None:
     batches = Batches(TokenStream([np.arange(8 * 24 + 1)]), 8, 10, seed=3)
     starts = [row[0] for number in range(12) for row in step(batches, number, 10)]

@@ -119,11 +119,13 @@ def test_a_push_holds_the_model_and_a_card(server: hub_server.Hub, run: Path) ->
     assert not server.repos[REPO].private
 
 
-def test_the_card_and_the_config_go_last(server: hub_server.Hub, run: Path) -> None:
-    hub.push(run, REPO, api=client(server))
-    (_, _, first), (_, _, last) = server.repos[REPO].log
-    assert last == ["README.md", "config.json"]
-    assert "model.safetensors" in first
+def test_a_push_is_one_commit(server: hub_server.Hub, run: Path) -> None:
+    """Killed at any moment, it leaves all of the push before or all of this one: a run can always go on from it."""
+    write_checkpoint(run, 5)
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    [(_, message, names)] = server.repos[REPO].log
+    assert message == "Step 5"
+    assert {"config.json", "README.md", "model.safetensors", "metrics.jsonl", "checkpoint-5/COMPLETE"} <= {*names}
 
 
 def test_a_card_that_is_there_is_kept(server: hub_server.Hub, run: Path) -> None:
@@ -168,6 +170,16 @@ def test_only_whole_checkpoints_travel_and_old_ones_go(server: hub_server.Hub, r
     assert "checkpoint-5/COMPLETE" in files(server)
     hub.push(run, REPO, include_checkpoints=True, api=client(server))
     assert {path.split("/")[0] for path in files(server) if "checkpoint" in path} == {"checkpoint-10"}
+
+
+def test_a_run_that_lost_its_folder_is_told_to_go_on_from_the_hub(
+    server: hub_server.Hub, run: Path, tmp_path: Path
+) -> None:
+    write_checkpoint(run, 5)
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    write_run(run, **{"metrics.jsonl": '{"step": 0, "seconds": 9}\n'})
+    with pytest.raises(InputError, match=f"it holds another run(?s:.*)--resume=hf://{REPO}"):
+        hub.push(run, REPO, include_checkpoints=True, api=client(server))
 
 
 def test_another_model_is_not_replaced_unasked(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
@@ -249,7 +261,7 @@ def test_a_newer_checkpoint_of_another_machine_stays(server: hub_server.Hub, run
         ("GET", f"/api/models/{REPO}"),
     ],
 )
-@pytest.mark.parametrize("status", [503, 429])
+@pytest.mark.parametrize("status", [503, 429, 412])
 def test_a_busy_hub_is_asked_again(server: hub_server.Hub, run: Path, method: str, path: str, status: int) -> None:
     server.fault(method, path, status, times=2)
     hub.push(run, REPO, api=client(server))
@@ -479,8 +491,39 @@ def test_failures_in_the_background_are_one_warning(server: hub_server.Hub, run:
         pusher.submit()
     assert pusher.close(timeout=60)
     assert len(warnings) == 1
-    assert "the run goes on" in warnings[0]
+    assert "and goes on" in warnings[0]
     assert "no right to write" in warnings[0]
+
+
+def test_a_push_that_failed_is_tried_again(server: hub_server.Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself after a while, and once more at the end; then nothing is wrong any more."""
+    monkeypatch.setattr("hfgpt.share.background.RETRY", 0.05)
+    monkeypatch.setattr("hfgpt.share.hub_errors.WAITS", ())
+    warnings = list[str]()
+    write_checkpoint(run, 5)
+    server.fault("POST", "/commit/", 500, times=3)
+    pusher = BackgroundPusher(run, REPO, checkpoints=True, warn=warnings.append, api=client(server))
+    pusher.submit()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and server.asked("POST", "/commit/") < 4:
+        time.sleep(0.02)
+    assert pusher.close(timeout=60)
+    assert pusher.problem is None
+    assert "checkpoint-5/COMPLETE" in files(server)
+    assert server.asked("POST", "/commit/") == 4
+    assert len(warnings) == 1
+
+    monkeypatch.setattr("hfgpt.share.background.RETRY", 600.0)
+    write_checkpoint(run, 10)
+    pusher = BackgroundPusher(run, REPO, checkpoints=True, warn=warnings.append, api=client(server))
+    server.fault("POST", "/commit/", 500, times=1)
+    pusher.submit()
+    while len(warnings) < 2:
+        time.sleep(0.02)
+    assert pusher.close(timeout=60), "at once: the end does not wait for the next try"
+    assert "checkpoint-10/COMPLETE" in files(server)
+    assert pusher.problem is None
+    assert not list(run.glob(".pushing-*"))
 
 
 def test_closing_does_not_wait_for_ever(server: hub_server.Hub, run: Path) -> None:

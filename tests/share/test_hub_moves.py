@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ import pytest
 from huggingface_hub import HfApi
 from train import survival
 
-from hfgpt.train import origin
+from hfgpt.share import contents, hub
+from hfgpt.train import loop, origin
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
 REPO = "ada/traveller"
+
+INTERVAL = 5  # steps between two checkpoints
+
+PACE = 0.25  # seconds that a step takes at least: a push fits between two checkpoints
 
 
 class OnHub:
@@ -34,6 +40,13 @@ class OnHub:
         constants.ENDPOINT, constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = self.url, False, True
         constants.HUGGINGFACE_CO_URL_TEMPLATE = self.url + "/{repo_id}/resolve/{revision}/{filename}"
         huggingface_hub.close_session()
+        real = loop.to_device
+
+        def slowly(*batch: Any) -> Any:
+            time.sleep(PACE)
+            return real(*batch)
+
+        loop.to_device = slowly
 
 
 @pytest.fixture
@@ -63,9 +76,11 @@ def kill_at_request(server: hub_server.Hub, process: survival.Attempt, number: i
 def travel(server: hub_server.Hub, values: dict[str, Any], tmp_path: Path, kills: int) -> dict[str, int]:
     """Train on two machines by turns, each from what the Hub has, until there were so many kills and an end.
 
-    Half of the kills come while a push is under way, half after a random time. Returns how many there were of each.
+    Half of the kills come while a push is under way, half after a random time. Each kill finds the Hub at most one
+    checkpoint behind. Returns how many there were of each.
     """
     draw, count, ended = random.Random(0), {"pushing": 0, "training": 0}, 0
+    lags = list[int]()
     whole = tmp_path / "whole"
     assert survival.finish(survival.attempt(values | {"out_dir": str(whole)})) == 0
     client = HfApi(endpoint=server.url, token=hub_server.TOKEN)
@@ -88,10 +103,14 @@ def travel(server: hub_server.Hub, values: dict[str, Any], tmp_path: Path, kills
         assert code in (0, -signal.SIGKILL), (tmp_path / "log").read_text()
         if code:
             count[kind] += 1
+            lags.append((newest_here(folder) - newest_held(server)) // INTERVAL)
+            assert lags[-1] <= 1, (lags, (tmp_path / "log").read_text())
             continue
         assert survival.differences(folder, whole) == []
         assert held_checkpoints(server) == {f"checkpoint-{values['max_iters']}"}, (tmp_path / "log").read_text()
+        assert survival.differences(hub.pull(REPO, tmp_path / f"pulled{ended}", api=client), whole) == []
         if sum(count.values()) >= kills:
+            print(f"checkpoints that the Hub was behind after each kill: {lags}; runs that ended: {ended + 1}")
             return count
         server.repos.clear()  # the run is at its end: the next one begins
         ended += 1
@@ -102,15 +121,41 @@ def held_checkpoints(server: hub_server.Hub) -> set[str]:
     return {name.split("/")[0] for name in server.repos[REPO].files() or {} if "/" in name}
 
 
+def newest_held(server: hub_server.Hub) -> int:
+    """The step of the newest checkpoint on the Hub, 0 without one; it is whole."""
+    files = (server.repos[REPO].files() if REPO in server.repos else None) or {}
+    [newest] = contents.newest(files) or ["checkpoint-0"]
+    return int(newest.split("-")[1])
+
+
+def newest_here(folder: Path) -> int:
+    return max(contents.checkpoint_steps(folder), default=0)
+
+
 def moving(tiny: dict[str, Any], steps: int) -> dict[str, Any]:
-    return tiny | {"dropout": 0.2, "max_iters": steps, "eval_interval": 4, "save_total_limit": 1}
+    return tiny | {"dropout": 0.2, "max_iters": steps, "eval_interval": INTERVAL, "save_total_limit": 1}
 
 
 @pytest.mark.e2e
 def test_a_run_moves_between_machines_with_the_same_bits(
     server: hub_server.Hub, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    assert travel(server, moving(tiny, 24), tmp_path, kills=2) == {"pushing": 1, "training": 1}
+    assert travel(server, moving(tiny, 15), tmp_path, kills=2) == {"pushing": 1, "training": 1}
+
+
+@pytest.mark.e2e
+def test_a_polite_stop_pushes_its_checkpoint_first(
+    server: hub_server.Hub, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """A machine that is taken away leaves on the Hub what it has done, to the step."""
+    folder = tmp_path / "run"
+    run = moving(tiny, 40) | {"out_dir": str(folder), "push_to_hub": "checkpoints", "hub_model_id": REPO}
+    process = survival.attempt(run, OnHub(server.url), log=tmp_path / "log")
+    survival.wait_for_step(folder, 7, process)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    assert survival.finish(process) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
+    assert newest_held(server) == newest_here(folder) >= 7
 
 
 @pytest.mark.long

@@ -468,6 +468,8 @@ def test_each_parameter_by_itself_and_what_to_try_beyond_the_edge(define: Callab
     assert data["try_next"] == {"learning_rate": [0.057, 0.08]}, "below a dropout of 0 there is nothing"
     assert "The best learning_rate, 0.04, lies at the edge of the values tried: try 0.057, 0.08 too." in text
     assert "| 0.02 | 2.8" in text
+    assert "](isolation.png)" in text
+    assert (made.folder / "isolation.png").stat().st_size > 10_000
     inside = define("--learning_rate=0.01,0.04,0.02", "--max_iters=50,100", out_dir=str(tmp_path / "other"))
     assert trials.run(inside, seeded(tmp_path), lambda _: None)
     assert "max_iters" in report(inside)["try_next"]

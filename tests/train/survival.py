@@ -65,7 +65,11 @@ def _train(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     if change is not None:
         change()
-    with open(log or os.devnull, "a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+    with (
+        open(log or os.devnull, "a", buffering=1) as output,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+    ):
         try:
             sys.exit(train.train(config.build(values, "test"), resume=resume, overwrite=overwrite))
         except InputError as error:

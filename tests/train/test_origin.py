@@ -76,6 +76,22 @@ def test_what_is_not_a_branch(tiny: dict[str, Any], tmp_path: Path) -> None:
             origin.branch(text)
 
 
+def test_a_text_that_is_not_here_or_another_is_described(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """A resume elsewhere says which text it needs; another one is refused, unless a branch asks for it."""
+    trunk = do_train(tiny | LONG | {"max_iters": 8})
+    size = r"'tiny.txt' \([\d,]+ \+ [\d,]+ tokens, fingerprint [0-9a-f]{12}\)"
+    for gone in ("gone.txt", str(tmp_path / "gone.txt")):
+        with pytest.raises(InputError, match=f"^dataset = '.*gone.txt': no such file or folder\n.*--dataset: {size}$"):
+            do_train(tiny | LONG | {"dataset": gone}, resume=True)
+    lines = Path(tiny["dataset"]).read_text().splitlines(keepends=True)
+    (tmp_path / "sorted.txt").write_text("".join(sorted(lines)))
+    other = tiny | LONG | {"dataset": str(tmp_path / "sorted.txt")}
+    with pytest.raises(InputError, match=f"was trained on {size}; .* is 'sorted.txt' (?s:.*)--branch_from="):
+        do_train(other, resume=True)
+    branch = do_train(other | {"out_dir": str(tmp_path / "branch")}, branch_from=trunk / "checkpoint-8")
+    assert checkpoint.steps(branch)[0] == 24
+
+
 @pytest.mark.parametrize(
     "text", ["", "hf://", "hf://user", "user/run", "hf://user/run@", "hf://a/b/c", "hf://../x", "https://x/y/z"]
 )
