@@ -210,12 +210,23 @@ def listed(parts: Sequence[str]) -> str:
 
 
 def _trouble(comparison: Comparison) -> list[str]:
+    """How the runs did, where not well; the seeds of a setting together."""
     told = []
-    for entry in comparison.entries:
-        if entry.outcome not in ("finished", "running"):
-            told.append(_("{label}: {what}", label=entry.label, what=outcome(entry)))
-        elif trouble := [kind for kind in kinds(comparison, entry) if kind != "healthy"]:
-            told.append(_("{label}: {what}", label=entry.label, what=titles(trouble)))
+    for setting in comparison.settings:
+        found = dict[str, list[str]]()  # what, and of which runs
+        for entry in setting.entries:
+            trouble = [kind for kind in kinds(comparison, entry) if kind != "healthy"]
+            if entry.outcome not in ("finished", "running"):
+                found.setdefault(outcome(entry), []).append(entry.label)
+            elif trouble:
+                found.setdefault(titles(trouble), []).append(entry.label)
+        for what, labels in found.items():
+            if len(setting.entries) > 1:
+                seeds = {"n": len(labels), "all": len(setting.entries)}
+                what = _("{what} ({n} of {all} seeds)", what=what, **seeds)
+            told.append(
+                _("{label}: {what}", label=labels[0] if len(setting.entries) == 1 else setting.label, what=what)
+            )
     return [_("The diagnosis of the single runs: {list}.", list=_("; ").join(told))] if told else []
 
 

@@ -236,7 +236,7 @@ def final_loss_against(
             style = {"color": palette[number], "marker": MARKERS[number % len(MARKERS)], "ms": 8,
                      "lw": 2 if joined else 0}  # fmt: skip
             members = sorted((p for p in points if p.group == group), key=lambda point: position(point.value))
-            _draw_ends(above, members, position, style, group)
+            _draw_ends(above, members, position, style, group, (number, len(groups)))
             if timed:
                 times = _times(members, position)
                 below.plot(list(times), list(times.values()), **style)
@@ -295,7 +295,13 @@ def _times(points: Sequence[Point], position: Any) -> dict[Any, float]:
     return {x: numbers.fmean(seconds) for x, seconds in by_place.items()}
 
 
-def _draw_ends(axes: Axes, points: Sequence[Point], position: Any, style: dict[str, Any], group: str) -> None:
+def _draw_ends(
+    axes: Axes, points: Sequence[Point], position: Any, style: dict[str, Any], group: str, place: tuple[int, int]
+) -> None:
+    """One group's ends; `place` is its number and how many groups there are. Two groups have their numbers on two sides
+    of the points, and more have none: the table has them."""
+    number, groups = place
+    beside = {1: ((0, 10), "center"), 2: ((14, -4), "left") if number else ((-14, -4), "right")}.get(groups)
     by_place: dict[Any, list[float]] = {}
     for point in points:
         if point.loss is not None:
@@ -305,9 +311,9 @@ def _draw_ends(axes: Axes, points: Sequence[Point], position: Any, style: dict[s
     for x, end in ends:
         if end.count > 1:
             axes.errorbar([x], [end.mean], [end.high - end.mean], color=style["color"], capsize=5)
-        if len(ends) <= 12:
-            axes.annotate(f"{end.mean:.3f}", (x, end.mean), xytext=(0, 10),
-                          textcoords="offset points", ha="center", color=style["color"],
+        if len(ends) <= 12 and beside:
+            axes.annotate(f"{end.mean:.3f}", (x, end.mean), xytext=beside[0],
+                          textcoords="offset points", ha=beside[1], color=style["color"],
                           bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1})  # fmt: skip
     for point in points:
         if point.loss is None:

@@ -11,7 +11,8 @@ import re
 
 from hfgpt.base.terminal import visible
 
-_SPECIAL = re.compile(r"([\\`*_\[\]()#!|~])")
+# An underscore inside a word means nothing: names such as batch_size stay readable where Markdown is read as it is.
+_SPECIAL = re.compile(r"([\\`*\[\]()#!|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
 def text(value: str) -> str:
