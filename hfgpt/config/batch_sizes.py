@@ -6,6 +6,7 @@ Out: the size of any step's batch, and the sequences that came before it; whole 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -25,6 +26,13 @@ class BatchSizes(NamedTuple):
         """Sequences of the first `step` steps together."""
         rise = _rise(self)
         return rise[step] if step < self.warmup else rise[-1] + (step - self.warmup) * self.full
+
+    def steps(self, sequences: float) -> float:
+        """The first steps that have so many sequences together; the inverse of :meth:`before`."""
+        rise = _rise(self)
+        if sequences >= rise[-1]:
+            return self.warmup + (sequences - rise[-1]) / self.full
+        return float(bisect_right(rise, sequences) - 1)
 
 
 @lru_cache(maxsize=16)

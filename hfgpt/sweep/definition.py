@@ -130,10 +130,10 @@ def equalised(sweep: Sweep, trial: Trial, seconds_per_step: float | None) -> Con
     if sweep.equal == "steps":
         return config
     if sweep.equal == "tokens":
-        steps = base.max_iters * base.tokens_per_iter / config.tokens_per_iter
+        steps = config.batch_sizes.steps(base.tokens_by(base.max_iters) / config.block_size)
     else:
         assert seconds_per_step is not None, "measured before"
-        steps = seconds_of(base.max_time or "") / seconds_per_step
+        steps = config.batch_sizes.steps(seconds_of(base.max_time or "") / seconds_per_step * config.global_batch)
     steps = max(2, round(steps))
     keys = ("warmup_iters", "lr_decay_iters", "eval_interval", "log_interval")
     scaled = {key: max(1, round(getattr(config, key) * steps / config.max_iters)) for key in keys}

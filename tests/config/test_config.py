@@ -388,6 +388,7 @@ def test_a_batch_that_warms_up_is_counted_one_by_one() -> None:
     )
     assert [made.batch_sizes.at(step) for step in range(10)] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
     assert [made.tokens_by(step) for step in range(10)] == [0, 10, 30, 60, 100, 150, 210, 280, 360, 440]
+    assert [made.batch_sizes.steps(made.batch_sizes.before(step)) for step in range(10)] == [*range(10)]
     few = made.model_copy(update={"batch_warmup_iters": 100, "batch_size": 1})
     assert {few.batch_sizes.at(step) for step in range(100)} == {1}, "at least one, whole ones only"
     plain = config.build({}, "x")
