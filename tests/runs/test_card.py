@@ -213,11 +213,13 @@ def test_a_name_for_a_path(source: str, shown: str) -> None:
 def test_a_public_recipe_keeps_its_comments_and_loses_its_paths() -> None:
     text = "# mine\ndataset:\n- name: /home/ada/a.txt\n  weight: 1\n- {name: b, weight: 2}\n\n"
     text += "n_layer: 2  # two\nout_dir: /x/y\neval_tasks: tasks/two.jsonl, /home/ada/one.jsonl,~/three.jsonl\n"
+    text += "val_datasets: wiki=/home/ada/wiki.txt, news.txt\n"
     recipe = public.recipe(text)
     assert yaml.safe_load(recipe) == {
         "dataset": [{"name": "a.txt", "weight": 1}, {"name": "b", "weight": 2}],
         "n_layer": 2,
         "eval_tasks": "tasks/two.jsonl,one.jsonl,three.jsonl",
+        "val_datasets": "wiki=wiki.txt,news.txt",
     }
     assert recipe.startswith("# mine\n")
     assert "n_layer: 2  # two" in recipe
@@ -225,6 +227,7 @@ def test_a_public_recipe_keeps_its_comments_and_loses_its_paths() -> None:
         "/home/ada/a.txt": "a.txt",
         "/home/ada/one.jsonl": "one.jsonl",
         "~/three.jsonl": "three.jsonl",
+        "wiki=/home/ada/wiki.txt": "wiki=wiki.txt",
         "/x/y": "y",
     }
 
