@@ -89,16 +89,19 @@ def main() -> None:
                             if not file.tell():
                                 writer.writerow(["rule", "width", "rate", "seed", "loss"])
                             writer.writerow([*key, round(done[key], 5)])
-    mean = {
-        (rule, width): {rate: math.fsum(done[rule, width, rate, seed] for seed in seeds) / len(seeds) for rate in RATES}
-        for rule in ("muP", "none")
-        for width in WIDTHS
-    }
+    mean = {}
     for rule in ("muP", "none"):
+        known = sorted({seed for name, _width, _rate, seed in done if name == rule})
+        whole = [seed for seed in known if all((rule, w, rate, seed) in done for w in WIDTHS for rate in RATES)]
+        for width in WIDTHS:
+            mean[rule, width] = {
+                rate: math.fsum(done[rule, width, rate, seed] for seed in whole) / len(whole) for rate in RATES
+            }
         best = {width: best_rate(mean[rule, width]) for width in WIDTHS}
         for width in WIDTHS:
             print(f"{rule:5} width {width:4}  best rate {best[width]:.4f}  loss {min(mean[rule, width].values()):.4f}")
-        print(f"{rule:5} within a factor of {max(best.values()) / min(best.values()):.2f}")
+        factor = max(best.values()) / min(best.values())
+        print(f"{rule:5} within a factor of {factor:.2f}, {len(whole)} seeds")
     draw(mean)
 
 
