@@ -436,6 +436,7 @@ def test_a_default_that_is_filled_in_is_said_in_words() -> None:
         "mup_base_width": "no scaling",
         "min_lr": "learning_rate / 10",
         "early_stopping_patience": "never",
+        "val_datasets": "none",
         "eval_tasks": "none",
         "eval_tasks_interval": "eval_interval",
         "time_budget": "max_iters steps, as long as they take",
