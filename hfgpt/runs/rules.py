@@ -147,9 +147,8 @@ def overfitting(facts: Facts) -> Finding | None:
     later = facts.val[facts.best + 1 :]
     rises = bool(later) and facts.val[-1] > low * 1.01 + 0.02 and (len(later) > 1 or facts.val[-1] > low + 2 * RISE)
     learns = facts.train_end < facts.train_at(best_step) - 0.02
-    gap = facts.val[-1] > 1.6 * facts.train_end and facts.val[-1] > facts.train_end + 0.4
     gains = len(facts.val) > 2 and best_step > 2 / 3 * facts.last_step
-    if not (rises and learns) and (not gap or gains):
+    if not (rises and learns) and (not _gap(facts) or gains):
         return None
     if later:
         evidence = sentences(_(
@@ -162,6 +161,11 @@ def overfitting(facts: Facts) -> Finding | None:
         evidence = _("The run ends with train {train:.2f} and validation {val:.2f}.",
                      train=facts.train_end, val=facts.val[-1])  # fmt: skip
     return Finding("overfitting", int(best_step), evidence, findings.generalise(facts))
+
+
+def _gap(facts: Facts) -> bool:
+    """The validation loss is far above the train loss."""
+    return bool(facts.val) and facts.val[-1] > 1.6 * facts.train_end and facts.val[-1] > facts.train_end + 0.4
 
 
 def _saved(facts: Facts) -> str:
@@ -243,7 +247,14 @@ def healthy(facts: Facts) -> Finding:
         "The loss went from {start:.2f} to {end:.2f} in {n:,} steps.",
         facts.last_step, start=begin, end=facts.end,
     )  # fmt: skip
-    sound = _("There is no sign of trouble.") if facts.finished else _("There is no sign of trouble so far.")
+    if _gap(facts):
+        sound = _(
+            "The validation loss was lowest late in the run, but far above the train loss ({val:.2f} and {train:.2f}): "
+            "the model begins to learn the text by heart. More text or more dropout would narrow the gap.",
+            val=facts.val[-1], train=facts.train_end,
+        )  # fmt: skip
+    else:
+        sound = _("There is no sign of trouble.") if facts.finished else _("There is no sign of trouble so far.")
     return Finding("healthy", 0, sentences(evidence, sound))
 
 

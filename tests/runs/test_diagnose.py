@@ -136,6 +136,17 @@ def test_a_rise_of_validation_loss_by_chance_is_no_overfitting() -> None:
     assert kinds(records, recipe()) == ["healthy"]
 
 
+def test_a_wide_gap_is_named_while_the_validation_loss_still_gains() -> None:
+    records = falling(1.5)
+    for record in records:
+        if "val_loss" in record:
+            record["val_loss"] = record["train_eval_loss"] * 1.7
+    (finding,) = diagnose.diagnose(records, recipe())
+    assert finding.kind == "healthy"
+    assert "far above the train loss (2.56 and 1.50)" in finding.evidence
+    assert "no sign of trouble" not in finding.evidence
+
+
 def test_underfitting_takes_the_chapters_steps() -> None:
     finding = diagnose.diagnose(falling(2.7), recipe())[0]
     assert (finding.kind, finding.since_step) == ("underfitting", 200)
