@@ -85,6 +85,8 @@ NOT_HERE = {
     **{command: GRID for command in COMMANDS["docs/en/experiments.md"]},
     **{command: SEEDS for command in EVERY_COMMAND if "--seeds" in command or "--prune" in command},
     "make gpu": "needs a GPU; test_gpu.py tries the command on a CPU",
+    "make kernels": "needs a CUDA build of torch",
+    "make fuzz FUZZ_MINUTES=60": "an hour",
     "python scripts/diagnose.py OUT": PART,
     "python benchmarks/reference_curves.py": "trains each recipe three times",
     "python scripts/train.py RECIPE": PART,

@@ -65,14 +65,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 loss += nll
                 if d_hidden is not None and d_logits is not None:
                     d_hidden[start : start + rows] = d_logits @ head
+                    d_logits = d_logits[:, :vocabulary]
                     if d_weight is None:
                         d_weight = (d_logits.T @ inputs).to(weight.dtype)
-                    else:
+                    elif torch.compiler.is_compiling():
                         add_product(d_weight, d_logits, inputs)
+                    else:
+                        d_weight.add_(d_logits.T @ inputs)
                     del d_logits  # before there are new ones
         if d_hidden is not None:
             assert d_weight is not None
-            ctx.save_for_backward(d_hidden, d_weight[:vocabulary])
+            ctx.save_for_backward(d_hidden, d_weight)
         return loss
 
     @staticmethod

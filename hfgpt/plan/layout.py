@@ -28,7 +28,7 @@ def show(parts: Iterable[RenderableType]) -> str:
     buffer = io.StringIO()
     console = Console(file=buffer, force_terminal=sys.stdout.isatty(), width=_columns(), highlight=False)
     for part in parts:
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, Text) and part.no_wrap is True)
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
@@ -64,6 +64,11 @@ def table(
 def paragraph(text: str, bold: bool = False) -> Text:
     """A paragraph and an empty line."""
     return Text(f"{visible(text)}\n", style="bold" if bold else "")
+
+
+def command(text: str) -> Text:
+    """A line that is copied: never broken, however narrow the output is."""
+    return Text(visible(text), no_wrap=True)
 
 
 def number(value: float) -> str:

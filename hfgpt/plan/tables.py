@@ -17,7 +17,7 @@ from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, chart, faster, timing
 from hfgpt.plan.command import Options, Plan
-from hfgpt.plan.layout import number, paragraph, show, table
+from hfgpt.plan.layout import command, number, paragraph, show, table
 from hfgpt.plan.memory import BINDS
 
 RULE = N_("chapter's rule of thumb")
@@ -49,7 +49,7 @@ def _render(plan: Plan, recipe: str | None, options: Options) -> str:
         parts += [_remedies(plan), _by_memory(plan)]
     if plan.choice is None:
         parts.append(_faster(plan))
-    parts += [_recommendation(plan, options), paragraph(_next(plan, recipe, options))]
+    parts += [_recommendation(plan, options), command(_next(plan, recipe, options))]
     return show(parts)
 
 

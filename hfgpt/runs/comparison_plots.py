@@ -298,8 +298,8 @@ def _times(points: Sequence[Point], position: Any) -> dict[Any, float]:
 def _draw_ends(
     axes: Axes, points: Sequence[Point], position: Any, style: dict[str, Any], group: str, place: tuple[int, int]
 ) -> None:
-    """One group's ends; `place` is its number and how many groups there are. Two groups have their numbers on two sides
-    of the points, and more have none: the table has them."""
+    """One group's ends; `place` is its number and how many groups there are. The numbers of two groups stand on two
+    sides of the points. More groups have their numbers in the table alone."""
     number, groups = place
     beside = {1: ((0, 10), "center"), 2: ((14, -4), "left") if number else ((-14, -4), "right")}.get(groups)
     by_place: dict[Any, list[float]] = {}

@@ -248,7 +248,9 @@ def test_in_chinese_a_card_has_its_own_word_for_memory(device: str, own: str, ot
             assert other not in shown
 
 
-def test_the_end_says_what_to_type_next(tmp_path: Path) -> None:
+def test_the_end_says_what_to_type_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one line, which can be copied, at any width."""
+    monkeypatch.setenv("COLUMNS", "60")
     path = tmp_path / "mine.yaml"
     assert plan.run([STANDARD, "--n_layer=2"]).rstrip().endswith(f"{STANDARD} --n_layer=2")
     assert "add --write" in plan.run([STANDARD, "--time-budget=1m", "--no_trials"])

@@ -121,7 +121,8 @@ def test_where_it_was_stopped_does_not_decide_when_it_is_over(tiny: dict[str, An
 
 
 def slow_evaluations() -> None:
-    """From the second evaluation on a pass takes half a second."""
+    """From the second evaluation on a pass takes half a second. Signals act, whatever the tests were started by."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     real, passes = language.evaluate_blocks, 0
 
     def slow(*arguments: Any) -> tuple[float, int]:
