@@ -9,6 +9,8 @@ Without --probe and --simulate nothing is measured and torch is not loaded.
 from __future__ import annotations
 
 import dataclasses
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,9 +135,10 @@ def _make(survey: Survey, target: Target, options: Options) -> Plan:
 
 def _probe(survey: Survey, processes: int) -> Measured:
     threads.configure(survey.config.cpu_threads)  # before torch is loaded
+    first, began = "torch" not in sys.modules, time.perf_counter()
     from hfgpt.plan import probe
 
-    return probe.probe(survey, processes)
+    return probe.probe(survey, processes, time.perf_counter() - began if first else None)
 
 
 def _simulate(survey: Survey, target: Target) -> int:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-import psutil
 import torch
 from safetensors.torch import save_file
 
@@ -52,7 +51,7 @@ AIM = 2.0  # seconds of measuring for each of the things that are timed
 LONGEST = 10.0  # seconds that a timed micro-batch may take; a slower one is made smaller, and the time scaled
 
 
-def probe(survey: Survey, processes: int = 1) -> Measured:
+def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> Measured:
     """Time a few optimizer steps and a part of an evaluation.
 
     A step of n micro-batches takes as long as one of 1, and n - 1 times what a second micro-batch adds: both are
@@ -61,11 +60,11 @@ def probe(survey: Survey, processes: int = 1) -> Measured:
     Args:
         survey: the recipe.
         processes: how many share a step; this machine times one share, and what they say to each other is left out.
+        loading: seconds that the libraries took to load; None if this process had loaded them before.
 
     Raises:
         InputError: the recipe cannot be run here (device, dtype).
     """
-    began = time.perf_counter()
     run = prepare(survey, processes)
     try:
         sequences = _fitting(run, flops_per_token(survey.config, survey.vocab_size))
@@ -75,7 +74,7 @@ def probe(survey: Survey, processes: int = 1) -> Measured:
         sampled = _timed(lambda: _sample(run, survey.vocab_size)).seconds if run.config.sample_prompt else 0.0
         evaluated = _timed(lambda: _evaluate(run)).seconds
         if run.device.type == "cpu" and not one.busy:
-            _learn(began)
+            _learn(loading)
         return Measured(
             seconds_per_step=one.seconds + (micro_batches - 1) * another,
             seconds_per_eval_token=evaluated / (run.micro_batch * run.config.block_size * processes),
@@ -90,17 +89,16 @@ def probe(survey: Survey, processes: int = 1) -> Measured:
         run.accelerator.end_training()
 
 
-def _learn(began: float) -> None:
+def _learn(loading: float | None) -> None:
     """Keep what this machine showed: how long the libraries took to load, and how fast it is in bfloat16."""
-    loaded = time.time() - psutil.Process().create_time() - (time.perf_counter() - began)
-    known = {"start": loaded + PREPARING}
+    known = {} if loading is None else {"start": loading + PREPARING}
     if hardware.cpu_dtype(hardware.BFLOAT16_PAYS_FROM) == "bfloat16":
         narrow, wide = (hardware.measured_cpu_peak(dtype) for dtype in ("bfloat16", "float32"))
         known["bfloat16_ratio"] = narrow / wide
     speed.learn(**known)
 
 
-PREPARING = 1.0  # seconds of a run's start beside the libraries: the text, the folder, the first, slower step
+PREPARING = 1.5  # seconds of a run's start beside the libraries: Python, the text, the folder, the first, slower step
 
 
 def prepare(survey: Survey, processes: int = 1) -> Run:

@@ -6,6 +6,7 @@ Out: the best of them after the trials, the loss it is expected to reach, and th
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -40,14 +41,14 @@ def settle(ranked: list[Candidate], target: Target, budget: float, limit: float)
         budget: seconds of the run that is planned.
         limit: seconds that the trials may take, loading of the libraries and of the text left out.
     """
-    began = time.perf_counter()
+    first, began = "torch" not in sys.modules, time.perf_counter()
     threads.configure(ranked[0].config.cpu_threads)  # before torch is loaded
     from hfgpt.data.prepare import prepare
     from hfgpt.plan import trial
 
     prepared = prepare(ranked[0].config)
     tokens = trial.Tokens(prepared.train, prepared.val, ranked[0].survey.vocab_size)
-    if target.speed is not None and not target.speed.busy and not speed.loaded():
+    if first and target.speed is not None and not target.speed.busy and not speed.loaded():
         speed.learn(start=time.perf_counter() - began + ACCELERATE)
     began = time.perf_counter()
     tried = list[Candidate]()
