@@ -98,7 +98,7 @@ def listed(parts: Iterable[str]) -> str:
 
 
 def _fill(message: str, values: dict[str, Any]) -> str:
-    """A Chinese message with its fields filled in; a space stands beside a Latin word or a number alone."""
+    """A Chinese message with its fields filled in. Only Latin words and numbers have spaces beside them."""
 
     def filled(match: re.Match[str]) -> str:
         value = f"{{{match['field']}}}".format(**values)

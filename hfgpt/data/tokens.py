@@ -118,7 +118,7 @@ def _generate(
 def _cached(cache: Path, key: str) -> pa.Table | None:
     """The rows that `datasets` has in its cache, mapped into memory without it: a start does not wait for its import.
 
-    None if there are no such rows, or if they are stored in another way than is known here; then `datasets` is asked.
+    None if there are no such rows, or if their storage is unknown here; `datasets` then reads them.
     """
     import pyarrow as pa
 

@@ -87,7 +87,7 @@ def _verdict(plan: Plan) -> str:
 
 
 def no_forecast(plan: Plan) -> str:
-    """Why there is no loss to expect."""
+    """Why no loss is forecast."""
     config = plan.survey.config
     if config.pretrained:
         return _("No loss is forecast: the laws are about models from scratch.")
