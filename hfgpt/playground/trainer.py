@@ -64,8 +64,11 @@ class State:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done, or early stopping ended the run."""
-        return self.step >= self.steps > 0 or self.stopped_early
+        """Whether the run is at its end: nothing trains it, and its last step is done or early stopping ended it.
+
+        After the last step a run still writes its model, so a process that lives says that the run goes on.
+        """
+        return not self.running and (self.step >= self.steps > 0 or self.stopped_early)
 
 
 class Trainer:

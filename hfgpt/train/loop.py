@@ -31,7 +31,7 @@ from hfgpt.train.horizon import Horizon
 from hfgpt.train.memory import fit
 from hfgpt.train.meter import Meter
 from hfgpt.train.report import finish, introduce
-from hfgpt.train.resume import save
+from hfgpt.train.resume import reserve, save
 from hfgpt.train.run import Run
 from hfgpt.train.start import start
 from hfgpt.train.step import StepResult, global_loss, must_look, settle, to_device, train_step
@@ -87,6 +87,7 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
     """The steps, with evaluation and checkpoints between them; returns why it stopped early, or 0."""
     progress, batches = run.progress, run.corpus.batches
     running = list[StepResult]()  # steps that were launched, whose outcome nobody has looked at
+    first = progress.step + 1
     in_time = waiting.action if waiting else nullcontext  # around whatever waits for the other processes
     run.model.train()
     run.display.begin(progress.step)
@@ -121,6 +122,8 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
             settle(run, running, keep=0 if logged or must_look(run) or evaluation_due(run) else 1)
         meter.add(targets, data_seconds=ready - began, step_seconds=time.perf_counter() - ready)
         run.writer.look()
+        if progress.step == first:
+            reserve(run)
         if logged:
             with in_time():
                 log(run, meter, result)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
@@ -41,8 +42,7 @@ def save(run: Run) -> None:
         OSError: the disk is full or not writable; what was there before is untouched.
     """
     accelerator, writer = run.accelerator, run.writer
-    weights = export.weights(states.weights(accelerator, run.plain, on_device=writer.background))
-    averages = states.averages(accelerator, run.plain, run.optimizer, on_device=writer.background)
+    weights, averages = model_tensors(run), optimizer_tensors(run)
     generators = {
         name: state for part in gather_object([states.generators(accelerator)]) for name, state in part.items()
     }
@@ -58,29 +58,27 @@ def save(run: Run) -> None:
             "data": data,
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
         }
-        weights = writer.copy("checkpoint weights", weights)
-        flat = checkpoint.flatten({name.removeprefix("gpt2."): means for name, means in averages.items()})
-        flat = writer.copy("checkpoint averages", flat)
+        weights, averages = writer.copy("weights", weights), writer.copy("averages", averages)
 
         def write() -> None:
             if lock is not None:
                 lock.check()
-            checkpoint.write(run.folder, step, weights, flat, generators, state)
+            checkpoint.write(run.folder, step, weights, averages, generators, state)
             checkpoint.rotate(run.folder, step, run.config.save_total_limit, best)
             discard_previous(run.folder)
             if pusher is not None and pusher.checkpoints:
                 pusher.submit()
 
-        writer.do("checkpoint", write)
+        writer.do(write)
     wait_for_main(run)
 
 
 def export_model(run: Run, then: Callable[[], None]) -> None:
     """Write the model as it is now for Transformers, into the run folder itself; then do what needs it. Collective."""
     writer, lock = run.writer, run.lock
-    weights = export.weights(states.weights(run.accelerator, run.plain, on_device=writer.background))
+    weights = model_tensors(run)
     if run.main:
-        weights, gpt2 = writer.copy("model", weights), run.plain.gpt2
+        weights, gpt2 = writer.copy("weights", weights), run.plain.gpt2
 
         def write() -> None:
             if lock is not None:
@@ -88,8 +86,29 @@ def export_model(run: Run, then: Callable[[], None]) -> None:
             export.write(run.folder, gpt2, run.corpus.tokenizer, weights)
             then()
 
-        writer.do("model", write)
+        writer.do(write)
     wait_for_main(run)
+
+
+def reserve(run: Run) -> None:
+    """Set memory aside for what is written behind the steps, so that the first checkpoint does not hold them up.
+
+    Call it once the optimizer has its averages. Shards are gathered anew for each checkpoint, which takes longer.
+    """
+    if run.main and run.writer.background and not run.sharded:
+        run.writer.reserve("weights", model_tensors(run))
+        run.writer.reserve("averages", optimizer_tensors(run))
+
+
+def model_tensors(run: Run) -> dict[str, Tensor]:
+    """The weights by GPT2LMHeadModel's names; on the device if they will be copied from there. Collective."""
+    return export.weights(states.weights(run.accelerator, run.plain, on_device=run.writer.background))
+
+
+def optimizer_tensors(run: Run) -> dict[str, Tensor]:
+    """The optimizer's averages by "<weight>/<average>", like :func:`model_tensors`. Collective."""
+    averages = states.averages(run.accelerator, run.plain, run.optimizer, on_device=run.writer.background)
+    return checkpoint.flatten({name.removeprefix("gpt2."): means for name, means in averages.items()})
 
 
 def wait_for_main(run: Run) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,69 +37,77 @@ class Writer:
 
     def __init__(self, background: bool) -> None:
         self._pool = ThreadPoolExecutor(1, "write") if background else None
-        self._pending: dict[str, Future[None]] = {}
+        self._pending = list[Future[None]]()
         self._copies: dict[str, dict[str, Tensor]] = {}
-        self._held: list[tuple[str, Callable[[], None]]] | None = None  # to be begun at the end of together()
+        self._together: list[Callable[[], None]] | None = None  # to be begun at the end of together()
+        self._copied = set[str]()  # kinds, inside together()
 
     @property
     def background(self) -> bool:
         """Whether actions are done behind the steps."""
         return self._pool is not None
 
+    def reserve(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        """Set memory aside for copies of tensors like these, behind the steps: a system takes long to hand it out."""
+        if self._pool is not None:
+            self._begin(lambda: _fit(self._copies.setdefault(kind, {}), tensors, touch=True))
+
     def copy(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors as they are now, on the CPU; the last ones of this kind must be written, and are waited for.
+        """The tensors as they are now, on the CPU.
+
+        Copies are made into the memory of the last ones of their kind. So all that is under way is waited for first;
+        and inside :meth:`together`, the second copy of a kind is the first.
 
         Raises:
-            OSError: they could not be written.
+            OSError: something could not be written.
         """
         if self._pool is None:
             return dict(tensors)
-        self._wait_for(kind)
         kept = self._copies.setdefault(kind, {})
-        for name in kept.keys() - tensors.keys():
-            del kept[name]
+        if kind in self._copied:
+            return dict(kept)
+        self.wait()
+        _fit(kept, tensors, touch=False)
         for name, tensor in tensors.items():
-            if name not in kept or kept[name].shape != tensor.shape or kept[name].dtype != tensor.dtype:
-                pinned = tensor.device.type == "cuda"
-                kept[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
-            kept[name].copy_(tensor.detach(), non_blocking=True)
+            if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.int64):
+                np.copyto(kept[name].numpy(), tensor.detach().numpy())  # one thread: torch's wait for each other
+            else:
+                kept[name].copy_(tensor.detach(), non_blocking=True)
         if any(tensor.device.type != "cpu" for tensor in tensors.values()):
             torch.accelerator.synchronize()
+        if self._together is not None:
+            self._copied.add(kind)
         return dict(kept)
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """Begin what is to be done inside at the end: writing takes bandwidth, and training waits for the copies."""
-        self._held = []
+        self._together = []
         try:
             yield
         finally:
-            held, self._held = self._held, None
-            for kind, action in held:
-                self.do(kind, action)
+            actions, self._together = self._together, None
+            self._copied.clear()
+            for action in actions:
+                self.do(action)
 
-    def do(self, kind: str, action: Callable[[], None]) -> None:
+    def do(self, action: Callable[[], None]) -> None:
         """Do this, soon.
 
         Raises:
-            OSError: it cannot be written, or the last one of its kind could not.
+            OSError: it cannot be written, and is done at once.
         """
         if self._pool is None:
             action()
-            return
-        if self._held is not None:
-            self._held.append((kind, action))
-            return
-        self._wait_for(kind)
-        with threads.unpinned():  # else the thread would share the one core of the thread that trains
-            self._pending[kind] = self._pool.submit(action)
+        elif self._together is not None:
+            self._together.append(action)
+        else:
+            self._begin(action)
 
     def look(self) -> None:
         """Raise what an action failed of, if one did. Does not wait."""
-        for kind, future in list(self._pending.items()):
-            if future.done():
-                del self._pending[kind]
-                future.result()
+        while self._pending and self._pending[0].done():
+            self._pending.pop(0).result()
 
     def wait(self) -> None:
         """Until everything is written.
@@ -106,14 +115,26 @@ class Writer:
         Raises:
             OSError: something could not be.
         """
-        for kind in list(self._pending):
-            self._wait_for(kind)
+        while self._pending:
+            self._pending.pop(0).result()
 
     def close(self) -> None:
         """Let what is under way end; never raises."""
         if self._pool is not None:
             self._pool.shutdown()
 
-    def _wait_for(self, kind: str) -> None:
-        if future := self._pending.pop(kind, None):
-            future.result()
+    def _begin(self, action: Callable[[], None]) -> None:
+        assert self._pool is not None
+        with threads.unpinned():  # else the thread would share the one core of the thread that trains
+            self._pending.append(self._pool.submit(action))
+
+
+def _fit(kept: dict[str, Tensor], tensors: Mapping[str, Tensor], touch: bool) -> None:
+    """Make room in `kept` for copies of tensors, and of nothing else; with `touch`, its pages are there afterwards."""
+    for name in kept.keys() - tensors.keys():
+        del kept[name]
+    for name, tensor in tensors.items():
+        if name not in kept or kept[name].shape != tensor.shape or kept[name].dtype != tensor.dtype:
+            kept[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
+            if touch:
+                kept[name].zero_()

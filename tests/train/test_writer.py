@@ -22,7 +22,7 @@ def test_what_is_written_is_what_was_there_when_it_was_copied() -> None:
     writer, going, seen = Writer(background=True), threading.Event(), []
     weight = torch.ones(3)
     copied = writer.copy("weights", {"w": weight})
-    writer.do("weights", lambda: (going.wait(), seen.append(copied["w"].tolist())))  # type: ignore[func-returns-value]
+    writer.do(lambda: (going.wait(), seen.append(copied["w"].tolist())))  # type: ignore[func-returns-value]
     weight.zero_()  # the next step, while the writing has not begun
     assert seen == []
     going.set()
@@ -33,21 +33,60 @@ def test_what_is_written_is_what_was_there_when_it_was_copied() -> None:
     writer.close()
 
 
+def test_a_copy_waits_until_the_last_one_is_written() -> None:
+    writer, going, seen = Writer(background=True), threading.Event(), list[list[float]]()
+    weight = torch.ones(3)
+    copied = writer.copy("weights", {"w": weight})
+    writer.do(lambda: (going.wait(), seen.append(copied["w"].tolist())))  # type: ignore[func-returns-value]
+    weight.zero_()
+    second = threading.Thread(target=writer.copy, args=("weights", {"w": weight}))
+    second.start()
+    second.join(0.1)
+    assert second.is_alive()
+    going.set()
+    second.join()
+    assert seen == [[1.0, 1.0, 1.0]]
+    writer.close()
+
+
+def test_a_model_and_its_checkpoint_share_a_copy() -> None:
+    writer, weight = Writer(background=True), torch.ones(3)
+    with writer.together():
+        first = writer.copy("weights", {"w": weight})
+        writer.do(lambda: None)
+        assert writer.copy("weights", {"w": weight})["w"].data_ptr() == first["w"].data_ptr()
+    weight.zero_()
+    assert writer.copy("weights", {"w": weight})["w"].tolist() == [0.0, 0.0, 0.0]
+    writer.close()
+
+
+def test_memory_is_set_aside_before_the_first_copy() -> None:
+    resource = pytest.importorskip("resource")  # which Windows does not have
+    writer, weight = Writer(background=True), torch.ones(2_000_000)
+    writer.reserve("weights", {"w": weight})
+    writer.wait()
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    copied = writer.copy("weights", {"w": weight})
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 100, "its 1,954 pages are there"
+    assert torch.equal(copied["w"], weight)
+    writer.close()
+
+
 def test_actions_come_one_after_another_and_errors_come_up() -> None:
     writer, order = Writer(background=True), []
 
     def fail() -> None:
         raise OSError("No space left on device")
 
-    writer.do("a", lambda: (time.sleep(0.05), order.append("a")))  # type: ignore[func-returns-value]
-    writer.do("b", lambda: order.append("b"))
+    writer.do(lambda: (time.sleep(0.05), order.append("a")))  # type: ignore[func-returns-value]
+    writer.do(lambda: order.append("b"))
     writer.wait()
     assert order == ["a", "b"]
-    writer.do("a", fail)
+    writer.do(fail)
     with pytest.raises(OSError, match="No space"):
         writer.wait()
     writer.look()  # it came up once
-    writer.do("a", fail)
+    writer.do(fail)
     writer.close()  # the action has ended, and nobody has looked
     with pytest.raises(OSError, match="No space"):
         writer.look()
@@ -56,7 +95,7 @@ def test_actions_come_one_after_another_and_errors_come_up() -> None:
 def test_writing_begins_when_all_is_copied() -> None:
     writer, began = Writer(background=True), threading.Event()
     with writer.together():
-        writer.do("model", began.set)
+        writer.do(began.set)
         assert not began.wait(0.1)
         writer.copy("weights", {"w": torch.ones(2)})
     assert began.wait(10)
@@ -67,7 +106,7 @@ def test_in_the_foreground_nothing_is_copied() -> None:
     writer, weight = Writer(background=False), torch.ones(2)
     assert writer.copy("weights", {"w": weight})["w"] is weight
     done = list[int]()
-    writer.do("weights", lambda: done.append(1))
+    writer.do(lambda: done.append(1))
     assert done == [1]
 
 
