@@ -25,6 +25,14 @@ from hfgpt.locale.compile import compile_all
 ROOT = Path(__file__).parent.parent
 CACHE = Path(tempfile.mkdtemp(prefix="hfgpt-tests-"))
 
+# What hfgpt measures of this machine it measures once a session: the workers of pytest-xdist find what the first one
+# kept. Matplotlib's list of fonts, which takes seconds to make, stays where it is for the user.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR") or str(
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "matplotlib"
+    )
+    os.environ["XDG_CACHE_HOME"] = str(CACHE / "cache")
+
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HFGPT_LANG": "en",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from hfgpt.base import language
 from hfgpt.base.command import Reader, whole
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
+from hfgpt.playground.guard import is_address
 
 
 def reader() -> Reader:
@@ -58,4 +61,7 @@ def main(words: list[str]) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not all(re.fullmatch(r"[\w.-]+", name) or is_address(name.strip("[]")) for name in names):
+        raise ValueError(_("must be host names without http:// and port, such as lab.example"))
+    return names

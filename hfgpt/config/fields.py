@@ -9,6 +9,7 @@ A new parameter is a line here, and an entry in hfgpt/plan/guide.yaml.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -201,6 +202,11 @@ class Config(BaseModel):
         """The run folder of a resolved config."""
         assert self.out_dir is not None, "resolve() fills in out_dir"
         return Path(self.out_dir)
+
+    @property
+    def repository(self) -> str:
+        """Where a resolved config pushes to: 'user/name', or 'name' for the token's own account."""
+        return self.hub_model_id or Path(os.path.abspath(self.run_dir)).name
 
 
 # What nanoGPT calls by a name that has another one here, and a function from its value to our key and value.

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfgpt.data.tokenizer import BYTE_TOKENS, is_char, vocabulary_size
-from hfgpt.data.tokenizer_file import faults_as_messages
+from hfgpt.data.tokenizer_file import faults_as_messages, panics_as_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -212,4 +212,5 @@ class CharacterCounter:
         if self._table is not None:
             return int(self._table[tokens].sum())
         rows = tokens.reshape(-1, tokens.shape[-1]).tolist()
-        return sum(len(text) for text in self._tokenizer.batch_decode(rows, skip_special_tokens=True))
+        with panics_as_messages():
+            return sum(len(text) for text in self._tokenizer.batch_decode(rows, skip_special_tokens=True))

@@ -9,11 +9,15 @@ too many attempts on a text. Such patterns repeat something that itself repeats,
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
@@ -50,15 +54,58 @@ def check_file(path: Path) -> None:
                 )  # fmt: skip
 
 
+class _StandardError:
+    """File descriptor 2, kept while tokenizers may panic: Rust writes there where it panicked, whoever catches it.
+
+    Several threads may be inside at once. The last one that leaves gives back what was written, unless it was a panic.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._panicked = threading.Lock(), 0, False
+        self._kept: tuple[IO[bytes], int] | None = None  # what is written meanwhile, and where it belongs
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                with contextlib.suppress(OSError):  # no descriptor 2, or no room: then Rust has its say
+                    file = tempfile.TemporaryFile()  # noqa: SIM115 - until the last one leaves
+                    self._kept = file, os.dup(2)
+                    os.dup2(file.fileno(), 2)
+
+    def leave(self, panicked: bool) -> None:
+        with self._lock:
+            self._inside -= 1
+            self._panicked |= panicked
+            if self._inside or self._kept is None:
+                return
+            (file, real), self._kept = self._kept, None
+            os.dup2(real, 2)
+            os.close(real)
+            file.seek(0)
+            with file, contextlib.suppress(OSError):
+                if not self._panicked:
+                    os.write(2, file.read())
+            self._panicked = False
+
+
+_standard_error = _StandardError()
+
+
 @contextmanager
 def panics_as_messages() -> Iterator[None]:
-    """Inside, a panic of the tokenizers library is an InputError."""
+    """Inside, a panic of the tokenizers library is an InputError, and nothing else is said of it."""
+    panicked = False
+    _standard_error.enter()
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # pyo3 does not export the class
+        panicked = type(error).__name__ == "PanicException"  # pyo3 does not export the class
+        if not panicked:
             raise
         raise InputError(_("the tokenizer cannot read this text: {reason}", reason=str(error)[:200])) from None
+    finally:
+        _standard_error.leave(panicked)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.data.tokenizer import token_ids
+from hfgpt.data.tokenizer_file import panics_as_messages
 from hfgpt.model.folder import INDEX, WEIGHTS, check_model, first_line, load_model, read_json
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def allow_batches(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def left_out(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The characters of `text` that the tokenizer has no tokens for, each once; most tokenizers have all."""
-    known = tokenizer.decode(token_ids(tokenizer, text), clean_up_tokenization_spaces=False)
+    with panics_as_messages():
+        known = tokenizer.decode(token_ids(tokenizer, text), clean_up_tokenization_spaces=False)
     return "".join(sorted(set(text) - set(known)))
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, _
 from hfgpt.data.tokenizer import token_ids
+from hfgpt.data.tokenizer_file import panics_as_messages
 from hfgpt.inference.exported import start_id
 
 if TYPE_CHECKING:
@@ -215,4 +216,5 @@ class PieceDecoder:
         return self._text(self._before + self._pending)[len(self._text(self._before)) :]
 
     def _text(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        with panics_as_messages():  # a decoder may have patterns of its own
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -8,6 +8,7 @@ Out: :class:`Speed`: FLOP/s of a matrix product, bytes/s of memory, seconds of a
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import time
@@ -157,9 +158,19 @@ def _path() -> Path:
 
 def _read() -> Speed | None:
     try:
-        return Speed(**json.loads(_path().read_text(encoding="utf-8")))
+        kept = Speed(**json.loads(_path().read_text(encoding="utf-8")))
+        return kept if isinstance(kept.key, str) and all(_is_measured(*pair) for pair in vars(kept).items()) else None
     except (OSError, *UNREADABLE):
         return None
+
+
+def _is_measured(name: str, value: Any) -> bool:
+    """Whether a kept figure may be one: a finite number above zero, or None where nothing was measured yet."""
+    if name in ("key", "busy"):
+        return True
+    if value is None:
+        return name in ("bfloat16_ratio", "start")
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _write(speed: Speed) -> None:

@@ -81,7 +81,8 @@ class Guard:
             return 403
         if not origins and not _asked_by_the_page(headers, scope.get("method", "GET")):
             return 403
-        if not OPEN.fullmatch(unquote(scope["path"])):
+        path = unquote(scope["path"])
+        if not OPEN.fullmatch(path) or not {".", ".."}.isdisjoint(re.split(r"[/\\]", path)):
             return 404
         if not scope.get("query_string", b"").isascii():  # a browser writes %FF
             return 400
@@ -89,7 +90,7 @@ class Guard:
         return 413 if length.isdecimal() and int(length) > BODY_BYTES else 0
 
     def _is_ours(self, name: str) -> bool:
-        return name in LOOPBACK or name in self._named or (self._addresses and _is_address(name))
+        return name in LOOPBACK or name in self._named or (self._addresses and is_address(name))
 
     def _same_page(self, origin: str, host: str) -> bool:
         """Whether an origin is the page itself: its address, the same port under another name of ours, or a name that
@@ -121,7 +122,8 @@ def _port(netloc: str) -> str:
     return re.search(r"(?::(\d+))?$", netloc)[1] or ""  # type: ignore[index]  # it always matches
 
 
-def _is_address(name: str) -> bool:
+def is_address(name: str) -> bool:
+    """Whether a host is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -8,6 +8,7 @@ Each tab has a module of its own; here, what happens between them. torch is load
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import gradio as gr
 
 from hfgpt.base.language import _
+from hfgpt.base.terminal import say
 from hfgpt.playground.plan_tab import PlanTab
 from hfgpt.playground.runs_tab import RunsTab
 from hfgpt.playground.speech import Labels
@@ -25,6 +27,20 @@ from hfgpt.playground.trainer import Trainer
 REFRESH = 2.0  # seconds between two looks at the runs
 
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
+
+
+class Blocks(gr.Blocks):
+    """Gradio's, for which a value that its field cannot have is the asker's fault: one line, and no traceback."""
+
+    async def preprocess_data(self, *args: Any, **named: Any) -> Any:
+        """The values of an event as its function takes them. Raises gr.Error, which the page shows."""
+        try:
+            return await super().preprocess_data(*args, **named)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            said = _("the page was sent a value that it cannot use: {reason}", reason=reason)
+            say(said, sys.stderr)
+            raise gr.Error(said, print_exception=False) from None
 
 
 class Page:
@@ -48,7 +64,7 @@ class Page:
         train: Sequence[str] = (),
     ) -> None:
         labels, trainer = Labels(language), Trainer(Path(folder), train)
-        with gr.Blocks(title="hfgpt", analytics_enabled=False) as self.blocks:
+        with Blocks(title="hfgpt", analytics_enabled=False) as self.blocks:
             with gr.Row(elem_id="head"):
                 labels.add(gr.HTML, _title, padding=False)
                 self.language = gr.Radio(

@@ -7,7 +7,8 @@ Out: ``metrics.jsonl`` (one JSON object a line: ``step`` and what was measured t
 Names and units: ``train_loss`` (of that step's global batch), ``train_eval_loss`` and ``val_loss`` (of the fixed
 evaluation blocks) in nats per token; ``learning_rate``; ``grad_norm`` before clipping; ``tokens_per_second``; ``mfu``
 (share of the device's peak); ``memory_bytes``; ``seconds`` since the run began, without the time between a stop and
-its resume; ``data_seconds``, spent waiting for data, per step; ``epoch``, how often the training text was seen.
+its resume; ``data_seconds``, spent waiting for data, per step; ``epoch``, how often the training text was seen;
+``branched``, in the first record of a run that goes on from another's checkpoint, when it did (seconds since 1970).
 
 A number that is not finite (a diverged loss) is written as ``null``, since JSON has no NaN, and is read as NaN.
 A value that was not measured is left out. Imports neither torch nor transformers.
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import statistics
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,14 @@ class MetricsWriter:
             return
         kept = (_to_line(record) for record in read(self.path) if record["step"] <= step)
         files.replace_file(self.path, "".join(kept))
+
+
+def copy_as_branch(source: Path, target: Path) -> None:
+    """Copy a record for a run that branches; ``branched`` in its first line makes it another run's on the Hub."""
+    records = read(source)
+    if records:
+        records[0]["branched"] = time.time()
+    files.replace_file(target, "".join(map(_to_line, records)))
 
 
 def _to_line(record: Record) -> str:

@@ -143,8 +143,10 @@ def claim(config: Config, lock: FolderLock | None, asked: Claim, dtype: str) -> 
 
 
 def copy_record(source: Path, folder: Path) -> None:
-    """Begin a branch with the record of the run that it is of."""
-    for name in (metrics.FILE_NAME, metrics.SAMPLES, segments.FILE_NAME):
+    """Begin a branch with the record of the run that it is of; the first line tells the two apart."""
+    if (source / metrics.FILE_NAME).is_file():
+        metrics.copy_as_branch(source / metrics.FILE_NAME, folder / metrics.FILE_NAME)
+    for name in (metrics.SAMPLES, segments.FILE_NAME):
         if (source / name).is_file():
             replace_file(folder / name, (source / name).read_text(encoding="utf-8", errors="replace"))
 

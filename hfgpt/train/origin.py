@@ -19,6 +19,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.base.lock import FolderLock, Holder
 from hfgpt.base.terminal import say
+from hfgpt.config import Config, read_recipe
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -61,6 +62,36 @@ def branch_folder(checkpoint: Path) -> Path:
     """Where a branch goes if nothing else is said: beside its run."""
     run = checkpoint.resolve().parent
     return run.with_name(f"{run.name}-from-{checkpoint.name.removeprefix('checkpoint-')}")
+
+
+def check_repository(config: Config, checkpoint: Path) -> None:
+    """A branch does not push to where the run pushes that it is of.
+
+    Raises:
+        InputError: names the repository, and how to give the branch another.
+    """
+    trunk = checkpoint.resolve().parent
+    try:
+        theirs = str(read_recipe(trunk).get("hub_model_id") or trunk.name)
+    except InputError:  # brought from the Hub without its recipe
+        theirs = trunk.name
+    if not config.push_to_hub or not _same_repository(config.repository, theirs):
+        return
+    own = branch_folder(checkpoint).name
+    raise InputError(
+        _(
+            "hub_model_id = {repo!r}: is the repository of the run that this one branches from → "
+            "--hub_model_id={own} gives the branch one of its own",
+            repo=config.repository,
+            own=own,
+        )
+    )
+
+
+def _same_repository(one: str, other: str) -> bool:
+    """Whether two names may be one repository; without an owner it is the token's account, which may be any."""
+    owners, names = zip(*(name.lower().rpartition("/")[::2] for name in (one, other)), strict=True)
+    return names[0] == names[1] and (owners[0] == owners[1] or not all(owners))
 
 
 def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:

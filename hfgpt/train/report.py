@@ -111,7 +111,7 @@ def wait_for_push(run: Run) -> None:
     run.pusher.close()
     if run.pusher.problem is not None:
         checkpoints = ["--include_checkpoints"] if run.pusher.checkpoints else []
-        command = typed("push", run.folder, run.config.hub_model_id or run.folder.name, *checkpoints)
+        command = typed("push", run.folder, run.config.repository, *checkpoints)
         run.display.warn(
             _(
                 "the Hub does not have the end of the run: {reason}\n    → {command}",

@@ -25,7 +25,7 @@ from hfgpt.model import gpt2, optim
 from hfgpt.runs import metrics
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.share.background import BackgroundPusher
-from hfgpt.train import folder, harness, launch, memory, states, tasks
+from hfgpt.train import folder, harness, launch, memory, origin, states, tasks
 from hfgpt.train.collective import on_main, set_patience
 from hfgpt.train.display import Display
 from hfgpt.train.evaluate import count_characters
@@ -69,6 +69,8 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
     writes = not config.eval_only
     if writes:
         folder.check_folder(config, resume, overwrite)
+        if branch_from is not None:
+            origin.check_repository(config, branch_from)
     accelerator = launch.make_accelerator(config)
     launch.check_optimizer(config, accelerator.distributed_type)
     launch.check_engine(config, accelerator.distributed_type)
@@ -139,7 +141,7 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
     if run.main and config.push_to_hub and writes:
         run.pusher = BackgroundPusher(
             run.folder,
-            config.hub_model_id or run.folder.name,
+            config.repository,
             private=config.hub_private or None,
             overwrite=overwrite,
             checkpoints=config.push_to_hub == "checkpoints",

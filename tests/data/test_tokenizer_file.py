@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.encoding import encoder
 from hfgpt.data.tokenizer_file import panics_as_messages, repeats_a_repeat
+from hfgpt.inference.exported import left_out
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4 = r"(?i:'s|'t|'re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -48,7 +50,35 @@ def test_a_panic_is_a_message(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     tokenizer = tokenizers.load(str(with_pattern(tmp_path, "(a|aa|aaa)+$")))
     with pytest.raises(InputError, match=r"the tokenizer cannot read this text: .*retry-limit"), panics_as_messages():
         tokenizer.encode("a" * 60 + "b")
-    capfd.readouterr()  # Rust writes where it panicked
+    assert capfd.readouterr() == ("", ""), "Rust writes where it panicked"
+
+
+def test_a_panic_in_a_decoder_is_a_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A tokenizer's way back to text has patterns too."""
+    backend = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
+    parsed = json.loads(backend.to_str())
+    replace = {"type": "Replace", "pattern": {"Regex": "(a|aa|aaa)+$"}, "content": "x"}
+    parsed["decoder"] = {"type": "Sequence", "decoders": [{"type": "Fuse"}, replace]}
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(parsed))).save_pretrained(tmp_path)
+    tokenizer = tokenizers.load(str(tmp_path))
+    with pytest.raises(InputError, match="the tokenizer cannot read this text"):
+        left_out(tokenizer, "a" * 60 + "b")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_others_write_meanwhile_is_given_back(capfd: pytest.CaptureFixture[str]) -> None:
+    """Two threads' blocks overlap, and leave in the order in which they came."""
+    first, second = panics_as_messages(), panics_as_messages()
+    first.__enter__()
+    os.write(2, b"one ")
+    second.__enter__()
+    os.write(2, b"two ")
+    first.__exit__(None, None, None)
+    os.write(2, b"three")
+    second.__exit__(None, None, None)
+    assert capfd.readouterr().err == "one two three"
+    os.write(2, b"four")
+    assert capfd.readouterr().err == "four"
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[]", "{", '"text"'])

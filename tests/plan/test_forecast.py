@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -91,6 +92,23 @@ def test_the_speed_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch, tm
     assert speed.this_machine().float32 == 1.0, "stale: measured again"
     assert speed.this_machine().bfloat16_ratio == 2.5, "what a probe learnt stays"
     (tmp_path / "hfgpt" / "speed.json").write_text("{broken")
+    assert speed.this_machine().float32 == 1.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"when": "x"}, {"float32": 0}, {"bandwidth": math.nan}, {"call": None}, {"cores": -1}, {"start": []}],
+    ids=str,
+)
+def test_a_kept_speed_that_is_none_is_measured_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = speed.this_machine()
+    path = tmp_path / "hfgpt" / "speed.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    monkeypatch.setattr(speed, "measure", lambda: replace(first, float32=1.0))
     assert speed.this_machine().float32 == 1.0
 
 

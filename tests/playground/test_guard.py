@@ -130,6 +130,15 @@ def test_a_body_is_json_that_can_be_answered(content: bytes) -> None:
     assert ask(Guard(echo), "/gradio_api/queue/join", "POST", b'{"data": ["\xe2\x86\x92", 1e3]}').status_code == 200
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/static/..%2f..%2fetc/passwd", "/static/%252e%252e/x", "/gradio_api/run/%2e%2e/upload", "/assets/..%5cx"],
+)
+def test_a_path_climbs_nowhere(path: str) -> None:
+    assert ask(Guard(echo), path).status_code == 404
+    assert ask(Guard(echo), "/assets/..a/b.js").status_code == 200
+
+
 def test_a_query_is_what_a_browser_writes() -> None:
     def status(query: bytes) -> Any:
         sent = list[Any]()

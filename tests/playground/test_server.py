@@ -189,6 +189,16 @@ def test_bad_input_is_one_message(client: Any, how: dict[str, Any], said: str) -
     assert "Traceback" not in message
 
 
+def test_a_value_that_a_field_cannot_have_is_one_message(client: Any) -> None:
+    """Not one of a list, of another kind, too few of them; the server's log has a line each, as its end shows."""
+    from gradio_client.exceptions import AppError
+
+    knobs = list(typed().values())
+    for values in (["xx", STANDARD, CARD, *knobs], [{"a": []}, STANDARD, CARD, *knobs], ["en", [1], {}, *knobs]):
+        with pytest.raises(AppError, match="a value that it cannot use"):
+            client.predict(*values, api_name="/plan")
+
+
 def test_a_busy_port_is_one_message(server: Server, run_script: Any) -> None:
     done = run_script("playground.py", "--port", server.port)
     assert done.returncode == 2
@@ -197,7 +207,13 @@ def test_a_busy_port_is_one_message(server: Server, run_script: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--recipe", "nowhere.yaml"], "no such file"), (["--port", "0"], "from 1 to 65535")]
+    ("words", "said"),
+    [
+        (["--recipe", "nowhere.yaml"], "no such file"),
+        (["--port", "0"], "from 1 to 65535"),
+        (["--allow", "lab.example,http://lab.example"], "must be host names without http:// and port"),
+        (["--allow", "lab.example:7860"], "must be host names without http:// and port"),
+    ],
 )
 def test_a_bad_command_is_one_message(
     words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

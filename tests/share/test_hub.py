@@ -22,6 +22,7 @@ from huggingface_hub import HfApi
 from safetensors.numpy import load, save
 
 from hfgpt.base.errors import InputError
+from hfgpt.runs import metrics
 from hfgpt.share import hub
 from hfgpt.share.background import BackgroundPusher
 from hfgpt.share.hub import HubError
@@ -117,6 +118,17 @@ def test_a_push_holds_the_model_and_a_card(server: hub_server.Hub, run: Path) ->
     assert held.keys() == {*MODEL_FILES, "README.md"}
     assert all(held[name] == (run / name).read_bytes() for name in held)
     assert not server.repos[REPO].private
+
+
+def test_a_branch_is_not_pushed_over_its_trunk(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    """The two have the same record up to where they part."""
+    hub.push(run, REPO, api=client(server))
+    held = files(server)
+    branch = write_run(tmp_path / "branch")
+    metrics.copy_as_branch(run / "metrics.jsonl", branch / "metrics.jsonl")
+    with pytest.raises(InputError, match="the name is taken: it holds another model"):
+        hub.push(branch, REPO, api=client(server))
+    assert files(server) == held
 
 
 def test_a_push_is_one_commit(server: hub_server.Hub, run: Path) -> None:

@@ -17,6 +17,7 @@ from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.base.lock import FolderLock
 from hfgpt.runs import metrics, segments
+from hfgpt.share import hub
 from hfgpt.train import checkpoint, origin
 from hfgpt.train import loop as train
 
@@ -109,6 +110,33 @@ def test_names_of_runs_on_the_hub() -> None:
 def server() -> Iterator[hub_server.Hub]:
     with hub_server.running() as server:
         yield server
+
+
+PUSHED = {"push_to_hub": "checkpoints", "hub_model_id": "ada/trunk"}
+
+
+@pytest.mark.parametrize("name", ["ada/trunk", "trunk", "Ada/Trunk"])
+def test_a_branch_has_a_repository_of_its_own(tiny: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """The trunk's own recipe, which a branch begins with, names the trunk's repository."""
+    trunk = do_train(tiny | LONG)
+    recipe = (trunk / "recipe.yaml").read_text()
+    (trunk / "recipe.yaml").write_text(recipe.replace("hub_model_id: null", "hub_model_id: ada/trunk"))
+    branch = tmp_path / "branch"
+    values = tiny | LONG | PUSHED | {"out_dir": str(branch), "hub_model_id": name}
+    with pytest.raises(InputError, match=r"hub_model_id = '.*': is the repository .* --hub_model_id=run-from-8"):
+        do_train(values, branch_from=trunk / "checkpoint-8")
+    assert not branch.exists()
+
+
+def test_a_branch_is_another_run_than_its_trunk(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """A record's first line tells runs apart: neither is pushed over the other, nor brought into its folder."""
+    trunk = do_train(tiny | LONG)
+    values = tiny | LONG | {"out_dir": str(tmp_path / "branch")}
+    branch = do_train(values | {"max_iters": 12}, branch_from=trunk / "checkpoint-8")
+    first = hub.first_line(branch)
+    assert first != hub.first_line(trunk)
+    do_train(values, resume=True)
+    assert hub.first_line(branch) == first
 
 
 @pytest.mark.e2e
