@@ -124,6 +124,18 @@ def test_a_space_stands_beside_latin_words_and_numbers_alone() -> None:
         assert language._("{path!r} cannot be read: {reason}", path="诗 集.txt", reason="无").startswith("'诗 集.txt' ")
 
 
+def test_what_the_system_says_of_a_file_is_translated(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such") as caught:
+        (tmp_path / "missing").read_text()
+    told = caught.value
+    with language.using("zh"):
+        assert language.why(told) == "没有这个文件或文件夹"
+        said = language._("{path}: cannot be read: {reason}", path="a", reason=told)
+        assert said.startswith("a：无法读取：[Errno 2] 没有这个文件或文件夹")
+    with language.using("en"):
+        assert language.why(told) == "No such file or directory"
+
+
 def test_the_memory_of_a_card_has_its_own_word() -> None:
     with language.using("zh"):
         assert language._("memory") == "内存"

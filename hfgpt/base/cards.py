@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, replace
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 
 GIB = 1024**3
 
@@ -291,13 +291,13 @@ def _unknown(name: str) -> str:
         return _(
             "gpu = {name}: is not in the table of cards; the nearest are {cards}\n    → give its memory: --vram=12GB",
             name=repr(name),
-            cards=", ".join(nearest),
+            cards=listed(nearest),
         )
     return _(
         "gpu = {name}: is not in the table of cards, which has, for example, {cards}\n"
         "    → give its memory: --vram=12GB",
         name=repr(name),
-        cards=", ".join(EXAMPLES),
+        cards=listed(EXAMPLES),
     )
 
 

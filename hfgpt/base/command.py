@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfgpt.base.errors import CommandError, Fault
-from hfgpt.base.language import LANGUAGES, _
+from hfgpt.base.language import LANGUAGES, _, listed
 from hfgpt.base.terminal import width, wrap
 
 # ------------------------------------------------------------------------------------------------------ as typed here
@@ -83,7 +83,7 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text not in choices:
-            raise ValueError(_("must be one of {choices}", choices=", ".join(map(repr, choices))))
+            raise ValueError(_("must be one of {choices}", choices=listed(map(repr, choices))))
         return text
 
     return read

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, why
 
 
 @contextmanager
@@ -46,8 +46,7 @@ def new_file(target: str | Path) -> Iterator[Path]:
         with replacing(path) as temporary:
             yield temporary
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(_("{file!r}: cannot be written: {reason}", file=str(path), reason=reason)) from None
+        raise InputError(_("{file!r}: cannot be written: {reason}", file=str(path), reason=why(error))) from None
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -102,6 +102,8 @@ def _fill(message: str, values: dict[str, Any]) -> str:
 
     def filled(match: re.Match[str]) -> str:
         value = f"{{{match['field']}}}".format(**values)
+        if isinstance(error := values.get(match["field"]), OSError) and error.strerror:
+            value = value.replace(error.strerror, _(error.strerror))
         left = "" if re.match(rf"[{WIDE}]|[\d.,]+[毫秒分小天]", value) else match["left"] or ""
         right = "" if re.search(f"[{WIDE}]$", value) else match["right"] or ""
         return left + value + right
@@ -112,6 +114,21 @@ def _fill(message: str, values: dict[str, Any]) -> str:
 def N_(message: str) -> str:
     """Mark a message for translation that is shown later, by ``_(…)``."""
     return message
+
+
+# What systems say of a file or an address that cannot be used; other words of theirs stay as they are.
+SYSTEM = (
+    N_("Address already in use"), N_("Cannot assign requested address"), N_("Connection refused"),
+    N_("Directory not empty"), N_("Disk quota exceeded"), N_("File exists"), N_("File name too long"),
+    N_("Input/output error"), N_("Invalid argument"), N_("Is a directory"), N_("No space left on device"),
+    N_("No such file or directory"), N_("Not a directory"), N_("Operation not permitted"), N_("Permission denied"),
+    N_("Read-only file system"), N_("Too many levels of symbolic links"), N_("Too many open files"),
+)  # fmt: skip
+
+
+def why(error: OSError) -> str:
+    """What the system says of a failure, without the name of the file."""
+    return _(error.strerror) if error.strerror else str(error)
 
 
 def _preferred() -> str:

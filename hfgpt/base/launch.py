@@ -10,7 +10,7 @@ import os
 from typing import NamedTuple
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 
 
 class Launch(NamedTuple):
@@ -42,7 +42,7 @@ def launch() -> Launch:
                     "{given} is set, and {missing} is not: a launcher sets all of them\n    → unset {given} to train "
                     "with one process, or start with accelerate launch or torchrun",
                     given=given,
-                    missing=", ".join(missing),
+                    missing=listed(missing),
                 )
             )
     if (rank or 0) >= (world or 1):

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from hfgpt.base import language
 from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, why
 from hfgpt.base.terminal import say, visible
 
 SIGPIPE = 13  # Windows has no name for it
@@ -137,7 +137,7 @@ def _output_failed(error: OSError) -> int:
         os.dup2(nowhere, stream.fileno())
     if isinstance(error, BrokenPipeError):
         return 128 + SIGPIPE
-    say(_("The output cannot be written: {reason}", reason=error.strerror), sys.stderr)
+    say(_("The output cannot be written: {reason}", reason=why(error)), sys.stderr)
     return 1
 
 

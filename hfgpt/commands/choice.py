@@ -71,7 +71,7 @@ def overview() -> str:
     lines = [f"  {name:16}{_(told)}" for name, told in COMMANDS.items()]
     return "\n".join(
         [
-            _("usage: {command}", command="hfgpt COMMAND …"),
+            _("usage: {command}", command=f"hfgpt {_('COMMAND')} …"),
             "",
             _("Train GPT-2-style language models, by the parameter names of nanoGPT."),
             "",

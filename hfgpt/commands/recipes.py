@@ -9,7 +9,7 @@ from hfgpt import config as configs
 from hfgpt.base import language
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, why
 from hfgpt.base.terminal import say
 
 
@@ -42,7 +42,7 @@ def main(words: list[str]) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
     except OSError as error:
-        raise InputError(_("{path} cannot be written: {reason}", path=copy, reason=error.strerror)) from None
+        raise InputError(_("{path} cannot be written: {reason}", path=copy, reason=why(error))) from None
     for copy in copies.values():
         say(copy)
 

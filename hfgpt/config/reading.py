@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from hfgpt.base.command import Reader
 from hfgpt.base.errors import ConfigError, Fault, InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed, why
 from hfgpt.config import mix, nanogpt, rules
 from hfgpt.config.fields import INSTEAD, RENAMED, Config
 from hfgpt.config.reference import allowed, alternatives
@@ -94,12 +94,12 @@ def _read(path: Path, shown: str) -> str:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(LIMIT + 1)
     except FileNotFoundError:
-        names = ", ".join(shipped_recipes())
+        names = listed(shipped_recipes())
         raise InputError(
             _("recipe {path}: no such file; hfgpt comes with the recipes {names}", path=shown, names=names)
         ) from None
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a name that a file cannot have
-        reason = (isinstance(error, OSError) and error.strerror) or error  # without the name, which may be long
+        reason = why(error) if isinstance(error, OSError) else error  # without the name, which may be long
         raise InputError(_("recipe {path} cannot be read as text: {reason}", path=shown, reason=reason)) from None
     if len(text) > LIMIT:
         raise InputError(

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 from hfgpt.base.terminal import wrap
 from hfgpt.config.fields import GROUPS, WORDS, Config
 from hfgpt.config.mix import as_list
@@ -40,7 +40,7 @@ def allowed(key: str) -> str:
     parts = list[str]()
     for option in alternatives(field.annotation):
         parts += map(repr, get_args(option)) if get_origin(option) is Literal else [names[option]]
-    words = _(" or ").join(parts) if len(parts) < 3 else _("one of {choices}", choices=", ".join(parts))
+    words = _(" or ").join(parts) if len(parts) < 3 else _("one of {choices}", choices=listed(parts))
     if bounds := _(" and ").join(_bounds(field.metadata)):
         words = _("{kind}, {bounds}", kind=words, bounds=bounds)
     return _("{what} ({unit})", what=words, unit=unit_of(key)) if unit_of(key) else words
@@ -99,7 +99,7 @@ def help_text() -> str:
             if group_of(key) != group:
                 continue
             choices = [repr(choice) for choice in _choices(key) if choice != field.default]
-            others = _("  (or {choices})", choices=", ".join(choices)) if choices else ""
+            others = _("  (or {choices})", choices=listed(choices)) if choices else ""
             unit = _("  ({unit})", unit=unit_of(key)) if unit_of(key) else ""
             lines.append(f"  --{key:<30}{default_of(key)}{others}{unit}")
             lines += [f"      {line}" for line in wrap(_(str(field.description)), 86)]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, why
 from hfgpt.data.tokenizer import BYTE_TOKENS, char_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def read_meta(path: str | Path) -> list[str]:
         with open(path, "rb") as file:
             raw = file.read(META_LIMIT + 1)
     except OSError as error:
-        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=error.strerror)) from None
+        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=why(error))) from None
     if len(raw) > META_LIMIT:
         raise InputError(_("{path}: is too large for a vocabulary", path=path))
     try:

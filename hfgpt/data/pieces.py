@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _, plural
+from hfgpt.base.language import _, listed, plural
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -212,7 +212,7 @@ def check_column(piece: Piece, names: Iterable[str], where: str = "") -> None:
     """Raises InputError if the column of a piece is not among these names."""
     if piece.column in (known := list(names)):
         return
-    shown = ", ".join(repr(name[:80]) for name in known[:SHOWN])
+    shown = listed(repr(name[:80]) for name in known[:SHOWN])
     if more := len(known) - SHOWN if len(known) > SHOWN else 0:
         shown += plural(" and one more", " and {n} more", more)
     raise InputError(

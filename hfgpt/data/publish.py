@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 
 from hfgpt.base.errors import Failure, InputError
 from hfgpt.base.files import replace_file
-from hfgpt.base.language import _
+from hfgpt.base.language import _, why
 from hfgpt.config import Config
 from hfgpt.config.mix import corpora
 from hfgpt.data.bins import write_shards
@@ -52,7 +52,7 @@ def write_dataset(config: Config, folder: Path, largest: int) -> Corpus:
         for split, tokens in (("val", corpus.val), ("train", corpus.train)):
             write_shards(tokens, folder, split, largest, wide)
     except OSError as error:
-        raise InputError(_("{folder}: cannot be written: {reason}", folder=folder, reason=error)) from None
+        raise InputError(_("{folder}: cannot be written: {reason}", folder=folder, reason=why(error))) from None
     return corpus
 
 

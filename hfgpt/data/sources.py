@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.data import fingerprints
 from hfgpt.data.pieces import ENDINGS, Part, Piece, check_column, cut_file, kind_of, not_text, spread
@@ -171,7 +171,7 @@ def _check_kinds(config: Config, paths: Iterable[Path]) -> None:
                 "dataset = {name!r}: holds files of different kinds ({files})\n"
                 "    → choose one kind with a glob such as 'folder/*.txt'",
                 name=config.dataset,
-                files=", ".join(repr(str(path)) for path in kinds.values()),
+                files=listed(repr(str(path)) for path in kinds.values()),
             )
         )
 

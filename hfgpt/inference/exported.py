@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 from hfgpt.data.tokenizer import token_ids
 from hfgpt.data.tokenizer_file import panics_as_messages
 from hfgpt.model.folder import INDEX, WEIGHTS, check_model, first_line, load_model, read_json
@@ -51,9 +51,7 @@ def check_folder(folder: str | Path) -> Path:
             why = _("the run has exported no model yet: it does so at its first evaluation (eval_interval)")
         else:
             why = _("this is not a run folder")
-        raise InputError(
-            _("{folder!r}: holds no {files}; {why}", folder=str(folder), files=", ".join(missing), why=why)
-        )
+        raise InputError(_("{folder!r}: holds no {files}; {why}", folder=str(folder), files=listed(missing), why=why))
     check_model(path)
     for name in ("tokenizer_config.json", "generation_config.json"):
         if (path / name).is_file():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import N_, _
+from hfgpt.base.language import N_, _, why
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -146,7 +146,7 @@ def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
             )  # fmt: skip
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=error.strerror)) from None
+        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=why(error))) from None
     except (ValueError, RecursionError):
         raise InputError(_(_OTHER_THINGS, path=path)) from None
     if not isinstance(value, dict):

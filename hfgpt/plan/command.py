@@ -21,7 +21,7 @@ from hfgpt.base import threads
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
-from hfgpt.base.language import _, about_card
+from hfgpt.base.language import _, about_card, why
 from hfgpt.base.terminal import wrap
 from hfgpt.base.units import duration, size
 from hfgpt.config import Config
@@ -334,6 +334,6 @@ def write_recipe(path: Path, config: Config, reasons: Mapping[str, str], head: s
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text)
     except (OSError, UnicodeError) as error:
-        reason = error.strerror or str(error) if isinstance(error, OSError) else _("its name is not UTF-8")
+        reason = why(error) if isinstance(error, OSError) else _("its name is not UTF-8")
         raise InputError(_("write = {path!r}: cannot be written: {reason}", path=str(path), reason=reason)) from None
     return configs.load(path)

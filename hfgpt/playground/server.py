@@ -16,7 +16,7 @@ import gradio as gr
 import uvicorn
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, why
 from hfgpt.playground.guard import LOOPBACK, Guard
 from hfgpt.playground.page import Page
 
@@ -56,7 +56,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise InputError(
             _("port = {port}: cannot listen on {host} ({reason}) → --port={other} chooses another", port=port,
-              host=host, reason=error.strerror or error, other=port + 1)
+              host=host, reason=why(error), other=port + 1)
         ) from None  # fmt: skip
     return listening
 

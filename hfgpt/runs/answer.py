@@ -7,6 +7,7 @@ Out: sentences: which setting is best and whether the seeds allow to say so, wha
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -249,7 +250,12 @@ def ended(outcome: str) -> str:
     if kind.startswith("pruned at "):
         return _("pruned at {share}", share=kind.removeprefix("pruned at "))
     said = words.get(kind, kind)
-    return _("{label}: {what}", label=said, what=reason) if reason else said
+    if not reason:
+        return said
+    if code := re.match(r"exit code (-?\d+): ", reason):
+        why = reason[code.end() :]
+        return _("{kind}, exit code {code}: {reason}", kind=said, code=code[1], reason=_(why) if why else "")
+    return _("{label}: {what}", label=said, what=_(reason))
 
 
 def near(a: float | None, b: float | None) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _, plural
+from hfgpt.base.language import _, listed, plural
 from hfgpt.base.terminal import visible
 from hfgpt.config import Config, group_of
 from hfgpt.runs import diagnose, markdown, metrics, plots, segments
@@ -156,7 +156,7 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs to compare, and why: the title, the question asked, and what was held equal.
+    """Runs to compare, and why: the title (""; then it says how many), the question asked, and what was held equal.
 
     A sweep adds `remarks` (sentences), `sections` (lines of Markdown) and `data` (for report.json) of its own.
     """
@@ -169,6 +169,11 @@ class Comparison:
     remarks: Sequence[str] = ()
     sections: Sequence[str] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def heading(self) -> str:
+        """The title, in the language in use."""
+        return self.title or plural("{n} run compared", "{n} runs compared", len(self.entries))
 
     @cached_property
     def keys(self) -> list[str]:
@@ -238,8 +243,7 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
         unfinished = not Facts(run.records, run.config).finished
         shared = (setting or _("all runs")) if seeds and few else ""
         entries.append(Entry(label, values, run, "running" if unfinished else "finished", setting=shared))
-    title = plural("{n} run compared", "{n} runs compared", len(runs))
-    return Comparison(title, _apart(entries), remarks=_changes(entries), sections=_measured(entries))
+    return Comparison("", _apart(entries), remarks=_changes(entries), sections=_measured(entries))
 
 
 def _changes(entries: Sequence[Entry]) -> list[str]:
@@ -249,7 +253,7 @@ def _changes(entries: Sequence[Entry]) -> list[str]:
         parts = segments.read(entry.run.path.parent) if entry.run else []
         for before, now in itertools.pairwise(parts):
             changed = segments.differences(before.recipe, now.recipe)
-            values = ", ".join(f"{key} {old} → {new}" for key, old, new in changed)
+            values = listed(f"{key} {old} → {new}" for key, old, new in changed)
             if values:
                 sentences.append(
                     _("{run}: from step {step:,} on with {values}.", run=entry.label, step=now.step, values=values)

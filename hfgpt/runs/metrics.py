@@ -27,7 +27,7 @@ from typing import Any
 
 from hfgpt.base import files
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, why
 
 FILE_NAME = "metrics.jsonl"
 
@@ -226,4 +226,4 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=error.strerror)) from None
+        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=why(error))) from None

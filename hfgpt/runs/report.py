@@ -20,7 +20,7 @@ from hfgpt.runs import answer, comparison_plots, markdown
 from hfgpt.runs.compare import Comparison, Entry, Setting
 from hfgpt.runs.comparison_plots import By, Curve, Point
 from hfgpt.runs.statistics import Difference
-from hfgpt.runs.style import quantity
+from hfgpt.runs.style import drawing, quantity
 
 SAMPLED = 8  # runs, at most, whose words are shown
 
@@ -37,10 +37,11 @@ def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> P
     folder.mkdir(parents=True, exist_ok=True)
     if samples:
         _sample(comparison.entries)
-    figures = _draw(comparison, folder)
+    with drawing():  # names what is in the figures too
+        figures = _draw(comparison, folder)
     sentences = [*answer.answer(comparison), *comparison.remarks]
     data = {
-        "title": comparison.title,
+        "title": comparison.heading,
         "question": comparison.question,
         "equal": comparison.equal,
         "answer": sentences,
@@ -106,7 +107,7 @@ def _draw(comparison: Comparison, folder: Path) -> list[Path]:
     bys: tuple[By, ...] = ("steps", "tokens", "time")
     drawn = []
     for by in bys:
-        heading = f"{comparison.title}: {comparison_plots.heading_against(by)}"
+        heading = _("{label}: {what}", label=comparison.heading, what=comparison_plots.heading_against(by))
         drawn.append(comparison_plots.compare_curves(curves, by, folder / f"loss_against_{by}.png", heading))
     drawn += [figure for key in comparison.axes if (figure := _draw_ends(comparison, key, folder))]
     panels = {
@@ -114,7 +115,7 @@ def _draw(comparison: Comparison, folder: Path) -> list[Path]:
     }
     panels = {key: points for key, points in panels.items() if len({repr(point.value) for point in points}) > 1}
     if len(panels) > 1:
-        heading = _("{title}: each parameter by itself", title=comparison.title)
+        heading = _("{title}: each parameter by itself", title=comparison.heading)
         drawn.append(comparison_plots.isolation(panels, folder / "isolation.png", heading))
     return drawn
 
@@ -124,7 +125,11 @@ def _curve(setting: Setting) -> Curve | None:
     if not runs:
         return None
     entry = next((entry for entry in setting.entries if entry.outcome != "finished"), setting.entries[0])
-    ended = setting.label if entry.outcome == "finished" else f"{setting.label} ({answer.outcome(entry).split(':')[0]})"
+    ended = (
+        setting.label
+        if entry.outcome == "finished"
+        else f"{setting.label} ({answer.ended(entry.outcome.partition(': ')[0])})"
+    )
     return Curve(ended, runs[0], tuple(runs[1:]))
 
 
@@ -144,7 +149,7 @@ def _draw_ends(comparison: Comparison, key: str, folder: Path) -> Path | None:
         points = [Point(point.value, point.loss, point.seconds) for point in points]
     name = "final_loss.png" if len(comparison.axes) == 1 else f"final_loss_{key}.png"
     unit = "" if key == "parameters" else unit_of(key)
-    heading = _("{title}: final validation loss against {key}", title=comparison.title, key=key)
+    heading = _("{title}: final validation loss against {key}", title=comparison.heading, key=key)
     joined = comparison.joined and few
     return comparison_plots.final_loss_against(key, points, folder / name, unit, heading, joined=joined)
 
@@ -171,7 +176,7 @@ PICTURES = {
 
 
 def _markdown(comparison: Comparison, sentences: Sequence[str], figures: Sequence[Path]) -> str:
-    lines = [f"# {markdown.text(comparison.title)}", ""]
+    lines = [f"# {markdown.text(comparison.heading)}", ""]
     if comparison.question:
         lines += [_("**Question:** {question}", question=markdown.cell(comparison.question)), ""]
     lines += [*(f"- {markdown.cell(sentence)}" for sentence in sentences), ""]
@@ -191,7 +196,7 @@ def _markdown(comparison: Comparison, sentences: Sequence[str], figures: Sequenc
     if written:
         lines += ["", "## " + _("What each model writes"), ""]
     for entry in written:
-        lines += [f"{markdown.text(entry.label)}:", "", markdown.block(entry.sample), ""]
+        lines += [_("{label}:", label=markdown.text(entry.label)), "", markdown.block(entry.sample), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -9,6 +9,7 @@ objects and the Agg backend alone: no window, no global state.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterable, Iterator
@@ -64,7 +65,20 @@ def drawing() -> Iterator[None]:
 
 def _chinese_fonts() -> list[str]:
     installed = {font.name for font in font_manager.fontManager.ttflist}
+    if current() == "zh" and installed.isdisjoint(CHINESE) and _find_new_fonts():
+        installed = {font.name for font in font_manager.fontManager.ttflist}
     return [name for name in CHINESE if name in installed]
+
+
+@lru_cache(1)
+def _find_new_fonts() -> bool:
+    """Tell matplotlib of the fonts installed since it listed them, which it did once; returns whether there are any."""
+    listed = {font.fname for font in font_manager.fontManager.ttflist}
+    new = [path for path in font_manager.findSystemFonts() if path not in listed]
+    for path in new:
+        with contextlib.suppress(OSError, RuntimeError):  # no font, or one that cannot be read
+            font_manager.fontManager.addfont(path)
+    return bool(new)
 
 
 @lru_cache

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfgpt.base.errors import ConversionError, InputError
 from hfgpt.base.files import new_file
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 from hfgpt.base.loading import needing
 from hfgpt.data.tokenizer import BYTE_TOKENS, is_char
 from hfgpt.inference import exported
@@ -212,5 +212,5 @@ def _check_gguf(path: Path, tensors: dict[str, NDArray[np.float32]], vocabulary:
         differ.append(_("the tokens"))
     if differ:
         raise ConversionError(
-            _("gguf's reader gives something else back: {names}; nothing is written", names=", ".join(differ))
+            _("gguf's reader gives something else back: {names}; nothing is written", names=listed(differ))
         )

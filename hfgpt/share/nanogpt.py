@@ -24,7 +24,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import replacing
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.meta import BYTE_IDS, char_tokenizer, read_meta
 from hfgpt.data.tokenizer import BYTE_TOKENS
@@ -137,7 +137,7 @@ def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
     wrong += [name for name, like in expected.items() if name in state and state[name].shape != like.shape]
     if wrong:
         raise InputError(
-            _("the checkpoint's tensors are not those of nanoGPT's GPT: {names} …", names=", ".join(wrong[:3]))
+            _("the checkpoint's tensors are not those of nanoGPT's GPT: {names} …", names=listed(wrong[:3]))
         )
     state = {name: tensor.float().contiguous() for name, tensor in state.items()}
     with quiet_loading():

@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 
 from hfgpt import config as configs
 from hfgpt.base.errors import ConfigError, Fault, InputError
-from hfgpt.base.language import N_, _
+from hfgpt.base.language import N_, _, listed
 from hfgpt.config import Config
 from hfgpt.sweep.definition import Equal, Sweep, Trial
 
@@ -51,7 +51,7 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
     equal = options.get("equal") or (file.get("equal") if experiment else None) or "steps"
     if equal not in get_args(Equal):
         raise InputError(_("equal = {given!r}: must be one of {choices}", given=equal,
-                           choices=", ".join(get_args(Equal))))  # fmt: skip
+                           choices=listed(get_args(Equal))))  # fmt: skip
     stem = Path(source).stem
     name = stem if experiment else "-".join([stem, *swept, *ranges])
     if options.get("random"):
@@ -91,7 +91,7 @@ KINDS = {"set": (dict, N_("must be a mapping")), "sweep": (dict, N_("must be a m
 
 
 def _check_experiment(file: Mapping[str, Any]) -> None:
-    known = ", ".join(EXPERIMENT_KEYS)
+    known = listed(EXPERIMENT_KEYS)
     faults = [
         Fault(key, None, _("is not a key of an experiment"), _("there are {keys}", keys=known))
         for key in file

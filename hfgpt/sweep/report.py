@@ -17,7 +17,7 @@ from typing import Any
 
 from hfgpt import config as configs
 from hfgpt.base.errors import ConfigError, InputError
-from hfgpt.base.language import N_, _, plural
+from hfgpt.base.language import N_, _, listed, plural
 from hfgpt.config import Config
 from hfgpt.runs import markdown, report
 from hfgpt.runs.compare import Comparison, Entry, Setting
@@ -51,7 +51,7 @@ def comparison(sweep: Sweep, outcomes: Mapping[str, str]) -> Comparison:
     edges = {key: values for key in by_value if (values := beyond(sweep, compared, key))}
     remarks = [
         _("The best {key}, {value}, lies at the edge of the values tried: try {next} too.", key=key,
-          value=_shown(compared.ended[0].value(key)), next=", ".join(map(_shown, values)))
+          value=_shown(compared.ended[0].value(key)), next=listed(map(_shown, values)))
         for key, values in edges.items()
     ]  # fmt: skip
     remarks += _pruned(sweep, outcomes)

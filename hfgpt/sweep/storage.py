@@ -20,7 +20,7 @@ import psutil
 
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import replace_file
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 from hfgpt.base.lock import FolderLock, Holder, holder_of
 from hfgpt.base.terminal import say
 from hfgpt.runs.metrics import Record, series
@@ -207,7 +207,7 @@ def check_folder(sweep: Sweep) -> None:
         return
     raise InputError(
         _("out_dir = {folder!r}: holds another sweep (other {what}) → name another --out_dir",
-          folder=str(sweep.folder), what=", ".join(differing or ["trials"]))
+          folder=str(sweep.folder), what=listed(differing or ["trials"]))
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from hfgpt import config as configs
 from hfgpt.base import language
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
+from hfgpt.base.language import N_, _
 from hfgpt.config import Config
 from hfgpt.runs.compare import Entry
 from hfgpt.runs.history import History
@@ -35,8 +36,8 @@ def start(train: Sequence[str], config: Config, recipe: Path, log: Path) -> subp
     write_recipe(recipe, config)
     with log.open("a") as out:
         command = [sys.executable, *train, str(recipe), "--resume"]
-        in_english = {**os.environ, language.VARIABLE: "en"}  # _last_words reads the log
-        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=in_english)
+        ours = {**os.environ, language.VARIABLE: language.current(), "PYTHONIOENCODING": "utf-8"}
+        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=ours)
 
 
 def write_recipe(path: Path, config: Config) -> None:
@@ -59,19 +60,20 @@ def outcome(label: str, config: Config, code: int, log: Path) -> tuple[str, floa
     if Entry(label, {}, run).outcome == "diverged":
         return "diverged", None
     if code != 0:
-        reason = _last_words(log)
-        return ("diverged" if "not finite" in reason else f"failed: exit code {code}: {reason}"), None
-    return ("finished", min(losses)) if losses else ("failed: no evaluation was recorded", None)
+        return f"failed: exit code {code}: {_last_words(log)}", None
+    return ("finished", min(losses)) if losses else ("failed: " + N_("no evaluation was recorded"), None)
 
 
 def _last_words(log: Path) -> str:
     """The line of a training's output that says why it failed: its own message, an exception, else the last line."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line and not line[0].isspace()]
-    for pattern in (r"The run failed", r"[\w.]*(Error|Exception)\b", r""):
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line and not line[0].isspace()]
+    own = re.escape(_("The run failed at {place}", place=""))
+    for pattern in (own, r"[\w.]*(Error|Exception)\b", r""):
         for line in reversed(lines):
             if re.match(pattern, line):
                 return line[:200]
-    return "it printed nothing"
+    return N_("it printed nothing")
 
 
 def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: str) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 from hfgpt.train.collective import on_main, patiently
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def load(names: Sequence[str]) -> Harness:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             _("eval_tasks = {tasks!r}: lm-evaluation-harness cannot load it: {reason}",
-              tasks=", ".join(names), reason=reason)
+              tasks=listed(names), reason=reason)
         ) from None  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 
 from hfgpt.base import threads
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, why
 from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
 from hfgpt.data import prepare as preparing
@@ -178,7 +178,7 @@ def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> Fold
                 _(
                     "out_dir = {folder!r}: cannot be written: {reason}",
                     folder=str(config.run_dir),
-                    reason=error.strerror or error,
+                    reason=why(error),
                 )
             ) from None
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
-from hfgpt.runs import compare, report
+from hfgpt.base.language import using
+from hfgpt.runs import compare, comparison_plots, report, style
 from hfgpt.runs.answer import answer
 from hfgpt.runs.compare import Comparison, Entry
 from hfgpt.runs.history import read_run
@@ -106,6 +111,40 @@ def test_one_run_is_nothing_to_compare(tmp_path: Path) -> None:
         compare.of_folders([tmp_path])
 
 
+def test_without_a_chinese_font_nothing_in_a_figure_is_a_question_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "CHINESE", ("No Such Font",))
+    written: list[str] = []
+
+    def save(figure: Figure, target: Path) -> Path:
+        written.extend(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
+        return style.save(figure, target)
+
+    monkeypatch.setattr(comparison_plots, "save", save)
+    made = entries(tmp_path, "dropout", {0.0: 2.2, 0.2: 1.8})
+    made += [Entry("dropout=0.3", {"dropout": 0.3}, made[0].run, "failed: exit code 1: a")]
+    with using("zh"):
+        path = report.write(Comparison("", made), tmp_path / "out", samples=False)
+    assert path.read_text().startswith("# 3 次运行的比较")
+    assert "3 runs compared: Loss against steps" in written
+    assert "dropout=0.3 (failed)" in written
+    assert not [text for text in written if "?" in text]
+
+
+def test_a_font_that_was_installed_after_matplotlib_listed_them_is_found() -> None:
+    """The list is matplotlib's own, kept in its cache folder; the font is one that every matplotlib brings."""
+    code = (
+        "from matplotlib import font_manager as f, get_data_path; from pathlib import Path\n"
+        "from hfgpt.base.language import using; from hfgpt.runs import style\n"
+        "font = str(Path(get_data_path(), 'fonts/ttf/STIXGeneral.ttf')); style.CHINESE = ('STIXGeneral',)\n"
+        "f.fontManager.ttflist = [one for one in f.fontManager.ttflist if one.name != 'STIXGeneral']\n"
+        "f.findSystemFonts = lambda: [font]\n"
+        "with using('zh'): assert style._chinese_fonts() == ['STIXGeneral'], style._chinese_fonts()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_report_holds_every_run_and_picture(tmp_path: Path) -> None:
     made = entries(tmp_path, "learning_rate", {1e-4: 2.2, 1e-3: 1.8})
     made += [Entry("learning_rate=9", {"learning_rate": 9.0}, None, "failed: exit code 1: a | b")]
@@ -113,7 +152,7 @@ def test_the_report_holds_every_run_and_picture(tmp_path: Path) -> None:
     text, data = path.read_text(), json.loads(path.with_suffix(".json").read_text())
     assert "**Question:** Which?" in text
     assert "| learning_rate=0.001 | finished | 100 | 3,200 | 10s | – | 1.8000 | 1.8000 | 1.8000 | 100 |" in text
-    assert "failed: exit code 1: a \\| b" in text, "a bar does not break the table"
+    assert "failed, exit code 1: a \\| b" in text, "a bar does not break the table"
     assert [row["final_val_loss"] for row in data["runs"]] == [2.2, 1.8, None]
     for name in data["figures"]:
         assert (tmp_path / "out" / name).stat().st_size > 1000

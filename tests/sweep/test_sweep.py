@@ -255,6 +255,24 @@ def test_failed_and_diverged_trials_are_told_and_not_fatal(
     assert "learning_rate=0.5: failed" in path.read_text() + "\n".join(told)
 
 
+def test_a_trial_says_in_the_users_language_why_it_failed(
+    define: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "import sys\n"
+        "from hfgpt.base import errors, shell\n"
+        "def main(words):\n"
+        "    raise errors.RunError('4') if 'learning_rate: 0.1' in open(words[0]).read() else SystemExit(3)\n"
+        "shell.run(main)\n"
+    )
+    monkeypatch.setenv("HFGPT_LANG", "zh")
+    told: list[str] = []
+    trials.run(define("--learning_rate=0.1,0.5"), [str(script)], told.append)
+    assert "learning_rate=0.1：失败，退出码 1：训练失败：4" in told
+    assert "learning_rate=0.5：失败，退出码 3：它没有打印任何内容" in told
+
+
 def test_optuna_knows_it_all(define: Callable[..., Sweep], stand_in: Callable[..., Path]) -> None:
     made = define("--learning_rate=0.1,0.5", "--batch_size=4,8")
     trials.run(made, [str(stand_in())], lambda _: None)
