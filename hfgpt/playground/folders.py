@@ -7,12 +7,13 @@ Out: paths by name, a comparison, a prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
 from hfgpt.config import EMBEDDED_DATASET
-from hfgpt.runs import compare
+from hfgpt.runs import compare, metrics
 
 WEIGHTS = "model.safetensors"
 
@@ -45,14 +46,26 @@ def compared(chosen: Mapping[str, Path]) -> compare.Comparison:
 
 
 def opening(folder: Path) -> str:
-    """How the text that a run was trained on begins: a prompt that its model knows; "" if the text is not at hand."""
+    """A prompt that a run's model knows: how its text begins, else the last text that it wrote itself; "" if neither.
+
+    A relative path of a text is looked for from here, then from the folders that the run lies in: it was trained in
+    one of them, mostly.
+    """
     try:
         dataset = configs.load(str(folder / "recipe.yaml")).dataset
-        if dataset == EMBEDDED_DATASET:
-            return "ROMEO:"
-        with Path(dataset).open(encoding="utf-8") as file:
-            first = file.read(1000).strip()
-    except (InputError, OSError, UnicodeError, ValueError):
+    except InputError:
         return ""
-    line = first.partition("\n")[0]
+    if dataset == EMBEDDED_DATASET:
+        return "ROMEO:"
+    for place in (Path(), *folder.resolve().parents):
+        with suppress(OSError, ValueError), (place / dataset).open(encoding="utf-8") as file:
+            return _first_line(file.read(1000))
+    with suppress(InputError):
+        written = metrics.read_samples(folder / metrics.SAMPLES)
+        return _first_line(list(written.values())[-1]) if written else ""
+    return ""
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().partition("\n")[0]
     return line if len(line) <= OPENING else line[:OPENING].rpartition(" ")[0] or line[:OPENING]

@@ -8,6 +8,7 @@ Facts are in facts.py, the rules in rules.py, what to do in findings.py. Imports
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -120,7 +121,9 @@ def _notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
     if "diverged" in kinds:
         every = [_slow_start, _evaluating]
     elif not kinds & NOT_LONGER:
-        every = [_standing, _falls, _ahead if facts.config else _level, *every[1:]]
+        # A text that is learned by heart ends the law by which a longer run is foreseen.
+        ahead = [] if rules.gap(facts) else [_ahead if facts.config else _level]
+        every = [_standing, _falls, *ahead, *every[1:]]
     return [note for make in every if (note := make(facts)) is not None]
 
 
@@ -204,7 +207,12 @@ def _clipping(facts: Facts) -> str | None:
     norms = finite(facts.records, "grad_norm")[1]
     if not clip or len(norms) < 10:
         return None
-    share = sum(norm > clip for norm in norms) / len(norms)
+    share, median = sum(norm > clip for norm in norms) / len(norms), statistics.median(norms)
+    if share >= rules.CLIPPED and median < rules.CLIPPED_BY * clip:  # see rules.clipping_always
+        return _(
+            "Gradient clipping was active in {share:.0%} of the recorded steps, and harmless: half of the norms are "
+            "below {median:.2g}, where grad_clip is {clip:g}.", share=share, median=median, clip=clip,
+        )  # fmt: skip
     if share:
         return _("Gradient clipping was active in {share:.0%} of the recorded steps.", share=share)
     return _("Gradient clipping was never active: the largest norm is {norm:.2g}, grad_clip {clip:g}.",

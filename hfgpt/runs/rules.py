@@ -148,7 +148,7 @@ def overfitting(facts: Facts) -> Finding | None:
     rises = bool(later) and facts.val[-1] > low * 1.01 + 0.02 and (len(later) > 1 or facts.val[-1] > low + 2 * RISE)
     learns = facts.train_end < facts.train_at(best_step) - 0.02
     gains = len(facts.val) > 2 and best_step > 2 / 3 * facts.last_step
-    if not (rises and learns) and (not _gap(facts) or gains):
+    if not (rises and learns) and (not gap(facts) or gains):
         return None
     if later:
         evidence = sentences(_(
@@ -163,7 +163,7 @@ def overfitting(facts: Facts) -> Finding | None:
     return Finding("overfitting", int(best_step), evidence, findings.generalise(facts))
 
 
-def _gap(facts: Facts) -> bool:
+def gap(facts: Facts) -> bool:
     """The validation loss is far above the train loss."""
     return bool(facts.val) and facts.val[-1] > 1.6 * facts.train_end and facts.val[-1] > facts.train_end + 0.4
 
@@ -247,7 +247,7 @@ def healthy(facts: Facts) -> Finding:
         "The loss went from {start:.2f} to {end:.2f} in {n:,} steps.",
         facts.last_step, start=begin, end=facts.end,
     )  # fmt: skip
-    if _gap(facts):
+    if gap(facts):
         sound = _(
             "The validation loss was lowest late in the run, but far above the train loss ({val:.2f} and {train:.2f}): "
             "the model begins to learn the text by heart. More text or more dropout would narrow the gap.",

@@ -25,7 +25,7 @@ from hfgpt.base.language import using
 from hfgpt.config import Config
 from hfgpt.data import tokenizer
 from hfgpt.inference.sampling import Sampling
-from hfgpt.runs.metrics import MetricsWriter
+from hfgpt.runs.metrics import MetricsWriter, write_sample
 from hfgpt.share import export
 
 pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[dev]"')
@@ -314,6 +314,25 @@ def test_a_text_that_cannot_be_judged_is_one_message(out: Path, text: str, said:
 def test_tokens_are_counted_not_pieces(out: Path) -> None:
     *_growing, last = Writer().write(out / "tiny", TEXT[:5], Sampling(max_new_tokens=7, seed=1))
     assert last[2] == 7
+
+
+def test_a_prompt_comes_from_the_runs_own_text_wherever_the_page_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained in `project` on a text in it, and looked at from elsewhere; then the text has gone."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    run = project / "out/run"
+    run.mkdir(parents=True)
+    elsewhere.mkdir()
+    (project / "诗.txt").write_text("\n春眠不觉晓\n处处闻啼鸟\n", encoding="utf-8")
+    (run / "recipe.yaml").write_text(configs.to_yaml(configs.build({"dataset": "诗.txt"}, "run")), encoding="utf-8")
+    write_sample(run / "samples.jsonl", 10, "\n夜来风雨声")
+    monkeypatch.chdir(elsewhere)
+    assert folders.opening(run) == "春眠不觉晓"
+    (project / "诗.txt").unlink()
+    assert folders.opening(run) == "夜来风雨声"
+    (run / "samples.jsonl").unlink()
+    assert folders.opening(run) == ""
 
 
 # ------------------------------------------------------------------------------------------------- runs started here

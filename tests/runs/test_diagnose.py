@@ -147,6 +147,29 @@ def test_a_wide_gap_is_named_while_the_validation_loss_still_gains() -> None:
     assert "no sign of trouble" not in finding.evidence
 
 
+def test_a_longer_run_is_not_foreseen_where_the_text_is_learned_by_heart() -> None:
+    run = read_run(CURVES / "healthy.seed_0")
+    longer = "more steps would end at"
+    assert any(longer in note for note in diagnose.notes(run.records, run.config))
+    memorised = [
+        record | ({"train_eval_loss": record["val_loss"] / 1.7} if "val_loss" in record else {})
+        for record in run.records
+    ]
+    assert kinds(memorised, run.config) == ["healthy"]
+    assert not any(longer in note for note in diagnose.notes(memorised, run.config))
+
+
+@pytest.mark.parametrize(("norm", "said"), [(1.5, "harmless: half of the norms are below 1.5"), (9.0, "100% of the")])
+def test_gradients_that_are_clipped_a_little_are_no_reason_to_worry(norm: float, said: str) -> None:
+    records = falling(1.5)
+    for record in records:
+        if "train_loss" in record:
+            record["grad_norm"] = norm
+    (note,) = [note for note in diagnose.notes(records, recipe()) if "clipping" in note]
+    assert said in note
+    assert ("harmless" in note) == (kinds(records, recipe()) == ["healthy"])
+
+
 def test_underfitting_takes_the_chapters_steps() -> None:
     finding = diagnose.diagnose(falling(2.7), recipe())[0]
     assert (finding.kind, finding.since_step) == ("underfitting", 200)
