@@ -14,11 +14,12 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import SMALL, STANDARD, Shape, clm_steps
+from peers import GPT2, SMALL, STANDARD, Shape, clm_steps
 
 from hfgpt.plan.survey import Survey
 from hfgpt.train.run import Run
@@ -164,7 +165,35 @@ def held_out(folder: str, nanogpt: str | None, tokens: str, block_size: int, eva
     return {"loss": nll / (len(indices) * block_size)}
 
 
-MEASUREMENTS = {each.__name__: each for each in (run_clm, generation, arithmetic, held_out)}
+def checkpoints(folder: str, rounds: int, device: str = "cpu") -> list[float]:
+    """Seconds that a checkpoint of GPT-2's size holds up the steps, when it is written behind them.
+
+    The optimizer has made a step, and the memory was set aside after it, as in a run.
+    """
+    import torch
+
+    from hfgpt.data import tokenizer as tokenizers
+    from hfgpt.train import resume
+    from hfgpt.train.writer import Writer
+
+    run = prepared(GPT2, 50257, device, out_dir=folder, save_total_limit=1)
+    for parameter in run.model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    run.optimizer.step()
+    run.writer = Writer(background=True)
+    run.corpus = replace(run.corpus, tokenizer=tokenizers.char_of("a"))  # by which a checkpoint knows its run
+    resume.reserve(run)
+    seconds = list[float]()
+    for run.progress.step in range(1, rounds + 1):
+        run.writer.wait()
+        began = time.perf_counter()
+        resume.save(run)
+        seconds.append(time.perf_counter() - began)
+    run.writer.wait()
+    return seconds
+
+
+MEASUREMENTS = {each.__name__: each for each in (run_clm, generation, arithmetic, held_out, checkpoints)}
 
 if __name__ == "__main__":
     print(json.dumps(MEASUREMENTS[sys.argv[1]](**json.loads(sys.argv[2]))))

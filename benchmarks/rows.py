@@ -495,6 +495,14 @@ def evaluation(setting: Setting) -> Result:
     return Result([100 * each / (interval + each) for each in lost], None, note)
 
 
+def checkpoint_delay(setting: Setting) -> Result:
+    """Seconds that a checkpoint of 124M weights and their averages holds up the steps behind which it is written."""
+    seconds = setting.inside(
+        "checkpoints", folder=str(setting.folder()), rounds=setting.steps(4), device=setting.device
+    )
+    return Result(seconds, None, "the first one included; no peer")
+
+
 # ------------------------------------------------------------------------------------------------------------ the table
 
 
@@ -540,6 +548,7 @@ ROWS = (
     Row(memory_standard, "peak memory, standard shape", "MB", "nanoGPT", 70, 1.11, lower=True, cpu_only=True),
     Row(memory_gpt2, "peak memory, 124M, 1024 x 4", "MB", "nanoGPT", 500, 1.43, lower=True, long=True, cpu_only=True),
     Row(evaluation, "lost to evaluations and checkpoints", "% of the time", "", 80, goal=None, lower=True),
+    Row(checkpoint_delay, "delay by a checkpoint of 124M behind the steps", "s", "", 60, goal=None, lower=True),
 )
 # fmt: on
 
