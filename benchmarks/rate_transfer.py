@@ -29,6 +29,8 @@ TABLE, FIGURE = ROOT / "benchmarks/results/rate_transfer.csv", ROOT / "docs/imag
 
 WIDTHS, BASE = (64, 128, 256), 64
 RATES = [2.0 ** (power / 2) for power in range(-20, -10)]  # 0.001 to 0.022
+Run = tuple[str, int, float, int]  # rule, width, rate, seed
+
 RECIPE = {"n_layer": 2, "block_size": 32, "batch_size": 16, "max_iters": 120, "warmup_iters": 12, "min_lr": 0.0}
 
 
@@ -74,9 +76,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     seeds = range(parser.parse_args().seeds)
     text, vocabulary = tokens()
-    with TABLE.open(encoding="utf-8", newline="") if TABLE.exists() else open(os.devnull) as file:
-        done = {(r["rule"], int(r["width"]), float(r["rate"]), int(r["seed"])): float(r["loss"]) for r in
-                csv.DictReader(file)}  # fmt: skip
+    done = read()
     for seed in seeds:
         for rule in ("muP", "none"):
             for width in WIDTHS:
@@ -89,6 +89,24 @@ def main() -> None:
                             if not file.tell():
                                 writer.writerow(["rule", "width", "rate", "seed", "loss"])
                             writer.writerow([*key, round(done[key], 5)])
+    mean = means(done)
+    for rule in ("muP", "none"):
+        best = {width: best_rate(mean[rule, width]) for width in WIDTHS}
+        for width in WIDTHS:
+            print(f"{rule:5} width {width:4}  best rate {best[width]:.4f}  loss {min(mean[rule, width].values()):.4f}")
+        print(f"{rule:5} within a factor of {apart(mean, rule):.2f}")
+    draw(mean)
+
+
+def read() -> dict[Run, float]:
+    """The losses that the table holds."""
+    with TABLE.open(encoding="utf-8", newline="") if TABLE.exists() else open(os.devnull) as file:
+        return {(row["rule"], int(row["width"]), float(row["rate"]), int(row["seed"])): float(row["loss"])
+                for row in csv.DictReader(file)}  # fmt: skip
+
+
+def means(done: dict[Run, float]) -> dict[tuple[str, int], dict[float, float]]:
+    """For each rule and width the loss at each rate, the mean of the seeds that have them all."""
     mean = {}
     for rule in ("muP", "none"):
         known = sorted({seed for name, _width, _rate, seed in done if name == rule})
@@ -97,12 +115,13 @@ def main() -> None:
             mean[rule, width] = {
                 rate: math.fsum(done[rule, width, rate, seed] for seed in whole) / len(whole) for rate in RATES
             }
-        best = {width: best_rate(mean[rule, width]) for width in WIDTHS}
-        for width in WIDTHS:
-            print(f"{rule:5} width {width:4}  best rate {best[width]:.4f}  loss {min(mean[rule, width].values()):.4f}")
-        factor = max(best.values()) / min(best.values())
-        print(f"{rule:5} within a factor of {factor:.2f}, {len(whole)} seeds")
-    draw(mean)
+    return mean
+
+
+def apart(mean: dict[tuple[str, int], dict[float, float]], rule: str) -> float:
+    """The factor between the highest and the lowest of the widths' best rates."""
+    best = [best_rate(mean[rule, width]) for width in WIDTHS]
+    return max(best) / min(best)
 
 
 def draw(mean: dict[tuple[str, int], dict[float, float]]) -> None:
@@ -114,7 +133,9 @@ def draw(mean: dict[tuple[str, int], dict[float, float]]) -> None:
                 losses = mean[rule, width]
                 axes.plot(RATES, [losses[rate] for rate in RATES], marker="o", color=colour, label=f"n_embd {width}")
                 axes.axvline(best_rate(losses), color=colour, linestyle=":")
-            axes.set(xscale="log", xlabel="learning_rate", title="mup_base_width: 64" if rule == "muP" else "as it is")
+            name = "mup_base_width: 64" if rule == "muP" else "as it is"
+            heading = f"{name}: best rates within a factor of {apart(mean, rule):.1f}"
+            axes.set(xscale="log", xlabel="learning_rate", title=heading)
             axes.set_ylim(None, max(loss for losses in mean.values() for loss in [*losses.values()][:3]) + 0.1)
             axes.legend()
         figure.axes[0].set_ylabel("validation loss (nats per character)")

@@ -1,11 +1,14 @@
 """Measure the reference curves that ship with the package (hfgpt/runs/reference_curves.json).
 
-    python benchmarks/reference_curves.py                       every recipe below, three seeds each
-    python benchmarks/reference_curves.py --recipes fast_cpu --out runs/     keep the run folders there, go on from them
+    python benchmarks/reference_curves.py                       the recipes for a CPU, three seeds: 2 core-hours
+    python benchmarks/reference_curves.py standard finetune     those for a GPU
+    python benchmarks/reference_curves.py --out runs            keep the run folders; the same command goes on from them
+    python benchmarks/reference_curves.py --seconds             only the time of a step, anew: run it on an idle machine
 
 In:  recipes of this repository, run as they are but for more evaluations, which change no weight.
-Out: for each, its validation losses by step and seed, its tokens and seconds a step, and the machine's name. A recipe
-     that was not run keeps the curve that it had.
+Out: for each, its validation losses by step and seed, its tokens and seconds a step, and the machine's name; and their
+     figure, docs/images/reference-curves.png. A recipe that was not run keeps the curve that it had; a run that was
+     stopped gives the first part of one.
 """
 
 from __future__ import annotations
@@ -20,65 +23,107 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from hfgpt import config
 from hfgpt.base.machine import cpu_cores
 from hfgpt.runs import reference
 from hfgpt.runs.history import History, read_run
+from hfgpt.runs.style import RUNS, drawing, save, title
 
 ROOT = Path(__file__).parents[1]
+FIGURE = ROOT / "docs/images/reference-curves.png"
 
 SEEDS = (1, 2, 3)
 
-# The recipes, with what each takes more of: places in its curve. A decay that is written out keeps the schedule of a
-# recipe that is run in part.
-RECIPES = {
-    "quick_experiment": ["--eval_interval=50"],
-    "fast_cpu": ["--eval_interval=50"],
-    "shakespeare_char_cpu": ["--eval_interval=100"],
-    "learning": ["--eval_interval=50", "--max_iters=300", "--lr_decay_iters=3000"],
-}
+# The recipes that have a text of their own, and how often their curve is measured. `production` streams its text from
+# the Hub, and trains for days.
+EVERY = {"quick_experiment": 50, "fast_cpu": 50, "shakespeare_char_cpu": 100, "learning": 100,
+         "standard": 250, "finetune": 20}  # fmt: skip
+FOR_A_GPU = ("standard", "finetune")
+
+TIMED = 20  # records of a run that measures the time of a step; the first quarter warms up
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--out", type=Path, help="folder for the run folders; finished ones are not run again")
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(EVERY)}")
+    parser.add_argument("--out", type=Path, help="folder for the run folders")
+    parser.add_argument("--read", action="store_true", help="train nothing: read the run folders as they are")
+    parser.add_argument("--seconds", action="store_true", help="measure only the time of a step")
     parser.add_argument("--machine", default=f"{cpu_cores()} cores, {platform.processor() or platform.machine()}")
     args = parser.parse_args()
-    kept = {entry["recipe"]: entry for entry in json.loads(reference.FILE.read_text(encoding="utf-8"))}
+    if unknown := set(args.recipes) - EVERY.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: no such recipe; there are {', '.join(EVERY)}")
+    known = {entry["recipe"]: entry for entry in json.loads(reference.FILE.read_text(encoding="utf-8"))}
     with tempfile.TemporaryDirectory() as scratch:
-        for name in args.recipes:
-            runs = [run(name, seed, args.out or Path(scratch)) for seed in SEEDS]
-            kept[name] = entry(name, runs, args.machine)
-    reference.FILE.write_text(json.dumps(list(kept.values()), indent=1) + "\n", encoding="utf-8")
+        for name in args.recipes or [name for name in EVERY if name not in FOR_A_GPU]:
+            if not args.seconds:
+                folders = [(args.out or Path(scratch)) / f"{name}.{seed}" for seed in SEEDS]
+                for seed, folder in zip(SEEDS, folders, strict=True):
+                    if not args.read:
+                        train(name, folder, f"--seed={seed}", f"--eval_interval={EVERY[name]}", "--save_total_limit=1")
+                known[name] = {**curve(name, [read_run(folder) for folder in folders]), "machine": args.machine,
+                               "step_seconds": known.get(name, {}).get("step_seconds")}  # fmt: skip
+            if args.seconds or known[name]["step_seconds"] is None:
+                seconds = step_seconds(name, Path(scratch))
+                print(f"{name}: {seconds} seconds a step", flush=True)
+                if name in known:
+                    known[name] |= {"machine": args.machine, "step_seconds": seconds}
+            entries = [known[name] for name in EVERY if name in known]
+            reference.FILE.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    draw(entries)
 
 
-def run(name: str, seed: int, folder: Path) -> History:
-    """Train one seed of a recipe, unless its folder holds the finished run."""
-    out = folder / f"{name}.{seed}"
-    if not (out / "loss.png").is_file():  # drawn at the end
-        command = [sys.executable, ROOT / "scripts" / "train.py", ROOT / "recipes" / f"{name}.yaml", f"--seed={seed}",
-                   f"--out_dir={out}", "--overwrite", "--sample_prompt=", "--no_always_save_checkpoint",
-                   *RECIPES[name]]  # fmt: skip
-        subprocess.run(command, check=True)
-    return read_run(out)
+def train(name: str, folder: Path, *overrides: str) -> None:
+    """Train a recipe, or go on with it."""
+    command = [sys.executable, ROOT / "scripts" / "train.py", ROOT / "recipes" / f"{name}.yaml",
+               f"--out_dir={folder}", "--resume", "--sample_prompt=", *overrides]  # fmt: skip
+    subprocess.run(command, check=True)
 
 
-def entry(name: str, runs: list[History], machine: str) -> dict[str, Any]:
-    """A recipe's entry in the file."""
+def curve(name: str, runs: list[History]) -> dict[str, Any]:
+    """A recipe's losses, as far as every seed has come."""
     series = [dict(zip(*run.series("val_loss"), strict=True)) for run in runs]
-    config = runs[0].config
-    assert config is not None, "a run folder has its recipe"
-    # The fastest tenth of the steps: those that no other work on the machine held up.
-    speeds = [statistics.quantiles(run.series("tokens_per_second")[1], n=10)[-1] for run in runs]
+    common = sorted(set.intersection(*({*own} for own in series)))
+    recipe = runs[0].config
+    assert recipe is not None, "a run folder has its recipe"
     return {
         "recipe": name,
-        "identity": reference.identity_of(config),
-        "data": reference.data_of(config),
-        "machine": machine,
-        "tokens_per_iter": config.tokens_per_iter,
-        "step_seconds": round(config.tokens_per_iter / max(speeds), 5),
-        "val_loss": {int(step): [round(own[step], 4) for own in series] for step in sorted(series[0])},
+        "identity": reference.identity_of(recipe),
+        "data": reference.data_of(recipe),
+        "tokens_per_iter": recipe.tokens_per_iter,
+        "val_loss": {int(step): [round(own[step], 4) for own in series] for step in common},
     }
+
+
+def step_seconds(name: str, scratch: Path) -> float:
+    """The median time of a step without evaluations, from a short run of its own."""
+    recipe = config.load(ROOT / "recipes" / f"{name}.yaml")
+    every = 10 if recipe.n_embd <= 128 else 1
+    steps = TIMED * every
+    train(name, scratch / f"{name}.timed", f"--max_iters={steps}", f"--log_interval={every}", "--warmup_iters=1",
+          "--lr_decay_iters=9999", "--eval_interval=9999", "--eval_iters=1")  # fmt: skip
+    speeds = read_run(scratch / f"{name}.timed").series("tokens_per_second")[1]
+    return round(recipe.tokens_per_iter / statistics.median(speeds[TIMED // 4 :]), 5)
+
+
+def draw(entries: list[dict[str, Any]]) -> None:
+    """Every recipe's loss over steps, tokens and seconds: the mean of the seeds, and each seed as a thin line."""
+    with drawing():
+        figure = Figure(figsize=(12, 5), layout="constrained")
+        for axes, unit in zip(figure.subplots(1, 3, sharey=True), ("steps", "tokens", "seconds"), strict=True):
+            for entry, colour in zip(entries, RUNS, strict=False):
+                scale = {"steps": 1.0, "tokens": entry["tokens_per_iter"], "seconds": entry["step_seconds"]}[unit]
+                places = [int(step) * scale for step in entry["val_loss"] if int(step)]
+                seeds = [losses for step, losses in entry["val_loss"].items() if int(step)]
+                axes.plot(places, seeds, color=colour, lw=0.7, alpha=0.6)
+                axes.plot(places, [statistics.fmean(each) for each in seeds], color=colour, label=entry["recipe"])
+            axes.set(xscale="log", xlabel=unit)
+        figure.axes[0].set_ylabel("validation loss (nats per character)")
+        figure.axes[0].legend()
+        title(figure, f"Reference curves, three seeds each, on {entries[0]['machine']}")
+        save(figure, FIGURE)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/sweeps.py aa [PAIRS]     how often a sweep of two equal settings names a winner
     python benchmarks/sweeps.py pruning        what --prune saves, and what it costs
     python benchmarks/sweeps.py optimizer      the study of docs/en/experiments.md
+    python benchmarks/sweeps.py options [SEEDS]   what schedules and stability's options do to the loss
 
 Results go to benchmarks/results/. Trials run one after another in this process, on one thread, into the folders where
 sweep.py would put them, so that a tiny trial costs seconds and not the start of a process. The time of a step is this
@@ -114,10 +115,12 @@ def losses(sweep: Sweep) -> dict[str, dict[int, float]]:
 def optimizer(folder: Path) -> None:
     """Muon against AdamW: the rates by one other seed at half the time, then five seeds at equal time."""
     base = define(str(ROOT / "recipes/experiments/optimizer.yaml"), [], {"out_dir": str(folder / "study")})
-    rates = [Trial(f"adamw-{rate:g}", {"optimizer": "adamw", "learning_rate": rate}) for rate in (1e-3, 3e-3, 8e-3)]
+    rates = [
+        Trial(f"adamw-{rate:g}", {"optimizer": "adamw", "learning_rate": rate}) for rate in (1e-3, 2e-3, 4e-3, 8e-3)
+    ]
     rates += [
         Trial(f"muon-{rate:g}", {"optimizer": "muon", "muon_learning_rate": rate, "learning_rate": 3e-3})
-        for rate in (0.01, 0.02, 0.04)
+        for rate in (0.02, 0.04, 0.08, 0.16)
     ]
     recipe = {**base.recipe, "max_time": "8s", "seed": 7}
     tuning = dataclasses.replace(base, name="rates", recipe=recipe, trials=rates, folder=folder / "rates")
@@ -192,7 +195,8 @@ def curve(config: Config, every: int) -> dict[int, float]:
         run.model.train()
         for step in range(config.max_iters):
             batches = to_device(run.corpus.batches.micro_batches(step, *run.share), run.device)
-            train_step(run, batches, config.tokens_per_iter, learning_rate(step + 1, config))
+            targets = config.batch_sizes.at(step) * config.block_size
+            train_step(run, batches, targets, learning_rate(step + 1, config))
             if (step + 1) % every == 0 or step + 1 == config.max_iters:
                 figures = evaluate.losses(run, Stop(None, run.device))
                 assert figures is not None, "no signal came"
@@ -206,6 +210,61 @@ def curve(config: Config, every: int) -> dict[int, float]:
 def final_loss(config: Config) -> float:
     """The validation loss of a recipe at its end."""
     return curve(config, config.max_iters)[config.max_iters]
+
+
+# The standard recipe's six blocks and heads, cut to a CPU's size. min_lr is a tenth of the rate everywhere.
+CUT = {"n_layer": 6, "n_head": 6, "n_embd": 96, "block_size": 64, "batch_size": 16, "dropout": 0.0, "max_iters": 300,
+       "lr_decay_iters": 300, "learning_rate": 3e-3, "min_lr": 3e-4, "warmup_iters": 15, "eval_iters": 50,
+       "sample_prompt": ""}  # fmt: skip
+
+WARMED = 100  # steps in which the batch rises
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "the recipe as it is": {},
+    "lr_schedule: wsd": {"lr_schedule": "wsd", "lr_decay_iters": 240},
+    "wsd, decay_shape: cosine": {"lr_schedule": "wsd", "lr_decay_iters": 240, "decay_shape": "cosine"},
+    "wsd, decay_shape: 1-sqrt": {"lr_schedule": "wsd", "lr_decay_iters": 240, "decay_shape": "1-sqrt"},
+    "batch_warmup_iters: 100": {"batch_warmup_iters": WARMED},
+    "the same, for as many tokens": {"batch_warmup_iters": WARMED, "max_iters": 0},
+    "z_loss: 1e-4": {"z_loss": 1e-4},
+    "activation_function: gelu_new": {"activation_function": "gelu_new"},
+    "activation_function: relu2": {"activation_function": "relu2"},
+    "n_inner: 192 (twice n_embd)": {"n_inner": 192},
+    "tie_word_embeddings: false": {"tie_word_embeddings": False},
+}
+
+
+def option(name: str, seed: int, folder: Path) -> Config:
+    """The cut recipe with one option; `max_iters: 0` stands for as many tokens as it has without."""
+    own = {**CUT, **OPTIONS[name], "seed": seed, "out_dir": str(folder), "eval_only": True}
+    if not own["max_iters"]:
+        whole, steps = CUT["max_iters"] * CUT["batch_size"], CUT["max_iters"]
+        while configs.build({**own, "max_iters": steps}, "options").batch_sizes.before(steps) < whole:
+            steps += 1
+        own |= {"max_iters": steps, "lr_decay_iters": steps}
+    return configs.load(ROOT / "recipes/standard.yaml", [f"--{key}={value}" for key, value in own.items()])
+
+
+def options(folder: Path, seeds: int) -> None:
+    """Each option against the recipe without it: final losses by seed. What the table holds already is not trained."""
+    path = RESULTS / "sweep-options.json"
+    known: dict[str, dict[str, float]] = json.loads(path.read_text())["losses"] if path.exists() else {}
+    for seed in range(1, seeds + 1):
+        for name in OPTIONS:
+            if str(seed) not in known.setdefault(name, {}):
+                config = option(name, seed, folder)
+                known[name][str(seed)] = final_loss(config)
+                print(f"{name}, seed {seed}: {known[name][str(seed)]:.4f}", flush=True)
+                write("options", {"losses": known})
+    plain, *_others = known.values()
+    rows = {}
+    for name, own in known.items():
+        config = option(name, 1, folder)
+        behind = statistics.difference(plain, own, paired="batch" not in str(OPTIONS[name])) if OPTIONS[name] else None
+        rows[name] = {"steps": config.max_iters, "tokens": config.tokens_by(config.max_iters),
+                      "mean": statistics.summarise([*own.values()]).mean,
+                      "behind": dataclasses.asdict(behind) if behind else None}  # fmt: skip
+    write("options", {"recipe": CUT, "rows": rows, "losses": known})
 
 
 def pruning(folder: Path) -> None:
@@ -285,5 +344,7 @@ if __name__ == "__main__":
         aa(folder / "aa", int(sys.argv[2]) if len(sys.argv) > 2 else 40)
     elif what == "pruning":
         pruning(folder / "pruning")
+    elif what == "options":
+        options(folder / "options", int(sys.argv[2]) if len(sys.argv) > 2 else 5)
     else:
         optimizer(folder / "optimizer")

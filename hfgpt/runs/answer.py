@@ -54,8 +54,11 @@ def _certainty(comparison: Comparison) -> list[str]:
     """Whether the best is better than chance."""
     if comparison.ranking is not None:
         lost = [setting for setting in comparison.ended if len(setting.finals) < len(setting.entries)]
+        unpaired = any(each is not None and not each.paired for each in comparison.ranking.behind.values())
         return [
             *statistics.in_words(comparison.ranking),
+            *([_("The settings read the text in different orders, so seeds are not compared in pairs "
+                 "(Welch's t-test).")] if unpaired and not comparison.same_order else []),
             *(_("{setting}: {lost} of {all} seeds ended without a loss, and the mean leaves them out.",
                 setting=setting.label, lost=len(setting.entries) - len(setting.finals), all=len(setting.entries))
               for setting in lost),

@@ -128,14 +128,13 @@ def _notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
 
 
 def _standing(facts: Facts) -> str | None:
-    """Where the last evaluation stands against the curve that this recipe had on this text."""
+    """Where the last evaluation that the recipe's curve on this text reaches stands against it."""
     known = reference.of(facts.config) if facts.config is not None and facts.val else None
-    places = [(int(step), loss) for step, loss in zip(facts.eval_steps, facts.val, strict=True) if step > 0]
-    if known is None or not places:
+    if known is None:
         return None
-    step, loss = places[-1]
-    expected = known.at(step)
-    if expected is None:
+    places = [(int(step), loss, known.at(int(step))) for step, loss in zip(facts.eval_steps, facts.val, strict=True)]
+    step, loss, expected = next((place for place in reversed(places) if place[2] is not None), (0, 0.0, None))
+    if expected is None or step == 0:
         return None
     figures = _("At step {step:,}: {loss:.2f}, reference {expected} ({recipe}.yaml, {seeds} seeds).",
                 step=step, loss=loss, expected=expected, recipe=known.recipe, seeds=known.seeds)  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from scipy import stats
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
@@ -60,6 +61,31 @@ def test_a_lowest_point_in_the_middle_and_a_near_tie(tmp_path: Path) -> None:
     said = words(entries(tmp_path, "dropout", {0.0: 2.1, 0.1: 1.9, 0.2: 1.905}))
     assert "the loss goes 2.100 → 1.900 → 1.905, lowest at 0.1." in said
     assert "dropout=0.2, is 0.0050 behind, less than 1%: another seed may reverse their order" in said
+
+
+@pytest.mark.parametrize(("key", "paired"), [("dropout", True), ("batch_size", False), ("block_size", False)])
+def test_seeds_are_paired_where_the_order_of_the_text_is_the_same(tmp_path: Path, key: str, paired: bool) -> None:
+    """Seeds move both settings alike; Welch's test, which does not know it, sees their whole spread."""
+    first, second = [1.9, 2.0, 2.1], [1.95, 2.051, 2.149]
+    values = {"dropout": (0.0, 0.1), "batch_size": (4, 8), "block_size": (8, 16)}[key]
+    folders = [
+        make_run(tmp_path / f"{value}-{seed}", end, seed=seed, **{key: value})
+        for value, ends in zip(values, (first, second), strict=True)
+        for seed, end in enumerate(ends)
+    ]
+    comparison = compare.of_folders(folders)
+    assert comparison.ranking is not None
+    [_best, behind] = [comparison.ranking.behind.get(label) for label in comparison.ranking.settings]
+    assert behind is not None
+    assert behind.paired is paired
+    test = stats.ttest_rel(second, first) if paired else stats.ttest_ind(second, first, equal_var=False)
+    assert behind.p == pytest.approx(test.pvalue, rel=1e-3)
+    assert behind.distinct is paired
+    said = " ".join(answer(comparison))
+    assert ("is better than every other setting" in said) is paired
+    assert ("seeds are not compared in pairs (Welch's t-test)" in said) is not paired
+    data = json.loads((report.write(comparison, tmp_path / "report", samples=False).parent / "report.json").read_text())
+    assert data["settings"][1]["behind"]["paired"] is paired
 
 
 def test_what_is_equal_at_the_end_of_the_shortest_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ def recipe(*overrides: str, name: str = "quick_experiment") -> Config:
     return config.load(ROOT / "recipes" / f"{name}.yaml", overrides)
 
 
-def notes(loss: float, at: Config, step: int = 500) -> str:
-    records: list[Record] = [{"step": 0, "val_loss": 5.8}, {"step": step, "val_loss": loss, "train_loss": loss}]
+def notes(loss: float, at: Config, steps: Sequence[int] = (500,)) -> str:
+    records: list[Record] = [{"step": 0, "val_loss": 5.8}]
+    records += [{"step": step, "val_loss": loss, "train_loss": loss} for step in steps]
     return "\n".join(diagnose.notes(records, at))
 
 
@@ -37,6 +39,7 @@ def test_a_curve_that_is_as_it_should_be() -> None:
     assert "higher than another seed explains" in notes(mean.high + 0.1, recipe())
     assert "lower than another seed explains" in notes(mean.low - 0.1, recipe())
     assert known.at(501) is None, "nothing is known beyond the curve"
+    assert f"At step 500: {mean.loss:.2f}, reference" in notes(mean.loss, recipe(), (500, 750)), "the last known place"
     between = known.at(475)
     assert between is not None
     assert min(known.losses[500]) < between.loss < max(known.losses[450])
@@ -72,8 +75,7 @@ def test_the_text_is_known_by_its_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("entry", reference._entries(), ids=lambda entry: str(entry["recipe"]))
 def test_every_curve_is_that_of_its_recipe(entry: dict[str, Any]) -> None:
-    longer = ["--lr_decay_iters=3000", "--max_iters=300"] if entry["recipe"] == "learning" else []
-    known = reference.of(recipe(*longer, name=entry["recipe"]))
+    known = reference.of(recipe(name=entry["recipe"]))
     assert known is not None, "the recipe was changed since: python benchmarks/reference_curves.py"
     assert known.recipe == entry["recipe"]
     assert known.machine

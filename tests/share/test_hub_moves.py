@@ -25,14 +25,17 @@ REPO = "ada/traveller"
 
 INTERVAL = 5  # steps between two checkpoints
 
-PACE = 0.25  # seconds that a step takes at least: a push fits between two checkpoints
+PACE = 0.25  # seconds that a step takes at least, so that kills come while it trains
 
 
 class OnHub:
-    """A `change` that lets a training process speak with the Hub on the loopback."""
+    """A `change` that lets a training process speak with the Hub on the loopback.
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    The step before a checkpoint waits until the last one is pushed: a push fits between two, on any machine.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url, self.folder, self.steps = url, folder, 0
 
     def __call__(self) -> None:
         os.environ.update(HF_TOKEN=hub_server.TOKEN, NO_PROXY="127.0.0.1")
@@ -43,7 +46,10 @@ class OnHub:
         real = loop.to_device
 
         def slowly(*batch: Any) -> Any:
+            self.steps += 1
             time.sleep(PACE)
+            while self.steps % INTERVAL == 0 and list(self.folder.glob(".pushing-*")):
+                time.sleep(0.02)
             return real(*batch)
 
         loop.to_device = slowly
@@ -90,7 +96,7 @@ def travel(server: hub_server.Hub, values: dict[str, Any], tmp_path: Path, kills
         if pushed:
             origin.bring(origin.HubRun(REPO), folder, api=client)
         run = values | {"out_dir": str(folder), "push_to_hub": "checkpoints", "hub_model_id": REPO}
-        process = survival.attempt(run, OnHub(server.url), log=tmp_path / "log")
+        process = survival.attempt(run, OnHub(server.url, folder), log=tmp_path / "log")
         left = kills - sum(count.values())
         if left > 0 and count["pushing"] <= count["training"]:
             kill_at_request(server, process, draw.randint(1, 12))
@@ -149,8 +155,8 @@ def test_a_polite_stop_pushes_its_checkpoint_first(
 ) -> None:
     """A machine that is taken away leaves on the Hub what it has done, to the step."""
     folder = tmp_path / "run"
-    run = moving(tiny, 40) | {"out_dir": str(folder), "push_to_hub": "checkpoints", "hub_model_id": REPO}
-    process = survival.attempt(run, OnHub(server.url), log=tmp_path / "log")
+    run = moving(tiny, 10_000) | {"out_dir": str(folder), "push_to_hub": "checkpoints", "hub_model_id": REPO}
+    process = survival.attempt(run, OnHub(server.url, folder), log=tmp_path / "log")
     survival.wait_for_step(folder, 7, process)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.state import AcceleratorState, GradientState
-from survival import figures
+from survival import TWO, figures
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
@@ -61,6 +61,23 @@ def test_a_task_of_the_harness_is_answered_while_training(
     assert f"| `accuracy/endings` | {shares[-1]:.4f} |" in card.model_card(path)
     assert figures(do_train(values | {"out_dir": str(tmp_path / "plain")})) == figures(path), "the run is the same"
     assert str(tmp_path) not in card.model_card(path)
+
+
+@pytest.mark.e2e
+def test_two_processes_answer_as_one(
+    tiny: dict[str, Any], task: Path, write_recipe: Callable[..., Path], run_script: Any, tmp_path: Path
+) -> None:
+    """One process answers while the other waits; both go on with the same run."""
+    recipe, records = write_recipe(tiny | {"learning_rate": 1e-2, "max_iters": 12, "eval_tasks": str(task)}), []
+    for name, launch in (("one", ()), ("two", TWO)):
+        done = run_script("train.py", recipe, f"--out_dir={tmp_path / name}", launch=launch)
+        assert done.returncode == 0, done.stderr
+        records.append(metrics.read(tmp_path / name / "metrics.jsonl"))
+    one, two = (metrics.series(record, "accuracy/endings") for record in records)
+    assert one[0] == [0, 4, 8, 12]
+    assert two == one
+    losses = [metrics.series(record, "val_loss")[1] for record in records]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-5)
 
 
 def test_tasks_that_cannot_be_loaded(tiny: dict[str, Any], tmp_path: Path) -> None:

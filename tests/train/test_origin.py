@@ -61,6 +61,15 @@ def test_a_branch_decays_from_its_checkpoint(tiny: dict[str, Any], tmp_path: Pat
     assert progress["best_step"] in (12, 16), "its own best, not the trunk's"
 
 
+def test_a_branch_of_wsd_ends_with_the_bits_of_the_shorter_run(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """So one trunk of a stable rate gives, for the decays alone, the models of several lengths."""
+    wsd = tiny | LONG | {"lr_schedule": "wsd", "warmup_iters": 2, "learning_rate": 1e-2}
+    trunk = do_train(wsd | {"lr_decay_iters": 20})
+    shorter = wsd | {"max_iters": 16, "lr_decay_iters": 12}
+    branch = do_train(shorter | {"out_dir": str(tmp_path / "branch")}, branch_from=trunk / "checkpoint-12")
+    assert differences(branch, do_train(shorter | {"out_dir": str(tmp_path / "whole")})) == []
+
+
 def test_what_is_not_a_branch(tiny: dict[str, Any], tmp_path: Path) -> None:
     trunk = do_train(tiny | LONG)
     with pytest.raises(InputError, match="is of the run in out_dir"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +20,11 @@ from hfgpt.base.errors import InputError
 from hfgpt.inference import figures as language
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import metrics, segments
-from hfgpt.train import checkpoint
+from hfgpt.train import checkpoint, stop
 from hfgpt.train import loop as train
 
 
-def do_train(values: dict[str, Any], **how: bool) -> Path:
+def do_train(values: dict[str, Any], **how: Any) -> Path:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     resolved = config.build(values, "test")
@@ -95,10 +97,20 @@ def test_the_precision_is_what_auto_came_to(tiny: dict[str, Any], capsys: pytest
 # ------------------------------------------------------------------------------------------------ how a run stops
 
 
-def test_max_time_evaluates_where_it_stops(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def train_an_hour(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], **how: bool) -> Path:
+    """Train by a clock on which an hour is over after a hundred steps, however long they take."""
+    asked = itertools.count()
+    with monkeypatch.context() as patched:
+        patched.setattr(stop, "time", SimpleNamespace(monotonic=lambda: 36.0 * next(asked)))
+        return do_train(values | {"max_time": "1h"}, began=0.0, **how)
+
+
+def test_max_time_evaluates_where_it_stops(
+    tiny: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Says the validation loss, exports the model, which is the best so far, and the run goes on from there."""
     values = tiny | {"max_iters": 100_000, "eval_interval": 100_000, "warmup_iters": 1, "lr_decay_iters": 100_000}
-    path = do_train(values | {"max_time": "2s"})
+    path = train_an_hour(monkeypatch, values)
     [step] = checkpoint.steps(path)
     said = capsys.readouterr().out
     assert f"max_time is reached: stopping after step {step}\nstep {step}/100000  train " in said
@@ -110,29 +122,37 @@ def test_max_time_evaluates_where_it_stops(tiny: dict[str, Any], capsys: pytest.
     assert progress["evaluations_without_improvement"] == 0
 
 
-def test_where_it_was_stopped_does_not_decide_when_it_is_over(tiny: dict[str, Any]) -> None:
+def test_where_it_was_stopped_does_not_decide_when_it_is_over(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An evaluation out of turn counts for early stopping only if it is the best."""
     values = tiny | {"learning_rate": 3.0, "grad_clip": 0.0, "max_iters": 100_000, "lr_decay_iters": 100_000}
-    values |= {"eval_interval": 99_999, "early_stopping_patience": 1, "max_time": "2s"}
-    path = do_train(values)
+    values |= {"eval_interval": 99_999, "early_stopping_patience": 1}
+    path = train_an_hour(monkeypatch, values)
     assert len(metrics.series(metrics.read(path / "metrics.jsonl"), "val_loss")[0]) == 2
-    do_train(values, resume=True)
+    train_an_hour(monkeypatch, values, resume=True)
     assert len(metrics.series(metrics.read(path / "metrics.jsonl"), "val_loss")[0]) == 3
 
 
-def slow_evaluations() -> None:
-    """From the second evaluation on a pass takes half a second. Signals act, whatever the tests were started by."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    real, passes = language.evaluate_blocks, 0
+class WaitInEvaluation:
+    """A `change`: the second evaluation says that it began, and goes on when the test has sent its signal."""
 
-    def slow(*arguments: Any) -> tuple[float, int]:
-        nonlocal passes
-        passes += 1
-        if passes > 12:  # of 24 blocks a split, 4 at a time
-            time.sleep(0.5)
-        return real(*arguments)
+    def __init__(self, folder: Path) -> None:
+        self.began, self.sent, self.passes = folder / "began", folder / "sent", 0
 
-    language.evaluate_blocks = slow
+    def __call__(self) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # signals act, whatever the tests were started by
+        real = language.evaluate_blocks
+
+        def waiting(*arguments: Any) -> tuple[float, int]:
+            self.passes += 1
+            if self.passes == 13:  # of 24 blocks a split, 4 at a time
+                self.began.touch()
+                while not self.sent.exists():
+                    time.sleep(0.01)
+            return real(*arguments)
+
+        language.evaluate_blocks = waiting
 
 
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGTERM"])
@@ -141,11 +161,14 @@ def test_a_signal_during_an_evaluation(tiny: dict[str, Any], tmp_path: Path, nam
     number = getattr(signal, name)
     values = tiny | {"max_iters": 24, "eval_interval": 12, "dropout": 0.2}
     log, path = tmp_path / "log", Path(values["out_dir"])
-    process = attempt(values, slow_evaluations, log)
-    wait_for_step(path, 12, process)
-    time.sleep(0.7)
+    change = WaitInEvaluation(tmp_path)
+    process = attempt(values, change, log)
+    while not change.began.exists():
+        assert process.is_alive(), log.read_text()
+        time.sleep(0.02)
     assert process.pid
     os.kill(process.pid, number)
+    change.sent.touch()
     assert finish(process) == 128 + number
     assert f"{name} received: stopping after step 12" in log.read_text()
     assert "step 12/24  train" not in log.read_text(), "the evaluation did not come to its end"
