@@ -138,7 +138,7 @@ def tested() -> list[Example]:
             steps = {"max_iters": result["steps"], "lr_decay_iters": result["steps"], "tokenizer": "char"}
             stretch = forecast.stretch(line["case"])
             out.append(Example(build(own | steps, "run"), len(set(stretch)) + BYTE_ENTRIES, len(stretch) * 9 // 10,
-                               ngrams.measure(stretch), result["best_val_loss"], result["val_loss"],
+                               Statistics(*ngrams.measure(stretch)), result["best_val_loss"], result["val_loss"],
                                KINDS.get(kind, kind)))  # fmt: skip
     return out
 
@@ -257,7 +257,7 @@ def main() -> None:
 
     @cache
     def measured(name: str, characters: int) -> Statistics:
-        return ngrams.measure(text(name, options.chinese)[:characters])
+        return Statistics(*ngrams.measure(text(name, options.chinese)[:characters]))
 
     runs = examples(measured)
     whole = fit(runs)

@@ -22,6 +22,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import numpy as np
+import table
 from loss_runs import encode, step_seconds
 
 from hfgpt.config import Config, build
@@ -122,12 +123,10 @@ def run(row: dict[str, Any]) -> dict[str, Any]:
     return {
         **row,
         "characters": length,
-        "orders": " ".join(map(str, ngrams.measure(stretch).orders)),
+        "orders": " ".join(map(str, ngrams.measure(stretch)[0])),
         "vocabulary": vocabulary,
         "train_tokens": len(train),
-        "val_loss": round(seen.val_losses[-1], 4),
-        "best_val_loss": round(min(seen.val_losses), 4),
-        "train_loss": round(seen.train_loss, 4),
+        **table.learned(seen),
         "curve": curve,
         "trials": " ".join(tried),
         "seconds": round(seen.seconds, 2),
@@ -158,15 +157,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=200)
     options = parser.parse_args()
     ends = time.monotonic() + options.seconds
-    number = max((row["number"] for row in rows()), default=-1) + 1 if TABLE.exists() else 0
+    number = max(table.numbers(TABLE), default=-1) + 1
     while time.monotonic() < ends:
         line = {"number": number, **run(draw(number))}
-        new = not TABLE.exists()
-        with TABLE.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(line), lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
+        table.append(TABLE, line)
         print(line, file=sys.stderr, flush=True)
         number += 1
 

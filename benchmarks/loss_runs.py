@@ -10,7 +10,6 @@ Out: benchmarks/results/loss_runs.csv. Losses depend on the seed alone; CPU-seco
 from __future__ import annotations
 
 import argparse
-import csv
 import gzip
 import math
 import os
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import numpy as np
+import table
 
 from hfgpt.config import Config, build
 from hfgpt.data import encoding, tokenizer
@@ -194,9 +194,7 @@ def run(row: dict[str, Any], chinese: str) -> dict[str, Any]:
         **row,
         "vocabulary": vocabulary,
         "train_tokens": len(train),
-        "val_loss": round(seen.val_losses[-1], 4),
-        "best_val_loss": round(min(seen.val_losses), 4),
-        "train_loss": round(seen.train_loss, 4),
+        **table.learned(seen),
         "curve": curve,
         "cpu_ms_per_step": round(seen.cpu_seconds / config.max_iters * 1000, 3),
     }
@@ -207,18 +205,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=240)
     parser.add_argument("--chinese", default=CHINESE)
     options = parser.parse_args()
-    with TABLE.open(encoding="utf-8", newline="") if TABLE.exists() else open(os.devnull) as file:
-        done = {int(line["number"]) for line in csv.DictReader(file)}
-    for number in range(options.count):
-        if number in done:
-            continue
+    for number in sorted(set(range(options.count)) - table.numbers(TABLE)):
         line = {"number": number, **run(draw(number), options.chinese)}
-        new = not TABLE.exists()
-        with TABLE.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(line))
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
+        table.append(TABLE, line)
         print(line, file=sys.stderr, flush=True)
 
 

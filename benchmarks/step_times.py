@@ -22,6 +22,7 @@ if not ALLOCATOR.keys() <= os.environ.keys():  # glibc reads them when a process
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np  # noqa: E402
+import table  # noqa: E402
 
 from hfgpt.config import Config, build  # noqa: E402
 from hfgpt.model.sizes import flops_per_token, flops_per_update  # noqa: E402
@@ -147,21 +148,10 @@ def main() -> None:
     if options.fit:
         fit(speed.this_machine().bfloat16_ratio or speed.BFLOAT16_RATIO)
         return
-    done = set()
-    if TABLE.exists():
-        with TABLE.open(encoding="utf-8", newline="") as file:
-            done = {int(row["number"]) for row in csv.DictReader(file)}
-    for number in range(options.count):
-        if number in done:
-            continue
+    for number in sorted(set(range(options.count)) - table.numbers(TABLE)):
         row = draw(number)
         line = {"number": number, **row, **timed(row)}
-        new = not TABLE.exists()
-        with TABLE.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(line))
-            if new:
-                writer.writeheader()
-            writer.writerow(line)
+        table.append(TABLE, line)
         print(line, flush=True)
 
 

@@ -6,8 +6,10 @@ Out: dictionaries for JSON; lines of text; the Markdown that stands in README.md
 
 from __future__ import annotations
 
+import csv
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 median = statistics.median
@@ -41,6 +43,36 @@ def entry(
     if ours and peer:
         found["ratio"] = ratio(sides["ours"]["median"], sides["peer"]["median"], lower_is_better)
     return found
+
+
+# ----------------------------------------------------------------------------------------- tables that grow by the line
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Add a line to a CSV file; the first brings the header."""
+    new = not path.exists()
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(line), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(line)
+
+
+def numbers(path: Path) -> set[int]:
+    """The column `number` of a CSV file that may not exist yet: what was measured already."""
+    if not path.exists():
+        return set()
+    with path.open(encoding="utf-8", newline="") as file:
+        return {int(line["number"]) for line in csv.DictReader(file)}
+
+
+def learned(seen: Any) -> dict[str, float]:
+    """The losses of a finished trial, as tables keep them."""
+    return {
+        "val_loss": round(seen.val_losses[-1], 4),
+        "best_val_loss": round(min(seen.val_losses), 4),
+        "train_loss": round(seen.train_loss, 4),
+    }
 
 
 # -------------------------------------------------------------------------------------------------------------- showing

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import workshop
 import yaml
 from hypothesis import settings
 
 from hfgpt.locale.compile import compile_all
 
 ROOT = Path(__file__).parent.parent
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")  # launches a script in two processes
 CACHE = Path(tempfile.mkdtemp(prefix="hfgpt-tests-"))
 
 # What hfgpt measures of this machine it measures once a session: the workers of pytest-xdist find what the first one
@@ -137,14 +139,14 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """run_script("train.py", *arguments) → what `python scripts/train.py …` did, in a process of its own.
+    """run_script("train.py", *arguments) → what `python scripts/train.py …`, or another file, did, in its own process.
 
     It runs in `tmp_path`, so that nothing is written into the checkout. `launch` puts words before the script, as in
     ``launch=["-m", "accelerate.commands.launch"]``; `env` adds variables.
     """
 
     def run(
-        script: str,
+        script: str | Path,
         *arguments: Any,
         launch: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
@@ -160,6 +162,19 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def python_server() -> Iterator[subprocess.Popen[str]]:
+    """A process that has loaded the libraries, and forks for each command that is typed in a `place`."""
+    with workshop.python_server() as process:
+        yield process
+
+
+@pytest.fixture
+def place(python_server: Any, tmp_path: Path) -> workshop.Workshop:
+    """A copy of the checkout to type commands in."""
+    return workshop.Workshop(tmp_path, python_server)
 
 
 @pytest.fixture

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.utils import DistributedType
 from conftest import ROOT
+
+from hfgpt import config
+from hfgpt.base.errors import InputError
+from hfgpt.train.launch import check_engine
 
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 EXPECTED = {"cpu", "single_gpu", "multi_gpu", "fsdp2", "deepspeed_zero2", "multi_node", "multi_cpu"}
@@ -45,16 +52,37 @@ def test_its_head_says_how_it_is_launched(path: Path) -> None:
         assert (ROOT / words[words.index("scripts/train.py") + 1]).is_file()
 
 
-# The others need eight cards, a package, or another host: a card's checks start fsdp2.yaml, test_reliability_long.py
-# multi_node.yaml on two hosts made of network namespaces.
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_our_code_accepts_the_engine_with_the_recipe(path: Path) -> None:
+    """The recipe that the head names has a batch for as many processes, and nothing that the engine cannot do."""
+    said = yaml.safe_load(path.read_text())
+    engine = DistributedType(said["distributed_type"])
+    for words in commands(path):
+        recipe, *overrides = words[words.index("scripts/train.py") + 1 :]
+        resolved = config.load(ROOT / recipe, overrides)
+        check_engine(resolved, engine)
+        assert resolved.of_process(said["num_processes"]).global_batch * said["num_processes"] == resolved.global_batch
+
+
+def test_deepspeed_refuses_what_it_cannot_do() -> None:
+    said = yaml.safe_load((ROOT / "accelerate_configs" / "deepspeed_zero2.yaml").read_text())
+    for values in ({"optimizer": "muon"}, {"spike_guard": 3.0}, {"batch_warmup_iters": 2}):
+        with pytest.raises(InputError, match=r"DeepSpeed .*accelerate_configs/.*fsdp2.yaml"):
+            check_engine(config.build(values, "test"), DistributedType(said["distributed_type"]))
+
+
+# fsdp2.yaml is started in train/test_engines.py, by a script that lets Accelerate take its way on cards; DeepSpeed's
+# needs a package. Two hosts, made of network namespaces, are in train/test_reliability_long.py.
 @pytest.mark.e2e
-@pytest.mark.parametrize(("name", "processes"), [("cpu", 1), ("single_gpu", 1), ("multi_cpu", 2), ("multi_gpu", 2)])
+@pytest.mark.parametrize(
+    ("name", "processes"), [("cpu", 1), ("single_gpu", 1), ("multi_cpu", 2), ("multi_gpu", 2), ("multi_node", 2)]
+)
 def test_its_command_trains_in_as_many_processes(name: str, processes: int, tmp_path: Path) -> None:
-    """As it is written, but for two processes at most, on the CPU, for two steps of a small model."""
+    """As it is written, but for two processes at most, on the CPU and this machine, for two steps of a small model."""
     path = ROOT / "accelerate_configs" / f"{name}.yaml"
-    [words] = commands(path)
     said = yaml.safe_load(path.read_text())["num_processes"]
-    fewer = ["--num_processes", str(processes)] if said > processes else []
+    changed = ["--num_processes", str(processes)] if said > processes else []
+    changed += ["--main_process_port", str(free_port())] if name == "multi_node" else []
     cut = {"max_iters": 2, "eval_iters": 1, "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 16, "batch_size": 2}
     cut |= {
         "warmup_iters": 0,
@@ -65,18 +93,31 @@ def test_its_command_trains_in_as_many_processes(name: str, processes: int, tmp_
         "sample_prompt": "",
     }
     cut |= {"dataset": "shakespeare", "compile": "false", "out_dir": str(tmp_path / "run"), "device": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *words[:2], *fewer, *words[2:]]
-        + [f"--{key}={value}" for key, value in cut.items() if f"--{key}={value}" not in words],
-        cwd=ROOT,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"} if name == "multi_gpu" else None,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    assert re.search(rf"\bon {processes} x cpu \(", done.stdout + done.stderr), done.stdout
+    launched = [
+        subprocess.Popen(
+            [sys.executable, "-m", "accelerate.commands.launch", *words[:2], *changed, *words[2:]]
+            + [f"--{key}={value}" for key, value in cut.items() if f"--{key}={value}" not in words],
+            cwd=ROOT,
+            env={**os.environ, **({"ACCELERATE_USE_CPU": "true"} if name in ("multi_gpu", "multi_node") else {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for words in ([word.replace("10.0.0.1", "127.0.0.1") for word in words] for words in commands(path))
+    ]
+    told = [process.communicate(timeout=240) for process in launched]
+    assert [process.returncode for process in launched] == [0] * len(launched), told
+    assert re.search(rf"\bon {processes} x cpu \(", "".join(told[0])), told
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those that the system gives out to whoever asks for any."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with socket.socket() as listening, contextlib.suppress(OSError):
+            listening.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 def test_fsdp_is_version_2() -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import workshop
 from conftest import ROOT
 from workshop import Workshop
 
@@ -31,17 +29,6 @@ NOT_HERE = {
     "hfgpt sweep recipes/experiments/learning_rate.yaml": EXPERIMENT,
     "hfgpt sweep recipes/experiments/model_size.yaml": EXPERIMENT,
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[object]:
-    with workshop.python_server() as process:
-        yield process
-
-
-@pytest.fixture
-def place(server: object, tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path, server)  # type: ignore[arg-type]
 
 
 def name_of(page: Path) -> str:

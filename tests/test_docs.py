@@ -11,7 +11,6 @@ import pkgutil
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,17 +96,6 @@ NOT_HERE = {
     "accelerate launch --max_restarts N": PART,
     "accelerate launch --config_file accelerate_configs/fsdp2.yaml": PART,
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[object]:
-    with workshop.python_server() as process:
-        yield process
-
-
-@pytest.fixture
-def place(server: object, tmp_path: Path) -> Workshop:
-    return Workshop(tmp_path, server)  # type: ignore[arg-type]
 
 
 def run(place: Workshop, command: str) -> str:

@@ -20,7 +20,8 @@ from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.plan.command import recipe_text
 
-KEYWORDS: dict[str, Any] = {"_": None, "N_": None, "plural": (1, 2)}
+ERRORS = ("InputError", "RunError", "Failure", "ConversionError")  # take a message as _ does
+KEYWORDS: dict[str, Any] = {"_": None, "N_": None, "plural": (1, 2)} | dict.fromkeys(ERRORS)
 CODE = sorted((ROOT / "hfgpt").rglob("*.py")) + sorted((ROOT / "scripts").glob("*.py"))
 CATALOGUE = ROOT / "hfgpt" / "locale" / "zh"
 
@@ -159,31 +160,25 @@ def test_the_comments_of_a_written_recipe_are_chinese() -> None:
 
 # ------------------------------------------------------------------------------------------ nothing goes around
 
-SPEAKERS = {
-    "InputError",
-    "RunError",
-    "Failure",
-    "CheckpointError",
-    "Fault",
-    "print",
-    "say",
-    "warn",
-    "Remedy",
-    "Finding",
-}
+SPEAKERS = {*ERRORS, "CheckpointError", "Fault", "print", "say", "warn", "Remedy", "Finding"}
 
 
 def spoken(path: Path) -> Iterator[tuple[int, str]]:
     """Words that a module says without asking for their translation: line and text."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in SPEAKERS:
-            for argument in [*node.args, *(keyword.value for keyword in node.keywords)]:
-                parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
-                text = " {} ".join(
-                    part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)
-                )
-                if re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", text.replace(" {} ", " ")):
-                    yield node.lineno, text
+        name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
+        if not isinstance(node, ast.Call) or name not in SPEAKERS:
+            continue
+        said = [*node.args, *(keyword.value for keyword in node.keywords)]
+        if name in ERRORS and isinstance(node.args[0], ast.Constant):  # a message, and the values of its fields
+            said = []
+        for argument in said:
+            parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
+            text = " {} ".join(
+                part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            )
+            if re.search(r"[A-Za-z]{2,} [A-Za-z]{2,}", text.replace(" {} ", " ")):
+                yield node.lineno, text
 
 
 @pytest.mark.parametrize("path", CODE, ids=name_of)

@@ -22,28 +22,19 @@ TERA = 1e12
 
 @dataclass(frozen=True)
 class Card:
-    """One accelerator.
+    """One accelerator."""
 
-    Attributes:
-        name: as its maker writes it.
-        memory_bytes: all of it; on Apple's chips the least a machine with this chip has, shared with the system.
-        bandwidth: memory bandwidth, bytes/s.
-        float32, tf32, bfloat16, float16: peak FLOP/s by the arithmetic's type; None where the card does not have it.
-        power_w: board power in watts; None where its maker does not say.
-        source: where the figures come from.
-        old: whether torch's default wheel has no kernels for it any more.
-    """
-
-    name: str
-    memory_bytes: int
-    bandwidth: float
+    name: str  # as its maker writes it
+    memory_bytes: int  # all of it; on Apple's chips the least a machine with this chip has, shared with the system
+    bandwidth: float  # memory bandwidth, bytes/s
+    # peak FLOP/s by the arithmetic's type; None where the card does not have it
     float32: float
     tf32: float | None
     bfloat16: float | None
     float16: float | None
-    power_w: float | None
-    source: str
-    old: bool = False
+    power_w: float | None  # board power in watts; None where its maker does not say
+    source: str  # where the figures come from
+    old: bool = False  # whether torch's default wheel has no kernels for it any more
 
     def peak(self, dtype: str) -> float | None:
         """Peak FLOP/s for dtype 'float32', 'tf32', 'bfloat16' or 'float16'; None where the card does not have it."""

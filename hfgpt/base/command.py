@@ -93,14 +93,10 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 class Arguments(argparse.Namespace):
-    """What was typed: an attribute for each argument, option and flag that the command declares.
+    """What was typed: an attribute for each argument, option and flag that the command declares."""
 
-    Attributes:
-        overrides: the parameters of the recipe that were typed, as ``--key=value``.
-        faults: what is wrong with the command line, where the command takes parameters; elsewhere it is raised.
-    """
-
-    overrides: list[str]
+    overrides: list[str]  # the parameters of the recipe that were typed, as ``--key=value``
+    # what is wrong with the command line, where the command takes parameters; elsewhere it is raised
     faults: list[Fault]
 
 

@@ -29,25 +29,24 @@ def _show(value: Any) -> str:
         return _("a number of thousands of digits")
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says first."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 # What a hostile or damaged file of JSON raises, read and looked into: too deep, too large, not a number, not an object.
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong with the input.
+    """One thing that is wrong with the input."""
 
-    Attributes:
-        key, value: what is wrong; a value of None is not shown.
-        rule: what must hold.
-        fix: what to do about it.
-        others: the other keys that the rule is about.
-    """
-
+    # what is wrong; a value of None is not shown
     key: str
     value: Any
-    rule: str
-    fix: str = ""
-    others: tuple[str, ...] = ()
+    rule: str  # what must hold
+    fix: str = ""  # what to do about it
+    others: tuple[str, ...] = ()  # the other keys that the rule is about
 
     def __str__(self) -> str:
         key = self.key if len(self.key) <= LONGEST else self.key[: LONGEST - 3] + "..."
@@ -55,7 +54,19 @@ class Fault(NamedTuple):
         return _("{value}: {rule}", value=shown, rule=self.rule) + (f"\n    → {self.fix}" if self.fix else "")
 
 
-class InputError(Exception):
+class Spoken(Exception):
+    """An error whose message is all that the user sees.
+
+    Args:
+        message: as :func:`_` takes it; a text that is translated already stays as it is.
+        values: of its named fields.
+    """
+
+    def __init__(self, message: object, /, **values: Any) -> None:
+        super().__init__(_(str(message), **values) if message else "")
+
+
+class InputError(Spoken):
     """The user's input cannot be used; the message says which part and what to do. Scripts exit with 2."""
 
     def report(self) -> str:
@@ -91,11 +102,11 @@ class CommandError(ConfigError):
         return f"{lead}\n{self}\n{hint}"
 
 
-class RunError(Exception):
+class RunError(Spoken):
     """The run failed; the message says at which step and how to go on. Scripts exit with 1."""
 
 
-class Failure(Exception):
+class Failure(Spoken):
     """Something failed through no fault of the input; the message is all there is to say. Scripts exit with 1."""
 
 

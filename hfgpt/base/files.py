@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _, why
+from hfgpt.base.language import why
 
 
 @contextmanager
@@ -40,13 +40,13 @@ def new_file(target: str | Path) -> Iterator[Path]:
     """
     path = Path(target).expanduser()
     if path.exists():
-        raise InputError(_("{file!r}: exists already; name another file", file=str(path)))
+        raise InputError("{file!r}: exists already; name another file", file=str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             yield temporary
     except OSError as error:
-        raise InputError(_("{file!r}: cannot be written: {reason}", file=str(path), reason=why(error))) from None
+        raise InputError("{file!r}: cannot be written: {reason}", file=str(path), reason=why(error)) from None
 
 
 def replace_file(path: Path, text: str) -> None:

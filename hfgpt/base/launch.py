@@ -10,7 +10,7 @@ import os
 from typing import NamedTuple
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _, listed
+from hfgpt.base.language import listed
 
 
 class Launch(NamedTuple):
@@ -38,21 +38,17 @@ def launch() -> Launch:
         if missing:
             given = "LOCAL_RANK" if local_rank is not None else "WORLD_SIZE"
             raise InputError(
-                _(
-                    "{given} is set, and {missing} is not: a launcher sets all of them\n    → unset {given} to train "
-                    "with one process, or start with accelerate launch or torchrun",
-                    given=given,
-                    missing=listed(missing),
-                )
+                "{given} is set, and {missing} is not: a launcher sets all of them\n    → unset {given} to train "
+                "with one process, or start with accelerate launch or torchrun",
+                given=given,
+                missing=listed(missing),
             )
     if (rank or 0) >= (world or 1):
         raise InputError(
-            _(
-                "RANK = {rank}: must be less than WORLD_SIZE ({world})\n    → unset both, or start with accelerate "
-                "launch or torchrun",
-                rank=rank,
-                world=world or 1,
-            )
+            "RANK = {rank}: must be less than WORLD_SIZE ({world})\n    → unset both, or start with accelerate "
+            "launch or torchrun",
+            rank=rank,
+            world=world or 1,
         )
     return Launch(rank or 0, world or 1, local_rank or 0, local_world or 1)
 
@@ -63,5 +59,5 @@ def _number(name: str) -> int | None:
     if text is None:
         return None
     if not text.isdecimal():
-        raise InputError(_("{name} = {text}: must be a whole number\n    → unset it", name=name, text=repr(text)))
+        raise InputError("{name} = {text}: must be a whole number\n    → unset it", name=name, text=repr(text))
     return int(text)

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
 
 
 @contextmanager
@@ -47,4 +46,4 @@ def needing(extra: str) -> Iterator[None]:
         yield
     except ImportError as error:
         command = f"pip install -e '.[{extra}]'"
-        raise InputError(_("this needs {package} → {command}", package=error.name, command=command)) from None
+        raise InputError("this needs {package} → {command}", package=error.name, command=command) from None

@@ -25,6 +25,8 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
+import psutil
+
 from hfgpt.base.errors import UNREADABLE, Failure, InputError
 from hfgpt.base.language import _
 
@@ -93,13 +95,11 @@ class FolderLock:
                 time.sleep(0.05)
             else:
                 raise InputError(
-                    _(
-                        "{folder}: is in use by {holder}\n    → wait until that has ended, or end it; if it does not "
-                        "exist any more, remove {file}",
-                        folder=self._path.parent,
-                        holder=holder,
-                        file=self._path,
-                    )
+                    "{folder}: is in use by {holder}\n    → wait until that has ended, or end it; if it does not "
+                    "exist any more, remove {file}",
+                    folder=self._path.parent,
+                    holder=holder,
+                    file=self._path,
                 )
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
         return self
@@ -115,11 +115,9 @@ class FolderLock:
         holder, _silent = self._read()
         if holder is None or holder.token != self._holder.token:
             raise Failure(
-                _(
-                    "{folder}: was taken over by {holder} while this process was suspended or cut off from the disk",
-                    folder=self._path.parent,
-                    holder=holder or _("another process"),
-                )
+                "{folder}: was taken over by {holder} while this process was suspended or cut off from the disk",
+                folder=self._path.parent,
+                holder=holder or _("another process"),
             )
 
     def release(self) -> None:
@@ -198,8 +196,6 @@ def _is_dead(holder: Holder, silent: float) -> bool:
 
 def _began(process: int) -> float | None:
     """When a process of this machine was started; None if it has ended."""
-    import psutil
-
     try:
         found = psutil.Process(process)
         return None if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())

@@ -17,6 +17,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
+
 
 def local_accelerator() -> str | None:
     """The name of this machine's first accelerator, found without loading torch; None if it does not have one.
@@ -47,23 +49,17 @@ def _output(command: list[str]) -> str | None:
 
 def process_began() -> float:
     """When this process was started, as time.monotonic counts."""
-    import psutil
-
     return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
 
 
 def cpu_cores() -> int:
     """Physical cores that this process may use."""
-    import psutil
-
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
 def cpu_memory_bytes() -> int:
     """Memory that this process may use: the machine's, or its container's limit where that is less."""
-    import psutil
-
     total: int = psutil.virtual_memory().total
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         text = Path(limit).read_text().strip() if Path(limit).is_file() else ""

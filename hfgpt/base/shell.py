@@ -51,6 +51,11 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
             _complain(_("The run failed at {place}", place=error))
         except Failure as error:
             _complain(str(error))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            _complain(_("{path}: the name is too long for a file or a folder", path=f"'{str(error.filename)[:40]}…'"))
+            status = 2
         finally:
             sys.stdout.flush()  # what the interpreter finds broken at its own end, it complains of
     except OSError as error:

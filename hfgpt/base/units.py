@@ -1,10 +1,11 @@
-"""Seconds and bytes, in words and back."""
+"""Numbers, seconds and bytes, in words and back."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from hfgpt.base.language import _
 
@@ -14,6 +15,16 @@ def seconds_of(time: str) -> int:
     match = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?", time.strip())
     hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
     return hours * 3600 + minutes * 60 + seconds
+
+
+def is_number(value: Any) -> bool:
+    """Whether a field's value is a number; a flag is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def short(value: Any) -> str:
+    """A field's value in a table."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def divisors(number: int, most: int) -> Iterator[int]:

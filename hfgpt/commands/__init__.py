@@ -1,4 +1,4 @@
-"""What each command does: a module a command, which `hfgpt <command>` and `scripts/<command>.py` call.
+"""The commands, a module for each or for a few alike; `hfgpt <command>` and `scripts/<command>.py` call them.
 
 In:  the words of a command line.
 Out: the process's exit code.

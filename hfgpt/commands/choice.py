@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from importlib import import_module
 
+from hfgpt import __version__
 from hfgpt.base import loading
 from hfgpt.base.errors import CommandError, Fault
 from hfgpt.base.language import N_, _
@@ -54,8 +55,6 @@ def choose(words: list[str]) -> int | None:
     if name in COMMANDS:
         return carry_out(name, words[1:])
     if name == "__version":
-        from hfgpt import __version__
-
         print(f"hfgpt {__version__}")
         return 0
     if name in ("__help", "_h", "help"):
@@ -73,7 +72,7 @@ def overview() -> str:
         [
             _("usage: {command}", command=f"hfgpt {_('COMMAND')} …"),
             "",
-            _("Train GPT-2-style language models, by the parameter names of nanoGPT."),
+            _("Train GPT-2-style language models with nanoGPT's parameter names."),
             "",
             *lines,
             "",

@@ -55,16 +55,16 @@ def export_nanogpt(words: list[str]) -> None:
 
 def export_gguf(words: list[str]) -> None:
     """Write a run's model and tokenizer as one GGUF file, for llama.cpp and what is built on it."""
-    reader = Reader(
+    folder, target = _folder_and_file(
+        words,
         "export_gguf",
         _("Write a run's model and tokenizer as one GGUF file, for llama.cpp and what is built on it."),
-        [("out/standard standard.gguf", _('then: llama-cli -m standard.gguf -no-cnv -p "ROMEO:"'))],
+        ("out/standard standard.gguf", _('then: llama-cli -m standard.gguf -no-cnv -p "ROMEO:"')),
         _(
             "The weights are float32; llama.cpp's llama-quantize makes them smaller. Needs "
             "pip install -e '.[elsewhere]'."
         ),
     )
-    folder, target = _folder_and_file(reader, words)
     from hfgpt.share.gguf import to_gguf
 
     notes = to_gguf(folder, target)
@@ -73,16 +73,16 @@ def export_gguf(words: list[str]) -> None:
 
 def export_onnx(words: list[str]) -> None:
     """Write a run's model as one ONNX file, and compare its logits under onnxruntime with Transformers'."""
-    reader = Reader(
+    folder, target = _folder_and_file(
+        words,
         "export_onnx",
         _("Write a run's model as one ONNX file, and compare its logits under onnxruntime with Transformers'."),
-        [("out/standard standard.onnx", _("the file"))],
+        ("out/standard standard.onnx", _("the file")),
         _(
             "Input: input_ids, int64 (batch, time). Output: logits, float32 (batch, time, vocabulary). Both axes are "
             "free, time up to block_size. Needs pip install -e '.[elsewhere]'."
         ),
     )
-    folder, target = _folder_and_file(reader, words)
     threads.configure()  # before torch is loaded
     from hfgpt.share.onnx import to_onnx
 
@@ -92,8 +92,9 @@ def export_onnx(words: list[str]) -> None:
     _written(said)
 
 
-def _folder_and_file(reader: Reader, words: list[str]) -> tuple[str, str]:
+def _folder_and_file(words: list[str], name: str, about: str, example: tuple[str, str], more: str) -> tuple[str, str]:
     """What a command takes that writes a model as one file."""
+    reader = Reader(name, about, [example], more)
     reader.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
     reader.argument("target", _("FILE"), _("file to make"))
     arguments = reader.read(words)

@@ -47,7 +47,7 @@ def main(words: list[str]) -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("gradio", "fastapi", "uvicorn"):
             raise
-        raise InputError(_("playground: needs Gradio → {command}", command='pip install "hfgpt[playground]"')) from None
+        raise InputError("playground: needs Gradio → {command}", command='pip install "hfgpt[playground]"') from None
 
     place = (arguments.host, arguments.port)
     serve(

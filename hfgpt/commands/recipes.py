@@ -36,13 +36,13 @@ def main(words: list[str]) -> None:
     folder = Path(arguments.folder)
     copies = {path: folder / f"{name}.yaml" for name, path in shipped.items()}
     if there := [str(copy) for copy in copies.values() if copy.exists()]:
-        raise InputError(_("{path} exists; it is left as it is", path=there[0]))
+        raise InputError("{path} exists; it is left as it is", path=there[0])
     try:
         for path, copy in copies.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
     except OSError as error:
-        raise InputError(_("{path} cannot be written: {reason}", path=copy, reason=why(error))) from None
+        raise InputError("{path} cannot be written: {reason}", path=copy, reason=why(error)) from None
     for copy in copies.values():
         say(copy)
 

@@ -91,4 +91,4 @@ def read_prompt(arguments: argparse.Namespace) -> str:
     except (OSError, ValueError) as error:
         reason = str(error)
     shown = repr(arguments.prompt if name is None else name)
-    raise InputError(_("{key} = {value}: cannot be read as text: {reason}", key=key, value=shown, reason=reason))
+    raise InputError("{key} = {value}: cannot be read as text: {reason}", key=key, value=shown, reason=reason)

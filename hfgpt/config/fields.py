@@ -35,6 +35,8 @@ EMBEDDED_DATASET = "shakespeare"
 
 EVAL_BATCH = 12  # sequences in a batch of eval_iters, whatever batch_size is: runs are compared on the same blocks
 
+SAMPLE_TOKENS = 120  # of the short text that is shown at each evaluation
+
 WORDS = r"\S"  # of a text that may not be empty
 
 
@@ -165,18 +167,22 @@ class Config(BaseModel):
                 if steps
             ]
             raise InputError(
-                _(
-                    "gradient_accumulation_steps = {steps}: a step's {batch} sequences (batch_size {batch_size} x "
-                    "{steps}) cannot be shared equally by {processes} processes → set gradient_accumulation_steps to "
-                    "{options}",
-                    steps=self.gradient_accumulation_steps,
-                    processes=processes,
-                    batch=self.global_batch,
-                    batch_size=self.batch_size,
-                    options=_(" or ").join(options),
-                )
+                "gradient_accumulation_steps = {steps}: a step's {batch} sequences (batch_size {batch_size} x "
+                "{steps}) cannot be shared equally by {processes} processes → set gradient_accumulation_steps to "
+                "{options}",
+                steps=self.gradient_accumulation_steps,
+                processes=processes,
+                batch=self.global_batch,
+                batch_size=self.batch_size,
+                options=_(" or ").join(options),
             )
         return next(divisors(share, self.batch_size))
+
+    def of_process(self, processes: int) -> Config:
+        """What one of several processes does of a step, as a recipe of its own; raises as :meth:`micro_batch`."""
+        size = self.micro_batch(processes)
+        steps = self.global_batch // processes // size
+        return self.model_copy(update={"batch_size": size, "gradient_accumulation_steps": steps})
 
     @property
     def batch_sizes(self) -> BatchSizes:

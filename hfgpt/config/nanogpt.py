@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
 from hfgpt.config.fields import INSTEAD, RENAMED, Config
 
 Number = int | float | str
@@ -64,11 +63,11 @@ def read_config(path: Path, text: str) -> dict[str, Any]:
     try:
         tree = ast.parse(text)
     except (RecursionError, MemoryError):  # thousands of signs or brackets within each other
-        raise InputError(_("recipe {path}: an expression in it is too long", path=shown)) from None
+        raise InputError("recipe {path}: an expression in it is too long", path=shown) from None
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or "?"
         raise InputError(
-            _("recipe {path}, line {line}: is not Python: {problem}", path=shown, line=line, problem=error)
+            "recipe {path}, line {line}: is not Python: {problem}", path=shown, line=line, problem=error
         ) from None
     values = dict[str, Any]()
     helpers = set[str]()
@@ -91,12 +90,10 @@ def _assign(statement: ast.stmt, values: dict[str, Any], helpers: set[str], show
     target = targets[0]
     if not assigns or not isinstance(target, ast.Name) or value is None:
         raise InputError(
-            _(
-                "recipe {path}, line {line}: files of nanoGPT are read, not executed, and only 'name = value' is "
-                "understood",
-                path=shown,
-                line=line,
-            )
+            "recipe {path}, line {line}: files of nanoGPT are read, not executed, and only 'name = value' is "
+            "understood",
+            path=shown,
+            line=line,
         )
     if target.id in LEFT_OUT:
         return
@@ -104,13 +101,11 @@ def _assign(statement: ast.stmt, values: dict[str, Any], helpers: set[str], show
         values[target.id] = _evaluate(value, values, helpers)
     except (ValueError, TypeError, ArithmeticError, RecursionError):
         raise InputError(
-            _(
-                "recipe {path}, line {line}: {name} is not a plain value; files of nanoGPT are read, not executed\n"
-                "    → write the value itself there, or remove the line and give --{name}=VALUE",
-                path=shown,
-                line=line,
-                name=target.id,
-            )
+            "recipe {path}, line {line}: {name} is not a plain value; files of nanoGPT are read, not executed\n"
+            "    → write the value itself there, or remove the line and give --{name}=VALUE",
+            path=shown,
+            line=line,
+            name=target.id,
         ) from None
 
 

@@ -43,19 +43,17 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader=RecipeLoader)
     except RecursionError:
-        raise InputError(
-            _("recipe {path}: must be lines of 'key: value', not lists within lists", path=shown)
-        ) from None
+        raise InputError("recipe {path}: must be lines of 'key: value', not lists within lists", path=shown) from None
     except (yaml.YAMLError, ValueError) as error:
         place, problem = _line(error, text), _problem(error)
         if place:
             raise InputError(
-                _("recipe {path}, line {line}: not valid YAML: {problem}", path=shown, line=place, problem=problem)
+                "recipe {path}, line {line}: not valid YAML: {problem}", path=shown, line=place, problem=problem
             ) from None
-        raise InputError(_("recipe {path}: not valid YAML: {problem}", path=shown, problem=problem)) from None
+        raise InputError("recipe {path}: not valid YAML: {problem}", path=shown, problem=problem) from None
     if not isinstance(values, dict | None):
         kind = type(values).__name__
-        raise InputError(_("recipe {path}: must be lines of 'key: value', not a {kind}", path=shown, kind=kind))
+        raise InputError("recipe {path}: must be lines of 'key: value', not a {kind}", path=shown, kind=kind)
     return {str(key): value for key, value in (values or {}).items()}
 
 
@@ -96,14 +94,14 @@ def _read(path: Path, shown: str) -> str:
     except FileNotFoundError:
         names = listed(shipped_recipes())
         raise InputError(
-            _("recipe {path}: no such file; hfgpt comes with the recipes {names}", path=shown, names=names)
+            "recipe {path}: no such file; hfgpt comes with the recipes {names}", path=shown, names=names
         ) from None
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a name that a file cannot have
         reason = why(error) if isinstance(error, OSError) else error  # without the name, which may be long
-        raise InputError(_("recipe {path} cannot be read as text: {reason}", path=shown, reason=reason)) from None
+        raise InputError("recipe {path} cannot be read as text: {reason}", path=shown, reason=reason) from None
     if len(text) > LIMIT:
         raise InputError(
-            _("recipe {path}: has more than {limit} characters, which a recipe never has", path=shown, limit=LIMIT)
+            "recipe {path}: has more than {limit} characters, which a recipe never has", path=shown, limit=LIMIT
         )
     return text
 

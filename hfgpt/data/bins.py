@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replacing
-from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.config.nanogpt import holds_bins
 from hfgpt.data.blocks import TokenStream
@@ -138,22 +137,18 @@ def map_tokens(path: Path, bin_dtype: str) -> NDArray[Any]:
     width = np.dtype("uint16" if bin_dtype == "auto" else bin_dtype).newbyteorder("<")
     if size == 0 or size % width.itemsize:
         raise InputError(
-            _(
-                "{path}: is not a sequence of {bits}-bit tokens ({size:,} bytes); prepare it again",
-                path=path,
-                bits=8 * width.itemsize,
-                size=size,
-            )
+            "{path}: is not a sequence of {bits}-bit tokens ({size:,} bytes); prepare it again",
+            path=path,
+            bits=8 * width.itemsize,
+            size=size,
         )
     tokens: NDArray[Any] = np.memmap(path, dtype=width, mode="r")
     if bin_dtype == "auto" and (wider := _wider(tokens)):
         raise InputError(
-            _(
-                "{path}: looks like {wider} tokens, not uint16: nearly every second number is 0\n"
-                "    → set bin_dtype to '{wider}', or to 'uint16' if it is right as it is",
-                path=path,
-                wider=wider,
-            )
+            "{path}: looks like {wider} tokens, not uint16: nearly every second number is 0\n"
+            "    → set bin_dtype to '{wider}', or to 'uint16' if it is right as it is",
+            path=path,
+            wider=wider,
         )
     return tokens
 
@@ -162,22 +157,17 @@ def _map_shard(path: Path, size: int, header: NDArray[np.int32]) -> NDArray[Any]
     magic, version, count = (int(number) for number in header[:3])
     if (dtype := SHARDS.get((magic, version))) is None:
         raise InputError(
-            _(
-                "{path}: is a token shard of version {version}, which is not known here; prepare it again",
-                path=path,
-                version=version,
-            )
+            "{path}: is a token shard of version {version}, which is not known here; prepare it again",
+            path=path,
+            version=version,
         )
     held = (size - 4 * HEADER) / np.dtype(dtype).itemsize
     if count != held or count == 0:
         raise InputError(
-            _(
-                "{path}: says that it holds {count:,} tokens, and holds {held:,g}\n"
-                "    → it may be cut short: get it again",
-                path=path,
-                count=count,
-                held=held,
-            )
+            "{path}: says that it holds {count:,} tokens, and holds {held:,g}\n    → it may be cut short: get it again",
+            path=path,
+            count=count,
+            held=held,
         )
     return np.memmap(path, dtype=dtype, mode="r", offset=4 * HEADER)
 

@@ -2,7 +2,7 @@
 
 In:  the tokens of a split, the length of a block, the global batch, a seed.
 Out: :class:`Batches`: the blocks of each process in each optimizer step; :class:`Prefetched`: the same, the next step's
-     prepared while this step runs; :func:`evaluation_blocks`.
+     prepared while this step runs; :func:`evaluation_blocks`; :func:`check_length`.
 
 Block i of length T is tokens i·T to i·T + T, the last of them only a target. So packing is an index computation:
 nothing is dropped but the last partial block. The order of the blocks is a function of seed and position
@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _
+from hfgpt.config import Config
 from hfgpt.config.batch_sizes import BatchSizes
 from hfgpt.config.fields import EVAL_BATCH
 
@@ -45,7 +48,7 @@ class TokenStream:
         """The bytes in a column of a Dataset, as views of its memory-mapped Arrow buffers."""
         chunks = []
         for chunk in tokens.chunks:
-            _, offsets, values = chunk.buffers()
+            _validity, offsets, values = chunk.buffers()
             ends = np.frombuffer(offsets, dtype=np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
             if ends[-1] > ends[0]:
                 chunks.append(np.frombuffer(values, dtype=np.uint8)[ends[0] : ends[-1]].view(dtype))
@@ -87,6 +90,25 @@ class TokenStream:
         for row, index in zip(out, indices, strict=True):
             self.read(int(index) * block_size, row)
         return out
+
+
+def check_length(config: Config, train: TokenStream, val: TokenStream, advice: str) -> None:
+    """Raises InputError unless each split holds one block at least."""
+    need = config.block_size + 1
+    for name, tokens in ((_("training split"), train), (_("validation split"), val)):
+        if len(tokens) < need:
+            if len(tokens) > 1:
+                advice = _("set block_size to at most {most}, {advice}", most=len(tokens) - 1, advice=advice)
+            raise InputError(
+                "block_size = {block_size}: one block takes {need:,} tokens, and the {split} of {name!r} has "
+                "{tokens:,}\n    → {advice}",
+                block_size=config.block_size,
+                need=need,
+                split=name,
+                name=config.dataset,
+                tokens=len(tokens),
+                advice=advice,
+            )
 
 
 # --------------------------------------------------------------------------------------------------- order and batches

@@ -15,7 +15,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tiktoken
 from numpy.typing import NDArray
+from tiktoken_ext.openai_public import r50k_pat_str  # how GPT-2 splits a text before it merges bytes
+from tokenizers import Tokenizer
 
 from hfgpt.data.tokenizer import BYTE_TOKENS, is_char, vocabulary_size
 from hfgpt.data.tokenizer_file import faults_as_messages, panics_as_messages
@@ -43,8 +46,6 @@ def encoder(pipeline: str) -> Encoder:
 
     Returns: a function from n texts to n integer arrays, equal to what the tokenizer itself gives.
     """
-    from tokenizers import Tokenizer
-
     parsed = json.loads(pipeline)
     if is_char(parsed):
         return _char_encoder(parsed["model"]["vocab"])
@@ -97,9 +98,6 @@ def _gpt2_encoder(pipeline: dict[str, Any]) -> Encoder:
     It takes the order of merges from the ids. For GPT-2 that comes to the same; another vocabulary may have two ways to
     make a token.
     """
-    import tiktoken
-    from tiktoken_ext.openai_public import r50k_pat_str  # how GPT-2 splits a text before it merges bytes
-
     letters, added = _byte_alphabet(), {token["content"]: token["id"] for token in pipeline["added_tokens"]}
     ranks = {
         bytes(letters[letter] for letter in token): i

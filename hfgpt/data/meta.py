@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer, decoders, models
+
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _, why
+from hfgpt.base.language import why
 from hfgpt.data.tokenizer import BYTE_TOKENS, char_of
 
 if TYPE_CHECKING:
@@ -47,9 +49,9 @@ def read_meta(path: str | Path) -> list[str]:
         with open(path, "rb") as file:
             raw = file.read(META_LIMIT + 1)
     except OSError as error:
-        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=why(error))) from None
+        raise InputError("{path}: cannot be read: {reason}", path=path, reason=why(error)) from None
     if len(raw) > META_LIMIT:
-        raise InputError(_("{path}: is too large for a vocabulary", path=path))
+        raise InputError("{path}: is too large for a vocabulary", path=path)
     try:
         meta = _plain_data(raw)
         itos = meta["itos"]
@@ -61,20 +63,17 @@ def read_meta(path: str | Path) -> list[str]:
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = f"{type(error).__name__}: {error}"[:200]
         raise InputError(
-            _("{path}: is not a vocabulary that can be read safely ({reason})", path=path, reason=reason)
+            "{path}: is not a vocabulary that can be read safely ({reason})", path=path, reason=reason
         ) from None
     if not sound:
-        raise InputError(_("{path}: does not give each byte one id", path=path))
+        raise InputError("{path}: does not give each byte one id", path=path)
     characters = [token for i, token in enumerate(tokens) if i not in spelled]
     if not tokens or not all(isinstance(c, str) and len(c) == 1 for c in characters):
         raise InputError(
-            _(
-                "{path}: is not a vocabulary of single characters; give the model's own tokenizer instead",
-                path=path,
-            )
+            "{path}: is not a vocabulary of single characters; give the model's own tokenizer instead", path=path
         )
     if len(set(characters)) < len(characters):
-        raise InputError(_("{path}: gives a character two ids", path=path))
+        raise InputError("{path}: gives a character two ids", path=path)
     for i, token in zip(byte_ids, BYTE_TOKENS, strict=False):
         tokens[i] = token
     return tokens
@@ -99,7 +98,6 @@ def char_tokenizer(characters: Sequence[str]) -> PreTrainedTokenizerFast:
     As in nanoGPT, other characters have no token and are left out of a text, unless the 256 bytes that spell them are
     among the tokens.
     """
-    from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
     if set(BYTE_TOKENS) <= set(characters):

@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _, listed, plural
 
 if TYPE_CHECKING:
@@ -160,13 +160,11 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         with open(path, "rb") as raw, pq.ParquetFile(raw) as file:  # by itself, pyarrow opens only names in UTF-8
             yield file
     except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
-            _(
-                "dataset: {path!r} cannot be read as a Parquet file: {reason}\n    → it may be damaged: get it again",
-                path=path,
-                reason=reason,
-            )
+            "dataset: {path!r} cannot be read as a Parquet file: {reason}\n    → it may be damaged: get it again",
+            path=path,
+            reason=reason,
         ) from None
 
 
@@ -177,13 +175,11 @@ def _row_groups(whole: Piece) -> list[Piece]:
         check_column(whole, schema.names)
         if (times := schema.names.count(whole.column)) > 1:
             raise InputError(
-                _(
-                    "text_column = {column!r}: {file} has {n} columns of this name\n"
-                    "    → rename them, or set text_column to another one",
-                    column=whole.column,
-                    file=whole.label,
-                    n=times,
-                )
+                "text_column = {column!r}: {file} has {n} columns of this name\n"
+                "    → rename them, or set text_column to another one",
+                column=whole.column,
+                file=whole.label,
+                n=times,
             )
         column = schema.field(whole.column).type
         if not _holds_text(column):
@@ -216,26 +212,22 @@ def check_column(piece: Piece, names: Iterable[str], where: str = "") -> None:
     if more := len(known) - SHOWN if len(known) > SHOWN else 0:
         shown += plural(" and one more", " and {n} more", more)
     raise InputError(
-        _(
-            "text_column = {column!r}: {where} has no such column; it has {names}\n"
-            "    → set text_column to the one that holds the text",
-            column=piece.column,
-            where=where or piece.label,
-            names=shown,
-        )
+        "text_column = {column!r}: {where} has no such column; it has {names}\n"
+        "    → set text_column to the one that holds the text",
+        column=piece.column,
+        where=where or piece.label,
+        names=shown,
     )
 
 
 def not_text(piece: Piece, kind: Any, where: str = "") -> InputError:
     """The error of a column that holds values of another kind."""
     return InputError(
-        _(
-            "text_column = {column!r}: holds {kind} in {where}, not text\n"
-            "    → set text_column to the one that holds the text",
-            column=piece.column,
-            kind=str(kind)[:80],
-            where=where or piece.label,
-        )
+        "text_column = {column!r}: holds {kind} in {where}, not text\n"
+        "    → set text_column to the one that holds the text",
+        column=piece.column,
+        kind=str(kind)[:80],
+        where=where or piece.label,
     )
 
 

@@ -21,7 +21,7 @@ from hfgpt.config import Config, mix
 from hfgpt.config.mix import corpora
 from hfgpt.data import reading, sources, tokenizer
 from hfgpt.data.bins import Bins, find_bins, map_tokens
-from hfgpt.data.blocks import AnyBatches, Batches, Prefetched, TokenStream
+from hfgpt.data.blocks import AnyBatches, Batches, Prefetched, TokenStream, check_length
 from hfgpt.data.fingerprints import content_digest, highest_token, key_of
 from hfgpt.data.meta import char_tokenizer, read_meta
 from hfgpt.data.mix import MixedBatches, blend
@@ -98,11 +98,8 @@ def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
         return replace(corpus, validation_sets=corpus.validation_sets | further)
     except OSError as error:
         raise InputError(
-            _(
-                "the prepared data cannot be written: {reason}\n"
-                "    → set HF_DATASETS_CACHE to a folder with room for it",
-                reason=error,
-            )
+            "the prepared data cannot be written: {reason}\n    → set HF_DATASETS_CACHE to a folder with room for it",
+            reason=error,
         ) from None
 
 
@@ -157,23 +154,19 @@ def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTr
         if files.meta is not None:
             if len(named) > 1:
                 raise InputError(
-                    _(
-                        "dataset = {name!r}: holds the numbers of characters, which mean others in the rest of the mix"
-                        "\n    → give the text that they were made of",
-                        name=corpus.config.dataset,
-                    )
+                    "dataset = {name!r}: holds the numbers of characters, which mean others in the rest of the mix"
+                    "\n    → give the text that they were made of",
+                    name=corpus.config.dataset,
                 )
             return char_tokenizer(read_meta(files.meta))
         if config.tokenizer in tokenizer.TRAINED:
             if files.tokenizer is not None:
                 return tokenizer.load(str(files.tokenizer))
             raise InputError(
-                _(
-                    "tokenizer = {tokenizer!r}: {name!r} holds tokens already, such as those of GPT-2's tokenizer\n"
-                    "    → set tokenizer to 'gpt2', or to a folder that holds the one they were made with",
-                    tokenizer=config.tokenizer,
-                    name=corpus.config.dataset,
-                )
+                "tokenizer = {tokenizer!r}: {name!r} holds tokens already, such as those of GPT-2's tokenizer\n"
+                "    → set tokenizer to 'gpt2', or to a folder that holds the one they were made with",
+                tokenizer=config.tokenizer,
+                name=corpus.config.dataset,
             )
     return _tokenizer(config, [corpus for corpus in named if isinstance(corpus.texts, Sources)], cache)
 
@@ -230,14 +223,12 @@ def _tokens_of_bins(config: Config, files: Bins, own: PreTrainedTokenizerFast, c
     for path, tokens in zip([*files.train, *files.val], [*train, *val], strict=True):
         if (highest := highest_token(path, tokens, cache)) >= size:
             raise InputError(
-                _(
-                    "dataset = {name!r}: has the token {highest}, and the tokenizer {tokenizer!r} knows {size}\n"
-                    "    → set tokenizer to the one it was prepared with, or bin_dtype to the type of its tokens",
-                    name=config.dataset,
-                    highest=highest,
-                    tokenizer=config.tokenizer,
-                    size=size,
-                )
+                "dataset = {name!r}: has the token {highest}, and the tokenizer {tokenizer!r} knows {size}\n"
+                "    → set tokenizer to the one it was prepared with, or bin_dtype to the type of its tokens",
+                name=config.dataset,
+                highest=highest,
+                tokenizer=config.tokenizer,
+                size=size,
             )
     marks = [content_digest(path, cache) for path in (*files.train, *files.val)] + [tokenizer.fingerprint(own)]
     if not val:
@@ -283,7 +274,7 @@ def _further(
     for name, source in mix.named(config.val_datasets):
         if name in taken:
             raise InputError(
-                _("val_datasets: {name!r} is the name of a corpus of the mix → write other={name}", name=name)
+                "val_datasets: {name!r} is the name of a corpus of the mix → write other={name}", name=name
             )
         alone = config.model_copy(update={"dataset": source, "streaming": False})
         try:
@@ -298,9 +289,11 @@ def _further(
     for name, tokens in sets.items():
         if len(tokens) <= config.block_size:
             raise InputError(
-                _("val_datasets: {name!r} has {tokens:,} tokens, and one block takes {need:,}",
-                  name=name, tokens=len(tokens), need=config.block_size + 1)
-            )  # fmt: skip
+                "val_datasets: {name!r} has {tokens:,} tokens, and one block takes {need:,}",
+                name=name,
+                tokens=len(tokens),
+                need=config.block_size + 1,
+            )
     return sets
 
 
@@ -311,10 +304,8 @@ def _from_stream(config: Config, named: list[_Named], texts: list[Sources], own:
     """Only the tokens of the evaluation are made now; the validation split is read, or held out."""
     if len(texts) < len(named):
         raise InputError(
-            _(
-                "streaming = true: token files are never streamed, they are read where they lie\n"
-                "    → set streaming to false, or leave the token files out of the mix"
-            )
+            "streaming = true: token files are never streamed, they are read where they lie\n"
+            "    → set streaming to false, or leave the token files out of the mix"
         )
     labels, weights = [corpus.label for corpus in named], [corpus.weight for corpus in named]
     opened = stream(config, labels, texts, weights, own)
@@ -342,24 +333,3 @@ def _from_stream(config: Config, named: list[_Named], texts: list[Sources], own:
         None,
         dict(zip(labels, opened.val, strict=True)),
     )
-
-
-def check_length(config: Config, train: TokenStream, val: TokenStream, advice: str) -> None:
-    """Raises InputError unless each split holds one block at least."""
-    need = config.block_size + 1
-    for name, tokens in ((_("training split"), train), (_("validation split"), val)):
-        if len(tokens) < need:
-            if len(tokens) > 1:
-                advice = _("set block_size to at most {most}, {advice}", most=len(tokens) - 1, advice=advice)
-            raise InputError(
-                _(
-                    "block_size = {block_size}: one block takes {need:,} tokens, and the {split} of {name!r} has "
-                    "{tokens:,}\n    → {advice}",
-                    block_size=config.block_size,
-                    need=need,
-                    split=name,
-                    name=config.dataset,
-                    tokens=len(tokens),
-                    advice=advice,
-                )
-            )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from hfgpt.base.errors import Failure, InputError
+from hfgpt.base.errors import Failure, InputError, first_line
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _, why
 from hfgpt.config import Config
@@ -33,17 +33,15 @@ def write_dataset(config: Config, folder: Path, largest: int) -> Corpus:
         InputError: the dataset cannot be used, or the folder cannot be written.
     """
     if largest < 1:
-        raise InputError(_("shard_tokens = {largest}: must be at least 1", largest=largest))
+        raise InputError("shard_tokens = {largest}: must be at least 1", largest=largest)
     if config.streaming or len(corpora(config.dataset)) > 1:
         raise InputError(
-            _(
-                "prepare writes the tokens of one corpus, to train on later\n"
-                "    → leave streaming out, and prepare each corpus of a mix by itself"
-            )
+            "prepare writes the tokens of one corpus, to train on later\n"
+            "    → leave streaming out, and prepare each corpus of a mix by itself"
         )
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise InputError(_("{folder}: is not empty\n    → name a new folder for the shards", folder=folder))
+            raise InputError("{folder}: is not empty\n    → name a new folder for the shards", folder=folder)
         corpus = prepare(config)
         folder.mkdir(parents=True, exist_ok=True)
         wide = vocabulary_size(corpus.tokenizer) > 1 << 16
@@ -52,7 +50,7 @@ def write_dataset(config: Config, folder: Path, largest: int) -> Corpus:
         for split, tokens in (("val", corpus.val), ("train", corpus.train)):
             write_shards(tokens, folder, split, largest, wide)
     except OSError as error:
-        raise InputError(_("{folder}: cannot be written: {reason}", folder=folder, reason=why(error))) from None
+        raise InputError("{folder}: cannot be written: {reason}", folder=folder, reason=why(error)) from None
     return corpus
 
 
@@ -77,14 +75,12 @@ def push_dataset(folder: Path, repo_id: str, private: bool) -> str:
         address = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
         api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=kinds)
     except Exception as error:  # whatever the client raises for a name, a login, a network
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         command = f"hf upload {repo_id} {folder} --repo-type dataset"
         raise Failure(
-            _(
-                "the push failed: {reason}\n    → the shards are in {folder}; push again with: {command}",
-                reason=reason,
-                folder=folder,
-                command=command,
-            )
+            "the push failed: {reason}\n    → the shards are in {folder}; push again with: {command}",
+            reason=reason,
+            folder=folder,
+            command=command,
         ) from None
     return str(address)

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import zstandard
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _
 from hfgpt.data import pieces
 from hfgpt.data.long_lines import LongLine, NotJson, WrongType, whole_characters
@@ -131,11 +131,7 @@ def _chunks(piece: Piece) -> Iterator[bytes]:
                 yield from _stretch(file, piece.stop - piece.start)
     except DAMAGED as error:
         raise InputError(
-            _(
-                "dataset: {path!r} cannot be read: {reason}\n    → it may be damaged: get it again",
-                path=path,
-                reason=error,
-            )
+            "dataset: {path!r} cannot be read: {reason}\n    → it may be damaged: get it again", path=path, reason=error
         ) from None
 
 
@@ -168,12 +164,10 @@ def _binary(piece: Piece, position: int, raw: bytes) -> InputError:
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         advice = _("it looks like UTF-16: save it as UTF-8")
     return InputError(
-        _(
-            "dataset: {path!r} is not UTF-8 text (at byte {position:,})\n    → {advice}",
-            path=piece.source,
-            position=position,
-            advice=advice,
-        )
+        "dataset: {path!r} is not UTF-8 text (at byte {position:,})\n    → {advice}",
+        path=piece.source,
+        position=position,
+        advice=advice,
     )
 
 
@@ -228,14 +222,12 @@ def _json_text(piece: Piece, position: int, line: bytes) -> str | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise _not_json(piece, position, str(error).splitlines()[0]) from None
+        raise _not_json(piece, position, first_line(error)) from None
     if not isinstance(row, dict):
         raise InputError(
-            _(
-                "dataset: {line} is not a JSON object\n    → .jsonl holds one object a line, such as {example}",
-                line=_line_label(piece, position),
-                example=json.dumps({piece.column: "..."}),
-            )
+            "dataset: {line} is not a JSON object\n    → .jsonl holds one object a line, such as {example}",
+            line=_line_label(piece, position),
+            example=json.dumps({piece.column: "..."}),
         )
     if piece.column not in row:
         check_column(piece, row, _line_label(piece, position))
@@ -268,11 +260,9 @@ def _long_texts(piece: Piece, position: int, chunks: Iterator[bytes]) -> Iterato
 
 def _not_json(piece: Piece, position: int, reason: str) -> InputError:
     return InputError(
-        _(
-            "dataset: {line} is not JSON ({reason})\n    → .jsonl holds one JSON object a line",
-            line=_line_label(piece, position),
-            reason=reason,
-        )
+        "dataset: {line} is not JSON ({reason})\n    → .jsonl holds one JSON object a line",
+        line=_line_label(piece, position),
+        reason=reason,
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _, listed
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.data import fingerprints
@@ -99,11 +99,9 @@ def local_files(name: str) -> tuple[Path, list[Path]] | None:
         if paths := files_below(path, kind_of):
             return path, paths
         raise InputError(
-            _(
-                "dataset = {name!r}: the folder holds no text\n    → put files there that end in {endings}",
-                name=name,
-                endings=ENDINGS,
-            )
+            "dataset = {name!r}: the folder holds no text\n    → put files there that end in {endings}",
+            name=name,
+            endings=ENDINGS,
         )
     if path.is_file():
         return path.parent, [path]
@@ -111,20 +109,16 @@ def local_files(name: str) -> tuple[Path, list[Path]] | None:
         if paths := files_of_glob(str(path)):
             return glob_root(str(path)), paths
         raise InputError(
-            _(
-                "dataset = {name!r}: no file matches\n    → check the pattern; {endings} are read",
-                name=name,
-                endings=ENDINGS,
-            )
+            "dataset = {name!r}: no file matches\n    → check the pattern; {endings} are read",
+            name=name,
+            endings=ENDINGS,
         )
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or kind_of(path):
         raise InputError(
-            _(
-                "dataset = {name!r}: no such file or folder\n"
-                "    → give 'shakespeare', a file, folder or glob of {endings}, or a Hub id such as 'user/name'",
-                name=name,
-                endings=ENDINGS,
-            )
+            "dataset = {name!r}: no such file or folder\n"
+            "    → give 'shakespeare', a file, folder or glob of {endings}, or a Hub id such as 'user/name'",
+            name=name,
+            endings=ENDINGS,
         )
     return None
 
@@ -144,9 +138,9 @@ def _from_files(config: Config, splits: Splits, root: Path, cache: Path) -> Sour
             for paths in (splits.train, splits.val)
         ]
     except OSError as error:
-        raise InputError(_("dataset = {name!r}: cannot be read: {reason}", name=config.dataset, reason=error)) from None
+        raise InputError("dataset = {name!r}: cannot be read: {reason}", name=config.dataset, reason=error) from None
     if not train:
-        raise InputError(_("dataset = {name!r}: is empty\n    → give files with text in them", name=config.dataset))
+        raise InputError("dataset = {name!r}: is empty\n    → give files with text in them", name=config.dataset)
     return Sources(config.dataset, train, val, prints[0], prints[1], notice=splits.describe(root))
 
 
@@ -155,24 +149,20 @@ def _check_kinds(config: Config, paths: Iterable[Path]) -> None:
     for path in paths:
         if (kind := kind_of(path)) is None:
             raise InputError(
-                _(
-                    "dataset = {name!r}: {path!r} ends in {ending!r}; files must end in {endings}\n"
-                    "    → rename it to .txt if it is plain text, else convert it",
-                    name=config.dataset,
-                    path=str(path),
-                    ending=path.suffix,
-                    endings=ENDINGS,
-                )
+                "dataset = {name!r}: {path!r} ends in {ending!r}; files must end in {endings}\n"
+                "    → rename it to .txt if it is plain text, else convert it",
+                name=config.dataset,
+                path=str(path),
+                ending=path.suffix,
+                endings=ENDINGS,
             )
         kinds.setdefault(kind, path)
     if len(kinds) > 1:
         raise InputError(
-            _(
-                "dataset = {name!r}: holds files of different kinds ({files})\n"
-                "    → choose one kind with a glob such as 'folder/*.txt'",
-                name=config.dataset,
-                files=listed(repr(str(path)) for path in kinds.values()),
-            )
+            "dataset = {name!r}: holds files of different kinds ({files})\n"
+            "    → choose one kind with a glob such as 'folder/*.txt'",
+            name=config.dataset,
+            files=listed(repr(str(path)) for path in kinds.values()),
         )
 
 
@@ -238,7 +228,7 @@ def _row_pieces(rows: Dataset, like: Piece) -> list[Piece]:
 
 def _hub_error(config: Config, error: Exception) -> InputError:
     """The one message for whatever the Hub's libraries raise, by what it is about."""
-    reason: Any = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    reason: Any = first_line(error).rstrip(".")
     if "script" in reason:
         key, advice = "dataset", _("loading scripts no longer run: use a copy of this dataset in Parquet")
     elif "BuilderConfig" in reason or "Config name is missing" in reason:

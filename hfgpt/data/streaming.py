@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
 from hfgpt.base.units import divisors
 from hfgpt.data.blocks import TokenStream, permutation, share_of
 from hfgpt.data.mix import Pattern, shares_seen
@@ -93,7 +92,7 @@ class TokenSource:
                 yield tokens, {"epoch": epoch, **at}
             empty = 0 if has_tokens else empty + 1
             if empty and (self._texts.lanes == 1 or empty > EMPTY_EPOCHS):
-                raise InputError(_("dataset: holds no text to train on\n    → give more text"))
+                raise InputError("dataset: holds no text to train on\n    → give more text")
             epoch, place = epoch + 1, None
 
 
@@ -271,11 +270,9 @@ class StreamBatches:
         if self._step:
             if (state := self._loaded.get(str(number))) is None:
                 raise InputError(
-                    _(
-                        "streaming: the checkpoint does not say where lane {number} of the stream is\n"
-                        "    → it was written without the states of all processes: resume from another one",
-                        number=number,
-                    )
+                    "streaming: the checkpoint does not say where lane {number} of the stream is\n"
+                    "    → it was written without the states of all processes: resume from another one",
+                    number=number,
                 )
             lane.load_state_dict(state)
         return lane

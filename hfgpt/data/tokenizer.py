@@ -19,13 +19,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfgpt.base.errors import InputError
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.data.tokenizer_file import check_file, faults_as_messages, panics_as_messages
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
@@ -67,8 +68,6 @@ def train_char(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 def char_of(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
     """The character-level tokenizer with these tokens, id 0 first: single characters, and all of BYTE_TOKENS."""
-    from tokenizers import Tokenizer, decoders, models
-
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -80,8 +79,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
 
     Returns: a tokenizer of exactly `vocab_size` tokens, or fewer where `texts` hold no more pairs to merge.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -126,39 +123,30 @@ def load(name: str) -> PreTrainedTokenizerFast:
         if folder.is_dir():
             where = _("the folder holds no tokenizer that can be read")
         raise InputError(
-            _(
-                "tokenizer = {name!r}: {where} ({reason})\n"
-                "    → set it to 'char', 'bpe', the id of a tokenizer on the Hub, or a folder with tokenizer.json "
-                "(or vocab.json and merges.txt)",
-                name=name,
-                where=where,
-                reason=(str(error).strip() or type(error).__name__).splitlines()[0].rstrip("."),
-            )
+            "tokenizer = {name!r}: {where} ({reason})\n"
+            "    → set it to 'char', 'bpe', the id of a tokenizer on the Hub, or a folder with tokenizer.json "
+            "(or vocab.json and merges.txt)",
+            name=name,
+            where=where,
+            reason=first_line(error).rstrip("."),
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
-            _(
-                "tokenizer = {name!r}: has no fast implementation (tokenizer.json)\n"
-                "    → use one that has, such as 'gpt2'",
-                name=name,
-            )
+            "tokenizer = {name!r}: has no fast implementation (tokenizer.json)\n    → use one that has, such as 'gpt2'",
+            name=name,
         )
     if not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):  # made of a model's config.json alone
         raise InputError(
-            _(
-                "tokenizer = {name!r}: has an empty vocabulary\n"
-                "    → give a folder with tokenizer.json (or vocab.json and merges.txt)",
-                name=name,
-            )
+            "tokenizer = {name!r}: has an empty vocabulary\n"
+            "    → give a folder with tokenizer.json (or vocab.json and merges.txt)",
+            name=name,
         )
     if (size := vocabulary_size(tokenizer)) > LARGEST:
         raise InputError(
-            _(
-                "tokenizer = {name!r}: has ids up to {highest:,}, and a vocabulary of at most {largest:,} is read",
-                name=name,
-                highest=size - 1,
-                largest=LARGEST,
-            )
+            "tokenizer = {name!r}: has ids up to {highest:,}, and a vocabulary of at most {largest:,} is read",
+            name=name,
+            highest=size - 1,
+            largest=LARGEST,
         )
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

@@ -19,8 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.errors import InputError, first_line
 
 LARGEST = 2**28  # bytes; those of vocabularies of 256,000 tokens have some 35 MB
 
@@ -35,23 +34,22 @@ def check_file(path: Path) -> None:
         return
     try:
         if path.stat().st_size > LARGEST:
-            raise InputError(_("{path}: is larger than any tokenizer ({size:,} bytes)", path=path,
-                               size=path.stat().st_size))  # fmt: skip
+            raise InputError(
+                "{path}: is larger than any tokenizer ({size:,} bytes)", path=path, size=path.stat().st_size
+            )
         parsed = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        raise InputError(_("{path}: is not the description of a tokenizer", path=path)) from None
+        raise InputError("{path}: is not the description of a tokenizer", path=path) from None
     if not isinstance(parsed, dict):
-        raise InputError(_("{path}: is not the description of a tokenizer", path=path))
+        raise InputError("{path}: is not the description of a tokenizer", path=path)
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         for pattern in _patterns(parsed.get(part)):
             if repeats_a_repeat(pattern):
                 raise InputError(
-                    _(
-                        "{path}: the pattern {pattern!r} repeats what itself repeats, which some texts would take "
-                        "for ever",
-                        path=path, pattern=pattern[:80],
-                    )
-                )  # fmt: skip
+                    "{path}: the pattern {pattern!r} repeats what itself repeats, which some texts would take for ever",
+                    path=path,
+                    pattern=pattern[:80],
+                )
 
 
 class _StandardError:
@@ -103,7 +101,7 @@ def panics_as_messages() -> Iterator[None]:
         panicked = type(error).__name__ == "PanicException"  # pyo3 does not export the class
         if not panicked:
             raise
-        raise InputError(_("the tokenizer cannot read this text: {reason}", reason=str(error)[:200])) from None
+        raise InputError("the tokenizer cannot read this text: {reason}", reason=str(error)[:200]) from None
     finally:
         _standard_error.leave(panicked)
 
@@ -117,13 +115,11 @@ def faults_as_messages() -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
-            _(
-                "tokenizer: cannot encode the text: {reason}\n"
-                "    → its pattern or vocabulary is at fault: use another tokenizer",
-                reason=reason[:200],
-            )
+            "tokenizer: cannot encode the text: {reason}\n"
+            "    → its pattern or vocabulary is at fault: use another tokenizer",
+            reason=reason[:200],
         ) from None
 
 

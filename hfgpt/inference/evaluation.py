@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.data.encoding import CharacterCounter
 from hfgpt.data.prepare import prepare
@@ -72,9 +71,9 @@ def evaluate_folder(
         InputError: the folder, the data or an argument cannot be used.
     """
     if split not in SPLITS:
-        raise InputError(_("split = {split!r}: must be 'val' or 'train'", split=split))
+        raise InputError("split = {split!r}: must be 'val' or 'train'", split=split)
     if batch_size < 1:
-        raise InputError(_("batch_size = {size}: must be at least 1 (sequences)", size=batch_size))
+        raise InputError("batch_size = {size}: must be at least 1 (sequences)", size=batch_size)
     config = _recipe(exported.check_folder(folder), dataset)
     gpt2, tokenizer = exported.load_folder(folder, device)
     block = gpt2.config.n_positions
@@ -110,7 +109,7 @@ def _recipe(folder: Path, dataset: str | None) -> Config:
     if dataset is None:
         return config
     if not dataset.strip():
-        raise InputError(_("dataset: must not be empty"))
+        raise InputError("dataset: must not be empty")
     fields = Config.model_fields
     subset = {key: fields[key].default for key in ("dataset_config", "dataset_split")}
     return config.model_copy(update={**(subset if dataset != config.dataset else {}), "dataset": dataset})

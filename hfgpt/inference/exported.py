@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfgpt.base.command import typed
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _, listed
+from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.tokenizer import token_ids
 from hfgpt.data.tokenizer_file import panics_as_messages
-from hfgpt.model.folder import INDEX, WEIGHTS, check_model, first_line, load_model, read_json
+from hfgpt.model.folder import INDEX, WEIGHTS, check_model, load_model, read_json
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -33,16 +34,14 @@ def check_folder(folder: str | Path) -> Path:
     path = Path(folder).expanduser()
     if not path.is_dir():
         if path.exists():
-            raise InputError(_("{folder!r}: is a file, not a run folder", folder=str(folder)))
+            raise InputError("{folder!r}: is a file, not a run folder", folder=str(folder))
         if len(path.parts) == 2 and not path.parent.exists():
             raise InputError(
-                _(
-                    "{folder!r}: no such folder; to get it from the Hub: {command}",
-                    folder=str(folder),
-                    command=typed("pull", path, "DIR"),
-                )
+                "{folder!r}: no such folder; to get it from the Hub: {command}",
+                folder=str(folder),
+                command=typed("pull", path, "DIR"),
             )
-        raise InputError(_("{folder!r}: no such folder", folder=str(folder)))
+        raise InputError("{folder!r}: no such folder", folder=str(folder))
     missing = [name for name in ("config.json", "tokenizer_config.json") if not (path / name).is_file()]
     if not (path / WEIGHTS).is_file() and not (path / INDEX).is_file():
         missing.append(WEIGHTS)
@@ -51,7 +50,7 @@ def check_folder(folder: str | Path) -> Path:
             why = _("the run has exported no model yet: it does so at its first evaluation (eval_interval)")
         else:
             why = _("this is not a run folder")
-        raise InputError(_("{folder!r}: holds no {files}; {why}", folder=str(folder), files=listed(missing), why=why))
+        raise InputError("{folder!r}: holds no {files}; {why}", folder=str(folder), files=listed(missing), why=why)
     check_model(path)
     for name in ("tokenizer_config.json", "generation_config.json"):
         if (path / name).is_file():
@@ -72,24 +71,22 @@ def load_folder(folder: str | Path, device: str = "auto") -> tuple[GPT2LMHeadMod
     path = check_folder(folder)
     import torch
 
-    from hfgpt.data import tokenizer as tokenizers
-
     if device == "auto":
         device = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     tokenizer, model = tokenizers.load(str(path)), load_model(path)
     highest = tokenizers.vocabulary_size(tokenizer)
     if highest > model.config.vocab_size:
         raise InputError(
-            _(
-                "{folder!r}: the tokenizer has {tokens} tokens, and the model knows {known}",
-                folder=str(folder), tokens=highest, known=model.config.vocab_size,
-            )
-        )  # fmt: skip
+            "{folder!r}: the tokenizer has {tokens} tokens, and the model knows {known}",
+            folder=str(folder),
+            tokens=highest,
+            known=model.config.vocab_size,
+        )
     try:
         return model.to(device).eval(), tokenizer
     except (RuntimeError, AssertionError) as error:
         raise InputError(
-            _("device = {device!r}: cannot be used here: {reason}", device=device, reason=first_line(error))
+            "device = {device!r}: cannot be used here: {reason}", device=device, reason=first_line(error)
         ) from None
 
 

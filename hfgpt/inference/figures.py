@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
 from hfgpt.data.blocks import TokenStream
 from hfgpt.model.gpt2 import IGNORED
 
@@ -76,10 +75,10 @@ def figures(nll_sum: float, tokens: int, characters: int) -> dict[str, float]:
         characters: number of characters that the targets stand for.
 
     Raises:
-        InputError: there are no targets, or they stand for no characters.
+        InputError: the blocks hold no targets, or targets without text.
     """
     if not tokens or not characters:
-        raise InputError(_("the tokens to evaluate stand for no characters of text: there is nothing to measure"))
+        raise InputError("the tokens to evaluate hold no text, so there is nothing to measure")
     loss = nll_sum / tokens
     return {
         "loss": loss,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import N_, _
+from hfgpt.base.language import N_
 from hfgpt.data.tokenizer import token_ids
 from hfgpt.data.tokenizer_file import panics_as_messages
 from hfgpt.inference.exported import start_id
@@ -67,7 +67,7 @@ class Sampling:
         )
         for valid, key, rule in rules:
             if not valid:
-                raise InputError(_(rule, key=key, value=getattr(self, key)))
+                raise InputError(rule, key=key, value=getattr(self, key))
 
 
 # ------------------------------------------------------------------------------------------------------- sampling
@@ -183,7 +183,7 @@ def _largest(scores: Tensor) -> list[int]:
     largest, tokens = scores.max(-1)
     if any(map(math.isnan, largest.tolist())):
         raise InputError(
-            _("the model's logits are NaN: training has diverged → sample the model of an earlier evaluation")
+            "the model's logits are NaN: training has diverged → sample the model of an earlier evaluation"
         )
     chosen: list[int] = tokens.tolist()
     return chosen

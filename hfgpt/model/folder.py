@@ -17,8 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hfgpt.base.errors import InputError
-from hfgpt.base.language import N_, _, why
+from safetensors import SafetensorError, safe_open
+
+from hfgpt.base.errors import InputError, first_line
+from hfgpt.base.language import N_, why
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -76,19 +78,21 @@ def check_model(folder: str | Path) -> dict[str, Any]:
     missing = [name for name in wanted if name not in there]
     if missing:
         raise InputError(
-            _(
-                "{path}: {count} of the model's {all} weights are missing, the first is {name}",
-                path=path, count=len(missing), all=len(wanted), name="transformer." + missing[0],
-            )
-        )  # fmt: skip
+            "{path}: {count} of the model's {all} weights are missing, the first is {name}",
+            path=path,
+            count=len(missing),
+            all=len(wanted),
+            name="transformer." + missing[0],
+        )
     for name, shape in wanted.items():
         if there[name] != shape:
             raise InputError(
-                _(
-                    "{path}: the weight {name} has the shape {found}, and config.json asks for {shape}",
-                    path=path, name=name, found=there[name], shape=shape,
-                )
-            )  # fmt: skip
+                "{path}: the weight {name} has the shape {found}, and config.json asks for {shape}",
+                path=path,
+                name=name,
+                found=there[name],
+                shape=shape,
+            )
     return config
 
 
@@ -110,7 +114,7 @@ def load_model(folder: str | Path, **options: Any) -> GPT2LMHeadModel:
                 local_files_only=True, attn_implementation=attention,
             )  # fmt: skip
     except Exception as error:  # whatever the libraries raise for what the check let pass
-        raise InputError(_("{path}: cannot be loaded: {reason}", path=folder, reason=first_line(error))) from None
+        raise InputError("{path}: cannot be loaded: {reason}", path=folder, reason=first_line(error)) from None
 
 
 @contextmanager
@@ -127,11 +131,6 @@ def quiet_loading() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def first_line(error: BaseException) -> str:
-    """What an error of a library says first."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
     """The object in a small JSON file.
 
@@ -141,16 +140,18 @@ def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
     try:
         if path.stat().st_size > most:
             raise InputError(
-                _("{path}: has {size:,} bytes; such a file has {most:,} at most", path=path, size=path.stat().st_size,
-                  most=most)
-            )  # fmt: skip
+                "{path}: has {size:,} bytes; such a file has {most:,} at most",
+                path=path,
+                size=path.stat().st_size,
+                most=most,
+            )
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=why(error))) from None
+        raise InputError("{path}: cannot be read: {reason}", path=path, reason=why(error)) from None
     except (ValueError, RecursionError):
-        raise InputError(_(_OTHER_THINGS, path=path)) from None
+        raise InputError(_OTHER_THINGS, path=path) from None
     if not isinstance(value, dict):
-        raise InputError(_(_OTHER_THINGS, path=path))
+        raise InputError(_OTHER_THINGS, path=path)
     return value
 
 
@@ -163,15 +164,15 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
-        raise InputError(_("{path}: holds no {name}", path=folder, name=WEIGHTS))
+        raise InputError("{path}: holds no {name}", path=folder, name=WEIGHTS)
     names = read_json(folder / INDEX, 64 * JSON_BYTES).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise InputError(_("{path}: names no weight files", path=folder / INDEX))
+        raise InputError("{path}: names no weight files", path=folder / INDEX)
     files = dict.fromkeys(names.values()) if all(isinstance(name, str) for name in names.values()) else {"": None}
     for name in files:
         if not re.fullmatch(r"[\w.-]+\.safetensors", name) or not (folder / name).is_file():
             raise InputError(
-                _("{path}: names {name!r}, which is not a .safetensors file beside it", path=folder / INDEX, name=name)
+                "{path}: names {name!r}, which is not a .safetensors file beside it", path=folder / INDEX, name=name
             )
     return [folder / name for name in files]
 
@@ -185,11 +186,9 @@ def read_config(path: Path) -> dict[str, Any]:
     raw = read_json(path)
     kind = raw.get("model_type")
     if kind is None:
-        raise InputError(_(_OTHER_THINGS, path=path))
+        raise InputError(_OTHER_THINGS, path=path)
     if kind != "gpt2":
-        raise InputError(
-            _("{path}: is a {kind} model; hfgpt reads GPT-2 models", path=path.parent, kind=str(kind)[:40])
-        )
+        raise InputError("{path}: is a {kind} model; hfgpt reads GPT-2 models", path=path.parent, kind=str(kind)[:40])
     named = {ALIASES.get(key, key): value for key, value in raw.items()}
     config = {key: named[key] for key in (*LARGEST, *READ) if key in named}
     config = DEFAULTS | config
@@ -199,16 +198,19 @@ def read_config(path: Path) -> dict[str, Any]:
             continue
         if type(value) is not int or not 1 <= value <= most:
             raise InputError(
-                _(
-                    "{path}: {key} = {value}: must be an integer from 1 to {most:,}",
-                    path=path, key=key, value=str(value)[:40], most=most,
-                )
-            )  # fmt: skip
+                "{path}: {key} = {value}: must be an integer from 1 to {most:,}",
+                path=path,
+                key=key,
+                value=str(value)[:40],
+                most=most,
+            )
     if config["n_embd"] % config["n_head"]:
         raise InputError(
-            _("{path}: n_head = {heads} does not divide n_embd = {width}", path=path, heads=config["n_head"],
-              width=config["n_embd"])
-        )  # fmt: skip
+            "{path}: n_head = {heads} does not divide n_embd = {width}",
+            path=path,
+            heads=config["n_head"],
+            width=config["n_embd"],
+        )
     return config
 
 
@@ -237,30 +239,26 @@ def _wanted(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
     """The names and shapes of the weights in a safetensors file, whose header must fit the file's length."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with open(path, "rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise InputError(
-                    _(
-                        "{path}: is a Git LFS pointer, not the weights → fetch the file itself: git lfs pull, or "
-                        "download it from the Hub",
-                        path=path,
-                    )
+                    "{path}: is a Git LFS pointer, not the weights → fetch the file itself: git lfs pull, or "
+                    "download it from the Hub",
+                    path=path,
                 )
         with safe_open(os.fspath(path), framework="np") as tensors:
             parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a dictionary
             odd = [name for name, part in parts.items() if part.get_dtype() not in NUMBERS | {"BOOL", "U8"}]
             if odd:
                 raise InputError(
-                    _(
-                        "{path}: the weight {name} has the type {dtype}; floating-point numbers are read here",
-                        path=path, name=odd[0], dtype=parts[odd[0]].get_dtype(),
-                    )
-                )  # fmt: skip
+                    "{path}: the weight {name} has the type {dtype}; floating-point numbers are read here",
+                    path=path,
+                    name=odd[0],
+                    dtype=parts[odd[0]].get_dtype(),
+                )
             return {name: tuple(part.get_shape()) for name, part in parts.items()}
     except (OSError, SafetensorError) as error:
         raise InputError(
-            _("{path}: cannot be loaded: it is cut short or damaged ({reason})", path=path, reason=first_line(error))
+            "{path}: cannot be loaded: it is cut short or damaged ({reason})", path=path, reason=first_line(error)
         ) from None

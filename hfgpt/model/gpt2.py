@@ -16,7 +16,6 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.activations import GELUTanh, NewGELUActivation
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.model import head, kernels, pretrained, width
 
@@ -154,10 +153,8 @@ def build(
     """
     if config.document_mask and eos_token_id is None:
         raise InputError(
-            _(
-                "document_mask = True: the tokenizer {tokenizer!r} has no end-of-text token to tell documents by",
-                tokenizer=config.tokenizer,
-            )
+            "document_mask = True: the tokenizer {tokenizer!r} has no end-of-text token to tell documents by",
+            tokenizer=config.tokenizer,
         )
     if config.pretrained:
         gpt2 = _pretrained(config, vocab_size, eos_token_id, tokenizer)
@@ -177,12 +174,12 @@ def _pretrained(config: Config, vocab_size: int, eos_token_id: int | None, token
     positions = gpt2.config.n_positions
     if config.block_size > positions:
         raise InputError(
-            _(
-                "block_size = {block}: {source} has positions for {positions} tokens → set block_size to at most "
-                "{positions}",
-                block=config.block_size, source=source, positions=positions,
-            )
-        )  # fmt: skip
+            "block_size = {block}: {source} has positions for {positions} tokens → set block_size to at most "
+            "{positions}",
+            block=config.block_size,
+            source=source,
+            positions=positions,
+        )
     if config.new_embeddings:
         pretrained.renew_embeddings(gpt2, vocab_size, eos_token_id)
     else:

@@ -13,12 +13,12 @@ from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.model import kernels
-from hfgpt.model.folder import first_line, load_model
+from hfgpt.model.folder import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -38,7 +38,7 @@ def load(config: Config) -> GPT2LMHeadModel:
     try:
         return load_model(_folder(config.init_from), attn_implementation=kernels.ATTENTION, **drop)
     except InputError as error:
-        raise InputError(_("init_from = {source!r}: {reason}", source=config.init_from, reason=error)) from None
+        raise InputError("init_from = {source!r}: {reason}", source=config.init_from, reason=error) from None
 
 
 def _folder(source: str) -> Path:
@@ -50,11 +50,9 @@ def _folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=FILES))
     except Exception as error:  # whatever the library raises for an id that is wrong or cannot be reached
         raise InputError(
-            _(
-                "cannot be loaded as a GPT-2 model: {reason}\n"
-                "    → give a folder with config.json and model.safetensors, or a Hub id (with network access)",
-                reason=first_line(error),
-            )
+            "cannot be loaded as a GPT-2 model: {reason}\n"
+            "    → give a folder with config.json and model.safetensors, or a Hub id (with network access)",
+            reason=first_line(error),
         ) from None
 
 
@@ -73,11 +71,13 @@ def check_vocabulary(
     )
     if vocab_size > known:
         raise InputError(
-            _(
-                "tokenizer = {tokenizer!r}: has {tokens} tokens, and {source} knows {known} → {fix}",
-                tokenizer=config.tokenizer, tokens=vocab_size, source=config.init_from, known=known, fix=fix,
-            )
-        )  # fmt: skip
+            "tokenizer = {tokenizer!r}: has {tokens} tokens, and {source} knows {known} → {fix}",
+            tokenizer=config.tokenizer,
+            tokens=vocab_size,
+            source=config.init_from,
+            known=known,
+            fix=fix,
+        )
     if tokenizer is None or config.tokenizer == config.init_from:
         return
     try:
@@ -86,12 +86,12 @@ def check_vocabulary(
         return
     if tokenizers.fingerprint(own) != tokenizers.fingerprint(tokenizer):
         raise InputError(
-            _(
-                "tokenizer = {tokenizer!r}: is not the one that {source} was trained with, so its token ids mean other "
-                "characters → {fix}",
-                tokenizer=config.tokenizer, source=config.init_from, fix=fix,
-            )
-        )  # fmt: skip
+            "tokenizer = {tokenizer!r}: is not the one that {source} was trained with, so its token ids mean other "
+            "characters → {fix}",
+            tokenizer=config.tokenizer,
+            source=config.init_from,
+            fix=fix,
+        )
 
 
 def renew_embeddings(gpt2: GPT2LMHeadModel, vocab_size: int, eos_token_id: int | None) -> None:

@@ -12,6 +12,11 @@ from typing import Any, Literal
 
 from hfgpt.config import Config
 
+COMPILING = 180.0  # seconds of an eager run on a card from which a minute of compiling pays
+
+# A card waits for the host to launch its kernels: about this long a block, forward and backward, in eager mode.
+HOST_SECONDS_PER_BLOCK = 0.8e-3
+
 
 @dataclass(frozen=True)
 class Parameters:

@@ -66,32 +66,20 @@ def change(survey: Survey, **values: Any) -> Survey:
 
 def memory(survey: Survey, target: Target) -> Memory:
     """Memory of a step in one process of a target."""
-    config = survey.config
-    size = config.micro_batch(target.processes)
-    steps = config.global_batch // target.processes // size
-    own = config.model_copy(update={"batch_size": size, "gradient_accumulation_steps": steps})
+    own = survey.config.of_process(target.processes)
     return memories.estimate(own, survey.vocab_size, target.kind, target.dtype, target.processes)
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """One thing to do about memory (chapter 6.1) and what it does to this recipe.
+    """One thing to do about memory (chapter 6.1) and what it does to this recipe."""
 
-    Attributes:
-        name: what is done.
-        change: the values to set; empty if the remedy does not apply here.
-        memory: of one process, with the change; None without one.
-        applied: whether the recipe has it already.
-        chapter: what the chapter says it saves.
-        price: what it costs.
-    """
-
-    name: str
-    change: dict[str, Any]
-    memory: Memory | None
-    chapter: str
-    price: str
-    applied: bool = False
+    name: str  # what is done
+    change: dict[str, Any]  # the values to set; empty if the remedy does not apply here
+    memory: Memory | None  # of one process, with the change; None without one
+    chapter: str  # what the chapter says it saves
+    price: str  # what it costs
+    applied: bool = False  # whether the recipe has it already
 
 
 def remedies(survey: Survey, target: Target) -> list[Remedy]:
@@ -102,7 +90,7 @@ def remedies(survey: Survey, target: Target) -> list[Remedy]:
         (N_("accumulate"), _accumulated(config), "75%", N_("slower if the device was not full; the same steps")),
         (N_("shorter block"), _halved(config, "block_size"), N_("about 60%"), N_("the model sees less context")),
         (N_("smaller model"), smaller_model(config), N_("about 60%"), N_("a less able model")),
-        (N_("16-bit arithmetic"), _narrow(target), "50%", N_("hardly any; the weights stay in float32")),
+        (N_("16-bit arithmetic"), narrower(target), "50%", N_("hardly any; the weights stay in float32")),
         (N_("smaller vocabulary"), _smaller_vocabulary(config), N_("for words only"), N_("longer token sequences")),
         (
             N_("activation checkpointing"),
@@ -141,7 +129,8 @@ def _accumulated(config: Config) -> dict[str, Any]:
     return {"batch_size": size, "gradient_accumulation_steps": config.global_batch // size}
 
 
-def _narrow(target: Target) -> dict[str, Any]:
+def narrower(target: Target) -> dict[str, Any]:
+    """16-bit arithmetic, where the device is fast in it and the recipe does not have it yet."""
     return {"dtype": target.narrow} if target.dtype == "float32" and target.narrow else {}
 
 
@@ -151,19 +140,12 @@ def _smaller_vocabulary(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A recipe that fits.
+    """A recipe that fits."""
 
-    Attributes:
-        survey: of the recommended recipe, in the largest micro-batch that fits.
-        fit: that batch.
-        needs: the remedies without which no batch fits, in the order in which they are applied.
-        reasons: why each recommended value is what it is.
-    """
-
-    survey: Survey
-    fit: Fit
-    needs: list[str]
-    reasons: dict[str, str]
+    survey: Survey  # of the recommended recipe, in the largest micro-batch that fits
+    fit: Fit  # that batch
+    needs: list[str]  # the remedies without which no batch fits, in the order in which they are applied
+    reasons: dict[str, str]  # why each recommended value is what it is
 
 
 def recommend(survey: Survey, target: Target, reasons: dict[str, str] | None = None) -> Recommendation:

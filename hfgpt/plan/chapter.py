@@ -19,19 +19,12 @@ COMPUTE_OPTIMAL = 20  # tokens a parameter: Hoffmann et al. 2022, "Training comp
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a run trains on (chapter 5.2).
+    """What a run trains on (chapter 5.2)."""
 
-    Attributes:
-        per_iter: targets of one optimizer step.
-        total: targets of the whole run; a corpus smaller than that is seen several times.
-        epochs: how often the corpus is seen; None if its size is not known.
-        per_parameter: total over parameters; about 20 is compute-optimal.
-    """
-
-    per_iter: int
-    total: int
-    epochs: float | None
-    per_parameter: float
+    per_iter: int  # targets of one optimizer step
+    total: int  # targets of the whole run; a corpus smaller than that is seen several times
+    epochs: float | None  # how often the corpus is seen; None if its size is not known
+    per_parameter: float  # total over parameters; about 20 is compute-optimal
 
 
 def tokens(survey: Survey) -> Tokens:
@@ -55,19 +48,12 @@ MOST_EPOCHS_PRETRAINED = 4  # a pretrained model learns a small text by heart so
 
 @dataclass(frozen=True)
 class RulesOfThumb:
-    """The chapter's own figures for a recipe, to stand beside the computed ones.
+    """The chapter's own figures for a recipe, to stand beside the computed ones."""
 
-    Attributes:
-        parameters: 12 · n_layer · n_embd² (5.2): without embeddings, biases and norms.
-        activation_bytes: batch_size · block_size · n_embd · n_layer · 4 (5.2).
-        memory_bytes: weights, gradients and AdamW's averages of those parameters, and those activations (5.2).
-        seconds_per_step: 0.5 (5.3), for the standard recipe on an RTX 3060, from experience.
-    """
-
-    parameters: int
-    activation_bytes: int
-    memory_bytes: int
-    seconds_per_step: float
+    parameters: int  # 12 · n_layer · n_embd² (5.2): without embeddings, biases and norms
+    activation_bytes: int  # batch_size · block_size · n_embd · n_layer · 4 (5.2)
+    memory_bytes: int  # weights, gradients and AdamW's averages of those parameters, and those activations (5.2)
+    seconds_per_step: float  # 0.5 (5.3), for the standard recipe on an RTX 3060, from experience
 
 
 def rules_of_thumb(config: Config) -> RulesOfThumb:

@@ -59,30 +59,19 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known of a recipe before it runs.
+    """All that is known of a recipe before it runs."""
 
-    Attributes:
-        before: the recipe as given.
-        survey: the recipe, its vocabulary and its text; the chosen one, if a time or a text was given.
-        target: what it runs on.
-        memory: of a step in one process.
-        simulated, measured: the peak memory of a simulated step and of a probed one, if asked for.
-        time: how long it takes.
-        forecast: the loss it is expected to reach; None if no law covers it.
-        recommendation: what fits, or what the time and the text ask for.
-        choice: how it was chosen, if it was chosen for a time or a text.
-    """
-
-    before: Config
-    survey: Survey
-    target: Target
-    memory: Memory
+    before: Config  # the recipe as given
+    survey: Survey  # the recipe, its vocabulary and its text; the chosen one, if a time or a text was given
+    target: Target  # what it runs on
+    memory: Memory  # of a step in one process
+    # the peak memory of a simulated step and of a probed one, if asked for
     simulated: int | None
     measured: int | None
-    time: Time
-    forecast: Forecast | None
-    recommendation: Recommendation
-    choice: Choice | None
+    time: Time  # how long it takes
+    forecast: Forecast | None  # the loss it is expected to reach; None if no law covers it
+    recommendation: Recommendation  # what fits, or what the time and the text ask for
+    choice: Choice | None  # how it was chosen, if it was chosen for a time or a text
 
     @property
     def fits(self) -> bool:
@@ -101,11 +90,9 @@ def make(config: Config, options: Options) -> Plan:
     survey = survey_of(config)
     if options.data and survey.text is None:
         raise InputError(
-            _(
-                "data = {name!r}: no such file or folder here\n    → a recipe is chosen for a text that can be looked "
-                "at; plan a dataset on the Hub with --dataset={name}",
-                name=options.data,
-            )
+            "data = {name!r}: no such file or folder here\n    → a recipe is chosen for a text that can be looked "
+            "at; plan a dataset on the Hub with --dataset={name}",
+            name=options.data,
         )
     target = find_target(survey.config, options.gpu, options.vram, options.processes)
     with about_card(target.own_memory):
@@ -144,10 +131,8 @@ def _probe(survey: Survey, processes: int) -> Measured:
 def _simulate(survey: Survey, target: Target) -> int:
     from hfgpt.plan import simulate
 
-    size = survey.config.micro_batch(target.processes)
-    steps = survey.config.global_batch // target.processes // size
-    own = {"batch_size": size, "gradient_accumulation_steps": steps, "init_from": "scratch"}
-    return simulate.peak(survey.config.model_copy(update=own), survey.vocab_size, target.kind, target.dtype).bytes
+    own = survey.config.of_process(target.processes).model_copy(update={"init_from": "scratch"})
+    return simulate.peak(own, survey.vocab_size, target.kind, target.dtype).bytes
 
 
 def write(plan: Plan, path: Path, recipe: str | None) -> Config:
@@ -165,12 +150,10 @@ def _write(plan: Plan, path: Path, recipe: str | None) -> Config:
     if not advice.fit.fits:
         memory = f"{plan.target.memory_bytes / 2**30:.4g} GiB"
         raise InputError(
-            _(
-                "write = {path!r}: no variant of the recipe fits {memory} → give more memory, or start from a smaller "
-                "recipe",
-                path=str(path),
-                memory=memory,
-            )
+            "write = {path!r}: no variant of the recipe fits {memory} → give more memory, or start from a smaller "
+            "recipe",
+            path=str(path),
+            memory=memory,
         )
     config = advice.survey.config
     if config.out_dir == f"out/{Path(recipe).stem if recipe else 'run'}":
@@ -325,9 +308,7 @@ def write_recipe(path: Path, config: Config, reasons: Mapping[str, str], head: s
         InputError: there is such a file already, or it cannot be written.
     """
     if path.exists():
-        raise InputError(
-            _("write = {path!r}: exists already → choose another name, or remove it first", path=str(path))
-        )
+        raise InputError("write = {path!r}: exists already → choose another name, or remove it first", path=str(path))
     try:
         text = recipe_text(config, reasons, head)
         text.encode()
@@ -335,5 +316,5 @@ def write_recipe(path: Path, config: Config, reasons: Mapping[str, str], head: s
         replace_file(path, text)
     except (OSError, UnicodeError) as error:
         reason = why(error) if isinstance(error, OSError) else _("its name is not UTF-8")
-        raise InputError(_("write = {path!r}: cannot be written: {reason}", path=str(path), reason=reason)) from None
+        raise InputError("write = {path!r}: cannot be written: {reason}", path=str(path), reason=reason) from None
     return configs.load(path)

@@ -32,29 +32,17 @@ TRIALS = 0.1  # of the time, at most
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe made for a time and a text.
+    """A recipe made for a time and a text."""
 
-    Attributes:
-        survey: of the recipe.
-        target: what it runs on, with the precision that goes with its width.
-        reasons: why each value is what it is.
-        forecast: the loss it is expected to reach; None if no law of ours covers it.
-        seconds: that the run takes, as far as is known.
-        second_best: the values of the next best shape, and its loss.
-        trial_seconds: that were spent on trials.
-        measured: what a trial of the recipe measured; None without one.
-        busy: whether other work ran on the machine during the trials, so that they do not count.
-    """
-
-    survey: Survey
-    target: Target
-    reasons: dict[str, str]
-    forecast: Forecast | None
-    seconds: float
-    second_best: dict[str, Any] | None = None
-    trial_seconds: float = 0.0
-    measured: Measured | None = None
-    busy: bool = False
+    survey: Survey  # of the recipe
+    target: Target  # what it runs on, with the precision that goes with its width
+    reasons: dict[str, str]  # why each value is what it is
+    forecast: Forecast | None  # the loss it is expected to reach; None if no law of ours covers it
+    seconds: float  # that the run takes, as far as is known
+    second_best: dict[str, Any] | None = None  # the values of the next best shape, and its loss
+    trial_seconds: float = 0.0  # that were spent on trials
+    measured: Measured | None = None  # what a trial of the recipe measured; None without one
+    busy: bool = False  # whether other work ran on the machine during the trials, so that they do not count
 
 
 def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool) -> Choice:
@@ -74,13 +62,11 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
     ranked = sorted(grid.candidates(survey, target, budget), key=lambda candidate: candidate.loss)
     if not ranked:
         raise InputError(
-            _(
-                "time-budget = {budget}: the smallest model does not make {steps} steps in that time on {device} → "
-                "give more time",
-                budget=duration(budget or 0),
-                steps=grid.LEAST_STEPS,
-                device=target.name,
-            )
+            "time-budget = {budget}: the smallest model does not make {steps} steps in that time on {device} → "
+            "give more time",
+            budget=duration(budget or 0),
+            steps=grid.LEAST_STEPS,
+            device=target.name,
         )
     best, spent, seen = ranked[0], 0.0, None
     if trials and budget is not None and loss.covered(survey.config):
@@ -186,14 +172,12 @@ def _fine_tune(survey: Survey, target: Target, budget: float | None) -> Choice:
         most = min(most, max(grid.LEAST_STEPS, math.ceil(epochs / fitted.config.tokens_per_iter)))
     if most < grid.LEAST_STEPS // 5:
         raise InputError(
-            _(
-                "time-budget = {budget}: {n} steps of {model} are all that the time allows on {device} → give more "
-                "time, or a smaller batch_size, block_size or eval_iters",
-                budget=duration(budget or 0),
-                n=max(0, most),
-                model=survey.config.init_from,
-                device=target.name,
-            )
+            "time-budget = {budget}: {n} steps of {model} are all that the time allows on {device} → give more "
+            "time, or a smaller batch_size, block_size or eval_iters",
+            budget=duration(budget or 0),
+            n=max(0, most),
+            model=survey.config.init_from,
+            device=target.name,
         )
     rate = usual_learning_rate(chapter.count(survey), True)
     planned = batches.change(

@@ -19,25 +19,15 @@ from hfgpt.runs.facts import smaller_model
 
 @dataclass(frozen=True)
 class Way:
-    """One way to a faster run.
+    """One way to a faster run."""
 
-    Attributes:
-        name: what is done.
-        change: the values to set; empty if the way does not apply here.
-        seconds: the whole run with the change; None without one.
-        memory_bytes: peak of a step with the change; None without one.
-        chapter: what the chapter says it brings; "" if it does not mention it.
-        price: what it costs.
-        applied: whether the recipe has it already.
-    """
-
-    name: str
-    change: dict[str, Any]
-    seconds: float | None
-    memory_bytes: int | None
-    chapter: str
-    price: str
-    applied: bool = False
+    name: str  # what is done
+    change: dict[str, Any]  # the values to set; empty if the way does not apply here
+    seconds: float | None  # the whole run with the change; None without one
+    memory_bytes: int | None  # peak of a step with the change; None without one
+    chapter: str  # what the chapter says it brings; "" if it does not mention it
+    price: str  # what it costs
+    applied: bool = False  # whether the recipe has it already
 
 
 def ways(survey: Survey, target: Target, total: float) -> list[Way]:
@@ -55,10 +45,10 @@ def ways(survey: Survey, target: Target, total: float) -> list[Way]:
          N_("the best model is found less exactly")),
         (N_("record less often"), {"log_interval": config.log_interval * 10}, N_("less time printing"),
          N_("a coarser curve")),
-        (N_("smaller model"), _smaller(config), N_("a quick test of an idea"), N_("a less able model")),
+        (N_("smaller model"), smaller_model(config), N_("a quick test of an idea"), N_("a less able model")),
         (N_("evaluate on less"), {"eval_iters": config.eval_iters // 4} if config.eval_iters >= 8 else {}, "",
          N_("a noisier validation loss")),
-        (N_("16-bit arithmetic"), _narrow(target), "", N_("hardly any; the weights stay in float32")),
+        (N_("16-bit arithmetic"), batches.narrower(target), "", N_("hardly any; the weights stay in float32")),
     ]  # fmt: skip
     applied = {"compile": timing.compiles(config, target), "16-bit arithmetic": target.dtype != "float32"}
     return [replace(_way(survey, target, scale, *row), applied=applied.get(row[0], False)) for row in rows]
@@ -100,12 +90,3 @@ def _larger(config: Config) -> dict[str, Any]:
         "warmup_iters": (config.warmup_iters or 0) // 2,
     }
     return {"batch_size": config.batch_size * 2, "max_iters": half, **schedule}
-
-
-def _smaller(config: Config) -> dict[str, Any]:
-    """Two thirds of the layers and of the width, as for memory (6.1)."""
-    return smaller_model(config)
-
-
-def _narrow(target: Target) -> dict[str, Any]:
-    return {"dtype": target.narrow} if target.dtype == "float32" and target.narrow else {}

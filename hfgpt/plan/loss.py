@@ -37,25 +37,17 @@ OVERFITS = 0.02  # nats above its lowest validation loss at which a run has over
 
 @dataclass(frozen=True)
 class Forecast:
-    """Nats a token on the validation split, with 95% intervals.
+    """Nats a token on the validation split, with 95% intervals."""
 
-    Attributes:
-        loss, low, high: at the last step.
-        best: the lowest on the way, which is what the run exports.
-        epochs: how often the text is seen.
-        overfits: whether the loss is expected to rise again before the end.
-        source: 'laws' or 'trials' (of this recipe, in seconds).
-        beyond: whether the run is longer, or the model larger, than any that the laws were fitted on.
-    """
-
+    # at the last step
     loss: float
     low: float
     high: float
-    best: float
-    epochs: float
-    overfits: bool
-    source: str = "laws"
-    beyond: bool = False
+    best: float  # the lowest on the way, which is what the run exports
+    epochs: float  # how often the text is seen
+    overfits: bool  # whether the loss is expected to rise again before the end
+    source: str = "laws"  # 'laws' or 'trials' (of this recipe, in seconds)
+    beyond: bool = False  # whether the run is longer, or the model larger, than any that the laws were fitted on
 
     def sentence(self) -> str:
         """The forecast in words."""

@@ -27,26 +27,17 @@ BINDS = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of a training step in one process, in bytes, and what it is made of.
+    """Peak memory of a training step in one process, in bytes, and what it is made of."""
 
-    Attributes:
-        weights, gradients, optimizer: float32 weights, their gradients, and AdamW's two averages (with Muon, one of the
-            matrices inside the blocks).
-        activations: what the forward pass keeps for the backward pass, without the logits (chapter 5.2).
-        logits: scores over the vocabulary, of the chunk that the loss handles at a time.
-        peak: the most that is alive at once. Less than the sum, since not all of it is alive at the same time.
-        binding: the moment of the peak, a key of BINDS.
-        allowance: not in `peak`: the device's context, libraries' workspaces, fragmentation. An estimate.
-    """
-
+    # float32 weights, their gradients, and AdamW's two averages (with Muon, one of the matrices inside the blocks)
     weights: int
     gradients: int
     optimizer: int
-    activations: int
-    logits: int
-    peak: int
-    binding: str
-    allowance: int
+    activations: int  # what the forward pass keeps for the backward pass, without the logits (chapter 5.2)
+    logits: int  # scores over the vocabulary, of the chunk that the loss handles at a time
+    peak: int  # the most that is alive at once. Less than the sum, since not all of it is alive at the same time.
+    binding: str  # the moment of the peak, a key of BINDS
+    allowance: int  # not in `peak`: the device's context, libraries' workspaces, fragmentation. An estimate.
 
     @property
     def needed(self) -> int:

@@ -1,8 +1,8 @@
 """How predictable a text is: what counting its character n-grams says of it, before any model is trained.
 
 In:  the characters of a text.
-Out: :class:`~hfgpt.plan.survey.Statistics`: nats a character of n-gram models of orders 1 to 5, fitted on the
-     first nine tenths and measured on the rest.
+Out: nats a character of n-gram models of orders 1 to 5, fitted on the first nine tenths and measured on the rest; what
+     :class:`~hfgpt.plan.survey.Statistics` keeps.
 
 Each order is interpolated with the one below it, by Witten and Bell's weights. A quarter of a million characters are
 counted at most, from evenly spread places; that takes about half a second, and needs no torch.
@@ -13,8 +13,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hfgpt.plan.survey import Statistics
-
 ORDERS = 5
 
 MOST = 250_000  # characters that are counted
@@ -22,8 +20,8 @@ MOST = 250_000  # characters that are counted
 PIECES = 20  # places of a longer text that they come from
 
 
-def measure(text: str) -> Statistics:
-    """Count a text."""
+def measure(text: str) -> tuple[tuple[float, ...], int]:
+    """Count a text: the nats of each order, and how many characters were counted."""
     if len(text) > MOST:
         train, held_out = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
         text = _spread(train, MOST * 9 // 10) + _spread(held_out, MOST // 10)
@@ -39,7 +37,7 @@ def measure(text: str) -> Statistics:
             _, contexts = np.unique(_shift(contexts) * vocabulary + _shift(ids), return_inverse=True)
         probability = _interpolate(contexts, ids, vocabulary, cut, probability)
         orders.append(float(-np.log(probability).mean()))
-    return Statistics(tuple(round(value, 4) for value in orders), len(text))
+    return tuple(round(value, 4) for value in orders), len(text)
 
 
 def _spread(text: str, count: int) -> str:

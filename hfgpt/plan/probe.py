@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from hfgpt.base import machine as hardware
 from hfgpt.base.files import sync
 from hfgpt.base.units import divisors
+from hfgpt.config.fields import SAMPLE_TOKENS
 from hfgpt.data.blocks import Batches, TokenStream
 from hfgpt.data.prepare import Corpus
 from hfgpt.inference import figures
@@ -38,7 +39,6 @@ from hfgpt.plan.survey import Survey
 from hfgpt.plan.timing import Measured
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.train.display import Display
-from hfgpt.train.evaluate import SAMPLE_TOKENS
 from hfgpt.train.launch import make_accelerator
 from hfgpt.train.meter import peak_flops
 from hfgpt.train.run import Run
@@ -220,13 +220,10 @@ def _timed(action: Callable[[], None], aim: float = AIM) -> Timing:
             break
     cpu = time.process_time() - cpu
     threads = torch.get_num_threads()
-    busy = not torch.accelerator.is_available() and cpu < BUSY * threads * sum(times)
+    busy = not torch.accelerator.is_available() and cpu < speed.BUSY * threads * sum(times)
     median = statistics.median(times)
     low, high = np.quantile(times, [0.25, 0.75])
     return Timing(median, float((high - low) / 2 / median), busy)
-
-
-BUSY = 0.8  # of the time of all threads: below it, other work had them
 
 
 def _wait() -> None:

@@ -33,18 +33,13 @@ Kind = Literal["cpu", "accelerator"]
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory that a step has in live tensors, and when.
+    """The most memory that a step has in live tensors, and when."""
 
-    Attributes:
-        bytes: weights, gradients, optimizer state, activations and everything else torch allocates for tensors;
-            not the device's context, nor what a kernel allocates inside itself.
-        phase: 'forward', 'backward' or 'optimizer'.
-        operation: the operation that reached it, by its name in torch.
-    """
-
+    # weights, gradients, optimizer state, activations and everything else torch allocates for tensors; not the device's
+    # context, nor what a kernel allocates inside itself
     bytes: int
-    phase: str
-    operation: str
+    phase: str  # 'forward', 'backward' or 'optimizer'
+    operation: str  # the operation that reached it, by its name in torch
 
 
 def peak(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Peak:

@@ -36,33 +36,25 @@ SIZE = 64  # of the matrices: a product so short that BLAS takes one thread and 
 # 1.9 seen; with AMX the ratio is higher, so the range of the forecast is wider.
 BFLOAT16_RATIO = 1.9
 
+BUSY = 0.8  # of the time of all threads: below it, other work had them
+
 EMULATED = 0.1  # 16-bit types over float32 on a processor without instructions for them
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one measurement saw.
+    """What one measurement saw."""
 
-    Attributes:
-        key: what it was measured on; another key makes it stale.
-        when: seconds since 1970.
-        float32: FLOP/s of a matrix product on one core, by numpy's BLAS.
-        cores: how many there are.
-        bandwidth: bytes/s of a copy in memory, read and written.
-        call: seconds of a small numpy operation: what a step's fixed costs are compared with.
-        busy: whether other work ran meanwhile; the machine may then be faster than this says.
-        bfloat16_ratio: bfloat16 over float32 by torch, from a probe on this machine; None before the first.
-        start: seconds from a training command to its first step, as a trial or a probe saw it; None before the first.
-    """
-
-    key: str
-    when: float
-    float32: float
-    cores: int
-    bandwidth: float
-    call: float
-    busy: bool
+    key: str  # what it was measured on; another key makes it stale
+    when: float  # seconds since 1970
+    float32: float  # FLOP/s of a matrix product on one core, by numpy's BLAS
+    cores: int  # how many there are
+    bandwidth: float  # bytes/s of a copy in memory, read and written
+    call: float  # seconds of a small numpy operation: what a step's fixed costs are compared with
+    busy: bool  # whether other work ran meanwhile; the machine may then be faster than this says
+    # bfloat16 over float32 by torch, from a probe on this machine; None before the first
     bfloat16_ratio: float | None = None
+    # seconds from a training command to its first step, as a trial or a probe saw it; None before the first
     start: float | None = None
 
     def core(self, dtype: str) -> float:

@@ -45,19 +45,14 @@ RELEASED = {
 
 @dataclass(frozen=True)
 class Text:
-    """A corpus at hand.
+    """A corpus at hand."""
 
-    Attributes:
-        bytes, characters: its size.
-        distinct: its distinct characters; None if it was not read.
-        has_validation: whether it brings a validation split.
-        sample: characters of it, from which its statistics are counted; "" if it was not read.
-    """
-
+    # its size
     bytes: int
     characters: int
-    distinct: int | None
-    has_validation: bool
+    distinct: int | None  # its distinct characters; None if it was not read
+    has_validation: bool  # whether it brings a validation split
+    # characters of it, from which its statistics are counted; "" if it was not read
     sample: str = field(default="", repr=False)
 
     @cached_property
@@ -69,30 +64,20 @@ class Text:
             return None
         from hfgpt.plan import ngrams  # numpy is loaded only if it has something to count
 
-        return ngrams.measure(self.sample)
+        return Statistics(*ngrams.measure(self.sample))
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a recipe before it runs.
+    """What is known of a recipe before it runs."""
 
-    Attributes:
-        config: the recipe, with n_layer, n_head and n_embd of the model that is trained.
-        vocab_size: rows of the token embedding.
-        vocabulary: where that number comes from, in words.
-        corpus_bytes: size of the text; None if it is not at hand.
-        train_tokens: tokens of the training split; None if it is not at hand.
-        approximate: whether train_tokens is a guess from the size of the text.
-        text: the text itself; None if it is not at hand.
-    """
-
-    config: Config
-    vocab_size: int
-    vocabulary: str
-    corpus_bytes: int | None
-    train_tokens: int | None
-    approximate: bool
-    text: Text | None = None
+    config: Config  # the recipe, with n_layer, n_head and n_embd of the model that is trained
+    vocab_size: int  # rows of the token embedding
+    vocabulary: str  # where that number comes from, in words
+    corpus_bytes: int | None  # size of the text; None if it is not at hand
+    train_tokens: int | None  # tokens of the training split; None if it is not at hand
+    approximate: bool  # whether train_tokens is a guess from the size of the text
+    text: Text | None = None  # the text itself; None if it is not at hand
 
     @property
     def statistics(self) -> Statistics | None:
@@ -207,7 +192,7 @@ def _tokenizer_entries(name: str) -> int | None:
         if pairs := _read_json(name, "vocab.json"):
             return _size(list(pairs.values()))
     except UNREADABLE:
-        raise InputError(_("{path}: is not the description of a tokenizer", path=name)) from None
+        raise InputError("{path}: is not the description of a tokenizer", path=name) from None
     return None
 
 
@@ -231,11 +216,9 @@ def _pretrained(config: Config) -> tuple[Config, int]:
         shape, vocab_size = (found["n_layer"], found["n_head"], found["n_embd"]), found["vocab_size"]
     if shape is None:
         raise InputError(
-            _(
-                "init_from = {name!r}: is neither a folder nor in the Hub's cache here, so its shape is not known\n"
-                "    → download it first (hf download {name}), or give a folder with config.json",
-                name=name,
-            )
+            "init_from = {name!r}: is neither a folder nor in the Hub's cache here, so its shape is not known\n"
+            "    → download it first (hf download {name}), or give a folder with config.json",
+            name=name,
         )
     return config.model_copy(update=dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True))), vocab_size
 
@@ -271,15 +254,10 @@ def _at_hand(name: str, file: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Cross-entropies in nats a character, on the held-out end of a text.
+    """Cross-entropies in nats a character, on the held-out end of a text."""
 
-    Attributes:
-        orders: of n-gram models of order 1, 2, …
-        characters: how many were counted.
-    """
-
-    orders: tuple[float, ...]
-    characters: int
+    orders: tuple[float, ...]  # of n-gram models of order 1, 2, …
+    characters: int  # how many were counted
 
     @property
     def unigram(self) -> float:

@@ -6,17 +6,17 @@ Out: text: coloured on a terminal, plain elsewhere.
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Group, RenderableType
 
 from hfgpt.base.command import typed
 from hfgpt.base.language import N_, _, about_card, listed, sentences
-from hfgpt.base.units import duration, size
+from hfgpt.base.units import duration, short, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, chart, faster, timing
+from hfgpt.plan.batches import Remedy
 from hfgpt.plan.command import Options, Plan
+from hfgpt.plan.faster import Way
 from hfgpt.plan.layout import command, number, paragraph, show, table
 from hfgpt.plan.memory import BINDS
 
@@ -239,7 +239,7 @@ def _recommendation(plan: Plan, options: Options) -> Group:
     advice, target, choice = plan.recommendation, plan.target, plan.choice
     before, after = plan.before, advice.survey.config
     changed = [
-        (key, _value(getattr(before, key)), _value(value), advice.reasons.get(key, ""))
+        (key, short(getattr(before, key)), short(value), advice.reasons.get(key, ""))
         for key, value in after.model_dump().items()
         if key in advice.reasons or value != getattr(before, key)
     ]
@@ -255,7 +255,7 @@ def _recommendation(plan: Plan, options: Options) -> Group:
         notes.append(_("No micro-batch fits without these remedies, which are applied: {remedies}.", remedies=remedies))
     if choice:
         if choice.second_best:
-            shape = listed(f"{key} {_value(value)}" for key, value in choice.second_best.items() if key != "loss")
+            shape = listed(f"{key} {short(value)}" for key, value in choice.second_best.items() if key != "loss")
             loss = f"{choice.second_best['loss']:.3f}"
             notes.append(_("Second best, with an expected loss of {loss}: {values}.", loss=loss, values=shape))
         if choice.trial_seconds:
@@ -281,22 +281,20 @@ def _recommendation(plan: Plan, options: Options) -> Group:
     return table(_("Chosen") if choice else _("Recommended"), columns, rows, sentences(*notes))
 
 
-def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _changes(change: dict[str, Any]) -> str:
-    return "\n".join(f"--{key}" if value is True else f"--{key}={_value(value)}" for key, value in change.items())
+def _changes(way: Remedy | Way) -> str:
+    """What one types for it, or why there is nothing to type."""
+    if not way.change:
+        return _("applied already") if way.applied else _("does not apply here")
+    return "\n".join(f"--{key}" if value is True else f"--{key}={short(value)}" for key, value in way.change.items())
 
 
 def _remedies(plan: Plan) -> Group:
     now = plan.memory.peak
     rows = []
     for remedy in batches.remedies(plan.survey, plan.target):
-        change = _changes(remedy.change) or (_("applied already") if remedy.applied else _("does not apply here"))
         after = "" if remedy.memory is None else size(remedy.memory.peak)
         saved = "" if remedy.memory is None else f"{1 - remedy.memory.peak / now:.0%}"
-        rows.append((_(remedy.name), change, after, saved, _(remedy.chapter), _(remedy.price)))
+        rows.append((_(remedy.name), _changes(remedy), after, saved, _(remedy.chapter), _(remedy.price)))
     return table(
         _("If memory does not suffice (6.1), from a peak of {size}", size=size(now)),
         ("", _("change"), _("peak"), _("saves"), _("chapter"), _("what it costs")),
@@ -309,14 +307,10 @@ def _faster(plan: Plan) -> Group:
     now = plan.time.total_seconds
     rows = []
     for way in faster.ways(plan.survey, plan.target, now):
-        if way.seconds is None:
-            state = _("applied already") if way.applied else _("does not apply here")
-            told = _(way.chapter) if way.chapter else ""
-            rows.append((_(way.name), state, "", "", told, _(way.price)))
-            continue
-        gained = _("{n} x", n=f"{now / way.seconds:.2f}")
+        takes = "" if way.seconds is None else duration(way.seconds)
+        gained = "" if way.seconds is None else _("{n} x", n=f"{now / way.seconds:.2f}")
         told = _(way.chapter) if way.chapter else ""
-        rows.append((_(way.name), _changes(way.change), duration(way.seconds), gained, told, _(way.price)))
+        rows.append((_(way.name), _changes(way), takes, gained, told, _(way.price)))
     return table(
         _("If it is too slow (6.2), from {time}", time=duration(now)),
         ("", _("change"), _("the run"), _("faster"), _("chapter"), _("what it costs")),

@@ -23,37 +23,21 @@ REFERENCE = "RTX 3060"  # the chapter's card (5.3), if a recipe asks for an acce
 
 @dataclass(frozen=True)
 class Target:
-    """What a recipe runs on: one device of each of its processes.
+    """What a recipe runs on: one device of each of its processes."""
 
-    Attributes:
-        name: the device, in words.
-        kind: whose operations run.
-        dtype: 'float32', 'bfloat16' or 'float16'; 'auto' is decided.
-        narrow: the 16-bit type that it computes in; '' if it is slower than float32.
-        memory_bytes: of the device; a CPU's processes share it.
-        peak: FLOP/s of the device in matrix products of that type.
-        bandwidth: bytes/s of its memory.
-        utilisation: the share of the peak that training is assumed to reach.
-        power_w: of the device; None if it is not known.
-        processes: how many of them.
-        note: what was assumed.
-        speed: a CPU's, as measured on this machine; None for a card.
-        own_memory: whether it is a card with memory of its own; Apple's chips share the machine's.
-    """
-
-    name: str
-    kind: Kind
-    dtype: str
-    narrow: str
-    memory_bytes: int
-    peak: float
-    bandwidth: float
-    utilisation: float
-    power_w: float | None
-    processes: int
-    note: str
-    speed: Speed | None = None
-    own_memory: bool = False
+    name: str  # the device, in words
+    kind: Kind  # whose operations run
+    dtype: str  # 'float32', 'bfloat16' or 'float16'; 'auto' is decided
+    narrow: str  # the 16-bit type that it computes in; '' if it is slower than float32
+    memory_bytes: int  # of the device; a CPU's processes share it
+    peak: float  # FLOP/s of the device in matrix products of that type
+    bandwidth: float  # bytes/s of its memory
+    utilisation: float  # the share of the peak that training is assumed to reach
+    power_w: float | None  # of the device; None if it is not known
+    processes: int  # how many of them
+    note: str  # what was assumed
+    speed: Speed | None = None  # a CPU's, as measured on this machine; None for a card
+    own_memory: bool = False  # whether it is a card with memory of its own; Apple's chips share the machine's
 
 
 def find_target(config: Config, gpu: str | None = None, vram: int | None = None, processes: int = 1) -> Target:
@@ -69,9 +53,7 @@ def find_target(config: Config, gpu: str | None = None, vram: int | None = None,
         InputError: the card is not in the table, or contradicts the recipe.
     """
     if gpu and config.device == "cpu":
-        raise InputError(
-            _("gpu = {gpu!r}: the recipe trains on the CPU → leave out --gpu, or add --device=auto", gpu=gpu)
-        )
+        raise InputError("gpu = {gpu!r}: the recipe trains on the CPU → leave out --gpu, or add --device=auto", gpu=gpu)
     local = None if gpu or config.device == "cpu" else hardware.local_accelerator()
     if not (gpu or local) and (config.device == "cpu" or (config.device == "auto" and vram is None)):
         return _cpu(config, vram, processes)

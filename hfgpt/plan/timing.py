@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 
 from hfgpt.config import Config
-from hfgpt.model.sizes import flops_per_token, flops_per_update, parameters
+from hfgpt.config.fields import EVAL_BATCH, SAMPLE_TOKENS
+from hfgpt.model.sizes import COMPILING, HOST_SECONDS_PER_BLOCK, flops_per_token, flops_per_update, parameters
 from hfgpt.plan.laws import evaluation_seconds, laws, step_seconds
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
@@ -18,34 +19,21 @@ from hfgpt.plan.target import Target
 
 @dataclass(frozen=True)
 class Time:
-    """How long a run takes, in seconds; 19 runs of 20 are expected between `low_seconds` and `high_seconds`.
+    """How long a run takes, in seconds; 19 runs of 20 are expected between `low_seconds` and `high_seconds`."""
 
-    Attributes:
-        seconds_per_step: one optimizer step.
-        training_seconds: all steps.
-        evaluation_seconds: both losses at every evaluation, and the sample shown with it.
-        saving_seconds: checkpoints and the exported model.
-        start_seconds: from the command to the first step.
-        total_seconds: all of these.
-        low_seconds, high_seconds: the range of the total.
-        tokens_per_second: of all processes together.
-        mfu: model FLOPs utilisation, the share of the peak that the arithmetic of the model uses.
-        source: 'probe', 'machine' (priced by this machine's speed) or 'card' (by the card's data sheet).
-        busy: whether other work ran while it was measured.
-    """
-
-    seconds_per_step: float
-    training_seconds: float
-    evaluation_seconds: float
-    saving_seconds: float
-    start_seconds: float
-    total_seconds: float
+    seconds_per_step: float  # one optimizer step
+    training_seconds: float  # all steps
+    evaluation_seconds: float  # both losses at every evaluation, and the sample shown with it
+    saving_seconds: float  # checkpoints and the exported model
+    start_seconds: float  # from the command to the first step
+    total_seconds: float  # all of these
+    # the range of the total
     low_seconds: float
     high_seconds: float
-    tokens_per_second: float
-    mfu: float
-    source: str
-    busy: bool
+    tokens_per_second: float  # of all processes together
+    mfu: float  # model FLOPs utilisation, the share of the peak that the arithmetic of the model uses
+    source: str  # 'probe', 'machine' (priced by this machine's speed) or 'card' (by the card's data sheet)
+    busy: bool  # whether other work ran while it was measured
 
     @property
     def measured(self) -> bool:
@@ -55,23 +43,16 @@ class Time:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a probe measured, in seconds: an optimizer step, a token at evaluation, the sample shown with it, a save.
-
-    Attributes:
-        spread: the relative spread of the timed steps (their quartiles over the median).
-        peak: the FLOP/s that the device reaches; None if it is not known.
-        peak_bytes: the memory that a step allocates at most; None if it was not measured.
-        busy: whether the timed steps got clearly less of the processor than they asked for.
-    """
+    """What a probe measured, in seconds: an optimizer step, a token at evaluation, the sample shown with it, a save."""
 
     seconds_per_step: float
     seconds_per_eval_token: float
     seconds_per_sample: float
     seconds_per_save: float = 0.0
-    spread: float = 0.0
-    peak: float | None = None
-    peak_bytes: int | None = None
-    busy: bool = False
+    spread: float = 0.0  # the relative spread of the timed steps (their quartiles over the median)
+    peak: float | None = None  # the FLOP/s that the device reaches; None if it is not known
+    peak_bytes: int | None = None  # the memory that a step allocates at most; None if it was not measured
+    busy: bool = False  # whether the timed steps got clearly less of the processor than they asked for
 
 
 # The spread of the logarithm of a forecast's error: of a card's, whose speed nobody measured; of a probe's on a quiet
@@ -138,9 +119,7 @@ def _save_seconds(survey: Survey) -> float:
 def priced(survey: Survey, target: Target) -> Measured:
     """Without a probe: from the card's data sheet or this machine's speed."""
     config, processes = survey.config, target.processes
-    micro_batch = config.micro_batch(processes)
-    micro_batches = config.global_batch // processes // micro_batch
-    own = config.model_copy(update={"batch_size": micro_batch, "gradient_accumulation_steps": micro_batches})
+    own = config.of_process(processes)
     if target.speed is None:
         return _on_card(own, survey.vocab_size, target)
     step = step_seconds(own, survey.vocab_size, target.dtype, target.speed)
@@ -151,12 +130,7 @@ def priced(survey: Survey, target: Target) -> Measured:
     return Measured(step, token / processes, sample, busy=target.speed.busy)
 
 
-SAMPLE_TOKENS = 120  # of the text shown at an evaluation, as in hfgpt/train
-
 SAMPLE_COST = 20  # a token sampled one at a time takes this many times as long as one in a batch, about
-
-# An accelerator waits for the host to launch its kernels: about this long a block, forward and backward, in eager mode.
-HOST_SECONDS_PER_BLOCK = 0.8e-3
 
 
 def compiles(config: Config, target: Target) -> bool:
@@ -165,9 +139,6 @@ def compiles(config: Config, target: Target) -> bool:
         return config.compile
     work = config.tokens_per_iter * config.max_iters * 6 * 12 * config.n_layer * config.n_embd**2
     return target.kind == "accelerator" and work / (target.peak * 0.25) > COMPILING
-
-
-COMPILING = 180.0  # seconds, as in hfgpt/train/launch.py
 
 
 def _on_card(config: Config, vocab_size: int, target: Target) -> Measured:
@@ -196,9 +167,6 @@ EAGER_BYTES, EAGER_HEAD_BYTES = 350.0, 24.0  # a token, for each channel of each
 def evaluations(config: Config) -> int:
     """How often a run evaluates: before the first step, every eval_interval, and at the last step."""
     return 1 + -(-config.max_iters // config.eval_interval)
-
-
-EVAL_BATCH = 12  # sequences of an evaluation batch, as in hfgpt/data/blocks.py
 
 
 def evaluation_tokens(survey: Survey) -> int:

@@ -25,8 +25,7 @@ from hfgpt.data.blocks import Batches, TokenStream, evaluation_blocks
 from hfgpt.inference.figures import evaluate_blocks
 from hfgpt.model import gpt2, optim
 from hfgpt.model.schedule import learning_rate
-
-BUSY = 0.8  # of the time of all threads: below it, other work had them
+from hfgpt.plan.speed import BUSY
 
 
 @dataclass(frozen=True)
@@ -40,27 +39,19 @@ class Tokens:
 
 @dataclass
 class Trial:
-    """What a trial saw.
+    """What a trial saw."""
 
-    Attributes:
-        steps: the steps at which it was evaluated.
-        val_losses: nats a token at each of them.
-        train_loss: over blocks of the training text, at the end.
-        cpu_seconds, seconds: of the steps alone; evaluations are left out.
-        times: of each step, in seconds.
-        steps_made: fewer than asked if `keep_on` ended it.
-        evaluation_seconds, evaluated_tokens: of one validation loss.
-    """
-
-    steps: list[int] = field(default_factory=list)
-    val_losses: list[float] = field(default_factory=list)
-    train_loss: float = math.nan
+    steps: list[int] = field(default_factory=list)  # the steps at which it was evaluated
+    val_losses: list[float] = field(default_factory=list)  # nats a token at each of them
+    train_loss: float = math.nan  # over blocks of the training text, at the end
+    # of the steps alone; evaluations are left out
     cpu_seconds: float = 0.0
     seconds: float = 0.0
-    steps_made: int = 0
+    steps_made: int = 0  # fewer than asked if `keep_on` ended it
+    # of one validation loss
     evaluation_seconds: float = 0.0
     evaluated_tokens: int = 0
-    times: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # of each step, in seconds
 
     @property
     def busy(self) -> bool:

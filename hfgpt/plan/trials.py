@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hfgpt.base import threads
+from hfgpt.config.fields import EVAL_BATCH
 from hfgpt.plan import batches, grid, loss, speed, timing
 from hfgpt.plan.grid import Candidate
 from hfgpt.plan.laws import laws
@@ -93,7 +94,7 @@ def _try(candidate: Candidate, tokens: trial.Tokens, target: Target, budget: flo
     if seen.busy:  # neither its times nor as many steps as would tell its loss
         return replace(candidate, busy=True)
     left = seconds - (time.perf_counter() - began)
-    blocks = warm.config.eval_iters * timing.EVAL_BATCH * warm.config.block_size
+    blocks = warm.config.eval_iters * EVAL_BATCH * warm.config.block_size
     evaluating = 2 * min(blocks, len(tokens.val)) * seen.evaluation_seconds / max(1, seen.evaluated_tokens)
     steps = int(0.85 * (left - evaluating) / max(seen.seconds_per_step, 1e-6))
     if steps < grid.LEAST_STEPS:

@@ -168,7 +168,7 @@ class PlanTab:
         result = self._answer(recipe, HERE, *values)
         try:
             if result.config is None:
-                raise InputError(_("This recipe cannot run as it stands."))
+                raise InputError("This recipe cannot run as it stands.")
             if result.plan is not None and plan_view.verdict(result.plan)[0] == "bad":
                 raise InputError(plan_view.verdict(result.plan)[1])
             self._trainer.start(name, result.config)

@@ -45,7 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
         InputError: the port is not free, or the address is not one of this machine's.
     """
     if not 0 < port < 65536:
-        raise InputError(_("port = {port}: must be from 1 to 65535", port=port))
+        raise InputError("port = {port}: must be from 1 to 65535", port=port)
     try:
         family, kind, protocol, _name, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -55,9 +55,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(128)
     except OSError as error:
         raise InputError(
-            _("port = {port}: cannot listen on {host} ({reason}) → --port={other} chooses another", port=port,
-              host=host, reason=why(error), other=port + 1)
-        ) from None  # fmt: skip
+            "port = {port}: cannot listen on {host} ({reason}) → --port={other} chooses another",
+            port=port,
+            host=host,
+            reason=why(error),
+            other=port + 1,
+        ) from None
     return listening
 
 

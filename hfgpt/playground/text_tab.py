@@ -114,9 +114,9 @@ class TextTab:
         folders = find(self._folder, WEIGHTS)
         if name not in folders:
             raise InputError(
-                _("run: choose one in {folder}; the list holds those that have exported a model",
-                  folder=f"{self._folder}/")
-            )  # fmt: skip
+                "run: choose one in {folder}; the list holds those that have exported a model",
+                folder=f"{self._folder}/",
+            )
         return folders[name]
 
     @spoken
@@ -186,7 +186,7 @@ def _whole(key: str, value: Any) -> int:
             return number
     except (TypeError, ValueError, OverflowError):
         pass
-    raise InputError(_("{key} = {value!r}: must be a whole number", key=key, value=value))
+    raise InputError("{key} = {value!r}: must be a whole number", key=key, value=value)
 
 
 # --------------------------------------------------------------------------------------------- a text coloured by loss

@@ -23,7 +23,7 @@ import psutil
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import VARIABLE, _, current
+from hfgpt.base.language import VARIABLE, current
 from hfgpt.base.lock import holder_of
 from hfgpt.base.terminal import visible
 from hfgpt.config import Config
@@ -40,27 +40,19 @@ RECENT = 20  # records by which the time left is counted
 
 @dataclass(frozen=True)
 class State:
-    """Where a run is.
+    """Where a run is."""
 
-    Attributes:
-        name: of the run.
-        running: whether a process trains it.
-        step, steps: done, and all.
-        seconds_left: None if it is not known yet, or the run does not go on.
-        train_loss, val_loss: the last ones.
-        log: the end of what it printed; "" if it was not started here.
-        stopped_early: whether early stopping ended it.
-    """
-
-    name: str
-    running: bool
+    name: str  # of the run
+    running: bool  # whether a process trains it
+    # done, and all
     step: int
     steps: int
-    seconds_left: float | None
+    seconds_left: float | None  # None if it is not known yet, or the run does not go on
+    # the last ones
     train_loss: float | None
     val_loss: float | None
-    log: str
-    stopped_early: bool = False
+    log: str  # the end of what it printed; "" if it was not started here
+    stopped_early: bool = False  # whether early stopping ended it
 
     @property
     def finished(self) -> bool:
@@ -97,12 +89,10 @@ class Trainer:
         """
         name = name.strip()
         if not re.fullmatch(r"\w[\w.+-]{0,59}", name):
-            raise InputError(
-                _("name = {name!r}: must be of letters, digits and . + - _, at most 60 of them", name=name)
-            )
+            raise InputError("name = {name!r}: must be of letters, digits and . + - _, at most 60 of them", name=name)
         with self._lock:
             if (self._folder / name).exists():
-                raise InputError(_("name = {name!r}: is a run already → choose another name, or resume it", name=name))
+                raise InputError("name = {name!r}: is a run already → choose another name, or resume it", name=name)
             recipe = self._file(name, "yaml")
             recipe.parent.mkdir(parents=True, exist_ok=True)
             own = config.model_copy(update={"out_dir": str(self._folder / name)})
@@ -129,7 +119,7 @@ class Trainer:
         """
         process = self._process(name)
         if process is None:
-            raise InputError(_("{name}: is not in progress on this machine", name=name))
+            raise InputError("{name}: is not in progress on this machine", name=name)
         process.send_signal(signal.SIGTERM)
 
     def names(self) -> list[str]:
@@ -164,12 +154,12 @@ class Trainer:
 
     def _begin(self, name: str, recipe: Path) -> None:
         if not self._train:
-            raise InputError(_("this page starts no runs"))
+            raise InputError("this page starts no runs")
         if not recipe.exists():
-            raise InputError(_("{name}: is not a run of this folder", name=name))
+            raise InputError("{name}: is not a run of this folder", name=name)
         busy = next((other for other in self.names() if self._process(other) is not None), None)
         if busy is not None:
-            raise InputError(_("{name}: is in progress → pause it first; two would slow each other down", name=busy))
+            raise InputError("{name}: is in progress → pause it first; two would slow each other down", name=busy)
         command = [sys.executable, *self._train, str(recipe), f"--out_dir={self._folder / name}", "--resume"]
         with self._file(name, "log").open("ab") as log:
             child = subprocess.Popen(

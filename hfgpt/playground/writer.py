@@ -15,7 +15,6 @@ from typing import Any
 
 from hfgpt.base import threads
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
 from hfgpt.inference import exported
 from hfgpt.inference import sampling as sample
 from hfgpt.playground.folders import WEIGHTS
@@ -80,9 +79,9 @@ class Writer:
         coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids, spans = coded["input_ids"], coded["offset_mapping"]
         if len(ids) < 2:
-            raise InputError(_("text: must have at least two tokens, of which the second is predicted"))
+            raise InputError("text: must have at least two tokens, of which the second is predicted")
         if len(ids) > MOST_TOKENS:
-            raise InputError(_("text: has {count:,} tokens → shorten it to {most:,}", count=len(ids), most=MOST_TOKENS))
+            raise InputError("text: has {count:,} tokens → shorten it to {most:,}", count=len(ids), most=MOST_TOKENS)
         pieces: list[Piece] = []
         begin = 0
         for (_start, end), loss in zip(spans, [None, *_next_losses(model, ids)], strict=True):

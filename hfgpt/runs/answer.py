@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from hfgpt.base import language
 from hfgpt.base.language import _
-from hfgpt.base.units import duration
+from hfgpt.base.units import duration, is_number
 from hfgpt.runs import comparison_plots, statistics
 from hfgpt.runs.compare import Comparison, Entry, Setting, mean
 from hfgpt.runs.comparison_plots import By
@@ -75,7 +74,7 @@ def _certainty(comparison: Comparison) -> list[str]:
 
 def _trend(key: str, ended: Sequence[Setting]) -> list[str]:
     """How the loss moves with a value, if it is a number."""
-    pairs = [(value, setting.final) for setting in ended if _is_number(value := setting.value(key))]
+    pairs = [(value, setting.final) for setting in ended if is_number(value := setting.value(key))]
     ordered = sorted((value, loss) for value, loss in pairs if loss is not None)
     if len({value for value, _loss in ordered}) < 2:
         return []
@@ -99,7 +98,7 @@ def _rates(comparison: Comparison) -> str:
     """The chapter's three questions of experiment 2: which rate converges best, which oscillates, which is too slow."""
     best = comparison.ended[0]
     best_rate = best.value("learning_rate")
-    if not _is_number(best_rate):
+    if not is_number(best_rate):
         return ""
     parts = [_("{rate:g} converges best", rate=best_rate)]
     for setting in comparison.settings:
@@ -139,12 +138,12 @@ def kinds(comparison: Comparison, entry: Entry) -> list[str]:
     one did.
     """
     rate = entry.values.get("learning_rate")
-    if comparison.keys != ["learning_rate"] or entry.final is None or not _is_number(rate):
+    if comparison.keys != ["learning_rate"] or entry.final is None or not is_number(rate):
         return entry.kinds
     rates = [(setting.value("learning_rate"), setting.final or math.inf) for setting in comparison.settings]
     refuted = set()
     for kind, side in (("learning_rate_too_high", -1), ("learning_rate_too_low", 1)):
-        tried = [loss for other, loss in rates if _is_number(other) and (other - rate) * side > 0]
+        tried = [loss for other, loss in rates if is_number(other) and (other - rate) * side > 0]
         if tried and all(loss > entry.final for loss in tried):
             refuted.add(kind)
     return [kind for kind in entry.kinds if kind not in refuted]
@@ -264,7 +263,3 @@ def ended(outcome: str) -> str:
 def near(a: float | None, b: float | None) -> bool:
     """Whether two losses of one seed each may differ by the seed alone."""
     return a is not None and b is not None and abs(a - b) < SAME * min(a, b)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -98,10 +98,10 @@ def _shape(folder: Path) -> dict[str, int]:
             raise ValueError("not the shape of a model")
     except FileNotFoundError:
         raise InputError(
-            _("{folder!r}: has no config.json; a model is exported at the first evaluation", folder=str(folder))
+            "{folder!r}: has no config.json; a model is exported at the first evaluation", folder=str(folder)
         ) from None
     except (OSError, *UNREADABLE):
-        raise InputError(_("{path}: not the description of a GPT-2 model", path=path)) from None
+        raise InputError("{path}: not the description of a GPT-2 model", path=path) from None
     return {**shape, "vocab_size": vocabulary, "parameters": total}
 
 

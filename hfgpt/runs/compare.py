@@ -45,23 +45,15 @@ DATA_ORDER = (
 
 @dataclass
 class Entry:
-    """One run in a comparison.
+    """One run in a comparison."""
 
-    Attributes:
-        label: the run's, without a second one of the same name.
-        values: the fields in which the runs differ, without the seed.
-        run: None if nothing was recorded.
-        outcome: how it ended: 'finished', 'running', 'diverged', or in words.
-        setting: the label that all seeds of a setting share; by default the run's own.
-    """
-
-    label: str
-    values: dict[str, Any]
-    run: History | None
-    outcome: str = "finished"
+    label: str  # the run's, without a second one of the same name
+    values: dict[str, Any]  # the fields in which the runs differ, without the seed
+    run: History | None  # None if nothing was recorded
+    outcome: str = "finished"  # how it ended: 'finished', 'running', 'diverged', or in words
     kinds: list[str] = field(default_factory=list)
     sample: str = ""
-    setting: str = ""
+    setting: str = ""  # the label that all seeds of a setting share; by default the run's own
 
     def __post_init__(self) -> None:
         self.label = " ".join(visible(self.label).split())
@@ -225,7 +217,7 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
         InputError: there are fewer than two runs, or one of them cannot be read.
     """
     if len(sources) < 2:
-        raise InputError(_("compare: needs at least two runs → {command} …", command=typed("compare", "OUT1", "OUT2")))
+        raise InputError("compare: needs at least two runs → {command} …", command=typed("compare", "OUT1", "OUT2"))
     runs = [read_run(source) for source in sources]
     dumps = [run.config.model_dump(exclude=ELSEWHERE) if run.config else {} for run in runs]
     differing = [key for key in Config.model_fields if len({repr(dump.get(key)) for dump in dumps}) > 1]

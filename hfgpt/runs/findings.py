@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hfgpt.base.language import N_, _, listed
+from hfgpt.base.units import is_number
 from hfgpt.config import Config
 from hfgpt.runs.facts import Facts, smaller_model
 
@@ -34,18 +35,12 @@ TITLES: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Remedy:
-    """One thing to try.
+    """One thing to try."""
 
-    Attributes:
-        what: what to do and why, with the old and the new values if there is a recipe.
-        chapter: the section that says so.
-        override: what to add to the command; None if it is not a matter of parameters.
-        directions: for each number that it changes, whether it raises (1) or lowers (-1) it.
-    """
-
-    what: str
-    chapter: str
-    override: str | None = None
+    what: str  # what to do and why, with the old and the new values if there is a recipe
+    chapter: str  # the section that says so
+    override: str | None = None  # what to add to the command; None if it is not a matter of parameters
+    # for each number that it changes, whether it raises (1) or lowers (-1) it
     directions: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -82,7 +77,7 @@ def change(what: str, section: str, config: Config | None, **new: Any) -> Remedy
     if config is None or not new:
         return Remedy(what, section)
     values = listed(f"{key} {_shown(getattr(config, key))} → {value}" for key, value in new.items())
-    numbers = {key: value for key, value in new.items() if _is_number(value) and _is_number(getattr(config, key))}
+    numbers = {key: value for key, value in new.items() if is_number(value) and is_number(getattr(config, key))}
     return Remedy(
         _("{what}: {values}", what=what, values=values),
         section,
@@ -121,10 +116,6 @@ def _typed(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{key}" if value else f"--no_{key}"
     return f"--{key}={value}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 # ------------------------------------------------------------------------------------------------------------ remedies

@@ -17,7 +17,6 @@ from typing import Any
 
 from hfgpt import config as configs
 from hfgpt.base.errors import ConfigError, InputError
-from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.runs import metrics
 from hfgpt.runs.metrics import UNREADABLE, Record, merge, read_text, whole_step
@@ -57,12 +56,8 @@ def read_run(source: str | Path) -> History:
         records, config = read_nanogpt(path)
     if not records:
         raise InputError(
-            _(
-                "{source}: holds no step yet: there is neither a loss nor an evaluation in {path}",
-                source=source,
-                path=path,
-            )
-        )  # fmt: skip
+            "{source}: holds no step yet: there is neither a loss nor an evaluation in {path}", source=source, path=path
+        )
     name = path.parent.resolve().name if path.suffix in (".jsonl", ".json") else path.stem
     return History(name, path, records, config)
 
@@ -71,13 +66,13 @@ def _record_file(source: Path) -> Path:
     if source.is_file():
         return source
     if not source.exists():
-        raise InputError(_("{source}: there is no such run folder or file", source=source))
+        raise InputError("{source}: there is no such run folder or file", source=source)
     by_step = sorted(source.glob("checkpoint-*/trainer_state.json"), key=lambda path: (len(path.parent.name), path))
     for candidate in (source / metrics.FILE_NAME, source / "trainer_state.json", *reversed(by_step)):
         if candidate.is_file():
             return candidate
     raise InputError(
-        _("{source}: no run here; it has neither {name} nor trainer_state.json", source=source, name=metrics.FILE_NAME)
+        "{source}: no run here; it has neither {name} nor trainer_state.json", source=source, name=metrics.FILE_NAME
     )
 
 
@@ -112,7 +107,7 @@ def read_trainer_state(path: Path) -> list[Record]:
         ]
     except UNREADABLE:
         raise InputError(
-            _("{path}: not a trainer_state.json; it has no list 'log_history' of logged steps", path=path)
+            "{path}: not a trainer_state.json; it has no list 'log_history' of logged steps", path=path
         ) from None
     return merge(line for line in lines if len(line) > 1)
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from hfgpt.base import files
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.language import _, why
+from hfgpt.base.language import why
 
 FILE_NAME = "metrics.jsonl"
 
@@ -177,9 +177,10 @@ def read(path: str | Path) -> list[Record]:
         except UNREADABLE:
             if number < len(lines):  # with a newline after it, it was not torn by a crash
                 raise InputError(
-                    _("{path}, line {number}: not a record (a JSON object of numbers with a 'step'); remove that line",
-                      path=path, number=number)
-                ) from None  # fmt: skip
+                    "{path}, line {number}: not a record (a JSON object of numbers with a 'step'); remove that line",
+                    path=path,
+                    number=number,
+                ) from None
     return merge(records)
 
 
@@ -226,4 +227,4 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InputError(_("{path}: cannot be read: {reason}", path=path, reason=why(error))) from None
+        raise InputError("{path}: cannot be read: {reason}", path=path, reason=why(error)) from None

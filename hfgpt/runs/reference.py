@@ -36,20 +36,14 @@ FREE = LOCAL | {"seed", "dtype", "max_iters", "eval_interval", "early_stopping_p
 
 @dataclass(frozen=True)
 class Reference:
-    """One recipe's curve: validation losses of several seeds by step.
+    """One recipe's curve: validation losses of several seeds by step."""
 
-    Attributes:
-        recipe, machine: what was run, and where.
-        step_seconds: a step's time there, without evaluations.
-        tokens_per_iter: tokens in a step.
-        losses: for each step, one loss a seed.
-    """
-
+    # what was run, and where
     recipe: str
     machine: str
-    step_seconds: float
-    tokens_per_iter: int
-    losses: dict[int, list[float]]
+    step_seconds: float  # a step's time there, without evaluations
+    tokens_per_iter: int  # tokens in a step
+    losses: dict[int, list[float]]  # for each step, one loss a seed
 
     @property
     def seeds(self) -> int:

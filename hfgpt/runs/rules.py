@@ -240,7 +240,7 @@ def input_bound(facts: Facts) -> Finding | None:
 
 
 def healthy(facts: Facts) -> Finding:
-    """There is no sign of trouble."""
+    """No rule finds anything wrong."""
     begin = facts.start if facts.start is not None else (facts.losses or facts.val or [math.nan])[0]
     evidence = plural(
         "The loss went from {start:.2f} to {end:.2f} in {n:,} step.",
@@ -254,7 +254,7 @@ def healthy(facts: Facts) -> Finding:
             val=facts.val[-1], train=facts.train_end,
         )  # fmt: skip
     else:
-        sound = _("There is no sign of trouble.") if facts.finished else _("There is no sign of trouble so far.")
+        sound = _("Nothing is wrong.") if facts.finished else _("Nothing is wrong so far.")
     return Finding("healthy", 0, sentences(evidence, sound))
 
 

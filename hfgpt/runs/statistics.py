@@ -50,20 +50,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the second setting's loss is than the first's, in nats.
+    """How much higher the second setting's loss is than the first's, in nats."""
 
-    Attributes:
-        mean, low, high: the difference of the means, and its interval at `1 - LEVEL / comparisons`.
-        p: the probability of so large a difference between equal settings, times the number of comparisons.
-        paired: whether the losses were compared seed by seed.
-        seeds: the seeds per setting that would tell a difference of this size, in 4 of 5 cases; None: above 1,000.
-    """
-
+    # the difference of the means, and its interval at `1 - LEVEL / comparisons`
     mean: float
     low: float
     high: float
-    p: float
-    paired: bool
+    p: float  # the probability of so large a difference between equal settings, times the number of comparisons
+    paired: bool  # whether the losses were compared seed by seed
+    # the seeds per setting that would tell a difference of this size, in 4 of 5 cases; None: above 1,000
     seeds: int | None
 
     @property
@@ -74,14 +69,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Settings by their mean loss, the lowest first.
+    """Settings by their mean loss, the lowest first."""
 
-    Attributes:
-        settings: each setting's summary, in this order.
-        behind: the difference of each later setting from the first; None where one of the two has a single seed.
-    """
-
-    settings: dict[str, Summary]
+    settings: dict[str, Summary]  # each setting's summary, in this order
+    # the difference of each later setting from the first; None where one of the two has a single seed
     behind: dict[str, Difference | None]
 
     @property

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from matplotlib import font_manager, ft2font, rc_context, ticker
+from matplotlib import colormaps, font_manager, ft2font, rc_context, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -117,8 +117,6 @@ def colours(count: int) -> list[Any]:
     """As many colours, told apart as well as may be."""
     if count <= len(RUNS):
         return list(RUNS[:count])
-    from matplotlib import colormaps
-
     return [colormaps["viridis"](0.92 * number / (count - 1)) for number in range(count)]
 
 

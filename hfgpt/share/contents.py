@@ -15,7 +15,6 @@ from pathlib import Path
 import yaml
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
 from hfgpt.runs import public
 
 FILES = (
@@ -41,7 +40,7 @@ def names(folder: Path, include_checkpoints: bool) -> list[str]:
     """
     for name in LAST:
         if (folder / name).is_symlink():
-            raise InputError(_("{path}: is a link, and links are not pushed; put the file there", path=folder / name))
+            raise InputError("{path}: is a link, and links are not pushed; put the file there", path=folder / name)
     paths = [path for pattern in FILES for path in folder.glob(pattern) if path.is_file()]
     if include_checkpoints:
         whole = (path for path in folder.glob(CHECKPOINTS) if (path / MARKER).is_file())
@@ -64,7 +63,7 @@ def public_content(folder: Path, name: str) -> Path | bytes:
         for source, shown in sorted(public.hidden(own).items(), key=lambda pair: -len(pair[0])):
             text = text.replace(source, shown)
     except (yaml.YAMLError, RecursionError):
-        raise InputError(_("{path}: cannot be read as a recipe", path=recipe)) from None
+        raise InputError("{path}: cannot be read as a recipe", path=recipe) from None
     return text.encode()
 
 

@@ -98,7 +98,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> _Vocabulary:
     if is_char(pipeline):
         if SPACE in vocabulary:
             raise InputError(
-                _("the model has a token for {character!r}, which llama.cpp would take for a space", character=SPACE)
+                "the model has a token for {character!r}, which llama.cpp would take for a space", character=SPACE
             )
         for token in BYTE_TOKENS:
             types[vocabulary[token]] = int(TokenType.BYTE)
@@ -108,10 +108,8 @@ def _vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> _Vocabulary:
         model, never = "gpt2", vocabulary.get(chr(0xFF), 0)  # byte 0xFF in GPT-2's spelling of bytes
     else:
         raise InputError(
-            _(
-                "the model's tokenizer is neither GPT-2's kind nor hfgpt's characters; try llama.cpp's own converter, "
-                "convert_hf_to_gguf.py, which knows more of them"
-            )
+            "the model's tokenizer is neither GPT-2's kind nor hfgpt's characters; try llama.cpp's own converter, "
+            "convert_hf_to_gguf.py, which knows more of them"
         )
     merges = [" ".join(pair) for pair in pipeline["model"]["merges"]]
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else never
@@ -165,23 +163,19 @@ def _check_known(config: GPT2Config, folder: str | Path) -> None:
     """
     if config.activation_function not in GELU:
         raise InputError(
-            _(
-                "{folder!r}: its activation is {activation}; llama.cpp's is GELU",
-                folder=str(folder),
-                activation=config.activation_function,
-            )
+            "{folder!r}: its activation is {activation}; llama.cpp's is GELU",
+            folder=str(folder),
+            activation=config.activation_function,
         )
     for key, published in (
         ("tie_word_embeddings", True), ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)
     ):  # fmt: skip
         if getattr(config, key) != published:
             raise InputError(
-                _(
-                    "{folder!r}: its {key} is {value}, which llama.cpp's GPT-2 does not know",
-                    folder=str(folder),
-                    key=key,
-                    value=getattr(config, key),
-                )
+                "{folder!r}: its {key} is {value}, which llama.cpp's GPT-2 does not know",
+                folder=str(folder),
+                key=key,
+                value=getattr(config, key),
             )
 
 
@@ -212,5 +206,5 @@ def _check_gguf(path: Path, tensors: dict[str, NDArray[np.float32]], vocabulary:
         differ.append(_("the tokens"))
     if differ:
         raise ConversionError(
-            _("gguf's reader gives something else back: {names}; nothing is written", names=listed(differ))
+            "gguf's reader gives something else back: {names}; nothing is written", names=listed(differ)
         )

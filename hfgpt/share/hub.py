@@ -25,7 +25,6 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
 from hfgpt.base.lock import FolderLock
 from hfgpt.inference.exported import check_folder
 from hfgpt.runs import card, metrics
@@ -81,9 +80,7 @@ def _push(
     license: str, api: HfApi,
 ) -> str:  # fmt: skip
     if not (api.token or huggingface_hub.get_token()):
-        raise InputError(
-            _("the Hub needs a token to push: type 'hf auth login', or set HF_TOKEN to one that may write")
-        )
+        raise InputError("the Hub needs a token to push: type 'hf auth login', or set HF_TOKEN to one that may write")
     if not (path / "README.md").is_file():
         card.write(path, license)
     names = [*contents.names(path, include_checkpoints), *LAST]
@@ -101,9 +98,10 @@ def _push(
         except HfHubHTTPError as error:
             if error.response.status_code == 403:
                 raise InputError(
-                    _("{repo}: the name is taken, and this token may not write to it; choose another name, or take a "
-                      "token with the role 'write'", repo=repo)
-                ) from None  # fmt: skip
+                    "{repo}: the name is taken, and this token may not write to it; choose another name, or take a "
+                    "token with the role 'write'",
+                    repo=repo,
+                ) from None
             raise
     return str(url)
 
@@ -150,13 +148,14 @@ def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, t
         return
     if contents.newest(there):
         raise InputError(
-            _("{repo}: the name is taken: it holds another run\n    → go on with that run by --resume=hf://{repo}, "
-              "choose another name, or replace it with --overwrite", repo=repo)
-        )  # fmt: skip
+            "{repo}: the name is taken: it holds another run\n    → go on with that run by --resume=hf://{repo}, "
+            "choose another name, or replace it with --overwrite",
+            repo=repo,
+        )
     raise InputError(
-        _("{repo}: the name is taken: it holds another model\n    → choose another name, or replace it with "
-          "--overwrite", repo=repo)
-    )  # fmt: skip
+        "{repo}: the name is taken: it holds another model\n    → choose another name, or replace it with --overwrite",
+        repo=repo,
+    )
 
 
 def first_line(folder: Path) -> bytes:
@@ -194,7 +193,7 @@ def pull(
     target = Path(os.path.abspath(Path(folder).expanduser()))
     gathering = _gathering(target, repo_id, revision)
     if target.exists() and (not target.is_dir() or any(path != gathering for path in target.iterdir())):
-        raise InputError(_("{folder!r}: is in use already; name a new folder", folder=str(folder)))
+        raise InputError("{folder!r}: is in use already; name a new folder", folder=str(folder))
     _gather(repo_id, gathering, revision, newest, api)
     if gathering.parent == target:  # an existing folder keeps its place, and its rights
         for path in sorted(gathering.iterdir(), key=lambda path: path.name == "config.json"):
@@ -231,4 +230,4 @@ def _gather(repo_id: str, gathering: Path, revision: str | None, newest: bool, a
     except InputError as error:
         shutil.rmtree(gathering, ignore_errors=True)
         reason = str(error).partition(": ")[2]
-        raise InputError(_("{repo}: not a model that hfgpt reads: {reason}", repo=repo_id, reason=reason)) from None
+        raise InputError("{repo}: not a model that hfgpt reads: {reason}", repo=repo_id, reason=reason) from None

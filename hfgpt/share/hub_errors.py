@@ -65,11 +65,10 @@ def explained(repo_id: str, api: HfApi) -> Iterator[None]:
         raise
     except HFValidationError:
         raise InputError(
-            _("{name!r}: not a name for a repository; write user/name, of letters, digits, '-', '_' and '.'",
-              name=repo_id)
-        ) from None  # fmt: skip
+            "{name!r}: not a name for a repository; write user/name, of letters, digits, '-', '_' and '.'", name=repo_id
+        ) from None
     except OfflineModeIsEnabled:
-        raise InputError(_("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to push or pull")) from None
+        raise InputError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to push or pull") from None
     except (httpx2.ConnectError, httpx2.ConnectTimeout, LocalEntryNotFoundError) as error:
         if isinstance(error.__cause__, HfHubHTTPError):  # the Hub was reached, and refused
             raise _of_status(error.__cause__, repo_id) from None
@@ -81,7 +80,7 @@ def explained(repo_id: str, api: HfApi) -> Iterator[None]:
         raise _of_status(error, repo_id) from None
     except OSError as error:
         raise InputError(
-            _("{path}: cannot be read or written: {reason}", path=error.filename, reason=why(error))
+            "{path}: cannot be read or written: {reason}", path=error.filename, reason=why(error)
         ) from None
     except Exception as error:
         raise _failed(error, repo_id) from error
@@ -91,24 +90,22 @@ def _of_status(error: Exception, repo_id: str) -> Exception:
     """The message for what the Hub answered."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, RevisionNotFoundError):
-        return InputError(_("{repo}: there is no such revision", repo=repo_id))
+        return InputError("{repo}: there is no such revision", repo=repo_id)
     if isinstance(error, RepositoryNotFoundError):
         return InputError(
-            _("{repo}: there is no such repository, or it is private and the token does not reach it", repo=repo_id)
+            "{repo}: there is no such repository, or it is private and the token does not reach it", repo=repo_id
         )
     if status == 401:
-        return InputError(
-            _("the Hub does not know this token (expired, revoked or mistyped): type 'hf auth login' again")
-        )
+        return InputError("the Hub does not know this token (expired, revoked or mistyped): type 'hf auth login' again")
     if status == 403:
         return InputError(
-            _("{repo}: the token has no right to write there; take a token with the role 'write', or another name",
-              repo=repo_id)
-        )  # fmt: skip
+            "{repo}: the token has no right to write there; take a token with the role 'write', or another name",
+            repo=repo_id,
+        )
     if status == 404:
-        return InputError(_("{repo}: there is no such repository or revision", repo=repo_id))
+        return InputError("{repo}: there is no such repository or revision", repo=repo_id)
     if status == 409:
-        return InputError(_("{repo}: the name is taken; choose another", repo=repo_id))
+        return InputError("{repo}: the name is taken; choose another", repo=repo_id)
     return _failed(error, repo_id)
 
 

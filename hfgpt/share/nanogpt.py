@@ -64,15 +64,17 @@ def import_checkpoint(
     """
     target = Path(folder).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(_("{folder!r}: is in use already; name a new folder", folder=str(folder)))
+        raise InputError("{folder!r}: is in use already; name a new folder", folder=str(folder))
     loaded = _load(Path(checkpoint).expanduser())
     own = _tokenizer_for(Path(checkpoint).expanduser(), loaded, meta, tokenizer)
     gpt2 = _to_gpt2(loaded, own.eos_token_id)
     if len(own) > gpt2.config.vocab_size:
         raise InputError(
-            _("the tokenizer has {tokens:,} tokens, the model {rows:,}: they do not belong together\n    → give the "
-              "model's own with --meta or --tokenizer", tokens=len(own), rows=gpt2.config.vocab_size)
-        )  # fmt: skip
+            "the tokenizer has {tokens:,} tokens, the model {rows:,}: they do not belong together\n    → give the "
+            "model's own with --meta or --tokenizer",
+            tokens=len(own),
+            rows=gpt2.config.vocab_size,
+        )
 
     target.mkdir(parents=True, exist_ok=True)
     export.write(target, gpt2, own, export.weights(gpt2.state_dict()))
@@ -84,7 +86,7 @@ def _load(path: Path) -> dict[str, Any]:
     """The checkpoint's dictionary; tensors stay on the disk until they are used."""
 
     if not path.is_file():
-        raise InputError(_("{path!r}: no such file; nanoGPT writes out/ckpt.pt", path=str(path)))
+        raise InputError("{path!r}: no such file; nanoGPT writes out/ckpt.pt", path=str(path))
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged file raises nearly anything
@@ -92,15 +94,15 @@ def _load(path: Path) -> dict[str, Any]:
         if "weights_only" in str(error):  # torch goes on to advise that the file be run
             reason = _("it holds more than tensors and plain values, or is damaged")
         raise InputError(
-            _("{path!r}: cannot be loaded as weights alone: {reason}", path=str(path), reason=reason)
+            "{path!r}: cannot be loaded as weights alone: {reason}", path=str(path), reason=reason
         ) from None
     held: list[Any] = [loaded.get(key) for key in ("model", "model_args")] if isinstance(loaded, dict) else []
     if not held or not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in held):
         raise InputError(
-            _("{path!r}: not a checkpoint of nanoGPT; it has no 'model' and 'model_args' by names", path=str(path))
+            "{path!r}: not a checkpoint of nanoGPT; it has no 'model' and 'model_args' by names", path=str(path)
         )
     if not held[0] or not all(map(_is_dense, held[0].values())):
-        raise InputError(_("{path!r}: not a checkpoint of nanoGPT; its 'model' does not hold tensors", path=str(path)))
+        raise InputError("{path!r}: not a checkpoint of nanoGPT; its 'model' does not hold tensors", path=str(path))
     return dict(loaded)
 
 
@@ -126,7 +128,7 @@ def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
             expected = GPT2LMHeadModel(config).state_dict()
     except UNREADABLE as error:
         raise InputError(
-            _("the checkpoint's model_args or tensors are not those of a GPT: {reason}", reason=repr(error))
+            "the checkpoint's model_args or tensors are not those of a GPT: {reason}", reason=repr(error)
         ) from None
     for name, like in expected.items():
         if name.endswith(TRANSPOSED) and name in state and state[name].dim() == 2:
@@ -136,9 +138,7 @@ def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
     wrong = sorted(state.keys() ^ expected.keys())
     wrong += [name for name, like in expected.items() if name in state and state[name].shape != like.shape]
     if wrong:
-        raise InputError(
-            _("the checkpoint's tensors are not those of nanoGPT's GPT: {names} …", names=listed(wrong[:3]))
-        )
+        raise InputError("the checkpoint's tensors are not those of nanoGPT's GPT: {names} …", names=listed(wrong[:3]))
     state = {name: tensor.float().contiguous() for name, tensor in state.items()}
     with quiet_loading():
         return GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
@@ -180,19 +180,17 @@ def _tokenizer_for(
     size = loaded["model_args"].get("vocab_size", 0)
     if name is None and (not isinstance(size, int) or size < 50257):
         raise InputError(
-            _("the checkpoint's vocabulary is not GPT-2's, and there is no meta.pkl around it\n    → give the meta.pkl "
-              "of its dataset with --meta, or its tokenizer with --tokenizer")
-        )  # fmt: skip
+            "the checkpoint's vocabulary is not GPT-2's, and there is no meta.pkl around it\n    → give the meta.pkl "
+            "of its dataset with --meta, or its tokenizer with --tokenizer"
+        )
     try:
         return tokenizers.load(name or "gpt2")
     except InputError:
         if name is not None:
             raise
         raise InputError(
-            _(
-                "GPT-2's tokenizer is not on this machine, and the Hub does not give it\n    → give a folder with its "
-                "vocab.json and merges.txt with --tokenizer"
-            )
+            "GPT-2's tokenizer is not on this machine, and the Hub does not give it\n    → give a folder with its "
+            "vocab.json and merges.txt with --tokenizer"
         ) from None
 
 
@@ -213,7 +211,7 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
 
     out = Path(target).expanduser()
     if (out / "ckpt.pt").exists():
-        raise InputError(_("{file!r}: exists already; name another folder", file=str(out / "ckpt.pt")))
+        raise InputError("{file!r}: exists already; name another folder", file=str(out / "ckpt.pt"))
     exported.check_folder(folder)
 
     gpt2, tokenizer = exported.load_folder(folder, "cpu")

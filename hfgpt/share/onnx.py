@@ -18,7 +18,6 @@ from transformers import GPT2LMHeadModel
 
 from hfgpt.base.errors import ConversionError, InputError
 from hfgpt.base.files import new_file
-from hfgpt.base.language import _
 from hfgpt.base.loading import needing
 from hfgpt.inference import exported
 
@@ -53,11 +52,9 @@ def to_onnx(folder: str | Path, target: str | Path) -> float:
         size = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
         if size >= ONNX_LIMIT:
             raise InputError(
-                _(
-                    "{folder!r}: {size:.1f} GB of weights; one ONNX file holds at most 2 GB",
-                    folder=str(folder),
-                    size=size / 1e9,
-                )
+                "{folder!r}: {size:.1f} GB of weights; one ONNX file holds at most 2 GB",
+                folder=str(folder),
+                size=size / 1e9,
             )
         _write_onnx(model, temporary)
         return _largest_difference(model, temporary)
@@ -109,6 +106,6 @@ def _largest_difference(model: GPT2LMHeadModel, path: Path) -> float:
         scale = max(scale, float(np.abs(expected).max()))
     if not largest <= TOLERANCE * max(scale, 1.0):
         raise ConversionError(
-            _("the ONNX model's logits differ from Transformers' by {largest:.2g}; nothing is written", largest=largest)
+            "the ONNX model's logits differ from Transformers' by {largest:.2g}; nothing is written", largest=largest
         )
     return largest

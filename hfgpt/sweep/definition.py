@@ -50,25 +50,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is tried, decided before the first trial.
+    """What is tried, decided before the first trial."""
 
-    Attributes:
-        name, question: its title, and what it is to answer.
-        recipe: the base recipe's keys and the overrides of every trial.
-        trials: every setting with the first seed, then every setting with the second, and so on.
-        folder: where it is written.
-        equal: what every trial gets the same of.
-        grid: whether the settings are all combinations of values, not a random sample of them.
-        retry_failed, prune: whether failed trials are tried again, and hopeless ones are stopped early.
-    """
-
+    # its title, and what it is to answer
     name: str
-    recipe: dict[str, Any]
-    trials: list[Trial]
-    folder: Path
-    equal: Equal = "steps"
+    recipe: dict[str, Any]  # the base recipe's keys and the overrides of every trial
+    trials: list[Trial]  # every setting with the first seed, then every setting with the second, and so on
+    folder: Path  # where it is written
+    equal: Equal = "steps"  # what every trial gets the same of
     question: str = ""
-    grid: bool = True
+    grid: bool = True  # whether the settings are all combinations of values, not a random sample of them
+    # whether failed trials are tried again, and hopeless ones are stopped early
     retry_failed: bool = False
     prune: bool = False
 
@@ -110,11 +102,11 @@ class Sweep:
             raise ConfigError(list(dict.fromkeys(faults)))
         names = [trial.name for trial in self.trials]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise InputError(_("trials: two of them have the name {name!r}", name=twice))
+            raise InputError("trials: two of them have the name {name!r}", name=twice)
         if self.equal == "time" and not configs.build(self.recipe, "base").max_time:
-            raise InputError(_("equal = 'time': needs the time that each trial gets → add --max_time=10m"))
+            raise InputError("equal = 'time': needs the time that each trial gets → add --max_time=10m")
         if self.equal == "tokens" and any("max_iters" in trial.values for trial in self.trials):
-            raise InputError(_("equal = 'tokens': decides max_iters, which is swept here → sweep something else"))
+            raise InputError("equal = 'tokens': decides max_iters, which is swept here → sweep something else")
 
 
 def equalised(sweep: Sweep, trial: Trial, seconds_per_step: float | None) -> Config:

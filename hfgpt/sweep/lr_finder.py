@@ -53,7 +53,7 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
     """
     if steps < 30:
         raise InputError(
-            _("steps = {steps}: must be at least 30, or the rate leaps too far from step to step", steps=steps)
+            "steps = {steps}: must be at least 30, or the rate leaps too far from step to step", steps=steps
         )
     rates, losses = _train(config, [LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1)) for i in range(steps)])
     rate, why = suggest(rates, losses)
@@ -90,7 +90,7 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, str
     curve = smooth(losses, half)
     fall = curve[0] - min(curve) if curve else 0.0
     if fall < 0.1:
-        raise InputError(_("lr_finder: the loss does not fall at any rate → check the data, or give more --steps"))
+        raise InputError("lr_finder: the loss does not fall at any rate → check the data, or give more --steps")
     # The loss turns up where it is for the last time near its lowest.
     turn = max(i for i, loss in enumerate(curve) if loss <= min(curve) + 0.05 * fall)
     slopes = {i: curve[i + half] - curve[i - half] for i in range(half, max(half + 1, turn - half + 1))}

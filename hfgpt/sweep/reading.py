@@ -50,20 +50,19 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
     seeds = _seeds(base, swept, options.get("seeds") or (str(file["seeds"]) if experiment and "seeds" in file else ""))
     equal = options.get("equal") or (file.get("equal") if experiment else None) or "steps"
     if equal not in get_args(Equal):
-        raise InputError(_("equal = {given!r}: must be one of {choices}", given=equal,
-                           choices=listed(get_args(Equal))))  # fmt: skip
+        raise InputError("equal = {given!r}: must be one of {choices}", given=equal, choices=listed(get_args(Equal)))
     stem = Path(source).stem
     name = stem if experiment else "-".join([stem, *swept, *ranges])
     if options.get("random"):
         settings = _sample(base, swept, ranges, _count("random", options["random"]))
     elif ranges:
-        raise InputError(_("{key}: a range is searched at random → add --random N", key=next(iter(ranges))))
+        raise InputError("{key}: a range is searched at random → add --random N", key=next(iter(ranges)))
     else:
         settings = named if named and not typed else _grid(swept)
     _check_number(len(settings) * len(seeds))
     if len(settings) < 2:
         raise InputError(
-            _("{recipe}: nothing to sweep → give a field several values, such as --batch_size=16,32,64", recipe=source)
+            "{recipe}: nothing to sweep → give a field several values, such as --batch_size=16,32,64", recipe=source
         )
     sweep = Sweep(
         name=name,
@@ -111,9 +110,10 @@ def _check_experiment(file: Mapping[str, Any]) -> None:
 def _named_trial(source: str, entry: Any) -> Trial:
     if not isinstance(entry, dict) or not entry.get("name"):
         raise InputError(
-            _("{recipe}: each of `trials` must be a mapping with a name, such as {example}", recipe=source,
-              example="{name: small, n_layer: 2}")
-        )  # fmt: skip
+            "{recipe}: each of `trials` must be a mapping with a name, such as {example}",
+            recipe=source,
+            example="{name: small, n_layer: 2}",
+        )
     title = str(entry["name"])
     return Trial(_file_name(title), {key: value for key, value in entry.items() if key != "name"}, title=title)
 
@@ -149,9 +149,9 @@ def _read_words(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[An
 
 def _range(key: str, low: float, high: float) -> tuple[float, float]:
     if not _number_types(key):
-        raise InputError(_("{key}: has no range → give a list of values, such as --{key}=a,b", key=key))
+        raise InputError("{key}: has no range → give a list of values, such as --{key}=a,b", key=key)
     if low >= high:
-        raise InputError(_("{key} = {low:g}..{high:g}: the range must rise", key=key, low=low, high=high))
+        raise InputError("{key} = {low:g}..{high:g}: the range must rise", key=key, low=low, high=high)
     return low, high
 
 
@@ -165,7 +165,7 @@ def _number_types(key: str) -> list[type]:
 
 def _count(key: str, text: str) -> int:
     if not text.isdecimal() or len(text) > 12 or int(text) < 2:
-        raise InputError(_("{key} = {given!r}: must be a whole number, at least 2", key=key, given=text[:40]))
+        raise InputError("{key} = {given!r}: must be a whole number, at least 2", key=key, given=text[:40])
     _check_number(int(text))
     return int(text)
 
@@ -174,11 +174,7 @@ def _check_number(trials: int) -> None:
     """Refuse more trials than anybody trains, before they are written down one by one. Raises InputError."""
     if trials > MOST_TRIALS:
         raise InputError(
-            _(
-                "sweep: {n:,} trials, and {most:,} are the most → fewer values, or --random N",
-                n=trials,
-                most=MOST_TRIALS,
-            )
+            "sweep: {n:,} trials, and {most:,} are the most → fewer values, or --random N", n=trials, most=MOST_TRIALS
         )
 
 
@@ -187,7 +183,7 @@ def _seeds(base: Mapping[str, Any], swept: dict[str, list[Any]], given: str) -> 
     recipe's own alone."""
     listed = swept.pop("seed", None)
     if listed and given:
-        raise InputError(_("seeds: contradicts the list of --seed → give one of the two"))
+        raise InputError("seeds: contradicts the list of --seed → give one of the two")
     if listed:
         return list(listed)
     if not given:
@@ -242,9 +238,10 @@ def _sample(
     if fault is not None:
         raise fault
     raise InputError(
-        _("random = {count}: there are only {different} different combinations → ask for fewer", count=count,
-          different=len(trials))
-    )  # fmt: skip
+        "random = {count}: there are only {different} different combinations → ask for fewer",
+        count=count,
+        different=len(trials),
+    )
 
 
 def _draw(generator: random.Random, key: str, low: float, high: float) -> float | int:

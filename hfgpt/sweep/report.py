@@ -18,6 +18,7 @@ from typing import Any
 from hfgpt import config as configs
 from hfgpt.base.errors import ConfigError, InputError
 from hfgpt.base.language import N_, _, listed, plural
+from hfgpt.base.units import is_number, short
 from hfgpt.config import Config
 from hfgpt.runs import markdown, report
 from hfgpt.runs.compare import Comparison, Entry, Setting
@@ -51,7 +52,7 @@ def comparison(sweep: Sweep, outcomes: Mapping[str, str]) -> Comparison:
     edges = {key: values for key in by_value if (values := beyond(sweep, compared, key))}
     remarks = [
         _("The best {key}, {value}, lies at the edge of the values tried: try {next} too.", key=key,
-          value=_shown(compared.ended[0].value(key)), next=listed(map(_shown, values)))
+          value=short(compared.ended[0].value(key)), next=listed(map(short, values)))
         for key, values in edges.items()
     ]  # fmt: skip
     remarks += _pruned(sweep, outcomes)
@@ -78,7 +79,7 @@ def isolation(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
 
 def _order(row: Mapping[str, Any]) -> tuple[bool, Any]:
     value = row["value"]
-    return not _is_number(value), value if _is_number(value) else str(value)
+    return not is_number(value), value if is_number(value) else str(value)
 
 
 def _isolation_tables(by_value: Mapping[str, list[dict[str, Any]]]) -> list[str]:
@@ -90,7 +91,7 @@ def _isolation_tables(by_value: Mapping[str, list[dict[str, Any]]]) -> list[str]
         heads = (key, _("lowest loss"), _("reached with"))
         lines += [f"| {' | '.join(heads)} |", "|:--|--:|:--|"]
         lines += [
-            f"| {markdown.cell(_shown(row['value']))} | {row['loss']:.4f} | {markdown.cell(row['setting'])} |"
+            f"| {markdown.cell(short(row['value']))} | {row['loss']:.4f} | {markdown.cell(row['setting'])} |"
             for row in rows
         ]
         lines.append("")
@@ -102,7 +103,7 @@ def _isolation_tables(by_value: Mapping[str, list[dict[str, Any]]]) -> list[str]
 
 def beyond(sweep: Sweep, comparison: Comparison, key: str) -> list[float | int]:
     """Two values past the edge if the best setting's lies there, in the steps of those tried; only valid ones."""
-    values = sorted({trial.values[key] for trial in sweep.trials if _is_number(trial.values.get(key))})
+    values = sorted({trial.values[key] for trial in sweep.trials if is_number(trial.values.get(key))})
     best = comparison.ended[0].value(key) if comparison.ended else None
     if len(values) < 2 or best not in (values[0], values[-1]):
         return []
@@ -124,14 +125,6 @@ def _is_valid(sweep: Sweep, trial: Trial, key: str, value: float | int) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 # ------------------------------------------------------------------------------------------------- what pruning saved

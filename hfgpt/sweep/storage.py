@@ -45,7 +45,7 @@ class Storage:
             from optuna.storages import JournalStorage
             from optuna.storages.journal import JournalFileBackend
         except ImportError:
-            raise InputError(_("sweep: needs Optuna → pip install optuna")) from None
+            raise InputError("sweep: needs Optuna → pip install optuna") from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._sweep = optuna, sweep
         self._by_name = {trial.name: trial for trial in sweep.trials}
@@ -200,15 +200,16 @@ def check_folder(sweep: Sweep) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))
         trials = [{"seed": None, "title": "", **trial} for trial in before["trials"]]
     except (OSError, *UNREADABLE):
-        raise InputError(_("{path}: is not a sweep's record → name another --out_dir", path=path)) from None
+        raise InputError("{path}: is not a sweep's record → name another --out_dir", path=path) from None
     now = json.loads(json.dumps(_identity(sweep), default=str))
     differing = [key for key in ("name", "recipe", "equal") if before.get(key) != now[key]]
     if not differing and all(trial in now["trials"] for trial in trials):
         return
     raise InputError(
-        _("out_dir = {folder!r}: holds another sweep (other {what}) → name another --out_dir",
-          folder=str(sweep.folder), what=listed(differing or ["trials"]))
-    )  # fmt: skip
+        "out_dir = {folder!r}: holds another sweep (other {what}) → name another --out_dir",
+        folder=str(sweep.folder),
+        what=listed(differing or ["trials"]),
+    )
 
 
 # --------------------------------------------------------------------------------------------- locks between processes

@@ -140,11 +140,9 @@ def newest_valid(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
             warn(_("{error}; looking for an older checkpoint", error=error))
     reason = _("every checkpoint is damaged") if candidates else _("there is no checkpoint")
     raise InputError(
-        _(
-            "out_dir = {folder!r}: cannot resume, {reason} → train anew with --overwrite, or set out_dir",
-            folder=str(run_dir),
-            reason=reason,
-        )
+        "out_dir = {folder!r}: cannot resume, {reason} → train anew with --overwrite, or set out_dir",
+        folder=str(run_dir),
+        reason=reason,
     )
 
 

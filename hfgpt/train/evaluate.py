@@ -11,6 +11,7 @@ import math
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
+from hfgpt.config.fields import SAMPLE_TOKENS
 from hfgpt.data.blocks import TokenStream, evaluation_blocks
 from hfgpt.data.encoding import CharacterCounter
 from hfgpt.data.prepare import Corpus
@@ -26,8 +27,6 @@ from hfgpt.train.resume import export_model, save
 from hfgpt.train.run import Run
 from hfgpt.train.stop import Stop
 from hfgpt.train.tasks import accuracies
-
-SAMPLE_TOKENS = 120  # of the short text at each evaluation
 
 PASSES_BETWEEN_LOOKS = 8  # of an evaluation by several processes, for a signal
 
@@ -148,17 +147,14 @@ def count_characters(config: Config, corpus: Corpus) -> int:
     """The characters that the evaluated validation targets stand for.
 
     Raises:
-        InputError: they stand for none, as where all are marks between documents.
+        InputError: there are none, as where all targets are marks between documents.
     """
     blocks = evaluation_blocks(corpus.val, config.block_size, config.eval_iters)
     count = CharacterCounter(corpus.tokenizer)(corpus.val.blocks(blocks, config.block_size)[:, 1:])
     if not count:
         raise InputError(
-            _(
-                "dataset = {name!r}: the tokens for validation stand for no characters of text → give other data, or "
-                "their own tokenizer",
-                name=config.dataset,
-            )
+            "dataset = {name!r}: the tokens for validation hold no text → give other data, or their own tokenizer",
+            name=config.dataset,
         )
     return count
 

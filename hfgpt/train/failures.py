@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from hfgpt.base.command import typed
-from hfgpt.base.errors import RunError
+from hfgpt.base.errors import RunError, first_line
 from hfgpt.base.language import _
 from hfgpt.base.units import duration
 from hfgpt.model.schedule import learning_rate
@@ -76,13 +76,11 @@ def explained_start() -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise RunError(
-                _(
-                    "the start: out of memory, the model alone does not fit on the device\n    → a smaller n_layer or "
-                    "n_embd, or shards of it on several devices (accelerate_configs/fsdp2.yaml)"
-                )
+                "the start: out of memory, the model alone does not fit on the device\n    → a smaller n_layer or "
+                "n_embd, or shards of it on several devices (accelerate_configs/fsdp2.yaml)"
             ) from error
         if reason := lost_process(error):
-            raise RunError(_("the start: {reason}", reason=reason)) from error
+            raise RunError("the start: {reason}", reason=reason) from error
         raise
 
 
@@ -113,7 +111,7 @@ def lost_process(error: RuntimeError) -> str:
     return _(
         "another process of this run has ended or cannot be reached ({error})\n"
         "    → see what that process said, above or on its own machine",
-        error=str(error).strip().splitlines()[0],
+        error=first_line(error),
     )
 
 

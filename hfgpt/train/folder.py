@@ -16,7 +16,6 @@ from typing import NamedTuple
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
-from hfgpt.base.language import _
 from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
 from hfgpt.runs import metrics, segments
@@ -40,18 +39,14 @@ def check_folder(config: Config, resume: bool, overwrite: bool) -> None:
     """
     folder = config.run_dir
     if resume and overwrite:
-        raise InputError(
-            _("--resume and --overwrite: one goes on with the run, the other replaces it; give one of them")
-        )
+        raise InputError("--resume and --overwrite: one goes on with the run, the other replaces it; give one of them")
     if folder.exists() and not folder.is_dir():
-        raise InputError(_("out_dir = {folder!r}: is a file → name a folder", folder=str(folder)))
+        raise InputError("out_dir = {folder!r}: is a file → name a folder", folder=str(folder))
     source = Path(config.init_from)
     if config.pretrained and source.exists() and source.resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            _(
-                "init_from = {source!r}: lies in out_dir, which the run writes into → set out_dir to another folder",
-                source=config.init_from,
-            )
+            "init_from = {source!r}: lies in out_dir, which the run writes into → set out_dir to another folder",
+            source=config.init_from,
         )
 
 
@@ -86,11 +81,9 @@ def refuse_older_run(folder: Path, resume: bool, overwrite: bool) -> None:
     """A run is never overwritten unasked. Raises InputError."""
     if holds_run(folder) and not resume and not overwrite:
         raise InputError(
-            _(
-                "out_dir = {folder!r}: holds a run → --resume goes on with it, --overwrite replaces it, "
-                "--out_dir=… puts the new one elsewhere",
-                folder=str(folder),
-            )
+            "out_dir = {folder!r}: holds a run → --resume goes on with it, --overwrite replaces it, "
+            "--out_dir=… puts the new one elsewhere",
+            folder=str(folder),
         )
 
 

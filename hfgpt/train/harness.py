@@ -14,24 +14,15 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from hfgpt.base.errors import InputError
-from hfgpt.base.language import _, listed
+from hfgpt.base.errors import InputError, first_line
+from hfgpt.base.language import listed
 from hfgpt.train.collective import on_main, patiently
-
-if TYPE_CHECKING:
-    from hfgpt.train.run import Run
-
-
-class Harness(NamedTuple):
-    """Loaded tasks of lm-evaluation-harness; without names there is nothing to answer."""
-
-    names: list[str]
-    loaded: Any = None  # its TaskDict, with the documents
+from hfgpt.train.run import Harness, Run
 
 
 def load(names: Sequence[str]) -> Harness:
@@ -49,30 +40,25 @@ def load(names: Sequence[str]) -> Harness:
             manager = TaskManager(include_defaults=any(not _is_file(name) for name in names))
     except ImportError:
         raise InputError(
-            _(
-                "eval_tasks = {task!r}: is a task of lm-evaluation-harness, which is not installed → pip install "
-                "lm_eval, or give a .jsonl file of questions",
-                task=names[0],
-            )
+            "eval_tasks = {task!r}: is a task of lm-evaluation-harness, which is not installed → pip install "
+            "lm_eval, or give a .jsonl file of questions",
+            task=names[0],
         ) from None
     for name in names:
         if not _is_file(name) and name not in manager.all_tasks:
             raise InputError(
-                _(
-                    "eval_tasks = {task!r}: neither a .jsonl or .yaml file nor a task that lm-evaluation-harness knows "
-                    "→ 'lm_eval ls tasks' lists them",
-                    task=name,
-                )
+                "eval_tasks = {task!r}: neither a .jsonl or .yaml file nor a task that lm-evaluation-harness knows "
+                "→ 'lm_eval ls tasks' lists them",
+                task=name,
             )
     try:
         with _quiet():
             return Harness(list(names), manager.load(list(names)))
     except Exception as error:  # whatever a task's own code and data raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
-            _("eval_tasks = {tasks!r}: lm-evaluation-harness cannot load it: {reason}",
-              tasks=listed(names), reason=reason)
-        ) from None  # fmt: skip
+            "eval_tasks = {tasks!r}: lm-evaluation-harness cannot load it: {reason}", tasks=listed(names), reason=reason
+        ) from None
 
 
 def figures(run: Run) -> dict[str, float]:

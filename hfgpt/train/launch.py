@@ -26,7 +26,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.rendezvous import rendezvous
 
 from hfgpt.base import cards, machine
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.model import sizes
@@ -50,18 +50,12 @@ def make_accelerator(config: Config) -> Accelerator:
     device = state.device.type
     if config.device not in ("auto", device):
         raise InputError(
-            _(
-                "device = {asked!r}: is not available here; training runs on {device!r}",
-                asked=config.device,
-                device=device,
-            )
+            "device = {asked!r}: is not available here; training runs on {device!r}", asked=config.device, device=device
         )
     dtype = choose_dtype(config.dtype, device, config.n_embd)
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
-        raise InputError(
-            _("report_to = {tracker!r}: is not installed → pip install {tracker}", tracker=config.report_to)
-        )
-    steps = config.global_batch // state.num_processes // config.micro_batch(state.num_processes)
+        raise InputError("report_to = {tracker!r}: is not installed → pip install {tracker}", tracker=config.report_to)
+    steps = config.of_process(state.num_processes).gradient_accumulation_steps
     compiles = wants_compilation(config, device, state.num_processes) and _can_compile(device)
     _overrule("ACCELERATE_MIXED_PRECISION", PRECISION[dtype], {"no"}, "dtype")
     _overrule("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", str(steps), {"1"}, "gradient_accumulation_steps")
@@ -98,11 +92,9 @@ def _keep_sums_wide(accelerator: Accelerator, dtype: str) -> None:
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise InputError(
-            _(
-                "fsdp_version = {version}: only 2 is supported → set it in the Accelerate configuration "
-                "(accelerate_configs/fsdp2.yaml)",
-                version=plugin.fsdp_version,
-            )
+            "fsdp_version = {version}: only 2 is supported → set it in the Accelerate configuration "
+            "(accelerate_configs/fsdp2.yaml)",
+            version=plugin.fsdp_version,
         )
     narrow = None if dtype == "float32" else getattr(torch, dtype)
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32)
@@ -111,46 +103,33 @@ def _keep_sums_wide(accelerator: Accelerator, dtype: str) -> None:
 def check_engine(config: Config, engine: DistributedType) -> None:
     """Settings that an engine cannot honour are refused.
 
-    DeepSpeed updates the weights inside of its backward pass, before the gradient norm is known here.
+    DeepSpeed gives the optimizer one flat tensor of all weights, of which Muon needs the matrices by themselves; and it
+    updates the weights inside of its backward pass, before the gradient norm is known here.
 
     Raises:
         InputError: names the setting and what to do.
     """
     if engine != DistributedType.DEEPSPEED:
         return
+    if config.optimizer == "muon":
+        raise InputError(
+            "optimizer = 'muon': needs the weights as matrices, and DeepSpeed flattens them → launch with FSDP2, "
+            "which shards as much (accelerate_configs/fsdp2.yaml), or set optimizer to 'adamw'"
+        )
     if config.batch_warmup_iters:
         raise InputError(
-            _(
-                "batch_warmup_iters = {steps}: DeepSpeed takes as many micro-batches in every step → leave it out, or "
-                "launch with DDP or FSDP2 (accelerate_configs/multi_gpu.yaml, fsdp2.yaml)",
-                steps=config.batch_warmup_iters,
-            )
+            "batch_warmup_iters = {steps}: DeepSpeed takes as many micro-batches in every step → leave it out, or "
+            "launch with DDP or FSDP2 (accelerate_configs/multi_gpu.yaml, fsdp2.yaml)",
+            steps=config.batch_warmup_iters,
         )
     for key, given in (("spike_guard", config.spike_guard is not None), ("max_bad_steps", config.max_bad_steps > 1)):
         if given:
             raise InputError(
-                _(
-                    "{key} = {value}: DeepSpeed updates the weights before the gradient norm is known → leave {key} "
-                    "out, or launch with DDP or FSDP2 (accelerate_configs/multi_gpu.yaml, fsdp2.yaml)",
-                    key=key,
-                    value=getattr(config, key),
-                )
+                "{key} = {value}: DeepSpeed updates the weights before the gradient norm is known → leave {key} "
+                "out, or launch with DDP or FSDP2 (accelerate_configs/multi_gpu.yaml, fsdp2.yaml)",
+                key=key,
+                value=getattr(config, key),
             )
-
-
-def check_optimizer(config: Config, engine: DistributedType) -> None:
-    """Muon needs the matrices by themselves.
-
-    Raises:
-        InputError: the engine is DeepSpeed, which gives the optimizer one flat tensor of all weights.
-    """
-    if config.optimizer == "muon" and engine == DistributedType.DEEPSPEED:
-        raise InputError(
-            _(
-                "optimizer = 'muon': needs the weights as matrices, and DeepSpeed flattens them → launch with FSDP2, "
-                "which shards as much (accelerate_configs/fsdp2.yaml), or set optimizer to 'adamw'"
-            )
-        )
 
 
 def start_tracker(accelerator: Accelerator, config: Config) -> None:
@@ -165,7 +144,7 @@ def start_tracker(accelerator: Accelerator, config: Config) -> None:
     try:
         accelerator.init_trackers(config.project, config.model_dump(), {"wandb": named, "trackio": named})
     except Exception as error:  # each tracker has its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         if config.report_to == "wandb":
             fix = _("log in with `wandb login`, or set WANDB_MODE=offline; or leave report_to out")
         else:
@@ -220,9 +199,7 @@ def choose_dtype(dtype: str, device: str, n_embd: int) -> str:
             return machine.cpu_dtype(n_embd)
         return "bfloat16" if device == "xpu" else "float32"
     if dtype == "float16" and device == "cpu":
-        raise InputError(
-            _("dtype = 'float16': needs an accelerator, and this run is on a CPU → set dtype to 'float32'")
-        )
+        raise InputError("dtype = 'float16': needs an accelerator, and this run is on a CPU → set dtype to 'float32'")
     return dtype
 
 
@@ -255,9 +232,7 @@ def _be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-COMPILING = 180.0  # seconds of an eager run from which a minute of compiling pays
 EAGER = 0.25  # of a card's peak that an eager step reaches, about
-HOST_SECONDS_PER_BLOCK = 0.8e-3  # in which the host launches a block's kernels, forward and backward
 
 
 def wants_compilation(config: Config, device: str, processes: int) -> bool:
@@ -267,7 +242,7 @@ def wants_compilation(config: Config, device: str, processes: int) -> bool:
     if device != "cuda":
         return False
     peak = cards.peak_flops(torch.cuda.get_device_name(), "bfloat16") or 50e12
-    return eager_seconds(config, peak, processes) > COMPILING
+    return eager_seconds(config, peak, processes) > sizes.COMPILING
 
 
 def eager_seconds(config: Config, peak: float, processes: int) -> float:
@@ -280,7 +255,7 @@ def eager_seconds(config: Config, peak: float, processes: int) -> float:
     """
     work = sizes.flops_per_token(config, vocab_size=0) * config.tokens_per_iter / processes / (peak * EAGER)
     micro_batches = config.global_batch / processes / config.micro_batch(processes)
-    host = micro_batches * config.n_layer * HOST_SECONDS_PER_BLOCK
+    host = micro_batches * config.n_layer * sizes.HOST_SECONDS_PER_BLOCK
     return float(config.max_iters * max(work, host))
 
 
@@ -289,7 +264,7 @@ def _can_compile(device: str) -> bool:
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever the backend raises, training without it works
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         warnings.warn(
             _("compile: true is left out, since torch.compile does not work here: {reason}", reason=reason),
             stacklevel=2,

@@ -65,19 +65,17 @@ def check_size(config: Config, accelerator: Accelerator) -> None:
         advice = _("a smaller n_layer and n_embd")
     parts = _("weights") if config.eval_only else _("weights, gradients and optimizer")
     raise InputError(
-        _(
-            "n_layer = {n_layer}, n_embd = {n_embd}: {parameters:,} parameters; their {parts} take {need:,.1f} GiB, "
-            "and {owner} {total:,.1f} GiB\n    → {advice}; {command} says what a recipe takes",
-            command=typed("plan"),
-            n_layer=config.n_layer,
-            n_embd=config.n_embd,
-            parameters=need // each,
-            parts=parts,
-            need=need / 2**30,
-            owner=owner,
-            total=total / 2**30,
-            advice=advice,
-        )
+        "n_layer = {n_layer}, n_embd = {n_embd}: {parameters:,} parameters; their {parts} take {need:,.1f} GiB, "
+        "and {owner} {total:,.1f} GiB\n    → {advice}; {command} says what a recipe takes",
+        command=typed("plan"),
+        n_layer=config.n_layer,
+        n_embd=config.n_embd,
+        parameters=need // each,
+        parts=parts,
+        need=need / 2**30,
+        owner=owner,
+        total=total / 2**30,
+        advice=advice,
     )
 
 
@@ -125,11 +123,9 @@ def fit(run: Run) -> None:
     while not everywhere(run, try_step(run, run.micro_batch)):
         if run.micro_batch == 1:
             raise RunError(
-                _(
-                    "step {step}: out of memory with one sequence\n    → {advice}",
-                    step=run.progress.step,
-                    advice=advice(run),
-                )
+                "step {step}: out of memory with one sequence\n    → {advice}",
+                step=run.progress.step,
+                advice=advice(run),
             )
         run.micro_batch = next(smaller(run))
     if run.micro_batch < asked:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 
 from hfgpt.base import cards, machine
@@ -114,8 +115,6 @@ def memory_bytes(device: torch.device) -> int:
     try:
         import resource
     except ImportError:  # Windows
-        import psutil
-
         memory = psutil.Process().memory_info()
         return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -79,12 +79,10 @@ def check_repository(config: Config, checkpoint: Path) -> None:
         return
     own = branch_folder(checkpoint).name
     raise InputError(
-        _(
-            "hub_model_id = {repo!r}: is the repository of the run that this one branches from → "
-            "--hub_model_id={own} gives the branch one of its own",
-            repo=config.repository,
-            own=own,
-        )
+        "hub_model_id = {repo!r}: is the repository of the run that this one branches from → "
+        "--hub_model_id={own} gives the branch one of its own",
+        repo=config.repository,
+        own=own,
     )
 
 
@@ -127,22 +125,18 @@ def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:
             theirs, ours = (max(contents.checkpoint_steps(path), default=-1) for path in (brought, folder))
             if theirs < 0:
                 raise InputError(
-                    _(
-                        "{repo}: has no checkpoint to go on from → push_to_hub: checkpoints pushes them, and "
-                        "--init_from={repo} begins a new run with its weights",
-                        repo=run.repo,
-                    )
+                    "{repo}: has no checkpoint to go on from → push_to_hub: checkpoints pushes them, and "
+                    "--init_from={repo} begins a new run with its weights",
+                    repo=run.repo,
                 )
             if not folder.exists():
                 brought.rename(folder)
                 return
             if any(folder.iterdir()) and hub.first_line(folder) != hub.first_line(brought):
                 raise InputError(
-                    _(
-                        "out_dir = {folder!r}: holds another run than {repo} → set out_dir to a new folder",
-                        folder=str(folder),
-                        repo=run.repo,
-                    )
+                    "out_dir = {folder!r}: holds another run than {repo} → set out_dir to a new folder",
+                    folder=str(folder),
+                    repo=run.repo,
                 )
             if theirs > ours:
                 _replace(folder, brought, older)

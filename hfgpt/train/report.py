@@ -14,10 +14,11 @@ from hfgpt.base.files import replace_file
 from hfgpt.base.language import _
 from hfgpt.base.units import duration
 from hfgpt.config import EMBEDDED_DATASET
+from hfgpt.config.fields import SAMPLE_TOKENS
 from hfgpt.model.gpt2 import parameter_count
 from hfgpt.runs import card, diagnose, metrics
 from hfgpt.train.collective import patiently
-from hfgpt.train.evaluate import SAMPLE_TOKENS, patience_is_over, sample_text
+from hfgpt.train.evaluate import patience_is_over, sample_text
 from hfgpt.train.failures import how_to_resume
 from hfgpt.train.run import Run
 

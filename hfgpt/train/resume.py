@@ -14,7 +14,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from hfgpt.base.errors import InputError
+from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.config.mix import corpora
@@ -151,11 +151,9 @@ def check_text_is_here(error: InputError, saved: checkpoint.Checkpoint) -> Input
     if facts is None or not reason.startswith("dataset = "):
         return error
     return InputError(
-        _(
-            "{reason}\n    → give the text of this run a place with --dataset: {corpus}",
-            reason=reason,
-            corpus=described(facts, str(saved.state["identity"]["data"])),
-        )
+        "{reason}\n    → give the text of this run a place with --dataset: {corpus}",
+        reason=reason,
+        corpus=described(facts, str(saved.state["identity"]["data"])),
     )
 
 
@@ -179,11 +177,9 @@ def read_branch(path: Path, config: Config) -> checkpoint.Checkpoint:
     """
     if path.resolve().parent == config.run_dir.resolve():
         raise InputError(
-            _(
-                "branch_from = {checkpoint!r}: is of the run in out_dir → set out_dir to a new folder, or go on with "
-                "--resume",
-                checkpoint=str(path),
-            )
+            "branch_from = {checkpoint!r}: is of the run in out_dir → set out_dir to a new folder, or go on with "
+            "--resume",
+            checkpoint=str(path),
         )
     try:
         return checkpoint.read(path)
@@ -220,14 +216,12 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint, other_text: bool = Fa
             del now["data"]
         elif [key for key in now if then.get(key) != now[key]] == ["data"]:
             raise InputError(
-                _(
-                    "{checkpoint} was trained on {then}; dataset = {dataset!r} is {now}\n    → give the run's own text "
-                    "with --dataset, or go on with this one as a run of its own: --branch_from={checkpoint}",
-                    checkpoint=saved.path,
-                    then=texts[0],
-                    dataset=run.config.dataset,
-                    now=texts[1],
-                )
+                "{checkpoint} was trained on {then}; dataset = {dataset!r} is {now}\n    → give the run's own text "
+                "with --dataset, or go on with this one as a run of its own: --branch_from={checkpoint}",
+                checkpoint=saved.path,
+                then=texts[0],
+                dataset=run.config.dataset,
+                now=texts[1],
             )
         else:
             then["data"], now["data"] = texts
@@ -238,13 +232,11 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint, other_text: bool = Fa
     ]
     if lines:
         raise InputError(
-            _(
-                "{checkpoint} is a checkpoint of another run:\n{differences}\n"
-                "    → resume with its own recipe, {recipe}, or set another out_dir",
-                checkpoint=saved.path,
-                differences="\n".join(lines),
-                recipe=run.folder / "recipe.yaml",
-            )
+            "{checkpoint} is a checkpoint of another run:\n{differences}\n"
+            "    → resume with its own recipe, {recipe}, or set another out_dir",
+            checkpoint=saved.path,
+            differences="\n".join(lines),
+            recipe=run.folder / "recipe.yaml",
         )
 
 
@@ -256,13 +248,11 @@ def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
     """
     if saved.state["step"] > config.max_iters and not config.time_budget:
         raise InputError(
-            _(
-                "max_iters = {steps}: the run has come to step {step} already ({checkpoint}) → set max_iters to at "
-                "least {step}, or remove the later checkpoints to go on from an earlier step",
-                steps=config.max_iters,
-                step=saved.state["step"],
-                checkpoint=saved.path,
-            )
+            "max_iters = {steps}: the run has come to step {step} already ({checkpoint}) → set max_iters to at "
+            "least {step}, or remove the later checkpoints to go on from an earlier step",
+            steps=config.max_iters,
+            step=saved.state["step"],
+            checkpoint=saved.path,
         )
 
 
@@ -307,9 +297,9 @@ def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
     try:
         states.load(run.accelerator, run.plain, run.optimizer, weights, averages)
     except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
-            _("{checkpoint} does not fit this model: {reason}", checkpoint=saved.path, reason=reason)
+            "{checkpoint} does not fit this model: {reason}", checkpoint=saved.path, reason=reason
         ) from None
     run.progress = Progress(**saved.state["progress"])
     run.corpus.batches.load_state_dict(saved.state["data"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,6 @@ from hfgpt.model.gpt2 import LanguageModel
 from hfgpt.runs.metrics import MetricsWriter
 from hfgpt.share.background import BackgroundPusher
 from hfgpt.train.display import Display
-from hfgpt.train.harness import Harness
 from hfgpt.train.writer import Writer
 
 
@@ -44,6 +43,13 @@ class Progress:
     average_norm: float | None = None  # running average of the gradient norm
     gpu_joules: float = 0.0  # that the main process's card has used
     horizons: list[int] = field(default_factory=list)  # lengths that were decided for the time_budget
+
+
+class Harness(NamedTuple):
+    """Loaded tasks of lm-evaluation-harness; without names there is nothing to answer."""
+
+    names: list[str]
+    loaded: Any = None  # its TaskDict, with the documents
 
 
 @dataclass

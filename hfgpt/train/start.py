@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 
 from hfgpt.base import threads
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _, why
+from hfgpt.base.language import why
 from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
 from hfgpt.data import prepare as preparing
@@ -26,6 +26,7 @@ from hfgpt.runs import metrics
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.share.background import BackgroundPusher
 from hfgpt.train import folder, harness, launch, memory, origin, states, tasks
+from hfgpt.train.checkpoint import Checkpoint
 from hfgpt.train.collective import on_main, set_patience
 from hfgpt.train.display import Display
 from hfgpt.train.evaluate import count_characters
@@ -39,7 +40,7 @@ from hfgpt.train.resume import (
     read_branch,
     restore,
 )
-from hfgpt.train.run import Run
+from hfgpt.train.run import Harness, Run
 from hfgpt.train.writer import Writer, in_background
 
 
@@ -72,14 +73,13 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         if branch_from is not None:
             origin.check_repository(config, branch_from)
     accelerator = launch.make_accelerator(config)
-    launch.check_optimizer(config, accelerator.distributed_type)
     launch.check_engine(config, accelerator.distributed_type)
+    display = Display(config.max_iters, accelerator.is_main_process)
     micro_batch = config.micro_batch(accelerator.num_processes)
     memory.check_size(config, accelerator)
     lock = lock_folder(config, lambda: folder.hold(config, resume, overwrite)) if writes else None
     if lock is not None:
         undo.callback(lock.release)
-    display = Display(config.max_iters, accelerator.is_main_process)
     saved = find_checkpoint(config, display) if resume else None
     branches = saved is None and branch_from is not None
     if saved is None and branch_from is not None:
@@ -88,32 +88,7 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         corpus = prepare_corpus(config, accelerator)
     except InputError as error:
         raise error if saved is None else check_text_is_here(error, saved) from None
-    torch.manual_seed(config.seed)
-    words = corpus.tokenizer
-    model = gpt2.build(config, tokenizers.vocabulary_size(words), words.eos_token_id, words)
-    run = Run(
-        config=config,
-        accelerator=accelerator,
-        corpus=corpus,
-        model=model,
-        optimizer=optim.build(model, config, accelerator.device),
-        display=display,
-        metrics=MetricsWriter(config.run_dir / FILE_NAME),
-        micro_batch=micro_batch,
-        val_characters=count_characters(config, corpus),
-        tasks=tasks.load(config.eval_tasks, corpus.tokenizer, model.gpt2.config.n_positions),
-        writer=Writer(in_background(config, accelerator.device.type)),
-    )
-    if names := tasks.names_of(config.eval_tasks)[1]:
-        if run.sharded:
-            raise InputError(
-                _(
-                    "eval_tasks = {task!r}: lm-evaluation-harness needs the whole weights on one device, and FSDP "
-                    "shards them → give .jsonl files of questions, or launch with DDP",
-                    task=names[0],
-                )
-            )
-        run.harness = on_main(lambda: harness.load(names)) or harness.Harness(names)
+    run = assemble(config, accelerator, corpus, display, micro_batch)
     if saved is not None:
         check_identity(run, saved, other_text=branches and not config.streaming)
         check_length(config, saved)
@@ -127,31 +102,81 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         run.lock = lock_folder(config, lambda: folder.claim(config, lock, claim, run.dtype))
         if run.lock is not None:
             undo.callback(run.lock.release)
-    if saved is not None:
-        announce_changes(run, saved)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        launch.configure_deepspeed(accelerator, config, micro_batch)
-    run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
-    if saved is not None:
-        restore(run, saved)
-        if saved.path.parent.resolve() != run.folder.resolve():
-            forget_best(run)
-    else:
-        states.seed(accelerator, config.seed, 0)
+    bring_to_devices(run, saved)
     if run.main and config.push_to_hub and writes:
-        run.pusher = BackgroundPusher(
-            run.folder,
-            config.repository,
-            private=config.hub_private or None,
-            overwrite=overwrite,
-            checkpoints=config.push_to_hub == "checkpoints",
-            warn=display.warn,
-        )
+        run.pusher = pusher(run, overwrite)
         if saved is not None and branch_from is None:  # what the run had no time to push before
             run.pusher.submit()
     if accelerator.num_processes > 1:  # from here on no process has a reason to be late
         set_patience(run.patience)
     return run
+
+
+def assemble(
+    config: Config, accelerator: Accelerator, corpus: preparing.Corpus, display: Display, micro_batch: int
+) -> Run:
+    """The run's parts, on the device that each is made on. Collective.
+
+    Raises:
+        InputError: model, tasks or launch do not go together.
+    """
+    torch.manual_seed(config.seed)
+    words = corpus.tokenizer
+    model = gpt2.build(config, tokenizers.vocabulary_size(words), words.eos_token_id, words)
+    run = Run(
+        config=config,
+        accelerator=accelerator,
+        corpus=corpus,
+        model=model,
+        optimizer=optim.build(model, config, accelerator.device),
+        display=display,
+        metrics=MetricsWriter(config.run_dir / FILE_NAME),
+        micro_batch=micro_batch,
+        val_characters=count_characters(config, corpus),
+        tasks=tasks.load(config.eval_tasks, words, model.gpt2.config.n_positions),
+        writer=Writer(in_background(config, accelerator.device.type)),
+    )
+    if names := tasks.names_of(config.eval_tasks)[1]:
+        if run.sharded:
+            raise InputError(
+                "eval_tasks = {task!r}: lm-evaluation-harness needs the whole weights on one device, and FSDP "
+                "shards them → give .jsonl files of questions, or launch with DDP",
+                task=names[0],
+            )
+        run.harness = on_main(lambda: harness.load(names)) or Harness(names)
+    return run
+
+
+def bring_to_devices(run: Run, saved: Checkpoint | None) -> None:
+    """Model and optimizer as the engine needs them, with what a checkpoint holds of them. Collective.
+
+    Raises:
+        InputError: the checkpoint is another model's.
+    """
+    accelerator = run.accelerator
+    if saved is not None:
+        announce_changes(run, saved)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        launch.configure_deepspeed(accelerator, run.config, run.micro_batch)
+    run.model, run.optimizer = accelerator.prepare(run.model, run.optimizer)
+    if saved is None:
+        states.seed(accelerator, run.config.seed, 0)
+        return
+    restore(run, saved)
+    if saved.path.parent.resolve() != run.folder.resolve():
+        forget_best(run)
+
+
+def pusher(run: Run, overwrite: bool) -> BackgroundPusher:
+    """What pushes the run while it trains."""
+    return BackgroundPusher(
+        run.folder,
+        run.config.repository,
+        private=run.config.hub_private or None,
+        overwrite=overwrite,
+        checkpoints=run.config.push_to_hub == "checkpoints",
+        warn=run.display.warn,
+    )
 
 
 def horizons_after(record: Path, step: int) -> dict[int, int]:
@@ -175,11 +200,7 @@ def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> Fold
             return action()
         except OSError as error:
             raise InputError(
-                _(
-                    "out_dir = {folder!r}: cannot be written: {reason}",
-                    folder=str(config.run_dir),
-                    reason=why(error),
-                )
+                "out_dir = {folder!r}: cannot be written: {reason}", folder=str(config.run_dir), reason=why(error)
             ) from None
 
     return on_main(locked)

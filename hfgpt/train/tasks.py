@@ -16,7 +16,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.language import _
 from hfgpt.data.tokenizer import token_ids
 from hfgpt.model.gpt2 import IGNORED
 from hfgpt.train.collective import total
@@ -53,7 +52,7 @@ def load(eval_tasks: str | None, tokenizer: PreTrainedTokenizerBase, block_size:
     for path in names_of(eval_tasks)[0]:
         tasks[path.stem] = list(_questions(path, tokenizer, block_size))
         if not tasks[path.stem]:
-            raise InputError(_("eval_tasks = {file!r}: holds no question", file=str(path)))
+            raise InputError("eval_tasks = {file!r}: holds no question", file=str(path))
     return tasks
 
 
@@ -61,7 +60,7 @@ def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) 
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(_("eval_tasks = {file!r}: cannot be read: {error}", file=str(path), error=error)) from None
+        raise InputError("eval_tasks = {file!r}: cannot be read: {error}", file=str(path), error=error) from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -74,12 +73,10 @@ def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) 
                 raise ValueError
         except UNREADABLE:
             raise InputError(
-                _(
-                    "{file}, line {line}: is not a question → give a JSON object with context, choices (two or more "
-                    "texts) and answer (the index of the right one, from 0)",
-                    file=path,
-                    line=number,
-                )
+                "{file}, line {line}: is not a question → give a JSON object with context, choices (two or more "
+                "texts) and answer (the index of the right one, from 0)",
+                file=path,
+                line=number,
             ) from None
         yield Question([_tokens(context, choice, tokenizer, block_size) for choice in choices], answer)
 

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 
 from hfgpt.base import shell
+from hfgpt.commands.choice import carry_out
 
 Script = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -98,6 +99,14 @@ def test_a_full_disk_is_one_message() -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.strip() == "The output cannot be written: No space left on device"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its limit is on the whole path")
+@pytest.mark.parametrize("command", ["evaluate", "diagnose", "recipes", "push"])
+def test_a_name_that_no_file_can_have(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["x" * 300, "user/name"] if command == "push" else ["x" * 300]
+    assert in_process(lambda words: carry_out(command, words), *words) == 2
+    assert capsys.readouterr().err == f"'{'x' * 40}…': the name is too long for a file or a folder\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are other there")

@@ -208,6 +208,14 @@ def put(path: Path, raw: bytes) -> None:
     path.write_bytes(raw)
 
 
+def put_data(place: Path, files: dict[str, bytes]) -> None:
+    """Write the files of `data`, beside which nothing is left of the run `made` of an earlier input."""
+    for name in ("data", "made"):
+        shutil.rmtree(place / name, ignore_errors=True)
+    for name, content in files.items():
+        put(place / "data" / name, content)
+
+
 # ----------------------------------------------------------------------------------------------------- the lane
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fuzz.fuzzing import VALUES, Fuzz, command, fuzz, put, runs, spoilt_bytes, spoilt_json, written
+from fuzz.fuzzing import VALUES, Fuzz, command, fuzz, put, put_data, runs, spoilt_bytes, spoilt_json, written
 from hypothesis import strategies as st
 
 __all__ = ["fuzz", "runs"]
@@ -139,10 +139,7 @@ def test_a_folder_of_tokens(fuzz: Fuzz, runs: dict[str, Path], tmp_path: Path) -
 
     def check_tokens(example: Any) -> None:
         files, words = example
-        shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        shutil.rmtree(tmp_path / "made", ignore_errors=True)
-        for name, content in files.items():
-            put(tmp_path / "data" / name, content)
+        put_data(tmp_path, files)
         command(*words, "--dataset=data", *shape, watched=tmp_path)
 
     few = ["--max_iters=1", "--warmup_iters=0", "--eval_iters=1", "--batch_size=1", "--sample_prompt=", "--num_proc=1"]

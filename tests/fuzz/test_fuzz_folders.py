@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fuzz.fuzzing import Copy, Fuzz, command, copy, fuzz, put, runs, spoilt_file
 from hypothesis import strategies as st
+
+from hfgpt.train import checkpoint
 
 __all__ = ["copy", "fuzz", "runs"]
 
@@ -38,8 +42,6 @@ RECORD_READERS: list[list[str]] = [
 
 def clean(watched: Path) -> None:
     """What the example before wrote."""
-    import shutil
-
     for path in watched.iterdir():
         if path.name != "in":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -52,35 +54,34 @@ def spoilt_run(draw: Any, runs: dict[str, Path], names: list[str], readers: list
     return kind, name, draw(spoilt_file(runs[kind] / name)), draw(st.sampled_from(readers))
 
 
-def test_a_spoilt_model(fuzz: Fuzz, runs: dict[str, Path], copy: Copy, tmp_path: Path) -> None:
-    def check_model(example: Any) -> None:
+def check_readers(fuzz: Fuzz, runs: dict[str, Path], copy: Copy, names: list[str], readers: list[list[str]]) -> None:
+    """Each of the commands reads a run in which one of the files is spoilt."""
+
+    def check_reader(example: Any) -> None:
         kind, name, raw, words = example
-        clean(tmp_path)
-        put(copy(kind) / name, raw)
-        command(*words, watched=tmp_path)
+        run = copy(kind)
+        watched = run.parents[1]
+        clean(watched)
+        put(run / name, raw)
+        command(*words, watched=watched)
 
-    fuzz(spoilt_run(runs, MODEL, READERS), check_model)
+    check_reader.__qualname__ += f" {names[0]}"  # its place in the database
+    fuzz(spoilt_run(runs, names, readers), check_reader)
 
 
-def test_a_spoilt_record(fuzz: Fuzz, runs: dict[str, Path], copy: Copy, tmp_path: Path) -> None:
-    def check_record(example: Any) -> None:
-        kind, name, raw, words = example
-        clean(tmp_path)
-        put(copy(kind) / name, raw)
-        command(*words, watched=tmp_path)
+def test_a_spoilt_model(fuzz: Fuzz, runs: dict[str, Path], copy: Copy) -> None:
+    check_readers(fuzz, runs, copy, MODEL, READERS)
 
-    fuzz(spoilt_run(runs, RECORDS, RECORD_READERS), check_record)
+
+def test_a_spoilt_record(fuzz: Fuzz, runs: dict[str, Path], copy: Copy) -> None:
+    check_readers(fuzz, runs, copy, RECORDS, RECORD_READERS)
 
 
 def test_a_spoilt_checkpoint(fuzz: Fuzz, runs: dict[str, Path], copy: Copy, tmp_path: Path) -> None:
     """A resume from a checkpoint whose sums are right again, but whose files say anything."""
-    from hfgpt.train import checkpoint
-
     names = [f"checkpoint-2/{path.name}" for path in sorted((runs["char"] / "checkpoint-2").iterdir())]
 
     def check_checkpoint(example: Any) -> None:
-        import json
-
         kind, name, raw, summed = example
         clean(tmp_path)
         at = copy(kind) / name

@@ -16,87 +16,19 @@ pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(0)]
 
 READERS: list[list[str]] = [["train", "--print_config"], ["plan"], ["plan", "--json"], ["sweep", "--random=2"]]
 
-PIECES = [
-    "n_layer",
-    "x",
-    "=",
-    "\n",
-    " ",
-    "(",
-    ")",
-    "[",
-    "]",
-    "{",
-    "}",
-    "**",
-    "*",
-    "+",
-    "-",
-    "~",
-    "not ",
-    "1",
-    "1e9",
-    "0",
-]
-PIECES += ["'a'", '"""', "#", "\\", ",", ":", "if ", "else ", "for ", "in ", "lambda ", "import os", "x = x * x\n", "%"]
-PIECES += [
-    "f'{x}'",
-    "<<",
-    ">>",
-    "//",
-    "/",
-    ".",
-    "@",
-    "0x",
-    "_",
-    "\t",
-    "\0",
-    "\ud800",
-    "é",
-    "None",
-    "True",
-    "j",
-    "9" * 50,
-]
-PYTHON = st.lists(st.sampled_from(PIECES), max_size=25).map("".join) | st.text(max_size=30)
-PYTHON |= st.builds(lambda piece, times, end: piece * times + end, PYTHON, st.sampled_from([30, 3000, 100_000]), PYTHON)
+# Pieces of texts, a "·" between them.
+PYTHON = 'n_layer·x·=·\n· ·(·)·[·]·{·}·**·*·+·-·~·not ·1·1e9·0·\'a\'·"""·#·\\·,·:·if ·else ·for ·in ·lambda ·import os'
+PYTHON += "·x = x * x\n·%·f'{x}'·<<·>>·//·/·.·@·0x·_·\t·\0·\ud800·é·None·True·j·" + "9" * 50
+YAML = "a·: ·- ·\n·  ·&a ·*a·<<: ·[·]·{·}·, ·? ·! ·!!int ·!!binary ·|·>·'·\"·#·%YAML 9.9\n·---\n·...\n·1:1·0o7·012"
+YAML += "·2001-01-01·~·n_layer·seed·\ufeff·\x85·\u2028·\t·=·dataset: [{name: a, weight: 1}]·.inf·-.nan·1_0·0x·&a [*a]"
 
-YAML = [
-    "a",
-    ": ",
-    "- ",
-    "\n",
-    "  ",
-    "&a ",
-    "*a",
-    "<<: ",
-    "[",
-    "]",
-    "{",
-    "}",
-    ", ",
-    "? ",
-    "! ",
-    "!!int ",
-    "!!binary ",
-    "|",
-]
-YAML += [">", "'", '"', "#", "%YAML 9.9\n", "---\n", "...\n", "1:1", "0o7", "012", "2001-01-01", "~", "n_layer", "seed"]
-YAML += [
-    "\ufeff",
-    "\x85",
-    "\u2028",
-    "\t",
-    "=",
-    "dataset: [{name: a, weight: 1}]",
-    ".inf",
-    "-.nan",
-    "1_0",
-    "0x",
-    "&a [*a]",
-]
-TEXTS = st.lists(st.sampled_from(YAML), max_size=25).map("".join)
-TEXTS |= st.builds(lambda piece, times, end: piece * times + end, TEXTS, st.sampled_from([30, 3000, 100_000]), TEXTS)
+
+def texts(pieces: str) -> st.SearchStrategy[str]:
+    """Texts of such pieces, also with one of them very many times."""
+    short = st.lists(st.sampled_from(pieces.split("·")), max_size=25).map("".join)
+    long = st.builds(lambda piece, times: piece * times, short, st.sampled_from([30, 3000, 100_000]))
+    return short | st.builds("{}{}".format, long, short)
+
 
 OPTIONS = ["vram", "gpu", "processes", "time_budget", "data", "price_per_hour", "explain", "seeds", "random", "equal"]
 OPTIONS += ["resume", "branch_from", "lang", "no_trials", "simulate", "print_config", "json", "recipe", "no_", ""]
@@ -115,8 +47,8 @@ def test_a_recipe(fuzz: Fuzz, tmp_path: Path) -> None:
         put(tmp_path / "r.yaml", text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
         command(reader[0], "r.yaml", *reader[1:], *cut(words), watched=tmp_path)
 
-    texts = DOCUMENTS | TEXTS | st.binary(max_size=50)
-    fuzz(st.tuples(texts, st.sampled_from(READERS[:3]), st.lists(MORE, max_size=2)), check_recipe)
+    recipes = DOCUMENTS | texts(YAML) | st.binary(max_size=50)
+    fuzz(st.tuples(recipes, st.sampled_from(READERS[:3]), st.lists(MORE, max_size=2)), check_recipe)
 
 
 def test_a_python_recipe(fuzz: Fuzz, tmp_path: Path) -> None:
@@ -125,23 +57,13 @@ def test_a_python_recipe(fuzz: Fuzz, tmp_path: Path) -> None:
         put(tmp_path / "r.py", text.encode("utf-8", "surrogatepass"))
         command(reader[0], "r.py", *reader[1:], watched=tmp_path)
 
-    fuzz(st.tuples(PYTHON, st.sampled_from(READERS[:2])), check_python)
+    fuzz(st.tuples(texts(PYTHON) | st.text(max_size=30), st.sampled_from(READERS[:2])), check_python)
 
 
 def test_words(fuzz: Fuzz, tmp_path: Path) -> None:
     """What may be typed behind every command that only looks."""
-    names = [
-        "plan",
-        "train",
-        "diagnose",
-        "compare",
-        "evaluate",
-        "sample",
-        "export_nanogpt",
-        "import_nanogpt",
-        "recipes",
-    ]
-    names += ["export_gguf", "prepare", "push", "pull"]
+    names = ["plan", "train", "diagnose", "compare", "evaluate", "sample", "export_nanogpt", "import_nanogpt"]
+    names += ["recipes", "export_gguf", "prepare", "push", "pull"]
 
     def check_words(example: Any) -> None:
         name, words = example

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fuzz.fuzzing import VALUES, Fuzz, command, fuzz, put, runs, spoilt_bytes, written
+from fuzz.fuzzing import VALUES, Fuzz, command, fuzz, put, put_data, runs, spoilt_bytes, written
 from hypothesis import strategies as st
 
 __all__ = ["fuzz", "runs"]
@@ -100,10 +100,7 @@ def test_a_folder_of_texts(fuzz: Fuzz, runs: dict[str, Path], tmp_path: Path) ->
 
     def check_texts(example: Any) -> None:
         files, words = example
-        shutil.rmtree(tmp_path / "data", ignore_errors=True)
-        shutil.rmtree(tmp_path / "made", ignore_errors=True)
-        for name, content in files.items():
-            put(tmp_path / "data" / name, content)
+        put_data(tmp_path, files)
         command(*words, watched=tmp_path)
 
     fuzz(st.tuples(text_folder(), st.sampled_from(READERS)), check_texts)

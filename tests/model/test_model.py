@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TWO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -439,11 +437,7 @@ def test_a_model_that_is_not_there(name: str) -> None:
 
 
 @pytest.mark.e2e
-def test_the_gradients_in_fsdps_shards_are_those_of_the_whole_model() -> None:
-    script = Path(__file__).parent / "sharded.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+def test_the_gradients_in_fsdps_shards_are_those_of_the_whole_model(run_script: Any) -> None:
+    done = run_script(Path(__file__).parent / "sharded.py", launch=TWO)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) < 1e-4

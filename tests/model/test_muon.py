@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import TWO
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -204,13 +202,9 @@ def test_the_dtype_is_the_devices_fast_one(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.e2e
-def test_two_processes_share_the_work_and_step_as_one_does() -> None:
+def test_two_processes_share_the_work_and_step_as_one_does(run_script: Any) -> None:
     """Replicated as under DDP, and in FSDP2's shards; each takes 9 of the 18 matrices, give or take an odd one."""
-    script = Path(__file__).parent / "muon_processes.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=240, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = run_script(Path(__file__).parent / "muon_processes.py", launch=TWO)
     assert done.returncode == 0, done.stderr
     told = [line.split() for line in done.stdout.splitlines()]
     assert all(float(value) < 1e-5 for name, value in told if name in ("replicated", "sharded")), told

@@ -84,14 +84,3 @@ def test_steps_that_other_work_slowed_do_not_count(
     best, forecast, _ = trials.settle(candidates, find_target(candidates[0].config), 60, 1.0)
     assert best == replace(candidates[0], busy=True)
     assert forecast.source == "laws"
-
-
-def test_what_planning_takes_from_training_is_the_same_there() -> None:
-    """plan does not load torch or numpy for these, so they stand in two places."""
-    from hfgpt.data import blocks
-    from hfgpt.plan import timing
-    from hfgpt.train import evaluate, launch
-
-    assert timing.EVAL_BATCH == blocks.EVAL_BATCH
-    assert timing.SAMPLE_TOKENS == evaluate.SAMPLE_TOKENS
-    assert (timing.COMPILING, timing.HOST_SECONDS_PER_BLOCK) == (launch.COMPILING, launch.HOST_SECONDS_PER_BLOCK)

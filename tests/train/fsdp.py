@@ -1,4 +1,5 @@
-"""scripts/train.py through Accelerate's own FSDP2 path, on two CPU processes; started by torchrun from test_engines.py.
+"""scripts/train.py through Accelerate's own FSDP2 path, on two CPU processes; test_engines.py starts it with
+accelerate_configs/fsdp2.yaml.
 
 Accelerate makes DDP of FSDP on a CPU without a word. Told that its processes are on cards, while its device stays the
 CPU, it goes the way that it goes on cards: its plugin, its wrapping, its precision. The words behind the recipe are
@@ -12,17 +13,6 @@ import sys
 from typing import Any
 
 import torch.distributed as dist
-
-SETTINGS = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_TRANSFORMER_CLS_TO_WRAP": "GPT2Block",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    "FSDP_ACTIVATION_CHECKPOINTING": "false",
-}  # as accelerate_configs/fsdp2.yaml has it
 
 
 def pretend_cards() -> None:
@@ -45,7 +35,6 @@ def pretend_cards() -> None:
 def main() -> int:
     engine = os.environ.pop("TEST_ENGINE")
     if engine != "ddp":
-        os.environ.update(SETTINGS)
         pretend_cards()
     from torch.distributed.tensor import DTensor
 

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from hfgpt import config
@@ -31,6 +32,7 @@ from hfgpt.train import checkpoint, launch, states
 from hfgpt.train import loop as train
 from hfgpt.train import start as beginning
 from hfgpt.train.run import Run
+from hfgpt.train.step import StepResult
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +45,15 @@ _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["hfgpt.train.loop"])
 
 Attempt = multiprocessing.context.ForkServerProcess
+
+
+def do_train(values: dict[str, Any], **how: Any) -> Path:
+    """Train a recipe in this process; returns the run folder."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    resolved = config.build(values, "test")
+    assert train.train(resolved, **how) == 0
+    return resolved.run_dir
 
 
 def attempt(
@@ -93,6 +104,23 @@ class KillAt:
         self.left -= name == self.stage
         if not self.left:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class SlowSteps:
+    """A `change` that makes the steps after one, or the `only` one after it, take so many seconds longer."""
+
+    def __init__(self, after: int, seconds: float, only: bool = False) -> None:
+        self.after, self.seconds, self.only = after, seconds, only
+
+    def __call__(self) -> None:
+        real = train.train_step
+
+        def slow(at: Run, *arguments: Any) -> StepResult:
+            if at.progress.step == self.after or (at.progress.step > self.after and not self.only):
+                time.sleep(self.seconds)
+            return real(at, *arguments)
+
+        train.train_step = slow
 
 
 class LogBatches:

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from survival import TWO, differences
+from survival import TWO, differences, do_train
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.runs import metrics
-from hfgpt.train import loop as train
 from hfgpt.train import step
 from hfgpt.train.start import start
 
@@ -26,14 +24,6 @@ RISING = {
     "max_iters": 12,
     "log_interval": 1,
 }
-
-
-def do_train(values: dict[str, Any], **how: Any) -> Path:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    resolved = config.build(values, "test")
-    assert train.train(resolved, **how) == 0
-    return resolved.run_dir
 
 
 def test_a_resume_inside_the_warm_up_has_the_same_bits(tiny: dict[str, Any], tmp_path: Path) -> None:

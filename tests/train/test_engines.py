@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from survival import figures
+from survival import ROOT, figures
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
@@ -25,10 +25,12 @@ TRAIN_LOSS = 1  # its place in a row of figures()
 
 
 def two_processes(engine: str, recipe: Path, *words: str) -> str:
-    """What torchrun printed of a run on two CPU processes."""
+    """What `accelerate launch` printed of a run on two CPU processes, with the engine's own configuration."""
+    settings = ROOT / "accelerate_configs" / ("multi_cpu.yaml" if engine == "ddp" else "fsdp2.yaml")
+    launch = ("-m", "accelerate.commands.launch", "--config_file", str(settings), "--num_processes=2")
     script = Path(__file__).parent / "fsdp.py"
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(script), str(recipe), *words],
+        [sys.executable, *launch, str(script), str(recipe), *words],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "TEST_ENGINE": engine},
         capture_output=True,
         text=True,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import survival
 from safetensors.torch import load_file
-from survival import attempt, differences, finish, wait_for_step
+from survival import attempt, differences, do_train, finish, wait_for_step
 
 from hfgpt import config
 from hfgpt.base.errors import InputError, RunError
@@ -22,12 +22,6 @@ from hfgpt.base.lock import FolderLock
 from hfgpt.runs import metrics
 from hfgpt.train import checkpoint, folder
 from hfgpt.train import loop as train
-
-
-def do_train(values: dict[str, Any], **how: bool) -> Path:
-    resolved = config.build(values, "test")
-    assert train.train(resolved, **how) == 0
-    return resolved.run_dir
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -10,20 +10,12 @@ from typing import Any
 import pytest
 import yaml
 from accelerate.state import AcceleratorState, GradientState
-from survival import TWO, figures
+from survival import TWO, do_train, figures
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.runs import card, compare, metrics, report
 from hfgpt.train import loop as train
-
-
-def do_train(values: dict[str, Any]) -> Path:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    resolved = config.build(values, "test")
-    assert train.train(resolved) == 0
-    return resolved.run_dir
 
 
 @pytest.fixture

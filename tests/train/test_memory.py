@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from survival import ROOT, TWO, differences, figures
+from survival import ROOT, TWO, differences, do_train, figures
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hfgpt import config
@@ -17,7 +17,6 @@ from hfgpt.model import gpt2 as model
 from hfgpt.model import optim
 from hfgpt.plan import simulate
 from hfgpt.train import checkpoint, memory
-from hfgpt.train import loop as train
 from hfgpt.train.run import Run
 from hfgpt.train.start import start
 
@@ -49,12 +48,6 @@ def room_for(monkeypatch: pytest.MonkeyPatch, sequences: int, steps: int = 0) ->
 
     monkeypatch.setattr(model.LanguageModel, "forward", forward)
     return tried
-
-
-def do_train(values: dict[str, Any], **how: bool) -> Path:
-    resolved = config.build(values, "test")
-    assert train.train(resolved, **how) == 0
-    return resolved.run_dir
 
 
 @pytest.fixture

@@ -9,27 +9,16 @@ from typing import Any
 
 import hub_server
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
-from survival import differences, figures
+from survival import differences, do_train, figures
 
-from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.base.lock import FolderLock
 from hfgpt.runs import metrics, segments
 from hfgpt.share import hub
 from hfgpt.train import checkpoint, origin
-from hfgpt.train import loop as train
 
 LONG = {"dropout": 0.2, "max_iters": 24, "lr_decay_iters": 24, "save_total_limit": 9}
-
-
-def do_train(values: dict[str, Any], **how: Any) -> Path:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    resolved = config.build(values, "test")
-    assert train.train(resolved, **how) == 0
-    return resolved.run_dir
 
 
 def test_a_branch_with_the_same_recipe_is_the_same_run(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from survival import (
     KillAt,
     LogBatches,
+    SlowSteps,
     attempt,
     batches_of,
     differences,
@@ -42,7 +43,6 @@ from hfgpt.base.errors import InputError, RunError
 from hfgpt.model import gpt2 as model
 from hfgpt.train import checkpoint
 from hfgpt.train import loop as train
-from hfgpt.train.run import Run
 from hfgpt.train.start import start
 from hfgpt.train.step import StepResult, check_update, may_step
 
@@ -100,25 +100,13 @@ def test_a_resume_without_the_generators_is_noticed(
 # ------------------------------------------------------------------------------------------------ 2. asked to stop
 
 
-def slow_steps() -> None:
-    """From step 5 on a step takes 3 seconds."""
-    real = train.train_step
-
-    def slow(at: Run, *arguments: Any) -> StepResult:
-        if at.progress.step >= 5:
-            time.sleep(3)
-        return real(at, *arguments)
-
-    train.train_step = slow
-
-
 def test_a_second_signal_ends_at_once(
     tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path], tmp_path: Path
 ) -> None:
     """The first lets the step be finished, its echo from a launcher changes nothing, a later one does not wait."""
     values, log = tiny | KILLED, tmp_path / "log"
     folder = Path(values["out_dir"])
-    process = attempt(values, slow_steps, log)
+    process = attempt(values, SlowSteps(5, 3), log)
     wait_for_step(folder, 5, process)
     assert process.pid
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
@@ -137,7 +125,7 @@ def test_an_echo_is_one_request(tiny: dict[str, Any], whole: Callable[[dict[str,
     """SIGINT from the terminal and the SIGTERMs of a launcher: one checkpoint, one line that resumes, 128 + signal."""
     values, log = tiny | KILLED, tmp_path / "log"
     folder = Path(values["out_dir"])
-    process = attempt(values, slow_steps, log)
+    process = attempt(values, SlowSteps(5, 3), log)
     wait_for_step(folder, 5, process)
     assert process.pid
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
@@ -291,7 +279,8 @@ def test_a_disk_that_is_full_between_checkpoints(
     disk = small_disk("size=4m")
     values["out_dir"] = str(disk / "run")
     folder = Path(values["out_dir"])
-    process = attempt(values, slow_steps_after_12, log)
+    # time enough to fill the disk between two steps; 4 KB of further lines take some thirty of them
+    process = attempt(values, SlowSteps(12, 1, only=True), log)
     wait_for_step(folder, 12, process)
     fill(disk)
     assert finish(process) == 1
@@ -301,18 +290,6 @@ def test_a_disk_that_is_full_between_checkpoints(
     (disk / "ballast").unlink()
     assert finish(attempt(values)) == 0
     assert differences(folder, expected) == []
-
-
-def slow_steps_after_12() -> None:
-    """Time enough to fill the disk between two steps; 4 KB of further lines take some thirty of them."""
-    real = train.train_step
-
-    def slow(at: Run, *arguments: Any) -> StepResult:
-        if at.progress.step == 12:
-            time.sleep(1)
-        return real(at, *arguments)
-
-    train.train_step = slow
 
 
 def no_step(*_: object) -> None:
@@ -445,7 +422,7 @@ def test_a_stream_goes_on_with_the_same_rows(tiny: dict[str, Any], tmp_path: Pat
     values = tiny | KILLED | {"streaming": True, "max_iters": 40}
     once, first, second = (tmp_path / name for name in ("once", "first", "second"))
     assert finish(attempt(values | {"out_dir": str(tmp_path / "whole")}, LogBatches(once))) == 0
-    process = attempt(values, Both(LogBatches(first), slow_steps_after_22))
+    process = attempt(values, Both(LogBatches(first), SlowSteps(22, 1)))
     wait_for_step(Path(values["out_dir"]), 22, process)
     assert survival.kill_after(process, 0) == -signal.SIGKILL
     assert finish(attempt(values, LogBatches(second))) == 0
@@ -462,17 +439,6 @@ class Both:
     def __call__(self) -> None:
         for change in self.changes:
             change()
-
-
-def slow_steps_after_22() -> None:
-    real = train.train_step
-
-    def slow(at: Run, *arguments: Any) -> StepResult:
-        if at.progress.step >= 22:
-            time.sleep(1)
-        return real(at, *arguments)
-
-    train.train_step = slow
 
 
 # ------------------------------------------------------------------------------------------------------ 11. a long run

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import survival
-from accelerate.state import AcceleratorState, GradientState
-from survival import attempt, differences, figures, finish, wait_for_step
+from survival import attempt, differences, do_train, figures, finish, wait_for_step
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
@@ -21,15 +20,6 @@ from hfgpt.inference import figures as language
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import metrics, segments
 from hfgpt.train import checkpoint, stop
-from hfgpt.train import loop as train
-
-
-def do_train(values: dict[str, Any], **how: Any) -> Path:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    resolved = config.build(values, "test")
-    assert train.train(resolved, **how) == 0
-    return resolved.run_dir
 
 
 @pytest.fixture(autouse=True)

@@ -8,23 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
-from survival import figures
+from survival import do_train, figures
 
 from hfgpt import config
 from hfgpt.base.errors import ConfigError, InputError
 from hfgpt.runs import metrics
-from hfgpt.train import loop as train
 from hfgpt.train import tasks
 from hfgpt.train.start import start
-
-
-def do_train(values: dict[str, Any]) -> Path:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    resolved = config.build(values, "test")
-    assert train.train(resolved) == 0
-    return resolved.run_dir
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from survival import do_train, figures
 
 from hfgpt import config
 from hfgpt.base.errors import InputError, RunError
@@ -25,32 +25,17 @@ from hfgpt.runs import metrics
 from hfgpt.train import checkpoint, states
 from hfgpt.train import loop as train
 from hfgpt.train.failures import diverged
-from hfgpt.train.launch import check_optimizer
+from hfgpt.train.launch import check_engine
 from hfgpt.train.resume import check_identity, identity, restore
 from hfgpt.train.run import Run
 from hfgpt.train.start import start
 from hfgpt.train.step import StepResult, to_device, train_step
 
 Records = list[dict[str, float]]
-MEASURED = ("train_loss", "learning_rate", "grad_norm", "train_eval_loss", "val_loss", "val_bits_per_character")
 
 
 class Killed(Exception):
     """Stands for the end of the process in the middle of a step."""
-
-
-def do_train(values: dict[str, Any], **how: bool) -> Path:
-    """Train a recipe in this process; returns the run folder."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    resolved = config.build(values, "test")
-    assert train.train(resolved, **how) == 0
-    return resolved.run_dir
-
-
-def figures(folder: Path) -> list[tuple[float, ...]]:
-    """What was measured at each step, without the clock."""
-    return [(r["step"], *(r.get(key, math.inf) for key in MEASURED)) for r in metrics.read(folder / "metrics.jsonl")]
 
 
 def series(folder: Path, key: str) -> list[float]:
@@ -299,10 +284,10 @@ def test_a_checkpoint_from_before_there_was_a_choice_is_adamws(tiny: dict[str, A
 
 def test_muon_needs_matrices_which_deepspeed_flattens(tiny: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="DeepSpeed flattens them → launch with FSDP2"):
-        check_optimizer(config.build(tiny | {"optimizer": "muon"}, "x"), DistributedType.DEEPSPEED)
-    check_optimizer(config.build(tiny, "x"), DistributedType.DEEPSPEED)
+        check_engine(config.build(tiny | {"optimizer": "muon"}, "x"), DistributedType.DEEPSPEED)
+    check_engine(config.build(tiny, "x"), DistributedType.DEEPSPEED)
     for engine in (DistributedType.MULTI_GPU, DistributedType.FSDP):
-        check_optimizer(config.build(tiny | {"optimizer": "muon"}, "x"), engine)
+        check_engine(config.build(tiny | {"optimizer": "muon"}, "x"), engine)
 
 
 def test_resume_may_train_longer(tiny: dict[str, Any]) -> None:
