@@ -58,6 +58,11 @@ check: $(READY)
 	$(BIN)/mypy hfgpt scripts
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python -m pytest tests/test_prose.py
+	@if command -v vale >/dev/null; then vale $(PROSE); fi
+
+# What Vale reads, where it is installed; tests/test_prose.py holds the same rules everywhere, and in messages.
+PROSE = README.md CONTRIBUTING.md SECURITY.md docs/en hfgpt
 
 # The documentation site in site/, with warnings as errors; links between its pages and into the repository are checked.
 docs: $(READY)

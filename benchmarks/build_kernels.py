@@ -8,7 +8,7 @@ Out: a line for each: how many kernels torch.compile generated and Triton built,
      that card. Exit code 1 if one could not be built.
 
 The step is that of two of GPT-2 124M's blocks and its head, in bfloat16: forward and backward, plain, with documents
-kept apart, and with activation checkpointing. Its tensors are fake, and torch is told of a card by its public
+kept apart, and with activation checkpointing. Its tensors are fake, and torch learns of a card from its public
 properties, in Python and by a few functions in the place of the driver's. What follows from those is as on the card:
 what Inductor fuses, which tiles it takes, what ptxas says to their shared memory and registers. Nothing runs. So this
 finds kernels that cannot be built, and not those that are wrong or slow.

@@ -382,7 +382,7 @@ def masks(shape: Shape, vocabulary: int, device: str) -> dict[str, Any]:
 
 
 def first_wait(step: Callable[[], None]) -> str:
-    """What torch says of the first wait for the card in a step; "" if there is none."""
+    """What torch says of the first wait for the card in a step; "" if it says nothing."""
     import torch
 
     torch.cuda.synchronize()

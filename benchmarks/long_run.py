@@ -38,7 +38,7 @@ class Sample(NamedTuple):
 
 
 def last_step(record: Path) -> int:
-    """The newest step in a metrics.jsonl; -1 where there is none yet."""
+    """The newest step in a metrics.jsonl; -1 before the first."""
     lines = record.read_text().split("\n")[:-1] if record.exists() else []
     return json.loads(lines[-1])["step"] if lines else -1
 

@@ -441,7 +441,7 @@ def to_first_step(setting: Setting, launcher: list[str]) -> Result:
 
 
 def first_iteration(lines: list[str]) -> bool:
-    """Whether nanoGPT has told of an iteration."""
+    """Whether nanoGPT has printed an iteration."""
     return any(peers.ITERATION.match(line) for line in list(lines))
 
 

@@ -111,7 +111,7 @@ def run(
 
 
 def high_water(pid: int) -> int:
-    """Bytes of the largest resident set a process has had so far (VmHWM); 0 where that is not to be had.
+    """Bytes of the largest resident set a process has had so far (VmHWM); 0 where the system does not say.
 
     The kernel keeps the maximum, so that looking now and then misses nothing but the last moment. The maximum that
     wait4 reports would begin with the memory of whoever started the process.

@@ -51,7 +51,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # models this small only lose by waiting fo
 
 compile_all()  # the translations, as an installation does
 
-# A machine with other work on it makes single examples slow; that is no fault of theirs.
+# A machine with other work on it makes single examples slow; they are not to blame.
 settings.register_profile("hfgpt", deadline=None, derandomize=True)
 settings.load_profile("hfgpt")
 

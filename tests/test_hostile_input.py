@@ -115,7 +115,7 @@ def test_a_pickle_beside_the_weights_is_not_opened(folder: Path, mark: Path, nam
 
 @pytest.mark.parametrize("name", checkpoint.TENSOR_FILES)
 def test_a_checkpoint_of_pickles(folder: Path, mark: Path, name: str) -> None:
-    """Even with sums that are right, a safetensors file that is a pickle is no safetensors file."""
+    """Even with sums that are right, a safetensors file that is a pickle is refused."""
     at = folder / "checkpoint-2"
     torch.save(Payload(mark), at / name)
     state = json.loads((at / "state.json").read_text())
@@ -298,7 +298,7 @@ DEEP = "[" * 100_000
 
 
 def test_a_file_of_brackets_is_no_record_of_anything(folder: Path, tmp_path: Path) -> None:
-    """Every file of JSON that is read back: Python gives up with a RecursionError, which is no ValueError."""
+    """Every file of JSON that is read back: Python gives up with a RecursionError, which is not a ValueError."""
     at = folder / "checkpoint-2"
     (at / "state.json").write_text(DEEP)
     (at / "COMPLETE").write_text(checkpoint._sum(at / "state.json"))

@@ -1,4 +1,8 @@
-"""English prose keeps the rules of styles/hfgpt/, which Vale reads too: pages, comments, docstrings and messages."""
+"""English prose keeps the rules of styles/hfgpt/, which Vale reads too: in pages, comments, docstrings and messages.
+
+Vale's package for pip is a program that downloads Vale itself, so it is not among the requirements; where it is
+installed, `make check` runs it as well.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,14 @@ from conftest import ROOT
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs" / "en").rglob("*.md")) + sorted((ROOT / "benchmarks").glob("*.md"))
-CODE = [path for name in ("hfgpt", "scripts", "docs") for path in sorted((ROOT / name).rglob("*.py"))]
+CODE = [
+    path for name in ("hfgpt", "scripts", "docs", "benchmarks", "tests") for path in sorted((ROOT / name).rglob("*.py"))
+]
+SETTINGS = [ROOT / name for name in ("setup.cfg", "pyproject.toml", "Makefile", "mkdocs.yml", ".vale.ini", ".ci/run")]
+SETTINGS += [
+    path for name in ("recipes", "accelerate_configs", ".github") for path in sorted((ROOT / name).rglob("*.y*ml"))
+]
+TEXTS = [ROOT / "hfgpt" / "plan" / "guide.yaml"]
 
 
 class Rule(NamedTuple):
@@ -59,9 +70,19 @@ def prose_of_code(path: Path) -> str:
     return " ".join(parts) + "\n" + "\n\n".join(re.sub(r"``?[^`]*``?", "`code`", text) for text in texts)
 
 
-@pytest.mark.parametrize("path", PAGES + CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def prose(path: Path) -> str:
+    """What a file says to its readers."""
+    if path in PAGES:
+        return prose_of_page(path)
+    if path in CODE:
+        return prose_of_code(path)
+    lines = path.read_text("utf-8").splitlines()
+    return "\n".join(line.lstrip("# ") for line in lines if path in TEXTS or line.lstrip().startswith("#"))
+
+
+@pytest.mark.parametrize("path", PAGES + CODE + SETTINGS + TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_prose_keeps_the_rules(path: Path) -> None:
-    text = prose_of_page(path) if path.suffix == ".md" else prose_of_code(path)
+    text = prose(path)
     text = re.sub(r"\s+", " ", text)
     found = [
         f"{rule.name}: …{text[max(0, match.start() - 40) : match.end() + 30]}… {rule.message}"

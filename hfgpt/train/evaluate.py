@@ -147,7 +147,7 @@ def count_characters(config: Config, corpus: Corpus) -> int:
     """The characters that the evaluated validation targets stand for.
 
     Raises:
-        InputError: there are none, as where all targets are marks between documents.
+        InputError: all targets are marks between documents, which hold no text.
     """
     blocks = evaluation_blocks(corpus.val, config.block_size, config.eval_iters)
     count = CharacterCounter(corpus.tokenizer)(corpus.val.blocks(blocks, config.block_size)[:, 1:])

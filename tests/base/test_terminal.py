@@ -29,7 +29,7 @@ def test_visible(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     "text",
     [
-        "each line is cut at spaces, and none of the words is lost on the way",
+        "each line is cut at spaces, and no word is lost on the way",
         "每一行都可以在两个汉字之间断开，但标点符号（例如逗号）不出现在行首。",
         "参数 n_layer（层数）越大，模型越深。",
     ],

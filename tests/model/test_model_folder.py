@@ -157,7 +157,7 @@ def test_an_index_of_another_form_is_refused(folder: Path, weight_map: Any) -> N
 
 
 def test_what_config_json_says_beside_the_shape_is_not_used(folder: Path) -> None:
-    """Code of its own, quantisation, another attention: a GPT-2 of this project needs none of them."""
+    """Code of its own, quantisation, another attention: a GPT-2 of this project does not need them."""
     strange = {"auto_map": {"AutoModel": "code.Model"}, "quantization_config": {"quant_method": "bitsandbytes"}}
     rewrite(folder / "config.json", lambda c: c | strange | {"architectures": ["Other"], "torch_dtype": "int8"})
     model, _ = exported.load_folder(folder, "cpu")

@@ -68,7 +68,7 @@ def test_remedies_in_the_chapter_s_order_each_computed() -> None:
     assert changes["shorter block"] == {"block_size": 128}  # strategy 2
     assert changes["smaller model"] == {"n_layer": 4, "n_head": 4, "n_embd": 256}  # strategy 4
     assert changes["16-bit arithmetic"] == {"dtype": "bfloat16"}  # strategy 5
-    assert changes["smaller vocabulary"] == {}, "a character model has none to give"
+    assert changes["smaller vocabulary"] == {}, "a character model needs all of its vocabulary"
     now = batches.memory(what, on).peak
     for row in rows:
         if row.memory is not None:

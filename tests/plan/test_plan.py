@@ -118,7 +118,7 @@ def test_tables_show_the_rule_beside_the_figure(monkeypatch: pytest.MonkeyPatch)
         "16-bit arithmetic", "activation checkpointing", "64 x 1", "of 8.00 GiB", "--gradient_accumulation_steps=4",
     ):  # fmt: skip
         assert words in text, words
-    assert "\x1b[" not in text, "no colours where it is no terminal"
+    assert "\x1b[" not in text, "colours are for a terminal"
 
 
 def test_the_optimizers_row() -> None:

@@ -51,7 +51,7 @@ def test_an_empty_micro_batch_changes_nothing(tiny: dict[str, Any]) -> None:
 def test_two_processes_train_on_the_same_sequences(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Any, tmp_path: Path
 ) -> None:
-    """The first step has one sequence: the second process has none."""
+    """The first step has one sequence: the second process gets nothing."""
     recipe, records = write_recipe(tiny | RISING), []
     for name, launch in (("one", ()), ("two", TWO)):
         done = run_script("train.py", recipe, f"--out_dir={tmp_path / name}", launch=launch)

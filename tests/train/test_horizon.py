@@ -64,7 +64,7 @@ def series(path: Path, key: str) -> dict[int, float]:
 def test_the_schedule_is_finished_and_evaluated_in_time(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, change: float
 ) -> None:
-    """Also where the machine becomes half as fast, or twice as fast, in mid-run."""
+    """Also where the machine becomes half as fast, or twice as fast, during the run."""
     resolved = config.build(tiny | TIMED | {"time_budget": "60s"}, "test")
     clock = Clock(monkeypatch, step=0.2)
     real = train.learning_rate

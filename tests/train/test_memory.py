@@ -253,7 +253,7 @@ def test_a_trial_leaves_no_trace(optimizer: str) -> None:
 
 
 def test_with_ddp_gradients_move_into_its_buckets() -> None:
-    """Without accumulation, a gradient of its own lives until it is copied: none are left at the end of the pass."""
+    """Without accumulation, a gradient of its own lives until it is copied: not one is left after the pass."""
     recipe = config.build({"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}, "test")
     net = model.build(recipe, 30, None)
     made = optim.build(net, recipe, torch.device("cpu"))

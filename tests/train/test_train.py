@@ -269,7 +269,7 @@ def test_resume_without_the_generators_is_noticed(
 
 
 def test_a_resume_keeps_the_optimizer(tiny: dict[str, Any]) -> None:
-    """One's averages are no use to the other."""
+    """One cannot use the other's averages."""
     do_train(tiny)
     with pytest.raises(InputError, match="optimizer: 'adamw' in the checkpoint, 'muon' now"):
         do_train(tiny | {"optimizer": "muon", "max_iters": 12}, resume=True)
