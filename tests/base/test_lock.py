@@ -108,7 +108,7 @@ def test_another_machines_lock_lives_while_it_gives_signs_of_life(tmp_path: Path
 def test_a_silent_machine_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Perhaps it is cut off for a moment: after SILENCE its lock is taken over, not sooner."""
     monkeypatch.setattr(lock, "BEAT", 0.2)
-    monkeypatch.setattr(lock, "SILENCE", 2.0)
+    monkeypatch.setattr(lock, "SILENCE", 4.0)
     of_another_machine(tmp_path, silent=0.5)
     began = time.monotonic()
     with FolderLock(tmp_path):

@@ -106,7 +106,7 @@ def test_a_second_signal_ends_at_once(
     """The first lets the step be finished, its echo from a launcher changes nothing, a later one does not wait."""
     values, log = tiny | KILLED, tmp_path / "log"
     folder = Path(values["out_dir"])
-    process = attempt(values, SlowSteps(5, 3), log)
+    process = attempt(values, SlowSteps(5, 60), log)
     wait_for_step(folder, 5, process)
     assert process.pid
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
@@ -115,7 +115,7 @@ def test_a_second_signal_ends_at_once(
     time.sleep(1.2)
     assert process.is_alive()
     os.kill(process.pid, signal.SIGTERM)
-    process.join(1)
+    process.join(30)  # half of the step
     assert process.exitcode == -signal.SIGTERM
     assert finish(attempt(values)) == 0
     assert differences(folder, whole(values)) == []
@@ -402,9 +402,7 @@ def test_a_lost_process_ends_the_others(
     wait_for_step(folder, 30)
     lost, other = ranks(launcher)[1], ranks(launcher)[0]
     lost.send_signal(number)
-    began = time.monotonic()
     other.wait(60)
-    assert time.monotonic() - began < 60
     with contextlib.suppress(psutil.NoSuchProcess):
         lost.kill()
     output, _ = launcher.communicate(timeout=60)
