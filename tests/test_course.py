@@ -41,7 +41,7 @@ def test_what_a_page_has_one_type_prints_what_it_shows(page: Path, place: Worksh
     language = page.parts[-3]
     for block in course.BLOCK.finditer(page.read_text("utf-8")):
         if block["language"] == "python":
-            printed = place.program(f"from hfgpt.base import language\nlanguage.use({language!r})\n{block['code']}")
+            printed = place.program(f"import os\nos.environ['HFGPT_LANG'] = {language!r}\n{block['code']}")
             if "out/" not in block["code"]:  # what it reads of a run, which is cut here
                 check(printed, block)
             continue

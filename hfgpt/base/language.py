@@ -3,7 +3,7 @@
 In:  an English sentence with named fields, such as ``_("step {step}: out of memory", step=7)``.
 Out: the same sentence in the chosen language, its fields filled in.
 
-The language is that of :func:`use` (the scripts' ``--lang``), else of the variable HFGPT_LANG, else of the locale.
+The language is that of the variable HFGPT_LANG, which the scripts' ``--lang`` sets, else of the locale.
 Sentences are translated by gettext, from ``hfgpt/locale/<language>/*.po``; one that has no translation stays English.
 Names of parameters, ``--json`` and metrics.jsonl are the same in every language.
 """
@@ -37,12 +37,6 @@ FIELD = re.compile(rf"(?P<left>(?<=[{WIDE}]) )?{{(?P<field>[^{{}}]+)}}(?P<right>
 def current() -> str:
     """The language in use: 'en' or 'zh'."""
     return _chosen.get() or _preferred()
-
-
-def use(language: str | None) -> None:
-    """Speak this language from here on, in this thread; None returns to the user's own."""
-    assert language is None or language in LANGUAGES
-    _chosen.set(language)
 
 
 @contextmanager

@@ -28,9 +28,9 @@ def for_output(text: str) -> str:
     return visible(text) if sys.stdout is not None and sys.stdout.isatty() else text
 
 
-def say(text: object = "", file: TextIO | None = None, end: str = "\n") -> None:
+def say(text: object = "", file: TextIO | None = None) -> None:
     """Print a message, whose names and values may come from outside, :func:`visible`; by default on standard output."""
-    print(visible(str(text)), file=file, end=end, flush=True)
+    print(visible(str(text)), file=file, flush=True)
 
 
 def json_text(value: object) -> str:

@@ -18,10 +18,10 @@ from babel.messages.pofile import read_po
 LOCALE = Path(__file__).parent
 
 
-def compile_all(folder: Path = LOCALE) -> list[Path]:
+def compile_all() -> list[Path]:
     """Write the compiled catalogue of each language; returns the files."""
     written = []
-    for language in sorted(path for path in folder.iterdir() if path.is_dir() and any(path.glob("*.po"))):
+    for language in sorted(path for path in LOCALE.iterdir() if path.is_dir() and any(path.glob("*.po"))):
         whole = Catalog(locale=language.name, charset="utf-8")
         for source in sorted(language.glob("*.po")):
             with source.open("rb") as file:

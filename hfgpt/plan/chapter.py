@@ -51,8 +51,8 @@ class RulesOfThumb:
     """The chapter's own figures for a recipe, to stand beside the computed ones."""
 
     parameters: int  # 12 · n_layer · n_embd² (5.2): without embeddings, biases and norms
-    activation_bytes: int  # batch_size · block_size · n_embd · n_layer · 4 (5.2)
-    memory_bytes: int  # weights, gradients and AdamW's averages of those parameters, and those activations (5.2)
+    # weights, gradients and AdamW's averages of those parameters, and the activations (5.2)
+    memory_bytes: int
     seconds_per_step: float  # 0.5 (5.3), for the standard recipe on an RTX 3060, from experience
 
 
@@ -60,7 +60,7 @@ def rules_of_thumb(config: Config) -> RulesOfThumb:
     """The chapter's formulas on a recipe."""
     count = 12 * config.n_layer * config.n_embd**2
     activations = config.batch_size * config.block_size * config.n_embd * config.n_layer * 4
-    return RulesOfThumb(count, activations, 16 * count + activations, 0.5)
+    return RulesOfThumb(count, 16 * count + activations, 0.5)
 
 
 # The chapter's table (1.3): memory in GiB, batch_size, gradient_accumulation_steps. 64 sequences a step each.
