@@ -287,17 +287,6 @@ def time_to_loss(setting: Setting) -> Result:
     return Result(ours, [theirs], note)
 
 
-def two_processes(setting: Setting) -> Result:
-    """Tokens a second of two processes of one thread each; the peer is hfgpt in one process of two threads."""
-    sides = dict[str, list[float]](ours=[], peer=[])
-    for _ in range(setting.rounds(2)):
-        for side, processes in (("ours", 2), ("peer", 1)):
-            seconds, _ = launched(setting, processes, 2 // processes, setting.steps(40))
-            sides[side] += rates(seconds, SMALL.tokens)
-    flops = SMALL.flops(setting.characters.vocabulary) / SMALL.tokens
-    return Result(sides["ours"], sides["peer"], "", flops, (chosen_dtype(SMALL),) * 2)
-
-
 def launched(setting: Setting, processes: int, threads: int, steps: int) -> tuple[list[float], int]:
     """Seconds of the steps, and peak bytes of one process, of so many processes with so many threads each.
 
@@ -536,7 +525,6 @@ ROWS = (
     Row(run_clm_float32, "the same, hfgpt in float32 too", "tokens/s", "run_clm style", 45, 1.4, cpu_only=True),
     Row(as_typed, "the README's CPU command, nothing set", "tokens/s", "nanoGPT's README", 190, 1.25, cpu_only=True),
     Row(time_to_loss, "to nanoGPT's recipe's loss", "s", "nanoGPT", 300, 2.0, lower=True, long=True, cpu_only=True),
-    Row(two_processes, "two processes of one thread", "tokens/s", "one of two threads", 65, 0.97, cpu_only=True),
     Row(generate_within, "63 tokens within the block", "tokens/s", "nanoGPT", 20, 1.5),
     Row(generate_past, "500 tokens past a block of 64", "tokens/s", "nanoGPT", 40, 1.5),
     Row(generate_gpt2, "200 tokens, 124M shape", "tokens/s", "nanoGPT", 110, 8.0),
