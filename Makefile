@@ -79,12 +79,27 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The set-up speaks the user's language, which hfgpt finds in the same way once it is installed.
+ifneq ($(filter zh%,$(or $(HFGPT_LANG),$(LC_ALL),$(LC_MESSAGES),$(LANG))),)
+SETTING_UP := 正在建立 $(VENV)，只需一次：要几分钟时间和几 GB 磁盘空间。
+ENVIRONMENT := 1/2  环境
+PACKAGES := 2/2  软件包
+SECONDS := 秒
+TOO_OLD := hfgpt 需要 Python 3.11 或更新版本；可以这样指定：PYTHON=python3.12 make …
+else
+SETTING_UP := Setting up $(VENV), once: some minutes, and a few GB of disk.
+ENVIRONMENT := 1/2  environment
+PACKAGES := 2/2  packages
+SECONDS := s
+TOO_OLD := hfgpt needs Python 3.11 or newer; PYTHON=python3.12 make … chooses one
+endif
+
 # Installed once, and again when one of these files changes.
 $(READY): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard hfgpt/locale/*/*.po)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hfgpt needs Python 3.11 or newer; PYTHON=python3.12 make … chooses one")'
-	@echo "Setting up $(VENV), once: some minutes, and a few GB of disk."
-	@began=$$(date +%s); $(PYTHON) -m venv $(VENV) && echo "1/2  environment  $$(($$(date +%s) - began)) s"
-	@began=$$(date +%s); $(PIP) --quiet --editable '.[dev]' && echo "2/2  packages     $$(($$(date +%s) - began)) s"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(TOO_OLD)")'
+	@echo "$(SETTING_UP)"
+	@began=$$(date +%s); $(PYTHON) -m venv $(VENV) && echo "$(ENVIRONMENT)  $$(($$(date +%s) - began)) $(SECONDS)"
+	@began=$$(date +%s); $(PIP) --quiet --editable '.[dev]' && echo "$(PACKAGES)  $$(($$(date +%s) - began)) $(SECONDS)"
 	@touch $(READY)
 
 clean:
