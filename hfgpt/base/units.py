@@ -54,3 +54,8 @@ def duration(seconds: float) -> str:
 def size(amount: float) -> str:
     """Bytes as MiB or GiB."""
     return f"{amount / 2**30:,.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:,.0f} MiB"
+
+
+def number(value: float) -> str:
+    """Three digits, and all of those before the point: 0.259, 2.7, 68,100."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

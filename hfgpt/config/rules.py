@@ -88,7 +88,7 @@ def _schedule(c: Config) -> Iterator[Fault]:
                 "must be less than max_iters ({max_iters}), or the full learning rate is never reached",
                 max_iters=c.max_iters,
             ),
-            _("leave it out (then {default}) or raise max_iters", default=default_warmup(c.max_iters)),
+            _("lower it, leave it out (then {default}), or raise max_iters", default=default_warmup(c.max_iters)),
             ("max_iters",),
         )
     elif c.lr_schedule != "constant" and c.lr_decay_iters <= c.warmup_iters:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, listed
-from hfgpt.base.units import duration
+from hfgpt.base.units import duration, number
 from hfgpt.config.rules import default_warmup
 from hfgpt.plan import batches, chapter, grid, loss, timing
 from hfgpt.plan.grid import Candidate
@@ -136,7 +136,7 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
         reasons[rate] = by_law
     tokens = config.tokens_by(config.max_iters)
     of_text = best.survey.train_tokens
-    epochs = _(", {epochs} epochs", epochs=f"{tokens / of_text:.3g}") if of_text else ""
+    epochs = _(", {epochs} epochs", epochs=number(tokens / of_text)) if of_text else ""
     length = _("{tokens} tokens{epochs}", tokens=f"{tokens / 1e6:,.2f}M", epochs=epochs)
     if budget is not None:
         length = _("{length}; {time} of {budget}", length=length, time=duration(best.seconds), budget=duration(budget))

@@ -17,7 +17,7 @@ import yaml
 from hfgpt import config as configs
 from hfgpt.base import language
 from hfgpt.base.language import LANGUAGES, N_, _
-from hfgpt.base.units import duration, size
+from hfgpt.base.units import duration, number, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, timing
@@ -168,7 +168,7 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "flops_per_step": (N_("GFLOP a step"), lambda flops: f"{flops / 1e9:,.4g}"),
     "seconds_per_step": (N_("a step"), duration),
     "total_seconds": (N_("the run"), duration),
-    "epochs": (N_("epochs"), "{:.3g}".format),
+    "epochs": (N_("epochs"), number),
 }
 
 

@@ -69,8 +69,3 @@ def paragraph(text: str, bold: bool = False) -> Text:
 def command(text: str) -> Text:
     """A line that is copied: never broken, however narrow the output is."""
     return Text(visible(text), no_wrap=True)
-
-
-def number(value: float) -> str:
-    """Three digits, and all of them before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from hfgpt.base.language import _, sentences
+from hfgpt.base.units import number
 from hfgpt.config import Config
 from hfgpt.model.sizes import parameters
 from hfgpt.plan.laws import laws
@@ -56,7 +57,7 @@ class Forecast:
         guess = _("No run so long, or no model so large, was measured for the laws: the interval is a guess.")
         rises = _(
             "It overfits: the text is seen {epochs} times; the lowest loss, about {best}, comes before the end.",
-            epochs=f"{self.epochs:.3g}",
+            epochs=number(self.epochs),
             best=f"{self.best:.2f}",
         )
         return sentences(said, guess if self.beyond else "", rises if self.overfits else "")

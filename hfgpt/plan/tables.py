@@ -10,14 +10,14 @@ from rich.console import Group, RenderableType
 
 from hfgpt.base.command import typed
 from hfgpt.base.language import N_, _, about_card, listed, sentences
-from hfgpt.base.units import duration, short, size
+from hfgpt.base.units import duration, number, short, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, chart, faster, timing
 from hfgpt.plan.batches import Remedy
 from hfgpt.plan.command import Options, Plan
 from hfgpt.plan.faster import Way
-from hfgpt.plan.layout import command, number, paragraph, show, table
+from hfgpt.plan.layout import command, paragraph, show, table
 from hfgpt.plan.memory import BINDS
 
 RULE = N_("chapter's rule of thumb")

@@ -11,12 +11,11 @@ from html import escape
 
 from hfgpt.base.errors import Fault
 from hfgpt.base.language import N_, _, about_card, sentences
-from hfgpt.base.units import duration, size
+from hfgpt.base.units import duration, number, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, chart, guide, timing
 from hfgpt.plan.command import Plan
-from hfgpt.plan.layout import number
 from hfgpt.plan.memory import BINDS
 from hfgpt.playground.knobs import suited_recipe
 from hfgpt.playground.pieces import changes, table, tile, tiles, value
