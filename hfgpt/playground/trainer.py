@@ -8,12 +8,9 @@ All that is known about a run is in files, so that a reload of the page, or its 
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,8 +19,8 @@ from pathlib import Path
 import psutil
 
 from hfgpt import config as configs
+from hfgpt.base.child import ask_to_stop, start
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import VARIABLE, current
 from hfgpt.base.lock import holder_of
 from hfgpt.base.terminal import visible
 from hfgpt.config import Config
@@ -120,7 +117,7 @@ class Trainer:
         process = self._process(name)
         if process is None:
             raise InputError("{name}: is not in progress on this machine", name=name)
-        process.send_signal(signal.SIGTERM)
+        ask_to_stop(process)
 
     def names(self) -> list[str]:
         """The runs that began here or have recorded something, the newest first."""
@@ -160,12 +157,8 @@ class Trainer:
         busy = next((other for other in self.names() if self._process(other) is not None), None)
         if busy is not None:
             raise InputError("{name}: is in progress → pause it first; two would slow each other down", name=busy)
-        command = [sys.executable, *self._train, str(recipe), f"--out_dir={self._folder / name}", "--resume"]
         with self._file(name, "log").open("ab") as log:
-            child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, VARIABLE: current(), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
-            )  # fmt: skip
+            child = start([*self._train, str(recipe), f"--out_dir={self._folder / name}", "--resume"], log)
         self._children.append(child)
         storage.note_training(self._file(name, "json"), child.pid)
 

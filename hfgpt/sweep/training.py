@@ -8,7 +8,6 @@ Out: a run folder, what it printed, and how it ended; or how long one of its ste
 from __future__ import annotations
 
 import math
-import os
 import re
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from hfgpt import config as configs
-from hfgpt.base import language
+from hfgpt.base import child
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import N_, _
@@ -35,9 +34,7 @@ def start(train: Sequence[str], config: Config, recipe: Path, log: Path) -> subp
     """Start or resume a training. Ctrl-C reaches it through the sweep, once: it has a session of its own."""
     write_recipe(recipe, config)
     with log.open("a") as out:
-        command = [sys.executable, *train, str(recipe), "--resume"]
-        ours = {**os.environ, language.VARIABLE: language.current(), "PYTHONIOENCODING": "utf-8"}
-        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, env=ours)
+        return child.start([*train, str(recipe), "--resume"], out)
 
 
 def write_recipe(path: Path, config: Config) -> None:
@@ -123,7 +120,7 @@ class Signals:
     def stop_child(self) -> None:
         """Ask the training in hand to stop."""
         if self.child is not None and self.child.poll() is None:
-            self.child.send_signal(signal.SIGTERM)
+            child.ask_to_stop(self.child)
 
     def __enter__(self) -> Signals:
         for number in PASSED_ON:

@@ -1,6 +1,6 @@
 """When to stop early: a polite signal, or the time that a job is given.
 
-In:  SIGTERM, SIGINT, SIGHUP (a closed terminal), SIGUSR1 (Slurm, before a job's end), and `max_time`.
+In:  SIGTERM, SIGINT, SIGHUP (a closed terminal), SIGUSR1 (Slurm, before a job's end), SIGBREAK (Windows), `max_time`.
 Out: `requested()`, the same answer on every process at the same step.
 
 The first signal lets the step in hand finish. The same signal again ends the process at once, which is harmless, since
@@ -24,7 +24,9 @@ from hfgpt.train.collective import gather, processes
 
 TIME_IS_UP = 1000  # beyond every signal number
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)
+]
 
 BETWEEN_QUESTIONS = 0.5  # seconds, about, between two looks of several processes for a reason to stop
 
