@@ -23,6 +23,7 @@ LAUNCH = --quiet --num_processes $(CARDS) --num_machines 1 --mixed_precision no 
 
 train: $(READY)
 	@$(BIN)/accelerate launch $(LAUNCH) scripts/train.py $(RECIPE) $(ARGS)
+	@echo "$(ENTER)"
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not long"
@@ -85,12 +86,14 @@ SETTING_UP := 正在建立 $(VENV)，只需一次：要几分钟时间和几 GB 
 ENVIRONMENT := 1/2  环境
 PACKAGES := 2/2  软件包
 SECONDS := 秒
+ENTER := 自己输入命令之前，先进入环境：source $(BIN)/activate
 TOO_OLD := hfgpt 需要 Python 3.11 或更新版本；可以这样指定：PYTHON=python3.12 make …
 else
 SETTING_UP := Setting up $(VENV), once: some minutes, and a few GB of disk.
 ENVIRONMENT := 1/2  environment
 PACKAGES := 2/2  packages
 SECONDS := s
+ENTER := Before you type commands yourself, enter the environment: source $(BIN)/activate
 TOO_OLD := hfgpt needs Python 3.11 or newer; PYTHON=python3.12 make … chooses one
 endif
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,3 +60,45 @@ def test_a_sweep(tmp_path: Path, tiny: dict[str, Any], write_recipe: Callable[..
     tiny.pop("out_dir")
     words = [write_recipe(tiny), "--learning_rate=1e-3,1e-2", "--out_dir=both"]
     assert "report and pictures" in elsewhere(tmp_path, ROOT / "scripts" / "sweep.py", *words)
+
+
+PAGE = """
+import asyncio, sys, time
+from pathlib import Path
+from hfgpt import config
+from hfgpt.playground.page import Page
+from hfgpt.playground.server import application, listen
+from hfgpt.playground.trainer import Trainer
+
+async def build():
+    return Page("runs", sys.argv[1], "en", ["-m", "hfgpt", "train"])
+
+page = asyncio.run(build())
+application(page)
+listen("127.0.0.1", int(sys.argv[3])).close()
+trainer = Trainer(Path("runs"), [sys.argv[2], str(Path(config.__file__).parents[1] / "__main__.py"), "train"])
+trainer.start("mine", config.load(sys.argv[1]))
+while trainer.state("mine").step == 0:
+    assert trainer.is_running("mine"), trainer.state("mine").log
+    time.sleep(0.1)
+trainer.pause("mine")
+while trainer.is_running("mine"):
+    time.sleep(0.1)
+state = trainer.state("mine")
+assert state.step and not state.finished, state
+print(sorted(path.name for path in Path("runs/mine").glob("checkpoint-*")))
+"""
+
+
+@pytest.mark.e2e
+def test_the_page_starts_and_pauses_a_run(
+    tmp_path: Path, tiny: dict[str, Any], write_recipe: Callable[..., Path]
+) -> None:
+    pytest.importorskip("gradio")
+    program = tmp_path / "program.py"
+    program.write_text(PAGE)
+    recipe = write_recipe({**tiny, "max_iters": 10**6, "lr_decay_iters": 10**6, "log_interval": 1, "out_dir": "runs/a"})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert "checkpoint-" in elsewhere(tmp_path, program, recipe, ELSEWHERE, port)
