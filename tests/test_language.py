@@ -118,7 +118,7 @@ def test_a_message_has_one_translation() -> None:
 
 def test_a_space_stands_beside_latin_words_and_numbers_alone() -> None:
     with language.using("zh"):
-        cpu = language._("CPU, {n} cores", n=2)
+        cpu = language.plural("CPU, {n} core", "CPU, {n} cores", 2)
         assert language._("Time on {device}", device=cpu) == "在 CPU（2 核）上的时间"
         assert language._("Time on {device}", device="T4") == "在 T4 上的时间"
         assert language._("{low} to {high}", low=duration(70), high=duration(0.5)) == "1分10秒到500毫秒"

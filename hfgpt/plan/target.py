@@ -12,7 +12,7 @@ from hfgpt.base import cards
 from hfgpt.base import machine as hardware
 from hfgpt.base.cards import Card
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.language import _, plural
 from hfgpt.config import Config
 from hfgpt.model.sizes import Kind
 from hfgpt.plan import speed
@@ -110,7 +110,7 @@ def _cpu(config: Config, memory_bytes: int | None, processes: int) -> Target:
     measured = speed.this_machine()
     dtype = fast if config.dtype == "auto" else config.dtype
     return Target(
-        name=_("CPU, {n} cores", n=cores),
+        name=plural("CPU, {n} core", "CPU, {n} cores", cores),
         kind="cpu",
         dtype=dtype,
         narrow=fast if fast != "float32" else "",

@@ -41,6 +41,7 @@ def compared(chosen: Mapping[str, Path]) -> compare.Comparison:
         comparison = compare.of_folders(folders * 2)
         comparison = compare.Comparison(comparison.title, comparison.entries[:1])
     for entry, name in zip(comparison.entries, chosen, strict=True):
+        entry.setting = name if entry.setting == entry.label else entry.setting
         entry.label = name
     return comparison
 

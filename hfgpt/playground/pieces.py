@@ -22,9 +22,10 @@ def message(text: str, kind: str = "note") -> str:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", words: bool = True) -> str:
     """A table that scrolls inside itself. A row whose first cell begins with '=' is a result and stands out.
 
-    `words`: whether the last column holds words, which wrap. Without them each row has many figures: on a phone these
-    stand below each other, each with the name of its column.
+    `words`: whether the last column holds words, which wrap. On a phone the cells of a row of more than three stand
+    below each other, each with the name of its column.
     """
+    stacked = len(columns) > 3
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = []
     for row in rows:
@@ -32,12 +33,12 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
         cells = [escape(str(cell).removeprefix("=")) for cell in row]
         if words:
             cells[-1] = f"<span>{cells[-1]}</span>"
-        names = ["" if words else f' data-label="{escape(column)}"' for column in columns]
+        names = [f' data-label="{escape(column)}"' if stacked else "" for column in columns]
         row_cells = (f"<td{name}>{cell}</td>" for name, cell in zip(names, cells, strict=True))
         body.append(f"<tr{strong}>{''.join(row_cells)}</tr>")
     heading = f"<h3>{escape(title)}</h3>" if title else ""
     header = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
-    shape = "scrolls" if words else "scrolls stacks"
+    shape = "scrolls stacks" if stacked else "scrolls"
     return (
         f'<section class="figures">{heading}<div class="{shape}"><table>{header}<tbody>{"".join(body)}</tbody></table>'
         f"</div>{f'<p>{escape(note)}</p>' if note else ''}</section>"

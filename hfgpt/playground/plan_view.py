@@ -14,7 +14,7 @@ from hfgpt.base.language import N_, _, about_card, sentences
 from hfgpt.base.units import duration, number, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
-from hfgpt.plan import batches, chapter, chart, guide, timing
+from hfgpt.plan import batches, chapter, chart, faster, guide, timing
 from hfgpt.plan.command import Plan
 from hfgpt.plan.memory import BINDS
 from hfgpt.playground.knobs import suited_recipe
@@ -114,14 +114,16 @@ def _summary(plan: Plan) -> str:
 
 def refused(faults: Sequence[Fault], text: str) -> str:
     """Why a recipe cannot be planned: broken rules, or a message."""
-    items = [
-        f"<li><code>{escape(f'{item.key} = {value(item.value)}' if item.value is not None else item.key)}</code> "
-        f"{escape(item.rule)}" + (f'<span class="fix">→ {escape(item.fix)}</span>' if item.fix else "") + "</li>"
-        for item in faults
-    ]
+    items = [_broken(item) for item in faults]
     items += [f"<li>{escape(text)}</li>"] if text else []
     head = escape(_("This recipe cannot run as it stands."))
     return f'<div class="said bad"><b>{head}</b><ul>{"".join(items)}</ul></div>'
+
+
+def _broken(item: Fault) -> str:
+    key = item.key if item.value is None else f"{item.key} = {value(item.value)}"
+    fix = f'<span class="fix">→ {escape(item.fix)}</span>' if item.fix else ""
+    return f"<li><code>{escape(key)}</code>{escape(_(': {rule}', rule=item.rule))}{fix}</li>"
 
 
 def schedule(config: Config) -> str:
@@ -132,7 +134,7 @@ def schedule(config: Config) -> str:
         f"{40 + 350 * (point['step'] - 1) / (last - 1):.1f},{10 + 90 * (1 - point['learning_rate'] / top):.1f}"
         for point in points
     )
-    title, text = escape(_("learning rate over the run")), escape(chart.explained(config))
+    title, text = escape(_("Learning rate over the run")), escape(chart.explained(config))
     return (
         f'<figure id="schedule"><h3>{title}</h3>'
         f'<svg viewBox="0 0 400 120" role="img" aria-label="{text}">'
@@ -149,6 +151,8 @@ def tables(plan: Plan) -> str:
         parts = [schedule(plan.survey.config), _time(plan), _memory(plan), _parameters(plan), _recommended(plan)]
         if plan.memory.needed > plan.target.memory_bytes:
             parts.insert(0, _remedies(plan))
+        elif verdict(plan)[0] == "warn":
+            parts.insert(0, _faster(plan))
     return "".join(parts)
 
 
@@ -192,14 +196,17 @@ def _time(plan: Plan) -> str:
     rows = [
         (_("a step"), duration(time.seconds_per_step), f"{on.peak / 1e12:,.4g} TFLOP/s × {time.mfu:.0%}"),
         (_("tokens a second"), f"{time.tokens_per_second:,.0f}", ""),
+        (_("start"), duration(time.start_seconds), ""),
         (_("all steps"), duration(time.training_seconds), f"max_iters {config.max_iters:,}"),
         (_("evaluation"), duration(time.evaluation_seconds), _("{count:,} times", count=count)),
+        (_("saving"), duration(time.saving_seconds), ""),
         ("=" + _("total"), duration(time.total_seconds),
          _("from {low} to {high}", low=duration(time.low_seconds), high=duration(time.high_seconds))),
     ]  # fmt: skip
     if (energy := timing.cost(time, on, None).energy_kwh) is not None:
         rows.append((_("energy"), f"{number(energy)} kWh", _("at most")))
-    return table(_("Time on {device}", device=on.name), ("", "", ""), rows, on.note)
+    note = _("{sentence}.", sentence=on.note[:1].upper() + on.note[1:]) if on.note else ""
+    return table(_("Time on {device}", device=on.name), ("", "", ""), rows, note)
 
 
 def _recommended(plan: Plan) -> str:
@@ -213,6 +220,18 @@ def _recommended(plan: Plan) -> str:
     if not rows:
         return table(title, ("",), [(_("The batch is right as it is."),)])
     return table(title, ["", _("now"), _("recommended"), _("why")], rows)
+
+
+def _faster(plan: Plan) -> str:
+    now = plan.time.total_seconds
+    rows = [
+        (_(way.name), changes(way.change, "\n"), duration(way.seconds), _("{n} x", n=f"{now / way.seconds:.2f}"),
+         _(way.price))
+        for way in faster.ways(plan.survey, plan.target, now)
+        if way.seconds is not None
+    ]  # fmt: skip
+    heads = ["", _("change"), _("the run"), _("faster"), _("what it costs")]
+    return table(_("If it is too slow (chapter 6.2)"), heads, rows)
 
 
 def _remedies(plan: Plan) -> str:

@@ -13,6 +13,7 @@ from hfgpt.base.language import N_, _
 from hfgpt.base.units import duration
 from hfgpt.playground.pieces import dot, message, table, tile, tiles
 from hfgpt.playground.trainer import State
+from hfgpt.runs import answer
 from hfgpt.runs.compare import Comparison, Entry
 from hfgpt.runs.comparison_plots import By, Curve, panel
 from hfgpt.runs.diagnose import diagnose, notes
@@ -68,7 +69,7 @@ def _diagnosis(entry: Entry, colour: str) -> str:
     assert entry.run is not None, "the page shows runs that it has read"
     findings = diagnose(entry.run.records, entry.run.config)
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes(entry.run.records, entry.run.config))
-    state = _("in progress") if entry.outcome == "running" else _("finished")
+    state = _("in progress") if entry.outcome == "running" else answer.outcome(entry)
     return (
         f'<article><h3>{dot(colour)} {escape(entry.label)}</h3><p class="small">{escape(state)}</p>'
         f"{''.join(_finding(finding) for finding in findings)}{f'<ul>{listed}</ul>' if listed else ''}</article>"

@@ -32,7 +32,7 @@ def application(page: Page, hosts: Sequence[str] = (), addresses: bool = False) 
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONOSPACE)
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
     app = gr.mount_gradio_app(
-        fastapi.FastAPI(openapi_url=None), page.blocks, "/", theme=theme, css=style, footer_links=["settings"],
+        fastapi.FastAPI(openapi_url=None), page.blocks, "/", theme=theme, css=style, footer_links=[],
         run_history=False, ssr_mode=False, max_file_size=1, enable_monitoring=False, mcp_server=False, pwa=False,
     )  # fmt: skip
     return Guard(app, hosts, addresses)

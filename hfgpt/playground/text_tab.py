@@ -99,7 +99,7 @@ class TextTab:
                 gr.Button, lambda: {"value": _("Write")}, variant="primary", min_width=100, elem_id="write"
             )
             self.stop = labels.add(gr.Button, lambda: {"value": _("Stop")}, min_width=100, elem_id="stop")
-        self.status = gr.HTML(elem_id="status", padding=False)
+        self.status = labels.add(gr.HTML, self._no_model, elem_id="status", padding=False)
         self.written = labels.add(
             gr.Textbox,
             lambda: {"label": _("Text")},
@@ -109,6 +109,11 @@ class TextTab:
             buttons=["copy"],
             elem_id="written",
         )
+
+    def _no_model(self) -> dict[str, str]:
+        if find(self._folder, WEIGHTS):
+            return {"value": ""}
+        return {"value": message(_("No model yet: it appears here after a run's first evaluation."))}
 
     def _chosen(self, name: str | None) -> Path:
         folders = find(self._folder, WEIGHTS)

@@ -149,15 +149,15 @@ def panel(curves: Sequence[Curve], key: str, by: By) -> str:
         for number, (xs, losses) in enumerate(series):
             every = -(-len(xs) // POINTS) or 1
             shown = smooth(losses[::every]) if key == "train_loss" else losses[::every]
-            style: dict[str, Any] = (
-                {"marker": MARKERS[number], "ms": 4} if key == "val_loss" and len(shown) <= 40 else {}
-            )
+            marked = len(shown) == 1 or (key == "val_loss" and len(shown) <= 40)
+            style: dict[str, Any] = {"marker": MARKERS[number], "ms": 4} if marked else {}
             axes.plot([x / scale for x in xs[::every]], shown, color=RUNS[number], lw=2, **style)
         if key == "val_loss":
             _limit_losses(axes, curves, [loss for _, losses in series for loss in losses if math.isfinite(loss)])
         else:
             fit_losses(axes, [loss for _, losses in series for loss in losses])
         axes.set_xlabel(unit)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=6, integer=by != "time"))
         axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _place: quantity(x)))
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
