@@ -105,7 +105,8 @@ def run(place: Workshop, command: str) -> str:
     """
     words = shlex.split(command)
     if words[0] == "make":  # what it would type, once the environment is there
-        words = shlex.split(place.shell("make", "--no-print-directory", "-n", "-o", ".venv/.ready", *words[1:]))
+        lines = place.shell("make", "--no-print-directory", "-n", "-o", ".venv/.ready", *words[1:]).splitlines()
+        words = shlex.split(lines[0])  # what follows is a word on how to go on
         words[0] = Path(words[0]).name
     launched = [word for word in words if word != "--quiet"]
     if launched[:3] == ["accelerate", "launch", "scripts/train.py"]:
