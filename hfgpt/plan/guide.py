@@ -32,6 +32,7 @@ Device = Callable[[Config], Target]  # what a config runs on: find_target with i
 class Entry:
     """What is said of a parameter in one language; empty if there is nothing to say."""
 
+    name: str  # the chapter's word for it, in Chinese
     meaning: str
     more: str
     less: str
@@ -60,6 +61,7 @@ def entry(name: str, spoken: str | None = None) -> Entry:
     page, spoken = _book()[name], spoken or language.current()
     text = page[spoken]
     return Entry(
+        name=text.get("name", ""),
         meaning=language.of_device(text["meaning"]),
         more=language.of_device(text.get("more", "")),
         less=language.of_device(text.get("less", "")),
@@ -127,6 +129,8 @@ def explain(config: Config, name: str, device: Device) -> str:
 def _explain(config: Config, name: str, device: Device) -> str:
     text, rows, value = entry(name), _rows(config, name, device), getattr(config, name)
     title = f"{name} = {configs.yaml_scalar(value)}"
+    if text.name:
+        title = _("{key} ({name}) = {value}", key=name, name=text.name, value=configs.yaml_scalar(value))
     if text.section:
         title = _("{title}  (chapter {section})", title=title, section=text.section)
     parts: list[Any] = [paragraph(title, bold=True), paragraph(text.meaning)]
@@ -134,8 +138,7 @@ def _explain(config: Config, name: str, device: Device) -> str:
         if said := getattr(text, key):
             finer = {"more": N_("More precise"), "less": N_("Less precise")} if name == "dtype" else {}
             parts.append(paragraph(_("{heading}: {text}", heading=_(finer.get(key, heading)), text=said)))
-    if language.current() == "en":
-        parts.append(paragraph(_("--{name} takes {allowed}.", name=name, allowed=configs.allowed(name))))
+    parts.append(paragraph(_("--{name} takes {allowed}.", name=name, allowed=configs.allowed(name))))
     parts.append(_table(_now(config, name, device), rows, name))
     return show(parts)
 

@@ -31,6 +31,7 @@ def device(changed: Config) -> Target:
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_explained_in_both_languages(name: str) -> None:
     english, chinese = guide.entry(name, "en"), guide.entry(name, "zh")
+    assert english.name == ""
     for text in (english.meaning, english.when):
         assert len(text) > 10
         assert not re.search(r"[一-鿿]", text)
@@ -47,7 +48,9 @@ def test_nothing_else_is_explained() -> None:
 def test_the_quick_reference_is_complete(name: str) -> None:
     for language in LANGUAGES:
         entry = guide.entry(name, language)
-        assert all(vars(entry).values()), "meaning, more, less, when, section and the recommended value"
+        told = {part for part, text in vars(entry).items() if text}
+        assert told | {"name"} == set(vars(entry)), "meaning, more, less, when, section and the recommended value"
+        assert ("name" in told) == (language == "zh"), "the chapter's word for it"
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -55,7 +58,7 @@ def test_every_page_can_be_made(name: str) -> None:
     for language, when in (("en", "When to change it: "), ("zh", "什么时候调整：")):
         with using(language):
             page = guide.explain(standard(), name, device)
-        assert page.startswith(f"{name} = ")
+        assert re.match(rf"{name}(（\S[^）]*）)? ?= ", page), page[:80]
         assert when in page
 
 
