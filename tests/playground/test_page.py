@@ -346,7 +346,7 @@ from hfgpt.runs.metrics import MetricsWriter, read
 c = config.load(sys.argv[1], [sys.argv[2]])
 c.run_dir.mkdir(parents=True, exist_ok=True)
 (c.run_dir / "recipe.yaml").write_text(config.to_yaml(c))
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.signal(getattr(signal, "SIGBREAK", signal.SIGTERM), lambda *_: sys.exit(143))
 writer = MetricsWriter(c.run_dir / "metrics.jsonl")
 begin = read(writer.path)[-1]["step"] + 1 if writer.path.exists() else 0
 print("begins at", begin, flush=True)

@@ -39,7 +39,7 @@ c.run_dir.mkdir(parents=True, exist_ok=True)
 (c.run_dir / "recipe.yaml").write_text(config.to_yaml(c))
 with (c.run_dir / "attempts").open("a") as file:
     file.write("x")
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.signal(getattr(signal, "SIGBREAK", signal.SIGTERM), lambda *_: sys.exit(143))
 writer = MetricsWriter(c.run_dir / "metrics.jsonl")
 begin = read(writer.path)[-1]["step"] + 1 if writer.path.exists() else 0
 if c.learning_rate == 0.5:
