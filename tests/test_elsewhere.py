@@ -75,8 +75,8 @@ async def build():
 
 page = asyncio.run(build())
 application(page)
-listen("127.0.0.1", int(sys.argv[3])).close()
-trainer = Trainer(Path("runs"), [sys.argv[2], str(Path(config.__file__).parents[1] / "__main__.py"), "train"])
+listen("127.0.0.1", int(sys.argv[2])).close()
+trainer = Trainer(Path("runs"), sys.argv[3:])
 trainer.start("mine", config.load(sys.argv[1]))
 while trainer.state("mine").step == 0:
     assert trainer.is_running("mine"), trainer.state("mine").log
@@ -101,4 +101,5 @@ def test_the_page_starts_and_pauses_a_run(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    assert "checkpoint-" in elsewhere(tmp_path, program, recipe, ELSEWHERE, port)
+    train = (ELSEWHERE, ROOT / "scripts" / "train.py")
+    assert "checkpoint-" in elsewhere(tmp_path, program, recipe, port, *train)
