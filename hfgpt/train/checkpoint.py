@@ -10,7 +10,7 @@ Out: ``<run>/checkpoint-N/`` with
     COMPLETE                SHA-256 of state.json; written last
 
 A write takes these stages: hidden temporary folder → fsync of each file → COMPLETE → rename → fsync of the run folder.
-Older checkpoints are deleted only then. Reading checks every checksum and names what is damaged. No file is a pickle.
+Only then are older checkpoints deleted. Reading checks every checksum and names what is damaged. No file is a pickle.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _FOLDER = re.compile(r"checkpoint-(\d+)(\.old)?")
 
 
 class CheckpointError(Exception):
-    """A checkpoint is damaged or was made by something else; the message names the file and the reason."""
+    """A checkpoint is damaged or was written by another program; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose checksums are right; its tensors are on the CPU."""
+    """A checkpoint whose checksums match; its tensors are on the CPU."""
 
     path: Path
     model: dict[str, Tensor]
@@ -59,14 +59,14 @@ class Checkpoint:
 
 
 def at_stage(name: str) -> None:
-    """Called before each stage of a write; does nothing. The tests that kill a run during a write replace it."""
+    """Called before each stage of a write; does nothing. Tests that kill a run during a write replace it."""
 
 
 def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Tensors, state: Mapping[str, Any]) -> Path:
-    """Write ``checkpoint-<step>``, replacing one of the same step; returns its path.
+    """Write ``checkpoint-<step>``, replacing any of the same step, and return its path.
 
     Raises:
-        OSError: the disk is full or not writable; what was there before is untouched.
+        OSError: the disk is full or not writable; earlier files are untouched.
     """
     target, temporary = run_dir / f"checkpoint-{step}", run_dir / f"{_TEMPORARY}checkpoint-{step}"
     aside = run_dir / f"checkpoint-{step}.old"
@@ -89,7 +89,7 @@ def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Ten
         write_text(temporary / "COMPLETE", _sum(temporary / "state.json"))
         sync(temporary)
         at_stage("rename")
-        if target.exists():  # it may be the only checkpoint, so it stays until the new one is in place
+        if target.exists():  # it may be the only checkpoint, so keep it until the new one is in place
             shutil.rmtree(aside, ignore_errors=True)
             target.rename(aside)
         at_stage("replace")
@@ -104,33 +104,33 @@ def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Ten
 
 
 def save_tensors(tensors: Tensors, path: Path) -> None:
-    """Write a safetensors file and wait until the disk has it. Raises OSError."""
+    """Write a safetensors file and fsync it. Raises OSError."""
     try:
         safetensors.torch.save_file(
             {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, {"format": "pt"}
         )
-    except SafetensorError as error:  # wraps an OSError
+    except SafetensorError as error:  # safetensors wraps an OSError in it
         raise OSError(f"{path}: {error}") from error
     make_readable(path)
     sync(path)
 
 
 def folders(run_dir: Path) -> list[tuple[int, Path]]:
-    """The checkpoint folders by step, newest first; if one was being replaced, the new one first."""
+    """Return the checkpoint folders by step, newest first; if one was being replaced, its replacement comes first."""
     named = ((_FOLDER.fullmatch(path.name), path) for path in run_dir.glob("checkpoint-*") if path.is_dir())
     return sorted(((int(name[1]), path) for name, path in named if name), key=lambda item: (-item[0], item[1].name))
 
 
 def steps(run_dir: Path) -> list[int]:
-    """The steps that have a checkpoint folder, newest first."""
+    """Return the steps that have a checkpoint folder, newest first."""
     return list(dict.fromkeys(step for step, _ in folders(run_dir)))
 
 
 def newest_valid(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
-    """The newest checkpoint that is whole; `warn` hears of each damaged one that was passed over.
+    """Return the newest intact checkpoint; `warn` is called for each damaged one that is skipped.
 
     Raises:
-        InputError: there is not one.
+        InputError: there is no intact checkpoint.
     """
     candidates = folders(run_dir)
     for _step, path in candidates:
@@ -149,10 +149,10 @@ def newest_valid(run_dir: Path, warn: Callable[[str], None]) -> Checkpoint:
 def read(path: Path) -> Checkpoint:
     """Read and check one checkpoint folder.
 
-    Only the files named in the module's docstring are opened, whatever the folder says of itself.
+    Only the files named in the module's docstring are opened, whatever else the folder lists.
 
     Raises:
-        CheckpointError: a file is missing, cut short or changed.
+        CheckpointError: a file is missing, truncated or altered.
     """
     try:
         marker = (path / "COMPLETE").read_text().strip()
@@ -184,9 +184,9 @@ def read(path: Path) -> Checkpoint:
 
 
 def rotate(run_dir: Path, latest: int, keep: int, best_step: int | None) -> None:
-    """Delete the oldest checkpoints beyond `keep`; that of step `latest` and the best one always stay.
+    """Delete the oldest checkpoints beyond `keep`; the one of step `latest` and the best one are always kept.
 
-    Checkpoints of later steps are deleted too: they were damaged, and the run went on from an older one.
+    Checkpoints of later steps are deleted too: they were damaged, and the run resumed from an older one.
     """
     older = [step for step in steps(run_dir) if step <= latest]
     protected = {latest, best_step} & set(older)
@@ -198,7 +198,7 @@ def rotate(run_dir: Path, latest: int, keep: int, best_step: int | None) -> None
 
 
 def discard_unfinished(run_dir: Path) -> None:
-    """Remove what an interrupted write left."""
+    """Remove what an interrupted write left behind."""
     for path in run_dir.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on: a few numbers, whether the main one could do its work, how long one waits.
+"""Collectives of a run: gather numbers, act on the main process alone, and set the timeout.
 
 In:  numbers of this process; or an action for the main process.
 Out: the numbers of all processes, or their sums, equal on every process; or the action's error on every process.
@@ -24,20 +24,20 @@ from hfgpt.base.errors import InputError
 
 T = TypeVar("T")
 
-UNHURRIED = timedelta(days=1)  # one process may tokenise a large corpus for as long
+UNHURRIED = timedelta(days=1)  # one process may take this long to tokenise a large corpus
 
 
 def processes() -> int:
-    """How many processes train this run."""
+    """Return how many processes train this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def gather(device: torch.device, *values: float) -> Tensor:
-    """The numbers of every process, (processes, values) in float64 on the CPU, in order of rank. Collective.
+    """Return every process's numbers: (processes, values) in float64 on the CPU, in rank order. Collective.
 
     Args:
-        device: where the run's communication backend expects its tensors.
-        values: this process's numbers, as many on every process.
+        device: the device on which the communication backend expects its tensors.
+        values: this process's numbers; every process passes equally many.
     """
     own = torch.tensor(values, dtype=torch.float64)
     if processes() == 1:
@@ -49,23 +49,23 @@ def gather(device: torch.device, *values: float) -> Tensor:
 
 
 def total(device: torch.device, *values: float) -> list[float]:
-    """The sums of the numbers over all processes, in float64. Collective."""
+    """Return the sums of the numbers over all processes, in float64. Collective."""
     sums: list[float] = gather(device, *values).sum(0).tolist()
     return sums
 
 
 def set_patience(timeout: timedelta) -> None:
-    """How long a process waits for another in the collectives that begin from here on."""
+    """Set how long a process waits for another in the collectives that begin from here on."""
     if dist.is_initialized():
         _set_pg_timeout(timeout)
 
 
 @contextmanager
 def patiently(patience: timedelta) -> Iterator[None]:
-    """Wait as long as it takes inside: the main process has work that the others do not share, such as a checkpoint.
+    """Inside, wait as long as it takes: the main process alone has work to do, such as writing a checkpoint.
 
     Args:
-        patience: how long a process waits for another again afterwards.
+        patience: the timeout that is restored afterwards.
     """
     set_patience(UNHURRIED)
     try:
@@ -75,10 +75,10 @@ def patiently(patience: timedelta) -> Iterator[None]:
 
 
 def on_main(action: Callable[[], T]) -> T | None:
-    """Let the main process do something; returns its result there, None elsewhere. Collective.
+    """Run an action on the main process; return its result there, None elsewhere. Collective.
 
     Raises:
-        InputError: the action raised it; on every process alike, so that no process waits for another.
+        InputError: the action raised it; every process raises it, so that no process waits for another.
     """
     result, problem = None, ""
     if PartialState().is_main_process:
@@ -91,21 +91,21 @@ def on_main(action: Callable[[], T]) -> T | None:
     return result
 
 
-# ----------------------------------------------------------------------------------- a word before NCCL ends a process
+# ----------------------------------------------------------------------------------- before NCCL aborts a process
 
 
-SHARE = 0.9  # of the patience, after which the message is due
+SHARE = 0.9  # share of the patience after which the message is due
 
 
 class Waiting:
-    """Watches one action at a time from a thread, and says a word before NCCL ends this process; use as a context.
+    """Watch one action at a time from a thread, and print a message before NCCL aborts this process; a context manager.
 
-    gloo raises an error in the step that waits, and the run explains it. NCCL's watchdog aborts the process from its
-    own thread, without a word that a user could act on.
+    gloo raises an error in the waiting step, and the run explains it. NCCL's watchdog aborts the process from its own
+    thread, without a message that a user could act on.
 
     Args:
-        patience: seconds that NCCL's watchdog leaves an action.
-        tell: says the message; called at most once, from the thread.
+        patience: seconds that NCCL's watchdog allows an action.
+        tell: prints the message; called at most once, from the thread.
     """
 
     def __init__(self, patience: float, tell: Callable[[], None]) -> None:
@@ -127,7 +127,7 @@ class Waiting:
 
     @contextmanager
     def action(self) -> Iterator[None]:
-        """What is done inside must end in time."""
+        """Watch what runs inside: it must end in time."""
         self._began = time.monotonic()
         try:
             yield

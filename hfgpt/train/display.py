@@ -1,6 +1,6 @@
-"""What a person sees of a run.
+"""The terminal output of a run: a progress bar or plain lines.
 
-In:  what the loop measured.
+In:  the loop's measurements.
 Out: one progress bar on a terminal, plain lines elsewhere; on the main process only.
 """
 
@@ -22,10 +22,10 @@ from hfgpt.base.units import duration, size
 
 
 class Display:
-    """The run's voice. On processes other than the main one it is silent.
+    """Prints a run's progress; silent on all processes but the main one.
 
     Args:
-        total: optimizer steps of the whole run; may change while it trains.
+        total: optimizer steps of the whole run; may change during training.
         speaks: whether this is the main process.
     """
 
@@ -35,18 +35,18 @@ class Display:
         self._initial, self._began, self._last_line = 0, 0.0, 0.0
 
     def begin(self, step: int) -> None:
-        """The steps start now, after `step`; the bar appears."""
+        """Show the bar: training starts now, after `step`."""
         self._initial, self._began = step, 0.0
         self._last_line = time.monotonic()
         if step < self.total and self._speaks and sys.stderr.isatty() and _columns():
             self._bar = tqdm(total=self.total, initial=step, unit=_("step"), dynamic_ncols=True, smoothing=0.05)
 
     def say(self, text: str) -> None:
-        """One line (or several) above the bar."""
+        """Print one or more lines above the bar."""
         self._write(text, sys.stdout)
 
     def warn(self, text: str) -> None:
-        """A line that asks for attention, on standard error."""
+        """Print a warning on standard error."""
         self._write(_("warning: {text}", text=text), sys.stderr)
 
     def _write(self, text: str, stream: TextIO) -> None:
@@ -60,7 +60,7 @@ class Display:
 
     @contextmanager
     def _unless_closed(self) -> Iterator[None]:
-        """A terminal that was closed must not cost the run its checkpoint: nothing more is said then."""
+        """Print nothing more once the terminal is closed: an error here must not cost the run its checkpoint."""
         try:
             yield
         except OSError as error:
@@ -69,8 +69,8 @@ class Display:
             self._speaks, self._bar = False, None
 
     def advance(self, step: int, figures: dict[str, float] | None = None) -> None:
-        """The step that is done and, if they were measured, its figures; off a terminal a line every 5 seconds."""
-        if not self._began:  # the time left does not count the first step, which compiles, warms up and is evaluated
+        """Show a finished step and, if measured, its figures; without a terminal, print a line every 5 seconds."""
+        if not self._began:  # the time left ignores the first step, which compiles, warms up and is evaluated
             self._initial, self._began = step, time.monotonic()
         if self._bar is not None:
             with self._unless_closed():
@@ -85,18 +85,18 @@ class Display:
             self.say(line if left is None else line + "  " + _("{time} left", time=duration(left)))
 
     def sample(self, text: str) -> None:
-        """A sampled text, set apart from the figures, as :func:`visible` has it."""
+        """Print a sampled text, set apart from the figures; :func:`visible` escapes control characters."""
         self.say("\n".join(f"    │ {line}" for line in visible(text.strip("\n")).split("\n")))
 
     def close(self) -> None:
-        """Leave the bar as it is; later lines come below it."""
+        """Leave the bar as it is; later lines are printed below it."""
         if self._bar is not None:
             with self._unless_closed():
                 self._bar.close()
             self._bar = None
 
     def _seconds_left(self, step: int) -> float | None:
-        """To the last step, at the speed of this start; None if it is not known, or nothing is left."""
+        """Return the seconds to the last step, at the speed since this start; None if unknown or if nothing is left."""
         done = step - self._initial
         if done <= 0 or step >= self.total:
             return None
@@ -104,7 +104,7 @@ class Display:
 
 
 def _columns() -> int:
-    """How wide the terminal of standard error says that it is: 0 in Colab, where a bar would show nothing."""
+    """Return the reported width of the terminal on standard error: 0 in Colab, where a bar would show nothing."""
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError):
@@ -112,7 +112,7 @@ def _columns() -> int:
 
 
 def describe(figures: dict[str, float]) -> str:
-    """A step's figures in one line: loss, learning rate, tokens/s, MFU, memory."""
+    """Format a step's figures as one line: loss, learning rate, tokens/s, MFU, memory."""
     values = {
         "loss": figures["train_loss"],
         "rate": figures["learning_rate"],

@@ -1,7 +1,7 @@
-"""Evaluations of a run: when, on what, and what follows from their figures.
+"""Evaluations of a run: when they are due, what they measure, and what their figures trigger.
 
 In:  a Run at a step.
-Out: figures in the record and on the screen, a sample; the best model exported, and a checkpoint.
+Out: figures in the record and on the screen; a sample; the best model, exported; a checkpoint.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from hfgpt.train.run import Run
 from hfgpt.train.stop import Stop
 from hfgpt.train.tasks import accuracies
 
-PASSES_BETWEEN_LOOKS = 8  # of an evaluation by several processes, for a signal
+PASSES_BETWEEN_LOOKS = 8  # between two checks for a signal, when several processes evaluate
 
 
 def evaluation_due(run: Run) -> bool:
-    """At the start, every eval_interval and at the last step, once each, also if a stop came in between."""
+    """Whether to evaluate: at the start, every eval_interval and at the last step, once each even after a stop."""
     step, config = run.progress.step, run.config
     if config.eval_only:
         return True
@@ -46,13 +46,13 @@ def patience_is_over(run: Run) -> bool:
 
 
 def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
-    """Losses over the fixed blocks of both splits, a sample; the best model is exported and a checkpoint written.
+    """Measure the losses on fixed blocks of both splits, show a sample, export the best model and write a checkpoint.
 
     Args:
         run: at a step.
-        meter: knows the seconds of the run.
-        stop: a signal ends the evaluation before its end.
-        last: nothing follows, so a checkpoint is written in any case.
+        meter: measures the seconds of the run.
+        stop: a signal cuts the evaluation short.
+        last: this is the last evaluation, so a checkpoint is always written.
 
     Returns: False if a signal came; then nothing was recorded, exported or saved, and a resume evaluates again.
 
@@ -69,7 +69,7 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     if better:
         progress.best_val_loss, progress.best_step = figures["val_loss"], progress.step
         progress.evaluations_without_improvement = 0
-    elif is_regular:  # where a run was stopped must not decide when it is over
+    elif is_regular:  # where a run was interrupted must not decide when it ends
         progress.evaluations_without_improvement += 1
     asked = run.tasks or run.harness.names
     if asked and (config.eval_only or last or progress.step % (config.eval_tasks_interval or 1) == 0 or at_end):
@@ -93,23 +93,23 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
 
 
 def forecast(run: Run) -> laws.Prediction | None:
-    """The validation loss that the record so far leads to at the last step; None while it says too little."""
+    """Return the validation loss that the record predicts for the last step; None if the record is too short."""
     steps, losses = metrics.series(metrics.read(run.metrics.path), "val_loss")
     curve = laws.fit_curve(steps, losses, lambda step: learning_rate(step, run.config))
     return None if curve is None else curve.at(run.config.max_iters)
 
 
 def push(run: Run) -> None:
-    """Give the exported model, with a card, to the pusher, if the run has one."""
+    """Hand the exported model and its card to the pusher, if the run has one."""
     if run.pusher is not None:
         card.write(run.folder, run.config.license)
         run.pusher.submit()
 
 
 def losses(run: Run, stop: Stop) -> dict[str, float] | None:
-    """Token-weighted loss of both splits, and of each corpus of a mix. Collective.
+    """Return the token-weighted loss of both splits, and of each corpus of a mix. Collective.
 
-    Perplexity and bits per character are those of the whole validation split. None if a signal came meanwhile.
+    Perplexity and bits per character are those of the whole validation split. Return None if a signal came meanwhile.
     """
     figures = dict[str, float]()
     sets = {f"val_loss/{name}": stream for name, stream in run.corpus.validation_sets.items()}
@@ -126,9 +126,9 @@ def losses(run: Run, stop: Stop) -> dict[str, float] | None:
 
 
 def split_sums(run: Run, stream: TokenStream, stop: Stop) -> tuple[float, int] | None:
-    """This process's (negative log-likelihood in nats, targets) over the evaluation blocks; None if a signal came.
+    """Sum this process's (negative log-likelihood in nats, targets) over the evaluation blocks; None if a signal came.
 
-    The processes look for a signal together, after every pass, or every few passes if they must ask each other.
+    The processes check for a signal together: after every pass, or every few passes if that takes communication.
     """
     rank, world, micro_batch = run.share
     block_size = run.config.block_size
@@ -144,10 +144,10 @@ def split_sums(run: Run, stream: TokenStream, stop: Stop) -> tuple[float, int] |
 
 
 def count_characters(config: Config, corpus: Corpus) -> int:
-    """The characters that the evaluated validation targets stand for.
+    """Count the characters that the evaluated validation targets decode to.
 
     Raises:
-        InputError: all targets are marks between documents, which hold no text.
+        InputError: all targets are document separators, which contain no text.
     """
     blocks = evaluation_blocks(corpus.val, config.block_size, config.eval_iters)
     count = CharacterCounter(corpus.tokenizer)(corpus.val.blocks(blocks, config.block_size)[:, 1:])
@@ -160,7 +160,7 @@ def count_characters(config: Config, corpus: Corpus) -> int:
 
 
 def announce(run: Run, figures: dict[str, float], better: bool) -> None:
-    """Say the evaluation's figures and show a short sample."""
+    """Print the evaluation's figures and a short sample."""
     step = run.progress.step
     line = _(
         "step {step}/{steps}  train {train:.4f}  val {val:.4f}  perplexity {perplexity:.4g}  "
@@ -174,9 +174,9 @@ def announce(run: Run, figures: dict[str, float], better: bool) -> None:
     )
     run.display.say(line + ("  " + _("(best so far)") if better and step else ""))
     for name, value in figures.items():
-        if "/" in name:  # a part of the validation text, or a task
+        if "/" in name:  # a corpus of a mix, or a task
             run.display.say(f"    {name} {value:.4f}")
-    finite = math.isfinite(figures["val_loss"])  # else there is nothing to draw from
+    finite = math.isfinite(figures["val_loss"])  # otherwise there is nothing to sample from
     if run.main and run.config.sample_prompt and step and not run.sharded and finite:
         text = sample_text(run, SAMPLE_TOKENS)
         run.display.sample(text)
@@ -185,7 +185,7 @@ def announce(run: Run, figures: dict[str, float], better: bool) -> None:
 
 
 def sample_text(run: Run, tokens: int) -> str:
-    """A text of so many tokens from the model as it is; the run's random generators are not touched."""
+    """Sample a text of `tokens` tokens from the current model, without touching the run's random generators."""
     drawing = sampling.Sampling(max_new_tokens=tokens)
     prompt = run.config.sample_prompt
     return prompt + "".join(sampling.generate(run.plain.gpt2, run.corpus.tokenizer, prompt, drawing))

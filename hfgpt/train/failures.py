@@ -1,7 +1,7 @@
-"""What a run says when it fails, and how to go on.
+"""The messages of a run that fails, and how to resume it.
 
 In:  the error, and the run that it ended.
-Out: a RunError whose message names the step, the cause, the last checkpoint and the line to type.
+Out: a RunError whose message names the step, the cause, the last checkpoint and the command to type.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from hfgpt.train.run import Run
 
 @contextmanager
 def explained(run: Run, position: dict[str, Any] | None = None) -> Iterator[None]:
-    """Turn what the machine is to blame for into a RunError.
+    """Turn an error that the machine caused into a RunError.
 
     Args:
         run: the run that trains inside.
-        position: the state of the data before the step in hand drew its batches; they then come again.
+        position: the state of the data before the current step drew its batches, so that a resume draws them again.
 
     Raises:
         RunError: a full disk, no memory, a lost process.
     """
     try:
         yield
-    except BrokenPipeError:  # the reader of the output has gone, which is not the disk's fault
+    except BrokenPipeError:  # the reader of the output has closed it, which is not a disk error
         raise
     except OSError as error:
         raise RunError(
@@ -66,7 +66,7 @@ def explained(run: Run, position: dict[str, Any] | None = None) -> Iterator[None
 
 @contextmanager
 def explained_start() -> Iterator[None]:
-    """The same while there is not yet a run.
+    """Like :func:`explained`, for errors before the run exists.
 
     Raises:
         RunError: the model does not fit on the device, or a process was lost.
@@ -85,7 +85,7 @@ def explained_start() -> Iterator[None]:
 
 
 def diverged(run: Run, what: str, step: int) -> RunError:
-    """What is not finite and since which step, the last good checkpoint, and the chapter's remedy."""
+    """Return the error of a diverged run: what is not finite, since which step, the last checkpoint, the remedy."""
     config = run.config
     lower = f"--learning_rate={config.learning_rate / 2:g}"
     lower += f" --muon_learning_rate={config.muon_learning_rate / 2:g}" if config.optimizer == "muon" else ""
@@ -105,7 +105,7 @@ def diverged(run: Run, what: str, step: int) -> RunError:
 
 
 def lost_process(error: RuntimeError) -> str:
-    """What to say if a collective failed because another process has gone; "" if the error is another."""
+    """Return the message for a collective that failed because another process ended; "" for any other error."""
     if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
         return ""
     return _(
@@ -117,7 +117,7 @@ def lost_process(error: RuntimeError) -> str:
 
 @contextmanager
 def watched(run: Run) -> Iterator[Waiting | None]:
-    """Watch the steps where NCCL would end the process without a word; else there is nothing to watch."""
+    """Watch the steps if NCCL would abort the process without a message; otherwise do nothing.""" ""
     if run.device.type != "cuda" or run.accelerator.num_processes == 1:
         yield None
         return
@@ -126,7 +126,7 @@ def watched(run: Run) -> Iterator[Waiting | None]:
 
 
 def waits_in_vain(run: Run) -> str:
-    """What to say shortly before NCCL's watchdog ends the process."""
+    """Return the message shortly before NCCL's watchdog aborts the process."""
     return (
         _(
             "step {step}: waits for another process of this run since {time}, and NCCL is about to end this one\n"
@@ -142,9 +142,9 @@ def waits_in_vain(run: Run) -> str:
 
 
 def rescue(run: Run, position: dict[str, Any] | None) -> str:
-    """Keep the steps since the last checkpoint, if this process can do it alone; says which checkpoint there is.
+    """Save the steps since the last checkpoint, if this process can do so alone; return which checkpoint there is.
 
-    With several processes the others wait in a collective, or have failed too; their last checkpoint stands.
+    With several processes the others wait in a collective or have failed too, so the last checkpoint has to do.
     """
     if run.accelerator.num_processes == 1 and run.progress.step and not run.config.eval_only:
         run.optimizer.zero_grad()
@@ -156,7 +156,7 @@ def rescue(run: Run, position: dict[str, Any] | None) -> str:
 
 
 def last_checkpoint(folder: Path) -> str:
-    """In words: where a resume would go on."""
+    """Describe where a resume would continue."""
     saved = next(iter(checkpoint.steps(folder)), None)
     if saved is None:
         return _("there is no checkpoint yet")
@@ -164,6 +164,6 @@ def last_checkpoint(folder: Path) -> str:
 
 
 def how_to_resume(run: Run) -> str:
-    """The line to type, quoted for a shell."""
+    """Return the command to type, quoted for a shell."""
     command = typed("train", run.folder / "recipe.yaml", "--resume")
     return _("to go on: {command}", command=command)

@@ -1,10 +1,10 @@
-"""The run folder: one run's at a time, and never an older run's unasked.
+"""The run folder: it holds one run at a time, and an older run is never overwritten unasked.
 
 In:  a resolved Config, and whether to resume or to overwrite.
 Out: the folder, locked, with the resolved recipe in it; or an InputError, and nothing was written.
 
-A run that is to be replaced is set aside in ``.previous``, and deleted when the new run has its first checkpoint. If
-the new run fails before, the old one is put back, here or by the next start.
+A run that is being replaced is moved to ``.previous``, and deleted when the new run has its first checkpoint. If the
+new run fails before that, the old one is restored, at once or by the next start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hfgpt.train import checkpoint
 
 PREVIOUS, MOVING = ".previous", ".moving"
 
-# What belongs to a run. Other files in its folder (trackers' logs, notes) stay where they are.
+# The files of a run. Other files in its folder (trackers' logs, notes) stay where they are.
 RUN_FILES = (
     "checkpoint-*", "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja", "recipe.yaml",
@@ -32,10 +32,10 @@ RUN_FILES = (
 
 
 def check_folder(config: Config, resume: bool, overwrite: bool) -> None:
-    """What is wrong with out_dir whatever lies in it.
+    """Check out_dir itself, whatever it contains.
 
     Raises:
-        InputError: it contradicts another setting, or is a file.
+        InputError: out_dir contradicts another setting, or is a file.
     """
     folder = config.run_dir
     if resume and overwrite:
@@ -51,10 +51,10 @@ def check_folder(config: Config, resume: bool, overwrite: bool) -> None:
 
 
 def hold(config: Config, resume: bool, overwrite: bool) -> FolderLock | None:
-    """Lock out_dir, if it exists, and see whether the run may have it.
+    """Lock out_dir, if it exists, and check whether this run may use it.
 
     Raises:
-        InputError: another process trains there, or it holds a run that is neither to be resumed nor replaced.
+        InputError: another process trains there, or it holds a run that is to be neither resumed nor replaced.
         OSError: it cannot be written.
     """
     folder = config.run_dir
@@ -71,14 +71,14 @@ def hold(config: Config, resume: bool, overwrite: bool) -> FolderLock | None:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has written here."""
+    """Whether the folder holds files of a run."""
     return any((folder / name).exists() for name in (metrics.FILE_NAME, "model.safetensors")) or bool(
         checkpoint.steps(folder)
     )
 
 
 def refuse_older_run(folder: Path, resume: bool, overwrite: bool) -> None:
-    """A run is never overwritten unasked. Raises InputError."""
+    """Raise InputError if the folder holds a run: a run is never overwritten unasked."""
     if holds_run(folder) and not resume and not overwrite:
         raise InputError(
             "out_dir = {folder!r}: holds a run → --resume goes on with it, --overwrite replaces it, "
@@ -88,25 +88,25 @@ def refuse_older_run(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 class Claim(NamedTuple):
-    """What a run wants of its folder."""
+    """How a run uses its folder."""
 
-    begins_anew: bool  # so that there may not be an older run
-    overwrite: bool  # set an older run aside
-    step: int | None  # the record is kept up to here; None: there is not any
-    branch_from: Path | None = None  # a checkpoint, from whose run the record comes
+    begins_anew: bool  # the folder must not hold an older run
+    overwrite: bool  # move an older run to .previous
+    step: int | None  # keep the record up to this step; None: there is nothing to keep
+    branch_from: Path | None = None  # a checkpoint whose run's record is copied
 
 
 def claim(config: Config, lock: FolderLock | None, asked: Claim, dtype: str) -> FolderLock:
-    """Make out_dir, and write the resolved recipe there; returns the lock.
+    """Create out_dir, write the resolved recipe there and return the lock.
 
     Args:
         config: resolved.
-        lock: from :func:`hold`; None if there was no folder then.
-        asked: whether the run begins or goes on.
-        dtype: the precision of the run, for the record of its segments.
+        lock: from :func:`hold`; None if the folder did not exist then.
+        asked: whether the run begins or resumes.
+        dtype: the run's precision, for the record of its segments.
 
     Raises:
-        InputError: another process was faster, or the record cannot be read; nothing was written.
+        InputError: another process took the folder first, or the record cannot be read; nothing was written.
         OSError: the folder cannot be written.
     """
     folder = config.run_dir
@@ -121,7 +121,7 @@ def claim(config: Config, lock: FolderLock | None, asked: Claim, dtype: str) -> 
         if asked.branch_from is not None and not record.exists():
             copy_record(asked.branch_from.parent, folder)
         if asked.step is not None:
-            # A record that cannot be read is found here, before anything is written.
+            # An unreadable record is detected here, before anything is written.
             metrics.MetricsWriter(record).truncate_after(asked.step)
             metrics.truncate_samples(folder / metrics.SAMPLES, asked.step)
         checkpoint.discard_unfinished(folder)
@@ -136,7 +136,7 @@ def claim(config: Config, lock: FolderLock | None, asked: Claim, dtype: str) -> 
 
 
 def copy_record(source: Path, folder: Path) -> None:
-    """Begin a branch with the record of the run that it is of; the first line tells the two apart."""
+    """Begin a branch's record with that of its parent run; the first line tells the two apart."""
     if (source / metrics.FILE_NAME).is_file():
         metrics.copy_as_branch(source / metrics.FILE_NAME, folder / metrics.FILE_NAME)
     for name in (metrics.SAMPLES, segments.FILE_NAME):
@@ -144,11 +144,11 @@ def copy_record(source: Path, folder: Path) -> None:
             replace_file(folder / name, (source / name).read_text(encoding="utf-8", errors="replace"))
 
 
-# ------------------------------------------------------------------------------------------- a run that is replaced
+# ------------------------------------------------------------------------------------------- replacing a run
 
 
 def set_aside(folder: Path) -> None:
-    """Move the run of a folder into `.previous`. An interruption leaves what :func:`recover` puts back."""
+    """Move a folder's run to `.previous`. After an interruption, :func:`recover` puts it back."""
     moving = folder / MOVING
     moving.mkdir(exist_ok=True)
     for path in run_files(folder):
@@ -157,12 +157,12 @@ def set_aside(folder: Path) -> None:
 
 
 def discard_previous(folder: Path) -> None:
-    """The new run has a checkpoint: the old one, if there was one, may go."""
+    """Delete the old run, if there was one: the new run has a checkpoint."""
     shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
 
 
 def recover(folder: Path) -> bool:
-    """Put back a run that was set aside, if the new one has come to nothing; whether it did."""
+    """Restore a run from `.previous` if its replacement never wrote a checkpoint; return whether it was restored."""
     previous, moving = folder / PREVIOUS, folder / MOVING
     if previous.is_dir():
         if checkpoint.steps(folder):
@@ -180,5 +180,5 @@ def recover(folder: Path) -> bool:
 
 
 def run_files(folder: Path) -> list[Path]:
-    """The files and folders of the run in a folder."""
+    """Return the files and folders of the run in a folder."""
     return [path for pattern in RUN_FILES for path in folder.glob(pattern)]

@@ -1,9 +1,9 @@
 """Tasks of lm-evaluation-harness while training, by its own package.
 
-In:  names of tasks that it knows, or paths of YAML files that define one; and a Run at a step.
-Out: their figures, by ``<metric>/<task>``; an accuracy is ``accuracy/<task>``, as that of our own questions.
+In:  names of its tasks, or paths of YAML files that define one; and a Run at a step.
+Out: their figures, by ``<metric>/<task>``; an accuracy is ``accuracy/<task>``, as for our own questions.
 
-The main process answers, on the plain model; the others wait. Random generators are left as they were.
+The main process evaluates the plain model while the others wait. Random generators are left as they were.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from hfgpt.train.run import Harness, Run
 
 
 def load(names: Sequence[str]) -> Harness:
-    """Load tasks with their documents, from the Hub if they are not local.
+    """Load tasks and their documents, from the Hub if they are not local.
 
     Raises:
-        InputError: the package is missing, or it does not know a task or cannot load it; names the task.
+        InputError: the package is missing, or a task is unknown or cannot be loaded; names the task.
     """
     if not names:
         return Harness([])
@@ -54,7 +54,7 @@ def load(names: Sequence[str]) -> Harness:
     try:
         with _quiet():
             return Harness(list(names), manager.load(list(names)))
-    except Exception as error:  # whatever a task's own code and data raise
+    except Exception as error:  # a task's own code and data may raise anything
         reason = first_line(error)
         raise InputError(
             "eval_tasks = {tasks!r}: lm-evaluation-harness cannot load it: {reason}", tasks=listed(names), reason=reason
@@ -62,7 +62,7 @@ def load(names: Sequence[str]) -> Harness:
 
 
 def figures(run: Run) -> dict[str, float]:
-    """What the model scores now; nothing but on the main process. Collective."""
+    """Return the model's current scores; empty on all processes but the main one. Collective."""
     if not run.harness.names:
         return {}
     with patiently(run.patience):
@@ -80,7 +80,7 @@ def _answer(run: Run) -> dict[str, float]:
         state = random.getstate(), np.random.get_state()
         try:
             with torch.random.fork_rng(), torch.no_grad():
-                # Without an end-of-text token, what stands before a text is the tokenizer's first.
+                # Without an end-of-text token, texts are preceded by the tokenizer's first token.
                 first = {} if run.corpus.tokenizer.eos_token_id is not None else {"prefix_token_id": 0}
                 reader = HFLM(
                     pretrained=model,
@@ -99,7 +99,7 @@ def _answer(run: Run) -> dict[str, float]:
 
 
 def _scores(results: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float]]:
-    """Of {"task": {"acc,none": 0.3, "acc_stderr,none": "N/A", "alias": …}} the figures by their names here."""
+    """Extract the figures, renamed, from {"task": {"acc,none": 0.3, "acc_stderr,none": "N/A", "alias": …}}."""
     for task, values in results.items():
         for key, value in values.items():
             metric = key.partition(",")[0]
@@ -114,7 +114,7 @@ def _is_file(name: str) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the packages' progress bars and remarks between the lines of a run."""
+    """Suppress the packages' progress bars and remarks, which would mix with the run's lines."""
     loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers", "datasets")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,12 +1,11 @@
-"""The length of a run that was given a time instead of a number of steps.
+"""The length of a run that has a time budget instead of a number of steps.
 
-In:  `time_budget`, how long the run has taken, and how fast its steps are.
-Out: `max_iters`, decided anew as the speed becomes known, so that the schedule is finished, and its end evaluated,
-     inside the time.
+In:  `time_budget`, the time used so far, and the speed of the steps.
+Out: `max_iters`, updated as the speed becomes known, so that the schedule ends, and is evaluated, within the time.
 
-Each decision is a line of metrics.jsonl (``horizon`` at a step) and is kept in the checkpoints. The learning rate stays
-a function of the step and of these decisions. So a resume goes on with them; and the steps that a crash took away are
-made again with the decisions that they had, as the record has them.
+Each decision is a line of metrics.jsonl (``horizon`` at a step) and is saved in the checkpoints. The learning rate
+stays a function of the step and of these decisions. So a resume continues with them, and steps lost in a crash are
+repeated with the decisions that the record holds for them.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from hfgpt.train.run import Run
 
 FIRST = 4  # steps after which the speed is known well enough for a first decision
 
-EVERY = 0.02  # of the time budget between two decisions
+EVERY = 0.02  # share of the time budget between two decisions
 
-LATE = 0.6  # of the time budget, when the end is rehearsed with a record that is nearly as long
+LATE = 0.6  # share of the time budget at which the end is rehearsed, with a record that is nearly as long
 
-MARGIN = 0.03  # of the time budget, kept for what does not go as before
+MARGIN = 0.03  # share of the time budget kept as a margin
 
-SETTLED = 0.05  # of the time budget before its end, from where on the rate, which is near its end, is not raised again
+SETTLED = 0.05  # last share of the time budget, in which the decayed learning rate is not raised again
 
 
 class Horizon:
-    """Decides how many steps fit into the time; without a `time_budget`, nothing.
+    """Decides how many steps fit into the time; does nothing without a `time_budget`.
 
     Args:
-        run: its config says the budget.
-        meter: knows the speed.
-        began: when the process was started, by time.monotonic.
+        run: its config holds the budget.
+        meter: measures the speed.
+        began: when the process started, by time.monotonic.
     """
 
     def __init__(self, run: Run, meter: Meter, began: float) -> None:
@@ -46,22 +45,23 @@ class Horizon:
         self._budget = float(seconds_of(run.config.time_budget)) if run.config.time_budget else 0.0
         self._ends = began + self._budget * (1 - MARGIN) - run.progress.seconds
         self._drawing = 0.0  # seconds that the curve and the card take at the end
-        self._rehearsals = [0.0, began + self._budget * LATE - run.progress.seconds]  # when it is measured
+        self._rehearsals = [0.0, began + self._budget * LATE - run.progress.seconds]  # when that is measured
         self._from, self._next = run.progress.step + FIRST, 0.0
         self._mark = meter.mark()
-        self._timed, self._fastest = (0.0, 0.0), math.inf  # the end's parts, and a step at its fastest since they were
+        # the evaluation and the rehearsal as last timed, and the fastest step since
+        self._timed, self._fastest = (0.0, 0.0), math.inf
         if self._budget and run.progress.horizons:
             self._apply()
 
     def look(self) -> None:
-        """Decide anew if it is time; the run's config then has another `max_iters`. Collective, once a step."""
+        """Update `max_iters` in the run's config if a decision is due. Collective, once per step."""
         if self._budget:
             length = int(gather(self._run.device, self._choice() if self._run.main else 0).max())
             if length and length != self._run.config.max_iters:
                 self._decide(length)
 
     def _choice(self) -> int:
-        """The length that is to be from this step on; 0: as before."""
+        """Return the length to use from this step on; 0 to keep the present one."""
         step, recorded = self._run.progress.step, self._run.recorded_horizons
         if step in recorded:
             return recorded[step]
@@ -77,10 +77,10 @@ class Horizon:
         return self._fitting()
 
     def _fitting(self) -> int:
-        """The steps that the run has in all if it ends in time at its present speed; 0: as before.
+        """Return how many steps the whole run can have at its present speed; 0 to keep the present length.
 
-        The end takes an evaluation and the drawing; as much again is kept for the last sample and a longer record.
-        These were timed before: where steps have become slower since, so has the end.
+        The end takes an evaluation and the drawing; as much again is reserved for the last sample and a longer record.
+        These were timed earlier: if steps have become slower since, so has the end.
         """
         step, mark = self._run.progress.step, self._meter.mark()
         made, took = mark.steps - self._mark.steps, mark.seconds - self._mark.seconds
@@ -108,9 +108,9 @@ class Horizon:
 
 
 def rehearse(run: Run) -> float:
-    """Draw the curve, write the card and look at the record as at the end; the seconds that it takes.
+    """Draw the curve, write the card and read the record as at the end; return the seconds that it takes.
 
-    The library that draws is loaded before: that is done once in a run.
+    The plotting library is imported first, since a run does that only once.
     """
     from hfgpt.runs import plots
 
@@ -123,7 +123,7 @@ def rehearse(run: Run) -> float:
 
 
 def lengthened(recipe: Config, decisions: list[int]) -> Config:
-    """The recipe with the length decided last; the decay in proportion, the warm-up in proportion to the first one."""
+    """Return the recipe with the last decided length; decay scales with it, warm-up with the first decided length."""
     length, warmup, decay = decisions[-1], recipe.warmup_iters or 0, recipe.lr_decay_iters or recipe.max_iters
     return recipe.model_copy(
         update={

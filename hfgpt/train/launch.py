@@ -1,7 +1,7 @@
 """Accelerate, set up as the recipe says.
 
-In:  a resolved Config, and what a launcher put into the environment.
-Out: an Accelerator of the recipe's device, precision and accumulation; its tracker; or an InputError.
+In:  a resolved Config, and the environment that a launcher set.
+Out: an Accelerator with the recipe's device, precision and accumulation; its tracker; or an InputError.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.train.collective import UNHURRIED
 
-PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names and Accelerate's
+PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names → Accelerate's
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Accelerate as the recipe says; where the environment or an Accelerate configuration differs, the recipe wins.
+    """Return an Accelerator for the recipe, which overrides the environment and an Accelerate configuration.
 
     Raises:
         InputError: the device, the precision or the tracker is not available here.
     """
-    # Accelerate joins launched CPU processes over gloo only if it is told that it is on a CPU.
+    # Accelerate connects launched CPU processes over gloo only if it is told that it is on a CPU.
     cpu = config.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     if not torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
         cpu = True
@@ -81,10 +81,10 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def _keep_sums_wide(accelerator: Accelerator, dtype: str) -> None:
-    """FSDP2 gathers weights in the narrow type; gradients are reduced, and losses summed, in float32.
+    """Have FSDP2 gather weights in the narrow type, but reduce gradients and sum losses in float32.
 
-    Accelerate's own policy makes all of them narrow. In bfloat16 the losses then differ from DDP's by up to 0.013; in
-    float16 the summed loss, which is above 65,504 nats, is infinite.
+    Accelerate's own policy uses the narrow type for all of them. In bfloat16 the losses then differ from DDP's by up to
+    0.013; in float16 the summed loss, which is above 65,504 nats, is infinite.
 
     Raises:
         InputError: the configuration asks for FSDP1.
@@ -101,10 +101,10 @@ def _keep_sums_wide(accelerator: Accelerator, dtype: str) -> None:
 
 
 def check_engine(config: Config, engine: DistributedType) -> None:
-    """Settings that an engine cannot honour are refused.
+    """Refuse settings that the engine cannot honour.
 
-    DeepSpeed gives the optimizer one flat tensor of all weights, of which Muon needs the matrices by themselves; and it
-    updates the weights inside of its backward pass, before the gradient norm is known here.
+    DeepSpeed gives the optimizer one flat tensor of all weights, but Muon needs the separate matrices. It also updates
+    the weights inside its backward pass, before the gradient norm is known here.
 
     Raises:
         InputError: names the setting and what to do.
@@ -133,17 +133,17 @@ def check_engine(config: Config, engine: DistributedType) -> None:
 
 
 def start_tracker(accelerator: Accelerator, config: Config) -> None:
-    """Begin the run in the recipe's tracker, if it names one. There the run has its folder's name.
+    """Begin the run, named after its folder, in the recipe's tracker, if it names one.
 
     Raises:
-        InputError: the tracker refuses, for example without a login or a network.
+        InputError: the tracker failed, for example without a login or a network.
     """
     if config.report_to == "none":
         return
     named = {"name": config.run_dir.name}
     try:
         accelerator.init_trackers(config.project, config.model_dump(), {"wandb": named, "trackio": named})
-    except Exception as error:  # each tracker has its own
+    except Exception as error:  # each tracker raises its own errors
         reason = first_line(error)
         if config.report_to == "wandb":
             fix = _("log in with `wandb login`, or set WANDB_MODE=offline; or leave report_to out")
@@ -156,7 +156,7 @@ def start_tracker(accelerator: Accelerator, config: Config) -> None:
 
 
 def configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: int) -> None:
-    """DeepSpeed accumulates and clips by itself: give it the recipe's numbers."""
+    """Give DeepSpeed the recipe's numbers, since it accumulates and clips by itself."""
     accelerator.state.deepspeed_plugin.deepspeed_config.update(
         train_micro_batch_size_per_gpu=micro_batch,
         gradient_accumulation_steps=accelerator.gradient_accumulation_steps,
@@ -165,19 +165,19 @@ def configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: i
 
 
 def restarts() -> int:
-    """How often torchrun has restarted all processes because one of them died."""
+    """Return how often torchrun has restarted all processes because one died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def join_after_restart(backend: str | None) -> None:
-    """Find the other processes under a prefix of torchrun's store that belongs to this attempt alone.
+    """Connect the processes through a prefix of torchrun's store that belongs to this attempt alone.
 
-    The store outlives a restart, and with it the addresses of processes that have ended: gloo may read one before its
-    owner has replaced it, and fails to connect (torch 2.13, either rendezvous backend).
+    The store outlives a restart, and so do the addresses of processes that have ended: gloo may read a stale one and
+    fail to connect (torch 2.13, either rendezvous backend).
 
     Args:
-        backend: as Accelerate would choose. With None, torch makes one for every kind of device; on a CPU the last
-            process then sometimes did not end.
+        backend: the one that Accelerate would choose. With None, torch creates one for every kind of device; on a CPU
+            the last process then sometimes did not end.
     """
     if not restarts() or dist.is_initialized():
         return
@@ -187,10 +187,10 @@ def join_after_restart(backend: str | None) -> None:
 
 
 def choose_dtype(dtype: str, device: str, n_embd: int) -> str:
-    """What `dtype: auto` is on a device: bfloat16 where it is fast, float16 on older CUDA cards, else float32.
+    """Resolve `dtype: auto` for a device: bfloat16 where it is fast, float16 on older CUDA cards, otherwise float32.
 
     Raises:
-        InputError: float16 on a CPU; its small range needs the loss scaling that accelerators have.
+        InputError: float16 on a CPU; its small range needs loss scaling, which only accelerators have.
     """
     if dtype == "auto":
         if device == "cuda":
@@ -204,7 +204,7 @@ def choose_dtype(dtype: str, device: str, n_embd: int) -> str:
 
 
 def _overrule(variable: str, value: str, neutral: set[str], key: str) -> None:
-    """The recipe is the truth: say so if the environment, or an Accelerate configuration, differs."""
+    """Warn where the recipe overrides the environment or an Accelerate configuration."""
     given = os.environ.get(variable)
     if given is not None and given.lower() != value.lower():
         if given not in neutral and PartialState().is_main_process:
@@ -222,21 +222,21 @@ def _overrule(variable: str, value: str, neutral: set[str], key: str) -> None:
 
 
 def _be_deterministic() -> None:
-    """Have torch choose kernels whose sums have one order, so that a step gives the same bits each time.
+    """Make torch choose kernels that sum in a fixed order, so that a step gives the same bits each time.
 
-    On a CPU they do already. On a card the backward passes of attention and embeddings otherwise add in the order in
-    which their parts come (torch: Reproducibility).
+    CPU kernels already do. On a card the backward passes of attention and embeddings otherwise add their parts in the
+    order of arrival (torch: Reproducibility).
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it makes its first handle
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it creates its first handle
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
 
 
-EAGER = 0.25  # of a card's peak that an eager step reaches, about
+EAGER = 0.25  # share of a card's peak that an eager step reaches, approximately
 
 
 def wants_compilation(config: Config, device: str, processes: int) -> bool:
-    """Whether to compile: as the recipe says; by itself on a CUDA card, if the run would take long without."""
+    """Whether to compile: as the recipe says; with `auto`, on a CUDA card if an eager run would take long."""
     if config.compile != "auto":
         return config.compile
     if device != "cuda":
@@ -246,12 +246,10 @@ def wants_compilation(config: Config, device: str, processes: int) -> bool:
 
 
 def eager_seconds(config: Config, peak: float, processes: int) -> float:
-    """A lower bound of what all steps take without compilation: the blocks' arithmetic, or the host's launches.
+    """Return a lower bound of all steps' time without compilation: the blocks' arithmetic, or the host's launches.
 
     Args:
-        config: with its shape.
-        peak: FLOP/s of a card.
-        processes: that share a step.
+        config: with its shape. peak: FLOP/s of a card. processes: that share a step.
     """
     work = sizes.flops_per_token(config, vocab_size=0) * config.tokens_per_iter / processes / (peak * EAGER)
     micro_batches = config.global_batch / processes / config.micro_batch(processes)
@@ -263,7 +261,7 @@ def _can_compile(device: str) -> bool:
     """Whether torch.compile has what it needs (a C++ compiler, Triton); warns if it does not."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
-    except Exception as error:  # whatever the backend raises, training without it works
+    except Exception as error:  # whatever the backend raises, training works without it
         reason = first_line(error)
         warnings.warn(
             _("compile: true is left out, since torch.compile does not work here: {reason}", reason=reason),

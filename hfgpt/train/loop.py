@@ -3,10 +3,10 @@
 In:  a resolved Config.
 Out: the run folder: the exported model (best by validation loss), checkpoints, metrics.jsonl, loss.png, a model card.
 
-Accelerate does devices, processes, mixed precision, accumulation's no-sync, clipping and trackers; the rest is here.
+Accelerate handles devices, processes, mixed precision, accumulation's no-sync, clipping and trackers; the rest is here.
 The optimizer step is the clock: step t is the t-th update, made on the t-th global batch with ``learning_rate(t)``.
-Nothing else decides what a step does. So a resume needs the step, the weights, the optimizer's averages and the random
-generators, and no more.
+Nothing else decides what a step does. So a resume needs only the step, the weights, the optimizer's averages and the
+random generators.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ def train(
     profile: bool = False,
     began: float | None = None,
 ) -> int:
-    """Run a recipe to its end, or to a polite stop; returns the exit code (0, or 128 + signal).
+    """Run a recipe to its end, or to a graceful stop; return the exit code (0, or 128 + signal).
 
     Args:
         config: resolved.
-        resume: go on from the newest valid checkpoint, or begin if there is not one yet.
-        overwrite: replace the run that out_dir holds.
+        resume: continue from the newest valid checkpoint, or begin if there is not one yet.
+        overwrite: replace the run in out_dir.
         branch_from: begin from this checkpoint of another run.
         profile: record a trace of a few steps.
-        began: when the process was started, by time.monotonic, for `max_time` and `time_budget`; None: now.
+        began: when the process started, by time.monotonic, for `max_time` and `time_budget`; None: now.
 
     Raises:
         InputError: the recipe, the data or the folder cannot be used; nothing was written.
-        RunError: the run failed; the last checkpoint stays.
+        RunError: the run failed; the last checkpoint is kept.
     """
     began = time.monotonic() if began is None else began
     with explained_start():
@@ -84,11 +84,11 @@ def train(
 
 
 def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, waiting: Waiting | None = None) -> int:
-    """The steps, with evaluation and checkpoints between them; returns why it stopped early, or 0."""
+    """Run the steps, with evaluations and checkpoints between them; return why it stopped early, or 0."""
     progress, batches = run.progress, run.corpus.batches
-    running = list[StepResult]()  # steps that were launched, whose outcome nobody has looked at
+    running = list[StepResult]()  # steps that were launched, whose outcome has not been checked
     first = progress.step + 1
-    in_time = waiting.action if waiting else nullcontext  # around whatever waits for the other processes
+    in_time = waiting.action if waiting else nullcontext  # around everything that waits for the other processes
     run.model.train()
     run.display.begin(progress.step)
     while True:
@@ -117,8 +117,8 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
         progress.step += 1
         running.append(result)
         logged = progress.step == 1 or is_at_end(run) or progress.step % run.config.log_interval == 0
-        # An accelerator goes on meanwhile: the outcome of its last step is read while the next one runs.
-        with in_time():  # an accelerator's step is launched so far, and waited for here
+        # Keep an accelerator busy: the outcome of its last step is read while the next one runs.
+        with in_time():  # an accelerator's step has only been launched: wait for it here
             settle(run, running, keep=0 if logged or must_look(run) or evaluation_due(run) else 1)
         meter.add(targets, data_seconds=ready - began, step_seconds=time.perf_counter() - ready)
         run.writer.look()
@@ -142,16 +142,16 @@ def is_at_end(run: Run) -> bool:
 
 
 def stop_reason(run: Run, meter: Meter, stop: Stop) -> int:
-    """Why to stop before the end, or 0; a run that has come to its last step is evaluated, whatever the time."""
+    """Return why to stop early, or 0; after its last step a run is evaluated, whatever the time."""
     reason = stop.requested(run.progress.step, needed=meter.evaluation_seconds)
     return 0 if reason == TIME_IS_UP and is_at_end(run) else reason
 
 
 def stop_early(run: Run, meter: Meter, stop: Stop, reason: int) -> None:
-    """Leave a checkpoint; if there is time, also an evaluation, and the model if it is the best."""
+    """Write a checkpoint; if there is time, also evaluate, and export the model if it is the best."""
     progress = run.progress
     run.display.say(_("{reason}: stopping after step {step}", reason=describe(reason), step=progress.step))
-    if run.config.eval_only or not progress.step:  # nothing that a resume could not do again
+    if run.config.eval_only or not progress.step:  # a resume can do it again
         return
     if reason == TIME_IS_UP and progress.evaluated_step != progress.step and evaluate(run, meter, stop, last=True):
         return
@@ -171,17 +171,16 @@ def log(run: Run, meter: Meter, result: StepResult) -> None:
     progress.seconds = figures["seconds"]
     figures |= batches.figures(progress.step)
     if run.accelerator.scaler is not None and not math.isfinite(result.grad_norm):
-        del figures["grad_norm"]  # an overflow says how large the scale was, and nothing of the run
+        del figures["grad_norm"]  # an overflow reflects how large the scale was, not the state of the run
     run.record(**figures)
     run.display.advance(progress.step, figures)
 
 
 def leave(run: Run, failed: bool) -> None:
-    """Close what is open. Leaving the process group takes all of its members, so a process that failed exits at once.
+    """Close everything. Destroying the process group needs all its members, so a process that failed exits at once.
 
-    The group's last owner must be its own object: that one waits for gloo's thread without the interpreter's lock,
-    which the thread may need for what it still holds. DDP's reducer would wait for it with the lock, and for ever
-    (PyTorch #56297).
+    The group's own object must hold the last reference: it waits for gloo's thread without the GIL, which that thread
+    may need. DDP's reducer would wait for it while holding the GIL, and so for ever (PyTorch #56297).
     """
     run.display.close()
     run.writer.close()

@@ -1,11 +1,11 @@
-"""Memory: a model that cannot fit is refused; a micro-batch that does not fit is made smaller before the first step.
+"""Memory: refuse a model that cannot fit, and lower a micro-batch that does not fit, before the first step.
 
 In:  a config and its Accelerator; later a :class:`~hfgpt.train.run.Run` that is ready to train.
-Out: an error that says what would fit; or the run with a smaller micro-batch and more accumulation. The global batch,
+Out: an error that names what would fit; or the run with a smaller micro-batch and more accumulation. The global batch,
      the order of the data, the weights, the optimizer and the random generators stay as they were.
 
 Accelerate's `find_executable_batch_size` decides in each process alone, while the others wait in a collective. Here
-every process tries without a collective, and only then do they agree.
+every process tries without a collective; they agree afterwards.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hfgpt.model import sizes
 from hfgpt.train.collective import gather
 from hfgpt.train.run import Run
 
-STATE = 16  # bytes a parameter: weight, gradient and AdamW's two averages, in float32
+STATE = 16  # bytes per parameter: weight, gradient and AdamW's two averages, in float32
 
 # Under FSDP and DeepSpeed a forward pass is a collective: a process that fails in it would leave the others waiting.
 REPLICATED = {DistributedType.NO, *(kind for kind in DistributedType if kind.name.startswith("MULTI_"))}
@@ -41,15 +41,15 @@ REPLICATED = {DistributedType.NO, *(kind for kind in DistributedType if kind.nam
 
 
 def check_size(config: Config, accelerator: Accelerator) -> None:
-    """Refuse a model that cannot make a single step, before a corpus is prepared or the system ends the process.
+    """Refuse a model that cannot take a single step, before a corpus is prepared or the system kills the process.
 
     This counts less than a run takes: the blocks alone, without embeddings, activations and libraries. So it refuses
-    nothing that might train; a model that is too large by less fails at the first step.
+        nothing that might train; a model that is only slightly too large fails at the first step.
 
     Raises:
-        InputError: the blocks take more than there is; says how much, and which n_embd would do.
+        InputError: the blocks take more memory than there is; says how much, and which n_embd would fit.
     """
-    if config.pretrained:  # its own shape is not known yet
+    if config.pretrained:  # a pretrained model's shape is not known yet
         return
     total, owner = memory_for_state(accelerator)
     each = 4 if config.eval_only else STATE
@@ -80,20 +80,20 @@ def check_size(config: Config, accelerator: Accelerator) -> None:
 
 
 def _block_parameters(config: Config, width: int) -> int:
-    """Parameters of the Transformer blocks at this n_embd."""
+    """Return the parameters of the Transformer blocks at this n_embd."""
     counted = sizes.parameters(config.model_copy(update={"n_embd": width}), vocab_size=0)
     return counted.attention + counted.mlp + counted.norms
 
 
 def memory_for_state(accelerator: Accelerator) -> tuple[int | None, str]:
-    """Bytes that one copy of weights, gradients and averages may take, and who has them; None if that is not known.
+    """Return the bytes available to one copy of weights, gradients and averages, and whose they are; None if unknown.
 
     Replicas on a CPU share the machine's memory; shards (FSDP) use that of all their devices together.
     """
     kind, device, processes = accelerator.distributed_type, accelerator.device, accelerator.num_processes
     sharded = kind == DistributedType.FSDP
     if kind == DistributedType.DEEPSPEED or (sharded and accelerator.state.fsdp_plugin.cpu_offload):
-        return None, ""  # the state may be in host memory, or on a disk
+        return None, ""  # the state may be in host memory, or on disk
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device).total_memory
         return (card * processes, _("{n} cards have", n=processes)) if sharded else (card, _("the card has"))
@@ -139,21 +139,21 @@ def fit(run: Run) -> None:
 
 
 def smaller(run: Run) -> Iterator[int]:
-    """The micro-batches that are left to try, the largest first."""
+    """Return the smaller micro-batches to try, largest first."""
     share = run.config.global_batch // run.accelerator.num_processes
     return divisors(share, run.micro_batch - 1)
 
 
 def try_step(run: Run, size: int) -> bool:
-    """Whether the worst step of a run with micro-batches of `size` fits on this device. Leaves no trace."""
+    """Whether a run's most demanding step with micro-batches of `size` fits on this device; changes nothing."""
     optimizer, device, accelerator = run.optimizer.optimizer, run.device, run.accelerator
     tokens = torch.zeros((size, run.config.block_size + 1), dtype=torch.long, device=device)
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]  # as a step has them: of other strides it would be compiled anew
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]  # same strides as in a step: others would trigger a recompilation
     generators = torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type)
     share = run.config.global_batch // accelerator.num_processes
     run.model.train()
     try:
-        # Without the all-reduce, since a process that fails must not leave the others waiting in one.
+        # Skip the all-reduce: a process that fails must not leave the others waiting in one.
         with generators, accelerator.no_sync(run.model):
             rehearse(
                 lambda: accelerator.backward(run.model(input_ids=inputs, targets=targets)),
@@ -182,19 +182,18 @@ def rehearse(
     micro_batches: int,
     buckets: bool = False,
 ) -> None:
-    """Take as much memory as the worst step of a run does; weights and optimizer stay as they are.
+    """Use as much memory as a run's most demanding step; weights and optimizer stay as they are.
 
-    The first step has no averages yet, and its first micro-batch finds no gradients: neither is the worst. So the
-    averages come first, by an update with zero gradients and a zero rate (`torch.distributed.checkpoint` makes them the
-    same way; averages from a checkpoint stay), and with accumulation a second backward pass finds the first one's
-    gradients.
+    The first step has no averages yet, and its first micro-batch no gradients: neither is the most demanding. So an
+    update with zero gradients and a zero rate first creates the averages, as `torch.distributed.checkpoint` does
+    (averages from a checkpoint stay). With accumulation, a second backward pass then adds to the first one's gradients.
 
     Args:
         forward_and_backward: one micro-batch.
         optimizer: torch's own.
         micro_batches: 1, or 2 if the run accumulates: the second stands for all later ones.
-        buckets: whether DDP keeps the gradients. Without accumulation, each then moves into a bucket, which exists
-            already, as soon as it is there.
+        buckets: whether DDP holds the gradients. Without accumulation, each is then moved into its preallocated bucket
+            as soon as it is computed.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     fresh = not optimizer.state
@@ -217,7 +216,7 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 def idle_update(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-    """An update of a fresh optimizer that makes its averages and changes no weight."""
+    """Make a fresh optimizer create its averages, without changing a weight."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -232,12 +231,12 @@ def idle_update(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
 
 
 def everywhere(run: Run, fits: bool) -> bool:
-    """Whether it fits on every process. Collective."""
+    """Whether `fits` holds on every process. Collective."""
     return bool(gather(run.device, fits).min())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no memory left."""
+    """Whether the error means that a device or the host ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and (
@@ -246,7 +245,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def advice(run: Run) -> str:
-    """What to set so that the same steps take less memory."""
+    """Return which settings make the same steps take less memory."""
     size = next(smaller(run), None)
     if size is not None:
         return _(

@@ -1,6 +1,6 @@
 """Speed, memory, time and power of a run.
 
-In:  how long the loop waited for data and trained, step by step.
+In:  how long each step waited for data and trained.
 Out: the figures of a record: tokens/s, MFU, peak memory, seconds.
 """
 
@@ -23,8 +23,8 @@ from hfgpt.train.run import Run
 class Mark(NamedTuple):
     """A point in a run."""
 
-    steps: int  # that this process has made
-    seconds: float  # that they took, without evaluations
+    steps: int  # steps that this process has taken
+    seconds: float  # their seconds, without evaluations
 
 
 class Meter:
@@ -33,16 +33,16 @@ class Meter:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._began = time.monotonic() - run.progress.seconds
-        self._peak: float | None = None  # not known before the second record
+        self._peak: float | None = None  # unknown before the second record
         self._records = 0
         self._power = Power(run.device, run.progress.gpu_joules)
-        self.evaluation_seconds = 0.0  # of the last one
+        self.evaluation_seconds = 0.0  # of the last evaluation
         self._evaluations, self._all_steps = 0.0, 0
         self._flops = flops_per_token(run)
         self._steps, self._tokens, self._step_seconds, self._data_seconds = 0, 0, 0.0, 0.0
 
     def add(self, tokens: int, data_seconds: float, step_seconds: float) -> None:
-        """One more step, of so many tokens: how long it waited for its data, and how long it took then."""
+        """Add a step of `tokens` tokens: how long it waited for its data, and how long it then took."""
         self._tokens += tokens
         self._steps += 1
         self._all_steps += 1
@@ -58,18 +58,18 @@ class Meter:
         self._evaluations += self.evaluation_seconds
 
     def mark(self) -> Mark:
-        """Where this process is: the speed between two marks is that of the steps."""
+        """Return the present point; two such marks give the speed of the steps between them."""
         return Mark(self._all_steps, time.monotonic() - self._evaluations)
 
     def seconds(self) -> float:
-        """Since the run began, without the time between a stop and its resume."""
+        """Return the seconds since the run began, without the time between a stop and its resume."""
         return time.monotonic() - self._began
 
     def figures(self) -> dict[str, float]:
-        """Speed, memory and time since the last call.
+        """Return speed, memory and time since the last call.
 
-        The first record has no `mfu`: its step also warms up, and would wait while a CPU's peak is measured, which
-        takes a part of a second.
+        The first record has no `mfu`: its step includes warm-up, and measuring a CPU's peak would delay it by a
+        fraction of a second.
         """
         run = self._run
         rate = self._tokens / (self._step_seconds + self._data_seconds)
@@ -91,7 +91,7 @@ class Meter:
 
 
 def flops_per_token(run: Run) -> float:
-    """Forward and backward arithmetic of a token (PaLM, appendix B, as nanoGPT counts it): 6N + 12·L·C·T."""
+    """Return the FLOPs of a token, forward and backward (PaLM, appendix B, as nanoGPT counts them): 6N + 12·L·C·T."""
     shape = run.plain.gpt2.config
     weights = parameter_count(run.plain) - shape.n_positions * shape.n_embd
     weights -= 0 if shape.tie_word_embeddings else shape.vocab_size * shape.n_embd
@@ -99,7 +99,7 @@ def flops_per_token(run: Run) -> float:
 
 
 def peak_flops(run: Run) -> float | None:
-    """The FLOP/s one process could reach: the card's by its table, a CPU's by measurement; None if not known."""
+    """Return the peak FLOP/s of one process: a card's from the table, a CPU's by measurement; None if unknown."""
     if run.device.type == "cuda":
         dtype = "tf32" if run.dtype == "float32" else run.dtype
         return cards.peak_flops(torch.cuda.get_device_name(run.device), dtype)
@@ -109,7 +109,7 @@ def peak_flops(run: Run) -> float | None:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Peak memory so far: what torch allocated on a card; the whole process on a CPU."""
+    """Return the peak memory so far: torch's allocations on a card; the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -125,11 +125,11 @@ def memory_bytes(device: torch.device) -> int:
 
 
 class Power:
-    """Reads NVML. Counts joules from `joules` on, which a run had used before.
+    """Reads power from NVML; counts joules on top of the `joules` that the run had used before.
 
     Args:
         device: where the process trains.
-        joules: of the run so far.
+        joules: used by the run so far.
     """
 
     def __init__(self, device: torch.device, joules: float) -> None:
@@ -137,11 +137,11 @@ class Power:
         self._before = joules - self._energy()
 
     def figures(self) -> dict[str, float]:
-        """`gpu_utilization` (share of the last moments), `gpu_watts`, `gpu_joules` (since the run began)."""
+        """Return `gpu_utilization` (share of the last moments), `gpu_watts` and `gpu_joules` (since the run began)."""
         if self._handle is None:
             return {}
         figures = dict[str, float]()
-        with suppress(Exception):  # a card or a driver that does not say one of them
+        with suppress(Exception):  # the card or its driver does not report this figure
             figures["gpu_utilization"] = self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100
         with suppress(Exception):
             figures["gpu_watts"] = self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000
@@ -150,7 +150,7 @@ class Power:
         return figures
 
     def _energy(self) -> float:
-        """The card's joules since the driver was loaded; 0 if it does not say."""
+        """Return the card's joules since the driver was loaded; 0 if it does not report them."""
         if self._handle is None:
             return 0.0
         try:
@@ -160,7 +160,7 @@ class Power:
 
 
 def _open(device: torch.device) -> tuple[Any, Any]:
-    """NVML's handle of this card, found by its UUID whatever CUDA_VISIBLE_DEVICES says, and the library; or None."""
+    """Return the NVML library and this card's handle, found by UUID whatever CUDA_VISIBLE_DEVICES says; or None."""
     if device.type != "cuda":
         return None, None
     try:

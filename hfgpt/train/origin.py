@@ -1,9 +1,9 @@
-"""Where a run goes on from, if that is not its own folder: the Hub, or a checkpoint of another run.
+"""Where a run continues from, if not from its own folder: the Hub, or another run's checkpoint.
 
 In:  ``--resume=hf://user/run[@revision]``, or ``--branch_from=out/run/checkpoint-600``.
-Out: the run folder, brought from the Hub if the Hub is ahead; or the checkpoint, and the folder of the run it is of.
+Out: the run folder, downloaded if the Hub is ahead; or the checkpoint, and the folder of its run.
 
-Imports no torch: the recipe, which may come from the Hub, decides how torch is to be loaded.
+Does not import torch: the recipe, which may come from the Hub, decides how torch is loaded.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class HubRun:
 
     @property
     def name(self) -> str:
-        """The run's own name, without its owner's."""
+        """The run's name, without its owner."""
         return self.repo.partition("/")[2]
 
 
 def hub_run(text: str) -> HubRun:
-    """Read ``hf://user/run`` or ``hf://user/run@revision``; raises ValueError that says the rule."""
+    """Parse ``hf://user/run`` or ``hf://user/run@revision``; raises ValueError that states the format."""
     match = _HUB.fullmatch(text)
     if match is None:
         raise ValueError(_("must be hf://user/run, or hf://user/run@revision; alone it goes on from the run folder"))
@@ -51,7 +51,7 @@ def hub_run(text: str) -> HubRun:
 
 
 def branch(text: str) -> Path:
-    """Read the path of a checkpoint folder; raises ValueError that says the rule."""
+    """Parse the path of a checkpoint folder; raises ValueError that states the format."""
     path = Path(text).expanduser()
     if not _CHECKPOINT.fullmatch(path.name) or not path.is_dir():
         raise ValueError(_("must be a checkpoint of a run, such as out/standard/checkpoint-600"))
@@ -59,21 +59,21 @@ def branch(text: str) -> Path:
 
 
 def branch_folder(checkpoint: Path) -> Path:
-    """Where a branch goes if nothing else is said: beside its run."""
+    """Return a branch's default folder, beside its parent run."""
     run = checkpoint.resolve().parent
     return run.with_name(f"{run.name}-from-{checkpoint.name.removeprefix('checkpoint-')}")
 
 
 def check_repository(config: Config, checkpoint: Path) -> None:
-    """A branch does not push to where the run pushes that it is of.
+    """Refuse a branch that would push to its parent run's repository.
 
     Raises:
-        InputError: names the repository, and how to give the branch another.
+        InputError: names the repository, and how to give the branch another one.
     """
     trunk = checkpoint.resolve().parent
     try:
         theirs = str(read_recipe(trunk).get("hub_model_id") or trunk.name)
-    except InputError:  # brought from the Hub without its recipe
+    except InputError:  # downloaded from the Hub without its recipe
         theirs = trunk.name
     if not config.push_to_hub or not _same_repository(config.repository, theirs):
         return
@@ -87,23 +87,23 @@ def check_repository(config: Config, checkpoint: Path) -> None:
 
 
 def _same_repository(one: str, other: str) -> bool:
-    """Whether two names may be one repository; without an owner it is the token's account, which may be any."""
+    """Whether two names may mean one repository; without an owner, a name belongs to the token's unknown account.""" ""
     owners, names = zip(*(name.lower().rpartition("/")[::2] for name in (one, other)), strict=True)
     return names[0] == names[1] and (owners[0] == owners[1] or not all(owners))
 
 
 def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:
-    """Bring a run from the Hub into its folder, unless the folder is as far already.
+    """Download a run from the Hub into its folder, unless the folder is already as far.
 
-    Safe to call from several processes of a machine: one brings the run, the others find it there.
+    Safe to call from several processes of a machine: one downloads the run, the others find it there.
 
     Args:
-        run: where it is.
-        folder: a new or empty folder, or one of the same run.
-        api: a client with an endpoint and a token of its own.
+        run: its place on the Hub.
+        folder: new, empty, or holding the same run.
+        api: a client with its own endpoint and token.
 
     Raises:
-        InputError: the repository has no checkpoint, the folder holds another run or is in use.
+        InputError: the repository has no checkpoint, or the folder holds another run or is in use.
         Failure: the Hub cannot be reached.
     """
     from hfgpt.share import contents, hub
@@ -145,9 +145,9 @@ def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:
 
 
 def _replace(folder: Path, brought: Path, older: Path) -> None:
-    """Put what was brought in the place of the folder; files that a run does not push are kept."""
+    """Replace the folder by the download; files that a run does not push are kept."""
     with FolderLock(folder):
-        pass  # nobody works in it
+        pass  # no process uses it
     folder.rename(older)
     brought.rename(folder)
     for path in older.iterdir():

@@ -1,6 +1,6 @@
-"""What a run says at its beginning and at its end.
+"""The messages of a run at its beginning and at its end.
 
-In:  a Run before its first step; the same after its last.
+In:  a Run before its first step, and after its last.
 Out: lines on the screen; at the end also the curve and the model card.
 """
 
@@ -24,7 +24,7 @@ from hfgpt.train.run import Run
 
 
 def introduce(run: Run) -> None:
-    """Say what is about to happen."""
+    """Print what is about to happen."""
     config, corpus = run.config, run.corpus
     run.display.say(
         _(
@@ -61,30 +61,30 @@ def introduce(run: Run) -> None:
 
 
 def device_name(run: Run) -> str:
-    """The device of a process, the precision and, on a CPU, the threads."""
+    """Describe the device of a process, the precision and, on a CPU, the threads."""
     if run.device.type == "cpu":
         return _("cpu ({dtype}, {threads} threads)", dtype=run.dtype, threads=torch.get_num_threads())
     return f"{run.device.type} ({run.dtype})"
 
 
 def finish(run: Run, reason: int) -> None:
-    """After the last step: the curve, the model card, what the record says, and what to type next. Collective."""
+    """After the last step: draw the curve, write the model card, print a diagnosis and next steps. Collective."""
     run.display.close()
     if reason:
         run.display.say(how_to_resume(run))
     run.accelerator.wait_for_everyone()
     if reason:
-        if run.config.push_to_hub:  # the checkpoint that another machine goes on from
+        if run.config.push_to_hub:  # the checkpoint that another machine resumes from
             wait_for_push(run)
             with patiently(run.patience):
                 run.accelerator.wait_for_everyone()
         return
     if not run.main:
         return
-    from hfgpt.runs import plots  # matplotlib is for the end: the first step does not wait for it
+    from hfgpt.runs import plots  # matplotlib is only needed at the end: do not delay the first step
 
     config, folder, records = run.config, run.folder, metrics.read(run.metrics.path)
-    if config.time_budget:  # the recipe that was trained has the length that was decided
+    if config.time_budget:  # the recipe as trained, with the length that was decided
         replace_file(folder / "recipe.yaml", configs.to_yaml(config, in_folder=True))
     plots.loss_curve(folder)
     card.write(folder, config.license)
@@ -105,7 +105,7 @@ def finish(run: Run, reason: int) -> None:
 
 
 def wait_for_push(run: Run) -> None:
-    """Let the main process finish what it pushes, and say so if the Hub does not have it."""
+    """Let the main process finish its push, and say so if it failed."""
     if run.pusher is None:
         return
     run.display.say("\n" + _("waiting for the last push to the Hub"))
@@ -123,7 +123,7 @@ def wait_for_push(run: Run) -> None:
 
 
 def outcome(run: Run, val: list[float]) -> str:
-    """The validation loss before, at the end and at its best; `val` has that of every evaluation."""
+    """Summarise the validation loss: at the start, at the end and at its best; `val` holds every evaluation's."""
     progress, patience = run.progress, run.config.early_stopping_patience
     figures = {
         "before": val[0],

@@ -1,7 +1,7 @@
-"""What a resume needs: saved, found again, checked and brought back.
+"""Resuming a run: save, find, check and restore its state.
 
 In:  a Run at a step; later the same recipe, and the run folder.
-Out: a checkpoint; later a Run that goes on bit for bit.
+Out: a checkpoint; later a Run that continues bit for bit.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ from hfgpt.train.display import Display
 from hfgpt.train.folder import discard_previous
 from hfgpt.train.run import Progress, Run
 
-# Whatever else a resume may change, these decide which run it is.
+# A resume may change anything but these, which identify the run.
 IDENTITY = ("seed", "block_size", "batch_warmup_iters", "val_fraction", "document_mask", "streaming", "optimizer")
 
-ONCE = {"optimizer": "adamw", "batch_warmup_iters": 0}  # what there was before there was a choice
+ONCE = {"optimizer": "adamw", "batch_warmup_iters": 0}  # the values before these became settings
 
 
 def save(run: Run) -> None:
-    """Write a checkpoint of the step that is done, at once or behind the next steps. Collective.
+    """Write a checkpoint of the finished step, at once or in the background. Collective.
 
     Raises:
-        OSError: the disk is full or not writable; what was there before is untouched.
+        OSError: the disk is full or not writable; earlier files are untouched.
     """
     accelerator, writer = run.accelerator, run.writer
     weights, averages = model_tensors(run), optimizer_tensors(run)
     generators = {
         name: state for part in gather_object([states.generators(accelerator)]) for name, state in part.items()
     }
-    data = merged(gather_object([run.corpus.batches.state_dict()]))  # each process knows where its own lanes are
+    # each process knows only the positions of its own lanes
+    data = merged(gather_object([run.corpus.batches.state_dict()]))
     if run.main:
         step, best, lock, pusher = run.progress.step, run.progress.best_step, run.lock, run.pusher
         state = {
@@ -74,7 +75,7 @@ def save(run: Run) -> None:
 
 
 def export_model(run: Run, then: Callable[[], None]) -> None:
-    """Write the model as it is now for Transformers, into the run folder itself; then do what needs it. Collective."""
+    """Write the current model for Transformers into the run folder, then run the action that needs it. Collective."""
     writer, lock = run.writer, run.lock
     weights = model_tensors(run)
     if run.main:
@@ -91,9 +92,9 @@ def export_model(run: Run, then: Callable[[], None]) -> None:
 
 
 def reserve(run: Run) -> None:
-    """Set memory aside for what is written behind the steps, so that the first checkpoint does not hold them up.
+    """Reserve memory for background writes, so that the first checkpoint does not delay the steps.
 
-    Call it once the optimizer has its averages. Shards are gathered anew for each checkpoint, which takes longer.
+    Call it once the optimizer has its averages. Shards need no reserve: gathering them takes longer.
     """
     if run.main and run.writer.background and not run.sharded:
         run.writer.reserve("weights", model_tensors(run))
@@ -101,26 +102,26 @@ def reserve(run: Run) -> None:
 
 
 def model_tensors(run: Run) -> dict[str, Tensor]:
-    """The weights by GPT2LMHeadModel's names; on the device if they will be copied from there. Collective."""
+    """Return the weights by GPT2LMHeadModel's names; on the device if they will be copied from there. Collective."""
     return export.weights(states.weights(run.accelerator, run.plain, on_device=run.writer.background))
 
 
 def optimizer_tensors(run: Run) -> dict[str, Tensor]:
-    """The optimizer's averages by "<weight>/<average>", like :func:`model_tensors`. Collective."""
+    """Return the optimizer's averages by "<weight>/<average>", like :func:`model_tensors`. Collective."""
     averages = states.averages(run.accelerator, run.plain, run.optimizer, on_device=run.writer.background)
     return checkpoint.flatten({name.removeprefix("gpt2."): means for name, means in averages.items()})
 
 
 def wait_for_main(run: Run) -> None:
-    """Until the main process has written, unless it does so behind the steps; as long as that takes. Collective."""
+    """Wait, without a timeout, until the main process has written, unless it writes in the background. Collective."""
     if not run.writer.background:
         with patiently(run.patience):
             run.accelerator.wait_for_everyone()
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """What a run and its resume must have in common: the model's shape and the sequence of batches."""
-    shape = run.plain.gpt2.config  # not the config's, which a pretrained model replaces
+    """Return what a run and its resume must share: the model's shape and the sequence of batches."""
+    shape = run.plain.gpt2.config  # not the config's, which a pretrained model overrides
     return {
         **{key: getattr(run.config, key) for key in IDENTITY},
         **{key: getattr(shape, key) for key in ("n_layer", "n_head", "n_embd")},
@@ -131,14 +132,14 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def corpus_facts(run: Run) -> dict[str, Any]:
-    """What a person on another machine needs to find the run's text: its name, without a path, and its size."""
+    """Return what identifies the run's text on another machine: its name, without a path, and its size."""
     names = [public.name(name) for name, _weight in corpora(run.config.dataset)]
     corpus = run.corpus
     return {"name": " + ".join(names), "train_tokens": corpus.train_tokens, "val_tokens": len(corpus.val)}
 
 
 def described(facts: dict[str, Any], fingerprint: str) -> str:
-    """A corpus in words; `facts` may be of another version's checkpoint."""
+    """Describe a corpus; `facts` may come from another version's checkpoint."""
     size = _("streamed")
     if facts.get("train_tokens"):
         size = _("{train:,} + {val:,} tokens", train=facts["train_tokens"], val=facts.get("val_tokens", 0))
@@ -146,7 +147,7 @@ def described(facts: dict[str, Any], fingerprint: str) -> str:
 
 
 def check_text_is_here(error: InputError, saved: checkpoint.Checkpoint) -> InputError:
-    """The error of a corpus that cannot be read, saying which text the run was trained on, if its checkpoint knows."""
+    """Extend the error of an unreadable corpus by the text that the run was trained on, if its checkpoint names it."""
     facts, reason = saved.state.get("corpus"), str(error).split("\n", 1)[0]
     if facts is None or not reason.startswith("dataset = "):
         return error
@@ -158,10 +159,10 @@ def check_text_is_here(error: InputError, saved: checkpoint.Checkpoint) -> Input
 
 
 def find_checkpoint(config: Config, display: Display) -> checkpoint.Checkpoint | None:
-    """The newest valid checkpoint; None if there is not one yet, and the run begins.
+    """Return the newest valid checkpoint; None if there is not one yet and the run begins.
 
     Raises:
-        InputError: there are checkpoints, and all of them are damaged.
+        InputError: there are checkpoints, but all of them are damaged.
     """
     if not checkpoint.steps(config.run_dir):
         display.say(_("{folder} holds no checkpoint yet: beginning at step 0", folder=config.run_dir))
@@ -170,10 +171,10 @@ def find_checkpoint(config: Config, display: Display) -> checkpoint.Checkpoint |
 
 
 def read_branch(path: Path, config: Config) -> checkpoint.Checkpoint:
-    """The checkpoint that a new run goes on from.
+    """Return the checkpoint from which a branch continues.
 
     Raises:
-        InputError: it is damaged, or of the run that out_dir holds.
+        InputError: it is damaged, or belongs to the run in out_dir.
     """
     if path.resolve().parent == config.run_dir.resolve():
         raise InputError(
@@ -188,19 +189,19 @@ def read_branch(path: Path, config: Config) -> checkpoint.Checkpoint:
 
 
 def forget_best(run: Run) -> None:
-    """A branch has a best model of its own: the first is the one that it begins with."""
+    """Give a branch a best model of its own: at first the one that it begins with."""
     progress = run.progress
     progress.best_val_loss = progress.best_step = progress.evaluated_step = None
     progress.evaluations_without_improvement, progress.horizons = 0, []
 
 
 def check_identity(run: Run, saved: checkpoint.Checkpoint, other_text: bool = False) -> None:
-    """A resume goes on with the same run.
+    """Check that a resume continues the same run.
 
     Args:
         run: prepared.
-        saved: what it goes on from.
-        other_text: whether it may go on with another text; it is said then.
+        saved: the checkpoint that it continues from.
+        other_text: whether it may continue on another text; a message then says so.
 
     Raises:
         InputError: names each difference.
@@ -241,7 +242,7 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint, other_text: bool = Fa
 
 
 def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
-    """A run does not end before the step that it has reached.
+    """Refuse a length that the run has already passed.
 
     Raises:
         InputError: names the step.
@@ -257,9 +258,9 @@ def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
 
 
 def announce_changes(run: Run, saved: checkpoint.Checkpoint) -> None:
-    """Say what the recipe changes in the run that it goes on with, and how the learning rate jumps."""
+    """Print what the recipe changes in the resumed run, and how the learning rate jumps."""
     before, step = saved.state.get("recipe"), saved.state["step"]
-    if before is None:  # written by an earlier version
+    if before is None:  # the checkpoint is from an earlier version
         return
     changed = segments.differences(before, segments.deciding(run.config, run.dtype))
     if not changed:
@@ -287,7 +288,7 @@ def announce_changes(run: Run, saved: checkpoint.Checkpoint) -> None:
 
 
 def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
-    """Bring a checkpoint back into a run that is prepared. Collective.
+    """Load a checkpoint into a prepared run. Collective.
 
     Raises:
         InputError: it is another model's.
@@ -305,7 +306,7 @@ def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
     run.corpus.batches.load_state_dict(saved.state["data"])
     if run.accelerator.scaler is not None and saved.state["scaler"]:
         run.accelerator.scaler.load_state_dict(saved.state["scaler"])
-    states.seed(run.accelerator, run.config.seed, run.progress.step)  # also a card's, after a run on a CPU
+    states.seed(run.accelerator, run.config.seed, run.progress.step)  # also a card's generator, after a run on a CPU
     if saved.state["processes"] == run.accelerator.num_processes:
         states.load_generators(run.accelerator, saved.rng)
     elif run.config.dropout:

@@ -29,7 +29,7 @@ from hfgpt.train.writer import Writer
 
 @dataclass
 class Progress:
-    """Where a run is: what changes from step to step, beside weights, averages and generators."""
+    """The state of a run that changes from step to step, beside weights, averages and generators."""
 
     step: int = 0
     evaluated_step: int | None = None
@@ -41,12 +41,12 @@ class Progress:
     bad_steps: int = 0  # steps in a row whose loss or gradient was not finite
     spikes: int = 0  # steps whose update the spike guard left out
     average_norm: float | None = None  # running average of the gradient norm
-    gpu_joules: float = 0.0  # that the main process's card has used
-    horizons: list[int] = field(default_factory=list)  # lengths that were decided for the time_budget
+    gpu_joules: float = 0.0  # used by the main process's card
+    horizons: list[int] = field(default_factory=list)  # lengths decided for the time_budget
 
 
 class Harness(NamedTuple):
-    """Loaded tasks of lm-evaluation-harness; without names there is nothing to answer."""
+    """Loaded tasks of lm-evaluation-harness; without names there is nothing to evaluate."""
 
     names: list[str]
     loaded: Any = None  # its TaskDict, with the documents
@@ -64,12 +64,12 @@ class Run:
     display: Display
     metrics: MetricsWriter
     micro_batch: int  # sequences on this device at a time
-    val_characters: int  # that the targets of the evaluated validation blocks stand for
+    val_characters: int  # characters in the targets of the evaluated validation blocks
     tasks: dict[str, list[Any]] = field(default_factory=dict)  # questions by task, see hfgpt.train.tasks
     harness: Harness = field(default_factory=lambda: Harness([]))
     progress: Progress = field(default_factory=Progress)
-    average_norm: Tensor | None = None  # the progress's, on the device, where the spike guard decides there
-    recorded_horizons: dict[int, int] = field(default_factory=dict)  # decided after the step that a resume goes on from
+    average_norm: Tensor | None = None  # the progress's average, on the device if the spike guard decides there
+    recorded_horizons: dict[int, int] = field(default_factory=dict)  # decided after the step that a resume starts from
     lock: FolderLock | None = None  # on the main process, unless it only evaluates
     writer: Writer = field(default_factory=lambda: Writer(background=False))
     pusher: BackgroundPusher | None = None  # on the main process, if the recipe says push_to_hub
@@ -87,12 +87,12 @@ class Run:
 
     @property
     def patience(self) -> timedelta:
-        """How long a process waits for another that should be in the same step."""
+        """The timeout for another process that should be in the same step."""
         return timedelta(seconds=seconds_of(self.config.process_timeout))
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes and prints."""
         return bool(self.accelerator.is_main_process)
 
     @property
@@ -102,14 +102,14 @@ class Run:
 
     @property
     def share(self) -> tuple[int, int, int]:
-        """(process, processes, micro-batch): which part of each global batch is this process's."""
+        """(process, processes, micro-batch): which part of each global batch this process trains."""
         return self.accelerator.process_index, self.accelerator.num_processes, self.micro_batch
 
     @property
     def plain(self) -> LanguageModel:
         """The LanguageModel inside the wrappers of DDP and compile.
 
-        Its forward keeps Accelerate's mixed precision: unwrapping without it would take it from the run as well.
+        Its forward keeps Accelerate's mixed precision: removing it here would remove it from the run as well.
         """
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         assert isinstance(model, LanguageModel)
@@ -121,7 +121,7 @@ class Run:
         return {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision]
 
     def record(self, at: int | None = None, /, **figures: float) -> None:
-        """Write one line of metrics.jsonl at a step, the current one by default; the tracker mirrors it."""
+        """Write one line of metrics.jsonl for a step (default: the current one) and send it to the tracker."""
         if self.main:
             step = self.progress.step if at is None else at
             self.metrics.write(step, **figures)

@@ -1,4 +1,4 @@
-"""The start of a run: everything checked before the first step, the folder written last.
+"""The start of a run: check everything before the first step, and write the folder last.
 
 In:  a resolved Config, and whether to resume or to overwrite.
 Out: a :class:`~hfgpt.train.run.Run` that is ready to train; or an InputError, and nothing was written.
@@ -45,18 +45,18 @@ from hfgpt.train.writer import Writer, in_background
 
 
 def start(config: Config, *, resume: bool = False, overwrite: bool = False, branch_from: Path | None = None) -> Run:
-    """Everything that a run needs, checked before the first step. Collective.
+    """Prepare and check everything that a run needs before its first step. Collective.
 
     Args:
         config: resolved.
-        resume: go on from the newest valid checkpoint, or begin if there is not one yet.
-        overwrite: replace the run that out_dir holds.
+        resume: continue from the newest valid checkpoint, or begin if there is not one yet.
+        overwrite: replace the run in out_dir.
         branch_from: begin from this checkpoint of another run, unless out_dir has one to resume from.
 
     Raises:
-        InputError: config, data, model, launch or folder do not go together; nothing was written.
+        InputError: config, data, model, launch or folder do not fit together; nothing was written.
     """
-    if launch.restarts():  # torchrun restarts all processes when one has died; the run goes on
+    if launch.restarts():  # torchrun restarts all processes when one has died; the run resumes
         resume, overwrite = True, False
     resume = resume or config.init_from == "resume"
     with ExitStack() as undo:
@@ -66,7 +66,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False, bran
 
 
 def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | None, undo: ExitStack) -> Run:
-    """:func:`start`; what must be undone if it fails is pushed onto `undo`."""
+    """The body of :func:`start`; clean-up for a failure is pushed onto `undo`."""
     writes = not config.eval_only
     if writes:
         folder.check_folder(config, resume, overwrite)
@@ -105,7 +105,7 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
     bring_to_devices(run, saved)
     if run.main and config.push_to_hub and writes:
         run.pusher = pusher(run, overwrite)
-        if saved is not None and branch_from is None:  # what the run had no time to push before
+        if saved is not None and branch_from is None:  # what an earlier start did not finish pushing
             run.pusher.submit()
     if accelerator.num_processes > 1:  # from here on no process has a reason to be late
         set_patience(run.patience)
@@ -115,10 +115,10 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
 def assemble(
     config: Config, accelerator: Accelerator, corpus: preparing.Corpus, display: Display, micro_batch: int
 ) -> Run:
-    """The run's parts, on the device that each is made on. Collective.
+    """Build the run's parts, each on its initial device. Collective.
 
     Raises:
-        InputError: model, tasks or launch do not go together.
+        InputError: model, tasks or launch do not fit together.
     """
     torch.manual_seed(config.seed)
     words = corpus.tokenizer
@@ -148,10 +148,10 @@ def assemble(
 
 
 def bring_to_devices(run: Run, saved: Checkpoint | None) -> None:
-    """Model and optimizer as the engine needs them, with what a checkpoint holds of them. Collective.
+    """Wrap model and optimizer for the engine, and load their state from a checkpoint. Collective.
 
     Raises:
-        InputError: the checkpoint is another model's.
+        InputError: the checkpoint belongs to another model.
     """
     accelerator = run.accelerator
     if saved is not None:
@@ -168,7 +168,7 @@ def bring_to_devices(run: Run, saved: Checkpoint | None) -> None:
 
 
 def pusher(run: Run, overwrite: bool) -> BackgroundPusher:
-    """What pushes the run while it trains."""
+    """Return the pusher of the run while it trains."""
     return BackgroundPusher(
         run.folder,
         run.config.repository,
@@ -180,9 +180,9 @@ def pusher(run: Run, overwrite: bool) -> BackgroundPusher:
 
 
 def horizons_after(record: Path, step: int) -> dict[int, int]:
-    """What a run with a time budget had decided, after the step that it goes on from: {step: max_iters}.
+    """Return the lengths that a run had decided after the step that it resumes from: {step: max_iters}.
 
-    The last step of the record is among them, with 0 if nothing was decided there.
+    They include the last step of the record, with 0 if nothing was decided there.
     """
     lines = [line for line in (metrics.read(record) if record.is_file() else []) if line["step"] > step]
     return {int(line["step"]): int(line.get("horizon", 0)) for line in lines if "horizon" in line or line is lines[-1]}
@@ -192,7 +192,7 @@ def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> Fold
     """Let the main process lock or claim the run folder. Collective.
 
     Raises:
-        InputError: it may not, or the folder cannot be written; on every process alike.
+        InputError: the folder is taken or cannot be written; raised on every process.
     """
 
     def locked() -> FolderLock | None:
@@ -207,10 +207,10 @@ def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> Fold
 
 
 def prepare_corpus(config: Config, accelerator: Accelerator) -> preparing.Corpus:
-    """The corpus, made by one process of each machine and read from the cache by the others. Collective.
+    """Return the corpus, prepared by one process per machine and read from the cache by the others. Collective.
 
     Raises:
-        InputError: on every process alike, so that no process waits for another.
+        InputError: raised on every process, so that no process waits for another.
     """
     problem: InputError | None = None
     with threads.unpinned(), accelerator.local_main_process_first():

@@ -1,10 +1,10 @@
-"""Weights, optimizer averages and random generators, read and set, whichever engine trains.
+"""Read and set weights, optimizer averages and random generators, whichever engine trains.
 
 In:  a model and an optimizer as Accelerate prepared them: alone, under DDP, in FSDP's shards, or in DeepSpeed's.
-Out: {name: tensor} and {name: {average: tensor}}, whole, on the CPU of the main process; and the way back.
+Out: {name: tensor} and {name: {average: tensor}}, unsharded, on the CPU of the main process; and the reverse.
 
-So a checkpoint has the same files on any engine, and not one is a pickle. Reading and setting weights and averages is
-collective; generators are each process's own.
+So a checkpoint has the same files with any engine, and no file is a pickle. Reading and setting weights and averages
+is collective; each process has its own generators.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 Averages = dict[str, dict[str, Tensor]]
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # not in shards, and to the main process
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # unsharded, and on the main process
 
 EVERYWHERE = StateDictOptions(full_state_dict=True)
 
@@ -34,9 +34,9 @@ ADAM = ("exp_avg", "exp_avg_sq")
 
 
 def weights(accelerator: Accelerator, model: nn.Module, on_device: bool = False) -> dict[str, Tensor]:
-    """The float32 weights by name. `model` is the plain one, inside the wrappers.
+    """Return the float32 weights by name. `model` is the plain one, inside the wrappers.
 
-    With `on_device`, replicas are left where they are, to be copied from there; shards are gathered on the CPU.
+    With `on_device`, replicas stay on their device, to be copied from there; shards are gathered on the CPU.
     """
     if not _deepspeed(accelerator):
         return cast(dict[str, Tensor], get_model_state_dict(model, options=_gathered(accelerator, on_device)))
@@ -50,9 +50,9 @@ def _gathered(accelerator: Accelerator, on_device: bool) -> StateDictOptions:
 
 
 def averages(accelerator: Accelerator, model: nn.Module, optimizer: Any, on_device: bool = False) -> Averages:
-    """AdamW's averages and step count by name, and Muon's average; empty before the first update.
+    """Return AdamW's averages and step count, and Muon's average, by name; empty before the first update.
 
-    torch would make those of a fresh optimizer by a step without gradients, which AdamW counts as one.
+    torch would create a fresh optimizer's averages by a step without gradients, which AdamW counts as a step.
     """
     if _deepspeed(accelerator):
         return _of_deepspeed(model, optimizer)
@@ -63,10 +63,10 @@ def averages(accelerator: Accelerator, model: nn.Module, optimizer: Any, on_devi
 
 
 def load(accelerator: Accelerator, model: nn.Module, optimizer: Any, new: dict[str, Tensor], means: Averages) -> None:
-    """Put weights and averages back, as :func:`weights` and :func:`averages` gave them.
+    """Load weights and averages, as returned by :func:`weights` and :func:`averages`.
 
     Raises:
-        RuntimeError, KeyError, ValueError: they are another model's.
+        RuntimeError, KeyError, ValueError: they belong to another model.
     """
     if _deepspeed(accelerator):
         _into_deepspeed(model, optimizer, new, means)
@@ -79,7 +79,7 @@ def load(accelerator: Accelerator, model: nn.Module, optimizer: Any, new: dict[s
 
 
 def generators(accelerator: Accelerator) -> dict[str, Tensor]:
-    """This process's random generators, as "<device>.<process>": state."""
+    """Return the states of this process's random generators by "<device>.<process>"."""
     rank, device = accelerator.process_index, accelerator.device
     states = {f"cpu.{rank}": torch.get_rng_state()}
     if device.type != "cpu":
@@ -88,9 +88,9 @@ def generators(accelerator: Accelerator) -> dict[str, Tensor]:
 
 
 def load_generators(accelerator: Accelerator, saved: dict[str, Tensor]) -> None:
-    """Set this process's random generators, as :func:`generators` gave them.
+    """Restore this process's random generators from the result of :func:`generators`.
 
-    A generator that was not saved, as after a run on another kind of device, keeps its state: call :func:`seed` before.
+    A generator that was not saved, as after a run on another kind of device, keeps its state: call :func:`seed` first.
     """
     rank, device = accelerator.process_index, accelerator.device
     torch.set_rng_state(saved[f"cpu.{rank}"])
@@ -99,7 +99,7 @@ def load_generators(accelerator: Accelerator, saved: dict[str, Tensor]) -> None:
 
 
 def seed(accelerator: Accelerator, seed: int, step: int) -> None:
-    """Seed this process: its dropout differs from the other processes', and is a function of these numbers alone."""
+    """Seed this process, so that its dropout differs from the others' and depends on these numbers alone."""
     words = (seed, accelerator.process_index, accelerator.num_processes, step)
     torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
@@ -109,7 +109,7 @@ def _deepspeed(accelerator: Accelerator) -> bool:
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    """torch's optimizer inside Accelerate's wrapper and DeepSpeed's."""
+    """Return torch's optimizer from inside Accelerate's and DeepSpeed's wrappers."""
     inner: torch.optim.Optimizer = optimizer.optimizer.optimizer
     return inner
 
@@ -129,9 +129,9 @@ def _of_deepspeed(model: nn.Module, optimizer: Any) -> Averages:
 
 
 def _link_deepspeed(optimizer: Any) -> None:
-    """Let DeepSpeed's accessors by parameter see the averages of every group.
+    """Make DeepSpeed's per-parameter accessors see the averages of every group.
 
-    DeepSpeed 0.19 links them after the step of the first group, when the others do not have any yet, and never again.
+    DeepSpeed 0.19 links them once, after the first group's step, when the other groups do not have any yet.
     """
     optimizer.optimizer._hp_optimizer_states_linked = False
     optimizer.optimizer._lazy_init_hp_params_optimizer_state()

@@ -1,4 +1,4 @@
-"""One optimizer step, and what becomes of a bad one.
+"""One optimizer step, and how a bad one is handled.
 
 In:  a Run, this process's micro-batches of the global batch, and the step's learning rate.
 Out: updated weights, and a :class:`StepResult`.
@@ -22,14 +22,14 @@ from hfgpt.train.collective import total
 from hfgpt.train.failures import diverged
 from hfgpt.train.run import Run
 
-NORMS_AVERAGED = 50  # steps over which the gradient norm is averaged for the spike guard
+NORMS_AVERAGED = 50  # steps over which the spike guard averages the gradient norm
 
 
 class Figure:
-    """A number that is still being computed: to read it waits for the work that makes it, and for nothing later.
+    """A number that is still being computed: reading it waits for the work that produces it, but for nothing later.
 
-    float() of a tensor on a card is a copy, which takes its turn behind all work that was launched since. So the copy
-    is launched here, at once, into page-locked memory.
+    float() of a tensor on a card is a copy, which queues behind all work launched since. So the copy is launched here,
+    at once, into pinned memory.
     """
 
     def __init__(self, value: Tensor) -> None:
@@ -47,12 +47,12 @@ class Figure:
 
 
 class StepResult(NamedTuple):
-    """What one optimizer step did. On an accelerator the figures are on their way: to read one waits for the step."""
+    """The outcome of one optimizer step. On an accelerator the figures are asynchronous: reading one waits."""
 
-    step: int  # its number
+    step: int  # the step's number
     nll: Tensor  # summed over this process's targets, in nats
-    targets: int  # of the global batch
-    norm: Figure | float  # of the gradients, before clipping
+    targets: int  # targets of the global batch
+    norm: Figure | float  # norm of the gradients, before clipping
 
     @property
     def grad_norm(self) -> float:
@@ -61,23 +61,23 @@ class StepResult(NamedTuple):
 
 
 def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learning_rate: float) -> StepResult:
-    """One update from this process's micro-batches of the global batch.
+    """Update the weights from this process's micro-batches of the global batch.
 
     The host does not wait for the device, unless it must know the gradient norm before the update (:func:`must_look`).
-    So it prepares the next step while this one runs; gradients that are not finite are left out on the device.
+    So it prepares the next step while this one runs; non-finite gradients are skipped on the device.
 
-    The loss is the mean over the targets of the whole global batch, however they fall to micro-batches and processes:
-    the sum over them, divided once. Accelerate divides by the number of micro-batches and DDP by the number of
+    The loss is the mean over the targets of the whole global batch, however they are split over micro-batches and
+    processes: their sum, divided once. Accelerate divides by the number of micro-batches and DDP by the number of
     processes; the scale undoes both.
 
     Args:
         run: model, optimizer and Accelerate.
-        batches: inputs and targets of this process, one entry a micro-batch.
-        targets: how many targets the global batch trains, over all processes.
-        learning_rate: AdamW's in this step.
+        batches: inputs and targets of this process, one entry per micro-batch.
+        targets: the number of targets in the global batch, over all processes.
+        learning_rate: AdamW's learning rate in this step.
     """
     accelerator, optimizer = run.accelerator, run.optimizer
-    accelerator.gradient_accumulation_steps, accelerator.step = len(batches), 0  # by which it knows the last one
+    accelerator.gradient_accumulation_steps, accelerator.step = len(batches), 0  # so it knows the last micro-batch
     scale = len(batches) * accelerator.num_processes / targets
     optim.set_learning_rate(optimizer, learning_rate)
     result = StepResult(run.progress.step + 1, torch.zeros((), device=run.device), targets, math.nan)
@@ -94,14 +94,14 @@ def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learnin
 
 
 def update(run: Run, result: StepResult, norm: Tensor | float) -> StepResult:
-    """Change the weights by the gradients, unless they are not finite or too large."""
+    """Update the weights, unless the gradients are not finite or too large."""
     if must_look(run):
         result = result._replace(norm=float(norm))
         if may_step(run, result.grad_norm):
             run.optimizer.step()
         return result
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)  # in FSDP2's shards
-    if run.accelerator.scaler is None:  # which has a flag of its own
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)  # of FSDP2's shards
+    if run.accelerator.scaler is None:  # loss scaling sets a flag of its own
         run.optimizer.optimizer.found_inf = left_out(run, norm).float()
     run.optimizer.step()
     return result._replace(norm=Figure(norm))
@@ -110,8 +110,8 @@ def update(run: Run, result: StepResult, norm: Tensor | float) -> StepResult:
 def must_look(run: Run) -> bool:
     """Whether the host must know the gradient norm before the update; a CPU does not run ahead anyway.
 
-    A fused AdamW and Muon leave an update out by a flag on the device, as loss scaling raises it. DeepSpeed does not
-    know that flag. The spike guard cannot raise that of loss scaling, and counts in float64, which "mps" does not have.
+    A fused AdamW and Muon skip an update by a flag on the device, the one that loss scaling sets. DeepSpeed does not
+    know that flag. The spike guard cannot set loss scaling's own flag, and computes in float64, which "mps" lacks.
     """
     heeds = getattr(getattr(run.optimizer, "optimizer", None), "_step_supports_amp_scaling", False)
     guards = run.config.spike_guard is not None and (run.accelerator.scaler is not None or run.device.type == "mps")
@@ -119,9 +119,9 @@ def must_look(run: Run) -> bool:
 
 
 def left_out(run: Run, norm: Tensor) -> Tensor:
-    """Whether gradients of this norm may not change the weights: as :func:`check_update` will find, on the device.
+    """Whether to skip an update with this gradient norm: the decision of :func:`check_update`, on the device.
 
-    The average goes on in float64 here as there, so that both decide alike.
+    Both keep the average in float64, so that they decide alike.
     """
     finite, guard = torch.isfinite(norm), run.config.spike_guard
     if guard is None:
@@ -137,9 +137,9 @@ def left_out(run: Run, norm: Tensor) -> Tensor:
 
 
 def to_device(blocks: Iterable[NDArray[Any]], device: torch.device) -> list[dict[str, Tensor]]:
-    """(sequences, block_size + 1) blocks → inputs, and targets one token later, on this process's device.
+    """Turn (sequences, block_size + 1) blocks into inputs, and targets one token later, on this process's device.
 
-    Of an empty micro-batch one sequence without targets remains: its process takes part in what all do together.
+    An empty micro-batch becomes one sequence without targets, so that its process takes part in the collectives.
     """
     batches = []
     for block in blocks:
@@ -148,7 +148,7 @@ def to_device(blocks: Iterable[NDArray[Any]], device: torch.device) -> list[dict
             inputs = torch.zeros(1, block.shape[1] - 1, dtype=torch.int64, device=device)
             batches.append({"input_ids": inputs, "targets": torch.full_like(inputs, IGNORED)})
             continue
-        if device.type == "cuda":  # the copy then goes on while the host prepares the step
+        if device.type == "cuda":  # the copy then runs while the host prepares the step
             tokens = tokens.pin_memory()
         tokens = tokens.to(device, non_blocking=True)
         batches.append({"input_ids": tokens[:, :-1], "targets": tokens[:, 1:]})
@@ -156,29 +156,29 @@ def to_device(blocks: Iterable[NDArray[Any]], device: torch.device) -> list[dict
 
 
 def global_loss(run: Run, result: StepResult) -> float:
-    """The loss of the step's global batch, in nats per token. Collective."""
+    """Return the loss of the step's global batch, in nats per token. Collective."""
     return total(run.device, float(result.nll))[0] / result.targets
 
 
 def may_step(run: Run, norm: float) -> bool:
-    """Whether gradients of this norm may change the weights; the same answer on every process."""
+    """Whether to apply an update with this gradient norm; the same answer on every process."""
     scaler = run.accelerator.scaler
-    if not math.isfinite(norm):  # loss scaling leaves an overflow out by itself, and learns from it
+    if not math.isfinite(norm):  # loss scaling skips an overflow by itself, and adapts its scale
         return scaler is not None
     spike = norm > spike_limit(run)
     if spike and scaler is not None:
-        scaler.update()  # ends what unscaling the gradients began
+        scaler.update()  # completes what unscaling the gradients began
     return not spike
 
 
 def spike_limit(run: Run) -> float:
-    """The gradient norm above which an update is left out; infinite without a guard, and at the first step."""
+    """Return the gradient norm above which an update is skipped; infinite without a guard, and at the first step."""
     guard, average = run.config.spike_guard, run.progress.average_norm
     return guard * average if guard and average else math.inf
 
 
 def settle(run: Run, results: list[StepResult], keep: int) -> None:
-    """Check the updates in `results`, oldest first, and remove them; the newest `keep` are left to run on.
+    """Check and remove the updates in `results`, oldest first; the newest `keep` stay in flight.
 
     Raises:
         RunError: see :func:`check_update`.
@@ -188,7 +188,7 @@ def settle(run: Run, results: list[StepResult], keep: int) -> None:
 
 
 def check_update(run: Run, result: StepResult) -> None:
-    """Count updates that were left out; raise once loss or gradients have stayed infinite or NaN for too long.
+    """Count skipped updates; raise once loss or gradients have stayed infinite or NaN for too long.
 
     Raises:
         RunError: at `max_bad_steps` in a row; the weights are those of the last good step.
@@ -206,7 +206,7 @@ def check_update(run: Run, result: StepResult) -> None:
                     limit=limit,
                 )
             )
-        # A spike moves the average by no more than the limit, so that one passes and a lasting rise is followed.
+        # A spike moves the average by at most the limit: a single one is ignored, and a lasting rise is followed.
         average = norm if progress.average_norm is None else progress.average_norm
         progress.average_norm = average + (min(norm, limit) - average) / NORMS_AVERAGED
         progress.bad_steps = 0

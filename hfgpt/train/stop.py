@@ -1,12 +1,12 @@
-"""When to stop early: a polite signal, or the time that a job is given.
+"""When to stop early: on a signal, or when the job's time is up.
 
 In:  SIGTERM, SIGINT, SIGHUP (a closed terminal), SIGUSR1 (Slurm, before a job's end), SIGBREAK (Windows), `max_time`.
 Out: `requested()`, the same answer on every process at the same step.
 
-The first signal lets the step in hand finish. The same signal again ends the process at once, which is harmless, since
-a checkpoint is never half-written. One request may arrive twice: a launcher passes on the SIGTERM that its whole group
-was sent, and sends one after a Ctrl-C. So a signal of another kind, or one within a second, changes nothing. A signal
-that the process was started to ignore (nohup) stays ignored.
+The first signal lets the current step finish. The same signal again ends the process at once, which is harmless: a
+checkpoint is never half-written. One request may arrive twice: a launcher forwards a SIGTERM that its whole group
+received, and sends one after a Ctrl-C. So a different signal, or one within a second, changes nothing. A signal that
+the process was started to ignore (nohup) stays ignored.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)
 ]
 
-BETWEEN_QUESTIONS = 0.5  # seconds, about, between two looks of several processes for a reason to stop
+BETWEEN_QUESTIONS = 0.5  # seconds, roughly, between two checks of several processes for a reason to stop
 
-_ECHO = 1.0  # seconds within which a signal is a launcher's echo of the first
+_ECHO = 1.0  # a signal within so many seconds is a launcher's echo of the first
 
 
 class Stop:
-    """Watches for a reason to stop; use as a context, so that the handlers are put back.
+    """Watches for a reason to stop; a context manager, which restores the signal handlers.
 
     Args:
         deadline: stop at this time, by time.monotonic; None: never.
-        device: where the run's communication backend expects its tensors.
+        device: the device on which the communication backend expects its tensors.
     """
 
     def __init__(self, deadline: float | None, device: torch.device) -> None:
@@ -57,7 +57,7 @@ class Stop:
 
     def __exit__(self, failure: type[BaseException] | None, *_rest: object) -> None:
         if failure is not None and processes() > 1:
-            return  # if one process is lost, a launcher sends the others a SIGTERM: they report before they end
+            return  # if a process is lost, the launcher sends the others a SIGTERM: let them report first
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -69,19 +69,19 @@ class Stop:
             self._received, self._when = number, time.monotonic()
 
     def signalled(self) -> int:
-        """0, or the number of the signal that came, on any process. Collective."""
+        """Return the number of the signal that any process received, or 0. Collective."""
         number = int(gather(self._device, self._received).max())
         if number:
             self._next = None  # they ask each other at once
         return number
 
     def requested(self, step: int, needed: float = 0.0) -> int:
-        """0, the signal's number, or TIME_IS_UP. Collective: call it at every step.
+        """Return 0, the signal's number, or TIME_IS_UP. Collective: call it at every step.
 
-        Several processes ask each other about every half second, so that a short step does not wait for an all-gather.
+        Several processes synchronise about every half second, so that a short step does not wait for an all-gather.
 
         Args:
-            step: the steps that are done, the same number on every process.
+            step: the number of finished steps, the same on every process.
             needed: seconds that the end takes (an evaluation, a checkpoint); the time is up that much earlier.
         """
         if processes() > 1 and self._next is not None and step < self._next:
@@ -96,12 +96,12 @@ class Stop:
 
 
 def describe(reason: int) -> str:
-    """What to say about a reason that :meth:`Stop.requested` gave."""
+    """Describe a reason returned by :meth:`Stop.requested`."""
     if reason == TIME_IS_UP:
         return _("max_time is reached")
     return _("{signal} received", signal=signal.Signals(reason).name)
 
 
 def exit_code(reason: int) -> int:
-    """128 + signal; 0 if the time was up, as the user asked."""
+    """Return 128 + signal; 0 if the time was up, as the user asked."""
     return 0 if reason == TIME_IS_UP else 128 + reason

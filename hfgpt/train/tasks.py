@@ -1,7 +1,7 @@
-"""Multiple choice while training: HellaSwag and tasks of its form.
+"""Multiple choice while training: HellaSwag and tasks of the same form.
 
-In:  ``.jsonl`` files, a question a line: `context`, `choices` and the index of the right one, `answer` (HellaSwag's own
-     `ctx`, `endings` and `label` are read too); and a Run at a step.
+In:  ``.jsonl`` files, one question per line: `context`, `choices` and the index of the right one, `answer` (HellaSwag's
+     own `ctx`, `endings` and `label` are read too); and a Run at a step.
 Out: the share of questions whose right choice has the lowest loss per token, by the file's name.
 """
 
@@ -24,29 +24,29 @@ from hfgpt.train.run import Run
 
 @dataclass(frozen=True)
 class Question:
-    """A question as tokens: each choice with what stands before it, and how many of its last tokens are the choice."""
+    """A tokenised question: each choice after its context, and how many of the last tokens are the choice."""
 
     choices: list[tuple[list[int], int]]
     answer: int
 
 
 def names_of(eval_tasks: str | None) -> tuple[list[Path], list[str]]:
-    """What a recipe's `eval_tasks` names, separated by commas: files of questions, and tasks of the harness."""
+    """Split a recipe's `eval_tasks` at its commas into files of questions and tasks of the harness."""
     names = [name.strip() for name in (eval_tasks or "").split(",") if name.strip()]
     files = [name for name in names if name.endswith(".jsonl")]
     return [Path(name).expanduser() for name in files], [name for name in names if name not in files]
 
 
 def load(eval_tasks: str | None, tokenizer: PreTrainedTokenizerBase, block_size: int) -> dict[str, list[Question]]:
-    """The questions of each file, by its name without the suffix.
+    """Return the questions of each file, by its name without the suffix.
 
     Args:
         eval_tasks: the recipe's.
         tokenizer: the run's.
-        block_size: of a longer text the last tokens count.
+        block_size: a longer text keeps its last tokens.
 
     Raises:
-        InputError: a file cannot be read, or a line is not a question; names it.
+        InputError: a file cannot be read, or a line is not a question; names the file or line.
     """
     tasks = dict[str, list[Question]]()
     for path in names_of(eval_tasks)[0]:
@@ -82,7 +82,7 @@ def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) 
 
 
 def _tokens(context: str, choice: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> tuple[list[int], int]:
-    """Context and choice, joined by a space unless one is there, as the last block_size + 1 tokens."""
+    """Tokenise context and choice, joined by one space, and keep the last block_size + 1 tokens."""
     space = "" if context[-1:].isspace() or choice[:1].isspace() else " "
     before, after = token_ids(tokenizer, context), token_ids(tokenizer, space + choice)
     ids = [*before, *after][-(block_size + 1) :]
@@ -90,7 +90,7 @@ def _tokens(context: str, choice: str, tokenizer: PreTrainedTokenizerBase, block
 
 
 def accuracies(run: Run) -> dict[str, float]:
-    """{`accuracy/<task>`: share of right answers} of the run's tasks. Collective.
+    """Return {`accuracy/<task>`: share of right answers} for the run's tasks. Collective.
 
     Every process answers its share; if each has only a part of the weights, all answer every question together.
     """
@@ -110,7 +110,7 @@ def accuracies(run: Run) -> dict[str, float]:
 
 
 def _answer(run: Run, question: Question) -> int:
-    """The choice whose tokens have the lowest mean loss."""
+    """Return the choice whose tokens have the lowest mean loss."""
     losses = []
     for ids, length in question.choices:
         tokens = torch.tensor([ids], device=run.device)

@@ -1,4 +1,4 @@
-"""A trace of a few steps: what the time of a step goes to.
+"""A trace of a few steps: where the time of a step goes.
 
 In:  ``--profile``, and the steps of the loop.
 Out: ``profile/steps-….pt.trace.json`` in the run folder, for Perfetto (ui.perfetto.dev) and TensorBoard, and the ten
@@ -16,7 +16,7 @@ from hfgpt.base.files import sync
 from hfgpt.base.language import _
 from hfgpt.train.run import Run
 
-BEFORE, RECORDED = 3, 3  # steps: those that warm up, and those in the trace
+BEFORE, RECORDED = 3, 3  # steps that warm up, and steps in the trace
 
 LARGEST = 10
 
@@ -25,8 +25,7 @@ class Trace:
     """Records a few steps of a run, on the main process.
 
     Args:
-        run: it trains.
-        wanted: whether to record at all.
+        run: that trains. wanted: whether to record at all.
     """
 
     def __init__(self, run: Run, wanted: bool) -> None:
@@ -35,7 +34,7 @@ class Trace:
         self._wanted = wanted and run.main and not run.config.eval_only
 
     def look(self) -> None:
-        """Call it before each step: the recording begins and ends there."""
+        """Call before each step: the recording begins and ends here."""
         if not self._wanted:
             return
         step = self._run.progress.step
@@ -69,7 +68,7 @@ class Trace:
 
 
 def largest(profiler: profile, on_card: bool) -> str:
-    """The operations that take the most time by themselves: share, milliseconds, calls."""
+    """Return the operations with the most self time: share, milliseconds, calls."""
     key = "self_device_time_total" if on_card else "self_cpu_time_total"
     rows = sorted(profiler.key_averages(), key=lambda row: float(getattr(row, key)), reverse=True)
     total = sum(float(getattr(row, key)) for row in rows) or 1.0

@@ -1,10 +1,10 @@
-"""Writing behind the steps: what goes to the disk is copied first, so that training goes on while it is written.
+"""Background writes: tensors are copied first, so that training continues while they are written to disk.
 
 In:  named tensors of a run, and actions that write them.
 Out: the actions done one after another, in the order in which they came.
 
-A write is as safe as in the foreground, since the action is the same. An error of the disk comes up at the next look.
-Tensors are copied into memory that is kept for the next time; from a CUDA card into page-locked memory, which the card
+A write is as safe as in the foreground, since the action is the same. A disk error is raised at the next
+:meth:`Writer.look`. Tensors are copied into memory that is reused; from a CUDA card into pinned memory, which the card
 fills at the speed of its bus.
 """
 
@@ -23,40 +23,40 @@ from hfgpt.config import Config
 
 
 def in_background(config: Config, device: str) -> bool:
-    """Whether a run on this device writes behind its steps: as the recipe says; by itself on an accelerator."""
+    """Whether a run on this device writes in the background: as the recipe says; with `auto`, on an accelerator."""
     return device != "cpu" if config.background_save == "auto" else config.background_save
 
 
 class Writer:
-    """Does actions at once, or in a thread of its own.
+    """Runs actions at once, or in a thread of its own.
 
     Args:
-        background: whether in a thread. It costs a copy of the tensors in host memory; on a CPU it would also take a
-            core from the steps.
+        background: whether to use a thread. It costs a copy of the tensors in host memory; on a CPU it would also take
+            a core from the steps.
     """
 
     def __init__(self, background: bool) -> None:
         self._pool = ThreadPoolExecutor(1, "write") if background else None
         self._pending = list[Future[None]]()
         self._copies: dict[str, dict[str, Tensor]] = {}
-        self._together: list[Callable[[], None]] | None = None  # to be begun at the end of together()
-        self._copied = set[str]()  # kinds, inside together()
+        self._together: list[Callable[[], None]] | None = None  # start at the end of together()
+        self._copied = set[str]()  # kinds copied inside together()
 
     @property
     def background(self) -> bool:
-        """Whether actions are done behind the steps."""
+        """Whether actions run in the background."""
         return self._pool is not None
 
     def reserve(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
-        """Set memory aside for copies of tensors like these, behind the steps: a system takes long to hand it out."""
+        """Allocate memory for copies of tensors like these in the background, since allocation is slow."""
         if self._pool is not None:
             self._begin(lambda: _fit(self._copies.setdefault(kind, {}), tensors, touch=True))
 
     def copy(self, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors as they are now, on the CPU.
+        """Return the tensors' present values, on the CPU.
 
-        Copies are made into the memory of the last ones of their kind. So all that is under way is waited for first;
-        and inside :meth:`together`, the second copy of a kind is the first.
+        Copies reuse the memory of the last ones of their kind. So pending writes are waited for first; inside
+        :meth:`together`, a second copy of a kind returns the first.
 
         Raises:
             OSError: something could not be written.
@@ -81,7 +81,7 @@ class Writer:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Begin what is to be done inside at the end: writing takes bandwidth, and training waits for the copies."""
+        """Start the actions inside only at the end: writing takes bandwidth, and training waits for the copies."""
         self._together = []
         try:
             yield
@@ -92,11 +92,7 @@ class Writer:
                 self.do(action)
 
     def do(self, action: Callable[[], None]) -> None:
-        """Do this, soon.
-
-        Raises:
-            OSError: it cannot be written, and is done at once.
-        """
+        """Run an action, soon. Raises: OSError: it runs at once, and cannot write."""
         if self._pool is None:
             action()
         elif self._together is not None:
@@ -105,32 +101,32 @@ class Writer:
             self._begin(action)
 
     def look(self) -> None:
-        """Raise what an action failed of, if one did. Does not wait."""
+        """Raise the error of a failed action, if there is one. Does not wait."""
         while self._pending and self._pending[0].done():
             self._pending.pop(0).result()
 
     def wait(self) -> None:
-        """Until everything is written.
+        """Wait until everything is written.
 
         Raises:
-            OSError: something could not be.
+            OSError: something could not be written.
         """
         while self._pending:
             self._pending.pop(0).result()
 
     def close(self) -> None:
-        """Let what is under way end; never raises."""
+        """Let pending actions finish; never raises."""
         if self._pool is not None:
             self._pool.shutdown()
 
     def _begin(self, action: Callable[[], None]) -> None:
         assert self._pool is not None
-        with threads.unpinned():  # else the thread would share the one core of the thread that trains
+        with threads.unpinned():  # otherwise the thread would share the training thread's core
             self._pending.append(self._pool.submit(action))
 
 
 def _fit(kept: dict[str, Tensor], tensors: Mapping[str, Tensor], touch: bool) -> None:
-    """Make room in `kept` for copies of tensors, and of nothing else; with `touch`, its pages are there afterwards."""
+    """Allocate room in `kept` for copies of exactly these tensors; with `touch`, its pages are resident afterwards."""
     for name in kept.keys() - tensors.keys():
         del kept[name]
     for name, tensor in tensors.items():
