@@ -6,11 +6,10 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import yaml
-from babel.messages.extract import extract_from_file
 from babel.messages.pofile import read_po
 from conftest import ROOT
 
@@ -21,15 +20,19 @@ from hfgpt.config import Config
 from hfgpt.plan.command import recipe_text
 
 ERRORS = ("InputError", "RunError", "Failure", "ConversionError")  # take a message as _ does
-KEYWORDS: dict[str, Any] = {"_": None, "N_": None, "plural": (1, 2)} | dict.fromkeys(ERRORS)
+SAY = {"_": 1, "N_": 1, "plural": 2} | dict.fromkeys(ERRORS, 1)  # how many of the first arguments are messages
 CODE = sorted((ROOT / "hfgpt").rglob("*.py")) + sorted((ROOT / "scripts").glob("*.py"))
 CATALOGUE = ROOT / "hfgpt" / "locale" / "zh"
 
 
 def messages(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """The messages that a module can say: line, and the text or its two forms."""
-    for line, message, _, _ in extract_from_file("python", path, keywords=KEYWORDS):
-        yield line, (message,) if isinstance(message, str) else tuple(message)
+    """The messages that a module can say, those inside of f-strings too: line, and the text or its two forms."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
+        if isinstance(node, ast.Call) and name in SAY:
+            forms = [each.value for each in node.args[: SAY[name]] if isinstance(each, ast.Constant)]
+            if len(forms) == SAY[name] and all(isinstance(form, str) for form in forms):
+                yield node.lineno, tuple(map(str, forms))
 
 
 def fields(text: str) -> set[str]:
