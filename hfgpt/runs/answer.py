@@ -1,7 +1,7 @@
-"""What a comparison says, in sentences with their numbers.
+"""The conclusions of a comparison, in sentences with their numbers.
 
 In:  a :class:`hfgpt.runs.compare.Comparison`.
-Out: sentences: which setting is best and whether the seeds allow to say so, what a value does, at which price.
+Out: sentences: which setting is best and whether the seeds support that, what a value does, at which cost.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from hfgpt.runs.comparison_plots import By
 from hfgpt.runs.findings import TITLES
 from hfgpt.runs.style import quantity
 
-SAME = 0.01  # share: losses of one seed nearer than this may differ by the seed alone
+SAME = 0.01  # relative: single-seed losses closer than this may differ by the seed alone
 
 
 def answer(comparison: Comparison) -> list[str]:
-    """What the runs say."""
+    """Return the conclusions from the runs."""
     ended = comparison.ended
     if not ended:
         return [_("No run came to an end with a loss; see the outcomes below.")]
@@ -50,7 +50,7 @@ def _best(comparison: Comparison) -> list[str]:
 
 
 def _certainty(comparison: Comparison) -> list[str]:
-    """Whether the best is better than chance."""
+    """Say whether the best setting is better by more than chance."""
     if comparison.ranking is not None:
         lost = [setting for setting in comparison.ended if len(setting.finals) < len(setting.entries)]
         unpaired = any(each is not None and not each.paired for each in comparison.ranking.behind.values())
@@ -73,7 +73,7 @@ def _certainty(comparison: Comparison) -> list[str]:
 
 
 def _trend(key: str, ended: Sequence[Setting]) -> list[str]:
-    """How the loss moves with a value, if it is a number."""
+    """Say how the loss depends on a value, if it is a number."""
     pairs = [(value, setting.final) for setting in ended if is_number(value := setting.value(key))]
     ordered = sorted((value, loss) for value, loss in pairs if loss is not None)
     if len({value for value, _loss in ordered}) < 2:
@@ -90,12 +90,12 @@ def _trend(key: str, ended: Sequence[Setting]) -> list[str]:
 
 
 def number(value: float) -> str:
-    """A value of a parameter, short."""
+    """Format a parameter's value, briefly."""
     return quantity(value) if value >= 10_000 else f"{value:g}"
 
 
 def _rates(comparison: Comparison) -> str:
-    """The chapter's three questions of experiment 2: which rate converges best, which oscillates, which is too slow."""
+    """Answer experiment 2 of the chapter: which rate converges best, which oscillates, which is too slow."""
     best = comparison.ended[0]
     best_rate = best.value("learning_rate")
     if not is_number(best_rate):
@@ -121,7 +121,7 @@ def _rates(comparison: Comparison) -> str:
 
 
 def _refuted(comparison: Comparison) -> list[str]:
-    """What a run alone seems to show, and the comparison refutes."""
+    """Say what a single run seems to show but the comparison refutes."""
     refuted = [entry.label for entry in comparison.entries if set(entry.kinds) - set(kinds(comparison, entry))]
     if not refuted:
         return []
@@ -132,7 +132,7 @@ def _refuted(comparison: Comparison) -> list[str]:
 
 
 def kinds(comparison: Comparison, entry: Entry) -> list[str]:
-    """The findings about a run that the comparison does not refute.
+    """Return the findings about a run that the comparison does not refute.
 
     A learning rate is not called too high if every lower one that was tried ended worse, nor too low if every higher
     one did.
@@ -150,7 +150,7 @@ def kinds(comparison: Comparison, entry: Entry) -> list[str]:
 
 
 def _at_equal(comparison: Comparison, by: By) -> str:
-    """The losses at the end of the shortest run, if the runs differ much in how far they go."""
+    """Compare the losses at the end of the shortest run, if the runs' lengths differ much."""
     ended = [setting for setting in comparison.ended if all(entry.run for entry in setting.entries)]
     lengths = [_length(entry, by) for setting in ended for entry in setting.entries if entry.final is not None]
     known = [length for length in lengths if length is not None]
@@ -158,7 +158,7 @@ def _at_equal(comparison: Comparison, by: By) -> str:
         return ""
     work = {(e.tokens, e.config.n_layer, e.config.n_embd) for s in ended for e in s.entries if e.config}
     if by == "time" and len(work) == 1:
-        return ""  # the same work: what their times differ by is the machine's affair
+        return ""  # the same work: their times differ only because of the machine
     shortest, longest = min(known), max(known)
     if longest < 1.2 * shortest:
         return ""
@@ -183,7 +183,7 @@ def _length(entry: Entry, by: By) -> float | None:
 
 
 def _loss_at(entry: Entry, by: By, place: float) -> float | None:
-    """The validation loss at a number of tokens or seconds, between the two evaluations around it."""
+    """Interpolate the validation loss at a number of tokens or seconds."""
     if entry.run is None:
         return None
     xs, losses = comparison_plots.along(entry.run, "val_loss", by)
@@ -208,15 +208,15 @@ def _cost(ended: Sequence[Setting]) -> str:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """A list in a sentence: of many, the first three and the last."""
+    """Format a list in a sentence; of many entries, the first three and the last."""
     return _(", ").join(parts if len(parts) <= 6 else [*parts[:3], "…", parts[-1]])
 
 
 def _trouble(comparison: Comparison) -> list[str]:
-    """How the runs did, where not well; the seeds of a setting together."""
+    """Say which runs had trouble, with the seeds of a setting together."""
     told = []
     for setting in comparison.settings:
-        found = dict[str, list[str]]()  # what, and of which runs
+        found = dict[str, list[str]]()  # the trouble → its runs
         for entry in setting.entries:
             trouble = [kind for kind in kinds(comparison, entry) if kind != "healthy"]
             if entry.outcome not in ("finished", "running"):
@@ -234,18 +234,18 @@ def _trouble(comparison: Comparison) -> list[str]:
 
 
 def titles(kinds: Sequence[str]) -> str:
-    """Kinds of findings, in the language in use."""
+    """Return the titles of findings, in the current language."""
     names: dict[str, str] = {kind: title for kind, title in TITLES.items()}
     return language.listed(_(names[kind]) for kind in kinds)
 
 
 def outcome(entry: Entry) -> str:
-    """How a run ended, in the language in use."""
+    """Say how a run ended, in the current language."""
     return ended(entry.outcome)
 
 
 def ended(outcome: str) -> str:
-    """An outcome as it is recorded, such as 'finished', 'pruned at 40%' or 'failed: reason', in the language in use."""
+    """Translate a recorded outcome such as 'finished', 'pruned at 40%' or 'failed: reason'."""
     words = {"finished": _("finished"), "running": _("running"), "diverged": _("diverged"), "failed": _("failed"),
              "waiting": _("waiting")}  # fmt: skip
     kind, _colon, reason = outcome.partition(": ")
@@ -261,5 +261,5 @@ def ended(outcome: str) -> str:
 
 
 def near(a: float | None, b: float | None) -> bool:
-    """Whether two losses of one seed each may differ by the seed alone."""
+    """Whether two single-seed losses may differ by the seed alone."""
     return a is not None and b is not None and abs(a - b) < SAME * min(a, b)

@@ -1,12 +1,12 @@
-"""The model card: a run folder's README.md, as the Hub shows it.
+"""The model card: a run folder's README.md, which the Hub displays.
 
-In:  a run folder: config.json, and if there are any, recipe.yaml, metrics.jsonl, loss.png and samples.jsonl (the last
+In:  a run folder: config.json and, if present, recipe.yaml, metrics.jsonl, loss.png and samples.jsonl (whose last
      sample is shown).
 Out: Markdown with YAML front matter: licence, library, task, tags, data, and the evaluated figures as `model-index`
      (the Hub's model card metadata, https://huggingface.co/docs/hub/model-cards).
 
-Nothing that comes from outside is obeyed: names and samples are escaped. No path of this machine is told. Imports
-neither torch nor transformers.
+Text from outside, such as names and samples, is escaped. No path of this machine is revealed. Imports neither torch nor
+transformers.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ FILE_NAME = "README.md"
 
 MAX_ROWS = 12
 
-LARGEST = 10**9  # any number of a shape
+LARGEST = 10**9  # upper limit of any number in a shape
 
 HUB_ID = re.compile(r"^\w[\w.-]*/\w[\w.-]*$")
 
-# Our name of a figure, the Hub's name of its metric, and what a reader calls it.
+# Our name of a figure, the Hub's name of its metric, and the name that readers see.
 FIGURES = (
     ("val_loss", "loss", N_("Validation loss (nats per token)")),
     ("val_perplexity", "perplexity", N_("Validation perplexity")),
@@ -50,21 +50,21 @@ FIGURES = (
 
 
 def write(run_dir: str | Path, license: str = "mit") -> Path:
-    """Write the card into the run folder, in one step (see :func:`model_card`); returns its path."""
+    """Write the card into the run folder atomically (see :func:`model_card`) and return its path."""
     path = Path(run_dir) / FILE_NAME
     replace_file(path, model_card(run_dir, license))
     return path
 
 
 def model_card(run_dir: str | Path, license: str = "mit") -> str:
-    """The card of a run, finished or in progress, or of an imported model.
+    """Return the card of a run, finished or in progress, or of an imported model.
 
     Args:
         run_dir: the run folder.
-        license: the model's licence by the Hub's name of it ('mit', 'apache-2.0', 'other' …).
+        license: the model's licence, by the Hub's name for it ('mit', 'apache-2.0', 'other' …).
 
     Raises:
-        InputError: the folder has no config.json of a GPT-2, or a file in it is damaged; names the file.
+        InputError: the folder has no GPT-2 config.json, or a file in it is damaged; names the file.
     """
     folder = Path(run_dir)
     shape = _shape(folder)
@@ -86,7 +86,7 @@ def model_card(run_dir: str | Path, license: str = "mit") -> str:
 
 
 def _shape(folder: Path) -> dict[str, int]:
-    """n_layer, n_head, n_embd, block_size, vocab_size and the number of parameters of the exported model."""
+    """Return n_layer, n_head, n_embd, block_size, vocab_size and the parameter count of the exported model."""
     path = folder / "config.json"
     names = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_positions": "block_size"}
     try:
@@ -106,7 +106,7 @@ def _shape(folder: Path) -> dict[str, int]:
 
 
 def _best(evaluations: Sequence[Record]) -> Record | None:
-    """The evaluation whose model is the exported one."""
+    """Return the evaluation whose model was exported."""
     finite = [record for record in evaluations if math.isfinite(record["val_loss"])]
     return min(finite, key=lambda record: record["val_loss"]) if finite else None
 
@@ -145,7 +145,7 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _dataset_name(recipe: Config) -> str:
-    """What the card calls the data; a mix by the names of its corpora."""
+    """Return the card's name for the data; for a mix, the names of its corpora."""
     names = [name if _is_hub_id(name) else public.name(name) for name, _weight in corpora(recipe.dataset)]
     return ", ".join(dict.fromkeys(names))
 
@@ -189,7 +189,7 @@ print(generate("The")[0]["generated_text"])
 
 
 def _usage(shape: dict[str, int], recipe: Config | None) -> str:
-    """How to load the model, with a beginning that its own text could have."""
+    """Show how to load the model, with a prompt that fits its training text."""
     prompt = "The" if recipe is None or recipe.dataset == EMBEDDED_DATASET else recipe.sample_prompt or "\n"
     return "\n\n".join((
         _("With Transformers alone; put the repository's name, or the folder, for `MODEL`:"),
@@ -222,7 +222,7 @@ def _figures(evaluations: Sequence[Record], recipe: Config | None, folder: Path)
 
 
 def _apart(evaluations: Sequence[Record], best: Record | None) -> str:
-    """Tasks and single validation texts: at the step of the weights, or where they were measured last."""
+    """Return the figures of tasks and single validation texts: at the step of the weights, or where last measured."""
     figures = metrics.apart(evaluations)
     if not figures:
         return ""
@@ -234,7 +234,7 @@ def _apart(evaluations: Sequence[Record], best: Record | None) -> str:
 
 
 def _some(evaluations: Sequence[Record], best: Record | None) -> list[Record]:
-    """At most MAX_ROWS + 1 evaluations, spread evenly; the first, the last and the best are among them."""
+    """Pick at most MAX_ROWS + 1 evenly spread evaluations, including the first, the last and the best."""
     last = len(evaluations) - 1
     rows = min(len(evaluations), MAX_ROWS)
     chosen = {round(i * last / max(1, rows - 1)) for i in range(rows)}
@@ -252,7 +252,7 @@ def _sample(folder: Path) -> str:
 
 
 def _recipe(recipe: Config | None, changes: Sequence[Segment], last_step: int) -> str:
-    """The recipe, and in what earlier segments of the run had another one."""
+    """Return the recipe, and where earlier segments of the run differed from it."""
     if recipe is None:
         return ""
     text = _("Every setting of the run; `recipe.yaml` beside this card holds it, and trains it again.")

@@ -1,9 +1,9 @@
-"""What a comparison consists of: runs, and the settings whose seeds they are.
+"""The parts of a comparison: runs, grouped by setting into seeds.
 
-In:  histories of runs, each under a label, with the values in which they differ.
-Out: a :class:`Comparison`, for words (answer.py) and for a report (report.py).
+In:  histories of runs, each with a label and the values in which they differ.
+Out: a :class:`Comparison`, for conclusions (answer.py) and for a report (report.py).
 
-A final loss is the last evaluation's; the best one is that of the exported model.
+A final loss is that of the last evaluation; the best one is that of the exported model.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from hfgpt.runs.facts import Facts
 from hfgpt.runs.history import History, read_run
 from hfgpt.runs.statistics import Ranking, rank
 
-# What follows from another field (min_lr from learning_rate), and chance, is not a difference of its own.
+# Fields derived from another one (min_lr from learning_rate), and the seed, are not differences of their own.
 DERIVED = {"min_lr", "warmup_iters", "lr_decay_iters", "seed"}
 
-# Fields that leave the training as it is.
+# Fields that do not affect the training.
 ELSEWHERE = {"out_dir", "max_time", "cpu_threads", "num_proc", "report_to", "project", "push_to_hub", "hub_model_id",
              "process_timeout",
              "hub_private", "license", "val_datasets", "eval_tasks", "eval_tasks_interval", "save_total_limit",
              "log_interval"}  # fmt: skip
 
-# Fields that decide, with the seed, which tokens a step trains on.
+# Fields that, with the seed, decide which tokens a step trains on.
 DATA_ORDER = (
     "dataset", "dataset_config", "dataset_split", "text_column", "val_fraction", "streaming", "tokenizer", "vocab_size",
     "block_size", "document_mask", "batch_warmup_iters",
@@ -47,8 +47,8 @@ DATA_ORDER = (
 class Entry:
     """One run in a comparison."""
 
-    label: str  # the run's, without a second one of the same name
-    values: dict[str, Any]  # the fields in which the runs differ, without the seed
+    label: str  # the run's label, unique in the comparison
+    values: dict[str, Any]  # the fields in which the runs differ, except the seed
     run: History | None  # None if nothing was recorded
     outcome: str = "finished"  # how it ended: 'finished', 'running', 'diverged', or in words
     kinds: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Entry:
                 self.kinds = [kind for kind in self.kinds if kind != "healthy"]
 
     def last(self, key: str) -> float | None:
-        """The last value of a series; None if it is not finite or missing."""
+        """Return the last value of a series; None if it is missing or not finite."""
         values = self.run.series(key)[1] if self.run else []
         return values[-1] if values and math.isfinite(values[-1]) else None
 
@@ -77,17 +77,17 @@ class Entry:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps done."""
+        """The number of optimizer steps done."""
         return int(self.run.records[-1]["step"]) if self.run else 0
 
     @property
     def tokens(self) -> int | None:
-        """Tokens trained."""
+        """The number of tokens trained."""
         return self.config.tokens_by(self.steps) if self.config else None
 
     @property
     def final(self) -> float | None:
-        """The last validation loss of a run that neither failed nor diverged."""
+        """The last validation loss; None if the run failed or diverged."""
         return self.last("val_loss") if self.outcome in ("finished", "running") else None
 
     @property
@@ -99,31 +99,31 @@ class Entry:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """The median speed."""
+        """The median speed in tokens per second."""
         speeds = self.run.series("tokens_per_second")[1] if self.run else []
         finite = [speed for speed in speeds if math.isfinite(speed)]
         return statistics.median(finite) if finite else None
 
     @property
     def parameters(self) -> int | None:
-        """The model's parameters."""
+        """The model's parameter count."""
         return plots.parameters(self.run) if self.run else None
 
     def value(self, key: str) -> Any:
-        """A value in which the runs differ, or 'parameters'."""
+        """Return a value in which the runs differ, or 'parameters'."""
         return self.parameters if key == "parameters" else self.values.get(key)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The runs of one setting, which differ in their seeds alone."""
+    """The runs of one setting, which differ only in their seeds."""
 
     label: str
     entries: list[Entry]
 
     @property
     def finals(self) -> dict[int, float]:
-        """The final losses by seed; a run without a recipe counts by its place."""
+        """The final losses by seed; a run without a recipe is keyed by its position."""
         return {
             entry.config.seed if entry.config else place: entry.final
             for place, entry in enumerate(self.entries)
@@ -136,35 +136,35 @@ class Setting:
         return mean([entry.final for entry in self.entries])
 
     def value(self, key: str) -> Any:
-        """A value of the setting, or 'parameters'."""
+        """Return a value of the setting, or 'parameters'."""
         return self.entries[0].value(key)
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """The mean of the values that are known."""
+    """Return the mean of the known values."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs to compare, and why: the title (""; then it says how many), the question asked, and what was held equal.
+    """Runs to compare, with a title ("": it then gives their number), the question, and what was held constant.
 
-    A sweep adds `remarks` (sentences), `sections` (lines of Markdown) and `data` (for report.json) of its own.
+    A sweep adds its own `remarks` (sentences), `sections` (lines of Markdown) and `data` (for report.json).
     """
 
     title: str
     entries: list[Entry]
     question: str = ""
     equal: str = ""
-    joined: bool = True  # whether the values form a grid, so that lines between runs mean something
+    joined: bool = True  # whether the values form a grid, so that lines between runs are meaningful
     remarks: Sequence[str] = ()
     sections: Sequence[str] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def heading(self) -> str:
-        """The title, in the language in use."""
+        """The title, in the current language."""
         return self.title or plural("{n} run compared", "{n} runs compared", len(self.entries))
 
     @cached_property
@@ -175,7 +175,7 @@ class Comparison:
 
     @cached_property
     def settings(self) -> list[Setting]:
-        """The runs by setting, in their order."""
+        """The runs grouped by setting, in order."""
         groups: dict[str, list[Entry]] = {}
         for entry in self.entries:
             groups.setdefault(entry.setting, []).append(entry)
@@ -183,27 +183,27 @@ class Comparison:
 
     @cached_property
     def ended(self) -> list[Setting]:
-        """The settings that have a final loss, the best first."""
+        """The settings that have a final loss, best first."""
         ended = [setting for setting in self.settings if setting.final is not None]
         return sorted(ended, key=lambda setting: setting.final or math.inf)
 
     @cached_property
     def ranking(self) -> Ranking | None:
-        """The settings by their mean loss; None if every one has a single seed."""
+        """The settings ranked by mean loss; None if each has a single seed."""
         if not any(len(setting.finals) > 1 for setting in self.ended):
             return None
         return rank({setting.label: setting.finals for setting in self.ended}, paired=self.same_order)
 
     @property
     def same_order(self) -> bool:
-        """Whether one seed means the same data order in every run."""
+        """Whether equal seeds mean equal data order in all runs."""
         recipes = [entry.config for entry in self.entries]
         orders = {(recipe.global_batch, *(getattr(recipe, key) for key in DATA_ORDER)) for recipe in recipes if recipe}
         return len(orders) == 1 and None not in recipes
 
     @property
     def axes(self) -> list[str]:
-        """The values to draw final losses against: 'parameters' if the model's shape differs, else each field."""
+        """The values to plot final losses against: 'parameters' if the model's shape differs, otherwise each field."""
         shape = [key for key in self.keys if group_of(key) == "model"]
         if len(shape) > 1 and shape == self.keys:
             return ["parameters"]
@@ -211,10 +211,10 @@ class Comparison:
 
 
 def of_folders(sources: Sequence[str | Path]) -> Comparison:
-    """A comparison of runs, labelled by the recipe's fields in which they differ, else by their names.
+    """Compare the runs of some folders, labelled by the recipe fields in which they differ, otherwise by name.
 
     Raises:
-        InputError: there are fewer than two runs, or one of them cannot be read.
+        InputError: there are fewer than two runs, or one cannot be read.
     """
     if len(sources) < 2:
         raise InputError("compare: needs at least two runs → {command} …", command=typed("compare", "OUT1", "OUT2"))
@@ -226,7 +226,7 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
     seeds = "seed" in differing and all(dumps) and any(settings.count(own) > 1 for own in settings)
     if not keys and not seeds:
         keys = differing
-    few = len(keys) <= 2  # runs that differ in more say nothing of any one of them
+    few = len(keys) <= 2  # if more fields differ, the runs say nothing about any single one
     entries = []
     for run, dump in zip(runs, dumps, strict=True):
         values = {key: dump.get(key) for key in keys} if few else {}
@@ -239,7 +239,7 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
 
 
 def _changes(entries: Sequence[Entry]) -> list[str]:
-    """Where the recipe of a run changed on the way: such a run is not the run of one recipe."""
+    """Say which runs changed their recipe on the way: they do not represent a single recipe."""
     sentences = []
     for entry in entries:
         parts = segments.read(entry.run.path.parent) if entry.run else []
@@ -254,7 +254,7 @@ def _changes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _measured(entries: Sequence[Entry]) -> list[str]:
-    """A table of the tasks and single validation texts, in Markdown; empty if nothing was measured."""
+    """Return a Markdown table of the tasks and single validation texts; empty if nothing was measured."""
     figures = [metrics.apart(entry.run.records) if entry.run else {} for entry in entries]
     keys = list(dict.fromkeys(key for own in figures for key in own))
     if not keys:
@@ -268,7 +268,7 @@ def _measured(entries: Sequence[Entry]) -> list[str]:
 
 
 def _apart(entries: list[Entry]) -> list[Entry]:
-    """Give runs of one label numbers, so that a figure and a table tell them apart."""
+    """Number runs with the same label, so that figures and tables tell them apart."""
     for label in {entry.label for entry in entries}:
         same = [entry for entry in entries if entry.label == label]
         for number, entry in enumerate(same, 1):

@@ -1,6 +1,6 @@
-"""Figures of many runs: their curves, and what a swept value does to the loss.
+"""Figures of many runs: their curves, and how a swept value affects the loss.
 
-In:  the histories of runs, those of one setting (several seeds) together.
+In:  the histories of runs, grouped by setting (several seeds).
 Out: PNG files, or SVG for a page. Imports neither torch nor transformers.
 """
 
@@ -39,7 +39,7 @@ from hfgpt.runs.style import (
     validation_label,
 )  # fmt: skip
 
-POINTS = 2000  # of a curve on a page: a screen shows no more
+POINTS = 2000  # points of a curve on a page: a screen cannot show more
 
 By = Literal["steps", "tokens", "time"]
 
@@ -48,7 +48,7 @@ Series = tuple[list[float], list[float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """One setting in a figure of many, under a short label such as 'batch_size=16'; `others` are its other seeds."""
+    """One setting in a figure, with a short label such as 'batch_size=16'; `others` are its other seeds."""
 
     label: str
     run: History
@@ -63,7 +63,7 @@ class Curve:
 def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, heading: str = "") -> Path:
     """Draw the validation losses of runs (and, fainter, their smoothed train losses) against steps, tokens or time.
 
-    Several seeds are one line through their means, in a band of the means' 95% intervals. Runs that have no such axis
+    Several seeds are one line through their means, in a band of the means' 95% intervals. Runs without the axis's data
     (no recipe for tokens, no clock for time) are left out.
     """
     with drawing():
@@ -100,12 +100,12 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, heading:
 
 
 def heading_against(by: By) -> str:
-    """The title of a figure of curves."""
+    """Return the title of a figure of curves."""
     return {"steps": _("Loss against steps"), "tokens": _("Loss against tokens"), "time": _("Loss against time")}[by]
 
 
 def _mean(curve: Curve, by: By) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Places, mean validation losses and their intervals, at the evaluations that all seeds have."""
+    """Return positions, mean validation losses and their intervals, at the evaluations that all seeds have."""
     series = [dict(zip(*run.series("val_loss"), strict=True)) for run in curve.runs]
     places = [dict(zip(run.series("val_loss")[0], along(run, "val_loss", by)[0], strict=False)) for run in curve.runs]
     common = [step for step in series[0] if all(step in own for own in (*series, *places))]
@@ -121,15 +121,15 @@ def _mean(curve: Curve, by: By) -> tuple[list[float], list[float], list[float], 
 
 
 def panel(curves: Sequence[Curve], key: str, by: By) -> str:
-    """One series of up to six runs for a page: SVG whose letters are text, without title and legend.
+    """Draw a series of up to six runs for a page: SVG with letters as text, without title and legend.
 
     Args:
-        curves: the runs; each has its colour of :data:`RUNS`.
+        curves: the runs; each gets its colour from :data:`RUNS`.
         key: 'val_loss', or 'train_loss', which is smoothed.
-        by: what it is drawn against.
+        by: the horizontal axis.
 
     Returns:
-        An <svg> element; "" where no run has such a series or axis.
+        An <svg> element; "" if no run has this series and axis.
     """
     series = [along(curve.run, key, by) for curve in curves]
     if not any(xs for xs, _ in series):
@@ -137,7 +137,7 @@ def panel(curves: Sequence[Curve], key: str, by: By) -> str:
     language = current()
     with (
         drawing(),
-        using(language),  # the browser has its own fonts
+        using(language),  # the browser supplies the fonts
         rc_context({"svg.fonttype": "none", "svg.hashsalt": key}),
         warnings.catch_warnings(),
     ):
@@ -165,7 +165,7 @@ def panel(curves: Sequence[Curve], key: str, by: By) -> str:
 
 
 def along(run: History, key: str, by: By) -> Series:
-    """A series against steps, tokens or seconds (of the record itself or of the nearest timed one before it)."""
+    """Return a series against steps, tokens or seconds (the record's own, or those of the last timed one before it)."""
     steps, values = run.series(key)
     if by == "steps":
         return steps, values
@@ -189,8 +189,9 @@ def _axis(curves: Sequence[Curve], by: By) -> tuple[float, str]:
 
 
 def _limit_losses(axes: Axes, curves: Sequence[Curve], evaluated: Sequence[float]) -> None:
-    """Let the figure begin at the height of the second evaluations. The fall from chance, the same in every run, would
-    flatten the rest; so would a divergence, which leaves the figure at its top."""
+    """Cut the figure off above the second evaluations. The fall from chance, the same in every run, would flatten the
+    rest; so would a divergence, which leaves the figure at its top.
+    """
     if evaluated:
         series = [[v for v in curve.run.series("val_loss")[1] if math.isfinite(v)] for curve in curves]
         starts, seconds = [s[0] for s in series if s], [s[1] for s in series if len(s) > 3]
@@ -201,7 +202,7 @@ def _limit_losses(axes: Axes, curves: Sequence[Curve], evaluated: Sequence[float
 
 @dataclass(frozen=True)
 class Point:
-    """A run's end in a figure of losses against a value; loss None: it diverged or failed. `group` joins points."""
+    """A run's end in a figure of losses against a value; loss None: diverged or failed. A line joins each `group`."""
 
     value: Any
     loss: float | None
@@ -212,17 +213,16 @@ class Point:
 def final_loss_against(
     name: str, points: Sequence[Point], target: str | Path, unit: str = "", heading: str = "", joined: bool = True
 ) -> Path:
-    """Draw what a swept value does to the validation loss, and under it to the training time.
+    """Draw how a swept value affects the validation loss and, below it, the training time.
 
     Args:
-        name, unit: of the value, for its axis.
+        name, unit: the value's, for its axis.
         points: the runs' ends.
-        target: the PNG file.
-        heading: the title.
-        joined: whether a line joins the points of a group; not if other values differ too, as in a random search.
+        target: the PNG file. heading: the title. joined: whether a line joins the points of a group; not if other
+            values differ too, as in a random search.
 
-    Several points of one value are its seeds: their mean with its 95% interval is drawn. The axis is logarithmic if
-    the values are positive and span a factor of four or more. Runs without a loss are crosses along the top.
+    Several points at one value are its seeds, drawn as their mean with its 95% interval. The axis is logarithmic if the
+    values are positive and span a factor of four or more. Runs without a loss are crosses along the top.
     """
     with drawing():
         figure = Figure(figsize=(12, 7), layout="constrained")
@@ -253,7 +253,7 @@ def final_loss_against(
 
 
 def isolation(panels: Mapping[str, Sequence[Point]], target: str | Path, heading: str) -> Path:
-    """Each swept parameter by itself: every setting, and a line through the best of each value over all others.
+    """Draw each swept parameter by itself: all settings, and a line through the best of each value over all others.
 
     Args:
         panels: by parameter, a point for each setting; its loss is the mean over the setting's seeds.
@@ -287,7 +287,7 @@ def isolation(panels: Mapping[str, Sequence[Point]], target: str | Path, heading
 
 
 def _times(points: Sequence[Point], position: Any) -> dict[Any, float]:
-    """The mean time at each place."""
+    """Return the mean time at each position."""
     by_place: dict[Any, list[float]] = {}
     for point in points:
         if point.seconds is not None:
@@ -298,8 +298,9 @@ def _times(points: Sequence[Point], position: Any) -> dict[Any, float]:
 def _draw_ends(
     axes: Axes, points: Sequence[Point], position: Any, style: dict[str, Any], group: str, place: tuple[int, int]
 ) -> None:
-    """One group's ends; `place` is its number and how many groups there are. The numbers of two groups stand on two
-    sides of the points. More groups have their numbers in the table alone."""
+    """Draw one group's ends; `place` is its index and the number of groups. The figures of two groups are printed on
+    opposite sides of the points; those of more groups only in the table.
+    """
     number, groups = place
     beside = {1: ((0, 10), "center"), 2: ((14, -4), "left") if number else ((-14, -4), "right")}.get(groups)
     by_place: dict[Any, list[float]] = {}
@@ -322,7 +323,7 @@ def _draw_ends(
 
 
 def _value_axis(axes: Axes, values: Sequence[Any]) -> Any:
-    """Set up the axis of a swept value; returns the function from a value to its place on it."""
+    """Set up the axis of a swept value; return the function from a value to its position on it."""
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     distinct = sorted(set(values)) if numeric else list(dict.fromkeys(values))
     if not numeric:

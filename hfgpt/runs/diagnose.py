@@ -1,9 +1,9 @@
-"""What happened in a run, said from its record: what is wrong, since when, how it shows, and what to change.
+"""Diagnosis of a run from its record: what is wrong, since when, the evidence, and what to change.
 
 In:  the records of a run (:mod:`hfgpt.runs.metrics`), finished or in progress, and its recipe if there is one.
-Out: findings, the gravest first, or the one finding `healthy`; notes; and both as text or as data.
+Out: findings, gravest first, or the single finding `healthy`; notes; and both as text or as data.
 
-Facts are in facts.py, the rules in rules.py, what to do in findings.py. Imports neither torch nor transformers.
+Facts are in facts.py, rules in rules.py, remedies in findings.py. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from hfgpt.runs.metrics import Record
 
 
 def diagnose(records: Sequence[Record], config: Config | None = None) -> list[Finding]:
-    """Say what happened in a run.
+    """Diagnose a run.
 
     Args:
-        records: as :func:`hfgpt.runs.history.read_run` gives them.
-        config: the run's recipe; without one, remedies have no values, and what only it can tell is not judged.
+        records: as returned by :func:`hfgpt.runs.history.read_run`.
+        config: the run's recipe; without one, remedies have no values, and rules that need it are skipped.
 
     Returns:
-        The findings, the gravest first; `healthy` alone if there is nothing to say against the run.
+        The findings, gravest first; `healthy` alone if no rule applies.
     """
     return _diagnose(Facts(records, config))
 
@@ -41,7 +41,7 @@ def diagnose(records: Sequence[Record], config: Config | None = None) -> list[Fi
 def _diagnose(facts: Facts) -> list[Finding]:
     findings = [finding for rule in rules.RULES if (finding := rule(facts)) is not None]
     kinds = {finding.kind for finding in findings}
-    if "diverged" in kinds:  # explains everything else
+    if "diverged" in kinds:  # it explains everything else
         findings = [finding for finding in findings if finding.kind == "diverged"]
     elif "learning_rate_too_high" in kinds and facts.high:  # so does a rate at which nothing is learnt
         findings = [finding for finding in findings if finding.kind in ("learning_rate_too_high", "input_bound")]
@@ -49,7 +49,7 @@ def _diagnose(facts: Facts) -> list[Finding]:
 
 
 def _without_contradictions(findings: Sequence[Finding]) -> list[Finding]:
-    """Leave out the advice that moves a parameter against the advice of a graver finding."""
+    """Drop advice that moves a parameter against the advice of a graver finding."""
     out: list[Finding] = []
     given: list[Remedy] = []
     for finding in findings:
@@ -60,13 +60,13 @@ def _without_contradictions(findings: Sequence[Finding]) -> list[Finding]:
 
 
 def notes(records: Sequence[Record], config: Config | None = None) -> list[str]:
-    """What is worth knowing about a run and no alarm: where it stands and leads, clipping, evaluations."""
+    """Return what is worth knowing but not alarming: the run's standing and outlook, clipping, evaluations."""
     facts = Facts(records, config)
     return _notes(facts, _diagnose(facts))
 
 
 def report(findings: Sequence[Finding]) -> str:
-    """The findings as text: what, since when, the evidence, and the remedies in order with what to type."""
+    """Format the findings: what, since when, the evidence, and the remedies in order with what to type."""
     lines = []
     for finding in findings:
         if finding.kind != "healthy" and finding.since_step:
@@ -83,7 +83,7 @@ def report(findings: Sequence[Finding]) -> str:
 
 
 def summary(records: Sequence[Record], config: Config | None = None) -> str:
-    """The findings, then the notes, as text that cannot steer a terminal."""
+    """Format the findings, then the notes, without control characters for a terminal."""
     facts = Facts(records, config)
     findings = _diagnose(facts)
     lines = [report(findings), *(_("note: {note}", note=note) for note in _notes(facts, findings))]
@@ -91,7 +91,7 @@ def summary(records: Sequence[Record], config: Config | None = None) -> str:
 
 
 def as_json(run: History) -> dict[str, Any]:
-    """A run's diagnosis as plain data, in English: `run`, `last_step`, `findings` and `notes`."""
+    """Return a run's diagnosis as plain data, in English: `run`, `last_step`, `findings` and `notes`."""
     with using("en"):
         findings = diagnose(run.records, run.config)
         return {
@@ -110,25 +110,25 @@ def _as_data(finding: Finding) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- notes
 
 
-# After these a longer run is not the advice, whatever the curve does.
+# With these findings a longer run is not advised, whatever the curve does.
 NOT_LONGER = {"diverged", "learning_rate_too_high", "overfitting", "data_starved"}
 
 
 def _notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
-    """The notes on a run."""
+    """Yield the notes on a run."""
     kinds = {finding.kind for finding in findings}
     every = [_standing, _one_spike, _clipping, _slow_start, _evaluating]
     if "diverged" in kinds:
         every = [_slow_start, _evaluating]
     elif not kinds & NOT_LONGER:
-        # A text that is learned by heart ends the law by which a longer run is foreseen.
+        # The law that predicts a longer run fails once the text is memorised.
         ahead = [] if rules.gap(facts) else [_ahead if facts.config else _level]
         every = [_standing, _falls, *ahead, *every[1:]]
     return [note for make in every if (note := make(facts)) is not None]
 
 
 def _standing(facts: Facts) -> str | None:
-    """Where the last evaluation that the recipe's curve on this text reaches stands against it."""
+    """Compare the run with its recipe's reference curve, at the last evaluation that the curve covers."""
     known = reference.of(facts.config) if facts.config is not None and facts.val else None
     if known is None:
         return None
@@ -146,7 +146,7 @@ def _standing(facts: Facts) -> str | None:
 
 
 def _fall(facts: Facts) -> float | None:
-    """By how much of itself the validation loss fell in the last fifth of the run."""
+    """Return the relative fall of the validation loss in the last fifth of the run."""
     evaluated = [(step, loss) for step, loss in zip(facts.eval_steps, facts.val, strict=True) if step > 0]
     before = [loss for step, loss in evaluated if step <= 0.8 * facts.last_step]
     if len(evaluated) < 4 or not before or before[-1] <= 0:
@@ -169,7 +169,7 @@ def _level(facts: Facts) -> str | None:
 
 
 def _ahead(facts: Facts) -> str | None:
-    """Where the fitted learning curve leads: to the end of a run in progress, or of one twice as long."""
+    """Predict from the fitted learning curve: the end of a run in progress, or of one twice as long."""
     config = facts.config
     assert config is not None, "the schedule is the recipe's"
     curve = laws.fit_curve(facts.eval_steps, facts.val, lambda step: learning_rate(step, config))
@@ -219,7 +219,7 @@ def _clipping(facts: Facts) -> str | None:
 
 
 def _slow_start(facts: Facts) -> str | None:
-    """The time of the first recorded step beyond a usual one's: compilation, kernels being chosen, caches filled."""
+    """Report the extra time of the first recorded step: compilation, kernel selection, filling caches."""
     first = next((r for r in facts.records if r["step"] <= 1 and "train_loss" in r), None)
     if first is None or not facts.step_seconds:
         return None

@@ -1,7 +1,7 @@
-"""What a run's record says, in numbers that several diagnoses need.
+"""Numbers derived from a run's record that several diagnoses need.
 
 In:  the records of a run (:mod:`hfgpt.runs.metrics`), finished or in progress, and its recipe if there is one.
-Out: its series, smoothed, and what follows from them: the start, the end, the best step, the rates, the pace.
+Out: its smoothed series, and figures derived from them: start, end, best step, rates, pace.
 
 Imports neither torch nor transformers.
 """
@@ -17,19 +17,19 @@ from typing import Any
 from hfgpt.config import Config
 from hfgpt.runs.metrics import Record, series, smooth
 
-HIGH = 0.6  # of the loss of chance: about what counting pairs of letters reaches in English (2.5 nats of 4.2)
+HIGH = 0.6  # of the chance loss: roughly what a bigram count of letters reaches in English (2.5 nats of 4.2)
 
-UNLIKELY = 1e100  # a value beyond it was not measured; sums and ratios of smaller ones are finite
+UNLIKELY = 1e100  # larger values are not measurements; sums and ratios of smaller ones are finite
 
 SPIKE = 1.0  # nats above the smoothed curve
 
-# The series whose last values tell that a run has diverged, and how many of them in a row must be NaN or infinite:
-# float16's loss scaling expects a single overflow of the gradients.
+# The series whose last values show divergence, and how many of them in a row must be NaN or infinite: loss
+# scaling in float16 expects single overflows of the gradients.
 LOST_IN_A_ROW = {"train_loss": 1, "val_loss": 1, "grad_norm": 2}
 
 
 class Facts:
-    """A run's series and what follows from them. Values that are not finite appear in `lost_at` alone."""
+    """A run's series and figures derived from them. Non-finite values are dropped; only `lost_at` reports them."""
 
     def __init__(self, records: Sequence[Record], config: Config | None) -> None:
         self.records, self.config = records, config
@@ -41,13 +41,13 @@ class Facts:
 
     @cached_property
     def lost_at(self) -> int | None:
-        """The step since which a loss, or gradients twice in a row, are not finite; None if the run came back."""
+        """The step since which a loss, or two gradients in a row, are not finite; None if the run recovered."""
         since = [_lost_since(self.records, key, least) for key, least in LOST_IN_A_ROW.items()]
         return min((step for step in since if step is not None), default=None)
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end; true if its length is not known."""
+        """Whether the run has reached its end; true if its length is not known."""
         return self.config is None or self.last_step >= self.config.max_iters or self.stopped_early
 
     @property
@@ -58,7 +58,7 @@ class Facts:
 
     @property
     def past_warmup(self) -> int:
-        """The last step of the warm-up; a tenth of the run if the recipe is not known."""
+        """The last step of the warm-up; a tenth of the run if the recipe is unknown."""
         return (self.config.warmup_iters or 0) if self.config else self.last_step // 10
 
     @property
@@ -78,7 +78,7 @@ class Facts:
         return self.train_at(self.last_step)
 
     def train_at(self, step: float) -> float:
-        """The train loss evaluated last before a step; the batches' smoothed one if it was never evaluated."""
+        """Return the last evaluated train loss before a step; the batches' smoothed loss if it was never evaluated."""
         before = [loss for at, loss in self.train_eval.items() if at <= step]
         if before:
             return before[-1]
@@ -94,10 +94,10 @@ class Facts:
 
     @cached_property
     def chance(self) -> float | None:
-        """The loss of guessing among the characters or tokens that occur; None if it cannot be known.
+        """The loss of guessing among the characters or tokens that occur; None if unknown.
 
-        A new model begins there. A pretrained one begins below it; without a recipe, a small learning rate tells that
-        a model was pretrained. The 256 spare byte tokens of tokenizer 'char' hardly ever occur.
+        A new model begins there. A pretrained one begins below it; without a recipe, a small learning rate indicates a
+        pretrained model. The 256 spare byte tokens of tokenizer 'char' hardly ever occur.
         """
         if self.start is None or (self.config is not None and self.config.pretrained):
             return None
@@ -110,7 +110,7 @@ class Facts:
 
     @property
     def high(self) -> bool:
-        """Whether the run learnt little more than the frequencies of letters."""
+        """Whether the run learnt little more than letter frequencies."""
         return self.chance is not None and self.end > HIGH * self.chance
 
     @property
@@ -122,14 +122,14 @@ class Facts:
 
     @property
     def rule_of_thumb(self) -> float:
-        """The chapter's learning rate for a model of this size (3.1); a small model's if the size is not known."""
+        """The chapter's learning rate for a model of this size (3.1); a small model's if the size is unknown."""
         if self.config is None:
             return usual_learning_rate(0)
         return usual_learning_rate(12 * self.config.n_layer * self.config.n_embd**2, self.config.pretrained)
 
     @cached_property
     def step_seconds(self) -> float | None:
-        """How long a step takes, without evaluations: the median over the record."""
+        """The median seconds of a step, without evaluations."""
         speeds = [speed for speed in finite(self.records, "tokens_per_second")[1] if speed > 0]
         if self.config is not None and speeds:
             pace = self.config.tokens_per_iter / statistics.median(speeds)
@@ -139,7 +139,7 @@ class Facts:
         return (statistics.median(gaps) if gaps else 0.0) or None
 
     def leaps(self) -> list[tuple[int, float]]:
-        """The steps after the warm-up whose loss stands far above the curve, and that loss."""
+        """The steps after the warm-up whose loss is far above the curve, and that loss."""
         return [
             (int(step), loss)
             for step, loss, usual in zip(self.steps, self.losses, self.smoothed, strict=True)
@@ -148,7 +148,7 @@ class Facts:
 
 
 def _lost_since(records: Sequence[Record], key: str, least: int) -> int | None:
-    """The first of the values at a series' end that are not finite, if there are at least so many."""
+    """Return the first of at least so many non-finite values at the end of a series."""
     steps, values = series(records, key)
     lost = 0
     while lost < len(values) and not math.isfinite(values[-1 - lost]):
@@ -157,26 +157,26 @@ def _lost_since(records: Sequence[Record], key: str, least: int) -> int | None:
 
 
 def finite(records: Sequence[Record], key: str) -> tuple[list[float], list[float]]:
-    """The steps and values of a series without those that are not finite, or no measurement."""
+    """Return a series' steps and values without those that are not finite or too large to be measurements."""
     steps, values = series(records, key)
     kept = [i for i, value in enumerate(values) if abs(value) < UNLIKELY]
     return [steps[i] for i in kept], [values[i] for i in kept]
 
 
-# ------------------------------------------------------ the chapter's rules of thumb, which a plan follows too
+# ------------------------------------------------------ the chapter's rules of thumb, which a plan also follows
 
 
 def usual_learning_rate(parameters: int, pretrained: bool = False) -> float:
-    """The learning rate by the number of parameters; 1e-4 for a pretrained model (3.1)."""
+    """Return the usual learning rate for a number of parameters; 1e-4 for a pretrained model (3.1)."""
     if pretrained:
         return 1e-4
     return 1e-3 if parameters < 50e6 else 6e-4 if parameters <= 500e6 else 3e-4
 
 
 def smaller_model(config: Config) -> dict[str, Any]:
-    """Two thirds of the layers and of the width (6.1, 6.3: from 6 layers of 384 to 4 of 256).
+    """Return two thirds of the layers and of the width (6.1, 6.3: from 6 layers of 384 to 4 of 256).
 
-    The heads keep their width if there is more than one. A pretrained model has its shape: nothing to set.
+    Multiple heads keep their width. A pretrained model's shape is fixed, so there is nothing to set.
     """
     if config.pretrained:
         return {}

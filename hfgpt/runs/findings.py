@@ -1,7 +1,7 @@
-"""What a diagnosis consists of: findings with their evidence, and the chapter's remedies with what to type.
+"""The parts of a diagnosis: findings with their evidence, and the chapter's remedies with what to type.
 
 In:  the facts of a run, and new values for some fields of its recipe.
-Out: remedies in the chapter's order (6.2, 6.3, 6.4, 3.1, 3.3), whose override can be added to the command as it is.
+Out: remedies in the chapter's order (6.2, 6.3, 6.4, 3.1, 3.3), whose overrides can be appended to the command.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Remedy:
     """One thing to try."""
 
     what: str  # what to do and why, with the old and the new values if there is a recipe
-    chapter: str  # the section that says so
-    override: str | None = None  # what to add to the command; None if it is not a matter of parameters
-    # for each number that it changes, whether it raises (1) or lowers (-1) it
+    chapter: str  # the section it comes from
+    override: str | None = None  # what to append to the command; None if no parameter changes
+    # for each number it changes: raised (1) or lowered (-1)
     directions: dict[str, int] = field(default_factory=dict)
 
     @property
     def section(self) -> str:
-        """Where the chapter says so, in the language in use."""
+        """The chapter's section, in the current language."""
         parts = [
             re.sub(r", strategy (\d)", lambda found: _(", strategy {number}", number=found[1]), part)
             for part in self.chapter.split("; ")
@@ -59,7 +59,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that happened in a run, in sentences, and what to do about it."""
+    """Something that happened in a run, in sentences, and what to do about it."""
 
     kind: Kind
     since_step: int
@@ -68,12 +68,12 @@ class Finding:
 
     @property
     def title(self) -> str:
-        """The kind, in the language in use."""
+        """The kind, in the current language."""
         return _(TITLES[self.kind])
 
 
 def change(what: str, section: str, config: Config | None, **new: Any) -> Remedy:
-    """A remedy that sets fields, and what must follow them; without a recipe it has no values."""
+    """Return a remedy that sets fields and those that depend on them; without a recipe it has no values."""
     if config is None or not new:
         return Remedy(what, section)
     values = listed(f"{key} {_shown(getattr(config, key))} → {value}" for key, value in new.items())
@@ -91,7 +91,7 @@ def _shown(value: Any) -> str:
 
 
 def following(config: Config, new: dict[str, Any]) -> dict[str, Any]:
-    """The fields that keep their proportion to those that change: the schedule to the length, rates to the rate."""
+    """Return the fields that scale with the changed ones: the schedule with the length, other rates with the rate."""
     fields: dict[str, Any] = {}
     if "max_iters" in new and config.lr_decay_iters:
         fields["lr_decay_iters"] = max(1, round(config.lr_decay_iters * new["max_iters"] / config.max_iters))
@@ -107,12 +107,12 @@ def following(config: Config, new: dict[str, Any]) -> dict[str, Any]:
 
 
 def rounded(value: float) -> float:
-    """Two digits of a value: more would pretend to be measured."""
+    """Round a value to two digits: more would suggest a measurement."""
     return float(f"{value:.2g}")
 
 
 def _typed(key: str, value: Any) -> str:
-    """A field's value as it is typed on the command line."""
+    """Format a field's value for the command line."""
     if isinstance(value, bool):
         return f"--{key}" if value else f"--no_{key}"
     return f"--{key}={value}"
@@ -121,36 +121,36 @@ def _typed(key: str, value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------ remedies
 
 
-FAR = 8.0  # times the learning rate of the rule of thumb, or that part of it
+FAR = 8.0  # factor above or below the rule of thumb's learning rate
 
-PATIENCE = 3  # evaluations that early stopping waits, if the recipe does not say
+PATIENCE = 3  # early stopping's patience in evaluations, by default
 
 
 def set_rate(facts: Facts, rate: float) -> Remedy:
-    """Another peak learning rate."""
+    """Set another peak learning rate."""
     raises = facts.peak_rate is not None and rate > facts.peak_rate
     what = _("a higher learning rate") if raises else _("a lower learning rate")
     return change(what, "6.4, strategy 4; 3.1" if raises else "3.1", facts.config, learning_rate=rounded(rate))
 
 
 def longer(facts: Facts) -> Remedy:
-    """Twice the steps."""
+    """Double the steps."""
     c = facts.config
     return change(_("train longer"), "6.4, strategy 3", c, **({"max_iters": 2 * c.max_iters} if c else {}))
 
 
 def shorter(facts: Facts, best_step: int) -> Remedy:
-    """The steps up to the best evaluation."""
+    """Stop at the best evaluation's step."""
     what = _("fewer steps, up to the best evaluation")
     return change(what, "6.3, strategy 5", facts.config, max_iters=max(best_step, 1))
 
 
 def calmer(facts: Facts, strongly: bool) -> list[Remedy]:
-    """Against oscillation and divergence: half the rate (or the rule of thumb, if it is far above), clipping, warm-up.
+    """Against oscillation and divergence: half the rate (or the rule of thumb, if far above it), clipping, warm-up.
 
     Args:
         facts: the run's.
-        strongly: a tenth of the rate instead of half of it.
+        strongly: use a tenth of the rate instead of half.
     """
     c, rate = facts.config, facts.peak_rate or facts.rule_of_thumb
     lower = min(rate / (10 if strongly else 2), facts.rule_of_thumb if rate > FAR * facts.rule_of_thumb else rate)
@@ -166,7 +166,7 @@ def calmer(facts: Facts, strongly: bool) -> list[Remedy]:
 
 
 def fit_better(facts: Facts) -> list[Remedy]:
-    """Against underfitting (6.4), in its order; the rate is raised to at most three times the rule of thumb."""
+    """Against underfitting, in the order of 6.4; the rate is raised to at most three times the rule of thumb."""
     c = facts.config
     remedies = []
     if c is None or not c.pretrained:
@@ -184,7 +184,7 @@ def fit_better(facts: Facts) -> list[Remedy]:
 
 
 def generalise(facts: Facts) -> list[Remedy]:
-    """Against overfitting (6.3), in its order."""
+    """Against overfitting, in the order of 6.3."""
     c = facts.config
     dropout = {"dropout": min(0.5, rounded((c.dropout or 0.1) + 0.1))} if c else {}
     decay = {"weight_decay": rounded(2 * c.weight_decay) or 0.1} if c else {}
@@ -201,19 +201,19 @@ def generalise(facts: Facts) -> list[Remedy]:
 
 
 def smaller(facts: Facts) -> Remedy:
-    """Two thirds of the model's depth and width."""
+    """Reduce the model's depth and width to two thirds."""
     c = facts.config
     return change(_("a smaller model"), "6.3, strategy 3", c, **(smaller_model(c) if c else {}))
 
 
 def more_text() -> Remedy:
-    """More data."""
+    """Use more data."""
     what = _("more text, which helps most: a larger file, a folder of files, or a Hub dataset")
     return Remedy(what, "6.3, strategy 4", f"--dataset={_('PATH_OR_HUB_ID')}")
 
 
 def unclip(facts: Facts, median: float) -> list[Remedy]:
-    """Against gradients that are always clipped, whose median norm is given."""
+    """Against gradients that are always clipped; `median` is their median norm."""
     c = facts.config
     assert c is not None, "without a recipe grad_clip is not known"
     more = 2 * c.gradient_accumulation_steps

@@ -1,4 +1,4 @@
-"""The history of a run: its records and its recipe, wherever they come from.
+"""The history of a run: its records and its recipe, from any supported source.
 
 In:  a run folder, a Trainer's ``trainer_state.json``, or the log that nanoGPT printed.
 Out: one :class:`History`, its records by our names (:mod:`hfgpt.runs.metrics`).
@@ -24,7 +24,7 @@ from hfgpt.runs.metrics import UNREADABLE, Record, merge, read_text, whole_step
 
 @dataclass(frozen=True)
 class History:
-    """What is known about a run: its name, its records in the order of their steps, its recipe if there is one."""
+    """A run's history: its name, its records in step order, its recipe if there is one."""
 
     name: str
     path: Path
@@ -41,7 +41,7 @@ def read_run(source: str | Path) -> History:
 
     Args:
         source: a run folder or its ``metrics.jsonl``; a Trainer's output or checkpoint folder or its
-            ``trainer_state.json``; or a text file with what nanoGPT printed.
+            ``trainer_state.json``; or a text file with nanoGPT's output.
 
     Raises:
         InputError: there is no record of a run; says what was looked for.
@@ -84,7 +84,7 @@ def _recipe_beside(path: Path) -> Config | None:
 # ------------------------------------------------------------------------------------------------------ other programs
 
 
-# The Trainer's names, and ours. Its train loss is the mean over the logged interval.
+# The Trainer's names → ours. Its train loss is the mean over the logged interval.
 TRAINER_NAMES = {
     "loss": "train_loss",
     "eval_loss": "val_loss",
@@ -94,10 +94,10 @@ TRAINER_NAMES = {
 
 
 def read_trainer_state(path: Path) -> list[Record]:
-    """The logged steps of a ``trainer_state.json``.
+    """Read the logged steps of a ``trainer_state.json``.
 
     Raises:
-        InputError: the file is not one.
+        InputError: the file is not a trainer state.
     """
     try:
         lines = [
@@ -114,7 +114,7 @@ def read_trainer_state(path: Path) -> list[Record]:
 
 STEP, NUMBER = r"(\d{1,15})", r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 
-# A collector of logs may have put the time before each line.
+# A log collector may have prefixed each line with the time.
 NANOGPT_EVALUATION = re.compile(rf"\bstep {STEP}: train loss {NUMBER}, val loss {NUMBER}")
 
 NANOGPT_STEP = re.compile(rf"\biter {STEP}: loss {NUMBER}, time {NUMBER}ms(?:, mfu {NUMBER}%)?")
@@ -123,7 +123,7 @@ NANOGPT_SETTING = re.compile(r"^(?:Overriding: )?([a-z_0-9]{1,40}) = ([^#\n]{1,2
 
 
 def read_nanogpt(path: Path) -> tuple[list[Record], Config | None]:
-    """The steps and evaluations that nanoGPT printed, and its settings as far as they mean something here."""
+    """Read the steps and evaluations that nanoGPT printed, and those of its settings that exist here."""
     text = read_text(path)
     evaluations = [
         {"step": int(step), "train_eval_loss": float(train), "val_loss": float(val)}
@@ -133,21 +133,22 @@ def read_nanogpt(path: Path) -> tuple[list[Record], Config | None]:
 
 
 def _steps(text: str) -> Iterator[Record]:
-    """nanoGPT prints the time of one step, which includes the evaluation before it; the steps between two printed
-    ones are taken to be as quick as the quicker of the two."""
+    """nanoGPT prints the time of one step, which includes the evaluation before it; the steps between two printed ones
+    are assumed to be as quick as the quicker of the two.
+    """
     seconds, last_step, last_took = 0.0, -1, math.inf
     for step_text, loss, milliseconds, mfu in NANOGPT_STEP.findall(text):
         step, took = int(step_text), float(milliseconds) / 1000
         seconds += took + max(step - last_step - 1, 0) * min(took, last_took)
         last_step, last_took = step, took
         record: Record = {"step": step, "train_loss": float(loss), "seconds": seconds}
-        if mfu and float(mfu) >= 0:  # it prints -100% until it has measured
+        if mfu and float(mfu) >= 0:  # nanoGPT prints -100% until it has measured
             record["mfu"] = float(mfu) / 100
         yield record
 
 
 def _settings(text: str) -> Config | None:
-    """nanoGPT prints its config file and overrides; what it leaves out has its defaults, which are mostly ours."""
+    """nanoGPT prints its config file and overrides; the rest has its defaults, which are mostly ours."""
     values: dict[str, Any] = {}
     for key, value in NANOGPT_SETTING.findall(text):
         if key in Config.model_fields or key in configs.RENAMED:
@@ -158,4 +159,4 @@ def _settings(text: str) -> Config | None:
     try:
         return configs.build({"max_iters": 600_000, **values}, "nanogpt") if values else None
     except ConfigError:
-        return None  # a value that means nothing here: the log is diagnosed without its recipe
+        return None  # a value that is invalid here: diagnose the log without its recipe

@@ -1,13 +1,13 @@
-"""Where a learning curve leads: the loss at a later step, or at the end of a longer run, with an interval.
+"""Extrapolation of learning curves: the loss at a later step, or at the end of a longer run, with an interval.
 
 In:  a run's evaluated losses by step, and its learning rate as a function of the step.
 Out: predictions with 95% intervals.
 
 The law is that of Tissue, Wang and Wang, 2024 (arXiv 2408.11029): loss = floor + a · S1^-alpha - c · S2, where S1 sums
-the learning rates so far, and S2 what the rate's fall has brought, with a memory. To it comes what no law of four
-numbers says: a drift, an integrated random walk over log S1, so that an interval widens with the way ahead. Every law
-on a grid is fitted at once by linear regression, and each counts by how well it explains the curve (Bayesian model
-averaging). The priors were chosen on tests/fixtures/curves and tested on others. Imports numpy alone.
+the learning rates so far, and S2 the effect of the rate's decay, with a memory. A drift is added for what four
+parameters cannot describe: an integrated random walk over log S1, which widens the interval with the distance ahead.
+All laws on a grid are fitted together by linear regression, and weighted by how well they explain the curve (Bayesian
+model averaging). The priors were chosen on tests/fixtures/curves and tested on others. Imports numpy alone.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Rate = Callable[[int], float]  # the learning rate of a step
 
 CONFIDENCE = 0.95
 
-LEAST = 4  # points, from which on a curve is fitted
+LEAST = 4  # fewest points to which a curve is fitted
 
-MOST = 40  # points that a fit uses: more say nothing new, since the drift ties neighbours together
+MOST = 40  # most points in a fit: more add nothing, since the drift correlates neighbours
 
-BEGIN = 0.08  # share of the steps that is left out: the fall from chance follows another law
+BEGIN = 0.08  # first share of the steps, left out: the fall from chance follows another law
 
-GRID = 1000  # places at which a schedule is read
+GRID = 1000  # points at which a schedule is sampled
 
-# The laws on the grid: the exponent with its prior (mean, deviation), what S1 begins with, the memory of S2 (both as
-# shares of the run), and the deviation of one evaluation in nats.
+# The laws on the grid: the exponent with its prior (mean, deviation), the initial S1, the memory of S2 (both as shares
+# of the run), and the deviation of one evaluation in nats.
 EXPONENTS, EXPONENT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9, 1.2), (0.5, 0.3)
 BEGINNINGS = (0.0, 0.03, 0.1)
 MEMORIES = (0.04, 0.1, 0.2, 0.4)
@@ -49,7 +49,7 @@ DRIFT = 0.2
 
 @dataclass(frozen=True)
 class Prediction:
-    """A loss in nats, and the interval that holds it with 95%."""
+    """A loss in nats, and its 95% interval."""
 
     loss: float
     low: float
@@ -57,7 +57,7 @@ class Prediction:
 
     @property
     def half(self) -> float:
-        """Half of the interval's width."""
+        """Half the interval's width."""
         return (self.high - self.low) / 2
 
     def __str__(self) -> str:
@@ -73,10 +73,10 @@ class Curve:
     rate: Rate
 
     def at(self, step: int, rate: Rate | None = None) -> Prediction:
-        """The loss at a step.
+        """Predict the loss at a step.
 
         Args:
-            step: of the run itself, or of a new one with another schedule.
+            step: of this run, or of a new one with another schedule.
             rate: the new run's schedule; None: the run's own.
         """
         last = int(self.steps[-1])
@@ -98,12 +98,12 @@ def fit_curve(steps: Sequence[float], losses: Sequence[float], rate: Rate | None
     """Fit a learning curve.
 
     Args:
-        steps: optimizer steps, rising; step 0 and the beginning of the run are left out.
-        losses: the evaluated losses there, in nats; those that are not finite are left out.
+        steps: optimizer steps, ascending; step 0 and the beginning of the run are ignored.
+        losses: the evaluated losses there, in nats; non-finite ones are ignored.
         rate: the learning rate of each step up to the last one; None: constant.
 
     Returns:
-        The curve; None where fewer than four points remain.
+        The curve; None if fewer than four points remain.
     """
     points = [(s, x) for s, x in zip(steps, losses, strict=True) if s > 0 and math.isfinite(x)]
     points = [point for point in points if point[0] >= BEGIN * points[-1][0]]
@@ -118,7 +118,7 @@ Travelled = tuple[Array, Array]
 
 
 def _travelled(rate: Rate, steps: Array, memory: float) -> Travelled:
-    """S1 and S2 at some steps, in steps at the peak learning rate; the memory is in steps."""
+    """Return S1 and S2 at some steps, in steps at the peak learning rate; the memory is in steps."""
     places = np.unique(np.linspace(0, steps[-1], GRID).round())
     rates = np.array([rate(int(step)) for step in places])
     rates = rates / (rates.max() or 1.0)
@@ -135,7 +135,7 @@ def _travelled(rate: Rate, steps: Array, memory: float) -> Travelled:
 
 
 def _regress(losses: Array, here: Travelled, there: Travelled, beginning: float) -> tuple[Array, Array, Array]:
-    """Mean and variance of the loss `there`, and the log of the evidence, under each exponent and noise."""
+    """Return mean and variance of the loss `there`, and the log evidence, for each exponent and noise."""
     scale = max(here[0][-1], 1e-9)
     exponents = np.repeat(EXPONENTS, len(NOISES))[:, None]
     noise = np.tile(NOISES, len(EXPONENTS)) ** 2
@@ -165,6 +165,6 @@ def _regress(losses: Array, here: Travelled, there: Travelled, beginning: float)
 
 
 def _drift(a: Array, b: Array) -> Any:
-    """The covariance of an integrated random walk between two sets of places, from 0 on."""
+    """Return the covariance of an integrated random walk, starting at 0, between two sets of positions."""
     low, high = np.minimum.outer(a, b), np.maximum.outer(a, b)
     return DRIFT**2 * low**2 * (3 * high - low) / 6

@@ -1,7 +1,7 @@
-"""Text from outside in Markdown: shown as it is, never obeyed.
+"""Escape text from outside for Markdown, so that it is shown literally.
 
-In:  names, values and samples, whatever they hold.
-Out: Markdown in which they are text: no HTML, no emphasis, no link, no end of a code block.
+In:  names, values and samples with any content.
+Out: Markdown in which they are plain text: no HTML, no emphasis, no link, no end of a code block.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import re
 
 from hfgpt.base.terminal import visible
 
-# An underscore inside a word means nothing: names such as batch_size stay readable where Markdown is read as it is.
+# An underscore inside a word is literal anyway: names such as batch_size stay readable in the source.
 _SPECIAL = re.compile(r"([\\`*\[\]()#!|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))")
 
 
 def text(value: str) -> str:
-    """A text inside a line."""
+    """Escape a text within a line."""
     return _SPECIAL.sub(r"\\\1", html.escape(" ".join(visible(value).split()), quote=False))
 
 
 def cell(value: str) -> str:
-    """A text in a cell of a table; dots, dashes and underscores stay as they are."""
+    """Escape a text in a table cell; dots, dashes and underscores are left alone."""
     return html.escape(" ".join(visible(value).split()), quote=False).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def code(value: str) -> str:
-    """A text as code inside a line."""
+    """Format a text as inline code."""
     shown = " ".join(visible(value).split())
     ticks = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
     space = " " if "`" in shown else ""
@@ -34,7 +34,7 @@ def code(value: str) -> str:
 
 
 def block(value: str, language: str = "text") -> str:
-    """A text as a block of code, whose fence is longer than any in it."""
+    """Format a text as a code block, with a fence longer than any in it."""
     shown = visible(value.strip("\n"))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence}{language}\n{shown}\n{fence}"

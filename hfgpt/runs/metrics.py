@@ -1,14 +1,15 @@
-"""The one record of a run: written a line at a time while it trains, read by everything that looks at a run.
+"""The record of a run: written line by line during training, and read by everything that inspects a run.
 
 In:  what the training loop measures at a step.
-Out: ``metrics.jsonl`` (one JSON object a line: ``step`` and what was measured there), and records: a list of
-     dictionaries in the order of their steps, each step once. Beside it ``samples.jsonl``, with what the model wrote.
+Out: ``metrics.jsonl`` (one JSON object per line: ``step`` and what was measured there), and records: a list of
+     dictionaries in step order, each step once. Beside it ``samples.jsonl``, with texts sampled from the model.
 
 Names and units: ``train_loss`` (of that step's global batch), ``train_eval_loss`` and ``val_loss`` (of the fixed
 evaluation blocks) in nats per token; ``learning_rate``; ``grad_norm`` before clipping; ``tokens_per_second``; ``mfu``
 (share of the device's peak); ``memory_bytes``; ``seconds`` since the run began, without the time between a stop and
 its resume; ``data_seconds``, spent waiting for data, per step; ``epoch``, how often the training text was seen;
-``branched``, in the first record of a run that goes on from another's checkpoint, when it did (seconds since 1970).
+``branched``, in the first record of a run that continues from another's checkpoint, when it branched (seconds since
+1970).
 
 A number that is not finite (a diverged loss) is written as ``null``, since JSON has no NaN, and is read as NaN.
 A value that was not measured is left out. Imports neither torch nor transformers.
@@ -35,13 +36,13 @@ SAMPLES = "samples.jsonl"
 
 Record = dict[str, float]
 
-OF_THE_TRAINING = ("share/", "epoch/")  # figures of the corpora that a mix is trained on
+OF_THE_TRAINING = ("share/", "epoch/")  # figures of the corpora in a mix
 
-MOST_STEPS = 2**53  # beyond it, floats are no longer whole numbers
+MOST_STEPS = 2**53  # above it, floats cannot represent every integer
 
 
 def apart(records: Sequence[Record]) -> dict[str, float]:
-    """The last figures of tasks and of single validation texts, by their names: `accuracy/…`, `val_loss/…`."""
+    """Return the last figures of tasks and of single validation texts, by name: `accuracy/…`, `val_loss/…`."""
     figures = {key: value for record in records for key, value in record.items() if "/" in key}
     return {key: value for key, value in figures.items() if not key.startswith(OF_THE_TRAINING)}
 
@@ -50,10 +51,10 @@ def apart(records: Sequence[Record]) -> dict[str, float]:
 
 
 class MetricsWriter:
-    """Appends to a run's ``metrics.jsonl``. A line is on its way to the disk when :meth:`write` returns.
+    """Appends to a run's ``metrics.jsonl``. :meth:`write` flushes each line.
 
     Args:
-        path: the file; made with the first line. A torn last line, left by a crash, is removed before.
+        path: the file; created with the first line. A torn last line from a crash is removed first.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -68,7 +69,7 @@ class MetricsWriter:
             os.truncate(self.path, whole)
 
     def write(self, step: int, **values: float | None) -> None:
-        """Add what was measured at `step` (optimizer steps done); None means not measured. Floats keep every digit."""
+        """Append what was measured at `step` (optimizer steps done); None: not measured. Floats keep every digit."""
         if not self._is_whole:
             self._drop_torn_line()
         line = _to_line({"step": step, **{key: value for key, value in values.items() if value is not None}})
@@ -76,7 +77,7 @@ class MetricsWriter:
             file.write(line)
 
     def truncate_after(self, step: int) -> None:
-        """Forget every record after `step`, in one atomic replacement: for a resume from the checkpoint of `step`."""
+        """Drop all records after `step` by an atomic replacement: for a resume from the checkpoint of `step`."""
         if not self.path.exists():
             return
         kept = (_to_line(record) for record in read(self.path) if record["step"] <= step)
@@ -84,7 +85,7 @@ class MetricsWriter:
 
 
 def copy_as_branch(source: Path, target: Path) -> None:
-    """Copy a record for a run that branches; ``branched`` in its first line makes it another run's on the Hub."""
+    """Copy a record for a branch; ``branched`` in its first line marks it as another run on the Hub."""
     records = read(source)
     if records:
         records[0]["branched"] = time.time()
@@ -99,15 +100,15 @@ def _to_line(record: Record) -> str:
 
 
 def write_sample(path: Path, step: int, text: str) -> None:
-    """Add what the model wrote at `step` to a run's ``samples.jsonl``."""
+    """Append a text sampled at `step` to a run's ``samples.jsonl``."""
     with path.open("a", encoding="utf-8") as file:
         file.write(_sample_line(step, text))
 
 
 def read_samples(path: Path) -> dict[int, str]:
-    """The texts of a ``samples.jsonl`` by their steps, in the order of the file; empty if there is no file.
+    """Read the texts of a ``samples.jsonl`` by step, in file order; empty if there is no file.
 
-    Of two texts of one step the later counts. A line that cannot be read, as after a crash, is left out.
+    Of two texts of one step the later counts. An unreadable line, as after a crash, is skipped.
     """
     samples = dict[int, str]()
     for line in read_text(path).split("\n") if path.is_file() else []:
@@ -124,7 +125,7 @@ def read_samples(path: Path) -> dict[int, str]:
 
 
 def truncate_samples(path: Path, step: int) -> None:
-    """Forget every sample after `step`, as :meth:`MetricsWriter.truncate_after` does with records."""
+    """Drop all samples after `step`, as :meth:`MetricsWriter.truncate_after` does with records."""
     if path.exists():
         kept = (_sample_line(at, text) for at, text in read_samples(path).items() if at <= step)
         files.replace_file(path, "".join(kept))
@@ -138,18 +139,18 @@ def _sample_line(step: int, text: str) -> str:
 
 
 def series(records: Iterable[Record], key: str) -> tuple[list[float], list[float]]:
-    """The steps at which `key` was measured, and its values there."""
+    """Return the steps at which `key` was measured, and its values there."""
     pairs = [(record["step"], record[key]) for record in records if key in record]
     return [step for step, _value in pairs], [value for _step, value in pairs]
 
 
 def smooth(values: Sequence[float], half: int | None = None) -> list[float]:
-    """Moving medians, in which a single bad batch leaves no trace.
+    """Return moving medians, which a single bad batch does not affect.
 
     Args:
-        values: in the order of their steps; those that are not finite stay as they are and count for nothing.
-        half: how many neighbours on each side count (default a fortieth of the series); fewer towards the beginning,
-            where losses fall steeply.
+        values: in step order; non-finite ones are kept as they are and otherwise ignored.
+        half: the number of neighbours on each side (default a fortieth of the series); fewer near the beginning, where
+            losses fall steeply.
     """
     half, out = half or max(1, len(values) // 40), []
     for i, value in enumerate(values):
@@ -159,9 +160,9 @@ def smooth(values: Sequence[float], half: int | None = None) -> list[float]:
 
 
 def read(path: str | Path) -> list[Record]:
-    """The records of a ``metrics.jsonl``, each step once (of two lines for one step the later wins, key by key).
+    """Read the records of a ``metrics.jsonl``, each step once (of two lines for one step the later wins, key by key).
 
-    Works while the run is being written: a torn last line is left out.
+    Works while the run is being written: a torn last line is skipped.
 
     Raises:
         InputError: there is no such file, or a line before the last one is not a record; names the line.
@@ -175,7 +176,7 @@ def read(path: str | Path) -> list[Record]:
         try:
             records.append(_from_line(line))
         except UNREADABLE:
-            if number < len(lines):  # with a newline after it, it was not torn by a crash
+            if number < len(lines):  # a line that ends in a newline was not torn by a crash
                 raise InputError(
                     "{path}, line {number}: not a record (a JSON object of numbers with a 'step'); remove that line",
                     path=path,
@@ -194,15 +195,14 @@ def _from_line(line: str) -> Record:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError("not a number")
-    float(value)  # OverflowError: an integer beyond every float
+    float(value)  # OverflowError: an integer too large for a float
     return value
 
 
 def whole_step(value: Any) -> int:
-    """A step of a record that comes from outside.
+    """Read the step of a record from outside.
 
-    Raises:
-        one of UNREADABLE: it is not a step.
+    Raises: one of UNREADABLE: it is not a step.
     """
     step = int(_number(value))
     if step != value or not 0 <= step <= MOST_STEPS:
@@ -211,7 +211,7 @@ def whole_step(value: Any) -> int:
 
 
 def merge(records: Iterable[Record]) -> list[Record]:
-    """Records with each step once, in order: what later ones say of a step is added to, and wins over, earlier ones."""
+    """Merge records into one per step, in order; later values are added to earlier ones and override them."""
     by_step: dict[float, Record] = {}
     for record in records:
         by_step.setdefault(record["step"], {}).update(record)
@@ -219,7 +219,7 @@ def merge(records: Iterable[Record]) -> list[Record]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, with U+FFFD for what is not UTF-8.
+    """Read a file's text, with U+FFFD in place of invalid UTF-8.
 
     Raises:
         InputError: it cannot be read.

@@ -43,7 +43,7 @@ def loss_curve(source: str | Path, target: str | Path | None = None) -> Path:
     """Draw a run's losses and learning rate against its steps.
 
     Args:
-        source: anything that :func:`hfgpt.runs.history.read_run` reads, also of a run in progress.
+        source: anything that :func:`hfgpt.runs.history.read_run` reads, including a run in progress.
         target: the PNG file; by default ``loss.png`` beside the record.
 
     Returns:
@@ -115,7 +115,7 @@ def _draw_rate(axes: Axes, steps: Sequence[float], rates: Sequence[float]) -> No
 
 
 def _tokens_on_top(axes: Axes, config: Config) -> None:
-    batch, far = config.batch_sizes, 10**9  # where the batch rises, the tokens do so in a curve
+    batch, far = config.batch_sizes, 10**9  # with a growing batch, tokens are not linear in steps
     steps = np.array([-far, *range(batch.warmup + 1), far])
     tokens = np.array([-far * batch.full, *map(batch.before, range(batch.warmup + 1)), batch.before(far)])
     tokens *= config.block_size
@@ -142,7 +142,7 @@ def _title(run: History) -> str:
 
 
 def parameters(run: History) -> int | None:
-    """The parameters of a run's GPT-2, counted from its exported config.json; None if it cannot be read."""
+    """Count the parameters of a run's GPT-2 from its exported config.json; None if it cannot be read."""
     try:
         c = json.loads((run.path.parent / "config.json").read_text(encoding="utf-8"))
         return sizes.exported_parameters(c).total

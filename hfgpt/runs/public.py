@@ -1,7 +1,7 @@
-"""What of a run may leave this machine: names instead of paths.
+"""The recipe that may be published: names instead of paths.
 
-In:  a recipe as text, whose paths name people and their folders.
-Out: the same recipe with the last parts of those paths, and without the run folder's place.
+In:  a recipe's text, whose paths may reveal users and folders.
+Out: the same recipe with only the last parts of those paths, and without the run folder's location.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import yaml
 from hfgpt.config.mix import as_list
 from hfgpt.config.yaml_text import RecipeDumper, RecipeLoader
 
-SEVERAL = ("eval_tasks", "val_datasets")  # fields that may name paths, with commas between them
+SEVERAL = ("eval_tasks", "val_datasets")  # fields that may hold comma-separated paths
 
-SOURCES = ("dataset", "init_from", "tokenizer", *SEVERAL)  # all fields that may
+SOURCES = ("dataset", "init_from", "tokenizer", *SEVERAL)  # all fields that may hold a path
 
 
 def name(source: str) -> str:
-    """A path's last part if it is absolute or leads out of the working folder; everything else as it is.
+    """Return the last part of a path that is absolute or leaves the working folder; anything else unchanged.
 
-    A mix that is written as text is a mix of such names; of label=path the label stays.
+    In a mix written as text, each entry is treated so; of label=path the label is kept.
     """
     if label := re.match(r"[\w .-]+=", source):
         return label[0] + name(source[label.end() :])
@@ -37,7 +37,7 @@ def name(source: str) -> str:
 
 
 def recipe(text: str) -> str:
-    """A recipe's text without paths of this machine; comments and order stay."""
+    """Return a recipe's text without this machine's paths; comments and order are kept."""
     values = yaml.load(text, RecipeLoader)
     if not isinstance(values, dict):
         return text
@@ -49,7 +49,7 @@ def recipe(text: str) -> str:
 
 
 def hidden(text: str) -> dict[str, str]:
-    """The paths that :func:`recipe` shortens in a recipe's text, each with what stands for it."""
+    """Return the paths that :func:`recipe` shortens in a recipe's text, with their replacements."""
     values = yaml.load(text, RecipeLoader)
     pairs = {}
     for key in (*SOURCES, "out_dir"):
@@ -60,12 +60,12 @@ def hidden(text: str) -> dict[str, str]:
 
 
 def _parts(key: str, value: Any) -> Any:
-    """A field's value; where it is several paths with commas between them, a list of them."""
+    """Return a field's value; if it is comma-separated paths, a list of them."""
     return [part.strip() for part in value.split(",")] if key in SEVERAL and isinstance(value, str) else value
 
 
 def _sources(value: Any) -> list[str]:
-    """The strings in a field's value, which may be a mix: a list of {name, weight}."""
+    """Return the strings in a field's value, which may be a mix: a list of {name, weight}."""
     if isinstance(value, str):
         mix = as_list(value)
         return [value, *_sources(mix)] if isinstance(mix, list) else [value]
@@ -82,7 +82,7 @@ def _shown(value: Any) -> Any:
 
 
 def _told_apart(entries: list[Any]) -> list[Any]:
-    """The entries of a mix, each with a name of its own: where only folders told two apart, the later is numbered."""
+    """Give the entries of a mix unique names: where only folders distinguished two, the later is numbered."""
     taken = list[str]()
     for entry in entries:
         if isinstance(entry, dict) and isinstance(entry.get("name"), str):
@@ -94,7 +94,7 @@ def _told_apart(entries: list[Any]) -> list[Any]:
 
 
 def _line(key: str) -> re.Pattern[str]:
-    """A field of a recipe with the lines that belong to it: deeper ones, and those of a list."""
+    """Match a recipe field with its lines: the deeper ones, and those of a list."""
     return re.compile(rf"^{key}[ ]*:.*\n(?:(?:[ \t]+|-[ ]).*\n|[ \t]*\n(?=[ \t]))*", re.MULTILINE)
 
 

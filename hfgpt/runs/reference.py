@@ -1,8 +1,8 @@
-"""Where a run stands against the curve that its recipe had here, so that one knows whether a curve is normal.
+"""Comparison of a run with its recipe's reference curve, to tell whether the run is normal.
 
 In:  a recipe and its evaluated losses; reference_curves.json, which benchmarks/reference_curves.py measures.
-Out: the reference at a step, with the interval in which another seed is expected; or None, rather than a comparison of
-     unlike things: everything that decides the losses must be the same, and so must the text.
+Out: the reference at a step, with the interval in which another seed is expected; or None unless they are comparable:
+     the text and everything that decides the losses must be the same.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from hfgpt.runs.segments import LOCAL, deciding
 
 FILE = Path(__file__).parent / "reference_curves.json"
 
-LARGEST = 64 * 2**20  # bytes of a text that is read to tell whether it is the reference's
+LARGEST = 64 * 2**20  # largest text in bytes that is hashed to compare it with the reference's
 
 CONFIDENCE = 0.95
 
-# What neither moves a weight before the run's end nor belongs to the recipe's identity. The schedule says itself how
-# long the run is (lr_decay_iters), and the micro-batch is told by the global batch.
+# Fields that neither change a weight before the run's end nor identify the recipe. The schedule itself says how long
+# the run is (lr_decay_iters), and the global batch stands for the micro-batch.
 FREE = LOCAL | {"seed", "dtype", "max_iters", "eval_interval", "early_stopping_patience", "max_bad_steps",
                 "dataset_split", "text_column", "batch_size", "gradient_accumulation_steps"}  # fmt: skip
 
@@ -41,17 +41,17 @@ class Reference:
     # what was run, and where
     recipe: str
     machine: str
-    step_seconds: float  # a step's time there, without evaluations
-    tokens_per_iter: int  # tokens in a step
-    losses: dict[int, list[float]]  # for each step, one loss a seed
+    step_seconds: float  # seconds of a step there, without evaluations
+    tokens_per_iter: int  # tokens per step
+    losses: dict[int, list[float]]  # for each step, one loss per seed
 
     @property
     def seeds(self) -> int:
-        """How many seeds were run."""
+        """The number of seeds."""
         return len(next(iter(self.losses.values())))
 
     def at(self, step: int) -> Prediction | None:
-        """The mean at a step, and the interval in which another seed is expected; None outside the curve."""
+        """Return the mean at a step, and the interval in which another seed is expected; None outside the curve."""
         before = max((known for known in self.losses if known <= step), default=None)
         after = min((known for known in self.losses if known >= step), default=None)
         if before is None or after is None:
@@ -68,7 +68,7 @@ class Reference:
 
 
 def of(config: Config) -> Reference | None:
-    """The reference curve of a recipe on its text; None if it does not have one."""
+    """Return the reference curve of a recipe on its text; None if there is not one."""
     identity = identity_of(config)
     for entry in _entries():
         if entry["identity"] == identity and entry["data"] == data_of(config):
@@ -78,7 +78,7 @@ def of(config: Config) -> Reference | None:
 
 
 def identity_of(config: Config) -> dict[str, Any]:
-    """What of a recipe decides its losses, without the fields that have their defaults."""
+    """Return the fields of a recipe that decide its losses, except those at their defaults."""
     plain = Config()
     values = {key: value for key, value in deciding(config, config.dtype).items() if key not in FREE}
     values |= {"tokenizer": config.tokenizer, "init_from": config.init_from}
@@ -91,7 +91,7 @@ def identity_of(config: Config) -> dict[str, Any]:
 
 
 def data_of(config: Config) -> str | None:
-    """The SHA-256 of a recipe's text: the embedded one or a single file; None for anything else."""
+    """Return the SHA-256 of a recipe's text: the embedded one or a single file; None for anything else."""
     path = EMBEDDED if config.dataset == EMBEDDED_DATASET else Path(str(config.dataset)).expanduser()
     try:
         return _sum(path) if path.is_file() and path.stat().st_size <= LARGEST else None

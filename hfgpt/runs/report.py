@@ -1,7 +1,7 @@
 """A comparison as a report: Markdown, data and figures in a folder.
 
 In:  a :class:`hfgpt.runs.compare.Comparison`.
-Out: ``report.md``, ``report.json`` (keys in English) and PNG files. Imports torch only to let the models write.
+Out: ``report.md``, ``report.json`` (keys in English) and PNG files. Imports torch only to sample from the models.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from hfgpt.runs.comparison_plots import By, Curve, Point
 from hfgpt.runs.statistics import Difference
 from hfgpt.runs.style import drawing, quantity
 
-SAMPLED = 8  # runs, at most, whose words are shown
+SAMPLED = 8  # most runs whose samples are shown
 
 
 def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> Path:
-    """Write the comparison's report and figures into a folder; returns the path of report.md.
+    """Write the comparison's report and figures into a folder; return the path of report.md.
 
     Args:
         comparison: what to compare.
-        folder: made if it is missing; files of an earlier report are replaced.
-        samples: whether to show a text of each model (up to 8), written from the same seed; imports torch.
+        folder: created if missing; files of an earlier report are replaced.
+        samples: whether to show a text from each model (up to 8), sampled with the same seed; imports torch.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if samples:
         _sample(comparison.entries)
-    with drawing():  # names what is in the figures too
+    with drawing():  # the figures use these labels too
         figures = _draw(comparison, folder)
     sentences = [*answer.answer(comparison), *comparison.remarks]
     data = {
@@ -56,7 +56,7 @@ def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> P
 
 
 def _settings(comparison: Comparison) -> list[dict[str, Any]]:
-    """The settings by their mean loss, with spread and interval; empty if every one has a single seed."""
+    """List the settings by mean loss, with spread and interval; empty if each has a single seed."""
     ranking = comparison.ranking
     if ranking is None:
         return []
@@ -155,7 +155,7 @@ def _draw_ends(comparison: Comparison, key: str, folder: Path) -> Path | None:
 
 
 def _sample(entries: Sequence[Entry]) -> None:
-    """Let each exported model write, from the same seed, as the chapter's third experiment compares."""
+    """Sample from each exported model with the same seed, as in the chapter's third experiment."""
     from hfgpt.inference import exported, sampling
 
     for entry in entries[:SAMPLED]:
@@ -201,7 +201,7 @@ def _markdown(comparison: Comparison, sentences: Sequence[str], figures: Sequenc
 
 
 def _settings_table(comparison: Comparison) -> list[str]:
-    """Mean, spread and interval of each setting, if there are seeds."""
+    """Tabulate mean, spread and interval of each setting, if there are seeds."""
     if comparison.ranking is None:
         return []
     columns = [_("setting"), _("seeds"), _("mean val"), _("95% interval"), _("spread"), _("behind the first")]

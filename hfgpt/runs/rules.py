@@ -1,11 +1,11 @@
-"""The rules by which trouble in a run is recognised.
+"""The rules that recognise trouble in a run.
 
 In:  the facts of a run.
 Out: a finding, or None if there is no sign of this trouble.
 
-The limits were set on curves of real runs: tests/fixtures/curves holds them and the script that made them. Evaluated
-losses are taken over the same blocks each time, so that in a healthy run they hardly ever rise; what a single batch's
-loss says is smoothed first. A new diagnosis is a function here and an entry in RULES.
+The limits were set on curves of real runs, which tests/fixtures/curves holds with the script that made them. Evaluated
+losses use the same blocks each time, so in a healthy run they hardly ever rise; single batches' losses are smoothed
+first. A new diagnosis is a function here and an entry in RULES.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from hfgpt.runs import findings
 from hfgpt.runs.facts import HIGH, SPIKE, Facts, finite
 from hfgpt.runs.findings import FAR, PATIENCE, Finding
 
-RISE = 0.05  # nats: an evaluated loss that rises by more does not do so by chance
+RISE = 0.05  # nats: an evaluated loss does not rise by more than this by chance
 
-MEMORISED = 2.0  # a validation loss of so many times the train loss: the text is being learnt by heart
+MEMORISED = 2.0  # ratio of validation to train loss at which the text is being memorised
 
 REPEATS = 4.0  # epochs up to which repeated text is about as good as new (Muennighoff and others, 2023)
 
@@ -32,7 +32,7 @@ WAITING = 0.3  # share of a step spent waiting for data
 
 
 def diverged(facts: Facts) -> Finding | None:
-    """Losses or gradients are not finite, or the loss stays far above where it began (3.1, 3.3)."""
+    """Losses or gradients are not finite, or the loss stays far above its start (3.1, 3.3)."""
     if facts.lost_at is not None:
         evidence = _("The loss or the gradient is not a number since step {step:,}.", step=facts.lost_at)
         if facts.losses:
@@ -54,7 +54,8 @@ Sign = tuple[int, str]
 
 def learning_rate_too_high(facts: Facts) -> Finding | None:
     """The loss leaps above its start, spikes, or rises on the train split itself; or it stays high at a rate far above
-    the rule of thumb (3.1: oscillation)."""
+    the rule of thumb (3.1: oscillation).
+    """
     signs = [sign for test in (_leap, _spikes, _train_rises, _high_rate) if (sign := test(facts)) is not None]
     if not signs:
         return None
@@ -140,7 +141,7 @@ def underfitting(facts: Facts) -> Finding | None:
 
 
 def overfitting(facts: Facts) -> Finding | None:
-    """The validation loss rises while the train loss still falls, or is far above it and gains nothing (6.3)."""
+    """The validation loss rises while the train loss still falls, or is far above it without improving (6.3)."""
     if not facts.val or facts.eval_steps[-1] == 0:
         return None
     low, best_step = facts.val[facts.best], facts.eval_steps[facts.best]
@@ -169,7 +170,7 @@ def gap(facts: Facts) -> bool:
 
 
 def _saved(facts: Facts) -> str:
-    """What early stopping would have saved; "" if nothing."""
+    """Say what early stopping would have saved; "" if nothing."""
     patience = (facts.config.early_stopping_patience if facts.config else None) or PATIENCE
     stop = facts.best + patience
     if stop >= len(facts.eval_steps) - 1:
@@ -186,7 +187,7 @@ def _saved(facts: Facts) -> str:
 
 
 def data_starved(facts: Facts) -> Finding | None:
-    """The text is too little for this model and this length: it is being learnt by heart (6.3, strategy 4)."""
+    """The text is too short for this model and length: it is being memorised (6.3, strategy 4)."""
     fits = overfitting(facts)
     if fits is None:
         return None
@@ -208,7 +209,7 @@ def data_starved(facts: Facts) -> Finding | None:
 
 
 def clipping_always(facts: Facts) -> Finding | None:
-    """Nearly every gradient is scaled down, and by much: grad_clip, not the learning rate, decides the steps (3.3)."""
+    """Nearly every gradient is scaled down a lot: grad_clip, not the learning rate, decides the steps (3.3)."""
     clip = facts.config.grad_clip if facts.config else 0.0
     steps, norms = finite(facts.records, "grad_norm")
     after = [(step, norm) for step, norm in zip(steps, norms, strict=True) if step > facts.past_warmup]
@@ -240,7 +241,7 @@ def input_bound(facts: Facts) -> Finding | None:
 
 
 def healthy(facts: Facts) -> Finding:
-    """No rule finds anything wrong."""
+    """No rule found anything wrong."""
     begin = facts.start if facts.start is not None else (facts.losses or facts.val or [math.nan])[0]
     evidence = plural(
         "The loss went from {start:.2f} to {end:.2f} in {n:,} step.",

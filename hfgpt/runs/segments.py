@@ -1,8 +1,8 @@
-"""The segments of a run: from which step on which recipe held.
+"""The segments of a run: which recipe applied from which step on.
 
-In:  a recipe and the step from which it holds, at the start and at each resume that changes something.
-Out: ``segments.jsonl`` in the run folder, one JSON object a line: ``step`` and ``recipe``, the values that decide what
-     a run computes. Paths and what belongs to a machine are left out, so that the file can be shared.
+In:  a recipe and the step from which it applies, at the start and at each resume that changes something.
+Out: ``segments.jsonl`` in the run folder, one JSON object per line: ``step`` and ``recipe``, the values that decide
+     what a run computes. Paths and machine settings are left out, so that the file can be shared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hfgpt.config import Config
 
 FILE_NAME = "segments.jsonl"
 
-# Where a run lies, what it runs on and what it reports; nothing of this changes a weight.
+# Where a run is stored, what it runs on and what it reports; nothing here affects a weight.
 LOCAL = frozenset({
     "dataset", "dataset_config", "tokenizer", "init_from", "out_dir",
     "device", "compile", "cpu_threads", "num_proc", "fit", "activation_checkpointing",
@@ -31,21 +31,21 @@ LOCAL = frozenset({
 
 @dataclass(frozen=True)
 class Segment:
-    """The recipe that holds after `step`, without :data:`LOCAL`."""
+    """The recipe that applies after `step`, without :data:`LOCAL`."""
 
     step: int
     recipe: dict[str, Any]
 
 
 def deciding(config: Config, dtype: str) -> dict[str, Any]:
-    """The values of a resolved config that decide what a run computes; `dtype` is what its 'auto' came to."""
-    decided = {"max_iters", "warmup_iters", "lr_decay_iters"} if config.time_budget else set[str]()  # by the clock
+    """Return the values of a resolved config that decide what a run computes; `dtype` is its resolved 'auto'."""
+    decided = {"max_iters", "warmup_iters", "lr_decay_iters"} if config.time_budget else set[str]()  # set by the clock
     values = {key: value for key, value in config.model_dump().items() if key not in LOCAL | decided}
     return {**values, "dtype": dtype}
 
 
 def read(folder: Path) -> list[Segment]:
-    """The segments of a run in their order; lines that are not segments are left out."""
+    """Read the segments of a run in order; lines that are not segments are skipped."""
     segments = list[Segment]()
     path = folder / FILE_NAME
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
@@ -58,7 +58,7 @@ def read(folder: Path) -> list[Segment]:
 
 
 def begin(folder: Path, step: int, recipe: dict[str, Any]) -> None:
-    """From `step` on this recipe holds: forget later segments, and add one if it differs from the one before.
+    """Record that this recipe applies from `step` on: drop later segments, and add one if the recipe changed.
 
     Raises:
         OSError: the folder cannot be written.
@@ -72,6 +72,6 @@ def begin(folder: Path, step: int, recipe: dict[str, Any]) -> None:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(key, value before, value now) of each that differs; a key that one of them does not have is not compared."""
+    """Return (key, old value, new value) for each difference; only keys in both are compared."""
     keys: Iterable[str] = (key for key in now if key in before)
     return [(key, before[key], now[key]) for key in keys if before[key] != now[key]]

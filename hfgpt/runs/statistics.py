@@ -1,10 +1,10 @@
-"""Whether two settings differ, or only their seeds.
+"""Statistics of seeds: whether two settings differ by more than chance.
 
 In:  final losses of settings, each with several seeds: a dictionary from seed to loss.
 Out: mean, spread and interval of a setting; the difference of two with its interval and p-value; the seeds needed.
 
-The tests are scipy's: Student's t for pairs of one seed, Welch's t without pairs (Welch, 1947). A winner is named at
-p < 0.01, which modded-nanogpt asks of a record, divided by the number of pairs of settings (Bonferroni).
+The tests are scipy's: Student's t for pairs of one seed, Welch's t without pairs (Welch, 1947). A winner is named at p
+< 0.01, which modded-nanogpt requires of a record, divided by the number of pairs of settings (Bonferroni).
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from dataclasses import dataclass
 
 from hfgpt.base.language import _, plural, sentences
 
-LEVEL = 0.01  # the chance that two equal settings are told apart
+LEVEL = 0.01  # the probability of a false difference between equal settings
 
-CONFIDENCE = 0.95  # of the interval of one setting's mean
+CONFIDENCE = 0.95  # confidence of the interval of a setting's mean
 
-POWER = 0.8  # the chance of telling a real difference apart, for which seeds are counted
+POWER = 0.8  # the power at which the needed seeds are counted
 
 RESOLUTION = 1e-4  # nats: a smaller difference is rounding, whatever its p-value
 
 MOST_SEEDS = 1000
 
-Losses = Mapping[int, float]  # by seed
+Losses = Mapping[int, float]  # losses by seed
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The losses of one setting: how many, mean, standard deviation, and the mean's 95% interval.
+    """The losses of one setting: number, mean, standard deviation, and the mean's 95% interval.
 
-    With one seed the spread is not known: it and the interval are NaN.
+    With one seed the spread is unknown: it and the interval are NaN.
     """
 
     count: int
@@ -58,37 +58,37 @@ class Difference:
     high: float
     p: float  # the probability of so large a difference between equal settings, times the number of comparisons
     paired: bool  # whether the losses were compared seed by seed
-    # the seeds per setting that would tell a difference of this size, in 4 of 5 cases; None: above 1,000
+    # seeds per setting that would detect a difference of this size in 4 of 5 cases; None: above 1,000
     seeds: int | None
 
     @property
     def distinct(self) -> bool:
-        """Whether the settings can be told apart."""
+        """Whether the settings differ significantly."""
         return self.p < LEVEL and abs(self.mean) >= RESOLUTION
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Settings by their mean loss, the lowest first."""
+    """Settings by mean loss, lowest first."""
 
     settings: dict[str, Summary]  # each setting's summary, in this order
-    # the difference of each later setting from the first; None where one of the two has a single seed
+    # each later setting's difference from the first; None if either has a single seed
     behind: dict[str, Difference | None]
 
     @property
     def winner(self) -> str | None:
-        """The first setting, if it can be told apart from every other."""
+        """The first setting, if it differs significantly from all others."""
         told = [difference is not None and difference.distinct for difference in self.behind.values()]
         return next(iter(self.settings)) if told and all(told) else None
 
     @property
     def ties(self) -> list[str]:
-        """The settings that cannot be told apart from the first."""
+        """The settings that do not differ significantly from the first."""
         return [label for label, difference in self.behind.items() if difference is None or not difference.distinct]
 
 
 def summarise(losses: Sequence[float]) -> Summary:
-    """Mean, spread and the mean's 95% interval (Student's t).
+    """Return mean, spread and the mean's 95% interval (Student's t).
 
     Raises:
         ValueError: there is no loss, or one is not finite.
@@ -110,12 +110,12 @@ def difference(first: Losses, second: Losses, *, paired: bool = True, comparison
 
     Args:
         first, second: finite losses by seed.
-        paired: whether one seed means the same data order in both. Their common seeds are then compared pair by pair,
+        paired: whether equal seeds mean equal data order in both. If so, their common seeds are compared pair by pair,
             if there are at least two of them.
-        comparisons: how many pairs of settings are looked at in all.
+        comparisons: the total number of pairs of settings compared.
 
     Returns:
-        The difference; None where a setting has a single seed.
+        The difference; None if a setting has a single seed.
     """
     from scipy import stats
 
@@ -131,10 +131,10 @@ def difference(first: Losses, second: Losses, *, paired: bool = True, comparison
         if paired
         else max(statistics.stdev(a), statistics.stdev(b))
     )
-    if noise < 1e-12 + 1e-9 * abs(mean):  # the seeds changed nothing
+    if noise < 1e-12 + 1e-9 * abs(mean):  # the seeds had no effect
         return Difference(mean, mean, mean, float(mean == 0), paired, 2 if mean else None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of losses that hardly differ
+        warnings.simplefilter("ignore", RuntimeWarning)  # the losses hardly differ
         test = stats.ttest_rel(b, a) if paired else stats.ttest_ind(b, a, equal_var=False)
         interval = test.confidence_interval(1 - LEVEL / comparisons)
     spread = noise if paired else math.sqrt((statistics.variance(a) + statistics.variance(b)) / 2)
@@ -144,13 +144,12 @@ def difference(first: Losses, second: Losses, *, paired: bool = True, comparison
 
 
 def seeds_needed(difference: float, spread: float, *, paired: bool = True, level: float = LEVEL) -> int | None:
-    """The seeds per setting with which a t-test tells this difference in 4 of 5 cases; None: more than 1,000.
+    """Return the seeds per setting with which a t-test detects this difference in 4 of 5 cases; None: over 1,000.
 
     Args:
         difference: of the means.
         spread: the standard deviation of the differences of pairs, or of one setting's losses without pairs.
-        paired: which test.
-        level: its level, two-sided.
+        paired: which test. level: its level, two-sided.
     """
     from scipy import stats
 
@@ -163,7 +162,7 @@ def seeds_needed(difference: float, spread: float, *, paired: bool = True, level
 
     if effect == 0 or power(MOST_SEEDS) < POWER:
         return None
-    low, high = 1, MOST_SEEDS  # bisection: the power grows with the seeds
+    low, high = 1, MOST_SEEDS  # bisection: power grows with the number of seeds
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power(middle) >= POWER else (middle, high)
@@ -171,22 +170,22 @@ def seeds_needed(difference: float, spread: float, *, paired: bool = True, level
 
 
 def rank(settings: Mapping[str, Losses], *, paired: bool = True) -> Ranking:
-    """Order settings by their mean loss, and compare the first with each other one.
+    """Order settings by mean loss, and compare the first with each of the others.
 
     Args:
         settings: finite losses by seed, by the setting's label.
-        paired: whether one seed means the same data order in every setting.
+        paired: whether equal seeds mean equal data order in all settings.
     """
     summaries = {label: summarise(list(losses.values())) for label, losses in settings.items()}
     order = sorted(summaries, key=lambda label: summaries[label].mean)
-    pairs = len(list(itertools.combinations(order, 2)))  # which of them is the first was not known beforehand
+    pairs = len(list(itertools.combinations(order, 2)))  # any setting could have come first, so count all pairs
     best = settings[order[0]]
     behind = {label: difference(best, settings[label], paired=paired, comparisons=pairs) for label in order[1:]}
     return Ranking({label: summaries[label] for label in order}, behind)
 
 
 def in_words(ranking: Ranking) -> list[str]:
-    """A ranking in sentences: the winner, or which settings cannot be told apart and what would tell them."""
+    """Describe a ranking: the winner, or which settings do not differ significantly and how many seeds would tell."""
     best, *others = ranking.settings
     if not others:
         return []

@@ -1,10 +1,10 @@
-"""The look of every figure: colours, fonts, numbers, and how a figure becomes a file.
+"""The style of all figures: colours, fonts, numbers, and saving.
 
 In:  matplotlib figures.
-Out: PNG files, 1200 pixels wide, in colours that colour-blind readers can tell apart (Okabe and Ito, 2008).
+Out: PNG files, 1200 pixels wide, in colours that colour-blind readers can distinguish (Okabe and Ito, 2008).
 
-Figures speak the user's language if a font for it is installed, else English: never boxes. Drawn with matplotlib's
-objects and the Agg backend alone: no window, no global state.
+Figures use the user's language if a font for it is installed, otherwise English: never boxes. They use matplotlib's
+object interface and the Agg backend only: no window, no global state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BLUE, SKY, VERMILION, GREEN, ORANGE, PURPLE, GREY = (
 
 MARKERS = "osD^vPX"
 
-RUNS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # the colours of runs in one figure, in their order
+RUNS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # the colours of runs in a figure, in order
 
 STYLE = {
     "figure.dpi": 100,
@@ -46,7 +46,7 @@ STYLE = {
     "lines.solid_capstyle": "round",
 }
 
-LATIN = "DejaVu Sans"  # comes with matplotlib
+LATIN = "DejaVu Sans"  # bundled with matplotlib
 
 CHINESE = (
     "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "WenQuanYi Micro Hei",
@@ -57,7 +57,7 @@ CHINESE = (
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Inside, figures have this style, and labels are in a language that the fonts can write."""
+    """Inside, figures have this style, and labels are in a language that the fonts can display."""
     language = current() if current() == "en" or _chinese_fonts() else "en"
     with rc_context({**STYLE, "font.family": [LATIN, *_chinese_fonts()]}), using(language):
         yield
@@ -72,7 +72,7 @@ def _chinese_fonts() -> list[str]:
 
 @lru_cache(1)
 def _find_new_fonts() -> bool:
-    """Tell matplotlib of the fonts installed since it listed them, which it did once; returns whether there are any."""
+    """Register fonts installed since matplotlib built its list; return whether there are any."""
     listed = {font.fname for font in font_manager.fontManager.ttflist}
     new = [path for path in font_manager.findSystemFonts() if path not in listed]
     for path in new:
@@ -83,30 +83,30 @@ def _find_new_fonts() -> bool:
 
 @lru_cache
 def _characters(fonts: tuple[str, ...]) -> frozenset[int]:
-    """The characters that some fonts can write."""
+    """Return the characters that some fonts can display."""
     paths = (font_manager.findfont(font_manager.FontProperties(family=[name])) for name in fonts)
     return frozenset(code for path in paths for code in ft2font.FT2Font(path).get_charmap())
 
 
 def plain(text: str) -> str:
-    """A text from outside in a figure: a dollar sign begins no formula, and a character without a font is '?'."""
+    """Escape a text from outside for a figure: dollar signs are literal, and characters without a font become '?'."""
     known = _characters((LATIN, *_chinese_fonts()))
     shown = "".join(c if ord(c) in known else "?" for c in " ".join(text.split()))
     return shown.replace("$", r"\$")
 
 
 def loss_label() -> str:
-    """The label of an axis of train losses."""
+    """Return the label of a train loss axis."""
     return _("loss (nats per token)")
 
 
 def validation_label() -> str:
-    """The label of an axis of validation losses."""
+    """Return the label of a validation loss axis."""
     return _("validation loss (nats per token)")
 
 
 def quantity(value: float) -> str:
-    """A large number in few letters: 16.4M, 10.65M, 1,024."""
+    """Format a large number briefly: 16.4M, 10.65M, 1,024."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= max(size, 1e4):
             return f"{value / size:.4g}{letter}"
@@ -114,7 +114,7 @@ def quantity(value: float) -> str:
 
 
 def colours(count: int) -> list[Any]:
-    """As many colours, told apart as well as may be."""
+    """Return `count` colours, as distinguishable as possible."""
     if count <= len(RUNS):
         return list(RUNS[:count])
     return [colormaps["viridis"](0.92 * number / (count - 1)) for number in range(count)]
@@ -126,7 +126,7 @@ def title(figure: Figure, text: str) -> None:
 
 
 def fit_losses(axes: Axes, values: Iterable[float]) -> None:
-    """A log axis for losses that span orders of magnitude, as in a divergence."""
+    """Use a log axis for losses that span orders of magnitude, as in a divergence."""
     finite = [value for value in values if math.isfinite(value)]
     if finite and 0 < 10 * min(finite) < max(finite):
         axes.set_yscale("log")
@@ -135,7 +135,7 @@ def fit_losses(axes: Axes, values: Iterable[float]) -> None:
 
 
 def save(figure: Figure, target: Path) -> Path:
-    """Write a figure as PNG, whole or not at all; returns its path."""
+    """Write a figure as PNG, atomically, and return its path."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
