@@ -1,6 +1,6 @@
 """The graphics cards that a run may be planned for: memory, speed, power, each with its source.
 
-In:  a card's name, as its driver or its owner spells it.
+In:  a card's name, as its driver reports it or its owner types it.
 Out: a :class:`Card`, or an InputError that names the nearest ones.
 
 Peaks are dense (no sparsity) with float32 accumulation, which is what training uses.
@@ -24,26 +24,26 @@ TERA = 1e12
 class Card:
     """One accelerator."""
 
-    name: str  # as its maker writes it
-    memory_bytes: int  # all of it; on Apple's chips the least a machine with this chip has, shared with the system
+    name: str  # the maker's spelling
+    memory_bytes: int  # total; for Apple's chips the smallest memory sold with the chip, shared with the system
     bandwidth: float  # memory bandwidth, bytes/s
-    # peak FLOP/s by the arithmetic's type; None where the card does not have it
+    # peak FLOP/s by data type; None if the card does not support it
     float32: float
     tf32: float | None
     bfloat16: float | None
     float16: float | None
-    power_w: float | None  # board power in watts; None where its maker does not say
+    power_w: float | None  # board power in watts; None if the maker does not state it
     source: str  # where the figures come from
-    old: bool = False  # whether torch's default wheel has no kernels for it any more
+    old: bool = False  # whether torch's default wheel has dropped its kernels
 
     def peak(self, dtype: str) -> float | None:
-        """Peak FLOP/s for dtype 'float32', 'tf32', 'bfloat16' or 'float16'; None where the card does not have it."""
+        """Return peak FLOP/s for 'float32', 'tf32', 'bfloat16' or 'float16'; None if the card does not support it."""
         value: float | None = getattr(self, dtype)
         return value
 
     @property
     def is_apple(self) -> bool:
-        """Whether it is one of Apple's chips, which torch drives through MPS."""
+        """Whether this is an Apple chip, which torch drives through MPS."""
         return self.source is APPLE
 
 
@@ -77,7 +77,7 @@ Row = tuple[str, float, float, float, float | None, float | None, float | None, 
 
 # fmt: off
 # name, memory GiB, bandwidth GB/s, then TFLOP/s: float32, tf32, bfloat16, float16; power W; source.
-# Where two entries share a name's words, the first answers to the bare name.
+# If two entries share the same words, the bare name means the first.
 _TABLE: tuple[Row, ...] = (
     ("RTX 2060",            6,  336,  6.5, None, None, 25.8, 160, TURING),
     ("RTX 2070",            8,  448,  7.5, None, None, 29.9, 175, TURING),
@@ -203,24 +203,24 @@ def _card(row: Row) -> Card:
     )
 
 
-# Pascal and Volta: torch's default wheel, built for CUDA 13, begins with Turing (compute capability 7.5).
+# Pascal and Volta: torch's default wheel, built for CUDA 13, starts at Turing (compute capability 7.5).
 OLD = ("P100", "V100")
 
 CARDS: tuple[Card, ...] = tuple(_card(row) for row in _TABLE)
 
-# Words of a reported name that do not tell two cards apart.
+# Words in a reported name that do not distinguish cards.
 _MAKERS = "nvidia geforce tesla rtx gpu graphics amd instinct apple ada blackwell generation"
 _BUSES = "hbm2 hbm2e hbm3 hbm3e sxm sxm2 sxm4 sxm5 sxm6 pcie oam vf"
 _EDITIONS = "workstation server edition active ac"
 _FILLER = frozenset(f"{_MAKERS} {_BUSES} {_EDITIONS}".split())
 
-# A slice of a card, as its driver names it: "NVIDIA A100-SXM4-80GB MIG 3g.40gb".
+# A MIG slice, as the driver names it: "NVIDIA A100-SXM4-80GB MIG 3g.40gb".
 _SLICE = re.compile(r"\bmig\s+(?:\d+c\.)?(\d)g\.(\d+)gb\b.*$", flags=re.IGNORECASE)
-_SLICES = {"A30": 4}  # that a card is cut into at most; seven for any other (NVIDIA's MIG user guide)
+_SLICES = {"A30": 4}  # compute slices of a card; seven on all others (NVIDIA's MIG user guide)
 
 
 def _words(name: str) -> tuple[frozenset[str], str | None]:
-    """The words of a name that tell cards apart, and its memory ('80gb') if it says one."""
+    """Return the words that distinguish a card, and its memory ('80gb') if the name states it."""
     text = re.sub(r"(\d)\s*gi?b\b", r"\1gb", name.lower())
     text = re.sub(r"\b(rtx|gtx)(?=\d)|(?<=\d)(?=(?:ti|super|pro|max|ultra)\b)", r"\1 ", text)
     words = re.findall(r"[a-z0-9]+", text.replace("super", " super "))
@@ -229,22 +229,22 @@ def _words(name: str) -> tuple[frozenset[str], str | None]:
 
 
 def find(name: str) -> Card:
-    """The card of this name; case, maker, spaces and bus do not matter, 'Ti', 'Super', 'Laptop' and the like do.
+    """Return the card with this name, ignoring case, maker, spaces and bus, but not 'Ti', 'Super', 'Laptop' etc.
 
-    A MIG slice, such as "A100 80GB MIG 3g.40gb", has its own memory, and a share of the rest.
+    A MIG slice, such as "A100 80GB MIG 3g.40gb", has its own memory and a share of everything else.
 
     Raises:
-        InputError: no such card in the table; the message names the nearest ones.
+        InputError: the table has no such card; the message names the closest ones.
     """
     if part := _SLICE.search(name):
         return _slice(find(name[: part.start()]), int(part[1]), int(part[2]))
     wanted, wanted_memory = _words(name)
     best: tuple[int, int, Card] | None = None
     for card in CARDS:
-        own, own_memory = _words(card.name)
-        if not (own - {"rtx", "sxm"} <= wanted and wanted - own <= _FILLER):
+        words, memory = _words(card.name)
+        if not (words - {"rtx", "sxm"} <= wanted and wanted - words <= _FILLER):
             continue
-        fit = (len(own & wanted), int(own_memory is not None and own_memory == wanted_memory))
+        fit = (len(words & wanted), int(memory is not None and memory == wanted_memory))
         if best is None or fit > best[:2]:
             best = (*fit, card)
     if best is None:
@@ -253,7 +253,7 @@ def find(name: str) -> Card:
 
 
 def _slice(card: Card, compute: int, memory: int) -> Card:
-    """`compute` of the card's slices with `memory` GB of its own."""
+    """Return a MIG slice with `compute` of the card's compute slices and `memory` GB."""
     share = min(1.0, compute / _SLICES.get(card.name, 7))
 
     def part(value: float | None) -> float | None:
@@ -273,7 +273,7 @@ def _slice(card: Card, compute: int, memory: int) -> Card:
 
 
 def _unknown(name: str) -> str:
-    """What to say of a card that is not in the table."""
+    """Return the error for a card that is not in the table."""
     words = _words(name)[0] - _FILLER
     sharing = [card.name for card in CARDS if words & (_words(card.name)[0] - _FILLER - {"ti", "super", "pro", "max"})]
     spelled = {card.name.lower(): card.name for card in CARDS}
@@ -296,7 +296,7 @@ EXAMPLES = ("RTX 3060", "RTX 4090", "T4", "A100 80GB", "H100 SXM", "M2 Pro")
 
 
 def peak_flops(name: str, dtype: str) -> float | None:
-    """Peak FLOP/s of a named card for dtype 'float32', 'tf32', 'bfloat16' or 'float16'; None where it is not known."""
+    """Return a card's peak FLOP/s for 'float32', 'tf32', 'bfloat16' or 'float16'; None if unknown."""
     try:
         return find(name).peak(dtype)
     except InputError:

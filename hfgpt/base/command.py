@@ -1,7 +1,7 @@
-"""What is typed after a command's name: declared once, read, checked, and explained by --help.
+"""Command-line arguments: declared once, then parsed, checked and explained by --help.
 
-In:  a command's arguments, options and flags, the parameters of a recipe if it takes them, and the words typed.
-Out: :class:`Arguments`, with every fault of the command line at once; the page that --help shows.
+In:  a command's arguments, options and flags, a recipe's parameters if it takes them, and the words typed.
+Out: :class:`Arguments`, or every error on the command line at once; the --help page.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from hfgpt.base.errors import CommandError, Fault
 from hfgpt.base.language import LANGUAGES, _, listed
 from hfgpt.base.terminal import width, wrap
 
-# ------------------------------------------------------------------------------------------------------ as typed here
+# ------------------------------------------------------------------------------------------------- command strings
 
 
 def installed() -> bool:
-    """Whether the program was started as the installed command `hfgpt`, not as one of a checkout's scripts."""
+    """Whether the program runs as the installed command `hfgpt`, not as a script from a checkout."""
     return Path(sys.argv[0]).name in ("hfgpt", "hfgpt.exe", "__main__.py")
 
 
 def quoted(*words: object) -> str:
-    """Words as a shell takes them back: those with spaces, `#` and the like are quoted."""
+    """Return the words as one shell command, quoted where they hold spaces, `#` and the like."""
     texts = [str(word) for word in words]
     return subprocess.list2cmdline(texts) if sys.platform == "win32" else shlex.join(texts)
 
 
 def typed(name: str, *words: object) -> str:
-    """A command of ours as the user would type it, such as ``python scripts/sample.py out/standard``."""
+    """Return one of our commands as the user would type it, such as ``python scripts/sample.py out/standard``."""
     if installed():
         return quoted("hfgpt", name, *words)
     script = f"scripts/{name}.py"
@@ -46,7 +46,7 @@ def typed(name: str, *words: object) -> str:
 
 
 def whole(text: str) -> int:
-    """A whole number."""
+    """Parse an integer."""
     try:
         value = int(text)
     except ValueError:
@@ -57,7 +57,7 @@ def whole(text: str) -> int:
 
 
 def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A whole number that is not less than `least`, nor more than `most` where that is given."""
+    """Return a parser for integers from `least` up to `most`, if that is given."""
 
     def read(text: str) -> int:
         value = whole(text)
@@ -71,7 +71,7 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def number(text: str) -> float:
-    """A number."""
+    """Parse a number."""
     try:
         return float(text)
     except ValueError:
@@ -79,7 +79,7 @@ def number(text: str) -> float:
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
-    """One of these words."""
+    """Return a parser that accepts only these words."""
 
     def read(text: str) -> str:
         if text not in choices:
@@ -93,10 +93,10 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 class Arguments(argparse.Namespace):
-    """What was typed: an attribute for each argument, option and flag that the command declares."""
+    """The parsed command line: one attribute for each argument, option and flag that the command declares."""
 
-    overrides: list[str]  # the parameters of the recipe that were typed, as ``--key=value``
-    # what is wrong with the command line, where the command takes parameters; elsewhere it is raised
+    overrides: list[str]  # recipe parameters that were typed, as ``--key=value``
+    # errors, if the command takes recipe parameters; other commands raise them
     faults: list[Fault]
 
 
@@ -114,14 +114,14 @@ class _Option(NamedTuple):
 
 
 class Reader:
-    """A command's own reader: declare with :meth:`argument`, :meth:`option`, :meth:`flag`; then :meth:`read`.
+    """A command's argument parser: declare with :meth:`argument`, :meth:`option`, :meth:`flag`; then :meth:`read`.
 
     Args:
-        name: the command's.
-        about: what it does, for --help.
-        examples: what may be typed after its name, and what that does.
-        notes: what else --help says, at its end.
-        parameters: the names of a recipe's parameters, where the command takes them, and whether each is a flag.
+        name: the command's name.
+        about: what the command does, for --help.
+        examples: arguments to type after the name, and what they do.
+        notes: text at the end of --help.
+        parameters: names of the recipe parameters that the command takes, and whether each is a flag.
     """
 
     def __init__(
@@ -151,17 +151,17 @@ class Reader:
             self._declare(f"no_{key}", argparse.SUPPRESS)
 
     def argument(self, name: str, metavar: str, told: str, *, many: bool = False, required: bool = True) -> None:
-        """Declare a word, or many, that stand by their place."""
+        """Declare a positional argument of one word or many."""
         self._positionals.append(_Positional(name, metavar, many, required))
         self._arguments.add_argument(name, metavar=metavar, nargs="*" if many else "?", help=told.replace("%", "%%"))
 
     def option(self, name: str, metavar: str, told: str, read: Callable[[str], Any] = str, default: Any = None) -> None:
-        """Declare ``--name VALUE``; `read` turns the text into the value, or raises a ValueError that says the rule."""
+        """Declare ``--name VALUE``; `read` parses the text, or raises a ValueError that states the rule."""
         self._options[name] = _Option(read, default)
         self._declare(name, told, metavar)
 
     def flag(self, name: str, told: str, metavar: str = "", read: Callable[[str], Any] | None = None) -> None:
-        """Declare ``--name``, which is True where it is typed; with `read` also ``--name=VALUE``."""
+        """Declare ``--name``, which is True if typed; with `read`, ``--name=VALUE`` is accepted too."""
         self._options[name] = _Option(read, False, may_stand_alone=True)
         self._declare(name, told, metavar)
 
@@ -176,10 +176,10 @@ class Reader:
     # ------------------------------------------------------------------------------------------------------- reading
 
     def read(self, words: Sequence[str]) -> Arguments:
-        """What the words say; with -h or --help the page is printed instead, and the process ends.
+        """Parse the words; for -h or --help, print the help page and exit instead.
 
         Raises:
-            CommandError: every fault of a command that takes no parameters.
+            CommandError: lists every error, if the command takes no recipe parameters.
         """
         if {"-h", "--help"} & set(words):
             print(self.help())
@@ -201,7 +201,7 @@ class Reader:
         return arguments
 
     def _split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """The words that stand by their place, and the options, each as one word: ``--key=value`` or ``--key``."""
+        """Split the words into positional ones and options, each option as one word: ``--key=value`` or ``--key``."""
         places, options, rest = list[str](), list[str](), list(words)
         while rest:
             word = rest.pop(0)
@@ -216,7 +216,7 @@ class Reader:
         return places, options
 
     def _takes_next(self, key: str, word: str) -> bool:
-        """Whether the word behind ``--key`` is its value."""
+        """Whether the word after ``--key`` is its value."""
         if key in self._options:
             option = self._options[key]
             return option.read is not None and not option.may_stand_alone and not word.startswith("--")
@@ -226,7 +226,7 @@ class Reader:
         return self._takes_parameters and not no and not word.startswith("--")
 
     def _place(self, words: list[str], arguments: Arguments) -> list[Fault]:
-        """Give each argument its words."""
+        """Assign the positional words to the arguments."""
         faults = list[Fault]()
         for place in self._positionals:
             taken, words = (words, []) if place.many else (words[:1], words[1:])
@@ -238,7 +238,7 @@ class Reader:
         return faults + [self._stray(word) for word in words]
 
     def _told(self, name: str) -> str:
-        """What --help says of an argument."""
+        """Return an argument's text in --help."""
         return next(str(action.help) for action in self._parser._actions if action.dest == name).replace("%%", "%")
 
     def _stray(self, word: str) -> Fault:
@@ -247,7 +247,7 @@ class Reader:
         return Fault(repr(word), None, _("is one word too many"))
 
     def _unknown(self, word: str) -> Fault:
-        """The fault of an option that does not exist, with the closest one that does."""
+        """Return the fault for an unknown option, with the closest known one."""
         key = word[2:].partition("=")[0]
         names = difflib.get_close_matches(key, [*self._options, *self._parameters, "lang", "help"], n=1, cutoff=0.6)
         if names:
@@ -257,7 +257,7 @@ class Reader:
         return Fault(key, None, _("is not a parameter") if self._takes_parameters else _("is not an option"), fix)
 
     def _value(self, name: str, option: _Option, texts: list[str | None], faults: list[Fault]) -> Any:
-        """What an option or flag is set to; what is wrong with it goes into `faults`."""
+        """Return the value of an option or flag; add what is wrong with it to `faults`."""
         if not texts:
             return option.default
         text, wrong = texts[-1], ""
@@ -279,7 +279,7 @@ class Reader:
         return option.read is None
 
     def _override(self, key: str, texts: argparse.Namespace, arguments: Arguments, faults: list[Fault]) -> None:
-        """Add what was typed of a recipe's parameter to the overrides."""
+        """Add the typed values of a recipe parameter to the overrides."""
         given: list[str | None] = list(getattr(texts, key) or [])
         if key in self._flags:
             given = [text if text is not None else "true" for text in given]
@@ -294,7 +294,7 @@ class Reader:
     # ---------------------------------------------------------------------------------------------------------- help
 
     def help(self) -> str:
-        """The page that --help shows."""
+        """Return the --help page."""
         self._choices.add_argument("--lang", metavar="|".join(LANGUAGES), help=_("the language of what is printed"))
         self._choices.add_argument("--help", action="store_true", help=_("show this page"))
         places = [f"{place.metavar}{' …' if place.many else ''}" for place in self._positionals]
@@ -306,17 +306,17 @@ class Reader:
 
 
 class _Layout(argparse.HelpFormatter):
-    """argparse's layout, with Chinese characters counted as wide as they are."""
+    """argparse's layout, with Chinese characters counted as two columns."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
 
     def format_help(self) -> str:
-        """The whole text; a Chinese heading ends with a Chinese colon."""
+        """Return the whole text; Chinese headings end with a Chinese colon."""
         return re.sub(r"(?<=[\u4e00-\u9fff]):$", "：", super().format_help(), flags=re.MULTILINE)
 
     def add_argument(self, action: argparse.Action) -> None:
-        """Add an action; the column of names is as wide as the widest of them."""
+        """Add an action, and widen the column of names to fit it."""
         super().add_argument(action)
         if action.help is not argparse.SUPPRESS:
             taken = width(self._format_action_invocation(action)) + self._current_indent
@@ -326,15 +326,15 @@ class _Layout(argparse.HelpFormatter):
         return wrap(text, columns)
 
     def _fill_text(self, text: str, columns: int, indent: str) -> str:
-        """Paragraphs wrapped; what has several lines, or begins with a space, stays as it is."""
+        """Wrap paragraphs; those with several lines or a leading space stay unchanged."""
         blocks = [block if "\n" in block or block[:1] == " " else wrap(block, columns) for block in text.split("\n\n")]
         return "\n\n".join(block if isinstance(block, str) else "\n".join(block) for block in blocks)
 
     def _format_action(self, action: argparse.Action) -> str:
-        """An action's lines; argparse has put a space too many for each wide character of its name."""
+        """Format an action, without the extra space that argparse adds for each wide character in its name."""
         text, name = super()._format_action(action), self._format_action_invocation(action)
         return text.replace(name + " " * (width(name) - len(name)), name, 1)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        """A value's name without the brackets that argparse puts around what may be left out."""
+        """Return a value's name without the brackets that argparse puts around optional values."""
         return str(action.metavar or "")

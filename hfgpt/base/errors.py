@@ -1,7 +1,7 @@
-"""The errors that a user meets, each with the exit code that it leads to.
+"""The errors that users see, each with its exit code.
 
-In:  what was wrong: a key, its value, the rule that it breaks, and what to do about it.
-Out: exceptions whose message is all that a script prints.
+In:  what is wrong: a key, its value, the rule it breaks, and how to fix it.
+Out: exceptions; a script prints only their message.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from hfgpt.base.language import _
 
 _short = reprlib.Repr()
 
-LONGEST = 120  # characters of a name or a value in a message
+LONGEST = 120  # characters of a name or value shown in a message
 
-MOST = 50  # faults that are shown at once
+MOST = 50  # faults shown at once
 
 _short.maxstring = _short.maxother = LONGEST
 
 
 def _show(value: Any) -> str:
-    """A value in a message: short, however large or nested it is."""
+    """Return a value's text for a message, short however large or nested the value is."""
     try:
         return _short.repr(value)
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python converts to text
         return _("a number of thousands of digits")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a library says first."""
+    """Return the first line of a library's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-# What a hostile or damaged file of JSON raises, read and looked into: too deep, too large, not a number, not an object.
+# Raised when reading a hostile or damaged JSON file: too deep, too large, not a number, not an object.
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong with the input."""
+    """One fault in the input."""
 
-    # what is wrong; a value of None is not shown
+    # the key at fault; a value of None is not shown
     key: str
     value: Any
-    rule: str  # what must hold
-    fix: str = ""  # what to do about it
-    others: tuple[str, ...] = ()  # the other keys that the rule is about
+    rule: str  # the rule it breaks
+    fix: str = ""  # how to fix it
+    others: tuple[str, ...] = ()  # other keys in the rule
 
     def __str__(self) -> str:
         key = self.key if len(self.key) <= LONGEST else self.key[: LONGEST - 3] + "..."
@@ -55,11 +55,11 @@ class Fault(NamedTuple):
 
 
 class Spoken(Exception):
-    """An error whose message is all that the user sees.
+    """An error of which the user sees only the message.
 
     Args:
-        message: as :func:`_` takes it; a text that is translated already stays as it is.
-        values: of its named fields.
+        message: as for :func:`_`; text that is already translated stays unchanged.
+        values: for its named fields.
     """
 
     def __init__(self, message: object, /, **values: Any) -> None:
@@ -67,7 +67,7 @@ class Spoken(Exception):
 
 
 class InputError(Spoken):
-    """The user's input cannot be used; the message says which part and what to do. Scripts exit with 2."""
+    """The user's input cannot be used; the message says which part and how to fix it. Scripts exit with 2."""
 
     def report(self) -> str:
         """What a script prints."""
@@ -75,7 +75,7 @@ class InputError(Spoken):
 
 
 class ConfigError(InputError):
-    """One or more faults in a recipe or in what overrides it."""
+    """One or more faults in a recipe or its overrides."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self.faults = list(faults)
@@ -90,7 +90,7 @@ class ConfigError(InputError):
 
 
 class CommandError(ConfigError):
-    """One or more faults on the command line; `help_command` explains the command."""
+    """One or more faults on the command line; `help_command` is the command that prints help."""
 
     def __init__(self, faults: Sequence[Fault], help_command: str) -> None:
         super().__init__(faults)
@@ -103,12 +103,12 @@ class CommandError(ConfigError):
 
 
 class RunError(Spoken):
-    """The run failed; the message says at which step and how to go on. Scripts exit with 1."""
+    """The run failed; the message says at which step and how to continue. Scripts exit with 1."""
 
 
 class Failure(Spoken):
-    """Something failed through no fault of the input; the message is all there is to say. Scripts exit with 1."""
+    """Something other than the input failed. Scripts exit with 1."""
 
 
 class ConversionError(Failure):
-    """What was written for another program is not the same model."""
+    """An exported file does not hold the same model."""

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all.
+"""Atomic file writes.
 
-In:  a path, and what it is to hold.
-Out: the file as it was or as it is to be, whatever interrupts the writing.
+In:  a path and its new content.
+Out: the old file or the complete new one, whatever interrupts the write.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hfgpt.base.language import why
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to write into: it takes the place of `path` once it is on the disk.
+    """Yield a new file beside `path` to write to; it replaces `path` once it is on disk.
 
-    Where the block raises, the new file is removed and `path` stays as it was.
+    If the block raises, the new file is removed and `path` stays unchanged.
     """
     temporary = path.with_name(f".{path.name}.writing")
     try:
@@ -33,10 +33,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(target: str | Path) -> Iterator[Path]:
-    """As :func:`replacing`, for a file that does not exist yet, and whose folder need not.
+    """Like :func:`replacing`, for a file that does not exist yet; its folder is created if necessary.
 
     Raises:
-        InputError: it exists already, or cannot be written.
+        InputError: the file exists already, or cannot be written.
     """
     path = Path(target).expanduser()
     if path.exists():
@@ -50,13 +50,13 @@ def new_file(target: str | Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new one, never a part."""
+    """Write a small text file so that readers see the old or the new content, never a part."""
     with replacing(path) as temporary:
         write_text(temporary, text)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file and wait until the disk has it."""
+    """Write a text file and wait until it is on disk."""
     with open(path, "w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -64,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk has a file, or the entries of a folder, which Windows writes by itself."""
+    """Flush a file to disk, or a folder's entries, which Windows flushes by itself."""
     if os.name == "nt" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -75,7 +75,7 @@ def sync(path: Path) -> None:
 
 
 def make_readable(path: Path) -> None:
-    """Give a file the rights that new files have here; safetensors writes for its owner alone."""
+    """Give a file the default permissions of new files; safetensors lets only the owner read it."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

@@ -1,10 +1,10 @@
-"""What the program says, in the user's language.
+"""Messages in the user's language.
 
 In:  an English sentence with named fields, such as ``_("step {step}: out of memory", step=7)``.
-Out: the same sentence in the chosen language, its fields filled in.
+Out: the same sentence in the chosen language, with its fields filled in.
 
-The language is that of the variable HFGPT_LANG, which the scripts' ``--lang`` sets, else of the locale.
-Sentences are translated by gettext, from ``hfgpt/locale/<language>/*.po``; one that has no translation stays English.
+The language comes from the variable HFGPT_LANG, which the scripts' ``--lang`` sets, otherwise from the locale.
+gettext translates sentences from ``hfgpt/locale/<language>/*.po``; a sentence without a translation stays English.
 Names of parameters, ``--json`` and metrics.jsonl are the same in every language.
 """
 
@@ -29,19 +29,19 @@ _chosen: ContextVar[str | None] = ContextVar("language", default=None)
 _on_card: ContextVar[bool] = ContextVar("on_card", default=False)
 
 MEMORY = re.compile("(?<!主机)内存")
-WIDE = "\u2018-\u201d\u2e80-\uffef"  # Chinese characters and marks
-# A named field, with the spaces that part it from Chinese words beside it.
+WIDE = "\u2018-\u201d\u2e80-\uffef"  # Chinese characters and punctuation
+# A named field, with the spaces around it.
 FIELD = re.compile(rf"(?P<left>(?<=[{WIDE}]) )?{{(?P<field>[^{{}}]+)}}(?P<right> (?=[{WIDE}]))?")
 
 
 def current() -> str:
-    """The language in use: 'en' or 'zh'."""
+    """Return the current language: 'en' or 'zh'."""
     return _chosen.get() or _preferred()
 
 
 @contextmanager
 def using(language: str) -> Iterator[None]:
-    """Speak this language inside."""
+    """Use this language inside the block."""
     token = _chosen.set(language)
     try:
         yield
@@ -51,7 +51,7 @@ def using(language: str) -> Iterator[None]:
 
 @contextmanager
 def about_card(yes: bool) -> Iterator[None]:
-    """Inside, memory is a graphics card's, for which Chinese has a word of its own: 显存, and 内存 elsewhere."""
+    """Inside the block, memory means a graphics card's, which Chinese calls 显存; other memory is 内存."""
     token = _on_card.set(yes)
     try:
         yield
@@ -60,7 +60,7 @@ def about_card(yes: bool) -> Iterator[None]:
 
 
 def _(message: str, /, **values: Any) -> str:
-    """A message in the language in use, with its named fields filled in as by :meth:`str.format`."""
+    """Return a message in the current language, with its named fields filled in as by :meth:`str.format`."""
     return _spoken(_translations(current()).gettext(message), values)
 
 
@@ -71,28 +71,28 @@ def _spoken(translated: str, values: dict[str, Any]) -> str:
 
 
 def of_device(text: str) -> str:
-    """A Chinese text with the device's word for memory, see :func:`about_card`; the host's stays 主机内存."""
+    """Return Chinese text with the device's word for memory, see :func:`about_card`; the host's is 主机内存."""
     return MEMORY.sub("显存", text) if _on_card.get() else text
 
 
 def plural(one: str, many: str, number: int, /, **values: Any) -> str:
-    """The form of a message that goes with a number, which is its field ``{n}``."""
+    """Return the singular or plural message for a number, which is its field ``{n}``."""
     translated = _translations(current()).ngettext(one, many, number)
     return _spoken(translated, {"n": number, **values})
 
 
 def sentences(*parts: str) -> str:
-    """Sentences one after another; Chinese puts no space between them."""
+    """Join sentences, with spaces except in Chinese."""
     return ("" if current() == "zh" else " ").join(part for part in parts if part)
 
 
 def listed(parts: Iterable[str]) -> str:
-    """Words and values in a row, as a sentence has them."""
+    """Join words and values as a list in a sentence."""
     return ("、" if current() == "zh" else ", ").join(parts)
 
 
 def _fill(message: str, values: dict[str, Any]) -> str:
-    """A Chinese message with its fields filled in. Only Latin words and numbers have spaces beside them."""
+    """Fill in the fields of a Chinese message, with spaces only around Latin words and numbers."""
 
     def filled(match: re.Match[str]) -> str:
         value = f"{{{match['field']}}}".format(**values)
@@ -106,11 +106,11 @@ def _fill(message: str, values: dict[str, Any]) -> str:
 
 
 def N_(message: str) -> str:
-    """Mark a message for translation that is shown later, by ``_(…)``."""
+    """Mark a message that ``_(…)`` translates later."""
     return message
 
 
-# What systems say of a file or an address that cannot be used; other words of theirs stay as they are.
+# Operating systems' errors about files and addresses; their other messages are not translated.
 SYSTEM = (
     N_("Address already in use"), N_("Cannot assign requested address"), N_("Connection refused"),
     N_("Directory not empty"), N_("Disk quota exceeded"), N_("File exists"), N_("File name too long"),
@@ -121,19 +121,19 @@ SYSTEM = (
 
 
 def why(error: OSError) -> str:
-    """What the system says of a failure, without the name of the file."""
+    """Return the operating system's message for a failure, without the file name."""
     return _(error.strerror) if error.strerror else str(error)
 
 
 def _preferred() -> str:
-    """The language of the environment: HFGPT_LANG, else the locale's where it is Chinese, else English."""
+    """Return the environment's language: HFGPT_LANG, otherwise Chinese if the locale is Chinese, otherwise English."""
     named = os.environ.get(VARIABLE, "")
     if named:
         return named if named in LANGUAGES else "en"
     for variable in ("LC_ALL", "LC_MESSAGES", "LANG"):
         if value := os.environ.get(variable):
             return "zh" if value.lower().startswith("zh") else "en"
-    system = locale.getlocale()[0] or ""  # Windows and macOS know it without a variable
+    system = locale.getlocale()[0] or ""  # Windows and macOS have a locale without these variables
     return "zh" if system.lower().startswith(("zh", "chinese")) else "en"
 
 

@@ -1,7 +1,7 @@
-"""What launched this process, by the variables that torchrun, Accelerate and batch systems set.
+"""How this process was launched, from the variables that torchrun, Accelerate and batch systems set.
 
 In:  RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
-Out: a :class:`Launch`, or an InputError where they contradict each other.
+Out: a :class:`Launch`, or an InputError if they contradict each other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hfgpt.base.language import listed
 
 
 class Launch(NamedTuple):
-    """This process's place among those of a launch; one that was started by itself is the first of one."""
+    """This process's rank in its launch; a process started alone has rank 0 of 1."""
 
     rank: int
     world_size: int
@@ -26,7 +26,7 @@ def launch() -> Launch:
     """Read and check the variables.
 
     Raises:
-        InputError: one is not a number, or others that go with it are missing.
+        InputError: a variable is not a number, or the variables it needs are missing.
     """
     rank, local_rank, world, local_world = (
         _number(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
@@ -54,7 +54,7 @@ def launch() -> Launch:
 
 
 def _number(name: str) -> int | None:
-    """A variable's value; None if it is not set."""
+    """Return a variable's value; None if it is not set."""
     text = os.environ.get(name)
     if text is None:
         return None

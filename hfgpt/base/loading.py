@@ -1,7 +1,7 @@
-"""Libraries, loaded: large ones sooner, optional ones with a word on how to install them.
+"""Imports of libraries: faster for large ones, with an install hint for optional ones.
 
 In:  a block that imports them.
-Out: the same modules, in less time; Ctrl-C meanwhile ends the process.
+Out: the same modules, in less time; Ctrl-C during the import ends the process.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from hfgpt.base.errors import InputError
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Import large libraries inside: their objects are never looked through for garbage.
+    """Import large libraries inside the block, without garbage collection of their objects.
 
-    torch and transformers make a million objects that stay. Looking through them again and again takes a sixth of the
-    import's time, and would slow every later search.
+    torch and transformers create a million permanent objects. Scanning them repeatedly takes a sixth of the import's
+    time, and would slow every later collection.
 
-    Ctrl-C ends the process at once, with 130: libraries catch what it raises inside an import, and go on broken.
+    Ctrl-C ends the process at once, with 130: libraries catch KeyboardInterrupt during an import, and continue broken.
     """
     was_enabled, before = gc.isenabled(), None
     gc.disable()
@@ -41,7 +41,7 @@ def uncollected() -> Iterator[None]:
 
 @contextmanager
 def needing(extra: str) -> Iterator[None]:
-    """Import what an extra of the installation brings inside; one that is missing is an InputError that names it."""
+    """Import an optional extra's package inside the block; if it is missing, an InputError names the extra."""
     try:
         yield
     except ImportError as error:

@@ -1,13 +1,13 @@
-"""A folder that one process works in at a time, also on a disk that several machines share.
+"""A lock that lets one process at a time work in a folder, even on a disk that several machines share.
 
 In:  a folder.
-Out: a :class:`FolderLock`; or an InputError that names the holder (machine, process, since when).
+Out: a :class:`FolderLock`, or an InputError that names the holder (machine, process, since when).
 
-The lock is the file ``.lock`` in the folder, which names its holder. It appears under its name with its whole content,
-by a hard link, which is atomic on NFS too; and the holder touches it every BEAT seconds. A lock is dead, and is taken
-over, if its process has ended on this machine, or if it comes from another machine and has been silent for SILENCE
-seconds by the file server's own clock. A lock that was copied with its folder counts for nothing: it names the inode of
-the original. A holder that was suspended, and lost its folder meanwhile, finds out in :meth:`FolderLock.check`.
+The lock is the file ``.lock`` in the folder, which names its holder. A hard link, which is atomic on NFS too, creates
+it with its whole content; the holder touches it every BEAT seconds. A lock is dead, and may be taken over, if its
+process on this machine has ended. A lock from another machine is dead after SILENCE seconds without a touch, by the
+file server's clock. A lock that was copied with its folder is ignored, since it names the original's inode. A holder
+that was suspended and lost its folder finds out in :meth:`FolderLock.check`.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from hfgpt.base.language import _
 
 NAME = ".lock"
 
-BEAT = 10.0  # seconds between two signs of life
+BEAT = 10.0  # seconds between two touches of the lock
 
-SILENCE = 60.0  # seconds after which a holder on another machine is taken for dead
+SILENCE = 60.0  # seconds without a touch after which a holder on another machine counts as dead
 
-MOMENT = 2.0  # seconds of waiting after which one is told for whom
+MOMENT = 2.0  # seconds of waiting before the user is told who holds the lock
 
-SETTLING = 0.2  # seconds in which several processes that take over the same dead lock find out which one has it
+SETTLING = 0.2  # seconds for processes that take over the same dead lock to settle which one got it
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. `began` and `since` are seconds since 1970."""
+    """The holder of a lock. `began` and `since` are seconds since 1970."""
 
     machine: str
     process: int
-    began: float  # when the process was started: its number may be used again
+    began: float  # start time of the process, since process numbers are reused
     since: float
-    token: str  # of this lock alone
-    inode: int  # of the lock's file: a copy has another
+    token: str  # unique to this lock
+    inode: int  # of the lock file: a copy has a different one
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since).strftime("%Y-%m-%d %H:%M:%S")
@@ -59,11 +59,11 @@ class Holder:
 
 
 class FolderLock:
-    """Holds a folder from :meth:`acquire` to :meth:`release`; or use it as a context.
+    """Holds a folder from :meth:`acquire` to :meth:`release`; also a context manager.
 
     Args:
         folder: must exist.
-        name: of the lock's file, where a folder has several.
+        name: the lock file's name, if a folder has several locks.
     """
 
     def __init__(self, folder: Path, name: str = NAME) -> None:
@@ -72,25 +72,25 @@ class FolderLock:
         self._ended = threading.Event()
 
     def acquire(self, waiting: Callable[[Holder], None] | None = None) -> FolderLock:
-        """Take the folder. Waits only for a holder on another machine that may have died a moment ago.
+        """Acquire the folder. Waits only for a holder on another machine that may have just died.
 
         Args:
-            waiting: where it is given, any holder is waited for; it is called once that takes more than a moment.
+            waiting: if given, wait for any holder, and call this once the wait exceeds MOMENT.
 
         Raises:
             InputError: another process works in the folder.
             OSError: the folder cannot be written.
         """
-        began, told = time.monotonic(), False
+        began, announced = time.monotonic(), False
         while self._holder is None:
             holder, silent = self._read()
             if holder is None or _is_dead(holder, silent):
                 self._holder = self._write(holder)
             elif holder.machine != _machine() and silent > 2 * BEAT:
-                time.sleep(1.0)  # either it gives a sign of life, or it is taken for dead soon
+                time.sleep(1.0)  # it soon touches its lock or counts as dead
             elif waiting is not None:
-                if not told and time.monotonic() - began > MOMENT:
-                    told = True
+                if not announced and time.monotonic() - began > MOMENT:
+                    announced = True
                     waiting(holder)
                 time.sleep(0.05)
             else:
@@ -105,10 +105,10 @@ class FolderLock:
         return self
 
     def check(self) -> None:
-        """Make sure that the folder is still this process's.
+        """Check that this process still holds the folder.
 
         Raises:
-            Failure: another process has taken it over while this one was suspended or cut off.
+            Failure: another process took it over while this one was suspended or cut off.
         """
         if self._holder is None:
             return
@@ -121,7 +121,7 @@ class FolderLock:
             )
 
     def release(self) -> None:
-        """Give the folder back. Does nothing if it is not held, or no longer."""
+        """Release the folder. Does nothing if this process does not hold it."""
         self._ended.set()
         with contextlib.suppress(OSError, Failure):
             self.check()
@@ -138,7 +138,7 @@ class FolderLock:
         self.release()
 
     def _write(self, dead: Holder | None) -> Holder | None:
-        """Put this process's lock into the folder, also in the place of a dead one; None if another was faster."""
+        """Write this process's lock, replacing a dead one; None if another process was faster."""
         token = uuid.uuid4().hex
         temporary = self._path.with_name(f"{self._path.name}.{token}")
         try:
@@ -160,7 +160,7 @@ class FolderLock:
         return holder if last is not None and last.token == token else None
 
     def _read(self) -> tuple[Holder | None, float]:
-        """The holder or None, and for how many seconds it has been silent, if it is on another machine."""
+        """Return the holder or None, and how many seconds ago it touched the lock, if it is on another machine."""
         try:
             with open(self._path, encoding="utf-8") as file:
                 inode, touched = _inode(file.fileno()), os.fstat(file.fileno()).st_mtime
@@ -182,7 +182,7 @@ class FolderLock:
 
 
 def holder_of(folder: Path, name: str = NAME) -> Holder | None:
-    """The living process that holds a folder; None if nobody does."""
+    """Return the live process that holds a folder; None if nobody does."""
     holder, silent = FolderLock(folder, name)._read()
     return None if holder is None or _is_dead(holder, silent) else holder
 
@@ -191,20 +191,20 @@ def _is_dead(holder: Holder, silent: float) -> bool:
     if holder.machine != _machine():
         return silent > SILENCE
     began = _began(holder.process)
-    return began is None or abs(began - holder.began) > 10  # the clock may have been set meanwhile
+    return began is None or abs(began - holder.began) > 10  # tolerates a change of the system clock
 
 
 def _began(process: int) -> float | None:
-    """When a process of this machine was started; None if it has ended."""
+    """Return when a process on this machine started; None if it has ended."""
     try:
-        found = psutil.Process(process)
-        return None if found.status() == psutil.STATUS_ZOMBIE else float(found.create_time())
+        info = psutil.Process(process)
+        return None if info.status() == psutil.STATUS_ZOMBIE else float(info.create_time())
     except psutil.Error:
         return None
 
 
 def _machine() -> str:
-    """This machine's name, with what tells its containers apart: only within one do process numbers say who lives."""
+    """Return this machine's name, boot id and container: only within these do process numbers identify a process."""
     parts = [socket.gethostname()]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with contextlib.suppress(OSError):
@@ -213,12 +213,12 @@ def _machine() -> str:
 
 
 def _now(folder: Path) -> float:
-    """The time by the clock that stamps this folder's files, which may be a server's."""
+    """Return the time by the clock that stamps this folder's files, which may be a file server's."""
     probe = folder / f"{NAME}.{uuid.uuid4().hex}"
     try:
         probe.touch()
         return probe.stat().st_mtime
-    except OSError:  # a folder that may only be read
+    except OSError:  # a read-only folder
         return time.time()
     finally:
         with contextlib.suppress(OSError):
@@ -230,7 +230,7 @@ def _inode(descriptor: int) -> int:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Give a file a second name, unless that name is taken, or the file system has no hard links."""
+    """Hard-link a file; False if the name is taken or the file system does not support hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,10 +1,10 @@
-"""The way into a command and out of it.
+"""The entry and exit of every command.
 
 In:  a command's main function.
-Out: the process's exit code: 2 after bad input, 1 after a failure, each with its one message; 130 after Ctrl-C, and
-     128 + SIGPIPE where whoever read the output has gone, without a word.
+Out: the exit code: 2 after bad input and 1 after a failure, each with one message; 130 after Ctrl-C and 128 + SIGPIPE
+     after a closed pipe, both without a message.
 
-This is the one place that sets the language, decides what standard output can show, and handles errors and Ctrl-C.
+Only this module sets the language, adapts output to its encoding, and handles errors and Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError
 from hfgpt.base.language import _, why
 from hfgpt.base.terminal import say, visible
 
-SIGPIPE = 13  # Windows has no name for it
+SIGPIPE = 13  # Windows does not define SIGPIPE
 
 
 def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = None) -> NoReturn:
-    """Call a command's main with the words of the command line, and exit with what it returns (None: 0).
+    """Call a command's main with the command line's words, and exit with the code it returns (None: 0).
 
     Args:
-        main: the command; the words that it gets are without ``--lang``, which is heeded here.
-        words: the command line; by default this process's.
+        main: the command; it receives the words without ``--lang``, which is applied here.
+        words: the command line; defaults to this process's.
     """
     _open_streams()
-    interrupted = _heed_ctrl_c()
+    interrupted = _handle_ctrl_c()
     status = 1
     try:
         try:
             status = main(_choose_language(list(sys.argv[1:] if words is None else words))) or 0
         except InputError as error:
-            # The processes of a host read the same command line and recipe: the first one speaks.
+            # All processes on a host read the same command line and recipe: only the first prints.
             first = os.environ.get("LOCAL_RANK", "0") == "0"
             _complain(error.report(), spoken=first or not isinstance(error, ConfigError))
             status = 2
@@ -57,12 +57,12 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
             _complain(_("{path}: the name is too long for a file or a folder", path=f"'{str(error.filename)[:40]}…'"))
             status = 2
         finally:
-            sys.stdout.flush()  # what the interpreter finds broken at its own end, it complains of
+            sys.stdout.flush()  # otherwise the interpreter reports the broken stream at exit
     except OSError as error:
         if not interrupted:
             status = _output_failed(error)
     except BaseException:
-        if not interrupted:  # what Ctrl-C breaks off may end in any exception
+        if not interrupted:  # Ctrl-C may surface as any exception
             raise
     sys.exit(128 + signal.SIGINT if interrupted else status)
 
@@ -71,7 +71,7 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
 
 
 def _choose_language(words: list[str]) -> list[str]:
-    """Heed ``--lang``, here and in the processes that this one starts; returns the other words.
+    """Apply ``--lang``, here and in child processes; return the other words.
 
     Raises:
         InputError: the language is not one of ours.
@@ -102,24 +102,24 @@ def _can_show(text: str) -> bool:
 
 # ----------------------------------------------------------------------------------------------------------- output
 
-# What encodings without these characters get in their place.
+# Replacements for encodings without these characters.
 PLAIN = {"→": "->", "←": "<-", "–": "-", "—": "-", "…": "...", "×": "x", "·": ".", "≤": "<=", "≥": ">=", "≈": "~",
          "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*", "−": "-", "²": "^2", "─": "-", "━": "-", "│": "|",
          "┃": "|", "\N{NO-BREAK SPACE}": " "}  # fmt: skip
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
-    """An error handler of codecs: typographic characters become plain ones, others are shown as escapes."""
+    """Handle a codec's error: typographic characters become plain ones, others become escapes."""
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
     return "".join(PLAIN.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text), error.end
 
 
 def _open_streams() -> None:
-    """Give the process streams that take any text: not one of them is missing or fails for want of a character."""
+    """Make sure that every standard stream exists and accepts any character."""
     codecs.register_error("hfgpt", _replace)
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass  # a closed stream's number, which the next file would take, and be written into
+        pass  # otherwise the next file opened gets this number, and output goes into it
     os.close(number)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -129,10 +129,10 @@ def _open_streams() -> None:
 
 
 def _output_failed(error: OSError) -> int:
-    """The exit code after a write that failed: quiet where nobody reads on, with a message where the disk is full.
+    """Return the exit code after a failed write: silent if the reader has gone, with a message if the disk is full.
 
     Raises:
-        OSError: the error has to do with another file.
+        OSError: the error concerns another file.
     """
     unread = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream, error)]
     if not unread:
@@ -158,7 +158,7 @@ def _is_broken(stream: object, error: OSError) -> bool:
 
 
 def _is_unread(number: int) -> bool:
-    """Whether this file descriptor is a pipe that nobody reads from any more."""
+    """Whether this file descriptor is a pipe without a reader."""
     try:
         from select import POLLERR, POLLHUP, poll
     except ImportError:  # Windows
@@ -169,7 +169,7 @@ def _is_unread(number: int) -> bool:
 
 
 def _writes(number: int) -> bool:
-    """Whether this file descriptor still takes a byte; what it takes is a line feed."""
+    """Whether this file descriptor still accepts a byte; writes a line feed."""
     try:
         return os.write(number, b"\n") == 1
     except OSError:
@@ -177,7 +177,7 @@ def _writes(number: int) -> bool:
 
 
 def _complain(message: str, spoken: bool = True) -> None:
-    """Print a message on standard error, and leave it to torchrun, whose report of what failed comes last."""
+    """Print a message on standard error, and pass it to torchrun, whose failure report comes last."""
     if spoken:
         say(message, sys.stderr)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
@@ -188,16 +188,16 @@ def _complain(message: str, spoken: bool = True) -> None:
 # ----------------------------------------------------------------------------------------------------------- Ctrl-C
 
 
-def _heed_ctrl_c() -> list[int]:
-    """Let Ctrl-C end the process without a traceback; returns a list that is empty until it comes.
+def _handle_ctrl_c() -> list[int]:
+    """Let Ctrl-C end the process without a traceback; return a list that stays empty until Ctrl-C.
 
-    A process that was started to ignore it (nohup, or `&` in a script) goes on doing so.
+    A process that was started to ignore it (nohup, or `&` in a script) keeps ignoring it.
     """
     interrupted = list[int]()
     owner = os.getpid()
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != owner or interrupted:  # a process forked to help; or asked a second time
+        if os.getpid() != owner or interrupted:  # a forked worker, or a second Ctrl-C
             os._exit(128 + number)
         interrupted.append(number)
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
-"""Text made safe for a terminal, and laid out in its columns.
+"""Text made safe for a terminal, and laid out in columns.
 
-In:  text, also from outside: names of files, a model's words.
-Out: the same text, unable to steer the terminal, as wide as asked.
+In:  text, including untrusted text: file names, a model's output.
+Out: the same text without terminal control sequences, in the given width.
 """
 
 from __future__ import annotations
@@ -11,42 +11,42 @@ import sys
 import unicodedata
 from typing import TextIO
 
-STEERING = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, separators of lines
+STEERING = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line separators
 DIRECTION = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-)  # turn the text's direction
+)  # bidirectional controls
 
 
 def visible(text: str) -> str:
-    """A text that cannot steer a terminal: but for line feed and tab, control characters are shown as escapes."""
+    """Return the text with control characters, except line feed and tab, shown as escapes."""
     steering = {c for c in set(text) - {"\n", "\t"} if unicodedata.category(c) in STEERING or c in DIRECTION}
     return "".join(c.encode("unicode_escape").decode() if c in steering else c for c in text) if steering else text
 
 
 def for_output(text: str) -> str:
-    """A model's text as standard output may have it: :func:`visible` on a terminal, unchanged in a pipe or a file."""
+    """Return a model's text for standard output: escaped by :func:`visible` on a terminal, else unchanged."""
     return visible(text) if sys.stdout is not None and sys.stdout.isatty() else text
 
 
 def say(text: object = "", file: TextIO | None = None) -> None:
-    """Print a message, whose names and values may come from outside, :func:`visible`; by default on standard output."""
+    """Print a message that may hold untrusted text, escaped by :func:`visible`; defaults to standard output."""
     print(visible(str(text)), file=file, flush=True)
 
 
 def json_text(value: object) -> str:
-    """JSON as a terminal may have it: what steers it is written as JSON's own escapes."""
+    """Return JSON that is safe on a terminal: control characters are written as JSON escapes."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     steering = {c for c in set(text) - {"\n"} if unicodedata.category(c) in STEERING or c in DIRECTION}
     return "".join(f"\\u{ord(c):04x}" if c in steering else c for c in text) if steering else text
 
 
 def width(text: str) -> int:
-    """The columns that a text takes: two for a Chinese character."""
+    """Return how many columns a text takes: two for a Chinese character."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
 def wrap(text: str, columns: int) -> list[str]:
-    """The lines of a paragraph, none wider than `columns`, cut at spaces and between Chinese characters."""
+    """Wrap a paragraph to at most `columns`, breaking at spaces and between Chinese characters."""
     lines, line = list[str](), ""
     for piece in _pieces(" ".join(text.split())):
         if line and width(line + piece.rstrip()) > columns:
@@ -56,11 +56,11 @@ def wrap(text: str, columns: int) -> list[str]:
     return [*lines, line.rstrip()] if line.strip() else lines
 
 
-CLOSING = frozenset("，。、；：？！）》」』”’…")  # may not begin a line
+CLOSING = frozenset("，。、；：？！）》」』”’…")  # must not start a line
 
 
 def _pieces(text: str) -> list[str]:
-    """A text cut wherever a line may end."""
+    """Split a text wherever a line may break."""
     pieces = [""]
     for before, character in zip(" " + text, text, strict=False):
         wide = unicodedata.east_asian_width(character) in "WF" or unicodedata.east_asian_width(before) in "WF"
@@ -71,5 +71,5 @@ def _pieces(text: str) -> list[str]:
 
 
 def pad(text: str, columns: int) -> str:
-    """A text filled up with spaces to this width."""
+    """Pad a text with spaces to this width."""
     return text + " " * (columns - width(text))

@@ -1,11 +1,11 @@
-"""Threads of a CPU run, decided before torch loads its OpenMP.
+"""CPU threads of a run, set before torch loads OpenMP.
 
-In:  `cpu_threads` of the config, and what a launcher said about the processes of this machine.
-Out: OMP_* variables set for this process, and :func:`unpinned` for the phases of a run that are not torch's.
+In:  `cpu_threads` of the config, and the launcher's variables for the processes on this machine.
+Out: OMP_* variables set for this process, and :func:`unpinned` for the phases of a run outside torch.
 
-Two traps make this necessary. `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, so the plain
-command would train on one core. And unbound OpenMP threads may share a core, which costs a multiple of the step time.
-Importing this module imports no torch; call :func:`configure` before anything does.
+Two traps make this necessary. `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, so the plain command
+would train on one core. Unbound OpenMP threads may also share a core, which multiplies the step time. This module does
+not import torch; call :func:`configure` before anything else imports it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _main_cpu: int | None = None
 
 
 def configure(cpu_threads: int | str = "auto") -> int:
-    """Set the number and places of this process's threads; returns the number.
+    """Set the number and placement of this process's threads; return the number.
 
-    `auto` takes the physical cores this process may use, shared between the processes of this machine. A number in
-    `cpu_threads` is respected, and so is OMP_NUM_THREADS, unless a launcher put its own 1 there. Variables that
-    already bind threads are left alone; with an accelerator present nothing is bound.
+    `auto` divides the physical cores this process may use between the processes on this machine. A number in
+    `cpu_threads` is respected, and so is OMP_NUM_THREADS, unless a launcher set it to 1. Variables that already bind
+    threads stay unchanged; with an accelerator, threads are not bound.
 
     Raises:
-        InputError: what a launcher set does not go together.
+        InputError: the launcher's variables contradict each other.
     """
     global _main_cpu
     here = launch()
@@ -44,7 +44,7 @@ def configure(cpu_threads: int | str = "auto") -> int:
         message = _("OMP_PROC_BIND had bound the launcher, and with it this run, to one core; it takes {n} again")
         print(message.format(n=len(_physical_cores())), file=sys.stderr)
     cores = _physical_cores()
-    mine = cores[rank * len(cores) // processes : (rank + 1) * len(cores) // processes]
+    own_cores = cores[rank * len(cores) // processes : (rank + 1) * len(cores) // processes]
     launched = "LOCAL_RANK" in os.environ or any(key.startswith("ACCELERATE_") for key in os.environ)
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if cpu_threads != "auto":
@@ -52,22 +52,26 @@ def configure(cpu_threads: int | str = "auto") -> int:
     elif asked.isdigit() and not (launched and asked == "1"):
         threads = int(asked)
     else:
-        threads = max(1, min(len(mine), _quota(processes)))
+        threads = max(1, min(len(own_cores), _quota(processes)))
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    # Binding pays where each thread has a core of its own; elsewhere the kernel's scheduler knows better.
-    if threads <= len(mine) <= _quota(processes) and not any(k in os.environ for k in _BINDING) and not _accelerator():
+    # Binding pays only if each thread has its own core; otherwise the kernel's scheduler does better.
+    if (
+        threads <= len(own_cores) <= _quota(processes)
+        and not any(k in os.environ for k in _BINDING)
+        and not _accelerator()
+    ):
         _all_cpus.update(os.sched_getaffinity(0))
-        _main_cpu = mine[0]
-        os.environ["OMP_PLACES"] = ",".join(f"{{{cpu}}}" for cpu in mine[:threads])
+        _main_cpu = own_cores[0]
+        os.environ["OMP_PLACES"] = ",".join(f"{{{cpu}}}" for cpu in own_cores[:threads])
         os.environ["OMP_PROC_BIND"] = "true"
     return threads
 
 
 def _leave_the_launchers_core() -> bool:
-    """Undo a binding that this process has inherited; returns whether there was one.
+    """Undo an inherited CPU binding; return whether there was one.
 
-    With OMP_PROC_BIND exported, a launcher that imports torch binds its own main thread to a core, and every process
-    that it starts begins there. Threads are then placed by :func:`configure`, as without the variable.
+    With OMP_PROC_BIND exported, a launcher that imports torch binds its own main thread to a core, and its child
+    processes inherit that. :func:`configure` then places threads as it does without the variable.
     """
     launched = "LOCAL_RANK" in os.environ or any(key.startswith("ACCELERATE_") for key in os.environ)
     bound = os.environ.get("OMP_PROC_BIND", "false").lower() not in ("false", "0")
@@ -76,14 +80,14 @@ def _leave_the_launchers_core() -> bool:
         return False
     if len(os.sched_getaffinity(0)) > 1:
         return False
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the kernel keeps to what a container allows
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the kernel restricts this to the container's cores
     del os.environ["OMP_PROC_BIND"]
     return len(os.sched_getaffinity(0)) > 1
 
 
 @contextmanager
 def unpinned() -> Iterator[None]:
-    """Let the main thread, and processes started inside, use every core: OpenMP binds it, and children inherit that."""
+    """Let the main thread and its child processes use every core inside; OpenMP's binding would be inherited."""
     if _main_cpu is None:
         yield
         return
@@ -95,8 +99,8 @@ def unpinned() -> Iterator[None]:
 
 
 def _physical_cores() -> list[int]:
-    """One logical CPU of each physical core that this process may run on."""
-    if not hasattr(os, "sched_getaffinity"):  # macOS has no affinity
+    """Return one logical CPU for each physical core that this process may run on."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS does not support affinity
         return list(range(os.cpu_count() or 1))
     seen, cores = set(), []
     for cpu in sorted(os.sched_getaffinity(0)):
@@ -109,7 +113,7 @@ def _physical_cores() -> list[int]:
 
 
 def _quota(processes: int) -> int:
-    """CPUs that a container's limit leaves to each process of this machine (cgroup v2), rounded up."""
+    """Return each process's share of the container's CPU limit (cgroup v2), rounded up."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, -(-int(quota) // int(period)) // processes)

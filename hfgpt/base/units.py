@@ -1,4 +1,4 @@
-"""Numbers, seconds and bytes, in words and back."""
+"""Numbers, durations and sizes, formatted and parsed."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from hfgpt.base.language import _
 
 
 def seconds_of(time: str) -> int:
-    """'11h30m' → 41400; 0 if it is not a time of this form, or one of decades."""
+    """Parse '11h30m' → 41400; 0 if the text is not of this form, or lasts decades."""
     match = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?", time.strip())
     hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
     return hours * 3600 + minutes * 60 + seconds
 
 
 def is_number(value: Any) -> bool:
-    """Whether a field's value is a number; a flag is not."""
+    """Whether a field's value is a number; a bool is not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def short(value: Any) -> str:
-    """A field's value in a table."""
+    """Format a field's value for a table."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def divisors(number: int, most: int) -> Iterator[int]:
-    """The divisors of a number that are at most `most`, from the largest down."""
+    """Return a number's divisors up to `most`, largest first."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
     return (n for n in sorted({*small, *(number // n for n in small)}, reverse=True) if n <= most)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 12 ms, 3.4s, 45s, 3m20s, 1h05m or 4.2 d; in Chinese 45 秒, 3 分 20 秒 and so on."""
+    """Format seconds as 12 ms, 3.4s, 45s, 3m20s, 1h05m or 4.2 d; in Chinese 45 秒, 3 分 20 秒 and so on."""
     if seconds <= 0:
         return _("{n}s", n=0)
     if seconds < 1:
@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 def size(amount: float) -> str:
-    """Bytes as MiB or GiB."""
+    """Format bytes as MiB or GiB."""
     return f"{amount / 2**30:,.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:,.0f} MiB"
 
 
