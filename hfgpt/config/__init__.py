@@ -1,10 +1,10 @@
-"""One run, described by the names people know from nanoGPT and the textbook chapter.
+"""The configuration of a run, with the parameter names of nanoGPT and the textbook chapter.
 
 In:  a recipe (YAML), and overrides from the command line.
 Out: one validated, immutable :class:`Config`, or a ConfigError that lists every fault at once.
 
-Precedence: defaults < recipe < command line. Nothing is ever executed, and nothing here imports torch or
-transformers, so that ``--help`` and bad input are answered at once.
+Precedence: defaults < recipe < command line. Nothing in a recipe is executed. This package does not import torch or
+transformers, so ``--help`` and errors appear at once.
 """
 
 from hfgpt.config.fields import EMBEDDED_DATASET, GROUPS, INSTEAD, RENAMED, Config

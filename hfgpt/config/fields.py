@@ -1,9 +1,9 @@
-"""The parameters of a run: one field each, with its name, type, range, default and meaning.
+"""The parameters of a run: one field for each, with its name, type, range, default and meaning.
 
 In:  keys and values.
-Out: an immutable :class:`Config`, each value of which is valid by itself; hfgpt/config/rules.py checks them together.
+Out: an immutable :class:`Config` of individually valid values; hfgpt/config/rules.py checks them together.
 
-A new parameter is a line here, and an entry in hfgpt/plan/guide.yaml.
+A new parameter needs a line here and an entry in hfgpt/plan/guide.yaml.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ GROUPS = {
 
 EMBEDDED_DATASET = "shakespeare"
 
-EVAL_BATCH = 12  # sequences in a batch of eval_iters, whatever batch_size is: runs are compared on the same blocks
+EVAL_BATCH = 12  # sequences in an evaluation batch, independent of batch_size, so runs are compared on the same blocks
 
-SAMPLE_TOKENS = 120  # of the short text that is shown at each evaluation
+SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
 
-WORDS = r"\S"  # of a text that may not be empty
+WORDS = r"\S"  # pattern of text that must not be empty
 
 
 def setting(group: str, unit: str, default: Any, text: str, derived: str = "", **rules: Any) -> Any:
@@ -45,21 +45,20 @@ def setting(group: str, unit: str, default: Any, text: str, derived: str = "", *
 
     Args:
         group: a key of GROUPS.
-        unit: what the field is counted in; "" if it is not a count.
-        default: its value where nothing is said.
+        unit: the unit it is counted in; "" if it is not a count.
+        default: its default value.
         text: its meaning, for --help and the reference page.
-        derived: what a default of None stands for, in words, where :func:`hfgpt.config.rules.resolve` or the run
-            fills it in.
-        rules: its range, as pydantic's Field takes it (ge, gt, le, lt, pattern).
+        derived: what a default of None means, in words, if :func:`hfgpt.config.rules.resolve` or the run fills it in.
+        rules: its range, as arguments of pydantic's Field (ge, gt, le, lt, pattern).
     """
     extra: dict[str, Any] = {"group": group, "unit": unit, "derived": derived}
     return Field(default, description=text, json_schema_extra=extra, **rules)
 
 
 class Config(BaseModel):
-    """Everything that decides a run. The comment of a field is its ``--help`` line and its reference entry.
+    """All parameters of a run. A field's description is its ``--help`` line and its reference entry.
 
-    Fields that default to None are filled in by :func:`resolve`, which never changes a value that was given.
+    :func:`resolve` fills in fields that default to None, and never changes a value that was given.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
@@ -152,10 +151,10 @@ class Config(BaseModel):
         return self.batch_size * self.gradient_accumulation_steps
 
     def micro_batch(self, processes: int) -> int:
-        """The sequences that a process has on its device at a time: the largest part of its share within batch_size.
+        """Return a process's micro-batch: the largest divisor of its share of the global batch within batch_size.
 
         Raises:
-            InputError: the global batch cannot be shared equally; names the nearest that can.
+            InputError: the global batch cannot be divided equally; names the nearest batches that can.
         """
         share, rest = divmod(self.global_batch, processes)
         if rest:
@@ -179,23 +178,23 @@ class Config(BaseModel):
         return next(divisors(share, self.batch_size))
 
     def of_process(self, processes: int) -> Config:
-        """What one of several processes does of a step, as a recipe of its own; raises as :meth:`micro_batch`."""
+        """Return the config of one process's share of a step; raises like :meth:`micro_batch`."""
         size = self.micro_batch(processes)
         steps = self.global_batch // processes // size
         return self.model_copy(update={"batch_size": size, "gradient_accumulation_steps": steps})
 
     @property
     def batch_sizes(self) -> BatchSizes:
-        """Sequences of each optimizer step: the global batch, after its warm-up."""
+        """Sequences in each optimizer step: the global batch, with its warm-up."""
         return BatchSizes(self.global_batch, self.batch_warmup_iters)
 
     @property
     def tokens_per_iter(self) -> int:
-        """Targets trained in one optimizer step (chapter 5.2), after a warm-up of the batch."""
+        """Targets trained in one optimizer step (chapter 5.2), after any batch warm-up."""
         return self.global_batch * self.block_size
 
     def tokens_by(self, step: int) -> int:
-        """Targets trained in the first `step` steps."""
+        """Return the targets trained in the first `step` steps."""
         return self.batch_sizes.before(step) * self.block_size
 
     @property
@@ -215,14 +214,14 @@ class Config(BaseModel):
         return self.hub_model_id or Path(os.path.abspath(self.run_dir)).name
 
 
-# What nanoGPT calls by a name that has another one here, and a function from its value to our key and value.
+# nanoGPT's parameters with another name here; each function maps the value to our key and value.
 RENAMED: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "decay_lr": lambda value: ("lr_schedule", "cosine" if value else "constant"),
     "wandb_log": lambda value: ("report_to", "wandb" if value else "none"),
     "wandb_project": lambda value: ("project", value),
 }
 
-# Names of nanoGPT's and of the Trainer's that mean nothing here, each with what to use instead.
+# Parameters of nanoGPT and the Trainer that do not exist here, each with its replacement.
 INSTEAD = {
     "bias": N_(
         "GPT-2 in Transformers always has biases; remove the key (a nanoGPT checkpoint without them imports with zeros)"

@@ -1,7 +1,7 @@
 """Several corpora in one recipe, each with a weight.
 
-In:  `dataset` as a recipe has it, a list of {name, weight}, or the same as text on a command line.
-Out: the text that the field holds; :func:`corpora`, the names with their weights.
+In:  `dataset` from a recipe, a list of {name, weight}, or the same list as text from a command line.
+Out: the field's text; :func:`corpora`, the names with their weights.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ MOST = 64  # corpora
 
 
 def corpora(dataset: str) -> list[tuple[str, float]]:
-    """The corpora that a `dataset` names, each with its weight: one of weight 1, unless it is a mix."""
+    """Return the corpora that `dataset` names, with their weights; a single corpus has weight 1."""
     if (entries := _entries(dataset)) is None:
         return [(dataset, 1.0)]
     return [(entry["name"], float(entry["weight"])) for entry in entries]
 
 
 def named(val_datasets: str | None) -> list[tuple[str, str]]:
-    """(name, source) of each text that `val_datasets` names, as ``name=source`` or by the source's last part."""
+    """Return (name, source) for each entry of `val_datasets`; without ``name=``, the name is the source's last part."""
     parts = [part.strip() for part in (val_datasets or "").split(",") if part.strip()]
     pairs = [part.partition("=")[::2] if "=" in part else ("", part) for part in parts]
     return [(name.strip() or PurePath(source).name.split(".")[0] or source, source.strip()) for name, source in pairs]
 
 
 def as_text(value: Any) -> Any:
-    """A mix as the text that the field holds, with ~ as the home folder; any other value as it is."""
+    """Return a mix as the field's text, with ~ expanded; any other value unchanged."""
     if (entries := _entries(value)) is None or fault_of(value):
         return value
     return json.dumps([{**entry, "name": os.path.expanduser(entry["name"])} for entry in entries], ensure_ascii=False)
 
 
 def as_list(dataset: str) -> Any:
-    """The value as a recipe has it: a list for a mix, else the text."""
+    """Return the value for a recipe: a list for a mix, otherwise the text."""
     return dataset if (entries := _entries(dataset)) is None else entries
 
 
 def fault_of(value: Any) -> str:
-    """What is wrong with a mix; "" if nothing is, or the value is not a mix."""
+    """Return what is wrong with a mix; "" if it is valid, or the value is not a mix."""
     entries = _entries(value)
     if entries is None:
         if isinstance(value, list):
@@ -67,14 +67,14 @@ def fault_of(value: Any) -> str:
 
 
 def _entries(value: Any) -> list[dict[str, Any]] | None:
-    """The entries of a mix; None if the value is not one."""
+    """Return the entries of a mix; None if the value is not a mix."""
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return None
         try:
             value = yaml.load(value, Loader=RecipeLoader)
         except (yaml.YAMLError, ValueError, RecursionError):
-            return None  # a pattern of file names, such as [ab]*.txt
+            return None  # a glob, such as [ab]*.txt
     if not isinstance(value, list) or not value or not all(isinstance(entry, dict) for entry in value):
         return None
     return value

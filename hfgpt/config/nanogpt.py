@@ -1,4 +1,4 @@
-"""nanoGPT's configuration files, and the chapter's, as recipes: read as literals and never executed.
+"""Configuration files of nanoGPT and the chapter, read as literals and never executed.
 
 In:  the text of a ``config/*.py`` of nanoGPT (https://github.com/karpathy/nanoGPT).
 Out: a recipe's keys and values.
@@ -17,13 +17,13 @@ from hfgpt.config.fields import INSTEAD, RENAMED, Config
 
 Number = int | float | str
 
-# What nanoGPT's train.py has where a file for it says nothing, as far as it decides the training.
+# Defaults of nanoGPT's train.py that affect training.
 DEFAULTS: dict[str, Any] = {"eval_interval": 2000, "log_interval": 1, "gradient_accumulation_steps": 40}
 
-# ... and where it does not say the length either: GPT-2's own run. Of another length they would make no sense.
+# Its defaults for a file without max_iters: GPT-2's own run. They make no sense for another length.
 LONG_RUN: dict[str, Any] = {"max_iters": 600_000, "warmup_iters": 2000, "lr_decay_iters": 600_000, "min_lr": 6e-5}
 
-# What means nothing here: names of runs, the communication backend; GPT-2 in Transformers always has biases.
+# Ignored: names of runs, the communication backend; GPT-2 in Transformers always has biases.
 LEFT_OUT = ("wandb_run_name", "backend", "bias")
 
 OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
@@ -36,7 +36,7 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.UAdd: operator.pos,
 }
 
-LONGEST_TEXT, LARGEST = 10_000, 2**63  # of a value, so that a few lines of `x = x * x` stay as small as they look
+LONGEST_TEXT, LARGEST = 10_000, 2**63  # limits of a value, so that a few lines of `x = x * x` cannot exhaust memory
 
 
 def holds_bins(folder: str | Path) -> bool:
@@ -45,24 +45,24 @@ def holds_bins(folder: str | Path) -> bool:
 
 
 def read_config(path: Path, text: str) -> dict[str, Any]:
-    """A configuration file as a recipe's keys and values.
+    """Return a configuration file's settings as a recipe's keys and values.
 
-    The file is parsed, never executed: assignments of numbers, texts, True and False count, and arithmetic with
-    numbers and names assigned before. Imports are skipped. A file that names a `dataset` is nanoGPT's: it has nanoGPT's
-    defaults, and the dataset becomes the folder of token files that nanoGPT prepared, where there is one around the
-    file or the working folder; both Shakespeares else become the embedded one. A file without is the chapter's.
+    The file is parsed, never executed: it may assign numbers, text, True and False, and arithmetic on numbers and
+    earlier names. Imports are skipped. A file with a `dataset` is nanoGPT's and gets nanoGPT's defaults. Its dataset
+    becomes the folder of token files that nanoGPT prepared, if one exists near the file or the working folder;
+    otherwise both Shakespeare datasets become the embedded one. A file without a `dataset` is the chapter's.
 
     Args:
-        path: where the file is, for messages and to look for its dataset.
-        text: what it holds.
+        path: the file's path, for messages and for finding its dataset.
+        text: its content.
 
     Raises:
-        InputError: the file does more than assign values; names the line and the fix.
+        InputError: the file does more than assign values; the message names the line and the fix.
     """
     shown = repr(str(path))
     try:
         tree = ast.parse(text)
-    except (RecursionError, MemoryError):  # thousands of signs or brackets within each other
+    except (RecursionError, MemoryError):  # thousands of nested signs or brackets
         raise InputError("recipe {path}: an expression in it is too long", path=shown) from None
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None) or "?"
@@ -79,11 +79,11 @@ def read_config(path: Path, text: str) -> dict[str, Any]:
 
 
 def _assign(statement: ast.stmt, values: dict[str, Any], helpers: set[str], shown: str) -> None:
-    """Add what one statement assigns to `values`, and the names that it reads to `helpers`."""
+    """Add one statement's assignment to `values`, and the names it reads to `helpers`."""
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-        return  # a text that is a comment
+        return  # a docstring
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     value, line = getattr(statement, "value", None), statement.lineno
     assigns = isinstance(statement, ast.Assign | ast.AnnAssign) and value is not None and len(targets) == 1
@@ -110,7 +110,7 @@ def _assign(statement: ast.stmt, values: dict[str, Any], helpers: set[str], show
 
 
 def _evaluate(node: ast.expr, values: dict[str, Any], helpers: set[str]) -> Number:
-    """A constant, a name assigned before, or arithmetic with numbers. Raises ValueError for anything else."""
+    """Evaluate a constant, an earlier name, or arithmetic on numbers. Raises ValueError for anything else."""
     if isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str):
         return _bounded(node.value)
     if isinstance(node, ast.Name) and node.id in values:
@@ -131,14 +131,14 @@ def _evaluate(node: ast.expr, values: dict[str, Any], helpers: set[str]) -> Numb
 
 
 def _bounded(value: Number) -> Number:
-    """The value, if it is not larger than any that a parameter can have."""
+    """Return the value; raises ValueError if it is larger than a parameter can be."""
     if not (len(value) <= LONGEST_TEXT if isinstance(value, str) else -LARGEST < value < LARGEST):
         raise ValueError("too large")
     return value
 
 
 def _schedule(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with nanoGPT's `decay_lr` heeded: the schedule's other values are not read where it is false."""
+    """Apply nanoGPT's `decay_lr`: if it is false, drop the schedule's other values."""
     if values.get("decay_lr", True):
         return values
     kept = {
@@ -150,16 +150,16 @@ def _schedule(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_recipe(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """nanoGPT's names and habits → ours."""
+    """Convert nanoGPT's names and conventions to ours."""
     recipe = _schedule({**DEFAULTS, **({} if "max_iters" in values else LONG_RUN), **values})
     recipe["dataset"], tokenizer = _find_dataset(str(recipe["dataset"]), path)
-    if not str(recipe.get("init_from", "scratch")).startswith("gpt2"):  # those bring their own tokenizer
+    if not str(recipe.get("init_from", "scratch")).startswith("gpt2"):  # pretrained models bring their own tokenizer
         recipe.setdefault("tokenizer", tokenizer)
     return recipe
 
 
 def _find_dataset(name: str, path: Path) -> tuple[str, str]:
-    """Where a dataset of nanoGPT is here, and its tokenizer: prepared token files, the text they come from, or ours."""
+    """Find nanoGPT's dataset and its tokenizer: prepared token files, their text, or the embedded corpus."""
     tokenizer = "char" if name.endswith("_char") else "gpt2"
     folders = [base / "data" / name for base in (path.resolve().parent.parent, Path.cwd())]
     for folder in folders:

@@ -1,7 +1,7 @@
-"""From a recipe and a command line to a Config.
+"""Build a Config from a recipe and a command line.
 
-In:  a recipe (YAML, a configuration of nanoGPT, a run folder, or the name of a recipe that comes with hfgpt), and
-     overrides: ``--key=value``, ``--key value``, ``--flag``, ``--no_flag``.
+In:  a recipe (YAML, a nanoGPT configuration, a run folder, or the name of a shipped recipe), and overrides:
+     ``--key=value``, ``--key value``, ``--flag``, ``--no_flag``.
 Out: one validated, immutable Config, or a ConfigError that lists every fault at once.
 """
 
@@ -30,10 +30,10 @@ from hfgpt.config.yaml_text import LEADING_ZERO, LIMIT, RecipeLoader, leading_ze
 
 
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
-    """The keys and values of a recipe, not yet validated. A `.py` file is read as nanoGPT's, as literals.
+    """Return a recipe's keys and values, not yet validated. A `.py` file is a nanoGPT configuration, read as literals.
 
     Raises:
-        InputError: it cannot be read, or is not a YAML mapping; the message names file, line and fix.
+        InputError: the recipe cannot be read, or is not a YAML mapping; the message names file, line and fix.
     """
     path = find_recipe(recipe)
     shown = repr(str(path))
@@ -58,35 +58,35 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
 
 
 def find_recipe(recipe: str | Path) -> Path:
-    """The file that is meant: as it is named, a run folder's own recipe, or one of those that come with hfgpt."""
+    """Return the recipe's file: the path itself, the recipe in a run folder, or a shipped recipe."""
     path = Path(os.path.expanduser(recipe))
     try:
         if path.is_dir():
             return path / "recipe.yaml"
         return path if path.exists() else shipped_recipes().get(_shipped_name(path), path)
-    except (OSError, ValueError):  # a name that a file cannot have: reading it says why
+    except (OSError, ValueError):  # not a valid file name: reading it raises the message
         return path
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with hfgpt, by name ('standard', 'experiments/batch_size')."""
+    """Return the shipped recipes by name ('standard', 'experiments/batch_size')."""
     package = Path(__file__).parent.parent
-    for folder in (package / "recipes", package.parent / "recipes"):  # in an installation, in a checkout
+    for folder in (package / "recipes", package.parent / "recipes"):  # installed, or in a checkout
         if paths := sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)):
             return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     return {}
 
 
 def _shipped_name(path: Path) -> str:
-    """The name that a missing file would have among the recipes: 'recipes/standard.yaml' → 'standard'."""
+    """Return the shipped recipe's name for a path: 'recipes/standard.yaml' → 'standard'."""
     return path.with_suffix("").as_posix().removeprefix("recipes/")
 
 
 def _read(path: Path, shown: str) -> str:
-    """The text of a recipe.
+    """Return the text of a recipe.
 
     Raises:
-        InputError: it cannot be read, or is longer than a recipe can be.
+        InputError: the file cannot be read, or is longer than a recipe can be.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -96,8 +96,8 @@ def _read(path: Path, shown: str) -> str:
         raise InputError(
             "recipe {path}: no such file; hfgpt comes with the recipes {names}", path=shown, names=names
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a name that a file cannot have
-        reason = why(error) if isinstance(error, OSError) else error  # without the name, which may be long
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not a valid file name
+        reason = why(error) if isinstance(error, OSError) else error  # without the file name, which may be long
         raise InputError("recipe {path} cannot be read as text: {reason}", path=shown, reason=reason) from None
     if len(text) > LIMIT:
         raise InputError(
@@ -107,10 +107,10 @@ def _read(path: Path, shown: str) -> str:
 
 
 def _line(error: Exception, text: str) -> int | None:
-    """The line that PyYAML's error is about."""
+    """Return the line number of PyYAML's error."""
     if mark := getattr(error, "problem_mark", None) or getattr(error, "context_mark", None):
         return int(mark.line) + 1
-    position = getattr(error, "position", None)  # of a character that YAML does not allow
+    position = getattr(error, "position", None)  # position of a character that YAML forbids
     return None if position is None else text.count("\n", 0, position) + 1
 
 
@@ -119,13 +119,13 @@ def _problem(error: Exception) -> str:
 
 
 def run_folder(recipe: str | Path) -> Path | None:
-    """The run folder that a recipe stands for: it is itself one, or the file in it; None for any other recipe."""
+    """Return the run folder that a recipe names, as a folder or as the recipe.yaml in it; None for other recipes."""
     path = Path(os.path.expanduser(recipe))
     try:
         folder = path if path.is_dir() else path.parent
         if not path.is_dir() and (path.name != "recipe.yaml" or not _holds_run(folder)):
             return None
-        return folder if folder.name not in ("", "..") else folder.resolve()  # '.' has a name too
+        return folder if folder.name not in ("", "..") else folder.resolve()  # so that '.' has a name
     except (OSError, ValueError):
         return None
 
@@ -143,15 +143,15 @@ def _is_flag(key: str) -> bool:
     return (field is not None and bool in alternatives(field.annotation)) or key in ("decay_lr", "wandb_log", "bias")
 
 
-# What a command line may say of a recipe, and whether it is true or false: for base.command.Reader.
+# Every parameter that a command line may set, and whether it is a flag: for base.command.Reader.
 PARAMETERS = {key: _is_flag(key) for key in (*Config.model_fields, *RENAMED, *INSTEAD)}
 
 
 def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
-    """``--key=value``, ``--key value``, ``--flag``, ``--no_flag`` → keys and values, read by each field's type.
+    """Parse ``--key=value``, ``--key value``, ``--flag`` and ``--no_flag`` into keys and values of each field's type.
 
     Raises:
-        ConfigError: a word that is not an override, an override without a value, or one given twice.
+        ConfigError: a word is not an override, or an override lacks a value or is given twice.
     """
     values, faults = _overrides(words)
     if faults:
@@ -169,7 +169,7 @@ def _overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[Fault]]:
 
 
 def _read_text(field: FieldInfo | None, text: str) -> Any:
-    """A value typed on the command line: as text for a field that holds text, else as YAML would read it."""
+    """Parse a value from the command line: as text for a text field, otherwise as YAML."""
     options = alternatives(field.annotation) if field else []
     if type(None) in options and text.lower() in ("none", "null", ""):
         return None
@@ -186,7 +186,7 @@ def _read_text(field: FieldInfo | None, text: str) -> Any:
 
 
 def _translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
-    """Apply nanoGPT's other names; whole floats become integers where an integer is meant (max_iters: 1e4)."""
+    """Translate nanoGPT's names to ours, and whole floats to integers for integer fields (max_iters: 1e4)."""
     out, faults = dict[str, Any](), list[Fault]()
     for key, value in values.items():
         if key in RENAMED:
@@ -195,7 +195,7 @@ def _translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
                 continue
             key, value = RENAMED[key](value)
             if key in values:
-                continue  # our own name, given beside the old one, says it better
+                continue  # our own name takes precedence over nanoGPT's
         if key in INSTEAD:
             faults.append(Fault(key, None, _("is not a parameter here"), _(INSTEAD[key])))
         elif key not in Config.model_fields:
@@ -208,7 +208,7 @@ def _translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
 
 
 def _normal(key: str, value: Any) -> Any:
-    """A value as its field holds it: 1e4 as an integer where one is meant, ~ in a path as the home folder."""
+    """Normalize a value for its field: 1e4 becomes an integer for integer fields, and ~ in paths is expanded."""
     options = alternatives(Config.model_fields[key].annotation)
     if isinstance(value, float) and int in options and float not in options and value.is_integer():
         return int(value)
@@ -218,7 +218,7 @@ def _normal(key: str, value: Any) -> Any:
 
 
 def _unusable(value: Any) -> str:
-    """Why no parameter can have this value, whatever its type and range; "" if one may."""
+    """Return why this value is invalid for any parameter; "" if it may be valid."""
     if isinstance(value, int) and value.bit_length() > 63:
         return _("must be a number of less than 2^63")
     if isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
@@ -232,7 +232,7 @@ def _closest(key: str) -> str:
 
 
 def _fault_of(error: Any) -> Fault:
-    """One of pydantic's errors in our words: what is allowed, in the field's own unit."""
+    """Convert a pydantic error to a Fault that says what is allowed, in the field's unit."""
     key, value = str(error["loc"][0]), error["input"]
     ambiguous = isinstance(value, str) and LEADING_ZERO.fullmatch(value)
     return Fault(key, value, _("must be {what}", what=allowed(key)), leading_zero(value) if ambiguous else "")
@@ -242,12 +242,12 @@ def build(values: Mapping[str, Any], name: str, faults: Iterable[Fault] = ()) ->
     """Validate keys and values against defaults, types, ranges and the rules across fields.
 
     Args:
-        values: what the recipe and the command line say, later ones winning.
+        values: the merged values of the recipe and the command line.
         name: the recipe's name, for the default out_dir.
-        faults: what is known to be wrong already, to be reported with the rest.
+        faults: faults found earlier, to report with the rest.
 
     Raises:
-        ConfigError: with every fault there is, each with key, value, rule and fix.
+        ConfigError: lists every fault, each with key, value, rule and fix.
     """
     known, wrong = _translate(values)
     wrong = [*faults, *wrong]
@@ -268,9 +268,9 @@ def build(values: Mapping[str, Any], name: str, faults: Iterable[Fault] = ()) ->
 
 
 def load(recipe: str | Path | None, overrides: Iterable[str] = (), faults: Iterable[Fault] = ()) -> Config:
-    """Defaults < recipe < overrides, validated and resolved. See :func:`build` for `faults` and errors.
+    """Merge defaults < recipe < overrides, validate and resolve. See :func:`build` for `faults` and errors.
 
-    A run folder, or the recipe in it, gives its own place as `out_dir`, wherever it was made.
+    For a run folder, or the recipe in it, `out_dir` is the folder's present location.
     """
     typed, wrong = _overrides(overrides)
     values = _recipe_beside(recipe, typed)
@@ -281,10 +281,10 @@ def load(recipe: str | Path | None, overrides: Iterable[str] = (), faults: Itera
 
 
 def _recipe_beside(recipe: str | Path | None, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's values, without those that the command line replaces by another name, or that follow one it sets."""
+    """Return a recipe's values, without those that the command line sets under another name or changes indirectly."""
     values = read_recipe(recipe) if recipe is not None else {}
     replaced = set[str]()
-    for old, to_new in RENAMED.items():  # decay_lr and lr_schedule
+    for old, to_new in RENAMED.items():  # such as decay_lr and lr_schedule
         new = to_new(None)[0]
         if new in typed or old in typed:
             replaced |= {old, new}
@@ -294,7 +294,7 @@ def _recipe_beside(recipe: str | Path | None, typed: Mapping[str, Any]) -> dict[
 
 
 def follows(values: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
-    """Whether lr_decay_iters follows a max_iters that was typed: it does if the two are equal in the recipe."""
+    """Whether lr_decay_iters follows a typed max_iters, as it does if the recipe sets both to the same value."""
     end = values.get("lr_decay_iters")
     return end is not None and end == values.get("max_iters") and "max_iters" in typed and "lr_decay_iters" not in typed
 
@@ -303,7 +303,7 @@ def follows(values: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:
 
 
 def remarks(recipe: str | Path | None, overrides: Iterable[str], config: Config) -> list[str]:
-    """What is worth saying of the values that were typed: those without effect, and what else they change."""
+    """Return notes on typed values: those without effect, and their side effects."""
     typed = _overrides(overrides)[0]
     notes = []
     if recipe is not None and follows(read_recipe(recipe), typed):

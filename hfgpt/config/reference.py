@@ -1,7 +1,7 @@
-"""The fields in words: help, the reference page, a recipe written back.
+"""Text for the fields: help, the reference page, a recipe as YAML.
 
 In:  the declarations of the fields, or a Config.
-Out: text, in the language in use; a recipe that loads back to the same Config.
+Out: text in the current language; a recipe that loads back to the same Config.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from hfgpt.config.yaml_text import RecipeDumper
 
 
 def alternatives(annotation: Any) -> list[Any]:
-    """The types and Literals that an annotation allows."""
+    """Return the types and Literals that an annotation allows."""
     if get_origin(annotation) in (Union, UnionType):
         return [leaf for option in get_args(annotation) for leaf in alternatives(option)]
     return [annotation]
 
 
 def allowed(key: str) -> str:
-    """What a field takes, in words: 'an integer, at least 1 (sequences)'."""
+    """Describe the values a field accepts: 'an integer, at least 1 (sequences)'."""
     field = Config.model_fields[key]
     names = {
         int: _("an integer"),
@@ -47,7 +47,7 @@ def allowed(key: str) -> str:
 
 
 def _bounds(rules: list[Any]) -> list[str]:
-    """The ends of a field's range, in words."""
+    """Describe the bounds of a field's range."""
     bounds = []
     for rule in rules:
         if (limit := getattr(rule, "ge", None)) is not None:
@@ -64,13 +64,13 @@ def _bounds(rules: list[Any]) -> list[str]:
 
 
 def unit_of(key: str) -> str:
-    """The unit a field is counted in, "" if it is not a count."""
+    """Return a field's unit; "" if it is not a count."""
     unit = str(_extra(key)["unit"])
     return _(unit) if unit else ""
 
 
 def group_of(key: str) -> str:
-    """The field's group, a key of GROUPS."""
+    """Return a field's group, a key of GROUPS."""
     return str(_extra(key)["group"])
 
 
@@ -81,17 +81,17 @@ def _extra(key: str) -> dict[str, Any]:
 
 
 def default_of(key: str) -> str:
-    """A field's default as it would be typed, or in words where it depends on other fields; "none" if it is null."""
+    """Return a field's default as typed, or in words if it depends on other fields; "none" if it is null."""
     default, derived = Config.model_fields[key].default, str(_extra(key)["derived"])
     if isinstance(default, str) and not default.isprintable():
-        return json.dumps(default)  # "\n", as YAML reads it too
+        return json.dumps(default)  # "\n", which is valid YAML too
     if derived:
         return _(derived)
     return _("none") if default is None else yaml_scalar(default)
 
 
 def help_text() -> str:
-    """Every field in the chapter's groups: name, default and unit on one line, the meaning below."""
+    """Return the help for every field, in the chapter's groups: name, default and unit on one line, meaning below."""
     lines = [_("Parameters, each with its default. --flag and --no_flag stand for true and false.")]
     for group, title in GROUPS.items():
         lines.append(f"\n{_(title)}")
@@ -107,7 +107,7 @@ def help_text() -> str:
 
 
 def _choices(key: str) -> list[str]:
-    """The words that a field may be, where it may be nothing else."""
+    """Return the words that a Literal field accepts."""
     return [
         str(choice)
         for option in alternatives(Config.model_fields[key].annotation)
@@ -120,12 +120,12 @@ def _choices(key: str) -> list[str]:
 
 
 def to_yaml(config: Config, *, in_folder: bool = False) -> str:
-    """A resolved config as a recipe, in groups, that loads back to the same config.
+    """Write a resolved config as a recipe, in groups, that loads back to the same config.
 
-    What follows from other fields is written as a comment, so that it goes on following them when they change.
+    Derived values are written as comments, so that they still follow the fields they depend on.
 
     Args:
-        in_folder: the recipe goes into its run folder, whose place is its `out_dir`: it is left out.
+        in_folder: leave out `out_dir`, since the recipe lies in its run folder.
     """
     comments = _derived(config)
     lines = []
@@ -141,7 +141,7 @@ def to_yaml(config: Config, *, in_folder: bool = False) -> str:
 
 
 def _derived(config: Config) -> set[str]:
-    """The fields that were not given, and whose value is what :func:`resolve` derives from the others."""
+    """Return the fields that were not given and whose values :func:`resolve` derives from the others."""
     keys = {"warmup_iters", "lr_decay_iters", "min_lr", "vocab_size", "tokenizer"} - config.model_fields_set
     empty = {key: Config.model_fields[key].default for key in keys}
     again = resolve(Config.model_construct(_fields_set=set(), **{**config.model_dump(), **empty}), "")
@@ -149,7 +149,7 @@ def _derived(config: Config) -> set[str]:
 
 
 def yaml_scalar(value: Any) -> str:
-    """A value as it would be typed in a recipe."""
+    """Return a value as typed in a recipe."""
     return _dump(value, default_flow_style=True).removesuffix("\n...")
 
 

@@ -1,7 +1,7 @@
-"""What must hold between the fields of a config, and the defaults that one field derives from others.
+"""Rules between the fields of a config, and defaults that are derived from other fields.
 
-In:  a Config, each value of which is valid by itself.
-Out: the faults of its values together; the same Config with its derived defaults filled in.
+In:  a Config of individually valid values.
+Out: the rules that it breaks; the same Config with its derived defaults filled in.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from hfgpt.base.units import divisors, seconds_of
 from hfgpt.config.fields import Config
 from hfgpt.config.mix import corpora, named
 
-PATHS = ("dataset", "tokenizer", "init_from", "out_dir")  # fields that name a place; ~ in them is the home folder
+PATHS = ("dataset", "tokenizer", "init_from", "out_dir")  # fields that hold a path, in which ~ is expanded
 
-MOST_SEQUENCES = 10**9  # of a step: more than any run takes; their divisors are looked for
+MOST_SEQUENCES = 10**9  # in a step, far above any real run; keeps the search for divisors short
 
-LISTS = ("val_datasets", "eval_tasks")  # fields that name places, separated by commas
+LISTS = ("val_datasets", "eval_tasks")  # fields that hold paths separated by commas
 
 # ------------------------------------------------------------------------------------------------ rules across fields
 
 
 def faults(config: Config) -> Iterator[Fault]:
-    """Every rule across fields that a resolved config breaks, from the model to the run."""
+    """Yield a fault for every rule across fields that a resolved config breaks."""
     yield from _model(config)
     yield from _schedule(config)
     yield from _batch(config)
@@ -210,7 +210,7 @@ def _run(c: Config) -> Iterator[Fault]:
 
 
 def _can_be_a_path(text: str) -> bool:
-    """Whether file systems take it: 255 bytes between slashes, and 4096 in all with what is put behind."""
+    """Whether file systems accept the path: 255 bytes between slashes, 4096 in all including what is appended."""
     parts = text.encode(errors="surrogateescape").split(b"/")
     return sum(map(len, parts)) + len(parts) < 3800 and all(len(part) <= 255 for part in parts)
 
@@ -219,21 +219,21 @@ def _can_be_a_path(text: str) -> bool:
 
 
 def default_warmup(max_iters: int) -> int:
-    """5% of the run, at most nanoGPT's 2000 steps."""
+    """Return the default warm-up: 5% of the run, at most nanoGPT's 2000 steps."""
     return min(2000, max_iters // 20)
 
 
 def choose_tokenizer(config: Config) -> str:
-    """What 'auto' stands for: a pretrained model brings its own tokenizer, a new one learns characters."""
+    """Resolve 'auto': a pretrained model brings its own tokenizer, a new model uses characters."""
     if config.tokenizer != "auto":
         return config.tokenizer
     return config.init_from if config.pretrained else "char"
 
 
 def resolve(config: Config, name: str) -> Config:
-    """Fill in every default that depends on another field; `name` is the recipe's, for out_dir.
+    """Fill in every default that depends on another field; `name` is the recipe's name, for out_dir.
 
-    What is filled in does not count as given: it is not in the result's `model_fields_set`.
+    Derived values do not count as given: they are not in the result's `model_fields_set`.
     """
     decay = config.max_iters * 4 // 5 if config.lr_schedule in ("hold_cosine", "wsd") else config.max_iters
     tokenizer = choose_tokenizer(config)

@@ -1,7 +1,7 @@
-"""YAML as recipes use it: without objects and aliases, each key once, 1e-3 a number.
+"""The YAML of recipes: without objects, aliases or repeated keys, and with 1e-3 as a number.
 
 In:  text of at most :data:`LIMIT` characters.
-Out: its values, or a yaml.YAMLError that says what cannot be read; values as text that reads back the same.
+Out: its values, or a yaml.YAMLError that says what is invalid; values as text that loads back unchanged.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from yaml.constructor import ConstructorError
 
 from hfgpt.base.language import _
 
-LIMIT = 200_000  # characters: a recipe has a few thousand
+LIMIT = 200_000  # characters; a recipe has a few thousand
 
-NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")  # read here by rules of our own
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")  # parsed by our own rules
 
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)")
 LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
@@ -27,7 +27,7 @@ FLOAT = re.compile(
 
 
 def leading_zero(text: str) -> str:
-    """Why an integer such as 012 is refused: some read 12, others, YAML among them, the octal number 10."""
+    """Explain why an integer such as 012 is refused: some read it as 12, YAML and others as octal, that is 10."""
     digits = text.lstrip("+-").replace("_", "")
     decimal = digits.lstrip("0") or "0"
     if set(digits) <= set("01234567") and len(digits) < 25:
@@ -38,9 +38,9 @@ def leading_zero(text: str) -> str:
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML 1.1 without objects and aliases; reads 1e-3 as a number, and refuses a key given twice and 012.
+    """YAML 1.1 without objects and aliases; reads 1e-3 as a number, and refuses repeated keys and 012.
 
-    Aliases are left out since a few lines of them, each repeating the one before, stand for a value of any size.
+    Aliases are refused, since a few lines of nested aliases expand to a value of any size.
     """
 
     yaml_implicit_resolvers = {
@@ -70,7 +70,7 @@ class RecipeLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, OverflowError) as error:  # text that is not the date or number that its tag says
+        except (ValueError, OverflowError) as error:  # text that does not match its tag, such as a date or number
             raise ConstructorError(None, None, str(error)[:200], node.start_mark) from None
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
@@ -93,14 +93,14 @@ RecipeLoader.add_constructor(NUMBERS[1], RecipeLoader.construct_number)
 
 
 class RecipeDumper(yaml.SafeDumper):
-    """Writes what :class:`RecipeLoader` reads back: a text such as '1e3' in quotes, no aliases."""
+    """Writes YAML that :class:`RecipeLoader` reads back: text such as '1e3' is quoted, and aliases are not used."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # Unquoted, a line break that only Unicode knows (U+0085) would be read back as a space.
+    # Unquoted, a Unicode line break (U+0085) would be read back as a space.
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 
