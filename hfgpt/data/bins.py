@@ -1,10 +1,10 @@
 """Token files: nanoGPT's ``train.bin`` and ``val.bin``, the shards of llm.c and modded-nanogpt, and our own.
 
 In:  a folder, file or glob of .bin files, or a Hub dataset that holds some.
-Out: :class:`Bins`: tokens mapped into memory, and what they stand for; and :func:`write_shards`.
+Out: :class:`Bins`: memory-mapped tokens and their tokenizer; and :func:`write_shards`.
 
-A shard begins with 256 int32: a magic number, a version, the number of tokens. A file without them is nanoGPT's: tokens
-from the first byte to the last, of the type that `bin_dtype` says.
+A shard begins with 256 int32: a magic number, a version, the number of tokens. A file without this header is nanoGPT's:
+it holds only tokens, of the type `bin_dtype`.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ HEADER = 256  # int32 at the start of a shard
 # 3's in llm.c, whose vocabulary needs more than 16 bits.
 SHARDS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
 
-AT_A_TIME = 1 << 20  # tokens that are written at a time
+AT_A_TIME = 1 << 20  # tokens written at a time
 
-LOOKED_AT = 1 << 16  # numbers from which the width of a file's tokens is guessed
+LOOKED_AT = 1 << 16  # numbers inspected to guess the width of a file's tokens
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
 class Bins:
-    """Token files of a dataset. `val` is empty if no name says "validation" or "test".
+    """Token files of a dataset. `val` is empty if no file name says "validation" or "test".
 
-    `meta` is nanoGPT's table of characters, `tokenizer` a folder with the tokenizer of the tokens, if there are any.
+    `meta` is nanoGPT's table of characters, and `tokenizer` the folder of the tokenizer, if they exist.
     """
 
     train: list[Path]
@@ -52,7 +52,7 @@ class Bins:
 
 
 def find_bins(config: Config) -> Bins | None:
-    """The token files that `dataset` names; None if it names texts."""
+    """Return the token files that `dataset` names; None if it names texts."""
     path = Path(config.dataset).expanduser()
     if path.is_dir():
         return _in_folder(path)
@@ -68,9 +68,9 @@ def find_bins(config: Config) -> Bins | None:
 
 
 def tokens_here(config: Config) -> tuple[int, bool] | None:
-    """How many tokens the training files on this machine hold, and whether there are validation files beside them.
+    """Return how many tokens the local training files hold, and whether there are validation files.
 
-    None if `dataset` does not name token files here. Reads no more than their headers, and needs no network.
+    None if `dataset` does not name token files here. Reads only the headers, and does not use the network.
     """
     path = Path(config.dataset).expanduser()
     if not path.exists() and not any(letter in config.dataset for letter in "*?["):
@@ -100,7 +100,7 @@ def _bins(root: Path, paths: list[Path]) -> Bins:
 
 
 def _download(name: str) -> Path | None:
-    """The folder of a Hub dataset that holds token files, from the cache if there is no network; None for another."""
+    """Return the folder of a Hub dataset of token files, from the cache if offline; None for other datasets."""
     from huggingface_hub import list_repo_files, snapshot_download
 
     wanted = ["*.bin", *TOKENIZER_FILES]
@@ -108,7 +108,7 @@ def _download(name: str) -> Path | None:
         if not any(file.endswith(".bin") for file in list_repo_files(name, repo_type="dataset")):
             return None
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted))
-    except Exception:  # not there, or not reachable: what reads texts says which
+    except Exception:  # missing or unreachable: reading it as texts reports which
         pass
     try:
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted, local_files_only=True))
@@ -120,14 +120,14 @@ def _download(name: str) -> Path | None:
 
 
 def map_tokens(path: Path, bin_dtype: str) -> NDArray[Any]:
-    """The tokens of a file, mapped into memory; nothing is read but the first kilobytes.
+    """Memory-map the tokens of a file; only the first kilobytes are read.
 
     Args:
-        path: a shard, or a file of tokens alone.
-        bin_dtype: the type of a file of tokens alone; 'auto' is uint16, unless the file looks like a wider type.
+        path: a shard, or a file without a header.
+        bin_dtype: the token type of a file without a header; 'auto' is uint16, unless the file looks like a wider type.
 
     Raises:
-        InputError: it is empty or cut short, or its tokens are of another type.
+        InputError: the file is empty or truncated, or its tokens have another type.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -173,9 +173,9 @@ def _map_shard(path: Path, size: int, header: NDArray[np.int32]) -> NDArray[Any]
 
 
 def _wider(tokens: NDArray[Any]) -> str:
-    """'uint32' or 'uint64' if 16-bit numbers look like halves or quarters of these; "" if they do not.
+    """Return 'uint32' or 'uint64' if the 16-bit numbers look like their halves or quarters; otherwise "".
 
-    The high halves of tokens are 0, or at most 3 in vocabularies of up to 262,144; the low halves are not.
+    The high halves of tokens are at most 3 in vocabularies of up to 262,144; the low halves are larger.
     """
     first = tokens[: min(len(tokens), LOOKED_AT) // 4 * 4].reshape(-1, 4)
     if len(first) < 8 or first[:, 0].max() <= 3:
@@ -189,13 +189,13 @@ def _wider(tokens: NDArray[Any]) -> str:
 
 
 def write_shards(tokens: TokenStream, folder: Path, split: str, largest: int, wide: bool) -> list[Path]:
-    """Write tokens as shards ``<split>_000000.bin`` …, which llm.c, modded-nanogpt and this kit read.
+    """Write tokens as shards ``<split>_000000.bin`` …, which llm.c, modded-nanogpt and hfgpt read.
 
     Args:
         tokens: what to write.
         folder: must exist.
         split: 'train' or 'val'.
-        largest: tokens in a shard, at most.
+        largest: maximum tokens in a shard.
         wide: whether ids need more than 16 bits.
     """
     (magic, version), dtype = list(SHARDS.items())[int(wide)]

@@ -1,13 +1,13 @@
-"""Tokens cut into blocks, and the order in which they are trained on.
+"""Tokens cut into blocks, and the order of training on them.
 
 In:  the tokens of a split, the length of a block, the global batch, a seed.
-Out: :class:`Batches`: the blocks of each process in each optimizer step; :class:`Prefetched`: the same, the next step's
-     prepared while this step runs; :func:`evaluation_blocks`; :func:`check_length`.
+Out: :class:`Batches`: the blocks of each process in each optimizer step; :class:`Prefetched`: the same, with the next
+     step's batch prepared during the current one; :func:`evaluation_blocks`; :func:`check_length`.
 
-Block i of length T is tokens i·T to i·T + T, the last of them only a target. So packing is an index computation:
-nothing is dropped but the last partial block. The order of the blocks is a function of seed and position
-(:func:`order`), and a step's batch one of seed and step: a resumed run, or one on another number of processes, sees
-the same batches.
+Block i of length T is tokens i·T to i·T + T, where the last token is only a target. Packing is thus an index
+computation, and only the last partial block is dropped. Seed and position determine the order of the blocks
+(:func:`order`), and seed and step determine a batch. A resumed run, or one on another number of processes, therefore
+sees the same batches.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class TokenStream:
-    """The tokens of a split, one after another, over the chunks they are stored in. Nothing is copied to make one.
+    """The tokens of a split as one sequence over the chunks that store them, without copying.
 
     Args:
         chunks: one-dimensional integer arrays, for example views of memory-mapped files.
@@ -45,7 +45,7 @@ class TokenStream:
 
     @classmethod
     def of(cls, tokens: pa.ChunkedArray, dtype: str) -> TokenStream:
-        """The bytes in a column of a Dataset, as views of its memory-mapped Arrow buffers."""
+        """Return a stream over a binary column of a Dataset, as views of its memory-mapped Arrow buffers."""
         chunks = []
         for chunk in tokens.chunks:
             _validity, offsets, values = chunk.buffers()
@@ -56,14 +56,14 @@ class TokenStream:
 
     @property
     def chunks(self) -> list[NDArray[Any]]:
-        """The arrays that hold the tokens, in order."""
+        """The arrays of tokens, in order."""
         return self._chunks
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def read(self, start: int, out: NDArray[Any]) -> None:
-        """Fill `out` with the tokens from `start` on, all of which must exist."""
+        """Fill `out` with the tokens starting at `start`; all must exist."""
         at = bisect_right(self._starts, start) - 1
         chunk = self._chunks[at][start - self._starts[at] :]
         if len(chunk) >= len(out):
@@ -73,16 +73,16 @@ class TokenStream:
             self.read(start + len(chunk), out[len(chunk) :])
 
     def part(self, start: int, stop: int) -> TokenStream:
-        """The tokens [start, stop) as a stream of their own."""
+        """Return the tokens [start, stop) as a new stream."""
         bounds = zip(self._starts, self._chunks, strict=False)
         return TokenStream([chunk[max(0, start - at) : max(0, stop - at)] for at, chunk in bounds])
 
     def n_blocks(self, block_size: int) -> int:
-        """How many whole blocks there are, each of `block_size` inputs and as many targets."""
+        """Return the number of whole blocks, each of `block_size` inputs and as many targets."""
         return max(0, (len(self) - 1) // block_size)
 
     def blocks(self, indices: Sequence[int] | NDArray[Any], block_size: int) -> NDArray[np.int64]:
-        """The blocks of these indices: int64 of shape (n, block_size + 1).
+        """Return the blocks with these indices: int64 of shape (n, block_size + 1).
 
         Inputs are ``[:, :-1]``, targets ``[:, 1:]``; the last token of block i is the first of block i + 1.
         """
@@ -93,7 +93,7 @@ class TokenStream:
 
 
 def check_length(config: Config, train: TokenStream, val: TokenStream, advice: str) -> None:
-    """Raises InputError unless each split holds one block at least."""
+    """Raise InputError unless each split holds at least one block."""
     need = config.block_size + 1
     for name, tokens in ((_("training split"), train), (_("validation split"), val)):
         if len(tokens) < need:
@@ -114,14 +114,14 @@ def check_length(config: Config, train: TokenStream, val: TokenStream, advice: s
 # --------------------------------------------------------------------------------------------------- order and batches
 
 
-@lru_cache(maxsize=2)  # at the end of an epoch, a batch may hold blocks of two
+@lru_cache(maxsize=2)  # a batch may span two epochs
 def permutation(n: int, *seed: int) -> NDArray[np.int64]:
-    """A shuffle of 0 … n-1 that depends on the seed alone: numpy promises never to change RandomState's streams."""
+    """Return a permutation of 0 … n-1 that depends only on the seed, since numpy has frozen RandomState's streams."""
     return np.random.RandomState(seed).permutation(n)
 
 
 def order(n_blocks: int, seed: int, positions: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
-    """Which blocks stand at these positions of the endless sequence of epochs, each a permutation of all blocks."""
+    """Return the blocks at these positions in the endless sequence of epochs, each a permutation of all blocks."""
     epochs, places = np.divmod(np.asarray(positions), n_blocks)
     out = np.empty(len(places), dtype=np.int64)
     for epoch in np.unique(epochs):
@@ -130,10 +130,10 @@ def order(n_blocks: int, seed: int, positions: Sequence[int] | NDArray[Any]) -> 
 
 
 def share_of(global_batch: int, rank: int, world: int, micro_batch: int) -> list[range]:
-    """A process's share of a global batch, in micro-batches, of which every process has as many.
+    """Return a process's share of a global batch as micro-batches, the same number for every process.
 
-    While a batch warms up, it may not be divisible: shares and micro-batches then differ by a sequence, and one that
-    is left over is empty.
+    During a batch warm-up, a batch may not be divisible: shares and micro-batches then differ by one sequence, and some
+    may be empty.
     """
     share = range(rank * global_batch // world, (rank + 1) * global_batch // world)
     parts = -(-global_batch // (world * micro_batch))
@@ -142,14 +142,14 @@ def share_of(global_batch: int, rank: int, world: int, micro_batch: int) -> list
 
 
 class Batches:
-    """The global batch of each step, in an order that is a function of seed and step.
+    """The global batch of each step, in an order determined by seed and step.
 
     Args:
         stream: the tokens of the training split.
-        block_size: tokens of a block.
-        global_batch: sequences of a step over all processes.
-        seed: decides the order.
-        warmup: steps over which the global batch is reached, see :class:`BatchSizes`.
+        block_size: tokens in a block.
+        global_batch: sequences in a step, over all processes.
+        seed: determines the order.
+        warmup: steps of the batch-size warm-up, see :class:`BatchSizes`.
     """
 
     def __init__(self, stream: TokenStream, block_size: int, global_batch: int, seed: int, warmup: int = 0) -> None:
@@ -158,12 +158,12 @@ class Batches:
         self.n_blocks = stream.n_blocks(block_size)
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
-        """The blocks of one process for one step.
+        """Yield one process's blocks for one step.
 
         Args:
-            step: the optimizer step, from 0; any, in any order.
-            rank, world: this process, and how many there are.
-            micro_batch: sequences at a time, at most.
+            step: the optimizer step, from 0; steps may come in any order.
+            rank, world: the rank of this process, and the number of processes.
+            micro_batch: maximum sequences at a time.
 
         Yields: int64 of shape (sequences, block_size + 1).
         """
@@ -173,11 +173,11 @@ class Batches:
             yield self.stream.blocks(indices, self.block_size)
 
     def figures(self, step: int) -> dict[str, float]:
-        """For the record: how often the corpus was seen before a step."""
+        """Return, for metrics.jsonl, how many epochs were seen before a step."""
         return {"epoch": self.sizes.before(step) / self.n_blocks}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the step decides everything."""
+        """Return an empty state: the step alone determines the batch."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -185,9 +185,9 @@ class Batches:
 
 
 def evaluation_blocks(stream: TokenStream, block_size: int, eval_iters: int) -> NDArray[np.int64]:
-    """The blocks that a split is evaluated on, every time: `eval_iters` x EVAL_BATCH of them, spread over all of it.
+    """Return the blocks for every evaluation of a split: `eval_iters` x EVAL_BATCH, spread over the split.
 
-    All of the split's blocks if there are fewer.
+    Return all of the split's blocks if there are fewer.
     """
     n_blocks = stream.n_blocks(block_size)
     n = min(n_blocks, eval_iters * EVAL_BATCH)
@@ -198,19 +198,19 @@ def evaluation_blocks(stream: TokenStream, block_size: int, eval_iters: int) -> 
 
 
 class AnyBatches(Protocol):
-    """The batches of each optimizer step, whatever they come from."""
+    """The interface of every source of batches."""
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
-        """The blocks of one process for one step, a micro-batch at a time: (micro_batch, block_size + 1)."""
+        """Yield one process's blocks for one step, a micro-batch at a time: (micro_batch, block_size + 1)."""
 
     def figures(self, step: int) -> dict[str, float]:
-        """What the record says of the data seen before a step."""
+        """Return what metrics.jsonl records about the data seen before a step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on with the next step: a small dict that JSON can hold."""
+        """Return what a run needs to continue with the next step: a small dict that JSON can store."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
 
 
 class _Prepared(NamedTuple):
@@ -220,7 +220,7 @@ class _Prepared(NamedTuple):
 
 
 class Prefetched:
-    """Batches whose next step is prepared in a thread; the state is that of the last step that was asked for."""
+    """Batches whose next step is prepared in a thread; the state is that of the last requested step."""
 
     def __init__(self, batches: AnyBatches) -> None:
         self._batches = batches
@@ -242,9 +242,9 @@ class Prefetched:
         return _Prepared(asked, before, self._thread.submit(lambda: list(self._batches.micro_batches(*asked))))
 
     def _forget(self) -> None:
-        """Take back what was prepared for another step."""
+        """Discard the batches prepared for another step, and restore the state before them."""
         if self._next is not None:
-            self._next.batches.exception()  # waits for its end
+            self._next.batches.exception()  # waits until it ends
             self._batches.load_state_dict(self._next.before)
             self._next = None
 

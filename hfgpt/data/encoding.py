@@ -1,7 +1,7 @@
-"""Text to token ids, as fast as it can be done exactly; and ids back to the characters that they stand for.
+"""Fast, exact encoding of text to token ids, and counting of the characters that ids stand for.
 
-In:  a tokenizer's pipeline, as ``tokenizer.backend_tokenizer.to_str()`` writes it.
-Out: an :data:`Encoder`, :func:`characters` of each token, :class:`CharacterCounter`.
+In:  a tokenizer's pipeline from ``tokenizer.backend_tokenizer.to_str()``.
+Out: an :data:`Encoder`, the :func:`characters` of each token, :class:`CharacterCounter`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tiktoken
 from numpy.typing import NDArray
-from tiktoken_ext.openai_public import r50k_pat_str  # how GPT-2 splits a text before it merges bytes
+from tiktoken_ext.openai_public import r50k_pat_str  # how GPT-2 splits text before merging bytes
 from tokenizers import Tokenizer
 
 from hfgpt.data.tokenizer import BYTE_TOKENS, is_char, vocabulary_size
@@ -26,25 +26,25 @@ from hfgpt.data.tokenizer_file import faults_as_messages, panics_as_messages
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-ABSENT = 0xFFFF_FFFF  # in the table of the char encoder: not a character of the vocabulary
+ABSENT = 0xFFFF_FFFF  # in the char encoder's table: a character outside the vocabulary
 
 SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")  # Unicode's White_Space
 
 WORD = re.compile(rf"{SPACE.pattern}*{SPACE.pattern.replace('[', '[^')}+|{SPACE.pattern}+")
 
-KNOWN_WORDS = 1 << 18  # about as many different words are remembered, in some 50 MB
+KNOWN_WORDS = 1 << 18  # about this many words are cached, in some 50 MB
 
 Encoder = Callable[[list[str]], list[NDArray[Any]]]
 
 
 @lru_cache(maxsize=2)
 def encoder(pipeline: str) -> Encoder:
-    """The fastest exact way from texts to ids, without special tokens added.
+    """Return the fastest exact encoder of texts to ids, which adds no special tokens.
 
     Args:
-        pipeline: ``tokenizer.backend_tokenizer.to_str()``: a string, so that worker processes can be sent it.
+        pipeline: ``tokenizer.backend_tokenizer.to_str()``; a string, so that it can be sent to worker processes.
 
-    Returns: a function from n texts to n integer arrays, equal to what the tokenizer itself gives.
+    Returns: a function from n texts to n integer arrays, equal to the tokenizer's own.
     """
     parsed = json.loads(pipeline)
     if is_char(parsed):
@@ -64,7 +64,7 @@ def encoder(pipeline: str) -> Encoder:
 
 
 def _splits_at_spaces(pipeline: dict[str, Any]) -> bool:
-    """Whether no token can reach over a place where a space follows something else: so with GPT-2's pre-tokeniser."""
+    """Whether tokens never cross the start of a space after another character, as with GPT-2's pre-tokeniser."""
     splitter, model = pipeline["pre_tokenizer"] or {}, pipeline["model"]
     return (
         (splitter.get("type"), splitter.get("use_regex"), splitter.get("add_prefix_space"))
@@ -75,12 +75,12 @@ def _splits_at_spaces(pipeline: dict[str, Any]) -> bool:
     )
 
 
-# SHA-256 of GPT-2's merges, as its vocab.bpe and merges.txt have them.
+# SHA-256 of the merges in GPT-2's vocab.bpe and merges.txt.
 GPT2_MERGES = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
 
 
 def is_gpt2(pipeline: dict[str, Any]) -> bool:
-    """Whether these are GPT-2's tokens with GPT-2's ids, and at most one token beside them."""
+    """Whether the vocabulary is GPT-2's tokens with GPT-2's ids, plus at most one other token."""
     model = pipeline["model"]
     if not _splits_at_spaces(pipeline) or len(pipeline["added_tokens"]) > 1 or model["ignore_merges"]:
         return False
@@ -93,10 +93,10 @@ def is_gpt2(pipeline: dict[str, Any]) -> bool:
 
 
 def _gpt2_encoder(pipeline: dict[str, Any]) -> Encoder:
-    """By tiktoken, which merges the bytes of a new word in a sixth of the time that tokenizers takes.
+    """Return an encoder by tiktoken, which merges the bytes of a new word in a sixth of tokenizers' time.
 
-    It takes the order of merges from the ids. For GPT-2 that comes to the same; another vocabulary may have two ways to
-    make a token.
+    tiktoken takes the order of merges from the ids. For GPT-2 the result is the same; another vocabulary may have two
+    ways to form a token.
     """
     letters, added = _byte_alphabet(), {token["content"]: token["id"] for token in pipeline["added_tokens"]}
     ranks = {
@@ -104,14 +104,16 @@ def _gpt2_encoder(pipeline: dict[str, Any]) -> Encoder:
         for token, i in pipeline["model"]["vocab"].items()
         if token not in added
     }
-    made = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=added)
-    return lambda texts: [made.encode_to_numpy(text, allowed_special="all") for text in texts]
+    encoding = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=added)
+    return lambda texts: [encoding.encode_to_numpy(text, allowed_special="all") for text in texts]
 
 
 def _word_encoder(encode: Encoder) -> Encoder:
-    """Each different word, with the space before it, is encoded once: text repeats its words, so that this is ten
-    times faster than encoding all of it."""
-    memory = threading.local()  # each reader of a stream has its own: one may forget while another looks up
+    """Return an encoder that encodes each distinct word, with the space before it, once.
+
+    Text repeats its words, so this is ten times faster than encoding everything.
+    """
+    memory = threading.local()  # one cache per reader thread: one may evict while another looks up
 
     def encode_one(text: str) -> NDArray[Any]:
         known: dict[str, bytes] = memory.__dict__.setdefault("known", {})
@@ -127,9 +129,9 @@ def _word_encoder(encode: Encoder) -> Encoder:
 
 
 def _char_encoder(vocabulary: dict[str, int]) -> Encoder:
-    """A table lookup over code points: tokenizers' own BPE takes a long text for one word, and is 50 times slower."""
+    """Return an encoder by table lookup; tokenizers' BPE treats a long text as one word, and is 50 times slower."""
     letters = {ord(token): i for token, i in vocabulary.items() if len(token) == 1}
-    table = np.full(max(letters, default=0) + 2, ABSENT, dtype=np.uint32)  # the last one: all beyond the table
+    table = np.full(max(letters, default=0) + 2, ABSENT, dtype=np.uint32)  # the last: all beyond the table
     table[list(letters)] = list(letters.values())
     spelled = np.array([vocabulary[token] for token in BYTE_TOKENS], dtype=np.uint32)
 
@@ -157,11 +159,11 @@ def _char_encoder(vocabulary: dict[str, int]) -> Encoder:
 
 
 def characters(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.int64] | None:
-    """How many characters of text each token id stands for: int64 of shape (vocabulary_size,).
+    """Return how many characters of text each token id stands for: int64 of shape (vocabulary_size,).
 
-    A character that several byte-level tokens spell is counted where its first byte is, so that the counts of a text's
-    tokens add up to its characters. Special tokens stand for none. None for tokenizers whose tokens do not
-    add up (those are counted by decoding).
+    A character spelled by several byte-level tokens is counted at its first byte, so the counts of a text's tokens add
+    up to its characters. Special tokens count 0. Return None for tokenizers whose counts do not add up (their text is
+    counted by decoding).
     """
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
     if (pipeline["decoder"] or {}).get("type") == "ByteLevel":
@@ -193,7 +195,7 @@ def _count_byte_level(token: str) -> int:
 
 @lru_cache(maxsize=1)
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes as letters: printable Latin-1 stands for itself, the rest is numbered from 256 on."""
+    """Return GPT-2's byte-to-character map: printable Latin-1 maps to itself, the rest to code points from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -206,7 +208,7 @@ class CharacterCounter:
         self._table, self._tokenizer = characters(tokenizer), tokenizer
 
     def __call__(self, tokens: NDArray[Any]) -> int:
-        """Characters in these tokens (any shape; rows are counted one by one)."""
+        """Return the characters in these tokens (any shape; rows are counted separately)."""
         if self._table is not None:
             return int(self._table[tokens].sum())
         rows = tokens.reshape(-1, tokens.shape[-1]).tolist()

@@ -1,7 +1,7 @@
-"""Names for contents: what the caches of tokens and tokenizers are kept under.
+"""Fingerprints of content: the keys of the caches of tokens and tokenizers.
 
-In:  files, or the fingerprints of what a result was made from.
-Out: hexadecimal digits that change with the content and with nothing else.
+In:  files, or the fingerprints of a result's inputs.
+Out: hexadecimal digits that change only with the content.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from numpy.typing import NDArray
 
 from hfgpt.data.pieces import kind_of
 
-FORMAT = "2"  # part of every cache key; to be raised when the same text would be tokenised otherwise
+FORMAT = "2"  # part of every cache key; raise it if the same text would be tokenised differently
 
-REMEMBERED_FROM = 64 << 20  # bytes; the digest of a larger file is kept, since reading it all again would take long
+REMEMBERED_FROM = 64 << 20  # bytes; a larger file's digest is cached, since reading the file again would take long
 
 
 def key_of(*parts: str) -> str:
-    """The key of something that is made from things with these keys: 32 hexadecimal digits."""
+    """Return the key of a result whose inputs have these keys: 32 hexadecimal digits."""
     return hashlib.sha256("\n".join((FORMAT, *parts)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def of_files(paths: Iterable[Path], column: str, cache: Path, *, by_name: bool = False) -> str:
-    """The fingerprint of texts: of the files' content in order.
+    """Return the fingerprint of texts, from the files' content in order.
 
     Args:
         paths: the files.
-        column: the one that holds the text.
-        cache: where the digests of large files are kept.
-        by_name: of names and sizes instead, where all of the content may be too much to read.
+        column: the text column.
+        cache: folder for the digests of large files.
+        by_name: use names and sizes instead, if the content may be too large to read.
     """
     digest = hashlib.sha256(column.encode())
     for path in paths:
@@ -44,7 +44,7 @@ def of_files(paths: Iterable[Path], column: str, cache: Path, *, by_name: bool =
 
 
 def content_digest(path: Path, cache: Path) -> str:
-    """SHA-256 of a file; a large one's is remembered for as long as the file is not touched."""
+    """Return a file's SHA-256; a large file's is cached until the file changes."""
 
     def digest() -> str:
         with open(path, "rb") as file:
@@ -54,12 +54,12 @@ def content_digest(path: Path, cache: Path) -> str:
 
 
 def highest_token(path: Path, tokens: NDArray[Any], cache: Path) -> int:
-    """The highest number in a file of tokens; a large one's is remembered for as long as the file is not touched."""
+    """Return the highest token in a file; a large file's is cached until the file changes."""
     return int(_remembered(path, f"highest {tokens.dtype}", cache, lambda: str(int(tokens.max()))))
 
 
 def _remembered(path: Path, what: str, cache: Path, compute: Callable[[], str]) -> str:
-    """A fact about a file's content: computed, or remembered if the file is large."""
+    """Return a fact about a file's content: computed, or cached if the file is large."""
     stat = path.stat()
     if stat.st_size < REMEMBERED_FROM:
         return compute()
@@ -70,7 +70,7 @@ def _remembered(path: Path, what: str, cache: Path, compute: Callable[[], str]) 
         return memory.read_text()
     fact = compute()
     memory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = memory.with_suffix(f".{secrets.token_hex(8)}")  # another machine may write the same one
+    temporary = memory.with_suffix(f".{secrets.token_hex(8)}")  # another machine may write the same entry
     temporary.write_text(fact)
     os.replace(temporary, memory)
     return fact

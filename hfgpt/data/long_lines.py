@@ -1,7 +1,7 @@
-"""One JSON object that is too long to hold in memory, read as it comes.
+"""Streaming reader for a JSON object that is too long for memory.
 
-In:  the bytes of a line of .jsonl, a chunk at a time, and the name of the column.
-Out: the text of that column, a fragment at a time; the memory is that of a few chunks.
+In:  the bytes of a .jsonl line, in chunks, and the column's name.
+Out: the column's text in fragments, in the memory of a few chunks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 
-# What a JSON string may hold up to its closing quote. The two halves of a surrogate pair stay together.
+# The content of a JSON string up to its closing quote. A surrogate pair is matched as a whole.
 STRING = re.compile(
     r"""(?:
       [^"\\]++
@@ -24,7 +24,7 @@ STRING = re.compile(
 
 SPACE = re.compile(r"[ \t\r\n]*+")
 
-OTHER = re.compile(r'[^"\[\]{},]++')  # of a value that is not read: up to what may end it
+OTHER = re.compile(r'[^"\[\]{},]++')  # a skipped value, up to a character that may end it
 
 KEY_LIMIT = 1 << 16  # characters
 
@@ -34,15 +34,15 @@ class NotJson(ValueError):
 
 
 class WrongType(Exception):
-    """The column holds something else than text; the message names its type."""
+    """The column does not hold text; the message names its type."""
 
 
 class LongLine:
     """Reads one line.
 
     Args:
-        chunks: its bytes in UTF-8, without the newline.
-        column: whose text is wanted.
+        chunks: the line's bytes in UTF-8, without the newline.
+        column: the column to read.
 
     After :meth:`fragments` has ended, `keys` holds the keys of the object.
     """
@@ -54,7 +54,7 @@ class LongLine:
         self.keys: list[str] = []
 
     def fragments(self) -> Iterator[str]:
-        """The text of the column in order, in fragments of any length.
+        """Yield the column's text in order, in fragments of any length.
 
         Raises:
             NotJson: the line is not a JSON object.
@@ -83,7 +83,7 @@ class LongLine:
             raise NotJson("text behind the object")
 
     def _more(self) -> bool:
-        """Append the next chunk, and forget what has been read; False at the end."""
+        """Append the next chunk and drop what has been read; False at the end."""
         raw = next(self._chunks, None)
         if raw is None:
             self._decoder.decode(b"", final=True)
@@ -92,7 +92,7 @@ class LongLine:
         return True
 
     def _peek(self) -> str:
-        """The next character that is not a space; "" at the end."""
+        """Return the next character that is not white space; "" at the end."""
         while True:
             space = SPACE.match(self._text, self._at)
             self._at = space.end() if space else self._at
@@ -111,7 +111,7 @@ class LongLine:
             raise NotJson(f"{wanted!r} expected, not {character!r}")
 
     def _raw_string(self) -> Iterator[str]:
-        """What stands between two quotes, as it is spelled; the place is behind the first of them."""
+        """Yield a string's raw content up to its closing quote; the position is after the opening one."""
         while True:
             match = STRING.match(self._text, self._at)
             assert match, "the pattern matches the empty text too"
@@ -121,7 +121,7 @@ class LongLine:
             if self._text[self._at : self._at + 1] == '"':
                 self._at += 1
                 return
-            if len(self._text) - self._at > 12:  # longer than any escape: it will not become one
+            if len(self._text) - self._at > 12:  # longer than any escape, so it is not an incomplete one
                 raise NotJson("invalid escape in a string")
             if not self._more():
                 raise NotJson("a string without an end")
@@ -169,5 +169,5 @@ class LongLine:
 
 
 def whole_characters(text: str) -> str:
-    """JSON can spell half a surrogate pair, which is not a character: such halves are replaced."""
+    """Replace lone surrogates, which JSON can spell but which are not characters."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,7 +1,7 @@
-"""nanoGPT's ``meta.pkl``: the characters of a character-level vocabulary, read without running anything.
+"""nanoGPT's ``meta.pkl``: the characters of a character-level vocabulary, read without executing anything.
 
-In:  the file, which may come from anywhere.
-Out: its characters in the order of their ids, and a tokenizer of exactly these.
+In:  the file, which is untrusted.
+Out: its characters in the order of their ids, and a tokenizer with exactly these.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 META_LIMIT = 64 << 20  # bytes; a vocabulary is a few kilobytes
 
-# What an export writes beside nanoGPT's own keys: the ids of the 256 bytes. nanoGPT does not look at it.
+# An export adds this key, with the ids of the 256 bytes. nanoGPT ignores it.
 BYTE_IDS = "hfgpt_byte_ids"
 
-# What a pickle of text, numbers, lists and dictionaries consists of. Tuples are not among it: nested ones as keys of a
-# dictionary take time that doubles with each level, and classes and functions could do anything.
+# The opcodes of text, numbers, lists and dictionaries. Tuples are refused, since nested ones as dictionary keys take
+# time that doubles with each level; classes and functions could do anything.
 PLAIN = {
     *("PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "POP", "POP_MARK", "DUP", "PUT", "BINPUT", "LONG_BINPUT"),
     *("GET", "BINGET", "LONG_BINGET", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND"),
@@ -38,12 +38,12 @@ PLAIN = {
 
 
 def read_meta(path: str | Path) -> list[str]:
-    """The characters of a character-level ``meta.pkl``, in the order of their ids.
+    """Return the characters of a character-level ``meta.pkl``, in the order of their ids.
 
-    If a model of ours was exported, the ids of bytes have the names of :data:`hfgpt.data.tokenizer.BYTE_TOKENS`.
+    If hfgpt exported the file, the ids of bytes have the names in :data:`hfgpt.data.tokenizer.BYTE_TOKENS`.
 
     Raises:
-        InputError: the file cannot be read, holds more than plain data, or is not a vocabulary of single characters.
+        InputError: the file cannot be read, holds other than plain data, or is not a vocabulary of single characters.
     """
     try:
         with open(path, "rb") as file:
@@ -60,7 +60,7 @@ def read_meta(path: str | Path) -> list[str]:
         spelled = {i: tokens[i] for i in byte_ids}
         sound = not byte_ids or (len(byte_ids) == len(spelled) == 256 and all(type(i) is int for i in spelled))
         sound = sound and all(i >= 0 for i in spelled)
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any exception
         reason = f"{type(error).__name__}: {error}"[:200]
         raise InputError(
             "{path}: is not a vocabulary that can be read safely ({reason})", path=path, reason=reason
@@ -80,23 +80,22 @@ def read_meta(path: str | Path) -> list[str]:
 
 
 def _plain_data(raw: bytes) -> Any:
-    """What a pickle of plain data holds.
+    """Load a pickle of plain data.
 
     Raises:
-        ValueError, pickle.UnpicklingError and others: it holds anything else, or is damaged.
+        ValueError, pickle.UnpicklingError and others: it holds other data, or is damaged.
     """
     for opcode, argument, _position in pickletools.genops(raw):
         if opcode.name not in PLAIN:
             raise pickle.UnpicklingError(f"it asks for {opcode.name} {argument if argument is not None else ''}")
-    # In Python, since the one in C makes a table as long as the highest number that a value is remembered under.
+    # The unpickler in Python: the one in C allocates a table as long as the highest memo index.
     return pickle._Unpickler(io.BytesIO(raw)).load()
 
 
 def char_tokenizer(characters: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with exactly these characters, id 0 first.
+    """Return a tokenizer with exactly these characters, id 0 first.
 
-    As in nanoGPT, other characters have no token and are left out of a text, unless the 256 bytes that spell them are
-    among the tokens.
+    As in nanoGPT, other characters do not have a token and are dropped, unless the tokens include the 256 bytes.
     """
     from transformers import PreTrainedTokenizerFast
 

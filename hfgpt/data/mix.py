@@ -1,10 +1,10 @@
-"""Several corpora, mixed by weight: which of them each sequence comes from.
+"""A weighted mix of corpora: which corpus each sequence comes from.
 
 In:  the corpora's weights, and a seed.
-Out: :class:`Pattern`: of every row of the endless sequence, its corpus and its number among that corpus's rows.
+Out: :class:`Pattern`: for each row of the endless sequence, its corpus and its index among that corpus's rows.
 
-The pattern is a function of seed and position alone. Every ROUND rows hold each corpus as often as its weight says, to
-within one row, in shuffled order; over many rounds the shares are exact.
+The pattern depends only on seed and position. Each ROUND of rows holds each corpus in its weight's share, to within one
+row, in shuffled order; over many rounds the shares are exact.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Pattern:
     """Which corpus each row comes from.
 
     Args:
-        weights: of the corpora; positive, in any unit.
-        seed: numbers that decide the order within each round.
+        weights: the corpora's weights; positive, in any unit.
+        seed: numbers that determine the order within each round.
     """
 
     def __init__(self, weights: Sequence[float], *seed: int) -> None:
         self._shares = np.array(weights, dtype=np.float64) / sum(weights)
-        self._rest = int(self._shares.argmax())  # takes what the roundings of the others leave
+        self._rest = int(self._shares.argmax())  # absorbs the others' rounding
         self._seed = seed
         self._of_round = lru_cache(maxsize=2)(self._shuffled)
 
     def counts(self, rows: int) -> NDArray[np.int64]:
-        """How many of the first rows come from each corpus."""
+        """Return how many of the first `rows` rows come from each corpus."""
         number, within = divmod(rows, ROUND)
         return self._before(number) + np.bincount(self._of_round(number)[0][:within], minlength=len(self._shares))
 
     def rows(self, first: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of the rows [first, first + n): their corpora, and their numbers among the rows of these."""
+        """Return the corpora of the rows [first, first + n), and the rows' indices within those corpora."""
         number, within = divmod(first, ROUND)
         corpora, numbers = (part[within : within + n] for part in self._of_round(number))
         if len(corpora) == n:
@@ -51,7 +51,7 @@ class Pattern:
         return np.concatenate([corpora, more[0]]), np.concatenate([numbers, more[1]])
 
     def _before(self, number: int) -> NDArray[np.int64]:
-        """How many rows of each corpus come before a round."""
+        """Return how many rows of each corpus precede a round."""
         counts = np.floor(number * ROUND * self._shares).astype(np.int64)
         counts[self._rest] = 0
         counts[self._rest] = number * ROUND - counts.sum()
@@ -69,7 +69,7 @@ class Pattern:
 
 
 class MixedBatches:
-    """The global batch of each step from several corpora, in an order that is a function of seed and step."""
+    """The global batch of each step from several corpora, in an order determined by seed and step."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class MixedBatches:
         self._pattern = Pattern(weights, seed)
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
-        """The blocks of one process for one step, as :meth:`hfgpt.data.blocks.Batches.micro_batches`."""
+        """Like :meth:`hfgpt.data.blocks.Batches.micro_batches`."""
         first = self._sizes.before(step)
         for rows in share_of(self._sizes.at(step), rank, world, micro_batch):
             corpora, numbers = self._pattern.rows(first + rows.start, len(rows))
@@ -97,7 +97,7 @@ class MixedBatches:
             yield out
 
     def figures(self, step: int) -> dict[str, float]:
-        """For the record: the share of each corpus in what was seen before a step, and how often it was seen."""
+        """Return, for metrics.jsonl, each corpus's share of the rows before a step, and its epochs."""
         counts = self._pattern.counts(self._sizes.before(step))
         blocks = [stream.n_blocks(self._block_size) for stream in self._streams]
         figures = shares_seen(self._names, counts)
@@ -106,7 +106,7 @@ class MixedBatches:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the step decides everything."""
+        """Return an empty state: the step alone determines the batch."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -114,13 +114,13 @@ class MixedBatches:
 
 
 def shares_seen(names: Sequence[str], counts: NDArray[np.int64]) -> dict[str, float]:
-    """The share of each corpus in the rows that were seen, under the keys of metrics.jsonl."""
+    """Return each corpus's share of the rows seen, under the keys of metrics.jsonl."""
     total = max(1, int(counts.sum()))
     return {f"share/{name}": float(n) / total for name, n in zip(names, counts, strict=True)}
 
 
 def blend(streams: Sequence[TokenStream], weights: Sequence[float], block_size: int) -> TokenStream:
-    """Tokens of several corpora in the shares of their weights, as many as there are: what a mix is evaluated on.
+    """Return as many tokens as possible from several corpora in the shares of their weights, to evaluate a mix on.
 
     Whole blocks of each corpus, one corpus after another.
     """
@@ -128,5 +128,5 @@ def blend(streams: Sequence[TokenStream], weights: Sequence[float], block_size: 
     rows = min(stream.n_blocks(block_size) / share for stream, share in zip(streams, shares, strict=True))
     counts = [max(1, int(rows * share)) for share in shares]
     parts = [stream.part(0, n * block_size) for stream, n in zip(streams, counts, strict=True)]
-    last = streams[-1].part(counts[-1] * block_size, counts[-1] * block_size + 1)  # the last block's last target
+    last = streams[-1].part(counts[-1] * block_size, counts[-1] * block_size + 1)  # for the last block's last target
     return TokenStream([chunk for part in (*parts, last) for chunk in part.chunks])

@@ -1,10 +1,10 @@
-"""Files cut into pieces that many processes can read side by side.
+"""Files split into pieces that many processes can read in parallel.
 
 In:  a file of text, .jsonl or Parquet, and the column that holds the text.
-Out: :class:`Piece`: a stretch of about a million characters, to be read by :func:`hfgpt.data.reading.read`.
+Out: :class:`Piece`: a range of about a million characters, for :func:`hfgpt.data.reading.read`.
 
 A piece of a text file ends where GPT-2's pre-tokenisation splits words anyway (after a letter, before a newline), so
-that the tokens of the pieces, put together, are the tokens of the whole text.
+the pieces' tokens, concatenated, are the tokens of the whole text.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ ENDINGS = ".txt, .jsonl, .parquet (.txt.gz, .txt.zst, .jsonl.gz, .jsonl.zst)"
 
 PART = 1 << 20  # characters (or bytes) read at a time
 
-WINDOW = 1 << 16  # how far back from there a place to cut is looked for
+WINDOW = 1 << 16  # how far back from there to search for a cut
 
-SHOWN = 20  # columns that a message names
+SHOWN = 20  # columns listed in a message
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one split that is read in one go: [start, stop) counts bytes, row groups or rows.
+    """A range of one split that is read at once: [start, stop) counts bytes, row groups or rows.
 
-    `size` is about how many bytes of text it holds; `ends` says whether a document ends with it.
+    `size` is the approximate bytes of text in it; `ends` says whether a document ends with it.
     """
 
     source: str | Dataset
@@ -56,20 +56,20 @@ class Piece:
 
     @property
     def label(self) -> str:
-        """What a message calls the file, or the dataset."""
+        """The file's or dataset's name in messages."""
         return repr(self.source) if isinstance(self.source, str) else _("the dataset")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some texts in order. Each is a document, except that the last goes on in the next part if `open`."""
+    """Texts in order. Each is a document, but if `open`, the last one continues in the next part."""
 
     texts: list[str]
     open: bool = False
 
 
 def kind_of(path: Path) -> str | None:
-    """'text', 'jsonl' or 'parquet' by the file's ending; None for all others."""
+    """Return 'text', 'jsonl' or 'parquet' from the file's extension; None for all others."""
     suffix = path.suffix.lower()
     compressed = suffix in COMPRESSED
     kind = KINDS.get(Path(path.stem).suffix.lower() if compressed else suffix)
@@ -77,7 +77,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def cut_file(path: Path, column: str) -> list[Piece]:
-    """A file in pieces that can be read by themselves; an empty file does not have any.
+    """Split a file into independent pieces; an empty file does not have any.
 
     Raises:
         InputError: a Parquet file is damaged, or its column does not hold text.
@@ -91,7 +91,7 @@ def cut_file(path: Path, column: str) -> list[Piece]:
     if size == 0:
         return []
     if path.suffix.lower() in COMPRESSED:
-        return [replace(whole, size=3 * size)]  # about what text compresses to
+        return [replace(whole, size=3 * size)]  # a typical compression ratio of text
     with open(path, "rb") as file:
         cuts = [0, *(_text_cuts(file, size) if kind == "text" else _line_cuts(file, size)), size]
     pieces = [replace(whole, start=a, stop=b, size=b - a) for a, b in pairwise(sorted(set(cuts)))]
@@ -99,20 +99,20 @@ def cut_file(path: Path, column: str) -> list[Piece]:
 
 
 def _text_cuts(file: IO[bytes], size: int) -> Iterator[int]:
-    """Near every million bytes, the last place before them where a text can be cut."""
+    """Return, for every million bytes, the last position before them where a text can be cut."""
     for before in range(PART, size - PART // 2, PART):
         start = max(0, before - WINDOW)
         file.seek(start)
-        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # keeps each byte, whatever it is
+        decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # keeps invalid bytes
         text = decoder.decode(file.read(before - start))
         yield start + len(text[: find_cut(text)].encode("utf-8", "surrogateescape"))
 
 
 def _line_cuts(file: IO[bytes], size: int) -> Iterator[int]:
-    """Near every million bytes, the first start of a line from there on. Reads no byte twice."""
+    """Return, for every million bytes, the first start of a line at or after them. Reads each byte at most once."""
     cut = 0
     for after in range(PART, size - PART // 2, PART):
-        if after <= cut:  # the line that the last cut closes reaches beyond this place
+        if after <= cut:  # the line before the last cut extends beyond this position
             continue
         file.seek(after - 1)
         cut = after - 1
@@ -127,15 +127,15 @@ def _line_cuts(file: IO[bytes], size: int) -> Iterator[int]:
 _CUTS = [
     re.compile(pattern, re.DOTALL)
     for pattern in (
-        r".*[^\W_](?=\r?\n)",  # letter or digit, newline: apart in GPT-2's and later pre-tokenisers
-        r".*\S(?=[ \n])",  # a word's end: apart in GPT-2's
-        r".*[^\W_](?=[.,;:!?，。；：！？、])",  # for writing without spaces
+        r".*[^\W_](?=\r?\n)",  # letter or digit, then newline: split by GPT-2's and later pre-tokenisers
+        r".*\S(?=[ \n])",  # end of a word: split by GPT-2's
+        r".*[^\W_](?=[.,;:!?，。；：！？、])",  # for scripts without spaces
     )
 ]
 
 
 def find_cut(text: str) -> int:
-    """The last place where `text` may be cut without a change to its tokens; its end if there is not one near it."""
+    """Return the last position where a cut does not change the tokens; otherwise the text's end."""
     start = max(0, len(text) - WINDOW)
     for pattern in _CUTS:
         if match := pattern.match(text, start):
@@ -148,16 +148,16 @@ def find_cut(text: str) -> int:
 
 @contextmanager
 def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, open.
+    """Open a Parquet file.
 
     Raises:
-        InputError: it is damaged, or not a Parquet file.
+        InputError: the file is damaged, or is not a Parquet file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with open(path, "rb") as raw, pq.ParquetFile(raw) as file:  # by itself, pyarrow opens only names in UTF-8
+        with open(path, "rb") as raw, pq.ParquetFile(raw) as file:  # pyarrow itself opens only UTF-8 file names
             yield file
     except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
         reason = first_line(error)
@@ -189,7 +189,7 @@ def _row_groups(whole: Piece) -> list[Piece]:
 
 
 def _holds_text(column: pa.DataType) -> bool:
-    """Whether a column of this type may hold text; the values of a dictionary are looked at as they are read."""
+    """Whether a column of this type may hold text; dictionary values are checked when they are read."""
     import pyarrow as pa
 
     types = pa.types
@@ -205,7 +205,7 @@ def _holds_text(column: pa.DataType) -> bool:
 
 
 def check_column(piece: Piece, names: Iterable[str], where: str = "") -> None:
-    """Raises InputError if the column of a piece is not among these names."""
+    """Raise InputError if a piece's column is not among these names."""
     if piece.column in (known := list(names)):
         return
     shown = listed(repr(name[:80]) for name in known[:SHOWN])
@@ -221,7 +221,7 @@ def check_column(piece: Piece, names: Iterable[str], where: str = "") -> None:
 
 
 def not_text(piece: Piece, kind: Any, where: str = "") -> InputError:
-    """The error of a column that holds values of another kind."""
+    """Return the error for a column that does not hold text."""
     return InputError(
         "text_column = {column!r}: holds {kind} in {where}, not text\n"
         "    → set text_column to the one that holds the text",
@@ -232,10 +232,10 @@ def not_text(piece: Piece, kind: Any, where: str = "") -> InputError:
 
 
 def text_size(pieces: Iterable[Piece]) -> int:
-    """About how many bytes of text some pieces hold."""
+    """Return the approximate bytes of text in the pieces."""
     return sum(piece.size for piece in pieces)
 
 
 def spread(pieces: list[Piece], limit: int) -> list[Piece]:
-    """Every n-th piece, such that they hold about `limit` bytes in all: a sample of the whole of a corpus."""
+    """Return every n-th piece, about `limit` bytes in all: a sample across the whole corpus."""
     return pieces[:: max(1, -(-text_size(pieces) // limit))]

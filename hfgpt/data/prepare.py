@@ -1,7 +1,7 @@
-"""From a config to what a run trains on: the tokenizer, the tokens of both splits, and the batches of each step.
+"""Prepare a run's data from its config: the tokenizer, the tokens of both splits, and the batches of each step.
 
-In:  a config (its data group, `block_size`, the global batch, `seed`, `eval_iters`).
-Out: a :class:`Corpus`; nothing of it needs torch.
+In:  a config (its data fields, `block_size`, the global batch, `seed`, `eval_iters`).
+Out: a :class:`Corpus`, which does not need torch.
 """
 
 from __future__ import annotations
@@ -32,18 +32,17 @@ from hfgpt.data.tokens import the_only_one, tokenise
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-SAMPLE = 16 << 20  # characters that 'char' and 'bpe' learn from: all of a small corpus, a cross-section of a large one
+SAMPLE = 16 << 20  # characters that 'char' and 'bpe' learn from: all of a small corpus, a sample of a large one
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a run trains on and is measured on.
+    """The data for training and evaluation.
 
-    While streaming, `train` holds only the first tokens of the training text, for the evaluation of the training loss;
-    of a mix, `train` and `val` hold each corpus in the share of its weight. `fingerprint` changes with the tokens of
-    either split and with nothing else. `train_tokens` counts what there is to train on, or is None while streaming.
-    `validation_sets` holds the validation tokens of each corpus of a mix, and the texts of `val_datasets`, by the names
-    that the record gives them.
+    When streaming, `train` holds only the first tokens of the training text, to evaluate the training loss; for a mix,
+    `train` and `val` hold each corpus in the share of its weight. `fingerprint` changes only with the tokens of either
+    split. `train_tokens` counts the training tokens, or is None when streaming. `validation_sets` holds the validation
+    tokens of each corpus of a mix, and of `val_datasets`, by their names in metrics.jsonl.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -57,10 +56,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Named:
-    """One of the corpora of a config, as it was found."""
+    """One of a config's corpora."""
 
-    config: Config  # with this corpus alone as its dataset
-    label: str  # short, for the record
+    config: Config  # with only this corpus as its dataset
+    label: str  # short name for metrics.jsonl
     weight: float
     texts: Sources | Bins
 
@@ -73,28 +72,28 @@ class _Tokens:
 
 
 def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
-    """Load, tokenise and split the dataset; the second time, open what the first has left in the cache.
+    """Load, tokenise and split the dataset; later calls open the result from the cache.
 
-    Safe to call from several processes at once: one works, the others wait and read its result.
+    Several processes may call this at once: one does the work, the others wait and read its result.
 
     Args:
         config: resolved.
-        cache_dir: where tokens and trained tokenizers are kept (default: the cache of `datasets`, HF_DATASETS_CACHE).
+        cache_dir: folder for tokens and trained tokenizers (default: the cache of `datasets`, HF_DATASETS_CACHE).
 
     Raises:
-        InputError: the dataset or the tokenizer cannot be used, or is too short for one block in each split.
+        InputError: the dataset or tokenizer cannot be used, or the dataset is too short for one block in each split.
     """
     cache = Path(cache_dir or default_cache())
     try:
         cache.mkdir(parents=True, exist_ok=True)
         named = _find(config, cache)
-        own = _choose_tokenizer(config, named, cache)
+        tokenizer = _choose_tokenizer(config, named, cache)
         texts = [corpus.texts for corpus in named if isinstance(corpus.texts, Sources)]
         if config.streaming and texts:
-            corpus = _from_stream(config, named, texts, own)
+            corpus = _from_stream(config, named, texts, tokenizer)
         else:
-            corpus = _from_tokens(config, named, [_tokens_of(corpus, own, cache) for corpus in named], own)
-        further = _further(config, own, cache, corpus.validation_sets)
+            corpus = _from_tokens(config, named, [_tokens_of(corpus, tokenizer, cache) for corpus in named], tokenizer)
+        further = _further(config, tokenizer, cache, corpus.validation_sets)
         return replace(corpus, validation_sets=corpus.validation_sets | further)
     except OSError as error:
         raise InputError(
@@ -104,7 +103,7 @@ def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
 
 
 def default_cache() -> Path:
-    """The cache of `datasets`, as its own configuration says; the library takes half a second to import."""
+    """Return the cache folder of `datasets`, without the half second that importing the library takes."""
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
     return Path(os.environ.get("HF_DATASETS_CACHE") or os.path.join(os.path.expanduser(home), "datasets"))
 
@@ -113,23 +112,23 @@ def default_cache() -> Path:
 
 
 def _find(config: Config, cache: Path) -> list[_Named]:
-    """The corpora that `dataset` names, looked at without reading them; says on one line what is which split."""
+    """Find the corpora that `dataset` names, without reading them; print a line on their splits."""
     entries = corpora(config.dataset)
     labels = _labels([name for name, _weight in entries])
     named = []
     for (name, weight), label in zip(entries, labels, strict=True):
-        own = config.model_copy(update={"dataset": name})
-        texts = find_bins(own) or sources.find(own, cache)
+        alone = config.model_copy(update={"dataset": name})
+        texts = find_bins(alone) or sources.find(alone, cache)
         if texts.notice and sources.is_main():
             say(f"{name}: {texts.notice}", sys.stderr)
-        named.append(_Named(own, label, weight, texts))
+        named.append(_Named(alone, label, weight, texts))
     return named
 
 
 def _labels(names: list[str]) -> list[str]:
-    """Short names of corpora: the last part of each, numbered where that does not tell them apart.
+    """Return short names of corpora: the last part of each path, numbered if several are the same.
 
-    They stand in the record of a run, which may be shown to others; the folders above may name people.
+    They appear in the run's metrics, which may be shared; the parent folders may contain personal names.
     """
     labels = list[str]()
     for name in names:
@@ -142,10 +141,10 @@ def _labels(names: list[str]) -> list[str]:
 
 
 def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTokenizerFast:
-    """The config's tokenizer; token files bring their own, where they say which it is.
+    """Return the config's tokenizer; token files that name their tokenizer override it.
 
     Raises:
-        InputError: there is not one for the token files, or they do not go together with the other corpora.
+        InputError: the token files do not have a tokenizer, or cannot be mixed with the other corpora.
     """
     for corpus in named:
         files = corpus.texts
@@ -172,7 +171,7 @@ def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTr
 
 
 def _tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTokenizerFast:
-    """The config's tokenizer. One that is trained here is kept, so that only the first start pays for it."""
+    """Return the config's tokenizer. A trained one is cached, so only the first start pays for it."""
     if config.tokenizer not in tokenizer.TRAINED:
         return tokenizer.build(config, [])
     texts = [corpus.texts for corpus in named if isinstance(corpus.texts, Sources)]
@@ -183,14 +182,14 @@ def _tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTo
         with the_only_one(folder.parent, key, config.dataset):
             if not folder.exists():
                 temporary = folder.with_suffix(".tmp")
-                shutil.rmtree(temporary, ignore_errors=True)  # left by a start that was interrupted
+                shutil.rmtree(temporary, ignore_errors=True)  # left by an interrupted start
                 tokenizer.build(config, _sample(named)).save_pretrained(temporary)
                 os.replace(temporary, folder)
     return tokenizer.load(str(folder))
 
 
 def _sample(named: Iterable[_Named]) -> Iterator[str]:
-    """What a tokenizer learns from: a cross-section of each corpus, as long as its weight says."""
+    """Yield the texts to train a tokenizer on: a sample of each corpus, in proportion to its weight."""
     named = list(named)
     total = sum(corpus.weight for corpus in named)
     for corpus in named:
@@ -203,7 +202,7 @@ def _sample(named: Iterable[_Named]) -> Iterator[str]:
 
 
 def _tokens_of(corpus: _Named, own: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
-    """The tokens of one corpus."""
+    """Return the tokens of one corpus."""
     if isinstance(corpus.texts, Bins):
         return _tokens_of_bins(corpus.config, corpus.texts, own, cache)
     texts, mark = corpus.texts, tokenizer.fingerprint(own)
@@ -217,7 +216,7 @@ def _tokens_of(corpus: _Named, own: PreTrainedTokenizerFast, cache: Path) -> _To
 
 
 def _tokens_of_bins(config: Config, files: Bins, own: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
-    """Tokens already, read where they lie."""
+    """Return the memory-mapped tokens of token files."""
     size = tokenizer.vocabulary_size(own)
     train, val = ([map_tokens(path, config.bin_dtype) for path in paths] for paths in (files.train, files.val))
     for path, tokens in zip([*files.train, *files.val], [*train, *val], strict=True):
@@ -238,7 +237,7 @@ def _tokens_of_bins(config: Config, files: Bins, own: PreTrainedTokenizerFast, c
 
 
 def _cut(config: Config, tokens: TokenStream, key: str, advice: str) -> _Tokens:
-    """The tail of a corpus for validation."""
+    """Hold out the tail of a corpus for validation."""
     cut = int(len(tokens) * (1 - config.val_fraction))
     train, val = tokens.part(0, cut), tokens.part(cut, len(tokens))
     check_length(config, train, val, advice)
@@ -246,7 +245,7 @@ def _cut(config: Config, tokens: TokenStream, key: str, advice: str) -> _Tokens:
 
 
 def _from_tokens(config: Config, named: list[_Named], tokens: list[_Tokens], own: PreTrainedTokenizerFast) -> Corpus:
-    """A corpus, or a mix of several, whose tokens are all at hand."""
+    """Build the Corpus for prepared tokens of one corpus or a mix."""
     if len(named) == 1:
         [only] = tokens
         batches = Batches(only.train, config.block_size, config.global_batch, config.seed, config.batch_warmup_iters)
@@ -269,7 +268,7 @@ def _from_tokens(config: Config, named: list[_Named], tokens: list[_Tokens], own
 def _further(
     config: Config, own: PreTrainedTokenizerFast, cache: Path, taken: Collection[str]
 ) -> dict[str, TokenStream]:
-    """The texts of `val_datasets`, by their names: their validation splits where they have one, else all of each."""
+    """Return the tokens of `val_datasets` by name: each one's validation split, or all of it if there is not one."""
     sets = dict[str, TokenStream]()
     for name, source in mix.named(config.val_datasets):
         if name in taken:
@@ -301,7 +300,7 @@ def _further(
 
 
 def _from_stream(config: Config, named: list[_Named], texts: list[Sources], own: PreTrainedTokenizerFast) -> Corpus:
-    """Only the tokens of the evaluation are made now; the validation split is read, or held out."""
+    """Build the Corpus for streaming: only evaluation tokens are prepared, from a validation split or held out."""
     if len(texts) < len(named):
         raise InputError(
             "streaming = true: token files are never streamed, they are read where they lie\n"

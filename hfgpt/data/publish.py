@@ -1,4 +1,4 @@
-"""A corpus written as token shards with its tokenizer, and pushed to the Hub as a dataset.
+"""Write a corpus as token shards with its tokenizer, and push it to the Hub as a dataset.
 
 In:  a config, and a folder.
 Out: ``train_000000.bin`` …, ``val_000000.bin`` …, the tokenizer's files, a card. `dataset` can name the folder, or the
@@ -25,9 +25,9 @@ def write_dataset(config: Config, folder: Path, largest: int) -> Corpus:
     """Tokenise the config's dataset, and write both splits and the tokenizer into a new folder.
 
     Args:
-        config: resolved; its corpus, tokenizer and `val_fraction` count.
+        config: resolved; its corpus, tokenizer and `val_fraction` are used.
         folder: new or empty.
-        largest: tokens in a shard, at most.
+        largest: maximum tokens in a shard.
 
     Raises:
         InputError: the dataset cannot be used, or the folder cannot be written.
@@ -68,13 +68,13 @@ def push_dataset(folder: Path, repo_id: str, private: bool) -> str:
     """Push a folder of shards to the Hub as a dataset; returns its address.
 
     Raises:
-        Failure: the Hub cannot be reached, or refuses; the folder stays as it is.
+        Failure: the Hub cannot be reached, or refuses; the folder stays unchanged.
     """
     api, kinds = HfApi(), ["*.bin", "*.json", "*.txt", "*.md"]
     try:
         address = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
         api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=kinds)
-    except Exception as error:  # whatever the client raises for a name, a login, a network
+    except Exception as error:  # any client error: name, login, network
         reason = first_line(error)
         command = f"hf upload {repo_id} {folder} --repo-type dataset"
         raise Failure(

@@ -1,4 +1,4 @@
-"""Pieces read as text, with the memory of a few parts, however long a line or a document is.
+"""Read pieces as text, in the memory of a few parts, however long a line or document is.
 
 In:  a :class:`~hfgpt.data.pieces.Piece`.
 Out: its texts in order, as :class:`~hfgpt.data.pieces.Part` of about a million characters each.
@@ -29,18 +29,19 @@ DAMAGED = (OSError, EOFError, zlib.error, zstandard.ZstdError)
 
 LONG = 8  # parts; a longer line or document is read in fragments
 
-ROWS = 256  # of a table, at a time
+ROWS = 256  # table rows read at a time
 
 
 class Fragment(str):
-    """A part of a document that goes on in the next text."""
+    """A part of a document that continues in the next text."""
 
 
 def read(piece: Piece) -> Iterator[Part]:
-    """The texts of a piece, in order, with the memory of a few parts.
+    """Yield the texts of a piece in order, in the memory of a few parts.
 
     Raises:
-        InputError: it is not what its name says; names the file, the place and the fix.
+        InputError: the file's content does not match its extension; the message names the file, the position and the
+            fix.
     """
     readers: dict[str, Callable[[Piece], Iterator[Part]]] = {
         "text": _read_text,
@@ -52,7 +53,7 @@ def read(piece: Piece) -> Iterator[Part]:
 
 
 def grouped(texts: Iterable[str | None]) -> Iterator[Part]:
-    """Documents in parts of about a million characters; missing and empty documents are left out."""
+    """Group documents into parts of about a million characters, without missing and empty documents."""
     group: list[str] = []
     size, open_document = 0, False
     for text in _fragments(texts):
@@ -68,7 +69,7 @@ def grouped(texts: Iterable[str | None]) -> Iterator[Part]:
 
 
 def _fragments(texts: Iterable[str | None]) -> Iterator[str | None]:
-    """The same, a long document in fragments: a tokenizer takes many bytes for each character that it is given."""
+    """Split long documents into fragments, since a tokenizer needs many bytes per input character."""
     for text in texts:
         at = 0
         while text and len(text) - at > LONG * pieces.PART and not isinstance(text, Fragment):
@@ -79,7 +80,7 @@ def _fragments(texts: Iterable[str | None]) -> Iterator[str | None]:
 
 
 def sample(parts: Iterable[Part], limit: int) -> Iterator[str]:
-    """Texts of at most `limit` characters in all."""
+    """Yield texts of at most `limit` characters in total."""
     for part in parts:
         for text in part.texts:
             yield text[:limit]
@@ -103,7 +104,7 @@ def _read_text(piece: Piece) -> Iterator[Part]:
         if "\0" in text:
             raise _binary(piece, position + raw.index(b"\0"), raw)
         if position == 0:
-            text = text.removeprefix("\ufeff")  # the mark that some editors put at the start of a file
+            text = text.removeprefix("\ufeff")  # the byte-order mark that some editors write
         position += len(raw)
         rest += text
         while len(rest) >= 2 * pieces.PART:
@@ -117,7 +118,7 @@ def _read_text(piece: Piece) -> Iterator[Part]:
 
 
 def _chunks(piece: Piece) -> Iterator[bytes]:
-    """The bytes of a piece, whatever its file is compressed with, at most two parts at a time."""
+    """Yield the decompressed bytes of a piece, at most two parts at a time."""
     path = str(piece.source)
     try:
         with open(path, "rb") as file:
@@ -143,11 +144,11 @@ def _stretch(file: IO[bytes], left: int) -> Iterator[bytes]:
         left -= len(raw)
 
 
-ZST_INPUT = 1 << 10  # bytes; a hostile kilobyte unpacks to 32 MB, which is what is held at a time
+ZST_INPUT = 1 << 10  # bytes; a hostile kilobyte decompresses to 32 MB, the most held at a time
 
 
 def _unpack_zst(file: IO[bytes]) -> Iterator[bytes]:
-    """Frame by frame, since the library's own reader takes a file that is cut short for one that ends."""
+    """Decompress frame by frame, since the library's reader accepts truncated files."""
     frame = None
     while raw := file.read(ZST_INPUT):
         while raw:
@@ -183,7 +184,7 @@ def _json_texts(piece: Piece) -> Iterator[str | None]:
 
 
 def _lines(piece: Piece) -> Iterator[tuple[int, bytes, Iterator[bytes] | None]]:
-    """The byte where each line starts, and the line; of a long line, an iterator over its bytes instead."""
+    """Yield each line with the byte where it starts; a long line is an iterator over its bytes instead."""
     chunks, rest, position = _chunks(piece), b"", piece.start
     for raw in chunks:
         *lines, rest = (rest + raw).split(b"\n")
@@ -198,7 +199,7 @@ def _lines(piece: Piece) -> Iterator[tuple[int, bytes, Iterator[bytes] | None]]:
 
 
 class _LongBytes:
-    """The bytes of a line that is longer than the chunks it comes in; `behind` follows its newline."""
+    """The bytes of a line longer than a chunk; `behind` holds what follows its newline."""
 
     def __init__(self, start: bytes, chunks: Iterator[bytes]) -> None:
         self._start, self._chunks = start, chunks
@@ -218,7 +219,7 @@ class _LongBytes:
 
 
 def _json_text(piece: Piece, position: int, line: bytes) -> str | None:
-    """The text of one line."""
+    """Return the text of one line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -238,7 +239,7 @@ def _json_text(piece: Piece, position: int, line: bytes) -> str | None:
 
 
 def _long_texts(piece: Piece, position: int, chunks: Iterator[bytes]) -> Iterator[str]:
-    """The text of one long line in fragments, the last of which closes the document."""
+    """Yield the text of one long line in fragments; the last one ends the document."""
     line = LongLine(chunks, piece.column)
     text = ""
     try:
@@ -280,7 +281,7 @@ def _line_label(piece: Piece, position: int) -> str:
 def _parquet_texts(piece: Piece) -> Iterator[str | None]:
     with open_parquet(str(piece.source)) as file:
         rows = max(1, sum(file.metadata.row_group(i).num_rows for i in range(piece.start, piece.stop)))
-        few = max(1, min(ROWS, rows * pieces.PART // max(1, piece.size)))  # long documents one by one
+        few = max(1, min(ROWS, rows * pieces.PART // max(1, piece.size)))  # one row at a time for long documents
         groups = list(range(piece.start, piece.stop))
         for batch in file.iter_batches(few, row_groups=groups, columns=[piece.column]):
             for value in batch.column(0):

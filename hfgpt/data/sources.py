@@ -1,7 +1,7 @@
-"""What `dataset` names: which files or rows there are, and which of them are for validation.
+"""Resolve `dataset` to files or rows, for training and for validation.
 
 In:  the config's `dataset`, `dataset_config`, `dataset_split`, `text_column`.
-Out: :class:`Sources`: for each split a list of :class:`~hfgpt.data.pieces.Piece`, small enough that many processes
+Out: :class:`Sources`: for each split a list of :class:`~hfgpt.data.pieces.Piece`, small enough for many processes to
      share one big file.
 """
 
@@ -31,15 +31,15 @@ EMBEDDED = Path(__file__).parent / "shakespeare.txt.gz"
 
 VALIDATION_SPLITS = ("validation", "val", "valid", "test")
 
-ROWS = 4096  # of a Hub dataset in a piece
+ROWS = 4096  # rows of a Hub dataset in a piece
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The splits of a dataset. `val` is empty if the dataset has no validation split of its own.
+    """The splits of a dataset. `val` is empty if the dataset does not have a validation split.
 
-    The fingerprints change with the content, not with its place. `stream` holds the splits instead if they are read
-    from the Hub as they are used. `notice` says which files are which split.
+    The fingerprints change with the content, not with its location. When streaming from the Hub, `stream` holds the
+    splits instead. `notice` says which files are which split.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Sources:
     column: str = "text"
 
     def cross_section(self, limit: int, from_start: bool) -> Iterator[Part]:
-        """Parts of the training text that hold about `limit` characters: of all of it, or the first while streaming."""
+        """Yield parts of the training text, about `limit` characters: from all of it, or its start when streaming."""
         if self.stream:
             return TextStream([], self.stream[0], self.column, (0,)).from_start()
         pieces = self.train if from_start else spread(self.train, limit)
@@ -60,24 +60,24 @@ class Sources:
 
     @property
     def has_validation(self) -> bool:
-        """Whether validation is a split of its own, which nothing need be held out for."""
+        """Whether there is a validation split, so that nothing need be held out."""
         return bool(self.val or (self.stream and self.stream[1] is not None))
 
 
 def is_main() -> bool:
-    """Whether this is the process that speaks, of those that a launcher started."""
+    """Whether this process prints messages for its launch."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def find(config: Config, cache: Path) -> Sources:
-    """What the config's `dataset` is, without reading more of it than needed.
+    """Resolve the config's `dataset`, reading no more of it than needed.
 
     Args:
-        config: the data group of its fields is read.
-        cache: where the digests of large files are kept.
+        config: only its data fields are used.
+        cache: folder for the digests of large files.
 
     Raises:
-        InputError: it does not exist, cannot be read, or is of a kind that is not understood; says which and why.
+        InputError: it does not exist, cannot be read, or is of an unknown kind; the message says which and why.
     """
     name = config.dataset
     if name == EMBEDDED_DATASET:
@@ -89,10 +89,10 @@ def find(config: Config, cache: Path) -> Sources:
 
 
 def local_files(name: str) -> tuple[Path, list[Path]] | None:
-    """The files on this machine that `dataset` names, and the folder above them; None if it is a Hub id.
+    """Return the local files that `dataset` names, and their root folder; None if it is a Hub id.
 
     Raises:
-        InputError: it looks like files, and there are not any.
+        InputError: it looks like a path, but there are no files.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -170,10 +170,10 @@ def _check_kinds(config: Config, paths: Iterable[Path]) -> None:
 
 
 def _from_hub(config: Config) -> Sources:
-    """A dataset of the Hub, downloaded once into the cache of `datasets`, or read as it comes while streaming."""
+    """Open a Hub dataset, downloaded once into the cache of `datasets`, or streamed."""
     import datasets
 
-    if not is_main():  # a download has its bars, once
+    if not is_main():  # show progress bars only for a download
         datasets.disable_progress_bars()
     name, subset, split = config.dataset, config.dataset_config, config.dataset_split
     try:
@@ -187,7 +187,7 @@ def _from_hub(config: Config) -> Sources:
         val = None
         if held_out:
             val = splits[held_out] if config.streaming else datasets.load_dataset(name, subset, split=held_out)
-    except Exception as error:  # whatever the libraries raise for what is missing, unreachable or not supported
+    except Exception as error:  # any library error: missing, unreachable, unsupported
         raise _hub_error(config, error) from error
     piece = Piece(name, "rows", 0, -1, 0, column=config.text_column)
     _check_features(train, piece)
@@ -211,7 +211,7 @@ def _from_hub(config: Config) -> Sources:
 
 
 def _check_features(rows: Dataset | IterableDataset, piece: Piece) -> None:
-    """Raises InputError if the rows have no such column, or other values than text in it."""
+    """Raise InputError if the rows lack the column, or it does not hold text."""
     if rows.column_names is None:
         return
     check_column(piece, rows.column_names, repr(piece.source))
@@ -227,7 +227,7 @@ def _row_pieces(rows: Dataset, like: Piece) -> list[Piece]:
 
 
 def _hub_error(config: Config, error: Exception) -> InputError:
-    """The one message for whatever the Hub's libraries raise, by what it is about."""
+    """Convert any error of the Hub's libraries to one message by its cause."""
     reason: Any = first_line(error).rstrip(".")
     if "script" in reason:
         key, advice = "dataset", _("loading scripts no longer run: use a copy of this dataset in Parquet")

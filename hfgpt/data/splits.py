@@ -1,10 +1,10 @@
-"""The files of a folder, and which of them are to train on.
+"""The files of a folder, and their splits.
 
 In:  a folder, a file or a glob.
-Out: :class:`Splits`: the files for training and for validation, by the rules of `datasets` for names of splits.
+Out: :class:`Splits`: the files for training and validation, by the split-name rules of `datasets`.
 
-See https://huggingface.co/docs/datasets/repository_structure: a keyword such as `train`, `valid` or `test` counts where
-it stands alone in the name of a folder or file, between the separators ``-._``, a space, or digits.
+See https://huggingface.co/docs/datasets/repository_structure: a keyword such as `train`, `valid` or `test` counts if it
+stands alone in the name of a folder or file, between the separators ``-._``, a space, or digits.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ KEYWORDS = {
 
 SEPARATORS = "-._ 0-9"
 
-NAMED = 3  # files that the line about the splits names of each
+NAMED = 3  # files of each split named in the message
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Files for training and for validation; `val` is empty if no name says so. `unused` are neither."""
+    """Files for training and validation; `val` is empty if no name marks it. `unused` files belong to neither."""
 
     train: list[Path]
     val: list[Path]
     unused: list[Path]
 
     def describe(self, root: Path) -> str:
-        """One line: how many files are in which split, and the first of them; "" for a single file."""
+        """Return one line with the number of files in each split and the first few; "" for a single file."""
         if len(self.train) + len(self.val) + len(self.unused) == 1:
             return ""
         names = _names(self.train, root)
@@ -62,11 +62,11 @@ def _names(paths: list[Path], root: Path) -> str:
 
 
 def split_by_name(root: Path, paths: list[Path]) -> Splits:
-    """Which files are which split, by the names of folders below `root` and by their own names.
+    """Assign files to splits by their own names and those of folders below `root`.
 
-    Files of another split or of no split are left out if names tell both of training and of validation. If no name
-    says "validation", files for testing take its place. If names tell of held-out files alone, the others are for
-    training; if they tell of training alone, all files are.
+    If names mark both training and validation, files of another split or no split are unused. If no name says
+    "validation", test files take its place. If names mark only held-out files, the others are for training; if names
+    mark only training, all files are for training.
     """
     relative = [Path(os.path.relpath(path, root)) for path in paths]
     by_folder = [_split_of(path.parent.parts, "(?:[{0}].*)?") for path in relative]
@@ -87,13 +87,13 @@ def split_by_name(root: Path, paths: list[Path]) -> Splits:
 
 
 def _sharded(path: Path) -> str | None:
-    """The split of data/train-00000-of-00001.parquet, the layout in which `datasets` writes to the Hub."""
+    """Return the split of data/train-00000-of-00001.parquet, the layout that `datasets` writes to the Hub."""
     match = re.fullmatch(r"data/(\w+)-\d{5}-of-\d{5}.*\..*", path.as_posix())
     return match[1] if match else None
 
 
 def _split_of(names: Iterable[str], end: str) -> str | None:
-    """The first split, in the order of KEYWORDS, that a name tells; `end` is what may stand behind the keyword."""
+    """Return the first split, in the order of KEYWORDS, in a name; `end` is a pattern for what follows the keyword."""
     for split, keywords in KEYWORDS.items():
         pattern = rf"(?:.*[{SEPARATORS}])?(?:{'|'.join(keywords)}){end.format(SEPARATORS)}"
         if any(re.fullmatch(pattern, name, re.DOTALL | re.IGNORECASE) for name in names):
@@ -105,10 +105,9 @@ def _split_of(names: Iterable[str], end: str) -> str | None:
 
 
 def files_below(folder: Path, wanted: Callable[[Path], object]) -> list[Path]:
-    """The files below a folder that are wanted, sorted by path; hidden ones are left out.
+    """Return the wanted files below a folder, sorted by path, without hidden ones.
 
-    Links to folders are followed, each folder once, so that a loop of links ends. A file with several
-    names counts once.
+    Links to folders are followed, each folder once, so loops of links end. A file with several names counts once.
     """
     return _each_once(sorted(path for path in _walk(folder) if wanted(path)))
 
@@ -120,7 +119,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        # Real folders before links to them, so that a text is found under its own name.
+        # Real folders come before links to them, so that a file keeps its own name.
         folders[:] = sorted(
             (name for name in folders if not name.startswith(".")),
             key=lambda name: (os.path.islink(os.path.join(path, name)), name),
@@ -129,22 +128,22 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def files_of_glob(pattern: str) -> list[Path]:
-    """The files that a pattern matches, sorted by path, each once; ``**`` stands for any number of folders."""
+    """Return the files that a pattern matches, sorted by path, each once; ``**`` matches any number of folders."""
     if "**" not in (parts := Path(pattern).parts):
         return _each_once(sorted(Path(name) for name in glob.iglob(pattern) if os.path.isfile(name)))
-    root = glob_root(pattern)  # glob itself would go round in a loop of links
+    root = glob_root(pattern)  # glob itself would follow a loop of links
     below = ["(?:[^/]+/)*" if part == "**" else f"{_of_part(part)}/" for part in parts[len(root.parts) :]]
     matches = re.compile("".join(below).removesuffix("/"), re.DOTALL).fullmatch
     return files_below(root, lambda path: matches(path.relative_to(root).as_posix()))
 
 
 def _of_part(pattern: str) -> str:
-    """A regular expression for one name of a path."""
+    """Return a regular expression for one part of a path."""
     return fnmatch.translate(pattern).removeprefix("(?s:")[:-3].replace(".*", "[^/]*")
 
 
 def glob_root(pattern: str) -> Path:
-    """The folder above all that a pattern can match."""
+    """Return the common parent folder of everything that a pattern can match."""
     parts = Path(pattern).parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return Path(*parts[:fixed])

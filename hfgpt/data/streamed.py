@@ -1,7 +1,7 @@
-"""Corpora that are read as they train: what is held out of them, and their lanes.
+"""Streamed corpora: their held-out tokens and their lanes.
 
 In:  a config, its corpora with their weights, and the tokenizer.
-Out: :class:`Streamed`: tokens to evaluate on, and the batches.
+Out: :class:`Streamed`: evaluation tokens, and the batches.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Encode = Callable[[Part], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Streamed:
-    """The first tokens of each corpus, for evaluation, and the batches. `held_out` says how many never come."""
+    """The first tokens of each corpus, for evaluation, and the batches. `held_out` tokens are never trained on."""
 
     train: list[TokenStream]
     val: list[TokenStream]
@@ -53,7 +53,7 @@ class Streamed:
 
 @dataclass(frozen=True)
 class _Corpus:
-    """One corpus of a stream: its texts, and where training begins behind what is held out."""
+    """One corpus of a stream: its texts, and where training begins after the held-out part."""
 
     texts: Sources
     column: str
@@ -62,20 +62,20 @@ class _Corpus:
 
     @property
     def units(self) -> int:
-        """What lanes can share: files, pieces, or the shards of a Hub dataset, of which each lane needs one alone."""
+        """How many units can be divided among lanes: files, pieces, or Hub shards, of which each lane needs its own."""
         if self.texts.stream:
             return int(self.texts.stream[0].n_shards) * UNITS
         return len(units(self.texts.train, self.first["piece"] if self.first else 0, whole=False))
 
     def source(self, seed: Sequence[int], lane: int, lanes: int) -> TokenSource:
-        """The tokens of a lane. What is held out of a Hub dataset lies in the first lane."""
+        """Return the tokens of a lane. A Hub dataset's held-out tokens lie in the first lane."""
         rows = self.texts.stream[0] if self.texts.stream else None
         first = self.first if rows is None or lane == 0 else None
         texts = TextStream(self.texts.train, rows, self.column, seed, lane, lanes)
         return TokenSource(texts, self.encode, first)
 
     def validation(self) -> TokenSource:
-        """The tokens of a validation split of its own."""
+        """Return the tokens of the dataset's own validation split."""
         rows = self.texts.stream[1] if self.texts.stream else None
         return TokenSource(TextStream(self.texts.val, rows, self.column, (0,)), self.encode)
 
@@ -84,14 +84,14 @@ def stream(
     config: Config, names: Sequence[str], texts: Sequence[Sources], weights: Sequence[float],
     tokenizer: PreTrainedTokenizerFast,
 ) -> Streamed:  # fmt: skip
-    """Open the corpora, hold out what the evaluation needs, and deal the rows of a batch to lanes.
+    """Open the corpora, hold out the evaluation tokens, and distribute the rows of a batch over lanes.
 
     Args:
         config: resolved.
-        names: of the corpora, as the record calls them.
+        names: the corpora's names in metrics.jsonl.
         texts: the corpora.
-        weights: of the corpora.
-        tokenizer: of all of them.
+        weights: the corpora's weights.
+        tokenizer: for all corpora.
     """
     encode = _encode(tokenizer)
     n = evaluated_tokens(config)
@@ -109,7 +109,7 @@ def stream(
 
 
 def evaluated_tokens(config: Config) -> int:
-    """The tokens of a split that an evaluation reads, at most."""
+    """Return the maximum tokens of a split that an evaluation reads."""
     return config.eval_iters * EVAL_BATCH * config.block_size + 1
 
 
@@ -122,7 +122,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast) -> Encode:
 def _held_out(
     config: Config, corpora: Sequence[_Corpus], needs: Sequence[int], lanes: int
 ) -> tuple[list[_Corpus], list[TokenStream], list[TokenStream]]:
-    """The corpora behind what is held out of them, the first tokens of training, and those of validation."""
+    """Return the corpora without their held-out tokens, the first training tokens, and the validation tokens."""
     behind, train, val = [], [], []
     for corpus, need in zip(corpora, needs, strict=True):
         shared = lanes if corpus.texts.stream and corpus.units >= UNITS * lanes else 1
@@ -138,7 +138,7 @@ def _held_out(
 
 
 def _suffices(val: Sequence[TokenStream], needs: Sequence[int], corpora: Sequence[_Corpus]) -> bool:
-    """Whether the first lanes of Hub datasets hold as much as is held out."""
+    """Whether the first lanes of Hub datasets hold enough tokens to hold out."""
     return all(
         len(tokens) >= need or not corpus.texts.stream or corpus.texts.has_validation
         for tokens, need, corpus in zip(val, needs, corpora, strict=True)
@@ -157,7 +157,7 @@ def _batches(
     def lane_of(number: int, i: int, corpus: _Corpus) -> Lane:
         if lanes == 1 or corpus.units >= UNITS * lanes:
             source = corpus.source((seed,), number, lanes)
-        else:  # a small corpus of a mix: each lane reads all of it, in an order of its own
+        else:  # a small corpus of a mix: each lane reads all of it, in its own order
             source = corpus.source((seed, number), 0, 1)
         words = (seed, number, i) if mixed else (seed, number) if lanes > 1 else (seed,)
         return Lane(source, config.block_size, window, words, readers)

@@ -1,11 +1,11 @@
-"""A corpus read as it trains: each process reads its own share, and a resume goes on exactly.
+"""Streaming: each process reads its own share of the corpus, and a resume continues exactly.
 
 In:  the pieces of a split or the rows of a Hub dataset, and a tokenizer.
-Out: :class:`StreamBatches`: the batches of each optimizer step, and a small state to go on from.
+Out: :class:`StreamBatches`: the batches of each optimizer step, and a small state to resume from.
 
-The rows of a global batch are dealt to lanes: a lane fills the same rows of every batch. It reads its own pieces of the
-corpus and shuffles its blocks a window at a time. How many lanes there are follows from the data and the global batch,
-never from the number of processes. So a process reads only the lanes whose rows it trains on, and the batches are the
+The rows of a global batch are divided among lanes: a lane fills the same rows of every batch. It reads its own pieces
+of the corpus and shuffles its blocks a window at a time. The number of lanes depends on the data and the global batch,
+never on the number of processes. So a process reads only the lanes whose rows it trains on, and the batches are the
 same on any number of processes.
 """
 
@@ -25,40 +25,40 @@ from hfgpt.data.mix import Pattern, shares_seen
 from hfgpt.data.pieces import Part
 from hfgpt.data.texts import Place, TextStream
 
-SHUFFLE_WINDOW = 1024  # blocks that are shuffled among themselves, over all lanes
+SHUFFLE_WINDOW = 1024  # blocks in the shuffle windows of all lanes
 
-SMALLEST_WINDOW = 64  # blocks that a lane shuffles among themselves, at least
+SMALLEST_WINDOW = 64  # minimum blocks in a lane's shuffle window
 
-MOST_LANES = 64  # each holds a window and a part of tokens
+MOST_LANES = 64  # each holds a window and a part's tokens in memory
 
-UNITS = 4  # pieces or files that a lane has to choose from, at least
+UNITS = 4  # minimum pieces or files in a lane
 
-EMPTY_EPOCHS = 1000  # in a row; an epoch of one lane may happen to hold only files without text
+EMPTY_EPOCHS = 1000  # in a row; one lane's epoch may contain only files without text
 
 
 def lane_count(global_batch: int, units: int) -> int:
-    """The lanes of a stream: a divisor of the global batch, such that each has enough of the corpus to shuffle."""
+    """Return the number of lanes: a divisor of the global batch that leaves each lane enough to shuffle."""
     most = max(1, min(MOST_LANES, units // UNITS))
     return next(divisors(global_batch, most))
 
 
 class TokenSource:
-    """The tokens of a stream of texts, epoch after epoch without end, from any position on.
+    """The tokens of a stream of texts, over endless epochs, from any position.
 
-    A position is a dict that JSON can hold: `epoch`, the place of a part in it, and `token`, counted from the part's
-    first.
+    A position is a dict that JSON can store: `epoch`, the place of a part in it, and `token`, the index within the
+    part.
 
     Args:
         texts: to read.
-        encode: a part to its tokens.
-        first: where the split begins, as :meth:`head` returns it; what lies before it never comes.
+        encode: converts a part to tokens.
+        first: where the split begins, as :meth:`head` returns it; earlier text is skipped in every epoch.
     """
 
     def __init__(self, texts: TextStream, encode: Callable[[Part], NDArray[Any]], first: Place | None = None) -> None:
         self._texts, self._encode, self._first = texts, encode, first
 
     def head(self, n: int) -> tuple[TokenStream, Place | None]:
-        """The first n tokens (or all there are) as they are stored, and the place behind them if there are any."""
+        """Return the first n tokens in stored order (or all there are), and the place after them, if text remains."""
         chunks: list[NDArray[Any]] = []
         for tokens, place in self._epoch(None, None):
             chunks.append(tokens[:n])
@@ -68,7 +68,7 @@ class TokenSource:
         return TokenStream(chunks), {**place, "token": place["token"] + len(tokens)} if chunks else None
 
     def _epoch(self, epoch: int | None, position: Place | None) -> Iterator[tuple[NDArray[Any], Place]]:
-        """The tokens of each part from the position on, with the position of the first of them."""
+        """Yield the tokens of each part from the position on, with the position of each part's first token."""
         place, first = _without_token(position), _without_token(self._first)
         for part, at in self._texts.parts(epoch, first, place):
             skip = self._first["token"] if self._first and at == first else 0
@@ -77,7 +77,7 @@ class TokenSource:
             yield self._encode(part)[skip:], {**at, "token": skip}
 
     def tokens(self, position: Place | None = None) -> Iterator[tuple[NDArray[Any], Place]]:
-        """Runs of tokens, each with the position of its first token, from a position on (None: the beginning).
+        """Yield runs of tokens from a position on (None: the beginning), with the position of each run's first token.
 
         Raises:
             InputError: there are no tokens.
@@ -104,26 +104,25 @@ class Rows(Protocol):
     """An endless sequence of blocks that can be resumed."""
 
     def take(self, n: int) -> NDArray[Any]:
-        """The next n blocks: (n, block_size + 1)."""
+        """Return the next n blocks: (n, block_size + 1)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it takes to go on: a small dict that JSON can hold."""
+        """Return what a resume needs: a small dict that JSON can store."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
 
 
 class Lane:
-    """The blocks of one lane, shuffled a window at a time. The next window is read in the background.
-
-    The state is where the window began in the stream, and how much of it is used.
+    """The blocks of one lane, shuffled a window at a time. The next window is read in the background. The state is
+    where the window began in the stream, and how many of its blocks are used.
 
     Args:
         source: the tokens.
-        block_size: targets of a block.
-        window: blocks that are shuffled among themselves.
-        seed: numbers that decide the order in each window.
-        readers: threads that read.
+        block_size: targets in a block.
+        window: blocks in a shuffle window.
+        seed: numbers that determine the order in each window.
+        readers: reader threads.
     """
 
     def __init__(
@@ -141,14 +140,14 @@ class Lane:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See :class:`Rows`."""
         if self._next:
-            self._next.exception()  # let the reader finish: a source is read by one at a time
+            self._next.exception()  # let the reader finish, since a source supports one reader at a time
         self._number, self._taken, self._position = state["window"], state["taken"], state["position"]
         self._window: NDArray[Any] | None = None
         self._windows = self._read_windows(self._number, self._position)
         self._next = None
 
     def begin(self) -> None:
-        """Start to read, so that several lanes are read side by side."""
+        """Start reading, so that several lanes are read in parallel."""
         if self._window is None and self._next is None:
             self._next = self._readers.submit(next, self._windows)
 
@@ -165,7 +164,7 @@ class Lane:
         return np.concatenate(out)
 
     def _turn(self) -> None:
-        """Go on to the next window."""
+        """Advance to the next window."""
         if self._window is not None:
             self._taken = 0
         ready = self._next or self._readers.submit(next, self._windows)
@@ -173,7 +172,7 @@ class Lane:
         self._next = self._readers.submit(next, self._windows)
 
     def _read_windows(self, number: int, position: Place | None) -> Iterator[tuple[int, Place | None, NDArray[Any]]]:
-        """Each window from this one on: its number, the position where it begins, its blocks in shuffled order."""
+        """Yield each window from this one on: its number, its start position, its blocks in shuffled order."""
         runs = self._source.tokens(position)
         size, length = self._size * self._block_size, self._block_size + 1
         held: list[tuple[NDArray[Any], Place]] = []
@@ -226,12 +225,12 @@ class MixedLane:
 
 
 class StreamBatches:
-    """The global batch of each step, from lanes; the same for any number of processes.
+    """The global batch of each step, from lanes; it does not depend on the number of processes.
 
     Args:
-        make_lane: makes the lane of a number.
-        lanes: how many there are; divides the global batch.
-        global_batch: rows of a step.
+        make_lane: creates the lane with a given number.
+        lanes: the number of lanes; divides the global batch.
+        global_batch: rows in a step.
         patterns: of each lane, if several corpora are mixed, and `names` of these.
     """
 
@@ -250,7 +249,7 @@ class StreamBatches:
         self._lanes: dict[int, Lane | MixedLane] = {}
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
-        """As :meth:`hfgpt.data.blocks.Batches.micro_batches`, but the steps must be asked for one after another."""
+        """Like :meth:`hfgpt.data.blocks.Batches.micro_batches`, but steps must be requested in order."""
         assert step == self._step, f"a stream goes forward only: step {self._step} is next, not {step}"
         each, share = self._global_batch // self._count, self._global_batch // world
         needed = range(rank * share // each, -(-(rank + 1) * share // each))
@@ -278,7 +277,7 @@ class StreamBatches:
         return lane
 
     def figures(self, step: int) -> dict[str, float]:
-        """For the record: the share of each corpus of a mix in what was seen before a step."""
+        """Return, for metrics.jsonl, each corpus's share of the rows before a step, for a mix."""
         if not self._patterns:
             return {}
         rows = step * self._global_batch // self._count
@@ -286,13 +285,13 @@ class StreamBatches:
         return shares_seen(self._names, counts)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on with the next step, as far as this process knows it; see :func:`merged`."""
+        """Return this process's part of the state for the next step; see :func:`merged`."""
         lanes = {str(number): lane.state_dict() for number, lane in self._lanes.items()} or self._loaded
         return {"step": self._step, "lanes": lanes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the merged states of all processes, in this process or another."""
-        if "lanes" not in state:  # a checkpoint from before there were lanes
+        """Continue from the merged states of all processes, in this process or another."""
+        if "lanes" not in state:  # a checkpoint from before lanes existed
             state = {"step": state["step"], "lanes": {"0": state}}
         self._step, self._loaded = state["step"], state["lanes"]
         if not {str(number) for number in self._lanes} <= self._loaded.keys():
@@ -302,6 +301,6 @@ class StreamBatches:
 
 
 def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The states of the batches of all processes as one, which each of them can go on from."""
+    """Merge all processes' batch states into one that each can continue from."""
     lanes = {number: lane for state in states for number, lane in state.get("lanes", {}).items()}
     return {**states[0], **({"lanes": lanes} if "lanes" in states[0] else {})}

@@ -1,6 +1,6 @@
-"""The texts of a split in the order of an epoch, from any place on.
+"""The texts of a split in the order of an epoch, from any place.
 
-In:  the pieces of a split, or the rows of a Hub dataset; a seed; which lane of how many.
+In:  the pieces of a split, or the rows of a Hub dataset; a seed; the lane and the number of lanes.
 Out: :class:`TextStream`: parts of text, each with its place.
 """
 
@@ -17,17 +17,16 @@ from hfgpt.data.reading import grouped, read
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-RUN = 16  # pieces of a text file that stay in order if several lanes share the file
+RUN = 16  # consecutive pieces of a text file that stay together if several lanes share the file
 
-Place = dict[str, Any]  # of a part in an epoch, as JSON can hold it
+Place = dict[str, Any]  # a part's place in an epoch, as JSON can store it
 
 
 class TextStream:
-    """The parts of a lane of a split, read as they are needed, an epoch at a time.
+    """The parts of one lane of a split, read on demand, an epoch at a time.
 
-    Local files come in an order that seed and epoch decide: text files as wholes (in runs of pieces if there are
-    several lanes), the pieces of .jsonl and .parquet files each by itself. The rows of a Hub dataset come in
-    its own order.
+    Seed and epoch determine the order of local files: text files stay whole (in runs of pieces if there are several
+    lanes), while pieces of .jsonl and .parquet files are shuffled individually. A Hub dataset keeps its own order.
     """
 
     def __init__(
@@ -44,16 +43,16 @@ class TextStream:
         self._lane, self.lanes = lane, lanes
 
     def from_start(self) -> Iterator[Part]:
-        """The parts in the order in which the split is stored."""
+        """Yield the parts in stored order."""
         return (part for part, _place in self.parts(None, None, None))
 
     def parts(self, epoch: int | None, first: Place | None, place: Place | None) -> Iterator[tuple[Part, Place]]:
-        """Each part of an epoch, with its place.
+        """Yield each part of an epoch, with its place.
 
         Args:
-            epoch: which; None for the order in which the split is stored.
-            first: where the split begins; parts stored before it are left out (None: nowhere).
-            place: where to go on reading (None: at the epoch's beginning).
+            epoch: the epoch's number; None for the stored order.
+            first: where the split begins; parts stored before it are skipped (None: skip nothing).
+            place: where to continue reading (None: the epoch's beginning).
         """
         if self._rows is not None:
             yield from self._row_parts(place or first or {"rows": None, "part": 0})
@@ -68,28 +67,28 @@ class TextStream:
                     yield part, {"piece": i, "part": number}
 
     def _order(self, epoch: int | None, first: int) -> list[int]:
-        """The numbers of this lane's pieces from `first` on, in the order of an epoch."""
+        """Return the indices of this lane's pieces from `first` on, in the order of an epoch."""
         groups = units(self._pieces, first, whole=self.lanes == 1)
         if epoch is not None:
             groups = [groups[g] for g in np.random.RandomState((*self._seed, epoch)).permutation(len(groups))]
         return [i for group in groups[self._lane :: self.lanes] for i in group]
 
     def _row_parts(self, place: Place) -> Iterator[tuple[Part, Place]]:
-        """A place is the state of the rows behind the last whole document, and the parts since then."""
+        """Yield parts of rows; a place is the rows' state after the last whole document, and the parts since then."""
         assert self._rows is not None
         self._rows.load_state_dict(place["rows"])
         skip, place = place.get("part", 0), {"rows": place["rows"], "part": 0}
         for part in grouped(row[self._column] for row in self._rows):
             if place["part"] >= skip:
                 yield part, place
-            if part.open:  # the rest of a long document is in memory alone
+            if part.open:  # the rest of a long document is only in memory
                 place = {"rows": place["rows"], "part": place["part"] + 1}
             else:
                 skip, place = 0, {"rows": self._rows.state_dict(), "part": 0}
 
 
 def units(pieces: list[Piece], first: int, whole: bool) -> list[list[int]]:
-    """The numbers of pieces from `first` on, in groups that stay together: text files, or runs of their pieces."""
+    """Return the indices of pieces from `first` on, in groups that stay together: text files, or runs of pieces."""
     groups: dict[Any, list[int]] = {}
     place = 0
     for i, piece in enumerate(pieces[first:], first):

@@ -1,13 +1,12 @@
-"""Tokenizers, each one a plain Transformers tokenizer that is exact for any text.
+"""Tokenizers: plain Transformers tokenizers that encode any text losslessly.
 
 In:  ``tokenizer`` of the config ('char', 'bpe', or a Hub id or folder), ``vocab_size``, and texts to learn from.
-Out: a ``PreTrainedTokenizerFast`` that ``save_pretrained`` writes and ``AutoTokenizer`` reloads, without hfgpt; its
+Out: a ``PreTrainedTokenizerFast`` that ``save_pretrained`` writes and ``AutoTokenizer`` reloads without hfgpt; its
      :func:`vocabulary_size` and :func:`fingerprint`. :mod:`hfgpt.data.encoding` encodes with it.
 
-``char`` numbers the characters of the corpus from 0 in sorted order, as nanoGPT does. The 256 byte entries behind them
-spell every other character in UTF-8, so that no prompt is ever dropped or changed. nanoGPT's vocabulary does not have
-them: tiny Shakespeare has 65 tokens there, and 65 + 256 here. ``bpe`` is GPT-2's byte-level byte-pair encoding, trained
-here.
+``char`` numbers the characters of the corpus from 0 in sorted order, as nanoGPT does. The 256 byte tokens after them
+spell every other character in UTF-8, so no prompt is ever dropped or changed. nanoGPT's vocabulary does not have these:
+tiny Shakespeare has 65 tokens there, and 65 + 256 here. ``bpe`` is GPT-2's byte-level byte-pair encoding, trained here.
 """
 
 from __future__ import annotations
@@ -36,21 +35,21 @@ END_OF_TEXT = "<|endoftext|>"
 
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 
-LARGEST = 10_000_000  # ids; each takes a row of the embedding
+LARGEST = 10_000_000  # ids; each needs a row of the embedding
 
 
 # ------------------------------------------------------------------------------------------------- making and loading
 
 
 def build(config: Config, texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer that the config names.
+    """Build or load the tokenizer that the config names.
 
     Args:
-        config: its `tokenizer` and `vocab_size` are read.
-        texts: what 'char' and 'bpe' learn from; not read for a tokenizer that exists already.
+        config: only its `tokenizer` and `vocab_size` are used.
+        texts: training text for 'char' and 'bpe'; not read for an existing tokenizer.
 
     Raises:
-        InputError: there is no such tokenizer, or it has no fast implementation.
+        InputError: the tokenizer does not exist, or does not have a fast implementation.
     """
     if config.tokenizer == "char":
         return train_char(texts)
@@ -61,13 +60,13 @@ def build(config: Config, texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def train_char(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token a character: those of `texts` in sorted order, then the 256 bytes that spell all others."""
+    """Build a character-level tokenizer: the characters of `texts` in sorted order, then the 256 bytes."""
     characters = sorted(set().union(*(set(text) for text in texts)))
     return char_of([*characters, *BYTE_TOKENS])
 
 
 def char_of(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
-    """The character-level tokenizer with these tokens, id 0 first: single characters, and all of BYTE_TOKENS."""
+    """Return the character-level tokenizer with these tokens, id 0 first: single characters, and all of BYTE_TOKENS."""
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -75,9 +74,9 @@ def char_of(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """GPT-2's kind of tokenizer: bytes merged within words, END_OF_TEXT between documents.
+    """Train a tokenizer of GPT-2's kind: bytes merged within words, END_OF_TEXT between documents.
 
-    Returns: a tokenizer of exactly `vocab_size` tokens, or fewer where `texts` hold no more pairs to merge.
+    Returns: a tokenizer of exactly `vocab_size` tokens, or fewer if `texts` run out of pairs to merge.
     """
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -97,17 +96,17 @@ def _wrap(backend: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerFast:
 
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        clean_up_tokenization_spaces=False,  # it would take spaces away before punctuation
-        model_input_names=["input_ids", "attention_mask"],  # GPT-2 would embed token_type_ids as if they were tokens
+        clean_up_tokenization_spaces=False,  # otherwise decoding drops spaces before punctuation
+        model_input_names=["input_ids", "attention_mask"],  # GPT-2 would embed token_type_ids as tokens
         **special_tokens,
     )
 
 
 def load(name: str) -> PreTrainedTokenizerFast:
-    """An existing tokenizer, from the Hub or a folder; one with only vocab.json and merges.txt is read as GPT-2's.
+    """Load a tokenizer from the Hub or a folder; one with only vocab.json and merges.txt is read as GPT-2's.
 
     Raises:
-        InputError: it does not exist, cannot be reached, is damaged, or has no fast implementation.
+        InputError: it does not exist, cannot be reached, is damaged, or does not have a fast implementation.
     """
     from transformers import AutoTokenizer, GPT2TokenizerFast
 
@@ -118,7 +117,7 @@ def load(name: str) -> PreTrainedTokenizerFast:
     try:
         with panics_as_messages():
             tokenizer = (GPT2TokenizerFast if bare else AutoTokenizer).from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # whatever the libraries raise for a missing, unreachable or damaged tokenizer
+    except Exception as error:  # any library error: missing, unreachable or damaged
         where = _("no such folder here, and the Hub has no such tokenizer or could not be reached")
         if folder.is_dir():
             where = _("the folder holds no tokenizer that can be read")
@@ -135,7 +134,7 @@ def load(name: str) -> PreTrainedTokenizerFast:
             "tokenizer = {name!r}: has no fast implementation (tokenizer.json)\n    → use one that has, such as 'gpt2'",
             name=name,
         )
-    if not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):  # made of a model's config.json alone
+    if not tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False):  # built from only a model's config.json
         raise InputError(
             "tokenizer = {name!r}: has an empty vocabulary\n"
             "    → give a folder with tokenizer.json (or vocab.json and merges.txt)",
@@ -151,7 +150,7 @@ def load(name: str) -> PreTrainedTokenizerFast:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.clean_up_tokenization_spaces = False
-    tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False  # what save_pretrained writes
+    tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False  # written by save_pretrained
     return tokenizer
 
 
@@ -159,14 +158,14 @@ def load(name: str) -> PreTrainedTokenizerFast:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """The highest token id plus one: the rows that a model's embedding needs."""
+    """Return the highest token id plus one: the rows that a model's embedding needs."""
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The ids of a text's tokens, with nothing put before or behind them, however long it is.
+    """Return the token ids of a text of any length, without special tokens around them.
 
-    Transformers' own `encode` warns where a text is longer than the model's block, for which the text is not to blame.
+    Transformers' own `encode` warns if a text is longer than the model's block, which is not an error here.
 
     Raises:
         InputError: the tokenizer cannot read the text.
@@ -176,11 +175,11 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """32 hexadecimal digits that change with anything that changes the tokens of a text, and with nothing else."""
+    """Return 32 hexadecimal digits that change only with what affects the tokens of a text."""
     return _fingerprint(tokenizer.backend_tokenizer.to_str(), tokenizer.eos_token_id)
 
 
-@lru_cache(maxsize=2)  # asked at the start for each split and at every checkpoint, and a third of a second for GPT-2's
+@lru_cache(maxsize=2)  # computed for each split and every checkpoint, at a third of a second for GPT-2's
 def _fingerprint(pipeline: str, eos: int | None) -> str:
     parsed = json.loads(pipeline)
     parts = [parsed[key] for key in ("model", "normalizer", "pre_tokenizer", "decoder")]
@@ -190,12 +189,12 @@ def _fingerprint(pipeline: str, eos: int | None) -> str:
 
 
 def _added(pipeline: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tokens beside the model's own. A byte that serves as padding is one of the model's, and changes no text."""
+    """Return the added tokens. A byte used as padding belongs to the model's own tokens, and changes no text."""
     return [token for token in pipeline["added_tokens"] if token["content"] not in BYTE_TOKENS]
 
 
 def is_char(pipeline: dict[str, Any]) -> bool:
-    """Whether this is a tokenizer as :func:`train_char` makes it, whoever made it."""
+    """Whether the tokenizer is of the kind that :func:`train_char` builds."""
     model, decoder = pipeline["model"], pipeline["decoder"] or {}
     return (
         model["type"] == "BPE"

@@ -1,10 +1,10 @@
-"""A tokenizer.json from anywhere: what it may hold, checked before it is used, and its panics turned into messages.
+"""Untrusted tokenizer.json files: checked before use, with the library's panics turned into messages.
 
-In:  a folder with a tokenizer.json, or a block of code that lets a tokenizer read text.
+In:  a folder with a tokenizer.json, or a block of code that encodes text.
 Out: nothing, or an InputError that says what is wrong with the file.
 
-The tokenizers library is written in Rust and ends in a panic, which `except Exception` misses, where a pattern takes
-too many attempts on a text. Such patterns repeat something that itself repeats, as in ``(a+)+``.
+The tokenizers library is written in Rust. If a pattern needs too many attempts on a text, it panics, which `except
+Exception` misses. Such patterns repeat something that itself repeats, as in ``(a+)+``.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import IO, Any
 
 from hfgpt.base.errors import InputError, first_line
 
-LARGEST = 2**28  # bytes; those of vocabularies of 256,000 tokens have some 35 MB
+LARGEST = 2**28  # bytes; the file of a 256,000-token vocabulary has about 35 MB
 
 
 def check_file(path: Path) -> None:
-    """Check the size, the form and the patterns of a tokenizer.json; a missing file passes.
+    """Check the size, structure and patterns of a tokenizer.json; a missing file passes.
 
     Raises:
-        InputError: it is too large, is not JSON, or has a pattern that some texts would take for ever.
+        InputError: the file is too large, is not JSON, or has a pattern that may take forever on some texts.
     """
     if not path.is_file():
         return
@@ -53,20 +53,20 @@ def check_file(path: Path) -> None:
 
 
 class _StandardError:
-    """File descriptor 2, kept while tokenizers may panic: Rust writes there where it panicked, whoever catches it.
+    """Captures file descriptor 2 while tokenizers may panic, since Rust reports every panic there.
 
-    Several threads may be inside at once. The last one that leaves gives back what was written, unless it was a panic.
+    Several threads may be inside at once. The last one to leave writes the captured output back, unless it was a panic.
     """
 
     def __init__(self) -> None:
         self._lock, self._inside, self._panicked = threading.Lock(), 0, False
-        self._kept: tuple[IO[bytes], int] | None = None  # what is written meanwhile, and where it belongs
+        self._kept: tuple[IO[bytes], int] | None = None  # the captured output, and the original descriptor
 
     def enter(self) -> None:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                with contextlib.suppress(OSError):  # no descriptor 2, or no room: then Rust has its say
+                with contextlib.suppress(OSError):  # without descriptor 2 or disk space, Rust's report stays visible
                     file = tempfile.TemporaryFile()  # noqa: SIM115 - until the last one leaves
                     self._kept = file, os.dup(2)
                     os.dup2(file.fileno(), 2)
@@ -92,13 +92,13 @@ _standard_error = _StandardError()
 
 @contextmanager
 def panics_as_messages() -> Iterator[None]:
-    """Inside, a panic of the tokenizers library is an InputError, and nothing else is said of it."""
+    """Turn a panic of the tokenizers library inside the block into an InputError, without Rust's report."""
     panicked = False
     _standard_error.enter()
     try:
         yield
     except BaseException as error:
-        panicked = type(error).__name__ == "PanicException"  # pyo3 does not export the class
+        panicked = type(error).__name__ == "PanicException"  # pyo3 does not export the exception class
         if not panicked:
             raise
         raise InputError("the tokenizer cannot read this text: {reason}", reason=str(error)[:200]) from None
@@ -108,7 +108,7 @@ def panics_as_messages() -> Iterator[None]:
 
 @contextmanager
 def faults_as_messages() -> Iterator[None]:
-    """Inside, a text is encoded: whatever the pattern, the normalizer or the model comes to is an InputError."""
+    """Turn any error of encoding text inside the block (pattern, normalizer or model) into an InputError."""
     try:
         with panics_as_messages():
             yield
@@ -124,7 +124,7 @@ def faults_as_messages() -> Iterator[None]:
 
 
 def _patterns(part: Any) -> Iterator[str]:
-    """Every regular expression in a part of a tokenizer.json."""
+    """Yield every regular expression in a part of a tokenizer.json."""
     parts = [part]
     while parts:
         part = parts.pop()
@@ -137,8 +137,8 @@ def _patterns(part: Any) -> Iterator[str]:
 
 
 def repeats_a_repeat(pattern: str) -> bool:
-    """Whether a group that holds an unbounded repeat is itself repeated without bound, and may be tried again."""
-    # Of each open group: whether the group around it has a repeat so far, and whether it is atomic.
+    """Whether a group with an unbounded repeat is itself repeated without bound, and can backtrack."""
+    # For each open group: whether the enclosing group has a repeat so far, and whether the group is atomic.
     groups, repeating = list[tuple[bool, bool]](), False
     place, length = 0, len(pattern)
     while place < length:
@@ -164,7 +164,7 @@ def repeats_a_repeat(pattern: str) -> bool:
 
 
 def _unbounded(pattern: str, place: int) -> bool:
-    """Whether an unbounded quantifier stands here that may give back what it took: *, +, {2,}, lazy ones too."""
+    """Whether an unbounded quantifier that can backtrack stands here: *, +, {2,}, lazy ones too."""
     rest = pattern[place : place + 24]
     if rest[:1] in ("*", "+"):
         return rest[1:2] != "+"  # possessive
@@ -173,7 +173,7 @@ def _unbounded(pattern: str, place: int) -> bool:
 
 
 def _end_of_class(pattern: str, place: int) -> int:
-    """Behind the bracket that closes a character class; classes may hold classes."""
+    """Return the position after the bracket that closes a character class; classes may nest."""
     depth, start = 1, place
     while place < len(pattern) and depth:
         letter = pattern[place]

@@ -1,7 +1,7 @@
-"""Texts to tokens, made once by all cores and kept in the cache of `datasets`.
+"""Tokenise texts once, on all cores, into the cache of `datasets`.
 
 In:  the pieces of a split and a tokenizer.
-Out: a :class:`~hfgpt.data.blocks.TokenStream` over Arrow files that are mapped into memory.
+Out: a :class:`~hfgpt.data.blocks.TokenStream` over memory-mapped Arrow files.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from transformers import PreTrainedTokenizerFast
 
-ANNOUNCED_FROM = 16 << 20  # bytes of text; what takes longer than a moment is announced
+ANNOUNCED_FROM = 16 << 20  # bytes of text above which a message announces the work
 
 
 def tokenise(
     config: Config, pieces: list[Piece], tokenizer: PreTrainedTokenizerFast, key: str, cache: Path
 ) -> TokenStream:
-    """The tokens of a split, from the cache, or tokenised into it by all cores.
+    """Return the tokens of a split from the cache, after tokenising it on all cores if necessary.
 
-    Safe to call from several processes and runs at once, also of several machines: one works, the others say for whom
-    they wait, and read its result.
+    Several processes, runs and machines may call this at once: one does the work, the others print whom they wait for
+    and read its result.
 
     Raises:
         InputError: a text cannot be read, or the tokenizer cannot encode it.
@@ -58,7 +58,7 @@ def tokenise(
 
 @contextlib.contextmanager
 def the_only_one(folder: Path, key: str, name: str) -> Iterator[None]:
-    """One process at a time prepares what has this key; the others wait, and say for whom.
+    """Let one process at a time prepare the data with this key; the others wait, and print for whom.
 
     Raises:
         OSError: the folder cannot be written.
@@ -97,7 +97,7 @@ def _generate(
         )
     with _quiet():
         try:
-            made = datasets.Dataset.from_generator(
+            dataset = datasets.Dataset.from_generator(
                 _token_rows,
                 features=datasets.Features({"tokens": datasets.Value("binary")}),
                 cache_dir=str(cache),
@@ -109,36 +109,36 @@ def _generate(
         except datasets.exceptions.DatasetGenerationError as error:
             if os.strerror(errno.ENOSPC) in str(error.__cause__):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cache)) from None
-            for _row in _token_rows(**work):  # a worker's own error is lost on its way: meet it again
+            for _row in _token_rows(**work):  # the worker's own error was lost: raise it again here
                 pass
             raise
-    return made.data.table
+    return dataset.data.table
 
 
 def _cached(cache: Path, key: str) -> pa.Table | None:
-    """The rows that `datasets` has in its cache, mapped into memory without it: a start does not wait for its import.
+    """Memory-map the rows in the cache of `datasets`, without waiting for the library's import.
 
-    None if there are no such rows, or if their storage is unknown here; `datasets` then reads them.
+    Return None if there are no such rows, or if their format is unknown; `datasets` then reads them.
     """
     import pyarrow as pa
 
-    folder = cache / "generator" / f"default-fingerprint={key}" / "0.0.0"  # renamed to this when it is whole
+    folder = cache / "generator" / f"default-fingerprint={key}" / "0.0.0"  # renamed to this once complete
     try:
         expected = json.loads((folder / "dataset_info.json").read_text())["splits"]["train"]["num_examples"]
         shards = [pa.memory_map(str(path)) for path in sorted(folder.glob("generator-train*.arrow"))]
         rows = pa.concat_tables([pa.ipc.open_stream(shard).read_all() for shard in shards])
-    except (OSError, *UNREADABLE):  # Arrow's own errors are among them
+    except (OSError, *UNREADABLE):  # includes Arrow's own errors
         return None
     return rows if rows.num_rows == expected and rows.column_names == ["tokens"] else None
 
 
 def token_dtype(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The integers that hold a tokenizer's ids: 'uint16' if they suffice."""
+    """Return the integer type for a tokenizer's ids: 'uint16' if it suffices, else 'uint32'."""
     return "uint16" if vocabulary_size(tokenizer) <= 1 << 16 else "uint32"
 
 
 def process_count(config: Config) -> int:
-    """How many processes or threads prepare data: `num_proc`, or the cores that this process may use."""
+    """Return how many processes or threads prepare data: `num_proc`, or the cores that this process may use."""
     if config.num_proc != "auto":
         return config.num_proc
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -146,7 +146,7 @@ def process_count(config: Config) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars of `datasets`, and no threads of `tokenizers`, which do not survive a fork."""
+    """Turn off the progress bars of `datasets`, and the threads of `tokenizers`, which do not survive a fork."""
     import datasets
 
     bars, threads = datasets.are_progress_bars_disabled(), os.environ.get("TOKENIZERS_PARALLELISM")
@@ -163,9 +163,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _token_rows(pieces: list[Piece], pipeline: str, end: int | None, dtype: str) -> Iterator[dict[str, Any]]:
-    """One row of tokens for each part of the pieces, after an empty one (`datasets` keeps no table without rows).
+    """Yield one row of tokens for each part, after an empty one (`datasets` does not store tables without rows).
 
-    This is what a worker process runs. The rows are bytes, since `datasets` writes lists of numbers 50 times slower.
+    Worker processes run this. The rows are bytes, since `datasets` writes lists of numbers 50 times slower.
     """
     encode = encoder(pipeline)
     for piece in pieces:
@@ -175,9 +175,9 @@ def _token_rows(pieces: list[Piece], pipeline: str, end: int | None, dtype: str)
 
 
 def encode_part(part: Part, encode: Encoder, end: int | None) -> NDArray[Any]:
-    """The tokens of a part's texts, each document closed by the end-of-text token if the tokenizer has one.
+    """Return the tokens of a part's texts; each document ends with the end-of-text token if the tokenizer has one.
 
-    A text that spells the end-of-text token out, as files of many documents do, has it read as that token.
+    If a text spells out the end-of-text token, as files of many documents do, it is encoded as that token.
     """
     tokens = encode(part.texts)
     if end is not None:
