@@ -1,12 +1,12 @@
-"""GPT-2's forward pass for generation: the next token's logits, with the keys and values of the text so far kept.
+"""GPT-2's forward pass for generation: the next token's logits, with a key-value cache.
 
-In:  a GPT2LMHeadModel, then token ids, a few or one at a time.
+In:  a GPT2LMHeadModel, then token ids, one or several at a time.
 Out: the logits of the last position.
 
-Transformers' own forward pass does the same arithmetic (tests/inference/test_decoder.py holds the two together), but on
-a small model it spends more time in Python than on the arithmetic. Here a token costs the operations alone, the cache
-is as long as the block and is never copied, and there is no dropout to switch off. On a CPU all threads read large
-weights together (:func:`affine`), which takes most of a token's time there.
+Transformers' own forward pass does the same arithmetic (tests/inference/test_decoder.py compares the two), but on a
+small model it spends more time in Python than on the arithmetic. This one runs only the operations, never copies its
+block-long cache, and has no dropout to turn off. On a CPU, reading large weights takes most of a token's time, so all
+threads read them together (:func:`affine`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from hfgpt.base import machine as hardware
 
 
 class Affine(NamedTuple):
-    """x @ weight + bias, as Conv1D has them: weight (inputs, outputs), bias (outputs,)."""
+    """x @ weight + bias, in Conv1D's layout: weight (inputs, outputs), bias (outputs,)."""
 
     weight: Tensor
     bias: Tensor
-    parts: int  # in how many parts it is multiplied with a few rows; see :func:`_parts`
+    parts: int  # number of parts in a product with a few rows, see :func:`_parts`
 
 
 class Norm(NamedTuple):
@@ -38,7 +38,7 @@ class Norm(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a block computes with, without the modules around it."""
+    """A block's weights, without its modules."""
 
     norm_1: Norm
     qkv: Affine
@@ -47,16 +47,16 @@ class Layer(NamedTuple):
     widen: Affine
     activation: nn.Module
     narrow: Affine
-    scale: float  # of the attention scores
+    scale: float  # scale of the attention scores
     cache: Tensor  # (2, batch, block, n_head, head width): keys and values
 
 
 class Decoder:
-    """Reads text and gives the logits of the token that follows.
+    """Reads text and returns the logits of the next token.
 
     Args:
-        model: any mode, dtype and device; its weights are used as they are.
-        batch: texts side by side.
+        model: in any mode, dtype and device; its weights are used directly.
+        batch: number of texts in parallel.
     """
 
     def __init__(self, model: GPT2LMHeadModel, batch: int = 1) -> None:
@@ -86,7 +86,7 @@ class Decoder:
 
     @property
     def full(self) -> bool:
-        """Whether the block has no room for another token; :meth:`forget` makes room."""
+        """Whether the block is full; :meth:`forget` empties it."""
         return self._length >= self._block
 
     def forget(self) -> None:
@@ -95,10 +95,10 @@ class Decoder:
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor) -> Tensor:
-        """Read on, and give the logits of the token that follows.
+        """Read more tokens, and return the logits of the next one.
 
         Args:
-            ids: (batch, time) the tokens that follow what was read; several at the start of a text, then one at a time.
+            ids: (batch, time) the next tokens to read; several at the start of a text, then one at a time.
 
         Returns:
             (batch, vocabulary) logits of the token after the last one.
@@ -123,13 +123,13 @@ class Decoder:
 
 
 def layer_norm(x: Tensor, norm: Norm) -> Tensor:
-    """(rows, width) → the same."""
+    """(rows, width) → (rows, width)."""
     return torch.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.epsilon)
 
 
-# From so many numbers on, a matrix is read from memory each time. Up to so many rows, torch's product does that with
-# less than the memory gives, unless the processor is Intel's; a product of each thread's part takes half to four fifths
-# of the time.
+# A matrix of at least LARGE numbers is read from memory each time. For up to FEW rows, torch's product does not use the
+# full memory bandwidth, except on Intel's processors. Multiplying each thread's part takes half to four fifths of the
+# time.
 LARGE, FEW = 2**18, 16
 
 
@@ -155,7 +155,7 @@ def logits(x: Tensor, head: Tensor, parts: int) -> Tensor:
 
 
 def _parts(matrix: Tensor, most: int) -> int:
-    """In how many parts, `most` or 1, a matrix is multiplied with a few rows."""
+    """Return the number of parts, `most` or 1, for a matrix's product with a few rows."""
     return most if matrix.numel() >= LARGE and matrix.device.type == "cpu" and matrix.is_contiguous() else 1
 
 
@@ -169,6 +169,6 @@ def _norm(module: nn.LayerNorm) -> Norm:
 
 
 def _scale(attention: Any, head_width: int) -> float:
-    """What the scores are multiplied with, by the options that a pretrained model may have."""
+    """Return the scale of the attention scores, by options that a pretrained model may set."""
     scale = head_width**-0.5 if attention.scale_attn_weights else 1.0
     return scale / (attention.layer_idx + 1) if attention.scale_attn_by_inverse_layer_idx else scale

@@ -1,9 +1,9 @@
-"""How good an exported model is on a text, as a metric of the `evaluate` library.
+"""Evaluate an exported model on a text, as a metric of the `evaluate` library.
 
 In:  an exported run folder and, by default, the data that its recipe names.
-Out: the figures of :mod:`hfgpt.inference.figures` over a whole split.
+Out: the metrics of :mod:`hfgpt.inference.figures` over a whole split.
 
-Importing the library takes nearly a second, for which training does not wait: it uses the figures alone.
+Importing the library takes nearly a second, so training uses only the figures module.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ COLUMNS = {"nll_sum": "float64", "tokens": "int64", "characters": "int64"}
 
 
 class LanguageModelMetric(evaluate.Metric):  # type: ignore[misc, unused-ignore]  # the library has no types
-    """Token-weighted figures of a language model; bits per character compare models with different tokenizers.
+    """Token-weighted metrics of a language model; bits per character compare models with different tokenizers.
 
-    The class is here, so that the library does not ask the Hub for it.
+    The class is defined here, so that the library does not download it from the Hub.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -56,14 +56,14 @@ def evaluate_folder(
     batch_size: int = 32,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Evaluate an exported model on all blocks of a split; the split is cut as training cuts it.
+    """Evaluate an exported model on all blocks of a split, cut as in training.
 
     Args:
-        folder: the run folder; its recipe.yaml says which data, and without one, the defaults do.
-        dataset: other data, as `dataset` in a recipe; read with the model's own tokenizer.
+        folder: the run folder; its recipe.yaml names the data, otherwise the defaults apply.
+        dataset: other data, as for `dataset` in a recipe; read with the model's own tokenizer.
         split: 'val' or 'train'.
-        batch_size: sequences at a time; does not change the figures.
-        device: 'auto' or a device of torch.
+        batch_size: sequences at a time; does not change the results.
+        device: 'auto' or a torch device.
 
     Returns: `loss`, `perplexity`, `bits_per_character`, `tokens`, `characters`, `blocks`, `split`, `dataset`.
 
@@ -103,7 +103,7 @@ def evaluate_folder(
 
 
 def _recipe(folder: Path, dataset: str | None) -> Config:
-    """What the folder was trained by, or the defaults, on `dataset` if that is given."""
+    """Return the folder's recipe, or the defaults, with `dataset` if that is given."""
     path = folder / "recipe.yaml"
     config = configs.load(path) if path.is_file() else configs.build({}, folder.name)
     if dataset is None:

@@ -1,7 +1,7 @@
-"""An exported model folder: what it must hold, how it is loaded, and what makes Transformers' pipeline work with it.
+"""Exported model folders: checking, loading, and settings for Transformers' pipeline.
 
 In:  a folder.
-Out: GPT2LMHeadModel and its tokenizer, or an InputError that says what is missing.
+Out: its GPT2LMHeadModel and tokenizer, or an InputError that says what is missing.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from hfgpt.model.folder import INDEX, WEIGHTS, check_model, load_model, read_jso
 if TYPE_CHECKING:
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-SPARE_BYTE = "<0xFF>"  # a token of every character-level tokenizer, and a byte that UTF-8 never has
+SPARE_BYTE = "<0xFF>"  # a token of every character-level tokenizer, and a byte that never occurs in UTF-8
 
 # ------------------------------------------------------------------------------------------------------- the folder
 
 
 def check_folder(folder: str | Path) -> Path:
-    """The folder, if it holds an exported GPT-2 with its tokenizer, as far as can be told without loading it.
+    """Return the folder, after checking, without loading them, that it holds a GPT-2 and its tokenizer.
 
     Raises:
-        InputError: it does not; says what is missing and where it comes from.
+        InputError: it does not; the message says what is missing and how to get it.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -59,11 +59,11 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def load_folder(folder: str | Path, device: str = "auto") -> tuple[GPT2LMHeadModel, PreTrainedTokenizerBase]:
-    """The model (float32, in evaluation mode, on `device`) and the tokenizer of an exported folder.
+    """Load the model (float32, in evaluation mode, on `device`) and the tokenizer of an exported folder.
 
     Args:
         folder: see :func:`check_folder`.
-        device: 'auto' takes the accelerator if there is one; else a name that torch knows.
+        device: 'auto' means the accelerator if there is one; otherwise the name of a torch device.
 
     Raises:
         InputError: the folder's files or the device cannot be used.
@@ -94,11 +94,11 @@ def load_folder(folder: str | Path, device: str = "auto") -> tuple[GPT2LMHeadMod
 
 
 def generation_config(config: GPT2Config, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """What ``generation_config.json`` must say, so that Transformers' pipeline works with its own defaults.
+    """Return the generation config with which Transformers' pipeline works with its own defaults.
 
-    ``max_length`` is the block: the pipeline would otherwise add 256 tokens to any prompt and run past the positions
-    of a smaller model. An empty prompt starts as in :func:`start_id`. Ids without a token (a padded vocabulary) are
-    never drawn.
+    ``max_length`` is the block size: otherwise the pipeline adds 256 tokens to any prompt and runs past the positions
+    of a smaller model. An empty prompt starts with :func:`start_id`. Ids without a token (a padded vocabulary) are
+    never sampled.
     """
     from transformers import GenerationConfig
 
@@ -115,10 +115,10 @@ def generation_config(config: GPT2Config, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def allow_batches(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let Transformers put prompts of different lengths side by side: padded on the left with an existing token.
+    """Let Transformers batch prompts of different lengths, by left padding with an existing token.
 
-    The padding is masked, so any token does: the end of text, or for characters a byte that no text has. Neither the
-    vocabulary nor the tokens of a text change.
+    The padding is masked, so any token works: the end-of-text token, or for character-level tokenizers a byte that
+    never occurs in text. Neither the vocabulary nor the tokens of a text change.
     """
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -129,14 +129,14 @@ def allow_batches(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def left_out(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The characters of `text` that the tokenizer has no tokens for, each once; most tokenizers have all."""
+    """Return the characters of `text` without a token, each once; most tokenizers cover all characters."""
     with panics_as_messages():
         known = tokenizer.decode(token_ids(tokenizer, text), clean_up_tokenization_spaces=False)
     return "".join(sorted(set(text) - set(known)))
 
 
 def start_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that an empty prompt begins with: of a new document, or a line feed if it does not have one."""
+    """Return the first token for an empty prompt: that of a new document, or a line feed if there is not one."""
     newline = token_ids(tokenizer, "\n")
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, *newline):
         if token is not None:

@@ -1,10 +1,10 @@
-"""How good a model is on blocks of tokens: loss, perplexity and bits per character.
+"""Evaluate a model on blocks of tokens: loss, perplexity and bits per character.
 
 In:  a model and blocks of tokens.
-Out: the sum of the targets' negative log-likelihoods and their number; from these, the three figures.
+Out: the sum of the targets' negative log-likelihoods and their number; from these, the three metrics.
 
-Everything is token-weighted: sums are kept, in float64, and divided once at the end, so the figures do not depend on
-the batch size, on how the last batch falls, or on the number of processes.
+Everything is token-weighted: sums are accumulated in float64 and divided once at the end. So the metrics do not depend
+on the batch size, a partial last batch, or the number of processes.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ def evaluate_blocks(
     rank: int = 0,
     world: int = 1,
 ) -> tuple[float, int]:
-    """This process's share of (sum of negative log-likelihoods in nats, number of targets) over blocks of a split.
+    """Return this process's share of (sum of negative log-likelihoods in nats, number of targets) over blocks.
 
-    Each process takes every `world`-th block, so the sums over the processes are those of one process. All make the
-    same number of passes, which sharded models need, in the same shape, which compiled models need: rows that do not
-    count fill up the last pass. Dropout is off meanwhile, and the model's mode is put back.
+    Each process takes every `world`-th block, so the sums over all processes equal those of a single process. All make
+    the same number of forward passes, for sharded models, of the same shape, for compiled models: ignored rows pad the
+    last pass. Dropout is off during the evaluation, and the model's mode is restored.
 
     Args:
-        model: a :class:`hfgpt.model.gpt2.LanguageModel`, whose forward gives the summed NLL, in any wrapper.
+        model: a :class:`hfgpt.model.gpt2.LanguageModel`, whose forward returns the summed NLL, in any wrapper.
         stream: the split.
         block_size: targets in a block.
-        indices: the blocks to evaluate on, the same on every process.
+        indices: the indices of the blocks to evaluate on, the same on every process.
         batch_size: sequences at a time.
-        device: where the model is.
-        rank, world: this process, and how many there are.
+        device: the model's device.
+        rank, world: the rank of this process, and the number of processes.
     """
-    mine = np.asarray(indices)[rank::world]
+    own_indices = np.asarray(indices)[rank::world]
     passes = -(-len(indices) // (world * batch_size))
     nll, was_training = 0.0, model.training
     model.eval()
     try:
         with torch.no_grad():
             for start in range(0, passes * batch_size, batch_size):
-                rows = mine[start : start + batch_size]
+                rows = own_indices[start : start + batch_size]
                 padded = np.concatenate([rows, np.repeat(indices[:1], batch_size - len(rows))])
                 tokens = torch.from_numpy(stream.blocks(padded, block_size)).to(device)
                 inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
@@ -63,19 +63,19 @@ def evaluate_blocks(
                 nll += float(model(inputs, targets))
     finally:
         model.train(was_training)
-    return nll, len(mine) * block_size
+    return nll, len(own_indices) * block_size
 
 
 def figures(nll_sum: float, tokens: int, characters: int) -> dict[str, float]:
-    """Loss (nats per token), perplexity and bits per character.
+    """Return loss (nats per token), perplexity and bits per character.
 
     Args:
-        nll_sum: negative log-likelihood of all targets, summed, in nats.
+        nll_sum: summed negative log-likelihood of all targets, in nats.
         tokens: number of targets.
-        characters: number of characters that the targets stand for.
+        characters: number of characters in the targets.
 
     Raises:
-        InputError: the blocks hold no targets, or targets without text.
+        InputError: there are no targets, or they stand for no characters.
     """
     if not tokens or not characters:
         raise InputError("the tokens to evaluate hold no text, so there is nothing to measure")

@@ -1,14 +1,12 @@
-"""Text from a trained model, piece by piece as it is made.
+"""Text generation with a trained model, streamed piece by piece.
 
-In:  an exported run folder (or a GPT2LMHeadModel and its tokenizer), a prompt, and how to draw.
-Out: an iterator over pieces of text, each whole characters; joined, they are the continuation.
+In:  an exported run folder (or a GPT2LMHeadModel and its tokenizer), a prompt, and sampling settings.
+Out: an iterator over pieces of text of whole characters; joined, they are the continuation.
 
-Within the block the tokens are those that Transformers' ``model.generate`` would draw with the same seed, and the
-filters on the logits are its own. The loop is here for what ``generate`` does not do. It goes on past the block. It
-draws from generators of its own, so that a sample in the middle of training changes nothing in the run. And it takes a
-fraction of the time (hfgpt/inference/decoder.py).
-
-Importing this module imports neither torch nor transformers.
+Within the block, the tokens are those that Transformers' ``model.generate`` would sample with the same seed, and the
+logits processors are Transformers' own. This loop does what ``generate`` does not. It continues past the block. It uses
+its own generators, so that sampling during training does not affect the run. And it takes a fraction of the time
+(hfgpt/inference/decoder.py). Importing this module imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -28,25 +26,25 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-# A character has at most four bytes; so many tokens without the end of one are not UTF-8.
+# A character has at most four bytes; this many tokens without a complete character are not UTF-8.
 MAX_HELD_TOKENS = 16
 
-# Below this temperature the most likely token has all of the probability, and float32 has no room for the scores.
+# Below this temperature the most likely token has all of the probability, and scores overflow float32.
 COLDEST = 1e-9
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to draw. The defaults are those of nanoGPT's sample.py.
+    """Sampling settings, with the defaults of nanoGPT's sample.py.
 
     Raises:
-        InputError: a value out of range, as soon as it is made.
+        InputError: a value is out of range.
     """
 
-    max_new_tokens: int = 200  # tokens; fewer where the model ends the text itself
-    temperature: float = 0.8  # 0: always the most likely token; 1: the model's own odds; above: more random
+    max_new_tokens: int = 200  # tokens; fewer if the model ends the text
+    temperature: float = 0.8  # 0: always the most likely token; 1: the model's own probabilities; above: more random
     top_k: int | None = 200  # only the k most likely tokens; None: all
-    top_p: float | None = None  # only the most likely tokens that together have this probability; None: all
+    top_p: float | None = None  # only the most likely tokens with this total probability; None: all
     seed: int = 1337
 
     def __post_init__(self) -> None:
@@ -76,14 +74,14 @@ class Sampling:
 def generate(
     model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling | None = None
 ) -> Iterator[str]:
-    """The continuation of `prompt` as pieces of text, without the prompt, as they are drawn.
+    """Yield the continuation of `prompt`, without the prompt, as pieces of text while they are sampled.
 
-    Past the block the context slides: its last half is read anew and generation goes on from there, so a token costs
-    the same however long the text gets. Ends after ``max_new_tokens``, or where the model ends the text. The model's
-    mode does not matter and does not change; torch's global random state is neither read nor changed.
+    Past the block the context slides: its last half is reread and generation continues from there, so the cost per
+    token does not grow with the text. Ends after ``max_new_tokens``, or when the model ends the text. The model's mode
+    is irrelevant and stays unchanged; torch's global random state is neither read nor changed.
 
     Raises:
-        InputError: the weights are not finite, so there is nothing to draw from.
+        InputError: the weights are not finite, so nothing can be sampled.
     """
     for pieces in generate_many(model, tokenizer, prompt, sampling, 1):
         yield pieces[0]
@@ -96,9 +94,9 @@ def generate_many(
     sampling: Sampling | None = None,
     samples: int = 1,
 ) -> Iterator[list[str]]:
-    """Continuations of one prompt, computed side by side: at a time, a piece of text ("" for none yet) of each.
+    """Yield continuations of one prompt, computed in parallel: each time, a piece of text of each ("" if not ready).
 
-    Each has the next seed and is, but for rounding, what :func:`generate` writes with that seed.
+    Each has the next seed and equals, up to rounding, what :func:`generate` yields with that seed.
     """
     sampling = sampling or Sampling()
     ids = token_ids(tokenizer, prompt) or [start_id(tokenizer)]
@@ -114,7 +112,7 @@ def generate_many(
 def draw_tokens(
     model: GPT2LMHeadModel, ids: list[int], vocabulary: int, end: int | None, sampling: Sampling
 ) -> Iterator[int]:
-    """Token ids after `ids` (at least one), all below `vocabulary`, until `end` or ``max_new_tokens``."""
+    """Yield token ids after `ids` (at least one), all below `vocabulary`, until `end` or ``max_new_tokens``."""
     for (token,) in draw_many(model, ids, vocabulary, end, sampling, 1):
         if token is not None:
             yield token
@@ -123,7 +121,7 @@ def draw_tokens(
 def draw_many(
     model: GPT2LMHeadModel, ids: list[int], vocabulary: int, end: int | None, sampling: Sampling, samples: int
 ) -> Iterator[list[int | None]]:
-    """A token of each sample at a time; None for those that have ended. Sample i is drawn with ``seed + i``."""
+    """Yield one token of each sample at a time; None for those that have ended. Sample i uses ``seed + i``."""
     import torch
 
     from hfgpt.inference.decoder import Decoder
@@ -150,11 +148,11 @@ def draw_many(
 
 
 def _chooser(sampling: Sampling, generators: list[Any], vocabulary: int) -> Callable[[Tensor], list[int]]:
-    """A function from (samples, vocabulary) logits of the last position to a token id each.
+    """Return a function from (samples, vocabulary) logits of the last position to one token id each.
 
-    A text is the same alone and in company, since each row has its own generator. The draws are torch.multinomial's,
-    which divides the probabilities by exponentially distributed numbers and takes the largest; only those numbers are
-    drawn row by row.
+    A text does not depend on the batch, since each row has its own generator. The method is torch.multinomial's, which
+    divides the probabilities by exponentially distributed numbers and takes the largest; only those numbers are drawn
+    row by row.
     """
     import torch
     from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -179,7 +177,7 @@ def _chooser(sampling: Sampling, generators: list[Any], vocabulary: int) -> Call
 
 
 def _largest(scores: Tensor) -> list[int]:
-    """The token of each row's largest score."""
+    """Return the token of each row's largest score."""
     largest, tokens = scores.max(-1)
     if any(map(math.isnan, largest.tolist())):
         raise InputError(
@@ -190,10 +188,10 @@ def _largest(scores: Tensor) -> list[int]:
 
 
 class PieceDecoder:
-    """Pieces of text for a stream of ids. A character that is spread over several tokens is held until it is whole.
+    """Decodes a stream of ids into pieces of text. A character spread over several tokens is held until complete.
 
-    Each token is decoded after the piece before it, since some tokenizers write a word differently at the start of a
-    text; only these few are decoded each time, so a long text costs no more a token than a short one.
+    Each token is decoded together with the piece before it, since some tokenizers write a word differently at the start
+    of a text. Only these few tokens are decoded each time, so the cost per token does not grow with the text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -202,7 +200,7 @@ class PieceDecoder:
         self._pending: list[int] = []
 
     def add(self, token: int) -> str:
-        """The text that this token makes whole; "" if it is held."""
+        """Return the text that this token completes; "" if it is held."""
         self._pending.append(token)
         whole = self._text(self._before + self._pending)
         if whole.endswith("\ufffd") and len(self._pending) < MAX_HELD_TOKENS:
@@ -212,9 +210,9 @@ class PieceDecoder:
         return piece
 
     def end(self) -> str:
-        """What is held, at the end of the stream."""
+        """Return what is still held at the end of the stream."""
         return self._text(self._before + self._pending)[len(self._text(self._before)) :]
 
     def _text(self, ids: list[int]) -> str:
-        with panics_as_messages():  # a decoder may have patterns of its own
+        with panics_as_messages():  # a decoder may have its own patterns
             return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

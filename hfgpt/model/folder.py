@@ -1,10 +1,10 @@
-"""A folder that holds a GPT-2: checked before anything of it is used, and loaded in one place.
+"""GPT-2 model folders: checked before anything in them is used, then loaded.
 
-In:  a folder from anywhere: a run of this project, a download, a stranger's archive.
+In:  an untrusted folder: a run of this project, a download, a stranger's archive.
 Out: its GPT2LMHeadModel in float32, or an InputError that says what is wrong with it.
 
-The check reads config.json and the headers of the weight files alone. Transformers fills a weight that is missing with
-random numbers, and builds a model of any size that config.json asks for, so both are compared before it is called.
+The check reads only config.json and the headers of the weight files. Transformers fills missing weights with random
+numbers, and builds a model of any size that config.json asks for, so the two are compared first.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-JSON_BYTES = 2**20  # more than any config.json of a GPT-2, or an index of its weight files, has
+JSON_BYTES = 2**20  # bytes; above any GPT-2's config.json or index of weight files
 
 LARGEST = {
     "n_layer": 10_000,
@@ -46,14 +46,14 @@ ALIASES = {
     "max_position_embeddings": "n_positions",
 }  # fmt: skip
 
-# What else of config.json decides how a GPT-2 computes. Whatever it says beside this is not used.
+# The other keys of config.json that affect a GPT-2's computation. All remaining keys are ignored.
 READ = (
     "activation_function", "resid_pdrop", "embd_pdrop", "attn_pdrop", "layer_norm_epsilon", "initializer_range",
     "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "bos_token_id", "eos_token_id",
     "pad_token_id", "tie_word_embeddings",
 )  # fmt: skip
 
-NUMBERS = {"F64", "F32", "F16", "BF16"}  # types of a weight, by their names in safetensors
+NUMBERS = {"F64", "F32", "F16", "BF16"}  # data types of weights, by their safetensors names
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -61,46 +61,46 @@ _OTHER_THINGS = N_("{path}: is not the description of a model")
 
 
 def check_model(folder: str | Path) -> dict[str, Any]:
-    """What config.json says of the model in a folder, if its weights are all there and have the shapes that follow.
+    """Return config.json's settings, after checking that all weights exist with the shapes that it implies.
 
     Imports neither torch nor transformers.
 
     Raises:
-        InputError: a file is missing or is not what it should be; says which and why.
+        InputError: a file is missing or invalid; the message says which and why.
     """
     path = Path(folder)
     config = read_config(path / "config.json")
     shapes = dict[str, tuple[int, ...]]()
     for file in weight_files(path):
         shapes |= _header(file)
-    there = {name.removeprefix("transformer."): shape for name, shape in shapes.items()}
-    wanted = dict(_wanted(config))
-    missing = [name for name in wanted if name not in there]
+    actual = {name.removeprefix("transformer."): shape for name, shape in shapes.items()}
+    expected = dict(_expected_shapes(config))
+    missing = [name for name in expected if name not in actual]
     if missing:
         raise InputError(
             "{path}: {count} of the model's {all} weights are missing, the first is {name}",
             path=path,
             count=len(missing),
-            all=len(wanted),
+            all=len(expected),
             name="transformer." + missing[0],
         )
-    for name, shape in wanted.items():
-        if there[name] != shape:
+    for name, shape in expected.items():
+        if actual[name] != shape:
             raise InputError(
                 "{path}: the weight {name} has the shape {found}, and config.json asks for {shape}",
                 path=path,
                 name=name,
-                found=there[name],
+                found=actual[name],
                 shape=shape,
             )
     return config
 
 
 def load_model(folder: str | Path, **options: Any) -> GPT2LMHeadModel:
-    """The model of a folder, in float32 on the CPU. `options` change its config, such as ``attn_pdrop=0.1``.
+    """Load the model of a folder, in float32 on the CPU. `options` change its config, such as ``attn_pdrop=0.1``.
 
     Raises:
-        InputError: as :func:`check_model`, or the libraries cannot read what it let pass.
+        InputError: as for :func:`check_model`, or the libraries cannot read the folder.
     """
     config = check_model(folder)
     import torch
@@ -113,13 +113,13 @@ def load_model(folder: str | Path, **options: Any) -> GPT2LMHeadModel:
                 folder, config=GPT2Config(**config | options), dtype=torch.float32, use_safetensors=True,
                 local_files_only=True, attn_implementation=attention,
             )  # fmt: skip
-    except Exception as error:  # whatever the libraries raise for what the check let pass
+    except Exception as error:  # any library error that the check did not foresee
         raise InputError("{path}: cannot be loaded: {reason}", path=folder, reason=first_line(error)) from None
 
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Without Transformers' bar for loading weights, which is over before one could read it."""
+    """Turn off Transformers' progress bar for loading weights, which ends before anyone can read it."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
@@ -132,7 +132,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
-    """The object in a small JSON file.
+    """Return the object in a small JSON file.
 
     Raises:
         InputError: the file cannot be read, is too large or is not a JSON object.
@@ -156,10 +156,10 @@ def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: one, or those that its index names.
+    """Return the safetensors files of a folder: one, or those that its index names.
 
     Raises:
-        InputError: there is not one, or the index names a file outside of the folder or of another type.
+        InputError: there is no such file, or the index names a file outside the folder or of another type.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
@@ -178,10 +178,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """What config.json says, by GPT2Config's names; every size within LARGEST.
+    """Return config.json's settings under GPT2Config's names, with every size within LARGEST.
 
     Raises:
-        InputError: it cannot be read, is another model's, or says a size that no model has.
+        InputError: the file cannot be read, describes another architecture, or has an impossible size.
     """
     raw = read_json(path)
     kind = raw.get("model_type")
@@ -214,8 +214,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _wanted(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names and shapes of a GPT-2's weights; those of the body without the prefix "transformer."."""
+def _expected_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the names and shapes of a GPT-2's weights, without the prefix "transformer."."""
     width, inner = config["n_embd"], config["n_inner"] or 4 * config["n_embd"]
     yield "wte.weight", (config["vocab_size"], width)
     yield "wpe.weight", (config["n_positions"], width)
@@ -238,7 +238,7 @@ def _wanted(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of the weights in a safetensors file, whose header must fit the file's length."""
+    """Return the names and shapes of the weights in a safetensors file; its header must match the file's length."""
     try:
         with open(path, "rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:

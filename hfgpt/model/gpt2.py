@@ -1,7 +1,7 @@
-"""The model: the chapter's names become a GPT2LMHeadModel here, and nowhere else.
+"""The model: the only place that turns the chapter's names into a GPT2LMHeadModel.
 
-In:  a Config and the size of the vocabulary.
-Out: :class:`LanguageModel`, what the loop trains: token ids and targets in, the summed loss out. Its `.gpt2` is the
+In:  a Config and the vocabulary size.
+Out: :class:`LanguageModel`, which the loop trains: token ids and targets in, the summed loss out. Its `.gpt2` is the
      plain Transformers model that is saved and exported.
 """
 
@@ -22,18 +22,18 @@ from hfgpt.model import head, kernels, pretrained, width
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-IGNORED = -100  # a target that is not trained, as everywhere in Transformers
+IGNORED = -100  # target without a loss, as everywhere in Transformers
 
 
 class LanguageModel(nn.Module):
     """GPT-2 with its loss inside, so that DDP, FSDP and torch.compile wrap one module.
 
-    The forward pass runs GPT-2's own blocks. It leaves out what training does not need: the KV cache, and the search
-    for packed sequences, which under torch.compile would always build a mask and so lose the fast attention.
+    The forward pass runs GPT-2's own blocks. It omits what training does not need: the KV cache, and the detection of
+    packed sequences, which under torch.compile would always build a mask and so disable the fast attention.
 
     Args:
-        gpt2: the model that is trained.
-        document_end: the end-of-text token, to keep attention inside a document; None: a block is one context.
+        gpt2: the model to train.
+        document_end: the end-of-text token, to restrict attention to a document; None: a block is one context.
         z_loss: see :func:`hfgpt.model.head.linear_cross_entropy`.
     """
 
@@ -45,15 +45,15 @@ class LanguageModel(nn.Module):
             for name, child in module.named_children():
                 if type(child) is nn.Dropout:
                     setattr(module, name, kernels.Dropout(child.p))
-                elif type(child) is NewGELUActivation:  # GPT-2's own, eight operations in Python
+                elif type(child) is NewGELUActivation:  # GPT-2's default: eight Python operations
                     setattr(module, name, GELUTanh())  # the same function, one kernel
 
     def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
-        """The negative log-likelihood of the targets, summed, in nats, float32.
+        """Return the summed negative log-likelihood of the targets, in nats, float32.
 
         Args:
             input_ids: (batch, time) token ids.
-            targets: (batch, time) the token that follows each input, or IGNORED.
+            targets: (batch, time) the token after each input, or IGNORED.
         """
         hidden = self.hidden(input_ids).flatten(0, 1)
         return head.linear_cross_entropy(hidden, self.gpt2.lm_head.weight, targets.flatten(), IGNORED, self.z_loss)
@@ -77,19 +77,20 @@ class LanguageModel(nn.Module):
 
 
 def document_positions(input_ids: Tensor, end: int) -> Tensor:
-    """(batch, time) ids → (batch, time) positions that start again at each end-of-text token.
+    """(batch, time) ids → (batch, time) positions that restart at each end-of-text token.
 
-    The end-of-text token counts as the first token of the document behind it. That document's first token is then
-    predicted from [end] alone: every target of a block is trained, and sees its own document only.
+    The end-of-text token counts as the first token of the document after it. That document's first token is then
+    predicted from [end] alone. So every target in a block is trained, and depends only on its own document.
     """
     places = torch.arange(input_ids.shape[1], device=input_ids.device)
     return places - torch.where(input_ids == end, places, 0).cummax(dim=1).values
 
 
 def document_mask(positions: Tensor) -> Tensor:
-    """(batch, time) positions that restart with each document → (batch, 1, time, time), True where attention may look.
+    """(batch, time) positions that restart with each document → (batch, 1, time, time), True where attention is
+    allowed.
 
-    The mask is causal, and a token sees its own document alone.
+    The mask is causal, and a token attends only to its own document.
     """
     document = (positions == 0).cumsum(-1)
     same = document[:, :, None] == document[:, None, :]
@@ -97,10 +98,10 @@ def document_mask(positions: Tensor) -> Tensor:
 
 
 def document_blocks(positions: Tensor) -> BlockMask:
-    """The same mask, of which only squares of 128 queries and keys are noted: all of it may look, a part, or nothing.
+    """Return the same mask as a BlockMask, which marks each tile of 128 queries and keys as full, partial or empty.
 
-    The kernel passes over the squares in which nothing may look. So a block of many documents takes less time than one
-    of a single document, and no matrix of time² is read.
+    The kernel skips empty tiles. So a block of many documents takes less time than one of a single document, and no
+    matrix of size time² is read.
     """
     document = (positions == 0).cumsum(-1)
     batch, time = positions.shape
@@ -112,7 +113,7 @@ def document_blocks(positions: Tensor) -> BlockMask:
 
 
 def gpt2_config(config: Config, vocab_size: int, eos_token_id: int | None) -> GPT2Config:
-    """The chapter's names as Transformers has them (chapter 2; GPT-2 paper).
+    """Translate the chapter's names into a GPT2Config (chapter 2; GPT-2 paper).
 
     The default activation is the exact GELU, as in nanoGPT: on a CPU it takes a third of the time of GPT-2's tanh form.
     """
@@ -137,19 +138,19 @@ def gpt2_config(config: Config, vocab_size: int, eos_token_id: int | None) -> GP
 def build(
     config: Config, vocab_size: int, eos_token_id: int | None, tokenizer: PreTrainedTokenizerFast | None = None
 ) -> LanguageModel:
-    """A model from scratch, or pretrained weights fitted to the recipe; float32, on the CPU.
+    """Build a model from scratch, or from pretrained weights fitted to the recipe; float32, on the CPU.
 
     The caller seeds torch first: the initial weights come from the global generator.
 
     Args:
         config: the recipe.
         vocab_size: rows of the token embedding.
-        eos_token_id: the end-of-text token, where the tokenizer has one.
-        tokenizer: that of the corpus; pretrained weights are compared with it.
+        eos_token_id: the end-of-text token, if the tokenizer has one.
+        tokenizer: the corpus's tokenizer; pretrained weights must match it.
 
     Raises:
-        InputError: the pretrained model cannot be loaded, or does not fit block_size or the tokenizer; or
-            document_mask is asked for and the tokenizer has no end-of-text token.
+        InputError: the pretrained model cannot be loaded, or does not match block_size or the tokenizer; or
+            document_mask is set and the tokenizer does not have an end-of-text token.
     """
     if config.document_mask and eos_token_id is None:
         raise InputError(
@@ -169,7 +170,7 @@ def build(
 
 
 def _pretrained(config: Config, vocab_size: int, eos_token_id: int | None, tokenizer: Any) -> GPT2LMHeadModel:
-    """Pretrained weights that go together with block_size and the tokenizer."""
+    """Load pretrained weights that match block_size and the tokenizer."""
     source, gpt2 = config.init_from, pretrained.load(config)
     positions = gpt2.config.n_positions
     if config.block_size > positions:
@@ -196,5 +197,5 @@ def crop_positions(gpt2: GPT2LMHeadModel, block_size: int) -> None:
 
 
 def parameter_count(model: LanguageModel) -> int:
-    """Trained parameters; the head shares the token embedding and counts once."""
+    """Return the number of trained parameters; a head tied to the token embedding is not counted again."""
     return sum(parameter.numel() for parameter in model.parameters())

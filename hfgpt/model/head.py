@@ -1,12 +1,12 @@
-"""The head of the model and its loss, without all of the logits in memory at once.
+"""The model's output head and loss, without all logits in memory at once.
 
 In:  the hidden states after the last layer norm, the head's weight, the targets.
-Out: the cross entropy, summed, with gradients.
+Out: the summed cross entropy, with gradients.
 
-The logits of a large vocabulary are the largest tensors of a step. Here they are made a chunk at a time, and never more
-than an eighth of them where they are many. torch 2.13 has a linear_cross_entropy of its own, which is not used: it
-ignores autocast, so that its products run in float32, it leaves the compiled graph, and it takes 1.2 to 4 times as
-long at the same memory (2 CPU threads; benchmarks/head.py shows both, and the day that this has changed).
+The logits of a large vocabulary are the largest tensors of a step. They are computed a chunk at a time, for large
+logits at most an eighth at once. torch 2.13 has its own linear_cross_entropy, which is not used for three reasons. It
+ignores autocast, so its products run in float32; it breaks the compiled graph; and it takes 1.2 to 4 times as long at
+the same memory (2 CPU threads). benchmarks/head.py compares the two, and will show when this changes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hfgpt.model.sizes import CHUNKS, LOGITS
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignored: int, z_loss: float = 0.0) -> Tensor:
-    """Cross entropy of the logits `hidden @ weight.T`, summed, in nats, float32; the logits made a chunk at a time.
+    """Return the summed cross entropy of the logits `hidden @ weight.T`, in nats, float32, computed in chunks.
 
     The gradient is computed with the loss, while a chunk's logits are in memory, as in Liger's fused kernel.
 
@@ -30,9 +30,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore
         hidden: (tokens, n_embd).
         weight: (vocabulary, n_embd).
         targets: (tokens,) token ids.
-        ignored: the target that has no loss.
+        ignored: the target without a loss.
         z_loss: weight of log(Σ exp(logits))², which keeps the logits from drifting (Chowdhery et al. 2022, "PaLM", 5).
-            It is in the gradients only: the value stays the cross entropy, so that losses compare.
+            It affects only the gradients: the value stays the cross entropy, so that losses are comparable.
     """
     loss: Tensor = cast(Any, _LinearCrossEntropy).apply(
         hidden, weight, targets, ignored, torch.is_grad_enabled(), z_loss
@@ -85,9 +85,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def rows_to_add(weight: Tensor, dtype: torch.dtype) -> int:
-    """How many rows of zeros the copy of the head's weight in `dtype` gets: on a card, up to a multiple of 64.
+    """Return how many zero rows pad the head's weight in `dtype`: on a card, up to a multiple of 64.
 
-    A row of GPT-2's 50,257 logits is else no multiple of the 16 bytes that a card's fast products read at a time.
+    Without them, a row of GPT-2's 50,257 logits is not a multiple of the 16 bytes that fast matrix products need.
     """
     return -len(weight) % 64 if weight.device.type == "cuda" and weight.dtype != dtype else 0
 
@@ -96,8 +96,8 @@ def rows_to_add(weight: Tensor, dtype: torch.dtype) -> int:
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += leftᵀ · right.
 
-    A compiler cannot look into it. It would otherwise make the products of all chunks first and add them in one go: at
-    GPT-2's vocabulary that is 0.5 GB more.
+    A custom operator is opaque to the compiler. Otherwise it computes the products of all chunks before adding them: at
+    GPT-2's vocabulary that takes 0.5 GB more.
     """
     total.add_(left.T @ right)
 
@@ -110,9 +110,9 @@ def _(total: Tensor, left: Tensor, right: Tensor) -> None:
 def _nll(
     logits: Tensor, vocabulary: int, targets: Tensor, ignored: int, with_gradient: bool, z_loss: float
 ) -> tuple[Tensor, Tensor | None]:
-    """The summed loss of (rows, vocabulary) logits, and its gradient, in the memory of float32 logits themselves.
+    """Return the summed loss of (rows, vocabulary) logits and its gradient, computed in place in float32 logits.
 
-    Columns beyond the vocabulary count for nothing.
+    Columns beyond the vocabulary are ignored.
     """
     narrow, trained = logits.dtype, (targets != ignored).unsqueeze(1)
     places = torch.where(trained, targets.unsqueeze(1), 0)
@@ -127,7 +127,7 @@ def _nll(
     nll = (total.log() - chosen).mul(trained).sum()
     if not with_gradient:
         return nll, None
-    # softmax - one-hot, and nothing where there is no loss; of the z-loss, softmax times twice the logarithm
+    # Gradient: softmax - one-hot, 0 for ignored targets. The z-loss adds softmax times twice the logarithm.
     share = trained / total
     if z_loss:
         share = share * (1 + 2 * z_loss * (total.log() + largest))

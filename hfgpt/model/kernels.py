@@ -1,11 +1,11 @@
-"""Dropout and attention for a CPU, where torch's own operators are slow.
+"""Dropout and attention for CPUs, where torch's own operators are slow.
 
-In:  the tensors of GPT-2's dropout and attention.
+In:  the inputs of GPT-2's dropout and attention.
 Out: the same results (dropout: the same distribution), with gradients.
 
-On a CPU torch draws dropout masks one number at a time, makes whole block_size² matrices for attention with dropout,
-and takes long for attention in bfloat16. These are plain torch operations, and their draws begin from torch's own
-generator, so that seeds and exact resumes hold. benchmarks/README.md has what each saves.
+On a CPU torch draws dropout masks one number at a time, builds whole block_size² matrices for attention with dropout,
+and is slow at attention in bfloat16. These kernels are plain torch operations seeded from torch's own generator, so
+seeds and exact resumes still work. benchmarks/README.md lists the savings.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from transformers.masking_utils import sdpa_mask
 
 from hfgpt.model.sizes import NARROW_BLOCK, QUERIES
 
-ATTENTION = "hfgpt"  # the name of :func:`attention` among Transformers' attention implementations
+ATTENTION = "hfgpt"  # name of :func:`attention` in Transformers' registry
 
 
 def suits(tensor: Tensor) -> bool:
-    """Whether these kernels serve: on a CPU, and not where torch.compile generates better ones."""
+    """Whether to use these kernels: on a CPU, unless torch.compile generates better ones."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def keep_mask(shape: torch.Size, p: float) -> Tensor:
-    """A mask of `shape`, uint8: each element 0 with probability p, to within 2⁻¹⁷, else 1.
+    """Return a uint8 mask of `shape`: each element is 0 with probability p, to within 2⁻¹⁷, otherwise 1.
 
-    64 random bits decide four elements. As uint8 a mask is made four times as fast as in bool.
+    64 random bits determine four elements. A uint8 mask is generated four times as fast as a bool mask.
     """
     elements = math.prod(shape)
     bits = random_bits((elements + 3) // 4).view(torch.int16)[:elements]
@@ -42,16 +42,17 @@ def keep_mask(shape: torch.Size, p: float) -> Tensor:
 
 
 def random_bits(count: int) -> Tensor:
-    """(count,) int64 in which every bit is random, from one draw of torch's generator.
+    """Return (count,) int64 of random bits, from one draw of torch's generator.
 
-    The generator makes one number after another, in one thread. Its draw seeds SplitMix64 (Steele, Lea, Flood 2014,
-    "Fast splittable pseudorandom number generators"), whose numbers do not need each other: all threads make them.
+    torch's generator is sequential and single-threaded. Its draw seeds SplitMix64 (Steele, Lea, Flood 2014, "Fast
+    splittable pseudorandom number generators"), whose numbers are independent of each other, so all threads compute
+    them.
     """
     seed = torch.empty((), dtype=torch.int64).random_(-(2**63), None)
     bits = torch.arange(1, count + 1).mul_(_signed(0x9E3779B97F4A7C15)).add_(seed)
     high = torch.empty_like(bits)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
-        torch.bitwise_right_shift(bits, shift, out=high).bitwise_and_(2 ** (64 - shift) - 1)  # torch shifts the sign in
+        torch.bitwise_right_shift(bits, shift, out=high).bitwise_and_(2 ** (64 - shift) - 1)  # clears the sign bits
         bits.bitwise_xor_(high)
         if factor is not None:
             bits.mul_(_signed(factor))
@@ -59,15 +60,15 @@ def random_bits(count: int) -> Tensor:
 
 
 def _signed(number: int) -> int:
-    """The same 64 bits as torch's int64 has them."""
+    """Return the same 64 bits as a signed integer, as torch's int64 requires."""
     return number - 2**64 if number >= 2**63 else number
 
 
 class Dropout(nn.Dropout):
-    """torch's nn.Dropout, with a faster mask on a CPU."""
+    """nn.Dropout with a faster mask on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Any shape in, the same out."""
+        """Apply dropout; the shape stays the same."""
         if self.training and 0 < self.p < 1 and suits(input):
             dropped: Tensor = cast(Any, _Dropout).apply(input, self.p)
             return dropped
@@ -80,7 +81,7 @@ class _Dropout(torch.autograd.Function):
         mask = keep_mask(input.shape, p)
         ctx.save_for_backward(mask)
         ctx.scale = 1 / (1 - p)
-        return mask.to(input.dtype).mul_(input).mul_(ctx.scale)  # multiplying two types takes longer than converting
+        return mask.to(input.dtype).mul_(input).mul_(ctx.scale)  # faster than multiplying mixed types
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -89,9 +90,9 @@ class _Dropout(torch.autograd.Function):
 
 
 def takes_block_masks(device: torch.device, width: int, dropout: float) -> bool:
-    """Whether :func:`attention` takes a BlockMask: where torch.compile generates FlexAttention's kernel for it.
+    """Whether :func:`attention` accepts a BlockMask, for which torch.compile generates FlexAttention's kernel.
 
-    The kernel has no dropout, and takes heads of at least 16 numbers.
+    The kernel does not support dropout, and needs a head width of at least 16.
     """
     return torch.compiler.is_compiling() and device.type == "cuda" and width >= 16 and not dropout
 
@@ -100,21 +101,20 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask | None,
     dropout: float = 0.0, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention as Transformers calls it: torch's fused kernels, except on a CPU with dropout or in bfloat16.
+    """Attention with Transformers' signature: torch's fused kernels, except on a CPU with dropout or in bfloat16.
 
-    The fused kernels of a CPU have no dropout. In bfloat16, at the lengths that are trained on a CPU, they take two to
-    four times as long as the products that they consist of.
+    The fused CPU kernels do not support dropout. In bfloat16, at lengths typical of CPU training, they take two to four
+    times as long as the separate matrix products.
 
     Args:
         module: the attention layer.
         query, key, value: (batch, n_head, time, head width).
         attention_mask: None for causal attention over the whole block; or (batch, 1, time, time), True where a query
-            may look, which must not be ahead; or the same as a BlockMask, where :func:`takes_block_masks` says so.
-        dropout: share of the attention weights that is dropped.
-        kwargs: as Transformers has them.
+            may attend, never ahead; or the same as a BlockMask, if :func:`takes_block_masks` allows it.
+        dropout: share of the attention weights to drop.
+        kwargs: Transformers' other arguments.
 
-    Returns:
-        (batch, time, n_head, head width), and no weights.
+    Returns: (batch, time, n_head, head width), and None for the weights.
     """
     if isinstance(attention_mask, BlockMask):
         blocks = flex_attention(query, key, value, block_mask=attention_mask, scale=kwargs.get("scaling"))
@@ -138,9 +138,9 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 class _CausalAttention(torch.autograd.Function):
-    """softmax(q kᵀ · scale, causal) with dropout, times v; in one number type, a few queries at a time.
+    """softmax(q kᵀ · scale, causal) with dropout, times v; in one data type, a few queries at a time.
 
-    Queries i to j see keys up to j only, so nearly half of the products and of the weights are never made.
+    Queries i to j see only keys up to j, so nearly half of the products and weights are never computed.
     """
 
     @staticmethod
@@ -153,7 +153,7 @@ class _CausalAttention(torch.autograd.Function):
         q, k, v = (tensor.to(dtype).reshape(batch * heads, time, width) for tensor in (query, key, value))
         v = v / (1 - p) if p else v
         out = torch.empty_like(q)
-        unread = torch.zeros((), dtype=dtype)  # baddbmm wants a summand; with beta=0 it is not read
+        unread = torch.zeros((), dtype=dtype)  # required by baddbmm, but not read with beta=0
         ahead = torch.full((QUERIES, QUERIES), -math.inf, dtype=dtype).triu_(1)
         kept = []
         for start in range(0, time, QUERIES):
@@ -167,7 +167,7 @@ class _CausalAttention(torch.autograd.Function):
             if p:
                 kept.append(keep_mask(weights.shape, p))
                 weights = scores.copy_(kept[-1]).mul_(weights)
-            out[:, start:end] = torch.bmm(weights, v[:, :end])  # with out= torch takes one matrix at a time
+            out[:, start:end] = torch.bmm(weights, v[:, :end])  # with out=, torch multiplies one matrix at a time
             del scores, weights  # before there are new ones
         ctx.save_for_backward(q, k, v, out, *kept)
         ctx.p, ctx.scale, ctx.dtype = p, scale, query.dtype
@@ -178,13 +178,14 @@ class _CausalAttention(torch.autograd.Function):
         q, k, v, out, *kept = ctx.saved_tensors
         time, shape = q.shape[1], gradients[0].shape
         gradient = gradients[0].to(q.dtype).reshape(q.shape)
-        # Σ over keys of weight · its gradient, which the softmax takes off, is out · its gradient (FlashAttention).
+        # The softmax gradient subtracts Σ over keys of weight · its gradient, which equals out · its gradient
+        # (FlashAttention).
         taken_off = (gradient * out).sum(-1, keepdim=True)
         dq = torch.empty_like(q)
-        dk = dv = torch.empty(0)  # no part of the sums yet
+        dk = dv = torch.empty(0)  # the sums are still empty
         masks = kept[1::2] if ctx.p else [None] * len(kept)
         groups = [*zip(range(0, time, QUERIES), kept[:: 2 if ctx.p else 1], masks, strict=True)]
-        for start, weights, mask in reversed(groups):  # the last one sees all keys
+        for start, weights, mask in reversed(groups):  # the last group sees all keys
             end = min(start + QUERIES, time)
             g = gradient[:, start:end]
             keeps = None if mask is None else mask.to(q.dtype)
@@ -204,7 +205,7 @@ class _CausalAttention(torch.autograd.Function):
 
 
 def _plus(total: Tensor, part: Tensor) -> Tensor:
-    """(heads, keys, width) float32 with a part for the first keys added; the first part is for all keys."""
+    """Add a part for the first keys to (heads, keys, width) float32; the first part must cover all keys."""
     if not len(total):
         return part.float()
     total[:, : part.shape[1]].add_(part)

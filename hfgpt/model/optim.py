@@ -1,7 +1,7 @@
 """The optimizer: AdamW, or Muon with AdamW beside it.
 
 In:  a Config and a model.
-Out: a torch optimizer with its groups of parameters, and the way to set the rate of a step.
+Out: a torch optimizer with its parameter groups, and a function that sets the learning rate of a step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hfgpt.model.muon import Muon, block_matrices, fast_dtype
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Matrices and embeddings decay; biases and layer-norm gains, of one dimension, do not."""
+    """Return two groups: matrices and embeddings decay; biases and layer-norm gains, of one dimension, do not."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
@@ -27,9 +27,9 @@ def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) ->
 
 
 def build(model: nn.Module, config: Config, device: torch.device) -> torch.optim.Optimizer:
-    """The recipe's optimizer: AdamW for everything, or Muon for the matrices of the blocks and AdamW for the rest.
+    """Build the recipe's optimizer: AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest.
 
-    AdamW (new = old - lr * update - lr * weight_decay * old) is fused where torch has a kernel for the device.
+    AdamW (new = old - lr * update - lr * weight_decay * old) is fused if torch has a kernel for the device.
     """
     matrices = block_matrices(model) if config.optimizer == "muon" else []
     apart = {parameter for group in matrices for parameter in group["params"]}
@@ -54,7 +54,7 @@ def build(model: nn.Module, config: Config, device: torch.device) -> torch.optim
 def _groups_by_rate(
     parameters: list[nn.Parameter], ratios: dict[nn.Parameter, float], config: Config
 ) -> list[dict[str, object]]:
-    """AdamW's groups: those of the whole rate, then those of another one, whose decay a step is the same."""
+    """Split AdamW's groups by rate ratio: full-rate groups, then scaled ones with the same decay per step."""
     groups = parameter_groups((p for p in parameters if p not in ratios), config.weight_decay)
     for ratio in sorted({ratios[p] for p in parameters if p in ratios}):
         members = [p for p in parameters if ratios.get(p) == ratio]
@@ -64,9 +64,9 @@ def _groups_by_rate(
 
 
 def set_learning_rate(optimizer: Any, rate: float) -> None:
-    """Give every group the rate of the step: AdamW's as it is or by muP's ratio, Muon's by that of the two peak rates.
+    """Set every group's learning rate: AdamW's, scaled by muP's ratio; Muon's by the ratio of the two peak rates.
 
-    One schedule then holds for both: warm-up, decay, and min_lr as a share of learning_rate.
+    Both thus follow one schedule: warm-up, decay, and min_lr as a share of learning_rate.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_ratio", 1.0)

@@ -1,7 +1,7 @@
-"""Pretrained weights as a beginning: `init_from`.
+"""Pretrained weights for `init_from`.
 
-In:  a folder or the id of a GPT-2 on the Hub, and the recipe's tokenizer.
-Out: its GPT2LMHeadModel in float32 with the recipe's dropout, or an InputError where it does not fit the recipe.
+In:  a folder or the Hub id of a GPT-2, and the recipe's tokenizer.
+Out: its GPT2LMHeadModel in float32 with the recipe's dropout, or an InputError if it does not match the recipe.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FILES = [
 
 
 def load(config: Config) -> GPT2LMHeadModel:
-    """The model of `init_from`, whole, in float32 and with the recipe's dropout.
+    """Load the model of `init_from`, in float32 and with the recipe's dropout.
 
     Raises:
-        InputError: it cannot be reached, is not a GPT-2 or is not whole.
+        InputError: it cannot be reached, is not a GPT-2, or is incomplete.
     """
     drop = {key: config.dropout for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
     try:
@@ -42,13 +42,13 @@ def load(config: Config) -> GPT2LMHeadModel:
 
 
 def _folder(source: str) -> Path:
-    """A folder here, or where the Hub's files lie once they are downloaded."""
+    """Return a local folder, or the folder of the files downloaded from the Hub."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
     try:
         return Path(snapshot_download(source, allow_patterns=FILES))
-    except Exception as error:  # whatever the library raises for an id that is wrong or cannot be reached
+    except Exception as error:  # any library error: wrong or unreachable id
         raise InputError(
             "cannot be loaded as a GPT-2 model: {reason}\n"
             "    → give a folder with config.json and model.safetensors, or a Hub id (with network access)",
@@ -59,7 +59,7 @@ def _folder(source: str) -> Path:
 def check_vocabulary(
     config: Config, gpt2: GPT2LMHeadModel, vocab_size: int, tokenizer: PreTrainedTokenizerFast | None
 ) -> None:
-    """Weights that learned with one vocabulary read another one's ids as other tokens.
+    """Refuse a tokenizer that the weights were not trained with, since its ids mean other tokens.
 
     Raises:
         InputError: the tokenizer has more tokens than the model, or is not the one that the model was trained with.
@@ -81,10 +81,10 @@ def check_vocabulary(
     if tokenizer is None or config.tokenizer == config.init_from:
         return
     try:
-        own = tokenizers.load(config.init_from)
-    except InputError:  # weights without a tokenizer: nothing says what their ids mean
+        model_tokenizer = tokenizers.load(config.init_from)
+    except InputError:  # without the model's tokenizer, the meaning of its ids is unknown
         return
-    if tokenizers.fingerprint(own) != tokenizers.fingerprint(tokenizer):
+    if tokenizers.fingerprint(model_tokenizer) != tokenizers.fingerprint(tokenizer):
         raise InputError(
             "tokenizer = {tokenizer!r}: is not the one that {source} was trained with, so its token ids mean other "
             "characters → {fix}",
@@ -95,7 +95,7 @@ def check_vocabulary(
 
 
 def renew_embeddings(gpt2: GPT2LMHeadModel, vocab_size: int, eos_token_id: int | None) -> None:
-    """New token embeddings, and a head that shares them if it did, for another vocabulary; in place."""
+    """Replace the token embeddings for another vocabulary, in place; a tied head stays tied."""
     deviation, width = gpt2.config.initializer_range, gpt2.config.n_embd
     tied = gpt2.lm_head.weight is gpt2.transformer.wte.weight
     gpt2.transformer.wte = nn.Embedding(vocab_size, width)

@@ -1,7 +1,7 @@
 """The learning rate as a pure function of the optimizer step.
 
-In:  the number of a step, and a resolved Config.
-Out: AdamW's learning rate in that step; Muon's follows in the ratio of the two peak rates.
+In:  a step number, and a resolved Config.
+Out: AdamW's learning rate in that step; Muon's is this times the ratio of the two peak rates.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from hfgpt.config import Config
 
-# What is left of the way from the peak to min_lr, after a share of the decay from 0 to 1. For "1-sqrt": Hägele et al.
-# 2024, "Scaling laws and compute-optimal training beyond fixed training durations".
+# The remaining share of the distance from the peak to min_lr, by the share of the decay from 0 to 1. "1-sqrt": Hägele
+# et al. 2024, "Scaling laws and compute-optimal training beyond fixed training durations".
 SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
     "linear": lambda done: 1.0 - done,
@@ -21,9 +21,9 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate(step: int, config: Config) -> float:
-    """The learning rate of optimizer step `step`, the first being step 1 (chapter 4.1, 4.2; nanoGPT's get_lr).
+    """Return the learning rate of optimizer step `step`, counted from 1 (chapter 4.1, 4.2; nanoGPT's get_lr).
 
-    Step 0 is the state before training: rate 0 where there is a warm-up.
+    Step 0 is the state before training: rate 0 if there is a warm-up.
     """
     warmup, decay, peak, low = config.warmup_iters, config.lr_decay_iters, config.learning_rate, config.min_lr
     if warmup is None or decay is None or low is None:

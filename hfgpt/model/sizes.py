@@ -1,6 +1,6 @@
-"""The sizes of a GPT-2: parameters and arithmetic, as formulas that need no torch.
+"""The sizes of a GPT-2: parameters and arithmetic, as formulas without torch.
 
-In:  a resolved Config, or a model's config.json, and the size of the vocabulary.
+In:  a resolved Config, or a model's config.json, and the vocabulary size.
 Out: counts of numbers and of floating-point operations.
 """
 
@@ -12,17 +12,17 @@ from typing import Any, Literal
 
 from hfgpt.config import Config
 
-COMPILING = 180.0  # seconds of an eager run on a card from which a minute of compiling pays
+COMPILING = 180.0  # seconds of an eager run on a card above which a minute of compiling pays off
 
-# A card waits for the host to launch its kernels: about this long a block, forward and backward, in eager mode.
+# Seconds for the host to launch one block's kernels, forward and backward, in eager mode; the card waits for it.
 HOST_SECONDS_PER_BLOCK = 0.8e-3
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """Trained numbers of a GPT-2 with biases, by where they sit.
+    """Trained parameters of a GPT-2 with biases, by component.
 
-    A tied head is the token embedding used once more, and counts 0.
+    A tied head reuses the token embedding, and counts 0.
     """
 
     token_embedding: int
@@ -34,7 +34,7 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """All of them: equal to GPT2LMHeadModel.num_parameters()."""
+        """The total, equal to GPT2LMHeadModel.num_parameters()."""
         return self.token_embedding + self.position_embedding + self.attention + self.mlp + self.norms + self.head
 
 
@@ -46,21 +46,21 @@ def parameters(config: Config, vocab_size: int) -> Parameters:
         position_embedding=config.block_size * width,
         attention=layers * (4 * width * width + 4 * width),  # query, key, value (3) and output projection, with biases
         mlp=layers * (2 * width * inner + inner + width),  # up to n_inner and back, with biases
-        norms=layers * 4 * width + 2 * width,  # two a block and the last one, gain and bias each
+        norms=layers * 4 * width + 2 * width,  # two in each block and the final one, each with gain and bias
         head=0 if config.tie_word_embeddings else vocab_size * width,
     )
 
 
 def mlp_width(config: Config) -> int:
-    """Channels inside an MLP: n_inner, by default 4 · n_embd."""
+    """Return the channels inside an MLP: n_inner, by default 4 · n_embd."""
     return config.n_inner or 4 * config.n_embd
 
 
 def exported_parameters(saved: Mapping[str, Any]) -> Parameters:
-    """The parameters of the GPT-2 that a config.json describes.
+    """Count the parameters of the GPT-2 that a config.json describes.
 
     Raises:
-        KeyError, TypeError, ValueError: it describes something else.
+        KeyError, TypeError, ValueError: the file describes something else.
     """
     names = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_positions": "block_size"}
     shape: dict[str, Any] = {ours: int(saved[theirs]) for theirs, ours in names.items()}
@@ -72,30 +72,30 @@ def exported_parameters(saved: Mapping[str, Any]) -> Parameters:
 
 Kind = Literal["cpu", "accelerator"]
 
-# Sizes of the pieces that a step works in; the step itself and the formulas of memory and time read them here.
+# Sizes of the chunks of a step, shared by the step itself and the formulas for memory and time.
 
-LOGITS = 2**24  # the head makes at most so many logits at a time,
+LOGITS = 2**24  # the head computes at most this many logits at a time,
 
-CHUNKS = 8  # unless more than so many pieces would be needed
+CHUNKS = 8  # unless that takes more than this many chunks
 
-QUERIES = 64  # a CPU's attention takes so many queries at a time
+QUERIES = 64  # queries in a chunk of attention on a CPU
 
-NARROW_BLOCK = 512  # the longest block whose attention weights a CPU keeps in bfloat16, without dropout
+NARROW_BLOCK = 512  # longest block whose attention weights a CPU stores in bfloat16, without dropout
 
-ELEMENTS = 2**23  # that Muon orthogonalises at a time: many small matrices in one product, or one large one
+ELEMENTS = 2**23  # numbers that Muon orthogonalises at a time: many small matrices in one product, or one large one
 
-ITERATIONS = 5  # of Muon's Newton-Schulz iteration
+ITERATIONS = 5  # steps of Muon's Newton-Schulz iteration
 
 
 # ------------------------------------------------------------------------------------------------------ arithmetic
 
 
 def flops_per_token(config: Config, vocab_size: int) -> float:
-    """Arithmetic of one token, forward and backward: 6N + 12 · n_layer · n_embd · block_size.
+    """Return the FLOPs of one token, forward and backward: 6N + 12 · n_layer · n_embd · block_size.
 
-    N is all parameters that multiply: all but the position embeddings, and the token embedding if the head is not the
-    same (PaLM's appendix B, as nanoGPT counts it). Recomputing activations
-    is not counted, since it trains nothing.
+    N counts the parameters in matrix products: all except the position embeddings, and the token embedding if the head
+    is separate (PaLM's appendix B, as nanoGPT counts it). Recomputing activations is not counted, since it trains
+    nothing.
     """
     counted = parameters(config, vocab_size)
     weights = (
@@ -105,11 +105,11 @@ def flops_per_token(config: Config, vocab_size: int) -> float:
 
 
 def flops_per_update(config: Config, kind: Kind) -> float:
-    """Arithmetic of the optimizer in a step, where it counts: Muon's matrix products (hfgpt/model/optim.py).
+    """Return the optimizer's FLOPs in a step, if significant: Muon's matrix products (hfgpt/model/optim.py).
 
-    A block has four matrices of C x C and two of C x F. An iteration takes three products, two of them along the
-    longer side. On a CPU a matrix more than twice as long as wide goes by its Gram matrix: then those two are made once
-    in all, and an iteration takes four of the shorter side's square, but three fewer in all.
+    A block has four matrices of C x C and two of C x F. An iteration takes three products, two of them along the longer
+    side. On a CPU, a matrix more than twice as long as wide is iterated by its Gram matrix. Those two products are then
+    computed only once, and an iteration takes four of the shorter side's square, but three fewer in total.
     """
     if config.optimizer != "muon":
         return 0

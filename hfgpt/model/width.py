@@ -1,19 +1,19 @@
 """Learning rates that transfer between widths: muP's rule (`mup_base_width`).
 
 In:  a fresh GPT2LMHeadModel, or its optimizer's groups, and the width at which the rates were tuned.
-Out: initial weights and rates at which a wider model's activations move as much in a step as the tuned one's.
+Out: initial weights and rates with which a wider model's activations change as much in a step as the tuned one's.
 
 The rule is that of Yang et al. 2022, "Tensor Programs V", table 8, for Adam; for Muon that of Yang, Simon, Bernstein
-2023, "A spectral condition for feature learning": its rate is a spectral norm, and holds at every width as it is. With
-m = mup_base_width / n_embd:
+2023, "A spectral condition for feature learning": its rate is a spectral norm, and is the same at every width. With m =
+mup_base_width / n_embd:
 
     matrices inside the blocks   initial deviation · √m     AdamW's rate · m, decay / m (so that rate · decay stays)
     logits                       · m, by the last layer norm's gain: it begins at m, and its rate is · m
-    embeddings, biases, norms    as they are
+    embeddings, biases, norms    unchanged
 
-Adam moves a gain by its rate whatever the gradient: a gain of m at m times the rate is m times a gain of 1 at the rate.
-The model is therefore a plain GPT-2, and Transformers computes its logits without knowing of this. The rule holds for
-heads of one width: raise n_head with n_embd.
+Adam moves a gain by its rate whatever the gradient: a gain of m at m times the rate is m times a gain of 1 at the full
+rate. The model is therefore a plain GPT-2, and Transformers computes its logits without special handling. The rule
+assumes a constant head width: raise n_head with n_embd.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from hfgpt.config import Config
 
 
 def ratio(config: Config) -> float:
-    """The width of tuning over the width at hand; 1 without the rule."""
+    """Return the tuned width divided by the model's width; 1 without the rule."""
     return 1.0 if config.mup_base_width is None else config.mup_base_width / config.n_embd
 
 
 @torch.no_grad()
 def scale_initial_weights(gpt2: GPT2LMHeadModel, config: Config) -> None:
-    """The rule's initial weights, from those of GPT-2; in place."""
+    """Scale GPT-2's initial weights by the rule, in place."""
     if (m := ratio(config)) == 1.0:
         return
     for module in gpt2.modules():
@@ -45,7 +45,7 @@ def scale_initial_weights(gpt2: GPT2LMHeadModel, config: Config) -> None:
 
 
 def rate_ratios(model: nn.Module, config: Config) -> dict[nn.Parameter, float]:
-    """What AdamW's rate is multiplied with, for each parameter that the rule slows down or speeds up."""
+    """Return the factor of AdamW's rate for each parameter that the rule scales."""
     if (m := ratio(config)) == 1.0:
         return {}
     plain: Any = model.gpt2
