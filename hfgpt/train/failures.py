@@ -41,26 +41,20 @@ def explained(run: Run, position: dict[str, Any] | None = None) -> Iterator[None
     except BrokenPipeError:  # the reader of the output has closed it, which is not a disk error
         raise
     except OSError as error:
-        raise RunError(
-            _("step {step}: writing failed: {error}", step=run.progress.step, error=error) + "\n" + how_to_resume(run)
-        ) from error
+        raise failed(run, _("step {step}: writing failed: {error}", step=run.progress.step, error=error)) from error
     except RuntimeError as error:
         step = run.progress.step + 1
         if is_out_of_memory(error):
-            saved = rescue(run, position)
-            raise RunError(
-                _(
-                    "step {step}: out of memory; {saved}\n    → {advice}\n"
-                    "      (or --fit=always, which finds that by itself)",
-                    step=step,
-                    saved=saved,
-                    advice=advice(run),
-                )
-                + "\n"
-                + how_to_resume(run)
-            ) from error
+            what = _(
+                "step {step}: out of memory; {saved}\n    → {advice}\n"
+                "      (or --fit=always, which finds that by itself)",
+                step=step,
+                saved=rescue(run, position),
+                advice=advice(run),
+            )
+            raise failed(run, what) from error
         if reason := lost_process(error):
-            raise RunError(_("step {step}: {reason}", step=step, reason=reason) + "\n" + how_to_resume(run)) from error
+            raise failed(run, _("step {step}: {reason}", step=step, reason=reason)) from error
         raise
 
 
@@ -84,24 +78,26 @@ def explained_start() -> Iterator[None]:
         raise
 
 
+def failed(run: Run, what: str) -> RunError:
+    """What happened, and the line that goes on with the run."""
+    return RunError(f"{what}\n{how_to_resume(run)}")
+
+
 def diverged(run: Run, what: str, step: int) -> RunError:
     """Return the error of a diverged run: what is not finite, since which step, the last checkpoint, the remedy."""
     config = run.config
     lower = f"--learning_rate={config.learning_rate / 2:g}"
     lower += f" --muon_learning_rate={config.muon_learning_rate / 2:g}" if config.optimizer == "muon" else ""
-    return RunError(
-        _(
-            "step {step}: not finite: {what}, learning rate {rate:.3g}; {saved}\n"
-            "    → a lower learning rate ({lower}; chapter 3.1), a longer warm-up, or dtype float32",
-            step=step,
-            what=what,
-            rate=learning_rate(step, config),
-            saved=last_checkpoint(run.folder),
-            lower=lower,
-        )
-        + "\n"
-        + how_to_resume(run)
+    said = _(
+        "step {step}: not finite: {what}, learning rate {rate:.3g}; {saved}\n"
+        "    → a lower learning rate ({lower}; chapter 3.1), a longer warm-up, or dtype float32",
+        step=step,
+        what=what,
+        rate=learning_rate(step, config),
+        saved=last_checkpoint(run.folder),
+        lower=lower,
     )
+    return failed(run, said)
 
 
 def lost_process(error: RuntimeError) -> str:
@@ -127,18 +123,15 @@ def watched(run: Run) -> Iterator[Waiting | None]:
 
 def waits_in_vain(run: Run) -> str:
     """Return the message shortly before NCCL's watchdog aborts the process."""
-    return (
-        _(
-            "step {step}: waits for another process of this run since {time}, and NCCL is about to end this one\n"
-            "    → the other one has ended, hangs, or cannot be reached: see what it said; a longer process_timeout "
-            "(now {timeout}) gives it more time",
-            step=run.progress.step + 1,
-            time=duration(run.patience.total_seconds() * SHARE),
-            timeout=run.config.process_timeout,
-        )
-        + "\n"
-        + how_to_resume(run)
+    what = _(
+        "step {step}: waits for another process of this run since {time}, and NCCL is about to end this one\n"
+        "    → the other one has ended, hangs, or cannot be reached: see what it said; a longer process_timeout "
+        "(now {timeout}) gives it more time",
+        step=run.progress.step + 1,
+        time=duration(run.patience.total_seconds() * SHARE),
+        timeout=run.config.process_timeout,
     )
+    return str(failed(run, what))
 
 
 def rescue(run: Run, position: dict[str, Any] | None) -> str:
