@@ -22,6 +22,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def rounded(value: float) -> float:
+    """Round a value to two digits: more would suggest a measurement."""
+    return float(f"{value:.2g}")
+
+
 def short(value: Any) -> str:
     """Format a field's value for a table."""
     return f"{value:g}" if isinstance(value, float) else str(value)

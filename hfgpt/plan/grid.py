@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from hfgpt.base.units import rounded
 from hfgpt.config import Config
 from hfgpt.config.rules import default_warmup
 from hfgpt.plan import batches, chapter, loss, timing
@@ -183,14 +184,10 @@ def rates_for(config: Config) -> dict[str, float]:
     best = loss.best_rate(law, config)
     if config.optimizer == "muon":
         return {
-            "muon_learning_rate": _rounded(min(0.06, max(0.015, best))),
-            "learning_rate": _rounded(min(6e-3, max(1.5e-3, law["embedding rate"]))),
+            "muon_learning_rate": rounded(min(0.06, max(0.015, best))),
+            "learning_rate": rounded(min(6e-3, max(1.5e-3, law["embedding rate"]))),
         }
-    return {"learning_rate": _rounded(min(6e-3, max(1e-3, best)))}
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.2g}")
+    return {"learning_rate": rounded(min(6e-3, max(1e-3, best)))}
 
 
 def expected(survey: Survey) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hfgpt.base.language import N_, _, listed
-from hfgpt.base.units import is_number
+from hfgpt.base.units import is_number, rounded
 from hfgpt.config import Config
 from hfgpt.runs.facts import Facts, smaller_model
 
@@ -104,11 +104,6 @@ def following(config: Config, new: dict[str, Any]) -> dict[str, Any]:
         if config.optimizer == "muon":
             fields["muon_learning_rate"] = rounded(config.muon_learning_rate * factor)
     return fields
-
-
-def rounded(value: float) -> float:
-    """Round a value to two digits: more would suggest a measurement."""
-    return float(f"{value:.2g}")
 
 
 def _typed(key: str, value: Any) -> str:

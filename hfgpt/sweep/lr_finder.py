@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
+from hfgpt.base.units import rounded
 from hfgpt.config import Config
 from hfgpt.runs import plots
 from hfgpt.runs.metrics import smooth
@@ -96,9 +97,5 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, str
     slopes = {i: curve[i + half] - curve[i - half] for i in range(half, max(half + 1, turn - half + 1))}
     steepest = rates[min(slopes, key=lambda i: slopes[i])]
     if rates[turn] / 10 < steepest:
-        return _two_digits(rates[turn] / 10), _("a tenth of where the loss turns up")
-    return _two_digits(steepest), _("where the loss falls most steeply")
-
-
-def _two_digits(rate: float) -> float:
-    return float(f"{rate:.1e}")
+        return rounded(rates[turn] / 10), _("a tenth of where the loss turns up")
+    return rounded(steepest), _("where the loss falls most steeply")
