@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from hfgpt import config
 from hfgpt.base import lock, shell
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import sha256
 from hfgpt.commands import plan as commands
 from hfgpt.data import tokenizer
 from hfgpt.data.prepare import prepare
@@ -119,9 +120,9 @@ def test_a_checkpoint_of_pickles(folder: Path, mark: Path, name: str) -> None:
     at = folder / "checkpoint-2"
     torch.save(Payload(mark), at / name)
     state = json.loads((at / "state.json").read_text())
-    state["files"][name] = {"bytes": (at / name).stat().st_size, "sha256": checkpoint._sum(at / name)}
+    state["files"][name] = {"bytes": (at / name).stat().st_size, "sha256": sha256(at / name)}
     (at / "state.json").write_text(json.dumps(state))
-    (at / "COMPLETE").write_text(checkpoint._sum(at / "state.json"))
+    (at / "COMPLETE").write_text(sha256(at / "state.json"))
     with pytest.raises(checkpoint.CheckpointError, match="cannot be read"):
         checkpoint.read(at)
 
@@ -248,7 +249,7 @@ def test_any_state_of_a_checkpoint(exported: Path, changed: dict[str, Any]) -> N
         shutil.copytree(exported / "checkpoint-2", at)
     state = json.loads((exported / "checkpoint-2" / "state.json").read_text())
     (at / "state.json").write_text(json.dumps(state | changed))
-    (at / "COMPLETE").write_text(checkpoint._sum(at / "state.json"))
+    (at / "COMPLETE").write_text(sha256(at / "state.json"))
     refused = ""
     try:
         checkpoint.read(at)
@@ -301,7 +302,7 @@ def test_a_file_of_brackets_is_no_record_of_anything(folder: Path, tmp_path: Pat
     """Every file of JSON that is read back: Python gives up with a RecursionError, which is not a ValueError."""
     at = folder / "checkpoint-2"
     (at / "state.json").write_text(DEEP)
-    (at / "COMPLETE").write_text(checkpoint._sum(at / "state.json"))
+    (at / "COMPLETE").write_text(sha256(at / "state.json"))
     with pytest.raises(checkpoint.CheckpointError, match="cannot be read"):
         checkpoint.read(at)
     (folder / ".lock").write_text(DEEP)

@@ -183,20 +183,20 @@ _TABLE: tuple[Row, ...] = (
 # fmt: on
 
 
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
 def _card(row: Row) -> Card:
     name, memory, bandwidth, float32, tf32, bfloat16, float16, power, source = row
-
-    def tera(value: float | None) -> float | None:
-        return None if value is None else value * TERA
-
     return Card(
         name=name,
         memory_bytes=int(memory * GIB),
         bandwidth=bandwidth * 1e9,
         float32=float32 * TERA,
-        tf32=tera(tf32),
-        bfloat16=tera(bfloat16),
-        float16=tera(float16),
+        tf32=_times(tf32, TERA),
+        bfloat16=_times(bfloat16, TERA),
+        float16=_times(float16, TERA),
         power_w=power,
         source=source,
         old=name.startswith(OLD),
@@ -255,19 +255,15 @@ def find(name: str) -> Card:
 def _slice(card: Card, compute: int, memory: int) -> Card:
     """Return a MIG slice with `compute` of the card's compute slices and `memory` GB."""
     share = min(1.0, compute / _SLICES.get(card.name, 7))
-
-    def part(value: float | None) -> float | None:
-        return None if value is None else value * share
-
     return replace(
         card,
         name=f"{card.name} MIG {compute}g.{memory}gb",
         memory_bytes=memory * GIB,
         bandwidth=card.bandwidth * min(1.0, memory * GIB / card.memory_bytes),
         float32=card.float32 * share,
-        tf32=part(card.tf32),
-        bfloat16=part(card.bfloat16),
-        float16=part(card.float16),
+        tf32=_times(card.tf32, share),
+        bfloat16=_times(card.bfloat16, share),
+        float16=_times(card.float16, share),
         power_w=None,
     )
 

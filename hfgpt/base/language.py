@@ -15,7 +15,7 @@ import locale
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
@@ -39,24 +39,23 @@ def current() -> str:
     return _chosen.get() or _preferred()
 
 
-@contextmanager
-def using(language: str) -> Iterator[None]:
+def using(language: str) -> AbstractContextManager[None]:
     """Use this language inside the block."""
-    token = _chosen.set(language)
-    try:
-        yield
-    finally:
-        _chosen.reset(token)
+    return _inside(_chosen, language)
+
+
+def about_card(yes: bool) -> AbstractContextManager[None]:
+    """Inside the block, memory means a graphics card's, which Chinese calls 显存; other memory is 内存."""
+    return _inside(_on_card, yes)
 
 
 @contextmanager
-def about_card(yes: bool) -> Iterator[None]:
-    """Inside the block, memory means a graphics card's, which Chinese calls 显存; other memory is 内存."""
-    token = _on_card.set(yes)
+def _inside(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _on_card.reset(token)
+        variable.reset(token)
 
 
 def _(message: str, /, **values: Any) -> str:

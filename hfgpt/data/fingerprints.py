@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from hfgpt.base.files import sha256
 from hfgpt.data.pieces import kind_of
 
 FORMAT = "2"  # part of every cache key; raise it if the same text would be tokenised differently
@@ -45,12 +46,7 @@ def of_files(paths: Iterable[Path], column: str, cache: Path, *, by_name: bool =
 
 def content_digest(path: Path, cache: Path) -> str:
     """Return a file's SHA-256; a large file's is cached until the file changes."""
-
-    def digest() -> str:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    return _remembered(path, "", cache, digest)
+    return _remembered(path, "", cache, lambda: sha256(path))
 
 
 def highest_token(path: Path, tokens: NDArray[Any], cache: Path) -> int:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from hfgpt import config as configs
 from hfgpt.base import threads
@@ -34,6 +35,9 @@ from hfgpt.plan.memory import Memory
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
 from hfgpt.plan.timing import Measured, Time
+
+Rest = ParamSpec("Rest")
+Said = TypeVar("Said")
 
 
 @dataclass(frozen=True)
@@ -135,17 +139,26 @@ def _simulate(survey: Survey, target: Target) -> int:
     return simulate.peak(own, survey.vocab_size, target.kind, target.dtype).bytes
 
 
+def of_its_device(
+    said: Callable[Concatenate[Plan, Rest], Said],
+) -> Callable[Concatenate[Plan, Rest], Said]:
+    """Let what is said of a plan name the memory of its device as :func:`about_card` has it."""
+
+    @wraps(said)
+    def spoken(plan: Plan, /, *rest: Rest.args, **named: Rest.kwargs) -> Said:
+        with about_card(plan.target.own_memory):
+            return said(plan, *rest, **named)
+
+    return spoken
+
+
+@of_its_device
 def write(plan: Plan, path: Path, recipe: str | None) -> Config:
     """Write the recommended recipe, with its reasons and what it is expected to take.
 
     Raises:
         InputError: nothing fits, the file exists, or it cannot be written.
     """
-    with about_card(plan.target.own_memory):
-        return _write(plan, path, recipe)
-
-
-def _write(plan: Plan, path: Path, recipe: str | None) -> Config:
     advice = plan.recommendation
     if not advice.fit.fits:
         memory = f"{plan.target.memory_bytes / 2**30:.4g} GiB"

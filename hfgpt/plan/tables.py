@@ -9,13 +9,13 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 
 from hfgpt.base.command import typed
-from hfgpt.base.language import N_, _, about_card, listed, sentences
+from hfgpt.base.language import N_, _, listed, sentences
 from hfgpt.base.units import duration, number, short, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, chart, faster, timing
 from hfgpt.plan.batches import Remedy
-from hfgpt.plan.command import Options, Plan
+from hfgpt.plan.command import Options, Plan, of_its_device
 from hfgpt.plan.faster import Way
 from hfgpt.plan.layout import command, paragraph, show, table
 from hfgpt.plan.memory import BINDS
@@ -23,13 +23,9 @@ from hfgpt.plan.memory import BINDS
 RULE = N_("chapter's rule of thumb")
 
 
+@of_its_device
 def render(plan: Plan, recipe: str | None, options: Options) -> str:
     """All tables of a plan, in the order in which one asks: how big, how much text, does it fit, how long, and then."""
-    with about_card(plan.target.own_memory):
-        return _render(plan, recipe, options)
-
-
-def _render(plan: Plan, recipe: str | None, options: Options) -> str:
     head = _(
         "{recipe}: {dataset}, on {device}",
         recipe=recipe or _("the defaults"),

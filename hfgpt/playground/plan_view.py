@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from html import escape
 
 from hfgpt.base.errors import Fault
-from hfgpt.base.language import N_, _, about_card, sentences
+from hfgpt.base.language import N_, _, sentences
 from hfgpt.base.units import duration, number, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, chart, faster, guide, timing
-from hfgpt.plan.command import Plan
+from hfgpt.plan.command import Plan, of_its_device
 from hfgpt.plan.memory import BINDS
 from hfgpt.playground.knobs import suited_recipe
 from hfgpt.playground.pieces import changes, table, tile, tiles, value
@@ -42,13 +42,9 @@ def explained(key: str) -> str:
     return f"<details><summary>{escape(label)}</summary><dl>{''.join(parts)}</dl></details>"
 
 
+@of_its_device
 def verdict(plan: Plan) -> tuple[str, str]:
     """'good', 'warn' or 'bad', and in a sentence whether a plan fits its device and a person's time."""
-    with about_card(plan.target.own_memory):
-        return _verdict(plan)
-
-
-def _verdict(plan: Plan) -> tuple[str, str]:
     memory, on, advice = plan.memory, plan.target, plan.recommendation
     if memory.needed <= on.memory_bytes:
         if plan.time.total_seconds <= LONG[on.kind]:
@@ -78,13 +74,9 @@ def _verdict(plan: Plan) -> tuple[str, str]:
     )  # fmt: skip
 
 
+@of_its_device
 def summary(plan: Plan) -> str:
     """The four figures that one looks at while a slider moves, and whether it fits."""
-    with about_card(plan.target.own_memory):
-        return _summary(plan)
-
-
-def _summary(plan: Plan) -> str:
     survey, memory, on, time = plan.survey, plan.memory, plan.target, plan.time
     parts, tokens = sizes.parameters(survey.config, survey.vocab_size), chapter.tokens(survey)
     kind, sentence = verdict(plan)
@@ -145,14 +137,14 @@ def schedule(config: Config) -> str:
     )
 
 
+@of_its_device
 def tables(plan: Plan) -> str:
     """Where the parameters, the memory and the time go, and what would fit."""
-    with about_card(plan.target.own_memory):
-        parts = [schedule(plan.survey.config), _time(plan), _memory(plan), _parameters(plan), _recommended(plan)]
-        if plan.memory.needed > plan.target.memory_bytes:
-            parts.insert(0, _remedies(plan))
-        elif verdict(plan)[0] == "warn":
-            parts.insert(0, _faster(plan))
+    parts = [schedule(plan.survey.config), _time(plan), _memory(plan), _parameters(plan), _recommended(plan)]
+    if plan.memory.needed > plan.target.memory_bytes:
+        parts.insert(0, _remedies(plan))
+    elif verdict(plan)[0] == "warn":
+        parts.insert(0, _faster(plan))
     return "".join(parts)
 
 

@@ -48,19 +48,20 @@ def runs(comparison: Comparison, sentences: Sequence[str], by: By) -> str:
     )
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
-    def loss(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4f}"
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
+
+def _row(entry: Entry) -> tuple[str, ...]:
     best, count, seconds = entry.best, entry.parameters, entry.last("seconds")
     return (
         entry.label,
         f"{entry.steps:,}",
         "–" if count is None else quantity(count),
         "–" if seconds is None else duration(seconds),
-        loss(entry.last("train_eval_loss")),
-        loss(entry.last("val_loss")),
-        loss(best[0] if best else None),
+        _loss(entry.last("train_eval_loss")),
+        _loss(entry.last("val_loss")),
+        _loss(best[0] if best else None),
         f"{best[1]:,}" if best else "–",
     )
 
@@ -118,17 +119,14 @@ def progress(state: State) -> str:
     """Where a run is: how far, how long still, its losses, and what it printed last."""
     share = round(100 * state.step / state.steps) if state.steps else 0
 
-    def loss(value: float | None) -> str:
-        return "–" if value is None else f"{value:.4f}"
-
     left = "–" if state.seconds_left is None else duration(state.seconds_left)
     of = _("of {steps:,}", steps=state.steps)
     figures = tiles(
         [
             tile("step", _("steps"), f"{state.step:,}", of, share),
             tile("left", _("time left"), left, f"{share}%"),
-            tile("train-loss", _("train loss"), loss(state.train_loss), ""),
-            tile("val-loss", _("validation loss"), loss(state.val_loss), ""),
+            tile("train-loss", _("train loss"), _loss(state.train_loss), ""),
+            tile("val-loss", _("validation loss"), _loss(state.val_loss), ""),
         ]
     )
     log = f'<pre class="log" tabindex="0">{escape(state.log)}</pre>' if state.log else ""

@@ -7,7 +7,6 @@ Out: the reference at a step, with the interval in which another seed is expecte
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import statistics
@@ -17,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hfgpt.base.files import sha256
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.data.sources import EMBEDDED
 from hfgpt.runs.laws import Prediction
@@ -99,10 +99,7 @@ def data_of(config: Config) -> str | None:
         return None
 
 
-@lru_cache
-def _sum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_sum = lru_cache(sha256)  # a text is looked at by several commands of one process
 
 
 @lru_cache(maxsize=1)

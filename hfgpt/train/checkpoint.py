@@ -15,7 +15,6 @@ Only then are older checkpoints deleted. Reading checks every checksum and names
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -29,7 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.files import make_readable, sync, write_text
+from hfgpt.base.files import make_readable, sha256, sync, write_text
 from hfgpt.base.language import _
 
 Tensors = Mapping[str, Tensor]
@@ -79,14 +78,14 @@ def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Ten
             save_tensors(tensors, temporary / name)
         at_stage("state.json")
         files = {
-            name: {"bytes": (temporary / name).stat().st_size, "sha256": _sum(temporary / name)}
+            name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256(temporary / name)}
             for name in TENSOR_FILES
         }
         write_text(
             temporary / "state.json", json.dumps({**state, "step": step, "format": FORMAT, "files": files}, indent=1)
         )
         at_stage("COMPLETE")
-        write_text(temporary / "COMPLETE", _sum(temporary / "state.json"))
+        write_text(temporary / "COMPLETE", sha256(temporary / "state.json"))
         sync(temporary)
         at_stage("rename")
         if target.exists():  # it may be the only checkpoint, so keep it until the new one is in place
@@ -156,7 +155,7 @@ def read(path: Path) -> Checkpoint:
     """
     try:
         marker = (path / "COMPLETE").read_text().strip()
-        if marker != _sum(path / "state.json"):
+        if marker != sha256(path / "state.json"):
             raise CheckpointError(_("{file} is damaged: its checksum differs", file=path / "state.json"))
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if state.get("format") != FORMAT:
@@ -170,7 +169,7 @@ def read(path: Path) -> Checkpoint:
             )
         for name in TENSOR_FILES:
             expected = state["files"][name]
-            if (path / name).stat().st_size != expected["bytes"] or _sum(path / name) != expected["sha256"]:
+            if (path / name).stat().st_size != expected["bytes"] or sha256(path / name) != expected["sha256"]:
                 raise CheckpointError(_("{file} is damaged: its checksum differs", file=path / name))
         model, optimizer, rng = (safetensors.torch.load_file(path / name) for name in TENSOR_FILES)
     except FileNotFoundError as error:
@@ -218,8 +217,3 @@ def unflatten(flat: Tensors) -> dict[str, dict[str, Tensor]]:
         outer, inner = name.rsplit("/", 1)
         tree.setdefault(outer, {})[inner] = tensor
     return tree
-
-
-def _sum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,7 @@ import pytest
 from fuzz.fuzzing import Copy, Fuzz, command, copy, fuzz, put, runs, spoilt_file
 from hypothesis import strategies as st
 
-from hfgpt.train import checkpoint
+from hfgpt.base.files import sha256
 
 __all__ = ["copy", "fuzz", "runs"]
 
@@ -90,9 +90,9 @@ def test_a_spoilt_checkpoint(fuzz: Fuzz, runs: dict[str, Path], copy: Copy, tmp_
             state_file = at.parent / "state.json"
             if at.name not in ("state.json", "COMPLETE"):
                 state = json.loads(state_file.read_text())
-                state["files"][at.name] = {"bytes": len(raw), "sha256": checkpoint._sum(at)}
+                state["files"][at.name] = {"bytes": len(raw), "sha256": sha256(at)}
                 state_file.write_text(json.dumps(state))
-            put(at.parent / "COMPLETE", checkpoint._sum(state_file).encode())
+            put(at.parent / "COMPLETE", sha256(state_file).encode())
         command("train", "in/run", "--resume", "--max_iters=3", watched=tmp_path)
 
     @st.composite

@@ -154,7 +154,7 @@ def test_another_format_is_named(tmp_path: Path) -> None:
     folder = write(tmp_path, 4)
     state = json.loads((folder / "state.json").read_text())
     files.replace_file(folder / "state.json", json.dumps({**state, "format": 99}))
-    files.replace_file(folder / "COMPLETE", checkpoint._sum(folder / "state.json"))
+    files.replace_file(folder / "COMPLETE", files.sha256(folder / "state.json"))
     with pytest.raises(CheckpointError, match="has format 99; this version reads 1"):
         checkpoint.read(folder)
 

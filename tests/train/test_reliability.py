@@ -40,6 +40,7 @@ from survival import (
 
 from hfgpt import config
 from hfgpt.base.errors import InputError, RunError
+from hfgpt.base.files import sha256
 from hfgpt.model import gpt2 as model
 from hfgpt.train import checkpoint
 from hfgpt.train import loop as train
@@ -473,6 +474,6 @@ def test_a_checkpoint_opens_no_other_file(two_checkpoints: Path, tmp_path: Path)
     state = json.loads((at / "state.json").read_text())
     state["files"]["../../outside.safetensors"] = state["files"].pop("model.safetensors")
     (at / "state.json").write_text(json.dumps(state))
-    (at / "COMPLETE").write_text(checkpoint._sum(at / "state.json"))
+    (at / "COMPLETE").write_text(sha256(at / "state.json"))
     with pytest.raises(checkpoint.CheckpointError, match=r"cannot be read: 'model\.safetensors'"):
         checkpoint.read(at)
