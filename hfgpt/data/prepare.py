@@ -19,7 +19,8 @@ from hfgpt.base.language import _
 from hfgpt.base.terminal import say
 from hfgpt.config import Config, mix
 from hfgpt.config.mix import corpora
-from hfgpt.data import reading, sources, tokenizer
+from hfgpt.data import reading, sources
+from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.bins import Bins, find_bins, map_tokens
 from hfgpt.data.blocks import AnyBatches, Batches, Prefetched, TokenStream, check_length
 from hfgpt.data.fingerprints import content_digest, highest_token, key_of
@@ -158,9 +159,9 @@ def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTr
                     name=corpus.config.dataset,
                 )
             return char_tokenizer(read_meta(files.meta))
-        if config.tokenizer in tokenizer.TRAINED:
+        if config.tokenizer in tokenizers.TRAINED:
             if files.tokenizer is not None:
-                return tokenizer.load(str(files.tokenizer))
+                return tokenizers.load(str(files.tokenizer))
             raise InputError(
                 "tokenizer = {tokenizer!r}: {name!r} holds tokens already, such as those of GPT-2's tokenizer\n"
                 "    → set tokenizer to 'gpt2', or to a folder that holds the one they were made with",
@@ -172,8 +173,8 @@ def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTr
 
 def _tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTokenizerFast:
     """Return the config's tokenizer. A trained one is cached, so only the first start pays for it."""
-    if config.tokenizer not in tokenizer.TRAINED:
-        return tokenizer.build(config, [])
+    if config.tokenizer not in tokenizers.TRAINED:
+        return tokenizers.build(config, [])
     texts = [corpus.texts for corpus in named if isinstance(corpus.texts, Sources)]
     weights = [f"{corpus.weight:g}" for corpus in named] if len(named) > 1 else []
     key = key_of(*(text.train_fingerprint for text in texts), *weights, config.tokenizer, str(config.vocab_size))
@@ -183,9 +184,9 @@ def _tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTo
             if not folder.exists():
                 temporary = folder.with_suffix(".tmp")
                 shutil.rmtree(temporary, ignore_errors=True)  # left by an interrupted start
-                tokenizer.build(config, _sample(named)).save_pretrained(temporary)
+                tokenizers.build(config, _sample(named)).save_pretrained(temporary)
                 os.replace(temporary, folder)
-    return tokenizer.load(str(folder))
+    return tokenizers.load(str(folder))
 
 
 def _sample(named: Iterable[_Named]) -> Iterator[str]:
@@ -201,23 +202,23 @@ def _sample(named: Iterable[_Named]) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------------------- prepared
 
 
-def _tokens_of(corpus: _Named, own: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
+def _tokens_of(corpus: _Named, tokenizer: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
     """Return the tokens of one corpus."""
     if isinstance(corpus.texts, Bins):
-        return _tokens_of_bins(corpus.config, corpus.texts, own, cache)
-    texts, mark = corpus.texts, tokenizer.fingerprint(own)
+        return _tokens_of_bins(corpus.config, corpus.texts, tokenizer, cache)
+    texts, mark = corpus.texts, tokenizers.fingerprint(tokenizer)
     prints = [key_of(content, mark) for content in (texts.train_fingerprint, texts.val_fingerprint)]
-    train = tokenise(corpus.config, texts.train, own, prints[0], cache)
+    train = tokenise(corpus.config, texts.train, tokenizer, prints[0], cache)
     if not texts.val:
         return _cut(corpus.config, train, prints[0], _("give more text, or change val_fraction"))
-    val = tokenise(corpus.config, texts.val, own, prints[1], cache)
+    val = tokenise(corpus.config, texts.val, tokenizer, prints[1], cache)
     check_length(corpus.config, train, val, _("give more text"))
     return _Tokens(train, val, key_of(*prints))
 
 
-def _tokens_of_bins(config: Config, files: Bins, own: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
+def _tokens_of_bins(config: Config, files: Bins, tokenizer: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
     """Return the memory-mapped tokens of token files."""
-    size = tokenizer.vocabulary_size(own)
+    size = tokenizers.vocabulary_size(tokenizer)
     train, val = ([map_tokens(path, config.bin_dtype) for path in paths] for paths in (files.train, files.val))
     for path, tokens in zip([*files.train, *files.val], [*train, *val], strict=True):
         if (highest := highest_token(path, tokens, cache)) >= size:
@@ -229,7 +230,7 @@ def _tokens_of_bins(config: Config, files: Bins, own: PreTrainedTokenizerFast, c
                 tokenizer=config.tokenizer,
                 size=size,
             )
-    marks = [content_digest(path, cache) for path in (*files.train, *files.val)] + [tokenizer.fingerprint(own)]
+    marks = [content_digest(path, cache) for path in (*files.train, *files.val)] + [tokenizers.fingerprint(tokenizer)]
     if not val:
         return _cut(config, TokenStream(train), key_of(*marks), _("prepare more text, or change val_fraction"))
     check_length(config, TokenStream(train), TokenStream(val), _("prepare more text"))
@@ -244,18 +245,20 @@ def _cut(config: Config, tokens: TokenStream, key: str, advice: str) -> _Tokens:
     return _Tokens(train, val, key_of(key, str(config.val_fraction)))
 
 
-def _from_tokens(config: Config, named: list[_Named], tokens: list[_Tokens], own: PreTrainedTokenizerFast) -> Corpus:
+def _from_tokens(
+    config: Config, named: list[_Named], tokens: list[_Tokens], tokenizer: PreTrainedTokenizerFast
+) -> Corpus:
     """Build the Corpus for prepared tokens of one corpus or a mix."""
     if len(named) == 1:
         [only] = tokens
         batches = Batches(only.train, config.block_size, config.global_batch, config.seed, config.batch_warmup_iters)
-        return Corpus(own, only.train, only.val, Prefetched(batches), only.fingerprint, len(only.train))
+        return Corpus(tokenizer, only.train, only.val, Prefetched(batches), only.fingerprint, len(only.train))
     weights = [corpus.weight for corpus in named]
     train = {corpus.label: part.train for corpus, part in zip(named, tokens, strict=True)}
     warmup = config.batch_warmup_iters
     mixed = MixedBatches(train, weights, config.block_size, config.global_batch, config.seed, warmup)
     return Corpus(
-        own,
+        tokenizer,
         blend([part.train for part in tokens], weights, config.block_size),
         blend([part.val for part in tokens], weights, config.block_size),
         Prefetched(mixed),
@@ -266,7 +269,7 @@ def _from_tokens(config: Config, named: list[_Named], tokens: list[_Tokens], own
 
 
 def _further(
-    config: Config, own: PreTrainedTokenizerFast, cache: Path, taken: Collection[str]
+    config: Config, tokenizer: PreTrainedTokenizerFast, cache: Path, taken: Collection[str]
 ) -> dict[str, TokenStream]:
     """Return the tokens of `val_datasets` by name: each one's validation split, or all of it if there is not one."""
     sets = dict[str, TokenStream]()
@@ -284,7 +287,7 @@ def _further(
             sets[name] = TokenStream([map_tokens(path, config.bin_dtype) for path in texts.val or texts.train])
             continue
         pieces, content = (texts.val, texts.val_fingerprint) if texts.val else (texts.train, texts.train_fingerprint)
-        sets[name] = tokenise(alone, pieces, own, key_of(content, tokenizer.fingerprint(own)), cache)
+        sets[name] = tokenise(alone, pieces, tokenizer, key_of(content, tokenizers.fingerprint(tokenizer)), cache)
     for name, tokens in sets.items():
         if len(tokens) <= config.block_size:
             raise InputError(
@@ -299,7 +302,9 @@ def _further(
 # --------------------------------------------------------------------------------------------------------- streamed
 
 
-def _from_stream(config: Config, named: list[_Named], texts: list[Sources], own: PreTrainedTokenizerFast) -> Corpus:
+def _from_stream(
+    config: Config, named: list[_Named], texts: list[Sources], tokenizer: PreTrainedTokenizerFast
+) -> Corpus:
     """Build the Corpus for streaming: only evaluation tokens are prepared, from a validation split or held out."""
     if len(texts) < len(named):
         raise InputError(
@@ -307,7 +312,7 @@ def _from_stream(config: Config, named: list[_Named], texts: list[Sources], own:
             "    → set streaming to false, or leave the token files out of the mix"
         )
     labels, weights = [corpus.label for corpus in named], [corpus.weight for corpus in named]
-    opened = stream(config, labels, texts, weights, own)
+    opened = stream(config, labels, texts, weights, tokenizer)
     advice = _("give more text, or set streaming to false")
     if opened.held_out:
         advice = _(
@@ -318,13 +323,13 @@ def _from_stream(config: Config, named: list[_Named], texts: list[Sources], own:
         check_length(corpus.config, train, val, advice)
     need = sum(len(val) for val in opened.val) if len(named) > 1 else evaluated_tokens(config)
     marks = [mark for text in texts for mark in (text.train_fingerprint, text.val_fingerprint)]
-    marks += [tokenizer.fingerprint(own), str(need)]
+    marks += [tokenizers.fingerprint(tokenizer), str(need)]
     if opened.lanes > 1:
         marks.append(f"{opened.lanes} lanes")
     if len(named) == 1:
-        return Corpus(own, opened.train[0], opened.val[0], Prefetched(opened.batches), key_of(*marks))
+        return Corpus(tokenizer, opened.train[0], opened.val[0], Prefetched(opened.batches), key_of(*marks))
     return Corpus(
-        own,
+        tokenizer,
         blend(opened.train, weights, config.block_size),
         blend(opened.val, weights, config.block_size),
         Prefetched(opened.batches),
