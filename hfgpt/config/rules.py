@@ -48,7 +48,7 @@ def _model(c: Config) -> Iterator[Fault]:
         yield Fault(
             "mup_base_width",
             c.mup_base_width,
-            _("scales initial weights, and pretrained weights are not initial"),
+            _("scales initial weights, which a pretrained model does not have"),
             _("leave it out, or set init_from to 'scratch'"),
             ("init_from",),
         )
@@ -129,7 +129,7 @@ def _batch(c: Config) -> Iterator[Fault]:
         yield Fault(
             "gradient_accumulation_steps",
             c.gradient_accumulation_steps,
-            _("makes steps of {n:,} sequences, and {most:,} are the most", n=c.global_batch, most=MOST_SEQUENCES),
+            _("makes steps of {n:,} sequences; the maximum is {most:,}", n=c.global_batch, most=MOST_SEQUENCES),
             "",
             ("batch_size",),
         )
@@ -149,7 +149,7 @@ def _batch(c: Config) -> Iterator[Fault]:
             rule = (
                 _("needs the whole corpus at hand, and streaming is on")
                 if key == "streaming"
-                else _("makes the first steps shorter than the later ones, by which time_budget could not plan")
+                else _("makes the first steps shorter than the later ones, so time_budget cannot plan")
             )
             yield Fault("batch_warmup_iters", steps, rule, _("leave one of the two out"), (key,))
 
@@ -193,7 +193,7 @@ def _run(c: Config) -> Iterator[Fault]:
         yield Fault(
             "val_datasets",
             c.val_datasets,
-            _("each text needs a name of its own, which is the last part of its path if nothing else is said"),
+            _("each text needs its own name, by default the last part of its path"),
             _("write name=source, separated by commas"),
         )
     for key in ("cpu_threads", "num_proc"):

@@ -146,7 +146,7 @@ def map_tokens(path: Path, bin_dtype: str) -> NDArray[Any]:
     if bin_dtype == "auto" and (wider := _wider(tokens)):
         raise InputError(
             "{path}: looks like {wider} tokens, not uint16: nearly every second number is 0\n"
-            "    → set bin_dtype to '{wider}', or to 'uint16' if it is right as it is",
+            "    → set bin_dtype to '{wider}', or to 'uint16' if that is right",
             path=path,
             wider=wider,
         )

@@ -154,8 +154,8 @@ def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTr
         if files.meta is not None:
             if len(named) > 1:
                 raise InputError(
-                    "dataset = {name!r}: holds the numbers of characters, which mean others in the rest of the mix"
-                    "\n    → give the text that they were made of",
+                    "dataset = {name!r}: holds character ids, which mean other characters in the rest of the mix"
+                    "\n    → give the text that they were made from",
                     name=corpus.config.dataset,
                 )
             return char_tokenizer(read_meta(files.meta))

@@ -157,7 +157,7 @@ def _unpack_zst(file: IO[bytes]) -> Iterator[bytes]:
             yield from (text[at : at + pieces.PART] for at in range(0, len(text), pieces.PART))
             raw, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame:
-        raise EOFError(_("the compressed file ends before its data does"))
+        raise EOFError(_("the compressed file is truncated"))
 
 
 def _binary(piece: Piece, position: int, raw: bytes) -> InputError:

@@ -46,7 +46,7 @@ def check_file(path: Path) -> None:
         for pattern in _patterns(parsed.get(part)):
             if repeats_a_repeat(pattern):
                 raise InputError(
-                    "{path}: the pattern {pattern!r} repeats what itself repeats, which some texts would take for ever",
+                    "{path}: the pattern {pattern!r} repeats what itself repeats, which can take forever on some texts",
                     path=path,
                     pattern=pattern[:80],
                 )

@@ -154,7 +154,7 @@ def build(
     """
     if config.document_mask and eos_token_id is None:
         raise InputError(
-            "document_mask = True: the tokenizer {tokenizer!r} has no end-of-text token to tell documents by",
+            "document_mask = True: the tokenizer {tokenizer!r} has no end-of-text token to separate documents",
             tokenizer=config.tokenizer,
         )
     if config.pretrained:

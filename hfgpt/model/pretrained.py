@@ -66,8 +66,8 @@ def check_vocabulary(
     """
     known = gpt2.config.vocab_size
     fix = _(
-        "use the model's own tokenizer (leave tokenizer out), or set new_embeddings to true: the token embeddings then "
-        "start anew"
+        "use the model's own tokenizer (leave tokenizer out), or set new_embeddings to true: the token embeddings are "
+        "then reinitialized"
     )
     if vocab_size > known:
         raise InputError(

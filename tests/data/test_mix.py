@@ -160,5 +160,5 @@ def test_token_files_in_a_mix(tmp_path: Path) -> None:
 
     write_bins(tmp_path / "bins", "abc" * 50)
     entries = [{"name": str(tmp_path / "bins"), "weight": 1}, {"name": str(write(tmp_path)["small"]), "weight": 1}]
-    with pytest.raises(InputError, match="holds the numbers of characters"):
+    with pytest.raises(InputError, match="holds character ids"):
         prepare(config.build({"dataset": entries, "block_size": 8}, "x"), tmp_path / "cache")

@@ -107,8 +107,8 @@ def test_the_loss_on_further_texts(
     ("asked", "message"),
     [
         ("gone.txt", "val_datasets = 'gone.txt': no such file"),
-        ("a=tiny.txt, a=tiny.txt", "each text needs a name of its own"),
-        ("a=", "each text needs a name of its own"),
+        ("a=tiny.txt, a=tiny.txt", "each text needs its own name"),
+        ("a=", "each text needs its own name"),
         ("short.txt", "val_datasets: 'short' has 2 tokens, and one block takes 17"),
     ],
 )
