@@ -1,7 +1,7 @@
 """Pushing a run while it trains.
 
 In:  a run folder, after each export or checkpoint.
-Out: the repository follows it, from a thread of the main process. Imports neither torch nor transformers.
+Out: the repository, kept up to date by a thread of the main process. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from hfgpt.base import threads
 from hfgpt.base.language import _
 from hfgpt.share import contents, hub
 
-RETRY = 60.0  # seconds after which a push that failed is tried again
+RETRY = 60.0  # seconds after which a failed push is retried
 
 
 class BackgroundPusher:
     """Pushes a run's exported model, and its checkpoints on request, while it trains.
 
-    What is pushed is frozen when :meth:`submit` is called, by hard links if the disk has them, so that training can go
-    on to replace its files. If a push takes longer than the time to the next, only the newest waits. A failure costs
-    one warning, and the next submission tries again; the run never notices.
+    :meth:`submit` takes a snapshot, by hard links if the file system has them, so that training can continue to replace
+    its files. If pushes are slower than submissions, only the newest waits. A failure costs one warning, and the next
+    submission retries; the run is not affected.
 
     Args:
         run_dir: the run folder.
         repo_id, private, overwrite: see :func:`hfgpt.share.hub.push`.
-        checkpoints: push the checkpoints too, and remove those that the folder no longer has.
-        warn: is called with the first failure in a row, from the pushing thread.
+        checkpoints: also push the checkpoints, and remove those that the folder no longer has.
+        warn: called with the first failure in a row, from the pushing thread.
         api: see :func:`hfgpt.share.hub.push`.
 
     Attributes:
-        problem: why the Hub does not have what was submitted last; None if it has it, or nothing failed so far.
+        problem: why the Hub lacks the last submission; None if it does not, or if nothing has failed so far.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class BackgroundPusher:
         warn: Callable[[str], None],
         api: HfApi | None = None,
     ) -> None:
-        disable_progress_bars()  # they would be drawn into the run's own
+        disable_progress_bars()  # its progress bars would mix with the run's
         self.checkpoints = checkpoints
         self._run_dir, self._repo_id, self._private, self._overwrite = run_dir, repo_id, private, overwrite
         self._warn, self._api = warn, api
@@ -63,14 +63,14 @@ class BackgroundPusher:
         self._thread = threading.Thread(target=self._work, name="push", daemon=True)
         for left in run_dir.glob(".pushing-*"):
             shutil.rmtree(left, ignore_errors=True)
-        with threads.unpinned():  # else it would share the one core of the thread that trains
+        with threads.unpinned():  # otherwise it would share the training thread's core
             self._thread.start()
 
     def submit(self) -> None:
-        """Push the folder as it is now, soon. Returns at once; never raises.
+        """Push the folder's present state, soon. Returns at once; never raises.
 
-        With checkpoints, nothing is pushed before the first one: a run that is killed earlier begins anew, as another
-        run, which would find its name taken.
+        With checkpoints, nothing is pushed before the first one: a run killed earlier starts again as a new run, which
+        would find its name taken.
         """
         if self.checkpoints and not contents.checkpoint_steps(self._run_dir):
             return
@@ -86,7 +86,7 @@ class BackgroundPusher:
             self._state.notify()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Finish what is submitted; True when it is done, False if it is not after `timeout` seconds."""
+        """Finish what is submitted; return True when it is done, False if it is not within `timeout` seconds."""
         with self._state:
             self._closed = True
             self._state.notify()
@@ -100,7 +100,7 @@ class BackgroundPusher:
         for name in (*contents.names(self._run_dir, self.checkpoints), *contents.LAST):
             source, target = self._run_dir / name, frozen / name
             target.parent.mkdir(exist_ok=True)
-            if name.endswith(".safetensors") or "/" in name:  # replaced as a whole, never written into
+            if name.endswith(".safetensors") or "/" in name:  # always replaced, never modified in place
                 _link(source, target)
             elif source.is_file():
                 shutil.copyfile(source, target)
@@ -130,10 +130,10 @@ class BackgroundPusher:
                 folder, self._repo_id, private=self._private, overwrite=self._overwrite,
                 include_checkpoints=self.checkpoints, run_dir=self._run_dir, api=self._api,
             )  # fmt: skip
-        except Exception as error:  # whatever it is, it is not worth a run
+        except Exception as error:  # no error of a push is worth losing a run
             self._failed(error)
             return False
-        self._overwrite = False  # what is there now is this run's
+        self._overwrite = False  # the repository's content is now this run's
         self.problem = None
         return True
 
@@ -148,5 +148,5 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except FileNotFoundError:
         raise
-    except OSError:  # a disk without hard links
+    except OSError:  # a file system without hard links
         shutil.copyfile(source, target)

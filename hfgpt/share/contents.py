@@ -1,9 +1,8 @@
-"""What of a run folder belongs on the Hub.
+"""Which files of a run folder belong on the Hub.
 
-In:  a run folder, and the names of the files that a repository holds.
-Out: names inside the folder, and what is pushed of each.
-
-Other files (a tracker's logs, notes) stay where they are; so does everything that is a link or lies behind one.
+In:  a run folder, and the names of the files in a repository.
+Out: names inside the folder, and the content to push for each. Other files (a tracker's logs, notes) are not pushed,
+     nor is a link or anything behind one.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _STEP = re.compile(r"checkpoint-(\d{1,15})")
 
 
 def names(folder: Path, include_checkpoints: bool) -> list[str]:
-    """What to push before the card and the config; checkpoints only if they are whole.
+    """Return what to push besides the card and the config; checkpoints only if they are complete.
 
     Raises:
         InputError: the config or the card is a link.
@@ -50,7 +49,7 @@ def names(folder: Path, include_checkpoints: bool) -> list[str]:
 
 
 def public_content(folder: Path, name: str) -> Path | bytes:
-    """What is pushed of a file: the file itself, or of recipe and card a text without paths of this machine."""
+    """Return what to push for a file: the file itself; for recipe and card, a text without this machine's paths."""
     path = folder / name
     if name not in ("recipe.yaml", "README.md"):
         return path
@@ -68,19 +67,19 @@ def public_content(folder: Path, name: str) -> Path | bytes:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps of the whole checkpoints in a folder."""
+    """Return the steps of the complete checkpoints in a folder."""
     named = ((_STEP.fullmatch(path.name), path) for path in folder.glob(CHECKPOINTS))
     return sorted(int(match[1]) for match, path in named if match and (path / MARKER).is_file())
 
 
 def newest(there: Iterable[str]) -> list[str]:
-    """The name of the newest whole checkpoint among a repository's files; empty if there is not one."""
+    """Return the name of the newest complete checkpoint among a repository's files; empty if there is not one."""
     steps = [int(match[1]) for name in there if (match := re.fullmatch(rf"checkpoint-(\d{{1,15}})/{MARKER}", name))]
     return [f"checkpoint-{max(steps)}"] if steps else []
 
 
 def stale(folder: Path, there: Sequence[str]) -> list[str]:
-    """The files in a repository of checkpoints that the folder no longer has, and that are older than its newest."""
+    """Return a repository's files of checkpoints that the folder no longer has and that are older than its newest."""
     own = set(checkpoint_steps(folder))
     steps = {name: int(match[1]) for name in there if (match := _STEP.fullmatch(name.split("/")[0]))}
     return [name for name, step in steps.items() if own and step not in own and step < max(own)]

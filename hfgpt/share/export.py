@@ -3,7 +3,7 @@
 In:  a GPT2LMHeadModel, its tokenizer, and weights by its names.
 Out: config.json, generation_config.json, model.safetensors, tokenizer.json and tokenizer_config.json in the run folder.
 
-Each file is replaced in one step, so that who reads the folder meanwhile sees the old or the new one.
+Each file is replaced atomically, so that concurrent readers see the old or the new one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
 
 def weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A LanguageModel's state by GPT2LMHeadModel's names, without a head that is the token embedding."""
+    """Return a LanguageModel's state by GPT2LMHeadModel's names, without a tied head."""
     named = {name.removeprefix("gpt2."): tensor for name, tensor in state.items()}
     if _HEAD in named and torch.equal(named[_HEAD], named[_EMBEDDING]):
         del named[_HEAD]
@@ -33,17 +33,17 @@ def weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def with_tied_head(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse, for a model that wants every name."""
+    """The inverse, for a model that expects every name."""
     return {_HEAD: named[_EMBEDDING], **named}
 
 
 def write(
     folder: Path, gpt2: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, weights: Mapping[str, Tensor]
 ) -> None:
-    """Export `weights`, which may live elsewhere than in `gpt2` (gathered from many processes).
+    """Export `weights`, which may be stored outside `gpt2` (gathered from several processes).
 
     Raises:
-        OSError: the disk is full or not writable; the folder's files are as they were.
+        OSError: the disk is full or not writable; the folder's files are unchanged.
     """
     temporary = folder / ".exporting"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -59,7 +59,7 @@ def write(
             sync(path)
             path.replace(folder / path.name)
         sync(folder)
-    except SafetensorError as error:  # its own wrapping of an OSError
+    except SafetensorError as error:  # safetensors wraps an OSError in it
         raise OSError(f"{folder}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

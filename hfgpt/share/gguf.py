@@ -2,7 +2,7 @@
 
 In:  an exported run folder and the name of a file that does not exist yet.
 Out: float32, with the tensor and key names of llama.cpp's ``conversion/gpt2.py``, tokenizer included; llama.cpp's own
-     ``llama-quantize`` makes it smaller.
+     ``llama-quantize`` can shrink it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from hfgpt.share.nanogpt import TRANSPOSED
 if TYPE_CHECKING:
     import gguf
 
-GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu")  # the last one exact, the others as llama.cpp's
+GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu")  # the last one is exact; the others are llama.cpp's
 
-SPACE = "\u2581"  # how SentencePiece, and so llama.cpp's "llama" vocabulary, spells a space
+SPACE = "\u2581"  # how SentencePiece, and so llama.cpp's "llama" vocabulary, writes a space
 
 
 def to_gguf(folder: str | Path, target: str | Path) -> list[str]:
@@ -36,14 +36,14 @@ def to_gguf(folder: str | Path, target: str | Path) -> list[str]:
 
     Args:
         folder: see :func:`hfgpt.inference.sampling.check_folder`.
-        target: the file to make.
+        target: the file to create.
 
-    Returns: what the user should know: in what llama.cpp will differ.
+    Returns: what the user should know: how llama.cpp will differ.
 
     Raises:
-        InputError: the folder holds no exported GPT-2, or one that llama.cpp's "gpt2" does not know; `target` exists
+        InputError: the folder holds no exported GPT-2, or one that llama.cpp's "gpt2" does not support; `target` exists
             or cannot be written; or a package is missing.
-        ConversionError: gguf's reader does not give the same tensors and tokens back.
+        ConversionError: gguf's reader does not return the same tensors and tokens.
     """
     exported.check_folder(folder)
     with new_file(target) as temporary:
@@ -69,9 +69,9 @@ def to_gguf(folder: str | Path, target: str | Path) -> list[str]:
 
 
 class _Vocabulary(NamedTuple):
-    """A tokenizer as llama.cpp reads it; a list is by token id."""
+    """A tokenizer as llama.cpp reads it; lists are indexed by token id."""
 
-    model: str  # "gpt2": byte-level pairs; "llama": SentencePiece, of which a character-level tokenizer is a case
+    model: str  # "gpt2": byte-level BPE; "llama": SentencePiece, which covers character-level tokenizers
     tokens: list[str]
     types: list[int]  # gguf.TokenType
     merges: list[str]
@@ -80,16 +80,16 @@ class _Vocabulary(NamedTuple):
 
 
 def _vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> _Vocabulary:
-    """Of a model with `size` rows in its embedding, which may be more than there are tokens.
+    """Return the vocabulary of a model with `size` embedding rows, which may exceed the number of tokens.
 
-    llama.cpp always has a token that ends the text: token 2 or 11 where the file names none. A tokenizer without one
-    names the byte 0xFF, which no UTF-8 text holds, so that nothing is cut off.
+    llama.cpp always has an end-of-text token: token 2 or 11 if the file does not name one. For a tokenizer without one,
+    name the byte 0xFF, which never occurs in UTF-8, so that nothing is cut off.
     """
     from gguf import TokenType
 
     pipeline = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = tokenizer.get_vocab()
-    tokens = [f"[PAD{row}]" for row in range(size)]  # as llama.cpp's converter fills the rows without a token
+    tokens = [f"[PAD{row}]" for row in range(size)]  # llama.cpp's converter fills rows without a token like this
     types = [int(TokenType.UNUSED)] * size
     for token, row in vocabulary.items():
         tokens[row], types[row] = token, int(TokenType.NORMAL)
@@ -118,7 +118,7 @@ def _vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> _Vocabulary:
 
 
 def _is_gpt2(pipeline: dict[str, Any]) -> bool:
-    """Whether llama.cpp's pre-tokenizer "gpt-2" splits a text as this one does."""
+    """Whether llama.cpp's pre-tokenizer "gpt-2" splits text as this one does."""
     splitter, model = pipeline["pre_tokenizer"] or {}, pipeline["model"]
     split = tuple(splitter.get(key) for key in ("type", "use_regex", "add_prefix_space"))
     pairs = (model["type"], model.get("byte_fallback", False), pipeline["normalizer"])
@@ -135,7 +135,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: _Vocabulary) -> None:
     else:
         writer.add_tokenizer_pre("default")
         writer.add_token_scores([0.0] * len(vocabulary.tokens))  # no two characters ever merge
-        writer.add_unk_token_id(vocabulary.eos)  # never asked for: the bytes spell every other character
+        writer.add_unk_token_id(vocabulary.eos)  # never used: bytes encode every other character
         writer.add_add_space_prefix(False)
     writer.add_bos_token_id(vocabulary.bos)
     writer.add_eos_token_id(vocabulary.eos)
@@ -156,10 +156,10 @@ def _add_parameters(writer: gguf.GGUFWriter, config: GPT2Config, name: str) -> N
 
 
 def _check_known(config: GPT2Config, folder: str | Path) -> None:
-    """llama.cpp's "gpt2" is GPT-2 as published; Transformers' has variants.
+    """Check that the model is GPT-2 as published, as llama.cpp's "gpt2" is; Transformers has variants.
 
     Raises:
-        InputError: this is one of them.
+        InputError: the model is a variant.
     """
     if config.activation_function not in GELU:
         raise InputError(
@@ -180,7 +180,7 @@ def _check_known(config: GPT2Config, folder: str | Path) -> None:
 
 
 def _gguf_tensors(model: GPT2LMHeadModel) -> dict[str, NDArray[np.float32]]:
-    """By llama.cpp's names; its matrices are (out, in). Without the head: it takes the token embedding for it."""
+    """Return the tensors by llama.cpp's names, matrices as (out, in). Without the head, which is tied."""
     import gguf
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)

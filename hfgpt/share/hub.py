@@ -1,13 +1,13 @@
-"""To the Hub and back, with huggingface_hub's own client.
+"""Push to and pull from the Hub, with huggingface_hub's own client.
 
-In:  a run folder and a repository's name; or a repository's name and where to put it.
-Out: the repository holds the model, its tokenizer, card, recipe and record, and on request the checkpoints, from which
-     another machine resumes; or the folder holds what was pushed.
+In:  a run folder and a repository's name; or a repository's name and a target folder.
+Out: the repository with the model, its tokenizer, card, recipe and record, and on request the checkpoints, from which
+     another machine can resume; or the folder with what was pushed.
 
-A push is one commit, which the Hub makes whole or not at all: whoever finds a checkpoint finds the record, the model
-and the card of the same moment. An upload that was cut off goes on where it was, since the Hub keeps every whole file
-it got. Only safetensors, text and pictures travel: what is pulled cannot hold code, what is pushed follows no link and
-names no path of this machine (public.py). Imports neither torch nor transformers.
+A push is one atomic commit: a checkpoint always comes with the record, the model and the card of the same step. An
+interrupted upload resumes, since the Hub keeps every complete file. Only safetensors, text and pictures are
+transferred: a pull cannot contain code, and a push follows no link and names no path of this machine (public.py).
+Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from hfgpt.share.hub_errors import HubError, explained, patiently
 
 __all__ = ["HubError", "alone", "first_line", "pull", "push"]
 
-LOCK = ".push"  # a folder in the run folder: one process pushes at a time, also while another one trains
+LOCK = ".push"  # a folder in the run folder: one process pushes at a time, even while another one trains
 
 
 # ------------------------------------------------------------------------------------------------------------- push
@@ -52,23 +52,23 @@ def push(
     run_dir: Path | None = None,
     api: HfApi | None = None,
 ) -> str:
-    """Push an exported folder; returns the address of the repository.
+    """Push an exported folder; return the repository's URL.
 
     Args:
         folder: the run folder. Its README.md is pushed, and written first if it is missing.
-        repo_id: 'user/name', or 'name' for the token's own account; made if it does not exist.
-        private: who sees a repository that is made now; None leaves it to the account's setting.
-        revision: branch to push to, made if it does not exist; None: the main one.
-        include_checkpoints: push the checkpoints too, and remove older ones there that the folder no longer has.
-        overwrite: push although the repository holds another run's model.
-        license: for a card that is written now, see :func:`hfgpt.runs.card.model_card`.
-        run_dir: the run folder, if `folder` is a frozen copy of it: one process pushes a run at a time.
+        repo_id: 'user/name', or 'name' for the token's own account; created if it does not exist.
+        private: whether a newly created repository is private; None uses the account's setting.
+        revision: branch to push to, created if it does not exist; None: the main branch.
+        include_checkpoints: also push the checkpoints, and remove older ones there that the folder no longer has.
+        overwrite: push even if the repository holds another run's model.
+        license: for a newly written card, see :func:`hfgpt.runs.card.model_card`.
+        run_dir: the run folder, if `folder` is a snapshot of it: one process pushes a run at a time.
         api: a client with an endpoint and a token of its own.
 
     Raises:
         InputError: there is no exported model, no token or no right; the name is taken or not a name; or another
             process pushes this folder.
-        HubError: there is no network, or the Hub failed. Pushing again goes on from there.
+        HubError: there is no network, or the Hub failed. Pushing again resumes.
     """
     path, api = check_folder(folder), api or HfApi()
     with alone(run_dir or path):
@@ -108,7 +108,7 @@ def _push(
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold the folder's lock for pushes; a read-only folder does not have one."""
+    """Hold the folder's lock for pushes; a read-only folder has no lock."""
     try:
         (path / LOCK).mkdir(exist_ok=True)
         lock = FolderLock(path / LOCK).acquire()
@@ -119,7 +119,7 @@ def alone(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        with contextlib.suppress(OSError):  # somebody else waits for it
+        with contextlib.suppress(OSError):  # another process waits for it
             (path / LOCK).rmdir()
 
 
@@ -131,7 +131,7 @@ def _commit(
     names: Sequence[str],
     stale: Sequence[str],
 ) -> None:
-    """One commit; it leaves out the files that are there already."""
+    """Make one commit; files that the repository already has are skipped."""
     added = [CommitOperationAdd(name, contents.public_content(folder, name)) for name in names]
     removed = [CommitOperationDelete(name) for name in stale]
     steps = contents.checkpoint_steps(folder) if any("/" in name for name in names) else []
@@ -140,7 +140,7 @@ def _commit(
 
 
 def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, there: Sequence[str]) -> None:
-    """A run's record begins with one line, which no other run has: refuse to push over a model that has another."""
+    """Refuse to overwrite another run's model; the first line of its record identifies a run."""
     hubs = b""
     if metrics.FILE_NAME in there:
         hubs = patiently(lambda: Path(api.hf_hub_download(repo, metrics.FILE_NAME, revision=revision)).read_bytes())
@@ -159,7 +159,7 @@ def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, t
 
 
 def first_line(folder: Path) -> bytes:
-    """The line with which a run's record begins, and which no other run has; empty without a record."""
+    """Return the first line of a run's record, which is unique to the run; empty without a record."""
     path = folder / metrics.FILE_NAME
     return path.read_bytes().split(b"\n")[0] if path.is_file() else b""
 
@@ -175,15 +175,15 @@ def pull(
     newest: bool = False,
     api: HfApi | None = None,
 ) -> Path:
-    """Bring a repository here as a run folder, ready to sample, evaluate, fine-tune or, with checkpoints, resume.
+    """Download a repository as a run folder, ready to sample, evaluate, fine-tune or, with checkpoints, resume.
 
-    The files gather in a hidden folder, and come to their place when all are there; a pull that was cut off goes on.
+    The files are collected in a hidden folder, and moved into place when complete; an interrupted pull resumes.
 
     Args:
         repo_id: 'user/name'.
         folder: a new or empty folder.
         revision: branch, tag or commit; None: the main branch.
-        newest: for a run that is to go on: of several checkpoints, bring the newest alone.
+        newest: for a run to be resumed: of several checkpoints, download only the newest.
         api: a client with an endpoint and a token of its own.
 
     Raises:
@@ -195,7 +195,7 @@ def pull(
     if target.exists() and (not target.is_dir() or any(path != gathering for path in target.iterdir())):
         raise InputError("{folder!r}: is in use already; name a new folder", folder=str(folder))
     _gather(repo_id, gathering, revision, newest, api)
-    if gathering.parent == target:  # an existing folder keeps its place, and its rights
+    if gathering.parent == target:  # an existing folder keeps its location and permissions
         for path in sorted(gathering.iterdir(), key=lambda path: path.name == "config.json"):
             path.replace(target / path.name)
         gathering.rmdir()
@@ -205,7 +205,7 @@ def pull(
 
 
 def _gathering(target: Path, repo_id: str, revision: str | None) -> Path:
-    """The hidden folder in which a pull gathers its files, on the same disk as the target."""
+    """Return the hidden folder in which a pull collects its files, on the target's disk."""
     label = re.sub(r"[^\w.-]", "-", f"{repo_id}-{revision}")[:80]
     label += "-" + hashlib.sha256(f"{repo_id} {revision}".encode(errors="replace")).hexdigest()[:8]
     return target / f".pulling-{label}" if target.is_dir() else target.with_name(f".{target.name[:80]}.pulling-{label}")
@@ -224,7 +224,7 @@ def _gather(repo_id: str, gathering: Path, revision: str | None, newest: bool, a
                 repo_id, revision=revision, local_dir=gathering, allow_patterns=[*FILES, *LAST, *inside]
             )
         )
-        shutil.rmtree(gathering / ".cache", ignore_errors=True)  # the client's notes on an unfinished download
+        shutil.rmtree(gathering / ".cache", ignore_errors=True)  # the client's metadata of unfinished downloads
     try:
         check_folder(gathering)
     except InputError as error:

@@ -1,7 +1,7 @@
-"""What can go wrong with the Hub: repeated where it may pass, and else one message in plain words.
+"""Errors of the Hub: retried if they may be transient, otherwise turned into one plain message.
 
 In:  an action of huggingface_hub's client.
-Out: its result; or an InputError (yours to mend) or a HubError (the network's or the Hub's).
+Out: its result; or an InputError (the user can fix it) or a HubError (the network or the Hub failed).
 
 Imports neither torch nor transformers.
 """
@@ -29,7 +29,7 @@ from hfgpt.base.language import _, why
 
 T = TypeVar("T")
 
-# A busy or restarting server is asked again after so many seconds; the client itself is more patient with uploads.
+# Seconds before each retry with a busy or restarting server; the client itself is more patient with uploads.
 WAITS = (1.0, 2.0, 4.0)
 
 
@@ -38,7 +38,7 @@ class HubError(Failure):
 
 
 def patiently(action: Callable[[], T]) -> T:
-    """Act, and again after a while if the Hub was busy or the connection was cut. The action can be repeated."""
+    """Run an action, with retries if the Hub is busy or the connection breaks. The action must be repeatable."""
     for wait in WAITS:
         try:
             return action()
@@ -58,7 +58,7 @@ def _may_pass(error: Exception) -> bool:
 
 @contextmanager
 def explained(repo_id: str, api: HfApi) -> Iterator[None]:
-    """Turn what the client raises into an InputError or a HubError of one message."""
+    """Turn the client's errors into an InputError or a HubError with a single message."""
     try:
         yield
     except (InputError, HubError):
@@ -70,7 +70,7 @@ def explained(repo_id: str, api: HfApi) -> Iterator[None]:
     except OfflineModeIsEnabled:
         raise InputError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to push or pull") from None
     except (httpx2.ConnectError, httpx2.ConnectTimeout, LocalEntryNotFoundError) as error:
-        if isinstance(error.__cause__, HfHubHTTPError):  # the Hub was reached, and refused
+        if isinstance(error.__cause__, HfHubHTTPError):  # the Hub answered with an error status
             raise _of_status(error.__cause__, repo_id) from None
         raise HubError(
             _("{endpoint} cannot be reached ({reason}): check the network, and try again",
@@ -87,7 +87,7 @@ def explained(repo_id: str, api: HfApi) -> Iterator[None]:
 
 
 def _of_status(error: Exception, repo_id: str) -> Exception:
-    """The message for what the Hub answered."""
+    """Return the message for the Hub's status code."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, RevisionNotFoundError):
         return InputError("{repo}: there is no such revision", repo=repo_id)

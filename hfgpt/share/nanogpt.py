@@ -3,12 +3,12 @@
 In:  its ``ckpt.pt`` and ``meta.pkl``; or an exported run folder.
 Out: a run folder with equal logits; or a ``ckpt.pt`` that its sample.py loads.
 
-Nothing of a file is ever executed: checkpoints are loaded as weights only, ``meta.pkl`` by a reader that refuses
-every object beyond text, numbers and containers. Shapes are checked against the tensors before a model is built.
+No file's code is ever executed: checkpoints are loaded as weights only, and ``meta.pkl`` by a reader that accepts
+nothing but text, numbers and containers. Shapes are checked against the tensors before a model is built.
 
-nanoGPT's GPT and GPT2LMHeadModel name their tensors alike. They differ in this: GPT-2's four matrices a block are
-stored (in, out) here and (out, in) there; GELU is exact there; biases may be left out there; and its vocabulary is
-often padded to a multiple of 64, which is kept.
+nanoGPT's GPT and GPT2LMHeadModel use the same tensor names, with these differences: a block's four matrices are stored
+as (in, out) here and as (out, in) there; GELU is exact there; biases are optional there; and its vocabulary is often
+padded to a multiple of 64, which is kept.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hfgpt.share import export
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
-COMPILED = "_orig_mod."  # what torch.compile puts before each name
+COMPILED = "_orig_mod."  # torch.compile's prefix of each name
 
 MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which older versions saved
 
@@ -51,10 +51,10 @@ ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
 def import_checkpoint(
     checkpoint: str | Path, folder: str | Path, meta: str | Path | None = None, tokenizer: str | None = None
 ) -> Path:
-    """Write nanoGPT's ``ckpt.pt`` as a run folder whose logits are nanoGPT's.
+    """Convert nanoGPT's ``ckpt.pt`` to a run folder with the same logits.
 
     Args:
-        checkpoint: what nanoGPT's train.py saved.
+        checkpoint: the file that nanoGPT's train.py saved.
         folder: a new or empty folder.
         meta: the meta.pkl of a character-level model; None looks in the nanoGPT checkout around the checkpoint.
         tokenizer: Hub id or folder of the tokenizer if there is no meta.pkl; None: GPT-2's.
@@ -83,15 +83,15 @@ def import_checkpoint(
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The checkpoint's dictionary; tensors stay on the disk until they are used."""
+    """Load the checkpoint's dictionary; tensors stay on disk until they are used."""
 
     if not path.is_file():
         raise InputError("{path!r}: no such file; nanoGPT writes out/ckpt.pt", path=str(path))
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # a damaged file can raise nearly anything
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        if "weights_only" in str(error):  # torch goes on to advise that the file be run
+        if "weights_only" in str(error):  # torch then advises to execute the file
             reason = _("it holds more than tensors and plain values, or is damaged")
         raise InputError(
             "{path!r}: cannot be loaded as weights alone: {reason}", path=str(path), reason=reason
@@ -107,7 +107,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _is_dense(value: Any) -> bool:
-    """Whether a value is a tensor that holds as many numbers as it says; a stride of 0 pretends any number of them."""
+    """Whether a value is a tensor that stores all its elements; with a stride of 0 it can claim any number."""
 
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
         return False
@@ -200,10 +200,10 @@ def _tokenizer_for(
 def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
     """Write an exported run folder as ``ckpt.pt`` (and ``meta.pkl`` for a character-level one) into `target`.
 
-    nanoGPT's sample.py loads it with ``--out_dir=<target>``, and finds the characters if meta.pkl lies in its
-    ``data/<dataset>/``; the dataset's name is the target folder's.
+    nanoGPT's sample.py loads it with ``--out_dir=<target>``, and finds the characters if meta.pkl is in its
+    ``data/<dataset>/``; the dataset is named after the target folder.
 
-    Returns: what the user should know: where meta.pkl belongs, and in what nanoGPT will differ.
+    Returns: what the user should know: where meta.pkl belongs, and how nanoGPT will differ.
 
     Raises:
         InputError: the folder holds no exported GPT-2, or `target` holds a ckpt.pt.
@@ -259,10 +259,10 @@ def _to_nanogpt(gpt2: GPT2LMHeadModel) -> dict[str, Tensor]:
 
 
 def _meta(tokenizer: Any) -> dict[str, Any] | None:
-    """What nanoGPT's meta.pkl holds, for a character-level tokenizer; None for any other.
+    """Return the content of nanoGPT's meta.pkl for a character-level tokenizer; None for any other.
 
-    For nanoGPT a byte token stands for its ASCII character; one that is a part of a longer character decodes to U+FFFD.
-    Beside it is said which ids those are, so that :func:`read_meta` reads the tokenizer back.
+    For nanoGPT a byte token is its ASCII character, or U+FFFD if it is part of a longer character. An extra entry lists
+    those ids, so that :func:`read_meta` can restore the tokenizer.
     """
 
     itos, stoi = dict[int, str](), dict[str, int]()

@@ -1,8 +1,8 @@
 """The exported model as one ONNX file.
 
 In:  an exported run folder and the name of a file that does not exist yet.
-Out: ``input_ids``, int64 (batch, time), to ``logits``, float32 (batch, time, vocabulary); both axes are free, time
-     up to the block.
+Out: ``input_ids``, int64 (batch, time), to ``logits``, float32 (batch, time, vocabulary); both axes are dynamic, time
+     up to the block size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hfgpt.base.files import new_file
 from hfgpt.base.loading import needing
 from hfgpt.inference import exported
 
-TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by far less, a wrong graph by far more
+TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ far less, a wrong graph far more
 
 ONNX_LIMIT = 2 * 1024**3  # bytes: protobuf's limit for one file
 
@@ -29,14 +29,14 @@ ONNX_LIMIT = 2 * 1024**3  # bytes: protobuf's limit for one file
 def to_onnx(folder: str | Path, target: str | Path) -> float:
     """Write the model as one ONNX file.
 
-    The graph reads a whole text each time and keeps no cache. The head shares the token embedding's tensor.
+    The graph reads the whole text each time and has no cache. The head shares the token embedding's tensor.
 
     Args:
         folder: see :func:`hfgpt.inference.sampling.check_folder`.
-        target: the file to make.
+        target: the file to create.
 
-    Returns: the largest difference between onnxruntime's logits and Transformers', over several batch sizes and
-        lengths up to the whole block.
+    Returns: the largest difference between onnxruntime's logits and Transformers', over several batch sizes and lengths
+        up to the block size.
 
     Raises:
         InputError: the folder holds no exported GPT-2, `target` exists or cannot be written, the model is too large
@@ -72,14 +72,14 @@ def _write_onnx(model: GPT2LMHeadModel, path: Path) -> None:
             logits: Tensor = self.gpt2(input_ids, use_cache=False).logits
             return logits
 
-    # The exporter takes an axis of size 1 for one that always has it.
+    # The exporter treats an axis of size 1 as static.
     example = torch.zeros(2, min(2, model.config.n_positions), dtype=torch.int64)
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)  # it warns that torchvision is not installed
     try:
         with warnings.catch_warnings():
-            # torch.export uses something that torch has deprecated.
+            # torch.export uses a deprecated part of torch.
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             program = torch.onnx.export(
                 Logits().eval(), (example,), dynamo=True, verbose=False, input_names=["input_ids"],

@@ -1,9 +1,9 @@
-"""A sweep: the settings to try, the seeds of each, and what every trial gets the same of.
+"""A sweep: the settings to try, the seeds of each, and what is held equal between trials.
 
 In:  a base recipe, settings and seeds (hfgpt/sweep/reading.py reads them from a command line or an experiment's file).
 Out: a :class:`Sweep`: its trials, all valid, and the config of each, with steps, tokens or time held equal.
 
-:mod:`hfgpt.sweep.trials` runs it. Everything is decided and checked here before the first trial begins.
+:mod:`hfgpt.sweep.trials` runs it. Everything is decided and checked here, before the first trial begins.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Equal = Literal["steps", "tokens", "time"]
 
 @dataclass(frozen=True)
 class Trial:
-    """A run of the sweep: a setting (its values), and a seed where the sweep has several.
+    """A run of the sweep: a setting (its values), and a seed if the sweep has several.
 
-    `title` is the setting's name where an experiment's file gives it one.
+    `title` is the setting's name in the experiment's file, if it has one.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Trial:
 
     @property
     def setting(self) -> str:
-        """The setting in reports: its title, else its values, or the name where there are many."""
+        """The setting in reports: its title, otherwise its values, or its name if there are many."""
         if self.title:
             return self.title
         if self.values and len(self.values) <= 2:
@@ -44,31 +44,31 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The trial in reports."""
+        """The trial's label in reports."""
         return self.setting if self.seed is None else f"{self.setting}, seed={self.seed}"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is tried, decided before the first trial."""
+    """All trials of a sweep, decided before the first one begins."""
 
-    # its title, and what it is to answer
+    # its title, and the question that it is to answer
     name: str
-    recipe: dict[str, Any]  # the base recipe's keys and the overrides of every trial
+    recipe: dict[str, Any]  # the base recipe's keys and the overrides common to all trials
     trials: list[Trial]  # every setting with the first seed, then every setting with the second, and so on
-    folder: Path  # where it is written
-    equal: Equal = "steps"  # what every trial gets the same of
+    folder: Path  # where the sweep is written
+    equal: Equal = "steps"  # what is held equal between trials
     question: str = ""
-    grid: bool = True  # whether the settings are all combinations of values, not a random sample of them
-    # whether failed trials are tried again, and hopeless ones are stopped early
+    grid: bool = True  # whether the settings are all combinations of values, not a random sample
+    # whether failed trials are retried, and hopeless ones are stopped early
     retry_failed: bool = False
     prune: bool = False
 
     def config(self, trial: Trial) -> Config:
-        """A trial's own config, before anything is held equal.
+        """Return a trial's own config, before anything is held equal.
 
         Raises:
-            ConfigError: with the faults of this combination.
+            ConfigError: this combination is invalid; lists its faults.
         """
         own: dict[str, Any] = {"out_dir": str(self.folder / "trials" / trial.name)}
         if trial.seed is not None:
@@ -76,17 +76,17 @@ class Sweep:
         return configs.build({**self.recipe, **trial.values, **own}, trial.name)
 
     def settings(self) -> dict[str, list[Trial]]:
-        """The trials by their setting, a trial a seed."""
+        """Return the trials by setting, one per seed."""
         grouped: dict[str, list[Trial]] = {}
         for trial in self.trials:
             grouped.setdefault(trial.setting, []).append(trial)
         return grouped
 
     def check(self) -> None:
-        """See that every trial can be run.
+        """Check that every trial can be run.
 
         Raises:
-            InputError: one cannot, two have one name, or what is held equal contradicts what is swept.
+            InputError: a trial cannot run, two have the same name, or what is held equal contradicts what is swept.
         """
         faults = []
         for trial in self.trials:
@@ -110,13 +110,13 @@ class Sweep:
 
 
 def equalised(sweep: Sweep, trial: Trial, seconds_per_step: float | None) -> Config:
-    """A trial's config with its length changed, so that all trials get equal steps, tokens or training time.
+    """Return a trial's config with its length changed, so that all trials get equal steps, tokens or training time.
 
-    The learning-rate schedule and the evaluations are stretched or shrunk with it.
+    The learning-rate schedule and the evaluations are scaled with it.
 
     Args:
-        sweep, trial: what is run.
-        seconds_per_step: of this trial's setting, measured; for equal time.
+        sweep, trial: the sweep, and one of its trials.
+        seconds_per_step: measured for this trial's setting; for equal time.
     """
     config, base = sweep.config(trial), configs.build(sweep.recipe, "base")
     if sweep.equal == "steps":

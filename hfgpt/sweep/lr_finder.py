@@ -1,7 +1,7 @@
-"""A learning rate for a recipe, from a range test: the rate rises from step to step until the loss does too.
+"""A learning rate for a recipe, from a range test: the rate rises with each step until the loss rises too.
 
 In:  a resolved Config.
-Out: a suggested rate, why, and the curve as a PNG (L. Smith, 2017, "Cyclical Learning Rates for Training Neural
+Out: a suggested rate, the reason, and the curve as a PNG (L. Smith, 2017, "Cyclical Learning Rates for Training Neural
      Networks", section 3.3).
 
 A range test finds the order of magnitude in about a hundred steps; a sweep around it decides. It trains with the loop's
@@ -27,12 +27,12 @@ from hfgpt.train.step import global_loss, to_device, train_step
 
 LOWEST, HIGHEST = 1e-6, 1.0
 
-GIVE_UP = 1.5  # times the first loss
+GIVE_UP = 1.5  # factor of the first loss
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The rates tried, the loss of each one's batch, and what follows from them."""
+    """The rates tried, the batch loss at each, and the conclusions."""
 
     rates: list[float]
     losses: list[float]
@@ -41,12 +41,12 @@ class RangeTest:
 
 
 def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
-    """Run a range test and draw it.
+    """Run a range test and plot it.
 
     Args:
-        config: what to train; its learning rate and schedule are not used. With Muon, muon_learning_rate rises beside
-            learning_rate, in the recipe's ratio of the two.
-        picture: where the PNG goes.
+        config: what to train; its learning rate and schedule are not used. With Muon, muon_learning_rate rises with
+            learning_rate, at the recipe's ratio of the two.
+        picture: the path of the PNG.
         steps: optimizer steps over the whole range of rates; fewer if the loss rises before the end.
 
     Raises:
@@ -63,7 +63,7 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
 
 
 def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Make one step at each rate, until the losses stay far above their start or are not finite."""
+    """Take one step at each rate, until the losses stay far above their start or are not finite."""
     short = {"eval_only": True, "report_to": "none", "max_iters": len(rates), "batch_warmup_iters": 0}
     run = start(config.model_copy(update=short))
     run.model.train()
@@ -73,7 +73,7 @@ def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[fl
             batches = to_device(run.corpus.batches.micro_batches(step, *run.share), run.device)
             loss = global_loss(run, train_step(run, batches, config.tokens_per_iter, rate))
             if not math.isfinite(loss) or statistics.median([*losses[-4:], loss]) > GIVE_UP * (losses or [loss])[0]:
-                break  # one bad batch alone ends nothing
+                break  # a single bad batch does not end the test
             losses.append(loss)
     finally:
         run.display.close()
@@ -82,7 +82,7 @@ def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[fl
 
 
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, str]:
-    """The rate of the steepest descent, or a tenth of where the loss turns up, whichever is lower; and which it was.
+    """Return the rate of steepest descent, or a tenth of that where the loss turns up, if lower; and which it was.
 
     Raises:
         InputError: the loss never falls.
@@ -92,7 +92,7 @@ def suggest(rates: Sequence[float], losses: Sequence[float]) -> tuple[float, str
     fall = curve[0] - min(curve) if curve else 0.0
     if fall < 0.1:
         raise InputError("lr_finder: the loss does not fall at any rate → check the data, or give more --steps")
-    # The loss turns up where it is for the last time near its lowest.
+    # The loss turns up where it is near its minimum for the last time.
     turn = max(i for i, loss in enumerate(curve) if loss <= min(curve) + 0.05 * fall)
     slopes = {i: curve[i + half] - curve[i - half] for i in range(half, max(half + 1, turn - half + 1))}
     steepest = rates[min(slopes, key=lambda i: slopes[i])]

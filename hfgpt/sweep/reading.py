@@ -1,6 +1,6 @@
-"""Read a sweep: from a command line, or from an experiment's file (the chapter's 8.1 and the like).
+"""Read a sweep: from a command line, or from an experiment's file (such as the chapter's 8.1).
 
-In:  a recipe or an experiment's file (`base`, `set`, `sweep` or `trials`, `equal`, `question`), and the words typed.
+In:  a recipe or an experiment's file (`base`, `set`, `sweep` or `trials`, `equal`, `question`), and arguments.
 Out: a :class:`hfgpt.sweep.definition.Sweep`, checked. Nothing is written.
 """
 
@@ -21,7 +21,7 @@ from hfgpt.base.language import N_, _, listed
 from hfgpt.config import Config
 from hfgpt.sweep.definition import Equal, Sweep, Trial
 
-NOT_SWEPT = ("out_dir", "project", "sample_prompt", "init_from")  # text of these may hold a comma
+NOT_SWEPT = ("out_dir", "project", "sample_prompt", "init_from")  # values of these fields may contain a comma
 
 
 def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Sweep:
@@ -30,11 +30,11 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
     Args:
         source: a recipe, or an experiment's file.
         words: overrides; those with commas (``--batch_size=16,32``) or a range (``--learning_rate=1e-4..1e-2``) are
-            swept, the others hold for every trial.
+            swept, the others apply to every trial.
         options: `random` (how many), `seeds` (how many), `equal`, `out_dir`, as typed; `retry_failed`, `prune`.
 
     Raises:
-        InputError: nothing to sweep, or a combination is not valid; names it. Nothing was written.
+        InputError: nothing to sweep, or a combination is invalid; names it. Nothing was written.
     """
     file = configs.read_recipe(source)
     base, swept, named = file, dict[str, list[Any]](), list[Trial]()
@@ -118,7 +118,7 @@ def _named_trial(source: str, entry: Any) -> Trial:
     return Trial(_file_name(title), {key: value for key, value in entry.items() if key != "name"}, title=title)
 
 
-# ------------------------------------------------------------------------------------------------- the words typed
+# ------------------------------------------------------------------------------------------------- the arguments typed
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
@@ -126,7 +126,7 @@ RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})")
 
 
 def _read_words(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, tuple[float, float]]]:
-    """Overrides → those of every trial, lists of values, and ranges."""
+    """Split overrides into common ones, lists of values, and ranges."""
     fixed, swept, ranges = list[str](), dict[str, list[Any]](), dict[str, tuple[float, float]]()
     rest = list(words)
     while rest:
@@ -156,7 +156,7 @@ def _range(key: str, low: float, high: float) -> tuple[float, float]:
 
 
 def _number_types(key: str) -> list[type]:
-    """int, float or both, as the field takes them; [float] for a name that is not a field, which is reported later."""
+    """Return the field's number types: int, float or both; [float] for an unknown field, which is reported later."""
     if key not in Config.model_fields:
         return [float]
     annotation = Config.model_fields[key].annotation
@@ -171,7 +171,7 @@ def _count(key: str, text: str) -> int:
 
 
 def _check_number(trials: int) -> None:
-    """Refuse more trials than anybody trains, before they are written down one by one. Raises InputError."""
+    """Refuse an unrealistic number of trials, before they are listed one by one. Raises InputError."""
     if trials > MOST_TRIALS:
         raise InputError(
             "sweep: {n:,} trials, and {most:,} are the most → fewer values, or --random N", n=trials, most=MOST_TRIALS
@@ -179,8 +179,9 @@ def _check_number(trials: int) -> None:
 
 
 def _seeds(base: Mapping[str, Any], swept: dict[str, list[Any]], given: str) -> list[int | None]:
-    """The seeds of every setting: `seeds` of them from the recipe's own on, or those that --seed lists; [None]: the
-    recipe's own alone."""
+    """Return the seeds of every setting: `seeds` of them from the recipe's own on, or those listed in --seed; [None]:
+    only the recipe's own.
+    """
     listed = swept.pop("seed", None)
     if listed and given:
         raise InputError("seeds: contradicts the list of --seed → give one of the two")
@@ -217,10 +218,10 @@ def _file_name(text: str) -> str:
 def _sample(
     base: Mapping[str, Any], swept: Mapping[str, Sequence[Any]], ranges: Mapping[str, tuple[float, float]], count: int
 ) -> list[Trial]:
-    """Random combinations that are valid, the same ones each time; a longer search begins with a shorter one's.
+    """Return valid random combinations, reproducibly; a longer search begins with those of a shorter one.
 
     Raises:
-        ConfigError: hardly any combination is valid; the faults of the last one.
+        ConfigError: hardly any combination is valid; lists the faults of the last one.
     """
     generator, trials, fault = random.Random(configs.build(base, "sweep").seed), dict[str, Trial](), None
     for _attempt in range(100 * count):
@@ -245,7 +246,7 @@ def _sample(
 
 
 def _draw(generator: random.Random, key: str, low: float, high: float) -> float | int:
-    """A value of a range: logarithmic where it spans a decade or more, whole for a field of whole numbers."""
+    """Draw a value from a range: log-uniform if it spans a decade or more, an integer for an integer field."""
     if low > 0 and high >= 10 * low:
         value = math.exp(generator.uniform(math.log(low), math.log(high)))
     else:

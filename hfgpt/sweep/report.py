@@ -1,6 +1,6 @@
-"""What a sweep says: the comparison of its trials, each parameter by itself, and where to search on.
+"""The report of a sweep: the comparison of its trials, each parameter by itself, and where to search next.
 
-In:  a sweep and how its trials ended.
+In:  a sweep and the outcomes of its trials.
 Out: ``report.md``, ``report.json`` and figures in its folder.
 
 Each parameter by itself, and the best at the edge of the values tried: Google's Tuning Playbook, "Isolation plots" and
@@ -34,12 +34,12 @@ HELD = {
 
 
 def write(sweep: Sweep, outcomes: Mapping[str, str]) -> Path:
-    """Write the report; returns the path of report.md."""
+    """Write the report; return the path of report.md."""
     return report.write(comparison(sweep, outcomes), sweep.folder)
 
 
 def comparison(sweep: Sweep, outcomes: Mapping[str, str]) -> Comparison:
-    """The sweep's trials as entries of a comparison, with what a sweep says besides."""
+    """Return the comparison of the sweep's trials, with a sweep's additional results."""
     entries = []
     for trial in sweep.trials:
         folder = sweep.folder / "trials" / trial.name
@@ -64,11 +64,11 @@ def comparison(sweep: Sweep, outcomes: Mapping[str, str]) -> Comparison:
 
 
 def isolation(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
-    """For each swept field, each of its values with the lowest mean loss over all others, and the setting it is of."""
+    """Return, per swept field, each value with its lowest mean loss over all other fields, and that loss's setting."""
     tables = {}
     for key in comparison.keys:
         best: dict[Any, Setting] = {}
-        for setting in comparison.ended:  # the best first
+        for setting in comparison.ended:  # best first
             if key in setting.entries[0].values:
                 best.setdefault(setting.value(key), setting)
         if len(best) > 1:
@@ -83,7 +83,7 @@ def _order(row: Mapping[str, Any]) -> tuple[bool, Any]:
 
 
 def _isolation_tables(by_value: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-    """Markdown; nothing for a sweep of one field, whose comparison says it already."""
+    """Return the tables in Markdown; nothing for a sweep of one field, since its comparison shows the same."""
     if len(by_value) < 2:
         return []
     lines = ["", "## " + _("Each parameter by itself: the best over all values of the others"), ""]
@@ -98,11 +98,11 @@ def _isolation_tables(by_value: Mapping[str, list[dict[str, Any]]]) -> list[str]
     return lines[:-1]
 
 
-# ------------------------------------------------------------------------------------------------ where to search on
+# ------------------------------------------------------------------------------------------------ where to search next
 
 
 def beyond(sweep: Sweep, comparison: Comparison, key: str) -> list[float | int]:
-    """Two values past the edge if the best setting's lies there, in the steps of those tried; only valid ones."""
+    """Return two valid values past the edge if the best setting is there, spaced like those tried."""
     values = sorted({trial.values[key] for trial in sweep.trials if is_number(trial.values.get(key))})
     best = comparison.ended[0].value(key) if comparison.ended else None
     if len(values) < 2 or best not in (values[0], values[-1]):
@@ -147,7 +147,7 @@ def _pruned(sweep: Sweep, outcomes: Mapping[str, str]) -> list[str]:
 
 
 def _steps(sweep: Sweep, trial: Trial) -> int:
-    """The steps that a trial was to make, as its recipe says."""
+    """Return the number of steps that a trial's recipe asked for."""
     recipe = sweep.folder / "recipes" / f"{trial.name}.yaml"
     try:
         config: Config = configs.load(str(recipe))

@@ -1,10 +1,10 @@
-"""A sweep's memory: which trials wait, run, or have ended and how, in Optuna's storage, which its dashboard reads.
+"""A sweep's state: which trials wait, run or have ended, and how, in Optuna's storage, which its dashboard reads.
 
 In:  a :class:`hfgpt.sweep.definition.Sweep`.
-Out: ``sweep.json`` (what is tried) and ``journal.log`` (Optuna's); trials to run, claimed by one process each.
+Out: ``sweep.json`` (the definition) and ``journal.log`` (Optuna's); trials to run, each claimed by one process.
 
-The locks in ``locks/`` end with the process that holds them. Beside a trial's lock stands the process of its training,
-so that a training whose sweep was killed is waited for, not started a second time.
+The locks in ``locks/`` end with the process that holds them. Beside a trial's lock its training process is recorded, so
+that a training whose sweep was killed is waited for, not started a second time.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from hfgpt.runs.metrics import Record, series
 from hfgpt.sweep.definition import Sweep, Trial
 
 # Optuna's median rule: from the fifth finished trial on, and past this share of a trial, one whose evaluation is worse
-# than the median of the others' at the same share is hopeless.
+# than the others' median at the same share is hopeless.
 STARTUP_TRIALS = 4
 WARMUP_PERCENT = 25
 
 
 class Storage:
-    """What is known about the trials of a sweep.
+    """The states of a sweep's trials.
 
     Raises:
         InputError: Optuna is not installed, or the folder holds another sweep.
@@ -69,11 +69,11 @@ class Storage:
             replace_file(sweep.folder / "sweep.json", json.dumps(_identity(sweep), indent=2, default=str) + "\n")
 
     def lock(self) -> FolderLock:
-        """The lock of the whole folder, taken; for a moment's work."""
+        """Take the lock of the whole folder, for brief work."""
         return wait_for(self._sweep.folder / "locks" / "sweep")
 
     def _lock_of(self, trial: Trial) -> FolderLock | None:
-        """A trial's lock, unless another process holds it or its training, left by a dead sweep, still runs."""
+        """Take a trial's lock; None if another process holds it or a dead sweep's training of it still runs."""
         lock = take(self._sweep.folder / "locks" / trial.name)
         if lock is not None and training(self.process_file(trial)) is not None:
             lock.release()
@@ -81,11 +81,11 @@ class Storage:
         return lock
 
     def process_file(self, trial: Trial) -> Path:
-        """Where the process that trains a trial is written down."""
+        """Return the file that records the process training a trial."""
         return self._sweep.folder / "locks" / f"{trial.name}.json"
 
     def claim(self) -> Claim | None:
-        """A trial that nobody runs: one that a dead process left, else a waiting one; None if there is neither."""
+        """Claim a trial that no process runs: one that a dead process left, otherwise a waiting one, or None."""
         with self.lock():
             for frozen in self._in_state("RUNNING"):
                 trial = self._by_name.get(frozen.user_attrs.get("name"))
@@ -100,7 +100,7 @@ class Storage:
         return None
 
     def running_elsewhere(self) -> dict[str, str]:
-        """Who runs what: the trials in the hands of other processes, and those whose training outlives its sweep."""
+        """Return the trials claimed by other processes, and those whose training outlived its sweep."""
         running = {}
         for frozen in self._in_state("RUNNING"):
             if (trial := self._by_name.get(frozen.user_attrs.get("name"))) is None:
@@ -112,7 +112,7 @@ class Storage:
         return running
 
     def outcomes(self) -> dict[str, str]:
-        """By a trial's name: how it ended, or that it is waiting or running; of several attempts the last."""
+        """Return each trial's outcome by name, or that it is waiting or running; of several attempts the last."""
         trials = self.study.get_trials(deepcopy=False)
         return {t.user_attrs.get("name"): t.user_attrs.get("outcome", t.state.name.lower()) for t in trials}
 
@@ -129,7 +129,7 @@ class Storage:
         return list(self.study.get_trials(deepcopy=False, states=[state]))
 
     def _suggest(self, trial: Trial, asked: Any) -> None:
-        """Tell Optuna the trial's values as parameters, numbers with the range that the sweep spans."""
+        """Pass the trial's values to Optuna as parameters, numbers with the sweep's range."""
         for key in trial.values:
             values = [other.values[key] for other in self._sweep.trials if key in other.values]
             numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
@@ -142,7 +142,7 @@ class Storage:
 
 
 class Claim:
-    """A trial in the hands of this process, until the `with` ends."""
+    """A trial claimed by this process, until the `with` ends."""
 
     def __init__(self, trial: Trial, asked: Any, lock: FolderLock, storage: Storage) -> None:
         self.trial, self._asked, self._lock, self._storage = trial, asked, lock, storage
@@ -154,11 +154,11 @@ class Claim:
         self._lock.release()
 
     def note_process(self, pid: int) -> None:
-        """Write down which process trains it."""
+        """Record which process trains it."""
         note_training(self._storage.process_file(self.trial), pid)
 
     def report(self, records: list[Record], max_iters: int) -> None:
-        """Tell Optuna the evaluations so far, by the share of the trial in percent: trials differ in their steps."""
+        """Report the evaluations so far to Optuna, by percent of the trial, since trials differ in their steps."""
         reported = self._asked.user_attrs.get("reported", -1)
         for step, loss in zip(*series(records, "val_loss"), strict=True):
             percent = round(100 * step / max_iters)
@@ -167,11 +167,11 @@ class Claim:
                 self._asked.set_user_attr("reported", percent)
 
     def is_hopeless(self) -> bool:
-        """Whether the sweep prunes and Optuna's pruner gives the trial up."""
+        """Whether the sweep prunes, and Optuna's pruner would stop the trial."""
         return bool(self._asked.should_prune())
 
     def end(self, outcome: str, value: float | None, folder: Path) -> None:
-        """Record how it ended."""
+        """Record the outcome."""
         self._asked.set_user_attr("outcome", outcome)
         self._asked.set_user_attr("folder", str(folder))
         self._storage.tell(self._asked.number, outcome, value)
@@ -188,10 +188,10 @@ def _identity(sweep: Sweep) -> dict[str, Any]:
 
 
 def check_folder(sweep: Sweep) -> None:
-    """See that a folder is new, or holds this sweep or the beginning of it.
+    """Check that a folder is new, or holds this sweep or its beginning.
 
     Raises:
-        InputError: it holds another one.
+        InputError: it holds another sweep.
     """
     path = sweep.folder / "sweep.json"
     if not path.exists():
@@ -221,12 +221,12 @@ def take(path: Path) -> FolderLock | None:
         return None
     try:
         return FolderLock(path.parent, f"{path.name}.lock").acquire()
-    except InputError:  # another process was faster
+    except InputError:  # another process took it first
         return None
 
 
 def wait_for(path: Path) -> FolderLock:
-    """Take a lock, which `with` releases; says for whom it waits, if that takes more than a moment."""
+    """Take a lock, which `with` releases; if it must wait for long, print for whom."""
 
     def waiting(holder: Holder) -> None:
         say(_("{folder} is being worked on by {holder}; waiting for it", folder=path.parent.parent, holder=holder))
@@ -235,16 +235,16 @@ def wait_for(path: Path) -> FolderLock:
 
 
 def note_training(path: Path, pid: int) -> None:
-    """Write down which process trains."""
+    """Record which process trains."""
     try:
         started = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:  # it has ended already
+    except psutil.NoSuchProcess:  # it has already ended
         return
     replace_file(path, json.dumps({"host": socket.gethostname(), "pid": pid, "started": started}))
 
 
 def training(path: Path) -> psutil.Process | None:
-    """The process written down, while it trains. One of another machine is taken to have ended with its sweep."""
+    """Return the recorded process while it trains. One on another machine is assumed to have ended with its sweep."""
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
         process = psutil.Process(noted["pid"])

@@ -1,8 +1,8 @@
-"""One training of a sweep: a process of its own, started as a user would start it.
+"""One training run of a sweep: a separate process, started as a user would start it.
 
-In:  a resolved Config, and what stands behind `python` to train, such as a script.
-Out: a run folder, what it printed, and how it ended; or how long one of its steps takes; and :class:`Signals`, by
-     which a polite stop of the sweep reaches the training, which writes its checkpoint.
+In:  a resolved Config, and the arguments of `python` that start a training, such as a script.
+Out: a run folder, its output, and its outcome; or the time of one step; and :class:`Signals`, which forwards a graceful
+     stop of the sweep to the training, so that it writes its checkpoint.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from hfgpt.runs.compare import Entry
 from hfgpt.runs.history import History
 from hfgpt.runs.metrics import FILE_NAME, Record, read, series
 
-PROBE_STEPS = 20  # to measure a step, for equal time
+PROBE_STEPS = 20  # steps of a probe that measures the step time, for equal time
 
 
 def start(train: Sequence[str], config: Config, recipe: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start or resume a training. Ctrl-C reaches it through the sweep, once: it has a session of its own."""
+    """Start or resume a training, in its own session, so that Ctrl-C reaches it only once, through the sweep."""
     write_recipe(recipe, config)
     with log.open("a") as out:
         return child.start([*train, str(recipe), "--resume"], out)
@@ -44,13 +44,13 @@ def write_recipe(path: Path, config: Config) -> None:
 
 
 def records(folder: Path) -> list[Record]:
-    """What a run has recorded; empty if it has not recorded anything yet."""
+    """Return a run's records; empty if it has not recorded anything yet."""
     path = folder / FILE_NAME
     return read(path) if path.exists() else []
 
 
 def outcome(label: str, config: Config, code: int, log: Path) -> tuple[str, float | None]:
-    """How a training ended ("finished", "diverged", "failed: …"), and the best validation loss of a finished one."""
+    """Return a training's outcome ("finished", "diverged", "failed: …"), and the best validation loss if finished."""
     written = records(config.run_dir)
     losses = [loss for loss in series(written, "val_loss")[1] if math.isfinite(loss)]
     run = History(label, config.run_dir / FILE_NAME, written, config) if written else None
@@ -62,7 +62,7 @@ def outcome(label: str, config: Config, code: int, log: Path) -> tuple[str, floa
 
 
 def _last_words(log: Path) -> str:
-    """The line of a training's output that says why it failed: its own message, an exception, else the last line."""
+    """Return the output line that says why a training failed: its own message, an exception, or the last line."""
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line and not line[0].isspace()]
     own = re.escape(_("The run failed at {place}", place=""))
@@ -74,7 +74,7 @@ def _last_words(log: Path) -> str:
 
 
 def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: str) -> float:
-    """Seconds of a step, the median of a short run in `folder`/probes; NaN if that run fails."""
+    """Return the seconds per step, the median of a short run in `folder`/probes; NaN if that run fails."""
     probe = config.model_copy(
         update={"max_iters": PROBE_STEPS, "eval_interval": PROBE_STEPS, "eval_iters": 1, "log_interval": 1,
                 "warmup_iters": 1, "batch_warmup_iters": 0, "lr_decay_iters": PROBE_STEPS, "sample_prompt": "",
@@ -92,21 +92,22 @@ def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: s
     return probe.tokens_per_iter / later[len(later) // 2] if later else math.nan
 
 
-# ------------------------------------------------------------------------------------------------------- a polite stop
+# ------------------------------------------------------------------------------------------------------- a graceful
+# stop
 
 
 PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Stopped(Exception):
-    """A signal ended the sweep politely; `number` is the signal's."""
+    """A signal stopped the sweep gracefully; `number` is the signal's."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 class Signals:
-    """Passes SIGINT, SIGTERM and SIGHUP on to the training in hand, and remembers the first."""
+    """Forwards SIGINT, SIGTERM and SIGHUP to the current training, and remembers the first."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -118,7 +119,7 @@ class Signals:
         self.stop_child()
 
     def stop_child(self) -> None:
-        """Ask the training in hand to stop."""
+        """Ask the current training to stop."""
         if self.child is not None and self.child.poll() is None:
             child.ask_to_stop(self.child)
 

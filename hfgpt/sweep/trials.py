@@ -1,11 +1,11 @@
-"""Run a sweep: each trial a real training in a process of its own.
+"""Run a sweep: each trial is a real training run in its own process.
 
 In:  a :class:`hfgpt.sweep.definition.Sweep`.
-Out: its folder, with a run folder a trial (``trials/``), what each printed (``logs/``), Optuna's storage
-     (``journal.log``, for its dashboard too), and the report: ``report.md``, ``report.json`` and figures.
+Out: its folder, with a run folder per trial (``trials/``), their output (``logs/``), Optuna's storage (``journal.log``,
+     for its dashboard too), and the report: ``report.md``, ``report.json`` and figures.
 
-A sweep that was killed goes on with the same command. Several processes share the work if the same command is given
-several times. A training that outlived its sweep is waited for.
+A killed sweep resumes with the same command. Several processes share the work if the same command is started several
+times. A training that outlived its sweep is waited for.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from hfgpt.sweep.training import Signals, Stopped, records
 
 POLL_SECONDS = 1.0
 
-PROBE_ROUNDS = 2  # a step's time is the lower of two measurements, taken in turns: other work only slows one down
+PROBE_ROUNDS = 2  # the step time is the lower of two interleaved measurements, since other work only slows one down
 
 
 def run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None] = print) -> Path:
-    """Run what is still to be done, wait for what other processes are doing, and write the report.
+    """Run the remaining trials, wait for those of other processes, and write the report.
 
     Args:
         sweep: what to run.
-        train: what stands behind `python` to train a recipe, such as a script.
-        say: is given each event as a line.
+        train: the arguments of `python` that train a recipe, such as a script.
+        say: called with each event as a line.
 
     Returns:
         The path of report.md.
 
     Raises:
         InputError: the folder holds another sweep, or Optuna is not installed.
-        Stopped: a signal came; the trial in hand has written its checkpoint.
+        Stopped: a signal came; the current trial has written its checkpoint.
     """
     storage = Storage(sweep)
     say(
@@ -64,7 +64,7 @@ def run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None] = print) 
         progress = Progress(sweep, say, done)
         told = dict[str, str]()
         while (claim := storage.claim()) is not None or (running := storage.running_elsewhere()):
-            if claim is None:  # wait: a training that outlived its sweep is then to be recorded
+            if claim is None:  # wait, then record the trainings that outlived their sweep
                 for name, holder in running.items():
                     if told.get(name) != holder:
                         say(_("waiting for {trial}: {holder}", trial=name, holder=holder))
@@ -82,15 +82,15 @@ def run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None] = print) 
 
 
 def _config(sweep: Sweep, claim: Claim, seconds: dict[str, float]) -> Config:
-    """The config that the trial runs with."""
+    """Return the config that the trial runs with."""
     step = seconds.get(claim.trial.setting, math.nan)
     if sweep.equal == "time" and not math.isfinite(step):
-        return sweep.config(claim.trial)  # it cannot train: the trial itself will say why
+        return sweep.config(claim.trial)  # it cannot train: the trial itself will report why
     return equalised(sweep, claim.trial, step)
 
 
 def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> dict[str, float]:
-    """Seconds of a step by setting. Measured once, by one process, and kept: a resume has the same length."""
+    """Return the seconds per step by setting. They are measured once and kept, so that a resume has the same length."""
     path = sweep.folder / "seconds_per_step.json"
     with wait_for(sweep.folder / "locks" / "measuring"):
         known = _known_seconds(path)
@@ -109,7 +109,7 @@ def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None
 
 
 def _known_seconds(path: Path) -> dict[str, float]:
-    """What was measured before; nothing of a file that was damaged."""
+    """Return earlier measurements; empty if the file is damaged."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         return {str(setting): float(seconds) for setting, seconds in known.items()}
@@ -120,7 +120,7 @@ def _known_seconds(path: Path) -> dict[str, float]:
 def _run_trial(
     sweep: Sweep, claim: Claim, config: Config, train: Sequence[str], signals: Signals, progress: Progress
 ) -> None:
-    """Train one trial to its end and record it; a stop leaves it to be resumed."""
+    """Train one trial to its end and record it; a stopped one can be resumed."""
     trial = claim.trial
     log = sweep.folder / "logs" / f"{trial.name}.log"
     child = training.start(train, config, sweep.folder / "recipes" / f"{trial.name}.yaml", log)
@@ -156,7 +156,7 @@ __all__ = ["Stopped", "run"]
 
 
 class Progress:
-    """The line about a sweep."""
+    """The progress line of a sweep."""
 
     def __init__(self, sweep: Sweep, say: Callable[[str], None], done: Collection[str] = ()) -> None:
         self._sweep, self._say, self._complete = sweep, say, set(done)
@@ -184,18 +184,18 @@ class Progress:
         return sum(self._work[trial.name] * self._share(trial) for trial in self._sweep.trials)
 
     def end(self, trial: Trial, text: str) -> None:
-        """A trial has ended: an event, on a line of its own."""
+        """Print the end of a trial on its own line."""
         self._complete.add(trial.name)
         self.say(text)
 
     def say(self, text: str) -> None:
-        """An event, on a line of its own."""
+        """Print an event on its own line."""
         if self._live:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
         self._say(text)
 
     def show(self, trial: Trial | None) -> None:
-        """The line about the whole sweep; `trial` is the one in hand, None while waiting for other processes."""
+        """Show the sweep's progress; `trial` is the current one, None while waiting for other processes."""
         now = time.monotonic()
         if now - self._last < (2 if self._live else 30):
             return
@@ -214,7 +214,7 @@ class Progress:
 
 
 def _work(config: Config) -> float:
-    """A run's arithmetic, roughly: tokens times weights and attention."""
+    """Estimate a run's arithmetic: tokens times weights and attention."""
     weights = 12 * config.n_layer * config.n_embd**2 + 400 * config.n_embd
     attention = 12 * config.n_layer * config.n_embd * config.block_size
     return config.tokens_by(config.max_iters) * (6 * weights + attention)
