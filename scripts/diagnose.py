@@ -1,4 +1,4 @@
-"""Say what happened in a run: what is wrong, since when, how it shows, and what to change, with the values to type."""
+"""Diagnose a run: what is wrong, since when, the evidence, and what to change, with the values to type."""
 
 from hfgpt.commands import run
 

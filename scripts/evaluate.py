@@ -6,6 +6,6 @@ import sys
 from hfgpt.commands import run
 
 if __name__ == "__main__":
-    # Python puts the folder of a script first on the path, where this file would hide the library `evaluate`.
+    # Python puts a script's folder first on sys.path, where this file would shadow the library `evaluate`.
     sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.realpath(__file__))]
     run("evaluate")

@@ -1,4 +1,4 @@
-"""Write a run's model and tokenizer as one GGUF file, for llama.cpp and what is built on it."""
+"""Write a run's model and tokenizer as one GGUF file, for llama.cpp and programs built on it."""
 
 from hfgpt.commands import run
 

@@ -1,4 +1,4 @@
-"""Write a run's model as one ONNX file, and compare its logits under onnxruntime with Transformers'."""
+"""Write a run's model as one ONNX file, and compare onnxruntime's logits with Transformers'."""
 
 from hfgpt.commands import run
 

@@ -1,4 +1,4 @@
-"""Turn a checkpoint of nanoGPT into a run folder: same logits, with its tokenizer."""
+"""Convert a nanoGPT checkpoint to a run folder with the same logits and its tokenizer."""
 
 from hfgpt.commands import run
 

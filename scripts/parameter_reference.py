@@ -13,7 +13,7 @@ from hfgpt.base.terminal import say
 
 
 def reference() -> str:
-    """The page in the language in use: a table for each group, a row for each field."""
+    """Return the page in the current language: a table for each group, a row for each field."""
     parts = [
         "# " + _("Reference of the parameters"),
         _(
@@ -42,7 +42,7 @@ def reference() -> str:
 
 
 def row(key: str) -> str:
-    """A field's line of the table."""
+    """Return a field's row of the table."""
     default = config.default_of(key).replace("<", "&lt;")
     description = _(str(config.Config.model_fields[key].description))
     return f"| `{key}` | {default} | {config.allowed(key)} | {description} |\n"

@@ -1,4 +1,4 @@
-"""Say what a recipe costs before it runs: parameters, tokens, memory, time, money."""
+"""Estimate a recipe's cost before it runs: parameters, tokens, memory, time, money."""
 
 from hfgpt.commands import run
 

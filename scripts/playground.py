@@ -1,4 +1,4 @@
-"""Open a page to play with: plan a run with sliders, watch runs, let a model write."""
+"""Open the playground: plan a run with sliders, watch runs, let a model write."""
 
 from hfgpt.commands import run
 

@@ -1,4 +1,4 @@
-"""Bring a model from the Hugging Face Hub here, as a run folder."""
+"""Download a model from the Hugging Face Hub as a run folder."""
 
 from hfgpt.commands import run
 

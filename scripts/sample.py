@@ -1,4 +1,4 @@
-"""Sample text from a trained model, as it is written."""
+"""Stream sampled text from a trained model."""
 
 from hfgpt.commands import run
 

@@ -1,4 +1,4 @@
-"""Try many values: a grid, a random search, or one of the chapter's experiments."""
+"""Run a sweep: a grid, a random search, or one of the chapter's experiments."""
 
 from hfgpt.commands import run
 
