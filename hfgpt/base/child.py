@@ -1,6 +1,6 @@
-"""Trainings that another program starts, and asks to stop: each a process with a session of its own.
+"""Training runs that another program starts and stops, each a process in its own session.
 
-In:  what stands behind `python`, and a file for what it prints.
+In:  the arguments of `python`, and a log file for the output.
 Out: a process that outlives its parent, speaks the parent's language, and stops politely when asked.
 """
 
@@ -19,21 +19,21 @@ from hfgpt.base.language import VARIABLE, current
 
 OWN: dict[str, Any]
 if sys.platform == "win32":
-    # No sessions there, but groups: Ctrl-C does not reach a new one either. SIGTERM would end the process on the spot;
-    # Ctrl-Break is what a group can be sent.
+    # Windows has process groups instead of sessions: Ctrl-C does not reach a new group either. SIGTERM would end the
+    # process at once; Ctrl-Break can be sent to a group.
     OWN, POLITE = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}, signal.CTRL_BREAK_EVENT
 else:
     OWN, POLITE = {"start_new_session": True}, signal.SIGTERM
 
 
 def start(words: Sequence[str], log: IO[Any]) -> subprocess.Popen[bytes]:
-    """Start `python words…`; all that it prints goes into `log`, in UTF-8."""
-    ours = {VARIABLE: current(), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    """Start `python words…`, with all output going to `log` in UTF-8."""
+    extra = {VARIABLE: current(), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
     return subprocess.Popen(
-        [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **ours}, **OWN
+        [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **extra}, **OWN
     )
 
 
 def ask_to_stop(process: subprocess.Popen[bytes] | psutil.Process) -> None:
-    """Ask a training to finish its step, write a checkpoint and end."""
+    """Ask a training run to finish its step, write a checkpoint and end."""
     process.send_signal(POLITE)

@@ -62,5 +62,5 @@ def size(amount: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, and all of those before the point: 0.259, 2.7, 68,100."""
+    """Format a number with three digits, and all digits before the point: 0.259, 2.7, 68,100."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

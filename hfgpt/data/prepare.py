@@ -142,7 +142,7 @@ def _labels(names: list[str]) -> list[str]:
 
 
 def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTokenizerFast:
-    """Return the config's tokenizer; token files that name their tokenizer override it.
+    """Return the config's tokenizer, or that of token files that bring their own.
 
     Raises:
         InputError: the token files do not have a tokenizer, or cannot be mixed with the other corpora.
