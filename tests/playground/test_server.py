@@ -151,7 +151,7 @@ def test_the_server_plans(client: Any) -> None:
     assert "It fits" in ask(client)
     assert "14.42M" in ask(client, n_layer=8)
     assert "set n_head to 4 or 6" in ask(client, n_head=5)
-    assert "n_layer  must be an integer" in ask(client, n_layer=None)
+    assert "n_layer : must be an integer" in ask(client, n_layer=None)
     assert "must be an integer, at least 1" in ask(client, batch_size=0)
 
 
