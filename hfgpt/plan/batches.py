@@ -1,4 +1,4 @@
-"""Micro-batches that fit a memory, and what else saves memory (chapter 1.3, 6.1).
+"""Micro-batches that fit in memory, and other ways to save memory (chapter 1.3, 6.1).
 
 In:  a Survey of the recipe and the Target that it runs on.
 Out: :class:`Fit`, the largest micro-batch that fits; :class:`Remedy`, what each of the chapter's remedies saves here;
@@ -28,7 +28,7 @@ GIB = 2**30
 class Fit:
     """The largest micro-batch that fits, with the accumulation that keeps the global batch.
 
-    `memory` is one process's; if not even one sequence fits, `fits` is false and it is the memory of one.
+    `memory` is that of one process; if not even one sequence fits, `fits` is false and `memory` is for one.
     """
 
     batch_size: int
@@ -38,9 +38,9 @@ class Fit:
 
 
 def fit(survey: Survey, target: Target) -> Fit:
-    """The largest micro-batch whose step fits the device, dividing each process's share of the global batch.
+    """Find the largest micro-batch whose step fits the device; it divides each process's share of the global batch.
 
-    On a CPU no larger than the recipe's: a larger one is not faster there.
+    On a CPU it is at most the recipe's, since a larger one is not faster there.
     """
     total = survey.config.global_batch
     share = total // target.processes
@@ -53,37 +53,37 @@ def fit(survey: Survey, target: Target) -> Fit:
 
 
 def with_batch(survey: Survey, size: int) -> Survey:
-    """The same global batch in micro-batches of another size, which divides it."""
+    """Split the global batch into micro-batches of another size, which must divide it."""
     total = survey.config.global_batch
     return change(survey, batch_size=size, gradient_accumulation_steps=total // size)
 
 
 def change(survey: Survey, **values: Any) -> Survey:
-    """The survey of the recipe with other values of the model, batch or schedule."""
+    """Return the survey of the recipe with other values for the model, batch or schedule."""
     size = values.get("vocab_size") or survey.vocab_size
     return replace(survey, config=survey.config.model_copy(update=values), vocab_size=size)
 
 
 def memory(survey: Survey, target: Target) -> Memory:
-    """Memory of a step in one process of a target."""
+    """Return the memory of a step in one process of a target."""
     own = survey.config.of_process(target.processes)
     return memories.estimate(own, survey.vocab_size, target.kind, target.dtype, target.processes)
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """One thing to do about memory (chapter 6.1) and what it does to this recipe."""
+    """A way to save memory (chapter 6.1) and its effect on this recipe."""
 
     name: str  # what is done
     change: dict[str, Any]  # the values to set; empty if the remedy does not apply here
-    memory: Memory | None  # of one process, with the change; None without one
-    chapter: str  # what the chapter says it saves
+    memory: Memory | None  # of one process, with the change; None if there is no change
+    chapter: str  # the saving that the chapter states
     price: str  # what it costs
-    applied: bool = False  # whether the recipe has it already
+    applied: bool = False  # whether the recipe already has it
 
 
 def remedies(survey: Survey, target: Target) -> list[Remedy]:
-    """The chapter's remedies in the order of its decision tree (6.1), each by itself, and activation checkpointing."""
+    """Return the remedies of the chapter's decision tree (6.1), in order, each alone, and activation checkpointing."""
     config = survey.config
     rows = [
         (N_("smaller batch"), _halved_batch(config), N_("about 50%"), N_("fewer sequences a step: noisier gradients")),
@@ -121,7 +121,7 @@ def _halved_batch(config: Config) -> dict[str, Any]:
 
 
 def _accumulated(config: Config) -> dict[str, Any]:
-    """A quarter of the micro-batch, or its nearest divisor, with as much more accumulation (chapter 1.3: 64 → 16)."""
+    """A quarter of the micro-batch (or nearest divisor), with accumulation to match (chapter 1.3: 64 → 16)."""
     sizes = sorted(divisors(config.batch_size, config.batch_size - 1))
     if not sizes:
         return {}
@@ -130,7 +130,7 @@ def _accumulated(config: Config) -> dict[str, Any]:
 
 
 def narrower(target: Target) -> dict[str, Any]:
-    """16-bit arithmetic, where the device is fast in it and the recipe does not have it yet."""
+    """16-bit arithmetic, if it is fast on the device and the recipe does not use it yet."""
     return {"dtype": target.narrow} if target.dtype == "float32" and target.narrow else {}
 
 
@@ -142,21 +142,21 @@ def _smaller_vocabulary(config: Config) -> dict[str, Any]:
 class Recommendation:
     """A recipe that fits."""
 
-    survey: Survey  # of the recommended recipe, in the largest micro-batch that fits
+    survey: Survey  # of the recommended recipe, with the largest micro-batch that fits
     fit: Fit  # that batch
-    needs: list[str]  # the remedies without which no batch fits, in the order in which they are applied
-    reasons: dict[str, str]  # why each recommended value is what it is
+    needs: list[str]  # the remedies without which no batch fits, in order of application
+    reasons: dict[str, str]  # the reason for each recommended value
 
 
 def recommend(survey: Survey, target: Target, reasons: dict[str, str] | None = None) -> Recommendation:
-    """The recipe in the largest micro-batch that fits; if nothing fits, with remedies applied first.
+    """Recommend the recipe with the largest micro-batch that fits; if nothing fits, apply remedies first.
 
-    The remedies that lose least come first; one that saves less than a tenth is skipped.
+    The least costly remedies come first; one that saves less than a tenth is skipped.
 
     Args:
         survey: the recipe.
         target: the device.
-        reasons: why its values are what they are, if they were recommended.
+        reasons: the reasons for its values, if they were recommended.
     """
     reasons, needs = dict(reasons or {}), list[str]()
     best = fit(survey, target)
@@ -179,6 +179,6 @@ def recommend(survey: Survey, target: Target, reasons: dict[str, str] | None = N
 
 
 def fits_by_memory(survey: Survey, target: Target) -> Iterator[tuple[int, tuple[int, int], Fit]]:
-    """For each row of the chapter's table: memory in GiB, the chapter's batch, and what fits of this recipe."""
+    """Return each row of the chapter's table: memory in GiB, the chapter's batch, and what fits for this recipe."""
     for gib, size, steps in CHAPTER_BATCHES:
         yield gib, (size, steps), fit(survey, replace(target, memory_bytes=gib * GIB))

@@ -1,4 +1,4 @@
-"""What a recipe trains on in tokens, and the chapter's own formulas, which stand beside the computed figures.
+"""The tokens that a recipe trains on, and the chapter's formulas, shown beside the computed figures.
 
 In:  a Survey or a Config.
 Out: :class:`Tokens`, :class:`RulesOfThumb`; the chapter's batches, depths and learning rates.
@@ -14,21 +14,21 @@ from hfgpt.plan.survey import Survey
 
 GIB = 2**30
 
-COMPUTE_OPTIMAL = 20  # tokens a parameter: Hoffmann et al. 2022, "Training compute-optimal large language models"
+COMPUTE_OPTIMAL = 20  # tokens per parameter: Hoffmann et al. 2022, "Training compute-optimal large language models"
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What a run trains on (chapter 5.2)."""
+    """The tokens that a run trains on (chapter 5.2)."""
 
     per_iter: int  # targets of one optimizer step
-    total: int  # targets of the whole run; a corpus smaller than that is seen several times
-    epochs: float | None  # how often the corpus is seen; None if its size is not known
+    total: int  # targets of the whole run; a smaller corpus is seen several times
+    epochs: float | None  # how often the corpus is seen; None if its size is unknown
     per_parameter: float  # total over parameters; about 20 is compute-optimal
 
 
 def tokens(survey: Survey) -> Tokens:
-    """Tokens of a run, against its corpus and its parameters."""
+    """Return the tokens of a run, relative to its corpus and its parameters."""
     config = survey.config
     total = config.tokens_by(config.max_iters)
     epochs = total / survey.train_tokens if survey.train_tokens else None
@@ -36,19 +36,19 @@ def tokens(survey: Survey) -> Tokens:
 
 
 def count(survey: Survey) -> int:
-    """Parameters of the recipe's model."""
+    """Return the parameter count of the recipe's model."""
     return parameters(survey.config, survey.vocab_size).total
 
 
-# Repeated data helps nearly as new data does for 4 passes, and hardly after 16 (Muennighoff et al. 2023).
+# Repeated data is nearly as good as new data for 4 passes, and hardly helps after 16 (Muennighoff et al. 2023).
 MOST_EPOCHS = 20
 
-MOST_EPOCHS_PRETRAINED = 4  # a pretrained model learns a small text by heart sooner
+MOST_EPOCHS_PRETRAINED = 4  # a pretrained model memorises a small text sooner
 
 
 @dataclass(frozen=True)
 class RulesOfThumb:
-    """The chapter's own figures for a recipe, to stand beside the computed ones."""
+    """The chapter's own figures for a recipe, shown beside the computed ones."""
 
     parameters: int  # 12 · n_layer · n_embd² (5.2): without embeddings, biases and norms
     # weights, gradients and AdamW's averages of those parameters, and the activations (5.2)
@@ -57,27 +57,26 @@ class RulesOfThumb:
 
 
 def rules_of_thumb(config: Config) -> RulesOfThumb:
-    """The chapter's formulas on a recipe."""
+    """Apply the chapter's formulas to a recipe."""
     count = 12 * config.n_layer * config.n_embd**2
     activations = config.batch_size * config.block_size * config.n_embd * config.n_layer * 4
     return RulesOfThumb(count, 16 * count + activations, 0.5)
 
 
-# The chapter's table (1.3): memory in GiB, batch_size, gradient_accumulation_steps. 64 sequences a step each.
+# The chapter's table (1.3): memory in GiB, batch_size, gradient_accumulation_steps. Each has 64 sequences per step.
 CHAPTER_BATCHES = ((4, 8, 8), (8, 16, 4), (16, 32, 2), (24, 64, 1))
 
 
 def chapter_batch(memory_bytes: int) -> tuple[int, int]:
-    """batch_size and gradient_accumulation_steps that the chapter recommends for a card of this memory (1.3)."""
+    """Return the chapter's batch_size and gradient_accumulation_steps for a card with this memory (1.3)."""
     suitable = [row for row in CHAPTER_BATCHES if row[0] * GIB <= memory_bytes] or [CHAPTER_BATCHES[0]]
     return suitable[-1][1:]
 
 
 def layers_for(corpus_bytes: int | None) -> int:
-    """n_layer by the size of the text, as the chapter has it (2.1); 24 if the size is not known.
+    """Return the chapter's n_layer for a text of this size (2.1); 24 if the size is unknown.
 
-    The chapter says 6 below 10 MB, 12 from 10 to 100 MB, 24 above 1 GB; between the last two it is silent, and 12 is
-    taken.
+    The chapter says 6 below 10 MB, 12 from 10 to 100 MB, 24 above 1 GB; between, it says nothing: 12.
     """
     if corpus_bytes is None or corpus_bytes > 1e9:
         return 24

@@ -1,7 +1,7 @@
-"""The learning rate over a run, as a picture in the terminal, before the run (chapter 4).
+"""A chart in the terminal of the learning rate over a planned run (chapter 4).
 
 In:  a resolved Config.
-Out: lines of text; or the same as points, for a page.
+Out: lines of text; or points, for a page.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 def points(config: Config, count: int = WIDTH) -> list[dict[str, float]]:
-    """Steps, evenly spread from 1 to the end, and the learning rate of each."""
+    """Return steps, evenly spread from 1 to the end, and the learning rate of each."""
     steps = sorted({max(1, round(1 + index * (config.max_iters - 1) / max(1, count - 1))) for index in range(count)})
     return [{"step": step, "learning_rate": learning_rate(step, config)} for step in steps]
 
 
 def chart(config: Config) -> str:
-    """Columns whose height is the learning rate, with the steps below and what they mean."""
+    """Draw columns whose height is the learning rate, with labelled steps below."""
     rates = [point["learning_rate"] for point in points(config)]
     top = max(rates) or 1.0
     heights = [round(rate / top * HEIGHT * 8) for rate in rates]
@@ -39,7 +39,7 @@ def chart(config: Config) -> str:
 
 
 def explained(config: Config) -> str:
-    """The schedule in a sentence."""
+    """Describe the schedule in a sentence."""
     values = {
         "warmup": f"{config.warmup_iters:,}",
         "peak": f"{config.learning_rate:g}",

@@ -1,7 +1,7 @@
-"""A recipe planned: everything that can be said of a run before it starts, as tables or as data.
+"""The plan of a recipe: everything known about a run before it starts, as tables or as data.
 
 In:  a resolved Config, and the options of the command line (hfgpt/commands/plan.py).
-Out: a :class:`Plan`; the same figures by name, for --json; a recipe as a file, with the reason beside each value.
+Out: a :class:`Plan`; its figures by name, for --json; a recipe file with the reason beside each value.
 
 Without --probe and --simulate nothing is measured and torch is not loaded.
 """
@@ -42,7 +42,7 @@ Said = TypeVar("Said")
 
 @dataclass(frozen=True)
 class Options:
-    """What plan.py was asked, checked. Sizes in bytes, times in seconds; the recipe's changes as they were typed."""
+    """The checked options of plan.py. Sizes in bytes, times in seconds; the recipe's changes as typed."""
 
     json: bool = False
     probe: bool = False
@@ -63,19 +63,19 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is known of a recipe before it runs."""
+    """Everything known about a recipe before it runs."""
 
     before: Config  # the recipe as given
-    survey: Survey  # the recipe, its vocabulary and its text; the chosen one, if a time or a text was given
+    survey: Survey  # the recipe (the chosen one, if a time or a text was given), its vocabulary and its text
     target: Target  # what it runs on
     memory: Memory  # of a step in one process
-    # the peak memory of a simulated step and of a probed one, if asked for
+    # the peak memory of a simulated step and of a probed one, if requested
     simulated: int | None
     measured: int | None
     time: Time  # how long it takes
-    forecast: Forecast | None  # the loss it is expected to reach; None if no law covers it
-    recommendation: Recommendation  # what fits, or what the time and the text ask for
-    choice: Choice | None  # how it was chosen, if it was chosen for a time or a text
+    forecast: Forecast | None  # its expected loss; None if no law covers it
+    recommendation: Recommendation  # the recommendation that fits memory, or time and text
+    choice: Choice | None  # how it was chosen, if for a time or a text
 
     @property
     def fits(self) -> bool:
@@ -87,7 +87,7 @@ def make(config: Config, options: Options) -> Plan:
     """Plan a recipe.
 
     Raises:
-        InputError: the recipe's data, model or device cannot be used, or contradicts the options; `data` is not here.
+        InputError: the recipe's data, model or device is unusable or contradicts the options, or `data` is not found.
     """
     if options.data:
         config = config.model_copy(update={"dataset": options.data, "dataset_config": None, "streaming": False})
@@ -154,7 +154,7 @@ def of_its_device(
 
 @of_its_device
 def write(plan: Plan, path: Path, recipe: str | None) -> Config:
-    """Write the recommended recipe, with its reasons and what it is expected to take.
+    """Write the recommended recipe, with its reasons and its expected cost.
 
     Raises:
         InputError: nothing fits, the file exists, or it cannot be written.
@@ -195,7 +195,7 @@ def write(plan: Plan, path: Path, recipe: str | None) -> Config:
 
 
 def as_json(plan: Plan, options: Options) -> dict[str, Any]:
-    """The plan's figures by name; bytes, seconds, FLOP/s, nats."""
+    """Return the plan's figures by name, in bytes, seconds, FLOP/s and nats."""
     survey, target, memory = plan.survey, plan.target, plan.memory
     rules = chapter.rules_of_thumb(survey.config)
     parameters = sizes.parameters(survey.config, survey.vocab_size)
@@ -285,12 +285,12 @@ def _recommendation_json(plan: Plan) -> dict[str, Any]:
 
 
 def recipe_text(config: Config, reasons: Mapping[str, str], head: str) -> str:
-    """A commented recipe that loads to this config: what differs from the defaults, and what has a reason.
+    """Return a commented recipe that loads as this config: values that differ from the defaults or have a reason.
 
     Args:
         config: resolved; out_dir is None if it follows from the recipe's name.
-        reasons: why a value is what it is, by key.
-        head: the comment that the file begins with.
+        reasons: the reason for a value, by key.
+        head: the comment at the top of the file.
     """
     plain = configs.build({}, "run")
     lines = [f"# {line}".rstrip() for line in head.splitlines()]
@@ -315,10 +315,10 @@ def recipe_text(config: Config, reasons: Mapping[str, str], head: str) -> str:
 
 
 def write_recipe(path: Path, config: Config, reasons: Mapping[str, str], head: str) -> Config:
-    """Write a recipe file and return the config that it loads to.
+    """Write a recipe file and return the config that it loads as.
 
     Raises:
-        InputError: there is such a file already, or it cannot be written.
+        InputError: the file exists already, or cannot be written.
     """
     if path.exists():
         raise InputError("write = {path!r}: exists already → choose another name, or remove it first", path=str(path))

@@ -1,11 +1,11 @@
-"""The recipe for a time, a text and a device: all of it chosen by its expected loss.
+"""The recipe for a time, a text and a device, chosen by its expected loss.
 
-In:  a Survey (the text; what the recipe fixes beside its shape), a Target, and seconds.
-Out: :class:`Choice`: the recipe, the loss it is expected to reach, the reason for each value, and the second best.
+In:  a Survey (the text, and what the recipe fixes beside its shape), a Target, and seconds.
+Out: :class:`Choice`: the recipe, its expected loss, the reason for each value, and the second best.
 
 Every shape on a grid is priced (hfgpt/plan/timing.py) and given as many steps as the time allows; the loss laws
-(hfgpt/plan/loss.py) say what each ends at. Then the best candidates are trained for a moment (hfgpt/plan/trial.py), at
-most a tenth of the time: that measures their real steps and what this text differs from the laws.
+(hfgpt/plan/loss.py) predict the final loss of each. Then the best candidates are trained briefly (hfgpt/plan/trial.py),
+for at most a tenth of the time: this measures their step times and how far this text deviates from the laws.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from hfgpt.plan.target import Target
 from hfgpt.plan.timing import Measured
 from hfgpt.runs.facts import usual_learning_rate
 
-TRIALS = 0.1  # of the time, at most
+TRIALS = 0.1  # largest share of the time
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A recipe made for a time and a text."""
+    """A recipe chosen for a time and a text."""
 
     survey: Survey  # of the recipe
-    target: Target  # what it runs on, with the precision that goes with its width
-    reasons: dict[str, str]  # why each value is what it is
-    forecast: Forecast | None  # the loss it is expected to reach; None if no law of ours covers it
-    seconds: float  # that the run takes, as far as is known
-    second_best: dict[str, Any] | None = None  # the values of the next best shape, and its loss
-    trial_seconds: float = 0.0  # that were spent on trials
-    measured: Measured | None = None  # what a trial of the recipe measured; None without one
-    busy: bool = False  # whether other work ran on the machine during the trials, so that they do not count
+    target: Target  # what it runs on, with the precision that suits its width
+    reasons: dict[str, str]  # the reason for each value
+    forecast: Forecast | None  # its expected loss; None if no law of ours covers it
+    seconds: float  # expected duration of the run
+    second_best: dict[str, Any] | None = None  # the values of the second-best shape, and its loss
+    trial_seconds: float = 0.0  # seconds spent on trials
+    measured: Measured | None = None  # what a trial of the recipe measured; None without a trial
+    busy: bool = False  # whether other work on the machine invalidated the trials
 
 
 def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool) -> Choice:
-    """The best recipe for a time; without a time, for the text: until more steps would not help.
+    """Choose the best recipe for a time; without a time, the one after which more steps on the text would not help.
 
     Args:
-        survey: the text, the vocabulary and whatever of the recipe is not chosen here (seed, prompt, folder …).
+        survey: the text, the vocabulary and the parts of the recipe that are not chosen here (seed, prompt, folder …).
         target: the device.
-        budget: seconds for the whole command, start and saving included; None: as long as it takes.
-        trials: whether candidates may be trained for a moment, on this machine.
+        budget: seconds for the whole command, including start and saving; None: as long as it takes.
+        trials: whether candidates may be trained briefly on this machine.
 
     Raises:
-        InputError: not even the smallest model makes a useful number of steps in the time.
+        InputError: not even the smallest model takes a useful number of steps in the time.
     """
     if survey.config.pretrained:
         return _fine_tune(survey, target, budget)
@@ -90,7 +90,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
 
 
 def _finished(best: Candidate, target: Target, budget: float | None) -> Candidate:
-    """The candidate with what keeps it in time, if it uses all of the time, or from overfitting, if it is shorter."""
+    """Complete the candidate: a time budget if it uses all of the time, early stopping if it is shorter."""
     survey, config = best.survey, best.config
     most = grid.affordable(survey, grid.own_target(target, config), budget, best.measured)
     if budget is not None and config.max_iters >= 0.9 * most:
@@ -101,7 +101,7 @@ def _finished(best: Candidate, target: Target, budget: float | None) -> Candidat
     return replace(best, survey=batches.change(survey, eval_interval=interval, early_stopping_patience=PATIENCE))
 
 
-CAREFUL, PATIENCE = 8, 3  # evaluations of a run that may overfit, and how many it goes on without a better one
+CAREFUL, PATIENCE = 8, 3  # evaluations of a run that may overfit, and its early-stopping patience
 
 
 # ---------------------------------------------------------------------------------------------------------- reasons
@@ -113,7 +113,7 @@ def _second(candidate: Candidate) -> dict[str, Any]:
 
 
 def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> dict[str, str]:
-    """Each chosen value with the figure that speaks for it: what the best recipe with another value would end at."""
+    """Give a reason for each chosen value: the final loss of the best recipe with another value."""
     config = best.config
     reasons = {}
     for key in (*grid.CPU_GRID, "dropout"):
@@ -152,7 +152,7 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
 
 
 def _nearest(own: Any, others: Iterable[Any]) -> list[Any]:
-    """The neighbours of a value: the next below and above it, or whatever else there is."""
+    """Return a value's neighbours: the next below and above it, or any others."""
     others = list(others)
     if isinstance(own, str):
         return others
@@ -164,7 +164,7 @@ def _nearest(own: Any, others: Iterable[Any]) -> list[Any]:
 
 
 def _fine_tune(survey: Survey, target: Target, budget: float | None) -> Choice:
-    """A pretrained model keeps its shape: the length by the time and by four epochs, the rate by the chapter (3.1)."""
+    """Choose for a pretrained model, of fixed shape: length by time and four epochs, rate by the chapter (3.1)."""
     fitted, fits = grid.no_larger_batch(survey, target)
     most = grid.affordable(fitted, target, budget) if fits else 0
     if survey.train_tokens is not None:

@@ -1,7 +1,7 @@
-"""What makes a run faster (chapter 6.2), each way computed for the recipe.
+"""Ways to make a run faster (chapter 6.2), each computed for the recipe.
 
 In:  a Survey of the recipe and the Target that it runs on.
-Out: :class:`Way`: the values to set, what the run then takes, what the chapter says of it, what it costs.
+Out: :class:`Way`: the values to set, the resulting time and memory, what the chapter says about it, what it costs.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class Way:
 
     name: str  # what is done
     change: dict[str, Any]  # the values to set; empty if the way does not apply here
-    seconds: float | None  # the whole run with the change; None without one
-    memory_bytes: int | None  # peak of a step with the change; None without one
-    chapter: str  # what the chapter says it brings; "" if it does not mention it
+    seconds: float | None  # the whole run with the change; None if there is no change
+    memory_bytes: int | None  # peak of a step with the change; None if there is no change
+    chapter: str  # the gain that the chapter states; "" if it does not mention this way
     price: str  # what it costs
-    applied: bool = False  # whether the recipe has it already
+    applied: bool = False  # whether the recipe already has it
 
 
 def ways(survey: Survey, target: Target, total: float) -> list[Way]:
-    """The chapter's ways in its order (6.2), each by itself, and two that it does not have.
+    """Return the chapter's ways in its order (6.2), each by itself, and two that it does not mention.
 
-    With a larger batch_size the run sees the same number of tokens in fewer steps. Both the run as it is and the run
-    with a change are priced alike; their ratio is applied to `total`, the seconds of the run, which may be measured.
+    With a larger batch_size the run sees the same number of tokens in fewer steps. The run with and without a change is
+    priced alike; the ratio is applied to `total`, the run's seconds, which may be measured.
     """
     config = survey.config
     scale = total / timing.time(survey, _target(target, survey, {})).total_seconds
@@ -66,7 +66,7 @@ def _way(
 
 
 def _target(target: Target, survey: Survey, change: dict[str, Any]) -> Target:
-    """The device as it runs the changed recipe, whose width and type choose the arithmetic."""
+    """Return the device for the changed recipe, whose width and dtype decide the arithmetic."""
     if target.kind == "cpu":
         return find_target(survey.config, processes=target.processes)
     if "dtype" in change:
@@ -75,12 +75,12 @@ def _target(target: Target, survey: Survey, change: dict[str, Any]) -> Target:
 
 
 def _compiled(config: Config, target: Target) -> dict[str, Any]:
-    """On a CPU compilation takes longer than it saves in a short run, and is not priced here."""
+    """Not priced on a CPU, where compilation takes longer than it saves in a short run."""
     return {"compile": True} if target.kind == "accelerator" and not timing.compiles(config, target) else {}
 
 
 def _larger(config: Config) -> dict[str, Any]:
-    """Twice the micro-batch; with accumulation that is halved for it, or else with half the steps."""
+    """Double the micro-batch, with half the accumulation or, without accumulation, half the steps."""
     steps = config.gradient_accumulation_steps
     if steps % 2 == 0:
         return {"batch_size": config.batch_size * 2, "gradient_accumulation_steps": steps // 2}

@@ -1,6 +1,6 @@
-"""The recipes that a time, a text and a device allow: shapes on a grid, each with its length, rates and expected loss.
+"""The recipes feasible for a time, a text and a device: shapes on a grid, with length, rates and expected loss.
 
-In:  a Survey (the text; what the recipe fixes beside its shape), a Target, and seconds.
+In:  a Survey (the text, and what the recipe fixes beside its shape), a Target, and seconds.
 Out: :class:`Candidate` s.
 """
 
@@ -22,15 +22,15 @@ from hfgpt.plan.target import Target, find_target
 from hfgpt.plan.timing import Measured
 from hfgpt.runs.facts import usual_learning_rate
 
-HEAD = 32  # channels of a head in small models; 64 from a width of 512 on, as in GPT-2
+HEAD = 32  # channels per head in small models; 64 from a width of 512 on, as in GPT-2
 
-LEAST_STEPS = 50  # fewer are not a run
+LEAST_STEPS = 50  # fewest steps of a run
 
-USED = 0.95  # of the time that is planned for: what is left over is the forecast's own error
+USED = 0.95  # share of the time that is planned; the rest absorbs the forecast's error
 
-SEEN = 2  # parameters for each token that is seen, at most
+SEEN = 2  # most parameters per token seen
 
-# The grids. A processor's are those that the laws were fitted on, and a little beyond.
+# The grids. A CPU's cover the shapes that the laws were fitted on, and a little beyond.
 CPU_GRID: dict[str, tuple[Any, ...]] = {
     "n_layer": (1, 2, 3, 4, 6),
     "n_embd": (64, 96, 128, 192, 256, 320),
@@ -46,17 +46,17 @@ CARD_GRID: dict[str, tuple[Any, ...]] = {
     "optimizer": ("muon", "adamw"),
 }
 DROPOUTS = (0.0, 0.1, 0.2)
-LENGTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # of the steps that the time allows: a small text may deserve fewer
+LENGTHS = (1.0, 0.7, 0.5, 0.35, 0.25, 0.15)  # shares of the steps that the time allows: a small text may need fewer
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One recipe that fits the time, and what it is expected to end at."""
+    """One recipe that fits the time, and its expected final loss."""
 
     survey: Survey
     loss: float
     seconds: float
-    measured: Measured | None = None  # what its trial measured
+    measured: Measured | None = None  # measured by its trial
     busy: bool = False  # whether other work ran on the machine during its trial
 
     @property
@@ -69,12 +69,12 @@ def own_target(target: Target, config: Config) -> Target:
     """The target with the precision that `dtype: auto` takes for this width."""
     if target.kind == "cpu":
         own = find_target(config, processes=target.processes)
-        return replace(own, memory_bytes=target.memory_bytes, speed=target.speed)  # one measurement for one choice
+        return replace(own, memory_bytes=target.memory_bytes, speed=target.speed)  # a single measurement per choice
     return replace(target, utilisation=0.4 * min(1.0, config.n_embd / 768))
 
 
 def candidates(survey: Survey, target: Target, budget: float | None) -> Iterator[Candidate]:
-    """Every recipe of the grid that the time and the memory allow, with its expected loss."""
+    """Return every recipe of the grid that time and memory allow, with its expected loss."""
     grid = CPU_GRID if target.kind == "cpu" else CARD_GRID
     targets: dict[int, Target] = {}
     for values in product(*grid.values()):
@@ -88,7 +88,7 @@ def candidates(survey: Survey, target: Target, budget: float | None) -> Iterator
 
 
 def _shaped(survey: Survey, values: dict[str, Any], processes: int) -> Config | None:
-    """The recipe with a shape of the grid; None if the text is too short for it."""
+    """Return the recipe with a shape of the grid; None if the text is too short for it."""
     values["n_head"] = max(1, values["n_embd"] // (HEAD if values["n_embd"] < 512 else 64))
     sequences = max(values["batch_size"], processes) // processes * processes
     if survey.train_tokens is not None:
@@ -112,12 +112,12 @@ def _shaped(survey: Survey, values: dict[str, Any], processes: int) -> Config | 
 
 
 def _lengths(survey: Survey, target: Target, budget: float | None) -> Iterator[Candidate]:
-    """One shape at the lengths worth looking at: all that the time allows, and less of a text seen too often."""
+    """Return a shape at the lengths to consider: the longest, and shorter ones if the text is seen too often."""
     most = affordable(survey, target, budget)
     if most < LEAST_STEPS or chapter.count(survey) > _largest(survey, most * survey.config.tokens_per_iter):
         return
     per_step = survey.config.tokens_per_iter
-    if survey.train_tokens is not None:  # more passes teach hardly more, and no run of the laws' table made many more
+    if survey.train_tokens is not None:  # more passes hardly help, and no run behind the laws made many more
         most = min(most, max(LEAST_STEPS, int(chapter.MOST_EPOCHS * survey.train_tokens / per_step)))
     for share in LENGTHS:
         steps = int(most * share)
@@ -131,16 +131,16 @@ def _lengths(survey: Survey, target: Target, budget: float | None) -> Iterator[C
 
 
 def _largest(survey: Survey, seen: int) -> float:
-    """The most parameters that are looked at: the laws know nothing of larger models for so few tokens."""
+    """Return the most parameters to consider: the laws do not cover larger models with so few tokens."""
     text = math.inf if survey.train_tokens is None else max(SMALL, OWN * survey.train_tokens)
     return min(SEEN * seen, text)
 
 
-SMALL, OWN = 1e6, 20  # parameters: that any text may have, and for each token of a text
+SMALL, OWN = 1e6, 20  # parameters allowed for any text, and per token of a text
 
 
 def affordable(survey: Survey, target: Target, budget: float | None, measured: Measured | None = None) -> int:
-    """Steps that the time allows, evaluations, start and saving paid; without a time, 20 tokens a parameter."""
+    """Return the steps that fit the time after evaluations, start and saving; without a time, 20 tokens a parameter."""
     config = survey.config
     if budget is None:
         wanted = chapter.COMPUTE_OPTIMAL * chapter.count(survey)
@@ -154,7 +154,7 @@ def affordable(survey: Survey, target: Target, budget: float | None, measured: M
 
 
 def with_length(survey: Survey, steps: int) -> Survey:
-    """The recipe at a length: schedule, rates, evaluations follow from it."""
+    """Return the recipe at a length, which determines schedule, rates and evaluations."""
     config = survey.config.model_copy(update={"max_iters": steps})
     rates = rates_for(config)
     config = config.model_copy(
@@ -169,13 +169,13 @@ def with_length(survey: Survey, steps: int) -> Survey:
     return replace(survey, config=config)
 
 
-EVALUATIONS = 3  # of a run, beside the one before it
+EVALUATIONS = 3  # evaluations of a run, besides the one before it
 
 
 def rates_for(config: Config) -> dict[str, float]:
-    """Both peak learning rates of a run of this shape and length.
+    """Return both peak learning rates of a run of this shape and length.
 
-    By the laws, within the bounds of what they were fitted on; for large models the chapter's (3.1).
+    They follow the laws within the fitted range; large models use the chapter's (3.1).
     """
     law = laws().loss
     count = 12 * config.n_layer * config.n_embd**2
@@ -191,7 +191,7 @@ def rates_for(config: Config) -> dict[str, float]:
 
 
 def expected(survey: Survey) -> float:
-    """The loss that a recipe is compared by: our law's, or the published one's for tokens that are not characters."""
+    """Return the loss by which recipes are compared: our law's, or the published one's if tokens are not characters."""
     config = survey.config
     if loss.covered(config) and survey.statistics is not None and survey.train_tokens is not None:
         return loss.predict(laws().loss, config, survey.vocab_size, survey.train_tokens, survey.statistics)
@@ -199,12 +199,12 @@ def expected(survey: Survey) -> float:
 
 
 def no_larger_batch(survey: Survey, target: Target) -> tuple[Survey, bool]:
-    """The recipe in the largest micro-batch that fits, but no larger than its own; and whether any fits."""
+    """Return the recipe with the largest micro-batch that fits, up to its own; and whether any fits."""
     best = batches.fit(survey, target)
     own = survey.config.micro_batch(target.processes)
     return (batches.with_batch(survey, min(own, best.batch_size)) if best.fits else survey), best.fits
 
 
 def differs(one: Config, other: Config) -> bool:
-    """Whether two recipes are of another shape or optimizer, not merely of another length."""
+    """Whether two recipes differ in shape or optimizer, not merely in length."""
     return any(getattr(one, key) != getattr(other, key) for key in CPU_GRID)

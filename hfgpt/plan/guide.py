@@ -1,7 +1,7 @@
-"""A parameter explained: what it means, what more and less of it does, and what that is on this recipe.
+"""The explanation of a parameter: its meaning, the effect of raising and lowering it, and figures for this recipe.
 
-In:  a Config and the name of one of its fields; the words are in hfgpt/plan/guide.yaml, English and Chinese.
-Out: a page of text, or the same as JSON: the explanation, and the field's neighbouring values computed.
+In:  a Config and the name of one of its fields; the texts are in hfgpt/plan/guide.yaml, in English and Chinese.
+Out: a page of text or JSON: the explanation, and computed figures for neighbouring values.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from hfgpt.plan.layout import paragraph, show, table
 from hfgpt.plan.survey import survey_of
 from hfgpt.plan.target import Target
 
-Device = Callable[[Config], Target]  # what a config runs on: find_target with its other arguments filled in
+Device = Callable[[Config], Target]  # find_target with all arguments but the config filled in
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is said of a parameter in one language; empty if there is nothing to say."""
+    """The texts on a parameter in one language; empty if there is nothing to say."""
 
     name: str  # the chapter's word for it, in Chinese
     meaning: str
@@ -57,7 +57,7 @@ def _book() -> dict[str, Any]:
 
 
 def entry(name: str, spoken: str | None = None) -> Entry:
-    """The explanation of a field of Config, in 'en' or 'zh'; by default in the language in use."""
+    """Return the explanation of a field of Config, in 'en' or 'zh'; by default in the current language."""
     page, spoken = _book()[name], spoken or language.current()
     text = page[spoken]
     return Entry(
@@ -75,7 +75,7 @@ def entry(name: str, spoken: str | None = None) -> Entry:
 
 
 def neighbours(config: Config, name: str) -> list[dict[str, Any]]:
-    """Values around a field's own, as changes to the config, in order; the own one is among them."""
+    """Return values around a field's present one, in order and including it, as changes to the config."""
     value = getattr(config, name)
     if name == "n_layer":
         return [{name: layers} for layers in (value - 2, value, value + 2) if layers > 0]
@@ -83,7 +83,7 @@ def neighbours(config: Config, name: str) -> list[dict[str, Any]]:
         divisors = [heads for heads in range(1, config.n_embd + 1) if config.n_embd % heads == 0]
         at = divisors.index(value)
         return [{name: heads} for heads in divisors[max(0, at - 1) : at + 2]]
-    if name == "n_embd":  # at the same size of a head
+    if name == "n_embd":  # at the same head size
         channels, heads = config.n_embd // config.n_head, config.n_head
         return [{name: n * channels, "n_head": n} for n in (heads - 2, heads, heads + 2) if n > 0]
     if name == "dropout":
@@ -98,7 +98,7 @@ def neighbours(config: Config, name: str) -> list[dict[str, Any]]:
 
 
 def computed(config: Config, change: dict[str, Any], device: Device) -> dict[str, float]:
-    """The sizes and times of the recipe with a change."""
+    """Compute the sizes and times of the recipe with a change."""
     survey = survey_of(config.model_copy(update=change))
     target = device(survey.config)
     time, tokens = timing.time(survey, target), chapter.tokens(survey)
@@ -113,11 +113,11 @@ def computed(config: Config, change: dict[str, Any], device: Device) -> dict[str
     return figures | ({} if tokens.epochs is None else {"epochs": tokens.epochs})
 
 
-Rows = Sequence[tuple[dict[str, Any], dict[str, float]]]  # a change, and what is computed with it
+Rows = Sequence[tuple[dict[str, Any], dict[str, float]]]  # a change, and the figures computed with it
 
 
 def explain(config: Config, name: str, device: Device) -> str:
-    """The page of one parameter, computed on this recipe, in the language in use.
+    """Return the page of a parameter, with figures for this recipe, in the current language.
 
     Raises:
         InputError: the recipe's data, model or device cannot be used.
@@ -144,7 +144,7 @@ def _explain(config: Config, name: str, device: Device) -> str:
 
 
 def as_json(config: Config, name: str, device: Device) -> dict[str, Any]:
-    """The same as data, in both languages. Raises as :func:`explain`."""
+    """Return the page as data, in both languages. Raises the errors of :func:`explain`."""
     return {
         "parameter": name,
         "value": getattr(config, name),
@@ -159,11 +159,11 @@ def _rows(config: Config, name: str, device: Device) -> Rows:
 
 
 def _now(config: Config, name: str, device: Device) -> Any:
-    """The value in use: what 'auto' stands for on this device."""
+    """Return the effective value: what 'auto' resolves to on this device."""
     return device(config).dtype if name == "dtype" else getattr(config, name)
 
 
-# Columns of the table of neighbours: heading, and how a figure is written.
+# Figures in the table of neighbours: heading, and format.
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": (N_("parameters"), "{:,.0f}".format),
     "peak_bytes": (N_("peak memory"), size),
@@ -176,7 +176,7 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 
 def _table(value: Any, rows: Rows, name: str) -> Any:
-    """The neighbours as columns and what differs as rows, for 80 columns; a sentence if nothing differs."""
+    """Format neighbours as columns and their differences as rows, 80 columns wide; a sentence if nothing differs."""
     own = next((figures for change, figures in rows if change[name] == value), rows[0][1] if rows else {})
     differing = [key for key in own if any(figures[key] != own[key] for _change, figures in rows)]
     if not differing:

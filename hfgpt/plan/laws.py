@@ -1,12 +1,11 @@
-"""The fitted laws that forecasts are made from, as shipped; and the law of how long an optimizer step takes on a CPU.
+"""The shipped laws behind the forecasts, and the law for the time of an optimizer step on a CPU.
 
 In:  laws.json beside this module, written by benchmarks/step_times.py and benchmarks/loss_laws.py; a resolved Config,
      the size of its vocabulary, the precision, and a :class:`~hfgpt.plan.speed.Speed`.
-Out: :class:`Laws`; seconds of a step, and of a token at evaluation.
-
-A step is the sum of what its parts take: calls, matrix products (narrow ones reach less of the peak), passes over
-memory, the update. The coefficients are a least-squares fit to steps of many shapes that were timed; only the machine's
-three speeds enter beside them, so that they hold on other machines.
+Out: :class:`Laws`; seconds of a step, and of a token at evaluation. A step's time is the sum of its parts: calls,
+     matrix products (narrow ones reach less of the peak), passes over memory, the update. The coefficients are a
+     least-squares fit to timed steps of many shapes; the only other inputs are the machine's three speeds, so that they
+     hold on other machines.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ FILE = Path(__file__).with_name("laws.json")
 
 @dataclass(frozen=True)
 class Laws:
-    """Coefficients: `step` of the time of a CPU step, `loss` of the loss (hfgpt/plan/loss.py)."""
+    """Coefficients: `step` for the time of a CPU step, `loss` for the loss (hfgpt/plan/loss.py)."""
 
     step: dict[str, Any]
     loss: dict[str, Any]
@@ -34,12 +33,12 @@ class Laws:
 
 @lru_cache(maxsize=1)
 def laws() -> Laws:
-    """The laws that this version ships."""
+    """Return the laws shipped with this version."""
     return Laws(**json.loads(FILE.read_text(encoding="utf-8")))
 
 
 def write(**parts: dict[str, Any]) -> None:
-    """Replace parts of the file, after a new fit."""
+    """Replace parts of the file after a new fit."""
     old = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"step": {}, "loss": {}}
     FILE.write_text(json.dumps(old | parts, indent=1) + "\n", encoding="utf-8")
     laws.cache_clear()
@@ -65,7 +64,7 @@ TERMS = (
 
 
 def terms(config: Config, vocab_size: int, dtype: str, speed: Speed) -> list[float]:
-    """Seconds of each of TERMS at the machine's full speed, calls on one core; a step is their sum, weighted.
+    """Return the seconds of each of TERMS at the machine's full speed, calls on one core; a step is their weighted sum.
 
     `config.batch_size` is a process's micro-batch; accumulation repeats all but the update.
     """
@@ -97,18 +96,18 @@ def terms(config: Config, vocab_size: int, dtype: str, speed: Speed) -> list[flo
 
 
 def step_seconds(config: Config, vocab_size: int, dtype: str, speed: Speed) -> float:
-    """Seconds of one optimizer step of one process."""
+    """Return the seconds of an optimizer step of one process."""
     return _weighted(dtype, terms(config, vocab_size, dtype, speed))
 
 
 def evaluation_seconds(config: Config, vocab_size: int, dtype: str, speed: Speed) -> float:
-    """Seconds of a token at evaluation: a forward pass alone, a third of forward and backward."""
+    """Return the seconds per token at evaluation: only a forward pass, a third of forward and backward."""
     one = config.model_copy(update={"gradient_accumulation_steps": 1})
     step = _weighted(dtype, terms(one, vocab_size, dtype, speed)[:UPDATE])
     return step / (3 * config.batch_size * config.block_size)
 
 
-UPDATE = TERMS.index("weights")  # from which term on the update's stand
+UPDATE = TERMS.index("weights")  # index of the first term of the update
 
 
 def _weighted(dtype: str, values: list[float]) -> float:

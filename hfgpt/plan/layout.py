@@ -1,7 +1,7 @@
 """Tables and paragraphs for a terminal.
 
 In:  titles, rows, sentences.
-Out: text: coloured on a terminal and as wide as it is, plain and 100 columns wide elsewhere.
+Out: text: on a terminal coloured and as wide as it is, otherwise plain and 100 columns wide.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rich.text import Text
 
 from hfgpt.base.terminal import visible
 
-PLAIN_WIDTH = 100  # columns, if the output is not a terminal and COLUMNS does not say
+PLAIN_WIDTH = 100  # columns, if the output is not a terminal and COLUMNS is not set
 
 
 def show(parts: Iterable[RenderableType]) -> str:
-    """Tables and paragraphs as text for standard output."""
+    """Render tables and paragraphs for standard output."""
     buffer = io.StringIO()
     console = Console(file=buffer, force_terminal=sys.stdout.isatty(), width=_columns(), highlight=False)
     for part in parts:
@@ -33,7 +33,7 @@ def show(parts: Iterable[RenderableType]) -> str:
 
 
 def _columns() -> int:
-    """How wide the output is."""
+    """Return the width of the output."""
     said = os.environ.get("COLUMNS", "")
     if said.isdigit() and int(said) > 20:
         return int(said)
@@ -43,9 +43,9 @@ def _columns() -> int:
 def table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", words: Sequence[int] = (0, -1)
 ) -> Group:
-    """A titled table with a note below it; the columns in `words` are aligned left, numbers right.
+    """Return a titled table with a note below it; columns in `words` are left-aligned, numbers right-aligned.
 
-    Numbers are never cut, nor are options to type where 100 columns have room for them; words go on in the next line.
+    Numbers are never cut, nor are options to type if 100 columns suffice; words wrap.
     """
     rows = [[visible(str(cell)) for cell in row] for row in rows]
     grid = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False, padding=(0, 1))
@@ -62,10 +62,10 @@ def table(
 
 
 def paragraph(text: str, bold: bool = False) -> Text:
-    """A paragraph and an empty line."""
+    """Return a paragraph and an empty line."""
     return Text(f"{visible(text)}\n", style="bold" if bold else "")
 
 
 def command(text: str) -> Text:
-    """A line that is copied: never broken, however narrow the output is."""
+    """Return a line to copy: never wrapped, however narrow the output is."""
     return Text(visible(text), no_wrap=True)

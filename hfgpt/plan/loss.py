@@ -1,19 +1,19 @@
-"""The loss that a recipe is expected to reach, before it runs, with an interval; and whether it will overfit.
+"""Forecast of a recipe's loss before it runs, with an interval; and whether it will overfit.
 
 In:  a Survey with the statistics of its text.
-Out: :class:`Forecast`: nats a token on the validation split, at the end of the run.
+Out: :class:`Forecast`: nats per token on the validation split, at the end of the run.
 
-The law of the lowest loss has the form of Hoffmann et al. 2022 (arXiv 2203.15556): an irreducible loss and terms that
-fall as powers of the parameters and of the tokens. Repeated tokens count less and less, as in Muennighoff et al. 2023
-(arXiv 2305.16264). Beside it stand a term of the number of steps, one of the block and one of the rates. The text's own
-scale, between its irreducible loss and its unigram entropy, comes from counting its n-grams (hfgpt/plan/survey.py).
+The law of the lowest loss has the form of Hoffmann et al. 2022 (arXiv 2203.15556): an irreducible loss and power-law
+terms of the parameters and of the tokens. Repeated tokens count less and less, as in Muennighoff et al. 2023 (arXiv
+2305.16264). Terms for the number of steps, the block size and the learning rates are added. The text's own scale,
+between its irreducible loss and its unigram entropy, comes from counting its n-grams (hfgpt/plan/survey.py).
 
-Whether the loss rises again after its lowest is a question of its own: a logistic regression on how often the text is
-seen, its size, the model's width and depth, dropout and the optimizer; from its odds follows by how much.
+A logistic regression predicts whether the loss rises again after its lowest, from the passes over the text, its size,
+the model's width and depth, dropout and the optimizer; the odds determine by how much.
 
 All coefficients were fitted on small runs by benchmarks/loss_laws.py; they hold for characters, and for models of 0.02M
-to 20M parameters. The interval is as wide as the errors were on texts that the fit had not seen, and wider for a small
-text, of which a part may differ much from the rest.
+to 20M parameters. The interval's width comes from the errors on held-out texts; it is wider for a small text, whose
+parts may differ much.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ OVERFITS = 0.02  # nats above its lowest validation loss at which a run has over
 
 @dataclass(frozen=True)
 class Forecast:
-    """Nats a token on the validation split, with 95% intervals."""
+    """Nats per token on the validation split, with 95% intervals."""
 
     # at the last step
     loss: float
     low: float
     high: float
-    best: float  # the lowest on the way, which is what the run exports
+    best: float  # the lowest of the run, whose model is exported
     epochs: float  # how often the text is seen
     overfits: bool  # whether the loss is expected to rise again before the end
-    source: str = "laws"  # 'laws' or 'trials' (of this recipe, in seconds)
-    beyond: bool = False  # whether the run is longer, or the model larger, than any that the laws were fitted on
+    source: str = "laws"  # 'laws' or 'trials' (of this recipe, for seconds)
+    beyond: bool = False  # whether the run is longer, or the model larger, than any behind the laws
 
     def sentence(self) -> str:
-        """The forecast in words."""
+        """Describe the forecast in a sentence."""
         values = {"loss": f"{self.loss:.2f}", "low": f"{self.low:.2f}", "high": f"{self.high:.2f}"}
         said = _("Expected validation loss: {loss} ({low} to {high}).", **values)
         guess = _("No run so long, or no model so large, was measured for the laws: the interval is a guess.")
@@ -64,24 +64,24 @@ class Forecast:
 
 
 def forecast(survey: Survey) -> Forecast | None:
-    """The loss of a recipe at its end, by the shipped laws; None if they do not cover it."""
+    """Forecast a recipe's final loss by the shipped laws; None if they do not cover it."""
     if survey.statistics is None or not survey.train_tokens or not covered(survey.config):
         return None
     return by_law(laws().loss, survey.config, survey.vocab_size, survey.train_tokens, survey.statistics)
 
 
 def covered(config: Config) -> bool:
-    """Whether the laws are about such a recipe: characters, from scratch."""
+    """Whether the laws cover this recipe: characters, from scratch."""
     return config.tokenizer == "char" and not config.pretrained
 
 
 def by_law(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> Forecast:
-    """The forecast from a law's coefficients."""
+    """Forecast from a law's coefficients."""
     best = lowest(law, config, vocab_size, train_tokens, text)
     risen = rise(law, config, vocab_size, train_tokens, text)
     away = beyond(law, config, vocab_size)
     half = WIDTH * spread(law, train_tokens) * (1 + WIDENING * away)
-    factor = math.exp(WIDTH * law["rise spread"])  # by which a rise, whose size is hard to foresee, may be off
+    factor = math.exp(WIDTH * law["rise spread"])  # error factor of a rise, whose size is hard to predict
     low, high = best + risen / factor - half, best + risen * factor + half
     epochs = config.tokens_by(config.max_iters) / train_tokens
     overfits = odds(law, config, vocab_size, train_tokens) > 0
@@ -89,25 +89,25 @@ def by_law(law: Law, config: Config, vocab_size: int, train_tokens: int, text: S
 
 
 def beyond(law: Law, config: Config, vocab_size: int) -> float:
-    """How far a run lies beyond the longest and the largest that the law was fitted on; 1 for a factor of e."""
+    """Return how far a run is beyond the longest and the largest that the law was fitted on; 1 for a factor of e."""
     longer = math.log(config.tokens_by(config.max_iters) / law["most tokens"])
     larger = math.log(body(config, vocab_size) / law["most body"])
     return max(0.0, longer) + max(0.0, larger)
 
 
-WIDENING = 0.25  # of the interval for each such factor: assumed, since nothing was measured there
+WIDENING = 0.25  # widening of the interval per such factor: assumed, since nothing was measured there
 
 
-LARGE = 5e5  # tokens of a text, from which on its parts are so much alike that more of it narrows no interval
+LARGE = 5e5  # tokens above which a text's parts are so alike that more text does not narrow the interval
 
 
 def spread(law: Law, train_tokens: int) -> float:
-    """The standard deviation of the error of a lowest loss, in nats."""
+    """Return the standard deviation of the error of a lowest loss, in nats."""
     return float(law["spread"] * min(1.0, train_tokens / LARGE) ** -law["spread size"])
 
 
 def after_trial(said: Forecast, moved: float) -> Forecast:
-    """A forecast after a trial of its recipe, by which it moved so many nats."""
+    """Return the forecast after a trial of its recipe, which shifted it by so many nats."""
     law = laws().loss
     narrower, end = law["spread tried"] / law["spread"], said.loss + moved
     low, high = end - (said.loss - said.low) * narrower, end + (said.high - said.loss) * narrower
@@ -115,9 +115,10 @@ def after_trial(said: Forecast, moved: float) -> Forecast:
 
 
 def published(config: Config, vocab_size: int, train_tokens: int | None) -> float:
-    """Nats a token of web text by Hoffmann et al. 2022 (their third approach), repeated tokens by Muennighoff et al.
+    """Return nats per token of web text by Hoffmann et al. 2022 (their third approach), repeated tokens by Muennighoff
+    et al.
 
-    For recipes that our own law does not cover; good for comparing them, not for a forecast.
+    For recipes that our own law does not cover: useful for comparison, not for a forecast.
     """
     seen = config.tokens_by(config.max_iters)
     unique = effective_tokens(seen, train_tokens, 15.4) if train_tokens else seen
@@ -125,24 +126,24 @@ def published(config: Config, vocab_size: int, train_tokens: int | None) -> floa
 
 
 def predict(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> float:
-    """Nats a token at the end of a run of `config.max_iters` steps."""
+    """Return nats per token at the end of a run of `config.max_iters` steps."""
     return lowest(law, config, vocab_size, train_tokens, text) + rise(law, config, vocab_size, train_tokens, text)
 
 
 def lowest(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> float:
-    """The lowest loss of the run: that at its end, if it does not overfit."""
+    """Return the lowest loss of the run, which is the final one unless it overfits."""
     seen = config.tokens_by(config.max_iters)
     floor = irreducible(law, train_tokens / max(1, vocab_size - BYTE_ENTRIES), text)
     scale = max(text.unigram - floor, 0.1)
     reducible = powers(law, config, vocab_size, effective_tokens(seen, train_tokens, law["repeats"]))
-    # A loss exceeds the unigram's by little: the sum of powers is bent there.
+    # A loss hardly exceeds the unigram entropy, so the sum of powers is bent there.
     return float(floor + scale * reducible / (1 + (reducible / law["bend"]) ** 4) ** 0.25)
 
 
 def odds(law: Law, config: Config, vocab_size: int, train_tokens: int) -> float:
-    """The logarithm of the odds that the run ends OVERFITS or more above its lowest loss."""
+    """Return the log odds that the run ends OVERFITS or more above its lowest loss."""
     epochs = config.tokens_by(config.max_iters) / train_tokens
-    of_each = train_tokens / max(1, vocab_size - BYTE_ENTRIES)  # how often it has each of its characters
+    of_each = train_tokens / max(1, vocab_size - BYTE_ENTRIES)  # how often each character occurs
     return float(
         law["odds"]
         + law["odds epochs"] * math.log(epochs)
@@ -155,19 +156,19 @@ def odds(law: Law, config: Config, vocab_size: int, train_tokens: int) -> float:
 
 
 def rise(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> float:
-    """Nats by which the loss is expected to end above its lowest: the text is then being learnt by heart."""
+    """Return the nats by which the final loss is expected to exceed the lowest, as the text is memorised."""
     beyond = odds(law, config, vocab_size, train_tokens)
     return float(law["rise"] * text.unigram * math.log1p(math.exp(min(beyond, 50.0))) ** law["rise power"])
 
 
 def body(config: Config, vocab_size: int) -> int:
-    """Parameters of the blocks."""
+    """Return the parameters of the blocks."""
     count = parameters(config, vocab_size)
     return max(count.attention + count.mlp, 1)
 
 
 def powers(law: Law, config: Config, vocab_size: int, tokens: float) -> float:
-    """The reducible loss as a share of the text's scale, after so many tokens of the text."""
+    """Return the reducible loss as a share of the text's scale, after so many tokens of the text."""
     weights, muon = body(config, vocab_size), config.optimizer == "muon"
     steps = config.max_iters * (law["muon steps"] if muon else 1.0)
     reducible = (
@@ -177,7 +178,7 @@ def powers(law: Law, config: Config, vocab_size: int, tokens: float) -> float:
         + law["shape"] * math.log(config.n_embd / (64 * config.n_layer)) ** 2
         + law["dropped"] * config.dropout
     )
-    # What the powers leave out: a longer block pays only after longer training, Muon's lead and a larger model too.
+    # Beyond the powers: a longer block, Muon and a larger model pay off only after longer training.
     longer, trained = math.log(config.block_size / 64), math.log(tokens / 5e5)
     reducible *= math.exp(
         law["block"] * longer
@@ -189,10 +190,10 @@ def powers(law: Law, config: Config, vocab_size: int, tokens: float) -> float:
 
 
 def irreducible(law: Law, density: float, text: Statistics) -> float:
-    """What stays of the loss with endless training: a share of what counting reaches, by the text's size.
+    """Return the irreducible loss: a share of the best n-gram loss, by the text's size.
 
-    `density` is the training text's tokens over its distinct characters: of a character that is seen ten times little
-    can be learnt.
+    `density` is the training text's tokens per distinct character: little can be learnt about a character that occurs
+    ten times.
     """
     order = (text.orders[1] - text.best) / text.unigram  # how much longer contexts help
     return float(
@@ -201,14 +202,14 @@ def irreducible(law: Law, density: float, text: Statistics) -> float:
 
 
 def effective_tokens(seen: float, unique: float, repeats: float) -> float:
-    """Tokens that repeated ones are worth (Muennighoff et al., equation 5); `repeats` is their R*."""
+    """Return how many new tokens repeated ones are worth (Muennighoff et al., equation 5); `repeats` is their R*."""
     if seen <= unique:
         return seen
     return unique * (1 + repeats * (1 - math.exp(-(seen / unique - 1) / repeats)))
 
 
 def best_rate(law: Law, config: Config) -> float:
-    """The peak learning rate at which the law has its minimum: Muon's, or AdamW's."""
+    """Return the peak learning rate at the law's minimum: Muon's, or AdamW's."""
     which = "muon" if config.optimizer == "muon" else "adamw"
     return math.exp(
         law[f"{which} rate"]
@@ -218,7 +219,7 @@ def best_rate(law: Law, config: Config) -> float:
 
 
 def rates_off(law: Law, config: Config) -> float:
-    """The share by which a rate other than the best raises the reducible loss."""
+    """Return the share by which a rate other than the best raises the reducible loss."""
     muon = config.optimizer == "muon"
     rate = config.muon_learning_rate if muon else config.learning_rate
     off = math.log(rate / best_rate(law, config))

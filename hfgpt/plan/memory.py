@@ -3,8 +3,8 @@
 In:  a resolved Config, the size of its vocabulary, the kind of device and the precision.
 Out: :class:`Memory`: bytes, by what they hold, and the moment of the peak.
 
-Derived from the tensors that live at each moment of the step. hfgpt/plan/simulate.py runs the step itself on tensors
-without content, and a test holds the two together.
+Derived from the tensors alive at each moment of the step. hfgpt/plan/simulate.py runs the step itself on tensors
+without data, and a test keeps the two consistent.
 """
 
 from __future__ import annotations
@@ -27,71 +27,71 @@ BINDS = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of a training step in one process, in bytes, and what it is made of."""
+    """Peak memory of a training step in one process, in bytes, and its parts."""
 
     # float32 weights, their gradients, and AdamW's two averages (with Muon, one of the matrices inside the blocks)
     weights: int
     gradients: int
     optimizer: int
     activations: int  # what the forward pass keeps for the backward pass, without the logits (chapter 5.2)
-    logits: int  # scores over the vocabulary, of the chunk that the loss handles at a time
-    peak: int  # the most that is alive at once. Less than the sum, since not all of it is alive at the same time.
+    logits: int  # logits of the chunk that the loss processes at a time
+    peak: int  # the most alive at once; less than the sum, since not all parts are alive together
     binding: str  # the moment of the peak, a key of BINDS
     allowance: int  # not in `peak`: the device's context, libraries' workspaces, fragmentation. An estimate.
 
     @property
     def needed(self) -> int:
-        """What the device should have: the peak and the allowance."""
+        """The memory that the device should have: the peak and the allowance."""
         return self.peak + self.allowance
 
     @property
     def needed_low(self) -> int:
-        """The least that is likely: the formula is within 4%, and half of the allowance is assumed."""
+        """The likely minimum: the formula is within 4%, and half of the allowance is assumed."""
         return int(self.peak * 0.96) + self.allowance // 2
 
     @property
     def needed_high(self) -> int:
-        """The most that is likely."""
+        """The likely maximum."""
         return int(self.peak * 1.04) + self.allowance * 3 // 2
 
 
 @dataclass(frozen=True)
 class _Step:
-    """The sizes that the memory of a step is made of; N = tokens of a micro-batch, C = n_embd, and so on."""
+    """The sizes that determine a step's memory; N = tokens of a micro-batch, C = n_embd, and so on."""
 
     N: int
     T: int
     C: int
-    F: int  # channels inside an MLP: 4 C where n_inner does not say otherwise
+    F: int  # channels inside an MLP: 4 C unless n_inner is set
     L: int
     H: int
     V: int
     P: int
     narrow: int  # bytes of a number in the matrix products: 4, or 2 under mixed precision
-    drop_mask: int  # bytes an element that dropout keeps
+    drop_mask: int  # bytes per element kept by dropout
     chunk: int  # rows of the logits that exist at a time
-    weighs: int  # bytes of a number in attention that keeps its weights, as kernels.py does on a CPU; 0: fused
+    weighs: int  # bytes of a number in unfused attention (kernels.py on a CPU); 0: fused
     document_mask: int  # bytes
     checkpointed: bool
     accumulates: bool
     squares: bool  # the activation is relu²
     tied: bool
     state: int  # bytes of the optimizer's averages
-    update: int  # bytes that the optimizer needs while it steps
+    update: int  # bytes that the optimizer needs during its step
 
     @property
     def block(self) -> int:
         """Bytes that the forward pass keeps in one block.
 
-        In float32: the residual stream twice (before attention and before the MLP). In the narrow type: what enters
+        In float32: the residual stream twice (before attention and before the MLP). In the narrow type: the inputs of
         the four matrix products (3 C and F), query, key and value (3 C), and the MLP before its activation (F). Two
-        layer norms keep a mean and a deviation each; fused attention a number a head. A CPU's attention with dropout or
-        in bfloat16 keeps its weights (and a mask) where a query may look, and its outcome head by head.
+        layer norms keep a mean and a deviation each; fused attention keeps one number per head. A CPU's attention with
+        dropout or in bfloat16 keeps its causal weights (and a mask), and each head's output.
         """
         narrow, weighs = self.narrow, self.weighs
         kept = 8 + 6 * narrow + 2 * self.drop_mask
         if weighs:
-            # A single head's query, key and outcome need no copies.
+            # A single head's query, key and output need no copies.
             single = self.H == 1 and weighs == narrow
             kept += weighs * self.drop_mask if single else 4 * weighs - 3 * narrow
             attention = (weighs + self.drop_mask) * self.H * self.seen // self.T
@@ -101,7 +101,7 @@ class _Step:
 
     @property
     def seen(self) -> int:
-        """Pairs of a query and a key that a head of a sequence computes, where queries go in groups."""
+        """Query-key pairs that a head computes per sequence, if queries are processed in groups."""
         ends = [min(start + QUERIES, self.T) for start in range(0, self.T, QUERIES)]
         return sum((end - start) * end for start, end in zip(range(0, self.T, QUERIES), ends, strict=True))
 
@@ -112,7 +112,7 @@ class _Step:
 
     @property
     def matrices(self) -> int:
-        """Numbers in the matrices of one block."""
+        """The number of elements in one block's matrices."""
         return 4 * self.C**2 + 2 * self.C * self.F
 
 
@@ -144,17 +144,17 @@ def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
 
 
 def _muon_weights(config: Config) -> int:
-    """Weights that have one average instead of two: the matrices inside the blocks, with Muon."""
+    """Return the number of weights with one average instead of two: the blocks' matrices, with Muon."""
     width, inner = config.n_embd, mlp_width(config)
     return config.n_layer * (4 * width**2 + 2 * width * inner) if config.optimizer == "muon" else 0
 
 
 def _muon_workspace(config: Config, kind: Kind) -> int:
-    """Bytes that the orthogonalisation of the largest batch of matrices takes: in float32, on a card in bfloat16.
+    """Return the bytes that orthogonalising the largest batch of matrices takes: in float32, on a card in bfloat16.
 
     Square matrices: the averaged gradient, the iterate, its Gram matrix, a polynomial of that, and the next iterate.
-    An MLP's, whose Gram matrices are a quarter as large, take less on a CPU; on a card they bind where the gradient,
-    scaled, is cast.
+    An MLP's, whose Gram matrices are a quarter as large, take less on a CPU; on a card they set the peak when the
+    scaled gradient is cast.
     """
     if config.optimizer != "muon":
         return 0
@@ -166,17 +166,17 @@ def _muon_workspace(config: Config, kind: Kind) -> int:
 
 
 def estimate(config: Config, vocab_size: int, kind: Kind, dtype: str, processes: int = 1) -> Memory:
-    """Peak memory of a step of `config.batch_size` sequences a micro-batch, in closed form.
+    """Estimate the peak memory of a step with `config.batch_size` sequences per micro-batch, in closed form.
 
     hfgpt/plan/simulate.py runs the same step and agrees within 4%, mostly within half a percent
     (tests/plan/test_simulate.py). Eager mode; torch.compile usually needs less.
 
     Args:
-        config: with the shape of the model that is trained; batch_size is the micro-batch of a process.
+        config: with the shape of the trained model; batch_size is the micro-batch of a process.
         vocab_size: rows of the token embedding.
-        kind: where: a CPU keeps more for dropout, and whole attention matrices with it.
+        kind: of device: a CPU keeps more for dropout, including whole attention matrices.
         dtype: 'float32', or 'bfloat16' or 'float16' for mixed precision over float32 weights.
-        processes: with several, DDP keeps its buckets beside the gradients while micro-batches accumulate.
+        processes: with several, DDP keeps its buckets beside the gradients during accumulation.
     """
     s = _step(config, vocab_size, kind, dtype)
     moments = _moments(s)
@@ -196,31 +196,31 @@ def estimate(config: Config, vocab_size: int, kind: Kind, dtype: str, processes:
     )
 
 
-# What a process holds beside tensors: Python, torch and its libraries (resident, measured); a CUDA context with
-# cuBLAS workspaces, and 5% of the peak for fragmentation (assumed, not measured here).
+# A process's memory besides tensors: Python, torch and its libraries (resident, measured); a CUDA context with cuBLAS
+# workspaces, and 5% of the peak for fragmentation (assumed, not measured here).
 ALLOWANCE_CPU = 520 * 2**20
 
 ALLOWANCE_CARD = 700 * 2**20
 
 
 def _moments(s: _Step) -> dict[str, int]:
-    """Bytes alive at each moment of the step that can be its peak."""
+    """Return the bytes alive at each moment of the step that can be its peak."""
     stream = s.N * s.C
-    head_gradient = 4 * s.V * s.C  # from the loss until the embedding's own gradient joins it
+    head_gradient = 4 * s.V * s.C  # from the loss until the embedding's own gradient is added
     always = 4 * s.P + s.state + (4 * s.P if s.accumulates else 0) + 24 * s.N  # and ids and targets
     always += s.document_mask if s.checkpointed else 0
     kept = s.L * (4 * stream if s.checkpointed else s.block + s.casts) + stream * s.drop_mask + 8 * s.N
-    # The stream before and after the last norm, and its gradient, which comes with the loss.
+    # The stream before and after the last norm, and its gradient, which the loss computes.
     ends = always + kept + 12 * stream
-    # Autocast keeps the casts of all weights to the end of the forward pass, also where nothing saves them.
+    # Autocast keeps the casts of all weights to the end of the forward pass, even if nothing saves them.
     ends += s.L * s.casts if s.checkpointed else s.document_mask
-    # Entering the last block, the head is done.
-    if not s.tied and s.accumulates:  # it has joined its sum before the blocks begin
+    # When the backward pass enters the last block, the head is done.
+    if not s.tied and s.accumulates:  # it has been added before the blocks begin
         head_gradient = 0
     entering = always + kept + head_gradient + 4 * stream
-    if s.checkpointed:  # that block's activations are there again
+    if s.checkpointed:  # that block's activations have been recomputed
         entering += s.block - 4 * stream + s.casts
-    # From the last block to the first, activations go and gradients of weights come.
+    # From the last block to the first, activations are freed and gradients of weights appear.
     freed = 4 * stream if s.checkpointed else s.block + s.casts
     gained = 0 if s.accumulates else 4 * s.matrices
     to_first = (s.L - 1) * (gained - freed)
@@ -231,7 +231,7 @@ def _moments(s: _Step) -> dict[str, int]:
         **{moment: entering + more for moment, more in inside.items()},
         "first block": max(
             entering + max(inside.values()) + to_first,
-            # or when only the query, key and value of the first block are left to do
+            # or when only the first block's query, key and value are left
             always + head_gradient + stream * (8 + 5 * s.narrow + s.drop_mask) + max(s.L * gained, 12 * s.C**2),
         ),
         "embedding": 8 * s.P + s.state + embedding_gradients * 4 * s.V * s.C + 4 * stream,
@@ -240,7 +240,7 @@ def _moments(s: _Step) -> dict[str, int]:
 
 
 def _chunk_of_the_head(s: _Step) -> int:
-    """Bytes of the head at its fullest: a chunk of the logits, or the gradients of its input and of its weight."""
+    """Return the head's peak bytes: a chunk of the logits, or the gradients of its input and of its weight."""
     mixed, weight, rows = s.narrow == 2, s.V * s.C, s.chunk * s.C
     sum_so_far = 4 * weight if s.chunk < s.N else 0
     logits = s.chunk * s.V * (6 if mixed else 4) + sum_so_far
@@ -250,23 +250,23 @@ def _chunk_of_the_head(s: _Step) -> int:
 
 
 def _mlp_backward(s: _Step) -> int:
-    """Bytes that the backward pass of an MLP adds to what it finds.
+    """Return the bytes that an MLP's backward pass adds.
 
-    A gradient as wide as its inside, that of its output's weight, and what enters them of the stream's gradient: cast
-    narrow, or with dropout masked, the mask being done with.
+    They are a gradient of the inner width, that of the output weight, and the stream's gradient as their input: cast
+    narrow or, with dropout, masked, after which the mask is freed.
     """
     incoming = s.narrow - s.drop_mask if s.drop_mask else 2 if s.narrow == 2 else 0
-    inside = (3 if s.squares else 1) * s.narrow * s.F  # the gradient of a square is a product of two more
+    inside = (3 if s.squares else 1) * s.narrow * s.F  # the gradient of a square multiplies two more tensors
     return s.N * (inside + s.C * incoming) + s.narrow * s.C * s.F
 
 
 def _attention_backward(s: _Step) -> dict[str, int]:
-    """Bytes beside what a block keeps, if attention keeps its weights; else nothing."""
+    """Return the bytes beside those that a block keeps, if attention keeps its weights; otherwise 0."""
     if not s.weighs:
         return {}
-    after = s.N * s.C * (4 + 10 * s.narrow + 2 * s.drop_mask)  # kept by what comes after attention: no longer
-    # Gradients of outcome, query, key and value, the last two as float32 sums; in a group one more of those and its
-    # weights', or at the end the sums cast.
+    after = s.N * s.C * (4 + 10 * s.narrow + 2 * s.drop_mask)  # no longer kept by what follows attention
+    # Gradients of output, query, key and value, the last two as float32 sums; in a group one more of those and its
+    # weights', or at the end the cast sums.
     group = s.weighs * (s.N * s.C + s.N * s.H * min(QUERIES, s.T))
     casts = 2 * s.N * s.C * s.narrow if s.narrow < 4 else 0
     gradients = s.N * s.C * (s.narrow + 2 * s.weighs + 8)

@@ -1,11 +1,11 @@
-"""How predictable a text is: what counting its character n-grams says of it, before any model is trained.
+"""The predictability of a text from counts of its character n-grams, before any model is trained.
 
 In:  the characters of a text.
-Out: nats a character of n-gram models of orders 1 to 5, fitted on the first nine tenths and measured on the rest; what
-     :class:`~hfgpt.plan.survey.Statistics` keeps.
+Out: nats per character of n-gram models of orders 1 to 5, fitted on the first nine tenths and measured on the rest, for
+     :class:`~hfgpt.plan.survey.Statistics`.
 
-Each order is interpolated with the one below it, by Witten and Bell's weights. A quarter of a million characters are
-counted at most, from evenly spread places; that takes about half a second, and needs no torch.
+Each order is interpolated with the one below it, by Witten and Bell's weights. At most a quarter of a million
+characters are counted, from evenly spread places; this takes about half a second, and needs no torch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 ORDERS = 5
 
-MOST = 250_000  # characters that are counted
+MOST = 250_000  # most characters that are counted
 
-PIECES = 20  # places of a longer text that they come from
+PIECES = 20  # places of a longer text to sample from
 
 
 def measure(text: str) -> tuple[tuple[float, ...], int]:
-    """Count a text: the nats of each order, and how many characters were counted."""
+    """Count a text; return the nats of each order, and how many characters were counted."""
     if len(text) > MOST:
         train, held_out = text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
         text = _spread(train, MOST * 9 // 10) + _spread(held_out, MOST // 10)
@@ -33,7 +33,7 @@ def measure(text: str) -> tuple[tuple[float, ...], int]:
     probability = np.full(max(len(ids) - cut, 1), 1.0 / vocabulary)
     contexts, orders = np.zeros(len(ids), dtype=np.int64), list[float]()
     for order in range(1, ORDERS + 1):
-        if order > 1:  # the context grows by the character before it; ids stay dense
+        if order > 1:  # extend the context by the preceding character; ids stay dense
             _, contexts = np.unique(_shift(contexts) * vocabulary + _shift(ids), return_inverse=True)
         probability = _interpolate(contexts, ids, vocabulary, cut, probability)
         orders.append(float(-np.log(probability).mean()))
@@ -41,7 +41,7 @@ def measure(text: str) -> tuple[tuple[float, ...], int]:
 
 
 def _spread(text: str, count: int) -> str:
-    """That many characters of a text, from PIECES places."""
+    """Return that many characters of a text, from PIECES places."""
     if len(text) <= count:
         return text
     each = count // PIECES
@@ -50,14 +50,14 @@ def _spread(text: str, count: int) -> str:
 
 
 def _shift(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each place's predecessor; the first does not have one."""
+    """Return each position's predecessor; the first has no predecessor."""
     return np.concatenate([[0], values[:-1]])
 
 
 def _interpolate(
     contexts: NDArray[np.int64], ids: NDArray[np.int64], vocabulary: int, cut: int, lower: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Held-out probabilities of an order: p = (count + kinds · lower) / (total + kinds), by context."""
+    """Return the held-out probabilities of an order: p = (count + kinds · lower) / (total + kinds), by context."""
     pairs = contexts * vocabulary + ids
     kinds_of_pairs, counts = np.unique(pairs[:cut], return_counts=True)
     size = int(contexts.max(initial=0)) + 1

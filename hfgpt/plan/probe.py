@@ -1,11 +1,11 @@
-"""How fast this machine trains a recipe, measured on a few real steps.
+"""The speed at which this machine trains a recipe, measured on a few real steps.
 
 In:  a Survey: the config with the model's shape, and the size of its vocabulary.
-Out: seconds of an optimizer step, of an evaluated token and of a sample, the FLOP/s that the device can reach, and
-     the peak memory of a step.
+Out: seconds of an optimizer step, of an evaluated token and of a sample, the FLOP/s that the device can reach, and the
+     peak memory of a step.
 
 The steps are the training loop's own, on the recipe's model, batch, precision and device. The tokens are random, since
-the arithmetic does not depend on them, so nothing need be downloaded or tokenised; and nothing is written. Call
+the arithmetic does not depend on them, so nothing is downloaded or tokenised; and nothing is written. Call
 :func:`hfgpt.base.threads.configure` before this module is imported, as the training script does.
 """
 
@@ -44,23 +44,23 @@ from hfgpt.train.meter import peak_flops
 from hfgpt.train.run import Run
 from hfgpt.train.step import to_device, train_step
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # before torch: its profiler is quiet
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # set before torch loads, to silence its profiler
 
-AIM = 2.0  # seconds of measuring for each of the things that are timed
+AIM = 2.0  # seconds of measurement per timed action
 
-LONGEST = 10.0  # seconds that a timed micro-batch may take; a slower one is made smaller, and the time scaled
+LONGEST = 10.0  # seconds that a timed micro-batch may take; a slower one is reduced, and its time scaled
 
 
 def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> Measured:
     """Time a few optimizer steps and a part of an evaluation.
 
-    A step of n micro-batches takes as long as one of 1, and n - 1 times what a second micro-batch adds: both are
-    measured, so that a recipe with much accumulation need not be run for a whole step.
+    A step of n micro-batches takes as long as a step of one plus n - 1 times what a second micro-batch adds. Both are
+    measured, so that a recipe with much accumulation need not run a whole step.
 
     Args:
         survey: the recipe.
-        processes: how many share a step; this machine times one share, and what they say to each other is left out.
-        loading: seconds that the libraries took to load; None if this process had loaded them before.
+        processes: how many share a step; this machine times one share, without communication.
+        loading: seconds that the libraries took to load; None if they were loaded already.
 
     Raises:
         InputError: the recipe cannot be run here (device, dtype).
@@ -90,7 +90,7 @@ def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> M
 
 
 def _learn(loading: float | None) -> None:
-    """Keep what this machine showed: how long the libraries took to load, and how fast it is in bfloat16."""
+    """Store what was learnt about this machine: the libraries' loading time, and its speed in bfloat16."""
     known = {} if loading is None else {"start": loading + PREPARING}
     if hardware.cpu_dtype(hardware.BFLOAT16_PAYS_FROM) == "bfloat16":
         narrow, wide = (hardware.measured_cpu_peak(dtype) for dtype in ("bfloat16", "float32"))
@@ -98,11 +98,11 @@ def _learn(loading: float | None) -> None:
     speed.learn(**known)
 
 
-PREPARING = 1.5  # seconds of a run's start beside the libraries: Python, the text, the folder, the first, slower step
+PREPARING = 1.5  # seconds of a run's start besides the libraries: Python, the text, the folder, the slower first step
 
 
 def prepare(survey: Survey, processes: int = 1) -> Run:
-    """One process's run of a model from scratch of the recipe's shape, on random tokens; no folder is touched."""
+    """Prepare one process's run of a new model of the recipe's shape, on random tokens; no folder is touched."""
     config = survey.config.model_copy(update={"init_from": "scratch", "report_to": "none", "push_to_hub": False})
     accelerator = make_accelerator(config)
     torch.manual_seed(config.seed)
@@ -113,7 +113,7 @@ def prepare(survey: Survey, processes: int = 1) -> Run:
     run = Run(
         config=config,
         accelerator=accelerator,
-        corpus=Corpus(cast(Any, None), stream, stream, batches, ""),  # no text, so no tokenizer
+        corpus=Corpus(cast(Any, None), stream, stream, batches, ""),  # without a text, a tokenizer is not needed
         model=model,
         optimizer=optim.build(model, config, accelerator.device),
         display=Display(config.max_iters, speaks=False),
@@ -127,16 +127,16 @@ def prepare(survey: Survey, processes: int = 1) -> Run:
 
 
 def step(run: Run, sequences: int, micro_batches: int) -> None:
-    """One optimizer step of the training loop, of this many micro-batches of this many sequences."""
+    """Run one optimizer step of the training loop, with so many micro-batches of so many sequences."""
     blocks = [next(iter(run.corpus.batches.micro_batches(0, 0, 1, run.micro_batch)))[:sequences]] * micro_batches
     targets = micro_batches * sequences * run.config.block_size
     train_step(run, to_device(blocks, run.device), targets, run.config.learning_rate)
 
 
 def peak_bytes(run: Run) -> int:
-    """The most memory that torch has allocated at once in an optimizer step, of at most two micro-batches.
+    """Return torch's peak allocation in an optimizer step of at most two micro-batches.
 
-    On a CPU from the profiler's record of every allocation; what was there before the step is added.
+    On a CPU it comes from the profiler's record of allocations, plus the memory in use before the step.
     """
     micro_batches = min(2, run.config.global_batch // run.micro_batch)
     step(run, run.micro_batch, micro_batches)  # so that the optimizer has its averages
@@ -158,7 +158,9 @@ def peak_bytes(run: Run) -> int:
 
 
 def _fitting(run: Run, flops_per_token: float) -> int:
-    """Sequences of the timed micro-batch: the run's own, or as many of them as take LONGEST, by one that is timed."""
+    """Return the sequences of the timed micro-batch: the run's own, or as many as take LONGEST, judged by timing
+    one.
+    """
     if run.micro_batch * run.config.block_size * flops_per_token < 1e11:  # a second on a slow CPU
         return run.micro_batch
     start = time.perf_counter()
@@ -169,21 +171,21 @@ def _fitting(run: Run, flops_per_token: float) -> int:
 
 
 def _evaluate(run: Run) -> None:
-    """One evaluation pass of a micro-batch, as at each evaluation."""
+    """Run one evaluation pass of a micro-batch, as at each evaluation."""
     indices = np.arange(run.micro_batch)
     stream, block_size = run.corpus.val, run.config.block_size
     figures.evaluate_blocks(run.model, stream, block_size, indices, run.micro_batch, run.device)
 
 
 def _sample(run: Run, vocab_size: int) -> None:
-    """A sample as long as the one shown at each evaluation."""
+    """Draw a sample as long as the one shown at each evaluation."""
     drawing = sample.Sampling(max_new_tokens=SAMPLE_TOKENS)
     for _ in sample.draw_tokens(run.plain.gpt2, [0], vocab_size, None, drawing):
         pass
 
 
 def _save(run: Run) -> None:
-    """Write what a checkpoint and an export write, and take it away again."""
+    """Write as much as a checkpoint and an export, and delete it again."""
     weights = {name: tensor.contiguous() for name, tensor in run.plain.gpt2.state_dict().items()}
     del weights["lm_head.weight"]  # the token embedding once more
     with tempfile.TemporaryDirectory() as folder:
@@ -194,7 +196,7 @@ def _save(run: Run) -> None:
 
 
 class Timing(NamedTuple):
-    """The median of repetitions, the half-width of their quartiles over it, and whether other work slowed them."""
+    """The median of repetitions, half their interquartile range relative to it, and whether other work slowed them."""
 
     seconds: float
     spread: float
@@ -202,10 +204,9 @@ class Timing(NamedTuple):
 
 
 def _timed(action: Callable[[], None], aim: float = AIM) -> Timing:
-    """An action that was done once before, timed over `aim` seconds and at least three times.
+    """Time a warmed-up action for `aim` seconds, at least three times.
 
-    On a CPU it is also compared with the processor's time: threads that wait for a core take more wall time than they
-    compute for.
+    On a CPU, wall time is also compared with CPU time: it is longer if threads wait for a core.
     """
     action()
     times: list[float] = []
@@ -227,6 +228,6 @@ def _timed(action: Callable[[], None], aim: float = AIM) -> Timing:
 
 
 def _wait() -> None:
-    """Until the accelerator has done what it was told."""
+    """Wait until the accelerator has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

@@ -1,12 +1,12 @@
-"""The peak memory of a training step, by running the step on tensors that hold no numbers.
+"""The peak memory of a training step, found by running the step on tensors without data.
 
 In:  a Config, the size of its vocabulary, the kind of device and the precision.
-Out: the highest number of bytes that live tensors have at once, and the operation at which they do.
+Out: the peak bytes of live tensors, and the operation that reaches it.
 
 The step is the real one: the model of hfgpt/model/gpt2.py, its backward pass, clipping, the optimizer of
-hfgpt/model/optim.py. It runs under torch's FakeTensorMode, which knows every tensor's size and computes nothing, so
-that a step of GPT-2 124M takes seconds on a laptop. hfgpt/plan/memory.py has the same in closed form, without torch;
-tests hold the two together.
+hfgpt/model/optim.py. It runs under torch's FakeTensorMode, which tracks every tensor's size and computes nothing, so
+that a step of GPT-2 124M takes seconds on a laptop. hfgpt/plan/memory.py has the closed form, without torch; tests keep
+the two consistent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Kind = Literal["cpu", "accelerator"]
 
 @dataclass(frozen=True)
 class Peak:
-    """The most memory that a step has in live tensors, and when."""
+    """The peak memory of a step's live tensors, and when it is reached."""
 
     # weights, gradients, optimizer state, activations and everything else torch allocates for tensors; not the device's
     # context, nor what a kernel allocates inside itself
@@ -43,15 +43,15 @@ class Peak:
 
 
 def peak(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Peak:
-    """Simulate two optimizer steps of `config.batch_size` sequences a micro-batch; the second one's peak.
+    """Simulate two optimizer steps of `config.batch_size` sequences per micro-batch; return the second one's peak.
 
     The first step has no optimizer state in its backward pass, so it does not count. Two micro-batches stand for any
-    number of them: the second finds the first one's gradients.
+    larger number: the second adds to the first one's gradients.
 
     Args:
         config: a model from scratch (a pretrained one's shape filled in by survey.survey_of).
         vocab_size: rows of the token embedding.
-        kind: whose operations are run: the CPU's own, or those that an accelerator takes in their place.
+        kind: whose operations are run: the CPU's own, or an accelerator's in their place.
         dtype: 'float32', or 'bfloat16' or 'float16' for mixed precision over float32 weights.
     """
     live, micro_batches = LiveBytes(), min(2, config.gradient_accumulation_steps)
@@ -77,9 +77,9 @@ def peak(config: Config, vocab_size: int, kind: Kind, dtype: str) -> Peak:
 
 
 class LiveBytes(TorchDispatchMode):
-    """A ledger of the tensor memory that is alive, kept by watching every operation's results.
+    """Counts the live tensor memory by watching every operation's results.
 
-    A storage enters with the first tensor that has it and leaves when torch frees it.
+    A storage is counted with the first tensor that uses it, until torch frees it.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: dict[int, int] = {}
 
     def begin(self) -> None:
-        """Forget the peak so far."""
+        """Reset the peak."""
         self.peak = 0
 
     def enter(self, tensor: Tensor) -> None:
@@ -115,15 +115,15 @@ class LiveBytes(TorchDispatchMode):
         return result
 
 
-# Owners of a fake tensor's storage that nothing else uses: the tensor, and the meta tensor inside it.
+# Owners of an otherwise unused fake tensor's storage: the tensor, and the meta tensor inside it.
 _SOLE_OWNER = 2
 
 
 def _accumulates_in_place(left: Tensor, right: object) -> bool:
     """Whether autograd, summing two gradients, would write into the first one.
 
-    It does where nothing else uses that memory. A fake tensor always looks used, since it wraps another one, so the
-    engine asks for an addition that a real run does not make.
+    It does if nothing else uses that memory. A fake tensor always looks used, since it wraps another one, so the engine
+    allocates a sum that a real run does not.
     """
     return (
         not torch.is_grad_enabled()
@@ -135,10 +135,10 @@ def _accumulates_in_place(left: Tensor, right: object) -> bool:
 
 @contextlib.contextmanager
 def operations_of(kind: Kind) -> Iterator[None]:
-    """On an accelerator, the operations that the same calls reach there; on a CPU, its own.
+    """Run, on an accelerator, the operations that the same calls reach there; on a CPU, its own.
 
     Fake tensors of a device that torch was not built for do not exist, so the tensors say CPU and these calls are
-    made directly: dropout keeps one byte an element, attention is fused even with dropout, and layer norm under
+    made directly: dropout keeps one byte per element, attention is fused even with dropout, and layer norm under
     autocast runs in float32. (A TorchFunctionMode would be left by `backward`, and with it checkpointing's second
     forward pass.)
     """
@@ -171,7 +171,7 @@ def _attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, **_: Any,
 ) -> Tensor:  # fmt: skip
-    """Flash attention in 16 bits; memory-efficient attention in float32 or with a mask, which the former cannot do."""
+    """Flash attention in 16 bits; memory-efficient attention in float32 or with a mask, which the former lacks."""
     aten = torch.ops.aten
     if query.dtype != torch.float32 and attn_mask is None:
         result: tuple[Tensor, ...] = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal)

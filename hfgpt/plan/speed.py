@@ -1,4 +1,4 @@
-"""How fast this machine's processor is, measured in a fraction of a second without torch, and kept.
+"""The speed of this machine's CPU, measured in a fraction of a second without torch, and cached.
 
 In:  nothing but the machine.
 Out: :class:`Speed`: FLOP/s of a matrix product, bytes/s of memory, seconds of a small call; in the user's cache folder
@@ -22,59 +22,59 @@ from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _
 
-FRESH = 30 * 86400  # seconds for which a measurement is believed
+FRESH = 30 * 86400  # seconds for which a measurement is valid
 
-FRESH_IF_BUSY = 600  # ... that other work on the machine disturbed
+FRESH_IF_BUSY = 600  # ... if other work on the machine disturbed it
 
-SHARED = 0.08  # of the parallel part of a step, what each further core loses. Two cores of a Zen 4: 1.85 times one
+SHARED = 0.08  # loss per further core in the parallel part of a step. Two cores of a Zen 4: 1.85 times one
 
-AIM = 0.25  # seconds that the whole measurement takes, about
+AIM = 0.25  # approximate seconds of the whole measurement
 
-SIZE = 64  # of the matrices: a product so short that BLAS takes one thread and other work seldom interrupts it
+SIZE = 64  # of the matrices: so short a product that BLAS takes one thread and other work seldom interrupts it
 
 # bfloat16 over float32 in a matrix product, if this machine's own ratio was never measured (--probe does). AMD Zen 4:
 # 1.9 seen; with AMX the ratio is higher, so the range of the forecast is wider.
 BFLOAT16_RATIO = 1.9
 
-BUSY = 0.8  # of the time of all threads: below it, other work had them
+BUSY = 0.8  # share of all threads' time below which other work was running
 
-EMULATED = 0.1  # 16-bit types over float32 on a processor without instructions for them
+EMULATED = 0.1  # 16-bit types over float32 on a CPU without instructions for them
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one measurement saw."""
+    """One measurement."""
 
     key: str  # what it was measured on; another key makes it stale
     when: float  # seconds since 1970
     float32: float  # FLOP/s of a matrix product on one core, by numpy's BLAS
-    cores: int  # how many there are
+    cores: int  # number of cores
     bandwidth: float  # bytes/s of a copy in memory, read and written
-    call: float  # seconds of a small numpy operation: what a step's fixed costs are compared with
-    busy: bool  # whether other work ran meanwhile; the machine may then be faster than this says
+    call: float  # seconds of a small numpy operation, the unit of a step's fixed costs
+    busy: bool  # whether other work ran meanwhile; the machine may then be faster
     # bfloat16 over float32 by torch, from a probe on this machine; None before the first
     bfloat16_ratio: float | None = None
-    # seconds from a training command to its first step, as a trial or a probe saw it; None before the first
+    # seconds from a training command to its first step, from a trial or a probe; None before the first
     start: float | None = None
 
     def core(self, dtype: str) -> float:
-        """FLOP/s of a matrix product in a type, on one core."""
+        """Return the FLOP/s of a matrix product in a type, on one core."""
         if dtype == "float32":
             return self.float32
         fast = hardware.cpu_dtype(hardware.BFLOAT16_PAYS_FROM) == dtype
         return self.float32 * ((self.bfloat16_ratio or BFLOAT16_RATIO) if fast else EMULATED)
 
     def peak(self, dtype: str) -> float:
-        """FLOP/s of a matrix product in a type, on all cores."""
+        """Return the FLOP/s of a matrix product in a type, on all cores."""
         return self.core(dtype) * self.cores
 
     @property
     def parallel(self) -> float:
-        """How many times as fast as one core all of them are in the parallel part of a step."""
+        """The speed-up of all cores over one in the parallel part of a step."""
         return self.cores / (1 + SHARED * (self.cores - 1))
 
     def note(self, dtype: str) -> str:
-        """What a forecast from these figures assumes, in words."""
+        """Describe what a forecast from these figures assumes."""
         if self.busy:
             return _("measured while other work ran on this machine, which alone is faster")
         if dtype == "bfloat16" and self.bfloat16_ratio is None:
@@ -84,7 +84,7 @@ class Speed:
 
 
 def this_machine() -> Speed:
-    """The kept measurement, or a new one."""
+    """Return the cached measurement, or a new one."""
     kept, key = _read(), _key()
     if kept and kept.key == key and time.time() - kept.when < (FRESH_IF_BUSY if kept.busy else FRESH):
         return kept
@@ -96,18 +96,18 @@ def this_machine() -> Speed:
 
 
 def loaded() -> bool:
-    """Whether more than this process has been running in the last minute."""
+    """Whether other processes have been running in the last minute."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return load > hardware.cpu_cores() + 0.5
 
 
 def learn(**measured: Any) -> None:
-    """Keep what a probe or a trial measured of this machine: `bfloat16_ratio`, `start`."""
+    """Store what a probe or a trial measured on this machine: `bfloat16_ratio`, `start`."""
     _write(replace(this_machine(), **measured))
 
 
 def measure() -> Speed:
-    """Measure now: the best of many repetitions, since other work can only make one slower."""
+    """Measure now; take the best of many repetitions, since other work can only slow one down."""
     import numpy as np
 
     left = np.full((SIZE, SIZE), 0.5, dtype=np.float32)
@@ -130,7 +130,7 @@ def measure() -> Speed:
 
 
 def _best(action: Callable[[], object], limit: float) -> float:
-    """Seconds of the fastest of the repetitions that fit the limit; at least three."""
+    """Return the seconds of the fastest repetition within the limit; at least three are run."""
     action()
     times: list[float] = []
     while len(times) < 3 or sum(times) < limit:
@@ -157,7 +157,7 @@ def _read() -> Speed | None:
 
 
 def _is_measured(name: str, value: Any) -> bool:
-    """Whether a kept figure may be one: a finite number above zero, or None where nothing was measured yet."""
+    """Whether a cached figure is plausible: a finite number above zero, or None if nothing was measured yet."""
     if name in ("key", "busy"):
         return True
     if value is None:
@@ -170,5 +170,5 @@ def _write(speed: Speed) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(asdict(speed)))
-    except OSError:  # a folder that cannot be written costs the next plan a quarter of a second
+    except OSError:  # if it cannot be written, the next plan takes a quarter of a second longer
         return

@@ -1,10 +1,10 @@
-"""What a recipe names, as far as it is at hand: the corpus, the vocabulary, a pretrained model's shape.
+"""The inputs that a recipe names, as far as they are available: corpus, vocabulary, a pretrained model's shape.
 
 In:  a resolved Config.
-Out: a :class:`Survey`: the config with the shape of the model that will be trained, the size of its vocabulary and the
-     tokens of its corpus, each with a note if it is an assumption.
+Out: a :class:`Survey`: the config with the shape of the model to train, the size of its vocabulary and the tokens of
+     its corpus, each with a note if it is an assumption.
 
-Nothing is downloaded, tokenised or written, and neither torch nor transformers is loaded: planning answers at once.
+Nothing is downloaded, tokenised or written, and neither torch nor transformers is loaded, so that planning is instant.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from hfgpt.config.mix import corpora
 from hfgpt.data.tokenizer_file import LARGEST as LARGEST_FILE
 from hfgpt.model.folder import LARGEST, read_config, read_json
 
-BYTE_ENTRIES = 256  # what a character vocabulary has beside the characters (hfgpt/data/tokenizer.py)
+BYTE_ENTRIES = 256  # entries of a character vocabulary beside the characters (hfgpt/data/tokenizer.py)
 
-READ_UP_TO = 64 << 20  # bytes of text that are read whole; of a larger corpus only the size is looked at
+READ_UP_TO = 64 << 20  # largest text in bytes that is read; of a larger corpus only the size is used
 
-CHARACTERS_PER_TOKEN = 4.0  # of a BPE vocabulary on English prose, about
+CHARACTERS_PER_TOKEN = 4.0  # approximate, for a BPE vocabulary on English prose
 
-ASSUMED_CHARACTERS = 100  # distinct ones, if the corpus is not at hand
+ASSUMED_CHARACTERS = 100  # assumed distinct characters, if the corpus is not available
 
 GPT2_VOCABULARY = 50257
 
@@ -45,59 +45,59 @@ RELEASED = {
 
 @dataclass(frozen=True)
 class Text:
-    """A corpus at hand."""
+    """An available corpus."""
 
     # its size
     bytes: int
     characters: int
     distinct: int | None  # its distinct characters; None if it was not read
-    has_validation: bool  # whether it brings a validation split
-    # characters of it, from which its statistics are counted; "" if it was not read
+    has_validation: bool  # whether it has its own validation split
+    # excerpt for counting its statistics; "" if it was not read
     sample: str = field(default="", repr=False)
 
     @cached_property
     def statistics(self) -> Statistics | None:
-        """How predictable it is; None if it was not read, or is too short to say."""
+        """Its predictability; None if it was not read or is too short."""
         if self is EMBEDDED:
             return EMBEDDED_STATISTICS
         if len(self.sample) < LEAST_COUNTED:
             return None
-        from hfgpt.plan import ngrams  # numpy is loaded only if it has something to count
+        from hfgpt.plan import ngrams  # load numpy only if there is something to count
 
         return Statistics(*ngrams.measure(self.sample))
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a recipe before it runs."""
+    """What is known about a recipe before it runs."""
 
-    config: Config  # the recipe, with n_layer, n_head and n_embd of the model that is trained
+    config: Config  # the recipe, with n_layer, n_head and n_embd of the model to train
     vocab_size: int  # rows of the token embedding
-    vocabulary: str  # where that number comes from, in words
-    corpus_bytes: int | None  # size of the text; None if it is not at hand
-    train_tokens: int | None  # tokens of the training split; None if it is not at hand
-    approximate: bool  # whether train_tokens is a guess from the size of the text
-    text: Text | None = None  # the text itself; None if it is not at hand
+    vocabulary: str  # the source of that number, in words
+    corpus_bytes: int | None  # size of the text; None if it is not available
+    train_tokens: int | None  # tokens of the training split; None if it is not available
+    approximate: bool  # whether train_tokens is estimated from the size of the text
+    text: Text | None = None  # the text itself; None if it is not available
 
     @property
     def statistics(self) -> Statistics | None:
-        """How predictable its text is; None if it is not known."""
+        """The predictability of its text; None if unknown."""
         return self.text.statistics if self.text else None
 
 
-# The embedded Shakespeare, counted once (a test counts again), since reading it takes half of a plan's time.
+# Counted once for the embedded Shakespeare (a test recounts), since reading it takes half of a plan's time.
 EMBEDDED = Text(bytes=4_814_324, characters=4_814_324, distinct=74, has_validation=False)
 
-LEAST_COUNTED = 2000  # characters: fewer say nothing of a text
+LEAST_COUNTED = 2000  # characters: fewer say nothing about a text
 
 MOST_SAMPLED = 4_000_000  # characters that are kept for counting
 
 
 def survey_of(config: Config) -> Survey:
-    """Look at what the config names.
+    """Look up what the config names.
 
     Raises:
-        InputError: the dataset, or the pretrained model's shape, is named wrongly or cannot be read.
+        InputError: the name of the dataset or pretrained model is wrong, or it cannot be read.
     """
     text = _text(config)
     size, source = _vocabulary(config, text)
@@ -117,7 +117,7 @@ def survey_of(config: Config) -> Survey:
 
 
 def _text(config: Config) -> Text | None:
-    """The corpus, read if it is small; None if it is not on this machine."""
+    """Return the corpus, read if it is small; None if it is not on this machine."""
     if config.dataset == EMBEDDED_DATASET:
         return EMBEDDED
     entries = corpora(config.dataset)
@@ -136,7 +136,7 @@ def _text(config: Config) -> Text | None:
     size = sum(path.stat().st_size * (3 if path.suffix in (".gz", ".zst") else 1) for path in paths)
     if size > READ_UP_TO:
         return Text(size, size, None, False)
-    # So small that nothing is cached.
+    # Too small to be cached.
     sources_found = sources.find(config.model_copy(update={"streaming": False}), Path())
     distinct, characters, length, sample = set[str](), 0, 0, list[str]()
     for piece in sources_found.train:
@@ -151,7 +151,7 @@ def _text(config: Config) -> Text | None:
 
 
 def _together(texts: Sequence[Text | None]) -> Text | None:
-    """The corpora of a mix as one; None if one of them is not on this machine."""
+    """Merge the corpora of a mix; None if one of them is not on this machine."""
     known = [text for text in texts if text is not None]
     if len(known) < len(texts):
         return None
@@ -163,7 +163,7 @@ def _together(texts: Sequence[Text | None]) -> Text | None:
 
 
 def _vocabulary(config: Config, text: Text | None) -> tuple[int, str]:
-    """Size of the vocabulary, and where the number comes from."""
+    """Return the size of the vocabulary, and the source of the number."""
     if config.tokenizer == "char":
         if text is not None and text.distinct is not None:
             return text.distinct + BYTE_ENTRIES, _(
@@ -183,7 +183,7 @@ def _vocabulary(config: Config, text: Text | None) -> tuple[int, str]:
 
 
 def _tokenizer_entries(name: str) -> int | None:
-    """The highest token id plus one of a tokenizer on this machine."""
+    """Return the highest token id plus one of a tokenizer on this machine."""
     try:
         if whole := _read_json(name, "tokenizer.json"):
             vocabulary = whole["model"]["vocab"]
@@ -197,10 +197,10 @@ def _tokenizer_entries(name: str) -> int | None:
 
 
 def _size(ids: list[Any]) -> int:
-    """The rows that these token ids need.
+    """Return the embedding rows that these token ids need.
 
     Raises:
-        ValueError, TypeError: they are not ids.
+        ValueError, TypeError: they are not token ids.
     """
     if not 0 <= (highest := max(ids)) < LARGEST["vocab_size"]:
         raise ValueError
@@ -208,7 +208,7 @@ def _size(ids: list[Any]) -> int:
 
 
 def _pretrained(config: Config) -> tuple[Config, int]:
-    """The config with a pretrained model's own shape, and the rows of its token embedding."""
+    """Return the config with a pretrained model's own shape, and the rows of its token embedding."""
     name, vocab_size = config.init_from, GPT2_VOCABULARY
     shape = None if Path(name).is_dir() else _released(name)
     if shape is None and (path := _at_hand(name, "config.json")):
@@ -224,18 +224,18 @@ def _pretrained(config: Config) -> tuple[Config, int]:
 
 
 def _released(name: str) -> tuple[int, int, int] | None:
-    """The shape of a released GPT-2 by its Hub id; None for any other name."""
+    """Return the shape of a released GPT-2 by its Hub id; None for any other name."""
     return RELEASED.get(name.removeprefix("openai-community/").removeprefix("distilbert/"))
 
 
 def _read_json(name: str, file: str) -> dict[str, Any] | None:
-    """A JSON file of a folder or a Hub repository that is at hand; None if it is not."""
+    """Read a JSON file of a folder or a cached Hub repository; None if it is not available."""
     path = _at_hand(name, file)
     return read_json(path, LARGEST_FILE) if path else None
 
 
 def _at_hand(name: str, file: str) -> Path | None:
-    """A file of a folder, or of a Hub repository that is in the cache already; None if it is not there."""
+    """Return the path of a file in a folder or a cached Hub repository; None if it is not available."""
     path = Path(name).expanduser() / file
     if path.parent.is_dir():
         return path if path.is_file() else None
@@ -249,26 +249,27 @@ def _at_hand(name: str, file: str) -> Path | None:
     return Path(cached) if isinstance(cached, str) and Path(cached).is_file() else None
 
 
-# ------------------------------------------------------------------------------------------- how predictable a text is
+# ------------------------------------------------------------------------------------------- the predictability of a
+# text
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Cross-entropies in nats a character, on the held-out end of a text."""
+    """Cross-entropies in nats per character, on the held-out end of a text."""
 
     orders: tuple[float, ...]  # of n-gram models of order 1, 2, …
-    characters: int  # how many were counted
+    characters: int  # how many characters were counted
 
     @property
     def unigram(self) -> float:
-        """What knowing the characters' frequencies alone gives."""
+        """The cross-entropy from character frequencies alone."""
         return self.orders[0]
 
     @property
     def best(self) -> float:
-        """The lowest of them: what counting reaches on this text."""
+        """The lowest of them: the best that n-grams reach on this text."""
         return min(self.orders)
 
 
-# Of the embedded Shakespeare, counted once; a test counts again.
+# Counted once for the embedded Shakespeare; a test recounts.
 EMBEDDED_STATISTICS = Statistics((3.3297, 2.4825, 2.0988, 1.9089, 1.907), 250_000)

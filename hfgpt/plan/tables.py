@@ -25,7 +25,7 @@ RULE = N_("chapter's rule of thumb")
 
 @of_its_device
 def render(plan: Plan, recipe: str | None, options: Options) -> str:
-    """All tables of a plan, in the order in which one asks: how big, how much text, does it fit, how long, and then."""
+    """Render all tables of a plan, in the order of a reader's questions: size, text, memory, time, next steps."""
     head = _(
         "{recipe}: {dataset}, on {device}",
         recipe=recipe or _("the defaults"),
@@ -50,7 +50,7 @@ def render(plan: Plan, recipe: str | None, options: Options) -> str:
 
 
 def _next(plan: Plan, recipe: str | None, options: Options) -> str:
-    """What one types now."""
+    """Suggest what to type next."""
     if options.write:
         return _("Next: {command}", command=typed("train", str(options.write)))
     if plan.choice:
@@ -70,7 +70,7 @@ def _range(plan_time: timing.Time) -> str:
 
 
 def _verdict(plan: Plan) -> str:
-    """Memory, time and loss in one paragraph: not one of them says by itself whether the run is a good one."""
+    """Sum up memory, time and loss in a paragraph: only together do they show whether the run is a good one."""
     memory, target = plan.memory, plan.target
     values = {"needed": size(memory.needed), "memory": size(target.memory_bytes)}
     fits = (
@@ -83,7 +83,7 @@ def _verdict(plan: Plan) -> str:
 
 
 def no_forecast(plan: Plan) -> str:
-    """Why no loss is forecast."""
+    """Explain why there is no loss forecast."""
     config = plan.survey.config
     if config.pretrained:
         return _("No loss is forecast: the laws are about models from scratch.")
@@ -155,7 +155,7 @@ AVERAGES = {
 
 
 def _steps(config: Config) -> str:
-    """What a step's tokens are multiplied with."""
+    """Show the factors of a step's tokens."""
     steps = f"x max_iters {config.max_iters:,}"
     if not config.batch_warmup_iters:
         return steps
@@ -239,7 +239,7 @@ def _recommendation(plan: Plan, options: Options) -> Group:
         for key, value in after.model_dump().items()
         if key in advice.reasons or value != getattr(before, key)
     ]
-    # What was chosen for a time stands by itself; what was there before is of no matter then.
+    # For a recipe chosen for a time, the earlier values do not matter.
     columns = ("", _("value"), _("why")) if choice else ("", _("now"), _("then"), _("why"))
     rows = [(key, then, why) for key, _now, then, why in changed] if choice else changed
     notes = []
@@ -278,7 +278,7 @@ def _recommendation(plan: Plan, options: Options) -> Group:
 
 
 def _changes(way: Remedy | Way) -> str:
-    """What one types for it, or why there is nothing to type."""
+    """Show what to type for it, or why there is nothing to type."""
     if not way.change:
         return _("applied already") if way.applied else _("does not apply here")
     return "\n".join(f"--{key}" if value is True else f"--{key}={short(value)}" for key, value in way.change.items())

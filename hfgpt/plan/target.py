@@ -1,7 +1,7 @@
 """The device that a recipe runs on: named, described by its memory, or this machine's.
 
-In:  a resolved Config, and what the user says of the device.
-Out: a :class:`Target`: memory, arithmetic, and the precision that `dtype: auto` takes there.
+In:  a resolved Config, and the user's options for the device.
+Out: a :class:`Target`: memory, arithmetic, and the precision that `dtype: auto` resolves to.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from hfgpt.model.sizes import Kind
 from hfgpt.plan import speed
 from hfgpt.plan.speed import Speed
 
-REFERENCE = "RTX 3060"  # the chapter's card (5.3), if a recipe asks for an accelerator and its name is not known
+REFERENCE = "RTX 3060"  # the chapter's card (5.3), if a recipe asks for an unnamed accelerator
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a recipe runs on: one device of each of its processes."""
+    """What a recipe runs on: one device per process."""
 
     name: str  # the device, in words
     kind: Kind  # whose operations run
-    dtype: str  # 'float32', 'bfloat16' or 'float16'; 'auto' is decided
-    narrow: str  # the 16-bit type that it computes in; '' if it is slower than float32
-    memory_bytes: int  # of the device; a CPU's processes share it
+    dtype: str  # 'float32', 'bfloat16' or 'float16', with 'auto' resolved
+    narrow: str  # its 16-bit type; '' if that is slower than float32
+    memory_bytes: int  # of the device; processes on a CPU share it
     peak: float  # FLOP/s of the device in matrix products of that type
     bandwidth: float  # bytes/s of its memory
     utilisation: float  # the share of the peak that training is assumed to reach
-    power_w: float | None  # of the device; None if it is not known
-    processes: int  # how many of them
-    note: str  # what was assumed
+    power_w: float | None  # of the device; None if unknown
+    processes: int  # number of devices
+    note: str  # the assumptions
     speed: Speed | None = None  # a CPU's, as measured on this machine; None for a card
-    own_memory: bool = False  # whether it is a card with memory of its own; Apple's chips share the machine's
+    own_memory: bool = False  # whether it is a card with its own memory; Apple's chips share the machine's
 
 
 def find_target(config: Config, gpu: str | None = None, vram: int | None = None, processes: int = 1) -> Target:
-    """The device that a recipe runs on, as the user names it or as it is on this machine.
+    """Find the device that a recipe runs on: the one that the user names, or this machine's.
 
     Args:
         config: its device and dtype are read.
@@ -77,7 +77,7 @@ def find_target(config: Config, gpu: str | None = None, vram: int | None = None,
 
 def _on_card(config: Config, card: Card, vram: int | None, processes: int, note: str) -> Target:
     narrow = "bfloat16" if card.bfloat16 else "float16"
-    automatic = "float32" if card.is_apple else narrow  # as hfgpt/train/run.py chooses
+    automatic = "float32" if card.is_apple else narrow  # the same choice as in hfgpt/train/run.py
     dtype = automatic if config.dtype == "auto" else config.dtype
     peak = card.peak("tf32" if dtype == "float32" and card.tf32 else dtype)
     if peak is None:

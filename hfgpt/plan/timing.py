@@ -1,6 +1,6 @@
-"""How long a run takes and what it costs.
+"""The duration and the cost of a run.
 
-In:  a Survey, the Target that it runs on and, if a probe ran, what it measured.
+In:  a Survey, the Target that it runs on and, if a probe ran, its measurements.
 Out: :class:`Time` in seconds, with a range; :class:`Cost`.
 """
 
@@ -19,19 +19,19 @@ from hfgpt.plan.target import Target
 
 @dataclass(frozen=True)
 class Time:
-    """How long a run takes, in seconds; 19 runs of 20 are expected between `low_seconds` and `high_seconds`."""
+    """A run's duration in seconds; 19 of 20 runs are expected between `low_seconds` and `high_seconds`."""
 
     seconds_per_step: float  # one optimizer step
     training_seconds: float  # all steps
-    evaluation_seconds: float  # both losses at every evaluation, and the sample shown with it
+    evaluation_seconds: float  # both losses at every evaluation, and its sample
     saving_seconds: float  # checkpoints and the exported model
     start_seconds: float  # from the command to the first step
-    total_seconds: float  # all of these
+    total_seconds: float  # the total of these
     # the range of the total
     low_seconds: float
     high_seconds: float
     tokens_per_second: float  # of all processes together
-    mfu: float  # model FLOPs utilisation, the share of the peak that the arithmetic of the model uses
+    mfu: float  # model FLOPs utilisation: the share of the peak that the model's arithmetic uses
     source: str  # 'probe', 'machine' (priced by this machine's speed) or 'card' (by the card's data sheet)
     busy: bool  # whether other work ran while it was measured
 
@@ -43,41 +43,41 @@ class Time:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a probe measured, in seconds: an optimizer step, a token at evaluation, the sample shown with it, a save."""
+    """A probe's measurements in seconds: an optimizer step, a token at evaluation, an evaluation's sample, a save."""
 
     seconds_per_step: float
     seconds_per_eval_token: float
     seconds_per_sample: float
     seconds_per_save: float = 0.0
     spread: float = 0.0  # the relative spread of the timed steps (their quartiles over the median)
-    peak: float | None = None  # the FLOP/s that the device reaches; None if it is not known
-    peak_bytes: int | None = None  # the memory that a step allocates at most; None if it was not measured
-    busy: bool = False  # whether the timed steps got clearly less of the processor than they asked for
+    peak: float | None = None  # the FLOP/s that the device reaches; None if unknown
+    peak_bytes: int | None = None  # the peak memory of a step; None if not measured
+    busy: bool = False  # whether the timed steps got clearly less CPU time than they could have used
 
 
-# The spread of the logarithm of a forecast's error: of a card's, whose speed nobody measured; of a probe's on a quiet
-# machine, beside what its own steps show. On a processor it is the fit's own (laws.json).
+# Standard deviation of the log of a forecast's error: for a card, whose speed was not measured; for a probe on a quiet
+# machine, besides the spread of its own steps. On a CPU it is the fit's own (laws.json).
 CARD_SPREAD, PROBE_SPREAD = 0.35, 0.05
 
 BUSY_SPREAD = 0.25  # other work comes and goes
 
-CORES_SPREAD = 0.05  # for each doubling of the cores beyond the two that the law was fitted on
+CORES_SPREAD = 0.05  # per doubling of the cores beyond the two that the law was fitted on
 
 CPU_START = 4.3  # seconds from the command to the first step; two cores of a Zen 4 (benchmarks/README.md)
 
-CARD_START = 12.0  # and the device's context
+CARD_START = 12.0  # plus the device's context
 
-DISK = 200e6  # bytes/s that a checkpoint is written with, flushed to the disk
+DISK = 200e6  # bytes/s at which a checkpoint is written, with fsync
 
 
 def time(survey: Survey, target: Target, measured: Measured | None = None) -> Time:
-    """How long a run takes: from a probe, or from the device's speed."""
+    """Forecast a run's duration, from a probe or from the device's speed."""
     config = survey.config
     known = measured or priced(survey, target)
     training = known.seconds_per_step * config.tokens_by(config.max_iters) / config.tokens_per_iter
     times = evaluations(config)
     evaluating = times * known.seconds_per_eval_token * evaluation_tokens(survey)
-    evaluating += (times - 1) * known.seconds_per_sample  # before the first step nothing is sampled
+    evaluating += (times - 1) * known.seconds_per_sample  # nothing is sampled before the first step
     saving = (times - 1) * (known.seconds_per_save or _save_seconds(survey))
     start = CARD_START if target.kind == "accelerator" else (target.speed and target.speed.start) or CPU_START
     total, spread = training + evaluating + saving + start, _spread(target, measured)
@@ -100,7 +100,7 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
 
 
 def _spread(target: Target, measured: Measured | None) -> float:
-    """The standard deviation of the logarithm of the forecast's error."""
+    """Return the standard deviation of the log of the forecast's error."""
     if measured:
         return math.hypot(PROBE_SPREAD, measured.spread, BUSY_SPREAD if measured.busy else 0)
     if target.speed is None:
@@ -112,29 +112,29 @@ def _spread(target: Target, measured: Measured | None) -> float:
 
 
 def _save_seconds(survey: Survey) -> float:
-    """Seconds of a checkpoint and an export: the weights twice, the optimizer's averages once."""
+    """Return the seconds of a checkpoint and an export: the weights twice, the optimizer's averages once."""
     return 0.1 + 16 * parameters(survey.config, survey.vocab_size).total / DISK
 
 
 def priced(survey: Survey, target: Target) -> Measured:
-    """Without a probe: from the card's data sheet or this machine's speed."""
+    """Forecast without a probe, from the card's data sheet or this machine's speed."""
     config, processes = survey.config, target.processes
     own = config.of_process(processes)
     if target.speed is None:
         return _on_card(own, survey.vocab_size, target)
     step = step_seconds(own, survey.vocab_size, target.dtype, target.speed)
     token = evaluation_seconds(own, survey.vocab_size, target.dtype, target.speed)
-    if processes > 1:  # the cores are shared: what one process does alone takes as many times as long
+    if processes > 1:  # the processes share the cores, so each is slower by their number
         step, token = step * processes, token * processes
     sample = SAMPLE_TOKENS * token * SAMPLE_COST if config.sample_prompt else 0.0
     return Measured(step, token / processes, sample, busy=target.speed.busy)
 
 
-SAMPLE_COST = 20  # a token sampled one at a time takes this many times as long as one in a batch, about
+SAMPLE_COST = 20  # approximate time of a token sampled singly relative to one in a batch
 
 
 def compiles(config: Config, target: Target) -> bool:
-    """Whether a run compiles: as the recipe says; by itself on a CUDA card, if its steps alone take long."""
+    """Whether a run compiles: as the recipe says; with `auto`, on a CUDA card if its steps take long."""
     if config.compile != "auto":
         return config.compile
     work = config.tokens_per_iter * config.max_iters * 6 * 12 * config.n_layer * config.n_embd**2
@@ -142,10 +142,10 @@ def compiles(config: Config, target: Target) -> bool:
 
 
 def _on_card(config: Config, vocab_size: int, target: Target) -> Measured:
-    """A step of one process on a card: its arithmetic, and in eager mode what each operation reads and writes.
+    """Price a process's step on a card: its arithmetic and, in eager mode, each operation's memory traffic.
 
-    The bytes are those by which a step of GPT-2 124M on an H100 takes 44 ms eagerly and 24 ms compiled, as its
-    operators' sizes say; no card has confirmed them here.
+    The bytes are those by which a step of GPT-2 124M on an H100 takes 44 ms eagerly and 24 ms compiled, from its
+    operators' sizes; no card has confirmed them here.
     """
     rate = target.peak * target.utilisation / flops_per_token(config, vocab_size)  # tokens/s of a process
     tokens, repeats = config.batch_size * config.block_size, config.gradient_accumulation_steps
@@ -157,20 +157,20 @@ def _on_card(config: Config, vocab_size: int, target: Target) -> Measured:
         moved = tokens * (EAGER_BYTES * config.n_layer * config.n_embd * work + EAGER_HEAD_BYTES * vocab_size)
         once += moved / target.bandwidth
     update: float = flops_per_update(config, "accelerator") / (target.peak * target.utilisation)
-    update += 28 * parameters(config, vocab_size).total / target.bandwidth  # weights, gradients, averages: in and out
+    update += 28 * parameters(config, vocab_size).total / target.bandwidth  # in and out: weights, gradients, averages
     return Measured(max(once, host) * repeats + update, 1 / (3 * rate * target.processes), 0.0)
 
 
-EAGER_BYTES, EAGER_HEAD_BYTES = 350.0, 24.0  # a token, for each channel of each block, and for each vocabulary entry
+EAGER_BYTES, EAGER_HEAD_BYTES = 350.0, 24.0  # per token, for each channel of each block, and for each vocabulary entry
 
 
 def evaluations(config: Config) -> int:
-    """How often a run evaluates: before the first step, every eval_interval, and at the last step."""
+    """Return how often a run evaluates: before the first step, every eval_interval, and at the last step."""
     return 1 + -(-config.max_iters // config.eval_interval)
 
 
 def evaluation_tokens(survey: Survey) -> int:
-    """Tokens of one evaluation, both splits."""
+    """Return the tokens of one evaluation, on both splits."""
     config = survey.config
     most = config.eval_iters * EVAL_BATCH * config.block_size
     if survey.train_tokens is None:
@@ -181,14 +181,14 @@ def evaluation_tokens(survey: Survey) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run costs: in money, if a price was given, and in energy, at most, if the card's power is known."""
+    """A run's cost: in money, if a price was given, and in energy (an upper bound), if the card's power is known."""
 
     money: float | None
     energy_kwh: float | None
 
 
 def cost(duration: Time, target: Target, price_per_hour: float | None) -> Cost:
-    """Price and energy of a run. The price is of one device an hour; energy is the cards' full power all the time."""
+    """Return price and energy of a run. The price is per device and hour; energy assumes full power throughout."""
     hours = duration.total_seconds / 3600 * target.processes
     return Cost(
         money=None if price_per_hour is None else price_per_hour * hours,

@@ -1,7 +1,7 @@
-"""A recipe trained for a while in memory: what its loss does, before anything is decided.
+"""A brief training of a recipe in memory, to see how its loss develops before anything is decided.
 
 In:  a Config, and the tokens of its text (:class:`Tokens`).
-Out: :class:`Trial`: validation losses on the way, the training loss at the end, and the time that it took.
+Out: :class:`Trial`: validation losses along the way, the final training loss, and the time taken.
 
 The arithmetic is the training loop's, in one process, without folders, records or samples. Call
 :func:`hfgpt.base.threads.configure` before this module is imported, as the training script does.
@@ -30,7 +30,7 @@ from hfgpt.plan.speed import BUSY
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text in tokens, split as a run splits it."""
+    """A tokenised text, split as a run splits it."""
 
     train: TokenStream
     val: TokenStream
@@ -39,28 +39,28 @@ class Tokens:
 
 @dataclass
 class Trial:
-    """What a trial saw."""
+    """The results of a trial."""
 
     steps: list[int] = field(default_factory=list)  # the steps at which it was evaluated
-    val_losses: list[float] = field(default_factory=list)  # nats a token at each of them
-    train_loss: float = math.nan  # over blocks of the training text, at the end
-    # of the steps alone; evaluations are left out
+    val_losses: list[float] = field(default_factory=list)  # nats per token at each of them
+    train_loss: float = math.nan  # on blocks of the training text, at the end
+    # of the steps only, without evaluations
     cpu_seconds: float = 0.0
     seconds: float = 0.0
-    steps_made: int = 0  # fewer than asked if `keep_on` ended it
-    # of one validation loss
+    steps_made: int = 0  # fewer than requested if `keep_on` ended it
+    # seconds of one validation loss
     evaluation_seconds: float = 0.0
     evaluated_tokens: int = 0
     times: list[float] = field(default_factory=list)  # of each step, in seconds
 
     @property
     def busy(self) -> bool:
-        """Whether other work had the cores meanwhile: its threads got clearly less of them than they asked for."""
+        """Whether other work used the cores meanwhile: the trial's threads got clearly less than they could use."""
         return self.cpu_seconds < BUSY * torch.get_num_threads() * self.seconds
 
     @property
     def seconds_per_step(self) -> float:
-        """The median of the steps, the first of which also warms up."""
+        """The median of the steps, since the first one also warms up."""
         return statistics.median(self.times[1:] or self.times)
 
 
@@ -70,10 +70,10 @@ def train(
     """Train a model from scratch for `config.max_iters` steps on the CPU.
 
     Args:
-        config: resolved; its shape, batch, optimizer, schedule, dropout, dtype, seed and eval_iters are read.
+        config: resolved; its shape, batch, optimizer, schedule, dropout, dtype, seed and eval_iters are used.
         tokens: the text.
-        evaluate_at: steps after which the validation loss is taken; the last step always is.
-        keep_on: asked after each step whether to go on.
+        evaluate_at: steps after which the validation loss is measured; it always is after the last step.
+        keep_on: called after each step; false ends the trial.
     """
     keep_freed_memory()
     torch.manual_seed(config.seed)
@@ -109,7 +109,7 @@ def train(
 
 
 def loss_over(model: gpt2.LanguageModel, config: Config, stream: TokenStream) -> float:
-    """Nats a token over the blocks on which a run evaluates a split."""
+    """Return nats per token over the blocks on which a run evaluates a split."""
     blocks = evaluation_blocks(stream, config.block_size, config.eval_iters)
     with autocast(config):
         nll, count = evaluate_blocks(model, stream, config.block_size, blocks, config.batch_size, torch.device("cpu"))
@@ -117,6 +117,6 @@ def loss_over(model: gpt2.LanguageModel, config: Config, stream: TokenStream) ->
 
 
 def autocast(config: Config) -> AbstractContextManager[object]:
-    """The precision that a run of this recipe has on a CPU."""
+    """Autocast to the precision that a run of this recipe has on a CPU."""
     dtype = cpu_dtype(config.n_embd) if config.dtype == "auto" else config.dtype
     return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext()

@@ -1,7 +1,7 @@
-"""The best candidates for a time, each trained for a moment: their real steps, and how this text differs.
+"""Brief trainings of the best candidates for a time: their real step times, and this text's deviation from the laws.
 
-In:  candidates in order of their expected loss, and the seconds that trials may take.
-Out: the best of them after the trials, the loss it is expected to reach, and the seconds that were spent.
+In:  candidates in order of expected loss, and the seconds available for trials.
+Out: the best of them after the trials, its expected loss, and the seconds spent.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from hfgpt.plan.timing import Measured
 if TYPE_CHECKING:
     from hfgpt.plan import trial  # loads torch
 
-CLOSE = 0.06  # nats behind the best candidate by the laws: a worse one is not tried
+CLOSE = 0.06  # largest gap in nats to the best candidate by the laws; a worse one is not tried
 
-WARMING = 4  # steps that say how long one takes
+WARMING = 4  # steps needed to know how long one takes
 
-EACH = 4.0  # seconds of a trial, at least; fewer trials are made where the time allows no more
+EACH = 4.0  # shortest trial in seconds; if time is short, fewer trials are run
 
 MOST = 4  # trials
 
@@ -37,10 +37,10 @@ def settle(ranked: list[Candidate], target: Target, budget: float, limit: float)
     """Try the first few shapes and choose among them.
 
     Args:
-        ranked: by expected loss, the best first.
+        ranked: by expected loss, best first.
         target: this machine.
         budget: seconds of the run that is planned.
-        limit: seconds that the trials may take, loading of the libraries and of the text left out.
+        limit: seconds for the trials, not counting the loading of the libraries and of the text.
     """
     first, began = "torch" not in sys.modules, time.perf_counter()
     threads.configure(ranked[0].config.cpu_threads)  # before torch is loaded
@@ -60,16 +60,16 @@ def settle(ranked: list[Candidate], target: Target, budget: float, limit: float)
     best = min(tried, key=lambda candidate: candidate.loss)
     by_law = loss.forecast(best.survey)
     assert by_law is not None
-    if best.measured is None:  # no trial came to its end
+    if best.measured is None:  # no trial was finished
         return best, by_law, time.perf_counter() - began
     return best, loss.after_trial(by_law, best.loss - by_law.loss), time.perf_counter() - began
 
 
-ACCELERATE = 1.5  # seconds that a run's start takes beside what a trial loads: Accelerate, the launcher, the folder
+ACCELERATE = 1.5  # seconds of a run's start beyond a trial's: Accelerate, the launcher, the folder
 
 
 def _contenders(ranked: list[Candidate], count: int) -> list[Candidate]:
-    """The best candidate of each of the first few shapes."""
+    """Return the best candidate of each of the first few shapes."""
     chosen: list[Candidate] = []
     for candidate in ranked:
         if candidate.loss > ranked[0].loss + CLOSE or len(chosen) == count:
@@ -80,7 +80,7 @@ def _contenders(ranked: list[Candidate], count: int) -> list[Candidate]:
 
 
 def _try(candidate: Candidate, tokens: trial.Tokens, target: Target, budget: float, seconds: float) -> Candidate:
-    """The candidate with its length by its real steps, its loss by how far the trial's was from the law."""
+    """Update a candidate's length by its measured steps, and its loss by the trial's deviation from the law."""
     from hfgpt.plan import trial
 
     began = time.perf_counter()
@@ -91,7 +91,7 @@ def _try(candidate: Candidate, tokens: trial.Tokens, target: Target, budget: flo
     warm = grid.with_length(candidate.survey, grid.LEAST_STEPS)
     quick = warm.config.model_copy(update={"eval_iters": 1})
     seen = trial.train(quick, tokens, [], lambda so_far: so_far.steps_made < WARMING and in_time(so_far))
-    if seen.busy:  # neither its times nor as many steps as would tell its loss
+    if seen.busy:  # neither undisturbed times nor enough steps to judge its loss
         return replace(candidate, busy=True)
     left = seconds - (time.perf_counter() - began)
     blocks = warm.config.eval_iters * EVAL_BATCH * warm.config.block_size
@@ -108,7 +108,7 @@ def _try(candidate: Candidate, tokens: trial.Tokens, target: Target, budget: flo
 
 
 def _planned(candidate: Candidate, target: Target, budget: float, seen: trial.Trial, offset: float) -> Candidate:
-    """The candidate at the length that its measured step allows."""
+    """Return the candidate at the length that its measured step time allows."""
     survey = candidate.survey
     own = grid.own_target(target, survey.config)
     priced = timing.priced(survey, own)
