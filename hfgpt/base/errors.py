@@ -55,7 +55,7 @@ class Fault(NamedTuple):
 
 
 class Spoken(Exception):
-    """An error of which the user sees only the message.
+    """An error shown to the user as only its message.
 
     Args:
         message: as for :func:`_`; text that is already translated stays unchanged.

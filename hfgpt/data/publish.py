@@ -65,7 +65,7 @@ def _card(config: Config) -> str:
 
 
 def push_dataset(folder: Path, repo_id: str, private: bool) -> str:
-    """Push a folder of shards to the Hub as a dataset; returns its address.
+    """Push a folder of shards to the Hub as a dataset; return its address.
 
     Raises:
         Failure: the Hub cannot be reached, or refuses; the folder stays unchanged.

@@ -231,7 +231,7 @@ class StreamBatches:
         make_lane: creates the lane with a given number.
         lanes: the number of lanes; divides the global batch.
         global_batch: rows in a step.
-        patterns: of each lane, if several corpora are mixed, and `names` of these.
+        patterns: one for each lane, if several corpora are mixed, whose names are `names`.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         add_product(d_weight, d_logits, inputs)
                     else:
                         d_weight.add_(d_logits.T @ inputs)
-                    del d_logits  # before there are new ones
+                    del d_logits  # free them before allocating new ones
         if d_hidden is not None:
             assert d_weight is not None
             ctx.save_for_backward(d_hidden, d_weight)

@@ -168,7 +168,7 @@ class _CausalAttention(torch.autograd.Function):
                 kept.append(keep_mask(weights.shape, p))
                 weights = scores.copy_(kept[-1]).mul_(weights)
             out[:, start:end] = torch.bmm(weights, v[:, :end])  # with out=, torch multiplies one matrix at a time
-            del scores, weights  # before there are new ones
+            del scores, weights  # free them before allocating new ones
         ctx.save_for_backward(q, k, v, out, *kept)
         ctx.p, ctx.scale, ctx.dtype = p, scale, query.dtype
         return out.view(query.shape).to(query.dtype)
@@ -197,7 +197,7 @@ class _CausalAttention(torch.autograd.Function):
             work.sub_(taken_off[:, start:end]).mul_(weights)
             dq[:, start:end] = torch.bmm(work, k[:, :end])
             dk = _plus(dk, work.mT @ q[:, start:end])
-            del work, dropped  # before there are new ones
+            del work, dropped  # free them before allocating new ones
         dq.mul_(ctx.scale)
         dk.mul_(ctx.scale)
         dv.div_(1 - ctx.p)
