@@ -1,9 +1,9 @@
-"""The commands, a module for each or for a few alike; `hfgpt <command>` and `scripts/<command>.py` call them.
+"""The commands, one module for each or for a few similar ones; `hfgpt <command>` and `scripts/<command>.py` call them.
 
-In:  the words of a command line.
+In:  the arguments of a command line.
 Out: the process's exit code.
 
-Here nothing is imported before Ctrl-C is heeded: it would end in a traceback.
+Nothing is imported here before Ctrl-C is handled, since it would end in a traceback.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import NoReturn
 
 
 def run(name: str) -> NoReturn:
-    """Be the command of this name: what each of the scripts does."""
+    """Run the command of this name, as each of the scripts does."""
     _end_quietly()
     from hfgpt.base import shell
     from hfgpt.commands.choice import carry_out
@@ -21,7 +21,7 @@ def run(name: str) -> NoReturn:
 
 
 def hfgpt() -> NoReturn:
-    """Be the installed command `hfgpt`, whose first word names a command."""
+    """Run the installed command `hfgpt`, whose first argument names a command."""
     _end_quietly()
     from hfgpt.base import shell
     from hfgpt.commands.choice import choose
@@ -30,6 +30,6 @@ def hfgpt() -> NoReturn:
 
 
 def _end_quietly() -> None:
-    """Let Ctrl-C end the process at once, until :func:`shell.run` heeds it."""
+    """Let Ctrl-C end the process at once, until :func:`shell.run` handles it."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))

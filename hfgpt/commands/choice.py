@@ -1,6 +1,6 @@
-"""The installed command `hfgpt`: its first word names one of the commands.
+"""The installed command `hfgpt`: its first argument names one of the commands.
 
-In:  the words of a command line.
+In:  the arguments of a command line.
 Out: the process's exit code.
 """
 
@@ -14,7 +14,7 @@ from hfgpt.base import loading
 from hfgpt.base.errors import CommandError, Fault
 from hfgpt.base.language import N_, _
 
-# The commands that are installed, in the order in which one meets them.
+# The installed commands, in the order in which a user needs them.
 COMMANDS = {
     "recipes": N_("list the recipes that come with hfgpt, or copy them"),
     "plan": N_("say what a recipe costs before it runs, and what fits"),
@@ -35,14 +35,14 @@ COMMANDS = {
     "export_onnx": N_("write a model as an ONNX file"),
 }
 
-# The commands that are functions of a module together with others; any other is `main` of the module of its name.
+# The commands that share a module; any other is `main` of the module of its name.
 SHARED = {"push": "hub", "pull": "hub"} | dict.fromkeys(
     ("import_nanogpt", "export_nanogpt", "export_gguf", "export_onnx"), "conversions"
 )
 
 
 def carry_out(name: str, words: list[str]) -> int | None:
-    """Be a command; its module is imported when it is its turn, so that bad input meets :func:`shell.run` too."""
+    """Run a command; its module is imported only now, so that :func:`shell.run` handles its errors too."""
     with loading.uncollected():
         module = import_module(f"hfgpt.commands.{SHARED.get(name, name)}")
     status: int | None = getattr(module, name if name in SHARED else "main")(words)
@@ -50,7 +50,7 @@ def carry_out(name: str, words: list[str]) -> int | None:
 
 
 def choose(words: list[str]) -> int | None:
-    """Carry out the command that the first word names, or show what there is."""
+    """Run the command that the first argument names, or list the commands."""
     name = words[0].replace("-", "_") if words else "__help"
     if name in COMMANDS:
         return carry_out(name, words[1:])
@@ -66,7 +66,7 @@ def choose(words: list[str]) -> int | None:
 
 
 def overview() -> str:
-    """The page of `hfgpt --help`."""
+    """Return the page of `hfgpt --help`."""
     lines = [f"  {name:16}{_(told)}" for name, told in COMMANDS.items()]
     return "\n".join(
         [

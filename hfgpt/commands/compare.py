@@ -1,4 +1,4 @@
-"""Compare finished runs: a table, pictures, and what the values in which they differ did to the loss."""
+"""Compare finished runs: a table, pictures, and the effect of their differing values on the loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hfgpt.runs import compare, report
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "compare",
         _("Compare finished runs: a table, pictures, and what the values in which they differ did to the loss."),

@@ -1,7 +1,7 @@
-"""From nanoGPT and to other programs: import_nanogpt, export_nanogpt, export_gguf, export_onnx.
+"""Conversions from nanoGPT and to other programs: import_nanogpt, export_nanogpt, export_gguf, export_onnx.
 
-In:  the words of a command line.
-Out: a run folder, or a file of another format, with what is to be known of it.
+In:  the arguments of a command line.
+Out: a run folder, or a file of another format, with notes for the user.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hfgpt.inference.exported import check_folder
 
 
 def import_nanogpt(words: list[str]) -> None:
-    """Turn a checkpoint of nanoGPT into a run folder: same logits, with its tokenizer."""
+    """Convert a nanoGPT checkpoint to a run folder with the same logits and its tokenizer."""
     reader = Reader(
         "import_nanogpt",
         _("Turn a checkpoint of nanoGPT into a run folder: same logits, with its tokenizer."),
@@ -54,7 +54,7 @@ def export_nanogpt(words: list[str]) -> None:
 
 
 def export_gguf(words: list[str]) -> None:
-    """Write a run's model and tokenizer as one GGUF file, for llama.cpp and what is built on it."""
+    """Write a run's model and tokenizer as one GGUF file, for llama.cpp and programs built on it."""
     folder, target = _folder_and_file(
         words,
         "export_gguf",
@@ -93,7 +93,7 @@ def export_onnx(words: list[str]) -> None:
 
 
 def _folder_and_file(words: list[str], name: str, about: str, example: tuple[str, str], more: str) -> tuple[str, str]:
-    """What a command takes that writes a model as one file."""
+    """Return the parser of a command that writes a model as one file."""
     reader = Reader(name, about, [example], more)
     reader.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
     reader.argument("target", _("FILE"), _("file to make"))

@@ -1,4 +1,4 @@
-"""Say what happened in a run: what is wrong, since when, how it shows, and what to change."""
+"""Diagnose a run: what is wrong, since when, the evidence, and what to change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hfgpt.runs.history import read_run
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "diagnose",
         _(

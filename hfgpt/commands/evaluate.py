@@ -12,7 +12,7 @@ from hfgpt.inference.exported import check_folder
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "evaluate",
         _("Evaluate a trained model on a whole split: loss, perplexity, bits per character."),

@@ -1,7 +1,7 @@
-"""To the Hugging Face Hub and back: push, pull.
+"""Exchange with the Hugging Face Hub: push, pull.
 
-In:  the words of a command line.
-Out: the address of a repository; or a run folder.
+In:  the arguments of a command line.
+Out: the URL of a repository; or a run folder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from hfgpt.base.terminal import say
 
 
 def push(words: list[str]) -> None:
-    """Push a run, and print the address."""
+    """Push a run, and print the URL."""
     reader = Reader(
         "push",
         _("Push a run to the Hugging Face Hub."),
@@ -34,7 +34,7 @@ def push(words: list[str]) -> None:
     address = hub.push(
         arguments.folder,
         arguments.repo_id,
-        private=arguments.private or None,  # not asked for: as the account is set, not 'public'
+        private=arguments.private or None,  # without the option: the account's setting, not 'public'
         revision=arguments.revision,
         include_checkpoints=arguments.include_checkpoints,
         overwrite=arguments.overwrite,
@@ -44,7 +44,7 @@ def push(words: list[str]) -> None:
 
 
 def pull(words: list[str]) -> None:
-    """Bring a model here, and say how to go on."""
+    """Download a model, and say what to do next."""
     reader = Reader(
         "pull",
         _("Bring a model from the Hugging Face Hub here, as a run folder."),

@@ -12,7 +12,7 @@ from hfgpt.base.terminal import say
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "lr_finder",
         _("Suggest a learning rate for a recipe: a range test over about a hundred steps."),
@@ -37,7 +37,7 @@ def reader() -> Reader:
 
 
 def main(words: list[str]) -> None:
-    """Run the test and print what it suggests."""
+    """Run the test and print its suggestion."""
     arguments = reader().read(words)
     config = configs.load(arguments.recipe, arguments.overrides, arguments.faults)
     threads.configure(config.cpu_threads)

@@ -1,4 +1,4 @@
-"""Say what a recipe costs before it runs: as tables, or with --json the same figures by name."""
+"""Estimate a recipe's cost before it runs: as tables, or with --json as figures by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hfgpt.plan.target import Target, find_target
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "plan",
         _(
@@ -36,7 +36,7 @@ def reader() -> Reader:
             ("recipes/standard.yaml --explain n_layer", _("what a parameter does, computed for this recipe")),
         ],
         _("--key=value changes the recipe, as in {command}.", command=typed("train")),
-        # of the same name, but here the time for which a recipe is chosen
+        # not the field of this name: here, the time for which a recipe is chosen
         parameters={key: flag for key, flag in configs.PARAMETERS.items() if key != "time_budget"},
     )
     made.argument(
@@ -63,11 +63,7 @@ def main(words: list[str]) -> None:
 
 
 def run(words: list[str]) -> str:
-    """What the command prints for these words.
-
-    Raises:
-        InputError: anything in them that cannot be used.
-    """
+    """Return the output for these arguments. Raises: InputError: an argument cannot be used."""
     arguments = reader().read(words)
     config = configs.load(arguments.recipe, arguments.overrides, arguments.faults)
     options = Options(
@@ -101,7 +97,7 @@ def _explain(config: Config, name: str, options: Options) -> str:
 
 
 def read_bytes(text: str) -> int:
-    """'8GB', '8G', '8' (all 8 GiB, as cards are sold) or '8192MB' → bytes."""
+    """Read '8GB', '8G', '8' (all 8 GiB, as cards are sold) or '8192MB' as bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([GMT])i?B?)?", text.strip(), flags=re.IGNORECASE)
     if not match or not 0 < float(match[1]) < 2**40:
         raise ValueError(_("must be a size such as 8GB or 8192MB"))

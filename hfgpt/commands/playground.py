@@ -1,4 +1,4 @@
-"""Open a page to play with: plan a run with sliders, train it, watch runs, let a model write."""
+"""Open the playground page: plan a run with sliders, train it, watch runs, sample from a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hfgpt.playground.guard import is_address
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "playground",
         _("Open a page to play with: plan a run with sliders, train it, watch runs, let a model write."),

@@ -12,7 +12,7 @@ from hfgpt.base.terminal import say
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "prepare",
         _("Write a recipe's dataset as token shards, for this kit, llm.c and modded-nanogpt; push them to the Hub."),

@@ -14,7 +14,7 @@ from hfgpt.base.terminal import say
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "recipes",
         _("List the recipes that come with hfgpt, or copy them into a folder, to be changed there."),
@@ -48,7 +48,7 @@ def main(words: list[str]) -> None:
 
 
 def purpose(path: Path) -> str:
-    """What a recipe is for: the first line of its head comment, in Chinese the second."""
+    """Return a recipe's purpose: the first line of its head comment, in Chinese the second."""
     with path.open(encoding="utf-8") as file:
         english, chinese = (file.readline().lstrip("# ").strip() for _line in range(2))
     return chinese if language.current() == "zh" and chinese else english

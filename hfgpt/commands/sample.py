@@ -14,13 +14,13 @@ from hfgpt.base.terminal import for_output, say
 from hfgpt.inference.exported import check_folder, left_out, load_folder
 from hfgpt.inference.sampling import Sampling, generate_many
 
-MOST_SAMPLES = 10_000  # they are drawn side by side
+MOST_SAMPLES = 10_000  # they are sampled as one batch
 
-LONGEST_PROMPT = 1 << 24  # characters; the model reads its last block
+LONGEST_PROMPT = 1 << 24  # characters; the model only sees the last block
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "sample",
         _("Sample text from a trained model, as it is written."),
@@ -44,7 +44,7 @@ def reader() -> Reader:
 
 
 def main(words: list[str]) -> None:
-    """Load the model and print its samples: all are written side by side, the first is shown as it comes."""
+    """Load the model and print its samples: they are sampled as one batch, and the first is streamed."""
     arguments = reader().read(words)
     drawing = (arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     sampling = Sampling(*drawing)
@@ -67,7 +67,7 @@ def main(words: list[str]) -> None:
 
 
 def read_prompt(arguments: argparse.Namespace) -> str:
-    """The text to continue: from the command line, a file, or standard input for '-'.
+    """Return the text to continue: from the command line, a file, or standard input for '-'.
 
     Raises:
         InputError: it cannot be read as UTF-8 text.
@@ -85,7 +85,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         text.encode()
         if len(text) > LONGEST_PROMPT:
             raise ValueError(_("it has more than {most:,} characters", most=LONGEST_PROMPT))
-        return text.removeprefix("\ufeff") if name is not None else text  # the mark that some editors put first
+        return text.removeprefix("\ufeff") if name is not None else text  # the byte order mark that some editors write
     except UnicodeError:
         reason = _("it is not UTF-8")
     except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from hfgpt.sweep import definition, reading
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "sweep",
         _("Try many values: a grid, a random search, or one of the chapter's experiments."),

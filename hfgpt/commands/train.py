@@ -16,7 +16,7 @@ from hfgpt.train import origin
 
 
 def reader() -> Reader:
-    """What the command takes."""
+    """Return the parser of the command's arguments."""
     made = Reader(
         "train",
         _("Train a GPT-2-style model from a recipe."),
@@ -82,10 +82,10 @@ def main(words: list[str]) -> int:
 
 
 def find_recipe(arguments: Arguments) -> tuple[str | None, list[str]]:
-    """The recipe and its overrides; a run on the Hub and a branch's own run bring theirs.
+    """Return the recipe and its overrides; a run on the Hub and a branch's parent run supply theirs.
 
     Raises:
-        InputError: the run on the Hub cannot be brought here.
+        InputError: the run on the Hub cannot be downloaded.
     """
     recipe, overrides = arguments.recipe, arguments.overrides
     typed = next((word.partition("=")[2] for word in overrides if word.startswith("--out_dir=")), None)

@@ -2,4 +2,4 @@
 
 import os
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it once, when it is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads this once, on import

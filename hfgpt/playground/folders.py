@@ -1,4 +1,4 @@
-"""The runs in the page's folder, by name: what they recorded, how they compare, how their text begins.
+"""The runs in the page's folder, by name: their records, their comparison, a prompt from their text.
 
 In:  a folder of runs.
 Out: paths by name, a comparison, a prompt.
@@ -17,11 +17,11 @@ from hfgpt.runs import compare, metrics
 
 WEIGHTS = "model.safetensors"
 
-OPENING = 24  # characters of a text that make a prompt
+OPENING = 24  # characters of a prompt
 
 
 def find(folder: Path, file: str) -> dict[str, Path]:
-    """The folders up to three deep that hold a file, by their name inside `folder`; the newest first."""
+    """Return the folders up to three levels deep that hold a file, by relative name, newest first."""
     paths = [path for depth in ("", "*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{file}")]
     dated = sorted(((path.stat().st_mtime, path.parent) for path in paths if path.is_file()), reverse=True)
     inside = [path for _time, path in dated if not any(part.startswith("checkpoint-") for part in path.parts)]
@@ -29,15 +29,15 @@ def find(folder: Path, file: str) -> dict[str, Path]:
 
 
 def compared(chosen: Mapping[str, Path]) -> compare.Comparison:
-    """A comparison of runs under their names in the folder; of a single one too.
+    """Compare runs under their names in the folder; also a single one.
 
     Raises:
-        InputError: one of them cannot be read, such as one that has recorded nothing yet.
+        InputError: a run cannot be read, for example because it has not recorded anything yet.
     """
     folders = list(chosen.values())
     if len(folders) > 1:
         comparison = compare.of_folders(folders)
-    else:  # alone, it has nothing to be compared with, but an outcome all the same
+    else:  # a single run has no comparison, but it has an outcome
         comparison = compare.of_folders(folders * 2)
         comparison = compare.Comparison(comparison.title, comparison.entries[:1])
     for entry, name in zip(comparison.entries, chosen, strict=True):
@@ -47,10 +47,9 @@ def compared(chosen: Mapping[str, Path]) -> compare.Comparison:
 
 
 def opening(folder: Path) -> str:
-    """A prompt that a run's model knows: how its text begins, else the last text that it wrote itself; "" if neither.
+    """Return a prompt that suits a run's model: the beginning of its text, otherwise its last sample; "" if neither.
 
-    A relative path of a text is looked for from here, then from the folders that the run lies in: it was trained in
-    one of them, mostly.
+    A text's relative path is resolved from here, then from the run's parent folders, where it was probably trained.
     """
     try:
         dataset = configs.load(str(folder / "recipe.yaml")).dataset

@@ -1,13 +1,13 @@
-"""Who may use the page: this machine's browser, on the page's own address, and nobody's uploads.
+"""Access control of the page: only this machine's browser, only at the page's own address, and no uploads.
 
 In:  an ASGI application, and the host names that the user allows besides the loopback's.
-Out: the same application, which answers 403, 404 or 413 where a request comes from somewhere else or asks for more, and
-     400 where its body is not JSON as a browser writes it.
+Out: the same application, which answers 403, 404 or 413 if a request comes from elsewhere or asks for too much, and 400
+     if its body is not JSON as browsers write it.
 
-A page on the loopback is within reach of every web page that the user opens. Such a page can name any host (DNS
-rebinding), post without asking (a form, an upload), and frame what it cannot read. So the Host header, the Origin and
-the browser's own Sec-Fetch-Site decide, on every route, before Gradio sees the request. Gradio's routes that this page
-does not use (uploads, files, proxy, editor) stay shut, and a request's body is bounded.
+A page on the loopback can be reached by every web page that the user opens. Such a page can use any host name (DNS
+rebinding), post without permission (a form, an upload), and frame what it cannot read. So the Host header, the Origin
+and the browser's own Sec-Fetch-Site decide, on every route, before Gradio sees the request. Gradio's routes that this
+page does not use (uploads, files, proxy, editor) are blocked, and a request's body is limited in size.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
-BODY_BYTES = 1 << 20  # a text of one's own and the values of the fields, many times over
+BODY_BYTES = 1 << 20  # many times the user's text and the values of the fields
 
-DEPTH = 32  # of lists and objects in a body; those of the page have a few
+DEPTH = 32  # nesting depth of lists and objects in a body; the page's own have a few levels
 
-# The parts of Gradio that the page uses: its files, the description of the page, and the queue of its events.
+# The routes of Gradio that the page uses: its files, the description of the page, and the queue of its events.
 OPEN = re.compile(
     r"/(config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|pwa_icon|(assets|static|svelte)/.+)?/?"
     r"|/gradio_api/(info|app_id|startup-events|reset|cancel|theme\.css|heartbeat/\w+|queue/(join|data|status))/?"
@@ -48,13 +48,11 @@ HEADERS = [
 
 
 class Guard:
-    """The application behind its guard.
-
-    Args:
-        application: answers what is let through.
-        hosts: names besides the loopback's by which the page may be called, without a port.
-        addresses: whether an IP address may stand as host. A name can be made to point here by anybody, an address
-            cannot; so a page that listens beyond the loopback answers to its own addresses.
+    """The application behind its guard. Args:
+    application: answers the requests that are admitted.
+    hosts: names, besides the loopback's, at which the page may be reached, without a port.
+    addresses: whether the host may be an IP address. Anybody can make a name point here, but not an address; so a
+        page that listens beyond the loopback answers to its own addresses.
     """
 
     def __init__(self, application: Application, hosts: Collection[str] = (), addresses: bool = False) -> None:
@@ -66,14 +64,15 @@ class Guard:
             await self._application(scope, receive, send)
             return
         headers = _headers(scope)
-        status = 403 if scope["type"] == "websocket" else self._status(scope, headers)  # the page opens none
+        # the page does not use WebSockets
+        status = 403 if scope["type"] == "websocket" else self._status(scope, headers)
         if status:
             await _refuse(scope["type"], status, send)
             return
         await _checked(self._application, scope, receive, send)
 
     def _status(self, scope: Scope, headers: dict[str, list[str]]) -> int:
-        """0, or the status that refuses the request."""
+        """Return the status with which to refuse the request, or 0."""
         hosts, origins = headers.get("host", []), headers.get("origin", [])
         if len(hosts) != 1 or len(origins) > 1 or not self._is_ours(_name(hosts[0])):
             return 403
@@ -84,7 +83,7 @@ class Guard:
         path = unquote(scope["path"])
         if not OPEN.fullmatch(path) or not {".", ".."}.isdisjoint(re.split(r"[/\\]", path)):
             return 404
-        if not scope.get("query_string", b"").isascii():  # a browser writes %FF
+        if not scope.get("query_string", b"").isascii():  # a browser would send %FF
             return 400
         length = headers.get("content-length", ["0"])[0]
         return 413 if length.isdecimal() and int(length) > BODY_BYTES else 0
@@ -93,8 +92,9 @@ class Guard:
         return name in LOOPBACK or name in self._named or (self._addresses and is_address(name))
 
     def _same_page(self, origin: str, host: str) -> bool:
-        """Whether an origin is the page itself: its address, the same port under another name of ours, or a name that
-        the user gave, whose port a proxy may have changed."""
+        """Whether an origin is the page itself: its address, the same port under another of its names, or a name that
+        the user allowed, whose port a proxy may have changed.
+        """
         try:
             parts = urlsplit(origin)
         except ValueError:
@@ -113,7 +113,7 @@ def _headers(scope: Scope) -> dict[str, list[str]]:
 
 
 def _name(host: str) -> str:
-    """A Host header without its port, as one would compare it; empty where it is not one."""
+    """Normalise a Host header, without its port; empty if it is invalid."""
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]@/\s]+)(:\d{1,5})?", host)
     return match[1].strip("[]").lower() if match else ""
 
@@ -132,9 +132,9 @@ def is_address(name: str) -> bool:
 
 
 def _asked_by_the_page(headers: dict[str, list[str]], method: str) -> bool:
-    """Whether a request without an Origin is the page's own, a link that was followed, or a program's.
+    """Whether a request without an Origin comes from the page itself, a followed link, or a program.
 
-    Browsers say where a request comes from (Sec-Fetch-Site); programs such as curl do not.
+    Browsers state where a request comes from (Sec-Fetch-Site); programs such as curl do not.
     """
     site = headers.get("sec-fetch-site", ["none"])[0]
     if site in ("none", "same-origin"):
@@ -159,7 +159,7 @@ async def _refuse(kind: str, status: int, send: Send) -> None:
 
 
 async def _checked(application: Application, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer a request once its whole body is here: BODY_BYTES at most, whatever it says of itself, and JSON."""
+    """Answer a request once its whole body has arrived and is JSON of at most BODY_BYTES."""
     body = b""
     message: Message = {}
     while not message or message.get("more_body"):
@@ -185,7 +185,7 @@ async def _checked(application: Application, scope: Scope, receive: Receive, sen
 
 
 def _is_json(body: bytes) -> bool:
-    """Whether a body is JSON that any library reads and writes again: no Infinity, no half characters, not deep."""
+    """Whether a body is JSON that any library can handle: no Infinity, no lone surrogates, not deeply nested."""
     try:
         value = json.loads(body.decode(), parse_constant=_refuse_constant)
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
@@ -203,5 +203,5 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _without_sharing(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """No other origin is invited to read: Gradio's own rule lets in every port of the loopback."""
+    """Drop the CORS headers, since Gradio's own rule admits every port of the loopback."""
     return [(key, value) for key, value in headers if not key.lower().startswith(b"access-control-")]

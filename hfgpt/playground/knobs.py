@@ -1,4 +1,4 @@
-"""The parameters that the page offers, and what a plan says about their values.
+"""The parameters that the page offers, and the plan for their values.
 
 In:  a recipe, and the values on the page.
 Out: an :class:`Answer`: the plan and the command, or the rules that the values break.
@@ -21,7 +21,7 @@ from hfgpt.plan import command as plan
 
 @dataclass(frozen=True)
 class Knob:
-    """A parameter on the page: a slider from low to high, or a choice, a flag, a number that may stay empty."""
+    """A parameter on the page: a slider from low to high, a choice, a flag, or an optional number."""
 
     key: str
     low: float = 0
@@ -70,15 +70,15 @@ KNOBS = {
 
 ALL = tuple(knob for knobs in KNOBS.values() for knob in knobs)
 
-SHAPE = ("n_layer", "n_head", "n_embd")  # what a pretrained model brings itself
+SHAPE = ("n_layer", "n_head", "n_embd")  # fixed by a pretrained model
 
-# What to start from where the user names nothing: the chapter's recipe on an accelerator, seconds on a CPU.
+# The default recipe: the chapter's on an accelerator, one that takes seconds on a CPU.
 SUITED = {True: "recipes/standard.yaml", False: "recipes/fast_cpu.yaml"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known about the values on the page: a plan, or the rules they break or a message that says why not."""
+    """The result for the values on the page: a plan, the rules that they break, or a message that says why not."""
 
     plan: plan.Plan | None
     command: str
@@ -88,12 +88,12 @@ class Answer:
 
 
 def suited_recipe() -> str:
-    """A recipe that this machine trains in a time that one waits for."""
+    """Return a recipe that this machine trains in a reasonable time."""
     return SUITED[machine.local_accelerator() is not None]
 
 
 def settings(recipe: str | None) -> dict[str, Any]:
-    """The knobs' values in a recipe, as it gives them; None where a default follows from other values.
+    """Return the knobs' values as given in a recipe; None if a default follows from other values.
 
     Raises:
         InputError: the recipe cannot be used.
@@ -108,8 +108,8 @@ def answer(recipe: str | None, typed: Mapping[str, Any], card: str | None) -> An
 
     Args:
         recipe: its path; None: the defaults.
-        typed: values of knobs; what equals the recipe's is not an override. A cleared field is None or "".
-        card: of the table of cards; None: this machine.
+        typed: values of knobs; those equal to the recipe's are not overrides. A cleared field is None or "".
+        card: from the table of cards; None: this machine.
     """
     try:
         values, before = configs.read_recipe(recipe) if recipe else {}, settings(recipe)
@@ -117,7 +117,7 @@ def answer(recipe: str | None, typed: Mapping[str, Any], card: str | None) -> An
         return Answer(None, "", message=str(error))
     changed = {key: new for key, value in typed.items() if (new := _tidy(value)) != before[key]}
     if card and values.get("device") == "cpu":
-        changed["device"] = "auto"  # a card was chosen, so the recipe's CPU is not meant
+        changed["device"] = "auto"  # a chosen card overrides the recipe's CPU
     words = [_override(key, value) for key, value in changed.items()]
     command = typed_command("train", *([recipe] if recipe else []), *words)
     try:
@@ -130,7 +130,7 @@ def answer(recipe: str | None, typed: Mapping[str, Any], card: str | None) -> An
 
 
 def _tidy(value: Any) -> Any:
-    """A value from the browser: 0.30000000000000004 as 0.3, an empty field as None."""
+    """Clean a value from the browser: 0.30000000000000004 becomes 0.3, an empty field None."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     return None if value == "" else value

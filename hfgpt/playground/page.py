@@ -1,9 +1,9 @@
-"""A page to play with, in a browser: plan a run with sliders, train it, compare runs, let a model write.
+"""The playground in a browser: plan a run with sliders, train it, compare runs, sample from a model.
 
-In:  a folder of runs, a recipe to start from, and what stands behind `python` to train.
+In:  a folder of runs, a recipe to start from, and the arguments of `python` that start a training.
 Out: Gradio's blocks, which hfgpt/playground/server.py serves; they fetch nothing from outside.
 
-Each tab has a module of its own; here, what happens between them. torch is loaded when the first text is written.
+Each tab has its own module; this one connects them. torch is loaded when the first text is sampled.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from hfgpt.playground.text_tab import TextTab
 from hfgpt.playground.train_tab import TrainTab
 from hfgpt.playground.trainer import Trainer
 
-REFRESH = 2.0  # seconds between two looks at the runs
+REFRESH = 2.0  # seconds between two refreshes of the runs
 
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
 
 
 class Blocks(gr.Blocks):
-    """Gradio's, for which a value that its field cannot have is the asker's fault: one line, and no traceback."""
+    """Gradio's blocks, which report an invalid value of a field in one line, without a traceback."""
 
     async def preprocess_data(self, *args: Any, **named: Any) -> Any:
-        """The values of an event as its function takes them. Raises gr.Error, which the page shows."""
+        """Convert an event's values for its function. Raises gr.Error, which the page shows."""
         try:
             return await super().preprocess_data(*args, **named)
         except Exception as error:
@@ -44,13 +44,13 @@ class Blocks(gr.Blocks):
 
 
 class Page:
-    """The page: :attr:`blocks` is what Gradio serves.
+    """The page; Gradio serves its :attr:`blocks`.
 
     Args:
-        folder: holds the runs; may be empty or not there yet.
+        folder: holds the runs; may be empty or not exist yet.
         recipe: to start from; None: one that suits this machine.
         language: 'en' or 'zh', until the reader chooses.
-        train: what stands behind `python` to train a recipe; empty: the page starts no runs.
+        train: the arguments of `python` that train a recipe; empty: the page does not start runs.
 
     Raises:
         InputError: the recipe cannot be used.
@@ -84,7 +84,7 @@ class Page:
             self._wire(labels)
 
     def _wire(self, labels: Labels) -> None:
-        """What happens when something is moved, chosen or pressed."""
+        """Connect the events of the components to their handlers."""
         plan, train, runs, text, language = self.plan, self.train, self.runs, self.text, self.language
         knobs = list(plan.knobs.values())
         plan_all = {"fn": plan.plan, "inputs": [language, *plan.asked], "outputs": plan.answered, **QUIET}
@@ -93,11 +93,11 @@ class Page:
             "fn": runs.watch,
             "inputs": [language, runs.chosen, runs.by, runs.seen, text.model],
             "outputs": [*runs.watched, text.model],
-            "concurrency_id": "runs",  # one picture at a time: matplotlib's style is the whole process's
+            "concurrency_id": "runs",  # one picture at a time, since matplotlib's style is global to the process
             **QUIET,
         }
         follow = {"fn": train.watch, "inputs": [language, train.run, train.seen], "outputs": train.watched, **QUIET}
-        # A slider that is dragged asks many times a second: the latest place is the one that counts.
+        # A dragged slider fires many times a second: only its latest value counts.
         moved = [plan.card.input, *(knob.input for knob in knobs)]
         gr.on(moved, trigger_mode="always_last", api_name="plan", **plan_all)
         plan.recipe.input(**load).then(**plan_all)

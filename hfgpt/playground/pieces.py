@@ -15,15 +15,15 @@ from hfgpt.base.language import listed
 
 
 def message(text: str, kind: str = "note") -> str:
-    """One sentence in a frame; kind: 'note', 'good', 'warn' or 'bad'."""
+    """A sentence in a frame; kind: 'note', 'good', 'warn' or 'bad'."""
     return f'<p class="said {kind}">{escape(text)}</p>'
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", words: bool = True) -> str:
-    """A table that scrolls inside itself. A row whose first cell begins with '=' is a result and stands out.
+    """A table with its own scroll bar. A row whose first cell begins with '=' is a result and is highlighted.
 
-    `words`: whether the last column holds words, which wrap. On a phone the cells of a row of more than three stand
-    below each other, each with the name of its column.
+    `words`: whether the last column holds text, which wraps. On a phone, rows of more than three cells are stacked,
+    each cell with the name of its column.
     """
     stacked = len(columns) > 3
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
@@ -46,7 +46,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], not
 
 
 def tile(name: str, label: str, figure: str, below: str, share: int | None = None, bad: bool = False) -> str:
-    """A figure with its label above and what it is of below; `share`: percent of a bar."""
+    """A figure with a label above and its reference below; `share`: percent of a bar."""
     bar = "" if share is None else f'<i class="bar"><i style="width:{min(100, share)}%"></i></i>'
     return (
         f'<div class="tile {"bad" if bad else ""}" id="figure-{name}"><span>{escape(label)}</span>'
@@ -65,11 +65,11 @@ def dot(colour: str) -> str:
 
 
 def value(given: Any) -> str:
-    """A parameter's value as a recipe has it."""
+    """A parameter's value as written in a recipe."""
     return f"{given:g}" if isinstance(given, float) else configs.yaml_scalar(given)
 
 
 def changes(change: dict[str, Any], between: str = "") -> str:
-    """Parameters and their new values, by default as a sentence has them."""
+    """Parameters and their new values, by default formatted for a sentence."""
     parts = [f"{key} {value(new)}" for key, new in change.items()]
     return between.join(parts) if between else listed(parts)

@@ -1,7 +1,7 @@
-"""The tab on which a run is planned, and begun.
+"""The tab for planning and starting a run.
 
 In:  the recipe to start from, the knobs' values, a card.
-Out: figures, marks beside the values that break a rule, the command, the recipe's file, a run.
+Out: figures, marks beside values that break a rule, the command, the recipe file, a run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HEADINGS = {"batch": N_("Batch"), "model": N_("Model"), "text": N_("Vocabulary")
 
 
 class PlanTab:
-    """The tab's components and what they answer."""
+    """The tab's components and their handlers."""
 
     def __init__(self, labels: Labels, recipe: str | None, trainer: Trainer) -> None:
         self.recipes = [f"recipes/{name}.yaml" for name in configs.shipped_recipes() if "/" not in name]
@@ -96,7 +96,7 @@ class PlanTab:
 
     @property
     def asked(self) -> list[Any]:
-        """The components whose values are planned."""
+        """The components whose values a plan uses."""
         return [self.recipe, self.card, *self.knobs.values()]
 
     @property
@@ -113,7 +113,7 @@ class PlanTab:
 
     @spoken
     def load(self, recipe: str) -> list[Any]:
-        """The knobs' values in a recipe, a slider grows to reach them; and a name for its run."""
+        """Load a recipe's values into the knobs, extending sliders where needed, and suggest a name for its run."""
         try:
             values, pretrained = settings(recipe or None), configs.load(recipe or None).pretrained
         except InputError as error:
@@ -134,7 +134,7 @@ class PlanTab:
 
     @spoken
     def plan(self, recipe: str, card: str, *values: Any) -> list[Any]:
-        """Everything beside the knobs, and the marks at those that break a rule."""
+        """Update everything besides the knobs, and mark those that break a rule."""
         result = self._answer(recipe, card, *values)
         marks = {item.key: plan_view.fault(item) for item in result.faults}
         if result.plan is None or result.config is None:
@@ -152,7 +152,7 @@ class PlanTab:
 
     @spoken
     def recommend(self, recipe: str, card: str, *values: Any) -> list[Any]:
-        """The knobs set to what is recommended."""
+        """Set the knobs to the recommended values."""
         result = self._answer(recipe, card, *values).plan
         if result is None:
             return [gr.skip()] * len(ALL)
@@ -164,7 +164,7 @@ class PlanTab:
 
     @spoken
     def begin(self, name: str, recipe: str, card: str, *values: Any) -> list[Any]:
-        """Start a run with these values: what to say about it, the tab to go to, the run to watch."""
+        """Start a run with these values; return a message, the tab to open and the run to watch."""
         result = self._answer(recipe, HERE, *values)
         try:
             if result.config is None:
@@ -198,7 +198,7 @@ def _explained(key: str) -> dict[str, Any]:
 
 
 def _control(knob: Knob, value: Any) -> tuple[Any, dict[str, Any]]:
-    """The kind of component that a knob is, and what it is made with."""
+    """Return a knob's kind of component, and its arguments."""
     options: dict[str, Any] = {"value": value, "interactive": True, "elem_id": knob.key}
     if knob.slides:
         reach = {"minimum": knob.low, "maximum": max(knob.high, value), "step": knob.step}

@@ -1,4 +1,4 @@
-"""What the page shows of a plan: four figures, a verdict, the schedule, tables; and of values that break a rule.
+"""The page's view of a plan: four figures, a verdict, the schedule, tables; and of values that break a rule.
 
 In:  a Plan (hfgpt/plan/command.py), or faults.
 Out: HTML. The figures are those of hfgpt/plan, as plan.py prints them; nothing is computed here.
@@ -21,17 +21,17 @@ from hfgpt.playground.knobs import suited_recipe
 from hfgpt.playground.pieces import changes, table, tile, tiles, value
 from hfgpt.runs.style import quantity
 
-LONG = {"cpu": 3600, "accelerator": 24 * 3600}  # seconds: a longer run needs a word, not a green light
+LONG = {"cpu": 3600, "accelerator": 24 * 3600}  # seconds; a longer run gets a caution, not a green light
 
 
 def fault(fault: Fault) -> str:
-    """A broken rule beside its value, with the fix below it."""
+    """Show a broken rule beside its value, with the fix below it."""
     fix = f'<span class="fix">→ {escape(fault.fix)}</span>' if fault.fix else ""
     return f'<p class="said bad">{escape(fault.rule)}{fix}</p>'
 
 
 def explained(key: str) -> str:
-    """The guide's page of a parameter, folded."""
+    """Show the guide's page on a parameter, collapsed."""
     text = guide.entry(key)
     parts = [
         f"<dt>{escape(_(heading))}</dt><dd>{escape(getattr(text, part))}</dd>"
@@ -44,7 +44,7 @@ def explained(key: str) -> str:
 
 @of_its_device
 def verdict(plan: Plan) -> tuple[str, str]:
-    """'good', 'warn' or 'bad', and in a sentence whether a plan fits its device and a person's time."""
+    """Return 'good', 'warn' or 'bad', and a sentence on whether a plan fits its device and the user's time."""
     memory, on, advice = plan.memory, plan.target, plan.recommendation
     if memory.needed <= on.memory_bytes:
         if plan.time.total_seconds <= LONG[on.kind]:
@@ -76,7 +76,7 @@ def verdict(plan: Plan) -> tuple[str, str]:
 
 @of_its_device
 def summary(plan: Plan) -> str:
-    """The four figures that one looks at while a slider moves, and whether it fits."""
+    """Show the four figures to watch while a slider moves, and whether the plan fits."""
     survey, memory, on, time = plan.survey, plan.memory, plan.target, plan.time
     parts, tokens = sizes.parameters(survey.config, survey.vocab_size), chapter.tokens(survey)
     kind, sentence = verdict(plan)
@@ -105,7 +105,7 @@ def summary(plan: Plan) -> str:
 
 
 def refused(faults: Sequence[Fault], text: str) -> str:
-    """Why a recipe cannot be planned: broken rules, or a message."""
+    """Show why a recipe cannot be planned: broken rules, or a message."""
     items = [_broken(item) for item in faults]
     items += [f"<li>{escape(text)}</li>"] if text else []
     head = escape(_("This recipe cannot run as it stands."))
@@ -119,7 +119,7 @@ def _broken(item: Fault) -> str:
 
 
 def schedule(config: Config) -> str:
-    """The learning rate over the run, drawn, with what it does in a sentence."""
+    """Draw the learning rate over the run, with a sentence that describes it."""
     points, top = chart.points(config, 400), config.learning_rate
     last = max(2, config.max_iters)
     line = " ".join(
@@ -139,7 +139,7 @@ def schedule(config: Config) -> str:
 
 @of_its_device
 def tables(plan: Plan) -> str:
-    """Where the parameters, the memory and the time go, and what would fit."""
+    """Tabulate parameters, memory and time by part, and what would fit."""
     parts = [schedule(plan.survey.config), _time(plan), _memory(plan), _parameters(plan), _recommended(plan)]
     if plan.memory.needed > plan.target.memory_bytes:
         parts.insert(0, _remedies(plan))

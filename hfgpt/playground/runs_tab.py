@@ -1,7 +1,7 @@
-"""The tab on which runs are compared: curves, diagnoses, and what each wrote on the way.
+"""The tab for comparing runs: curves, diagnoses, and the samples of each.
 
 In:  the runs of the folder.
-Out: HTML, drawn anew when a run has recorded something.
+Out: HTML, redrawn when a run has recorded something.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AXES: dict[By, str] = {"steps": N_("steps"), "tokens": N_("tokens"), "time": N_(
 
 
 class RunsTab:
-    """The tab's components and what they answer."""
+    """The tab's components and their handlers."""
 
     def __init__(self, labels: Labels, folder: Path) -> None:
         self._folder = folder
@@ -59,12 +59,12 @@ class RunsTab:
 
     @property
     def watched(self) -> list[Any]:
-        """What :meth:`watch` fills, before the list of models."""
+        """The components that :meth:`watch` fills, before the list of models."""
         return [self.diagnosis, self.seen, self.chosen]
 
     @spoken
     def watch(self, names: list[str], by: By, seen: str, model: str | None) -> list[Any]:
-        """The runs as they are now, and the models there are; nothing if nothing has changed since `seen`."""
+        """Show the present runs and models; nothing if nothing has changed since `seen`."""
         runs, models = find(self._folder, metrics.FILE_NAME), find(self._folder, WEIGHTS)
         chosen = {name: runs[name] for name in names or [] if name in runs}
         sizes = [(path / metrics.FILE_NAME).stat().st_size for path in chosen.values()]

@@ -1,4 +1,4 @@
-"""What the page shows of runs: curves, a table, diagnoses, samples side by side, and where a run in progress is.
+"""The page's view of runs: curves, a table, diagnoses, samples side by side, and the progress of a run.
 
 In:  a comparison (hfgpt/runs/compare.py), samples, the state of a run.
 Out: HTML.
@@ -20,13 +20,13 @@ from hfgpt.runs.diagnose import diagnose, notes
 from hfgpt.runs.findings import Finding, Remedy
 from hfgpt.runs.style import RUNS, quantity
 
-SAMPLES = 6  # of a run, at most, side by side: the first, the last, and evenly between
+SAMPLES = 6  # most samples of a run side by side: the first, the last, and evenly spaced ones
 
 CURVES = {"val_loss": N_("Validation loss (nats per token)"), "train_loss": N_("Train loss, smoothed (nats per token)")}
 
 
 def runs(comparison: Comparison, sentences: Sequence[str], by: By) -> str:
-    """Up to six runs: their curves, a table, what their comparison says, and each one's diagnosis, side by side."""
+    """Show up to six runs: curves, a table, the conclusions, and each one's diagnosis, side by side."""
     entries = comparison.entries
     curves = [Curve(entry.label, entry.run) for entry in entries if entry.run is not None]
     pictures = "".join(
@@ -96,7 +96,7 @@ def _remedy(remedy: Remedy) -> str:
 
 
 def samples(name: str, colour: str, written: Mapping[int, str], losses: Mapping[int, float]) -> str:
-    """What a run wrote at its evaluations, side by side, with the validation loss of each."""
+    """Show a run's samples at its evaluations, side by side, with the validation loss of each."""
     steps = sorted(written)
     if not steps:
         return ""
@@ -116,7 +116,7 @@ def _sampled(step: int, losses: Mapping[int, float]) -> str:
 
 
 def progress(state: State) -> str:
-    """Where a run is: how far, how long still, its losses, and what it printed last."""
+    """Show a run's progress: its step, the time left, its losses, and its last output."""
     share = round(100 * state.step / state.steps) if state.steps else 0
 
     left = "–" if state.seconds_left is None else duration(state.seconds_left)

@@ -20,14 +20,14 @@ from hfgpt.base.language import _, why
 from hfgpt.playground.guard import LOOPBACK, Guard
 from hfgpt.playground.page import Page
 
-# System fonts alone: nothing is fetched. The Chinese ones come after the Latin ones, so that figures stay the same.
+# Only system fonts: nothing is fetched. The Chinese ones follow the Latin ones, so that digits look the same.
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC")
 
 MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "Noto Sans Mono CJK SC")
 
 
 def application(page: Page, hosts: Sequence[str] = (), addresses: bool = False) -> Guard:
-    """The page as an ASGI application behind its guard."""
+    """Return the page as an ASGI application behind its guard."""
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONOSPACE)
     theme.set(block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300")
@@ -39,7 +39,7 @@ def application(page: Page, hosts: Sequence[str] = (), addresses: bool = False) 
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """Return a listening socket.
 
     Raises:
         InputError: the port is not free, or the address is not one of this machine's.
@@ -49,7 +49,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _name, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
-        if os.name != "nt":  # there it would share a port that is taken
+        if os.name != "nt":  # on Windows it would share a port already in use
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(place)
         listening.listen(128)
@@ -78,10 +78,9 @@ def serve(
     Args:
         folder: holds the runs.
         recipe: to start from; None: one that suits this machine.
-        host, port: where to listen.
-        language: 'en' or 'zh', until the reader chooses.
-        allow: host names besides the loopback's by which the page may be called.
-        train: what stands behind `python` to train a recipe; empty: the page starts no runs.
+        host, port: where to listen. language: 'en' or 'zh', until the reader chooses.
+        allow: host names, besides the loopback's, at which the page may be reached.
+        train: the arguments of `python` that train a recipe; empty: the page does not start runs.
 
     Raises:
         InputError: the recipe, the port or the address cannot be used.

@@ -1,4 +1,4 @@
-"""The page in the reader's language: each request is answered in the language that it names.
+"""The page in the reader's language: each request is answered in the language that it specifies.
 
 In:  a handler whose first argument is the language, or a component with texts.
 Out: the handler's answer, and the components' texts, in that language.
@@ -18,9 +18,9 @@ Texts = Callable[[], dict[str, Any]]
 
 
 def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """A handler of a page's event that takes the language first: its body speaks it.
+    """Wrap an event handler whose first argument is the language, so that its body uses that language.
 
-    Gradio runs each step of a generator in a context of its own, so each step chooses the language anew.
+    Gradio runs each step of a generator in its own context, so each step sets the language again.
     """
 
     def steps(self: Any, language: str, *values: Any) -> Iterator[Any]:
@@ -38,7 +38,7 @@ def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
             return handler(self, *values)
 
     wrapper: Callable[..., Any] = steps if inspect.isgeneratorfunction(handler) else once
-    wrapper.__name__, wrapper.__doc__ = handler.__name__, handler.__doc__  # not its signature, which Gradio reads
+    wrapper.__name__, wrapper.__doc__ = handler.__name__, handler.__doc__  # but not its signature, which Gradio reads
     return wrapper
 
 
@@ -47,14 +47,14 @@ def _known(language: str) -> str:
 
 
 class Labels:
-    """The components whose texts follow the language."""
+    """Components whose texts change with the language."""
 
     def __init__(self, language: str) -> None:
         self.language = language
         self._texts: list[tuple[Any, Texts]] = []
 
     def add(self, kind: Callable[..., Any], texts: Texts, *given: Any, **more: Any) -> Any:
-        """Make a component with its texts in the first language."""
+        """Create a component with its texts in the first language."""
         with using(self.language):
             component = kind(*given, **more, **texts())
         self._texts.append((component, texts))
@@ -66,13 +66,13 @@ class Labels:
         return [component for component, _texts in self._texts]
 
     def updates(self, language: str) -> list[Any]:
-        """Their texts in another language."""
+        """Return the components' texts in another language."""
         with using(_known(language)):
             return [gr.update(**texts()) for _component, texts in self._texts]
 
 
 def slider(*given: Any, **more: Any) -> Any:
-    """A slider whose typed values come as they are: what is wrong with one is said beside it, not in a passing note.
+    """A slider that passes typed values unchecked, so that an error is shown beside it, not in a passing note.
 
     (A subclass would be plainer, but Gradio writes a .pyi file beside the module of any subclass.)
     """

@@ -1,6 +1,6 @@
-"""The tab on which a model writes, and judges a text of one's own.
+"""The tab for sampling from a model, and for its losses on the user's own text.
 
-In:  a model of the folder, a prompt, how to sample; or a text.
+In:  a model of the folder, a prompt, sampling options; or a text.
 Out: the text as it grows; or the text in the colours of its losses.
 """
 
@@ -26,7 +26,7 @@ from hfgpt.playground.writer import Piece, Writer
 
 
 class TextTab:
-    """The tab's components and what they answer."""
+    """The tab's components and their handlers."""
 
     def __init__(self, labels: Labels, folder: Path) -> None:
         self._folder, self._writer = folder, Writer()
@@ -128,7 +128,7 @@ class TextTab:
     def continue_text(
         self, name: str | None, prompt: str, temperature: Any, top_k: Any, tokens: Any, seed: Any
     ) -> Iterator[tuple[Any, str]]:
-        """The text and a line about it, as it grows."""
+        """Yield the text as it grows, and a line about it."""
         try:
             folder = self._chosen(name)
             how = sample.Sampling(
@@ -147,12 +147,12 @@ class TextTab:
                 )
         except InputError as error:
             yield gr.skip(), message(str(error), "bad")
-        except RuntimeError as error:  # torch's: memory, mostly
+        except RuntimeError as error:  # from torch, mostly out of memory
             yield gr.skip(), message(str(error).partition("\n")[0], "bad")
 
     @spoken
     def show_losses(self, name: str | None, text: str) -> str:
-        """A text in the colours of its losses."""
+        """Show a text coloured by its losses."""
         try:
             pieces, unknown = self._writer.losses(self._chosen(name), text or "")
         except InputError as error:
@@ -162,7 +162,7 @@ class TextTab:
         return coloured(pieces) + _left(unknown)
 
     def prompts(self, name: str | None) -> list[Any]:
-        """A prompt and a text that the chosen model knows."""
+        """Return a prompt and a text that suit the chosen model."""
         folders = find(self._folder, WEIGHTS)
         start = opening(folders[name]) if name in folders else ""
         return [start, start] if start else [gr.skip(), gr.skip()]
@@ -181,11 +181,7 @@ def _left(unknown: str) -> str:
 
 
 def _whole(key: str, value: Any) -> int:
-    """A whole number from the browser.
-
-    Raises:
-        InputError: it is not one.
-    """
+    """Read an integer from the browser. Raises: InputError: it is not one."""
     try:
         if (number := int(value)) == float(value):
             return number
@@ -201,7 +197,7 @@ STRONGEST = 6.0  # nats at which the colour is strongest: one in 400
 
 
 def coloured(pieces: Sequence[Piece]) -> str:
-    """The text, its mean loss, and the scale of its colours."""
+    """Show the text, its mean loss, and the colour scale."""
     losses = [piece.loss for piece in pieces if piece.loss is not None]
     mean = sum(losses) / len(losses)
     figures = tiles(

@@ -1,7 +1,7 @@
-"""The tab on which a run in progress is followed, paused and resumed.
+"""The tab for following, pausing and resuming a run.
 
 In:  the runs of the folder.
-Out: progress, time left, losses, the log; and the two buttons' work. A reload shows the newest run again.
+Out: progress, time left, losses, the log; and the actions of the two buttons. A reload shows the newest run again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hfgpt.playground.trainer import Trainer
 
 
 class TrainTab:
-    """The tab's components and what they answer."""
+    """The tab's components and their handlers."""
 
     def __init__(self, labels: Labels, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -51,19 +51,19 @@ class TrainTab:
 
     @property
     def watched(self) -> list[Any]:
-        """What :meth:`watch` fills."""
+        """The components that :meth:`watch` fills."""
         return [self.progress, self.pause, self.resume, self.run, self.seen]
 
     @spoken
     def begin(self) -> list[Any]:
-        """The page was loaded: the run in progress, else the newest."""
+        """Show, when the page loads, the run in progress, otherwise the newest."""
         names = self._trainer.names()
         first = next((name for name in names if self._trainer.is_running(name)), next(iter(names), None))
         return self._watch(first, "")
 
     @spoken
     def watch(self, name: str | None, seen: str) -> list[Any]:
-        """Where the run is; nothing if nothing has changed since `seen`."""
+        """Show the run's progress; nothing if nothing has changed since `seen`."""
         return self._watch(name, seen)
 
     def _watch(self, name: str | None, seen: str) -> list[Any]:

@@ -1,9 +1,8 @@
-"""Runs that the page starts, pauses and resumes: each a process of its own, which outlives the page.
+"""Runs that the page starts, pauses and resumes: each is a separate process, which outlives the page.
 
-In:  a folder of runs, a config, and what stands behind `python` to train.
-Out: run folders; beside them ``.playground/`` with the recipe, the log and the process of each run that began here.
-
-All that is known about a run is in files, so that a reload of the page, or its restart, loses nothing.
+In:  a folder of runs, a config, and the arguments of `python` that start a training.
+Out: run folders; beside them ``.playground/`` with the recipe, the log and the process of each run started here. All
+     state of a run is in files, so that nothing is lost if the page is reloaded or restarted.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from hfgpt.sweep import storage
 
 FOLDER = ".playground"
 
-LOG_BYTES = 4000  # of a log, from its end
+LOG_BYTES = 4000  # bytes read from the end of a log
 
-RECENT = 20  # records by which the time left is counted
+RECENT = 20  # records from which the time left is estimated
 
 
 @dataclass(frozen=True)
@@ -41,21 +40,21 @@ class State:
 
     name: str  # of the run
     running: bool  # whether a process trains it
-    # done, and all
+    # steps done, and all steps
     step: int
     steps: int
-    seconds_left: float | None  # None if it is not known yet, or the run does not go on
+    seconds_left: float | None  # None if unknown, or if the run is not in progress
     # the last ones
     train_loss: float | None
     val_loss: float | None
-    log: str  # the end of what it printed; "" if it was not started here
+    log: str  # the end of its output; "" if it was not started here
     stopped_early: bool = False  # whether early stopping ended it
 
     @property
     def finished(self) -> bool:
-        """Whether the run is at its end: nothing trains it, and its last step is done or early stopping ended it.
+        """Whether the run is finished: no process trains it, and its last step is done or early stopping ended it.
 
-        After the last step a run still writes its model, so a process that lives says that the run goes on.
+        After the last step a run still writes its model, so a live process means that it is in progress.
         """
         return not self.running and (self.step >= self.steps > 0 or self.stopped_early)
 
@@ -64,8 +63,7 @@ class Trainer:
     """Starts, pauses and resumes the runs of a folder.
 
     Args:
-        folder: of the runs.
-        train: what stands behind `python` to train a recipe; empty: the page starts nothing.
+        folder: of the runs. train: the arguments of `python` that train a recipe; empty: the page does not start runs.
     """
 
     def __init__(self, folder: Path, train: Sequence[str]) -> None:
@@ -97,7 +95,7 @@ class Trainer:
             self._begin(name, recipe)
 
     def resume(self, name: str) -> None:
-        """Go on with a run from its newest checkpoint.
+        """Resume a run from its newest checkpoint.
 
         Raises:
             InputError: it is not a run here, or a run is in progress.
@@ -109,10 +107,10 @@ class Trainer:
             self._begin(name, recipe if recipe.exists() or not began_here.exists() else began_here)
 
     def pause(self, name: str) -> None:
-        """Ask a run to stop politely: it finishes its step and writes a checkpoint.
+        """Ask a run to stop gracefully: it finishes its step and writes a checkpoint.
 
         Raises:
-            InputError: nothing trains it on this machine.
+            InputError: no process trains it on this machine.
         """
         process = self._process(name)
         if process is None:
@@ -120,7 +118,7 @@ class Trainer:
         ask_to_stop(process)
 
     def names(self) -> list[str]:
-        """The runs that began here or have recorded something, the newest first."""
+        """Return the runs that were started here or have recorded something, newest first."""
         began = {path.stem: path.stat().st_mtime for path in (self._folder / FOLDER).glob("*.log")}
         recorded = {path.parent.name: path.stat().st_mtime for path in self._folder.glob(f"*/{metrics.FILE_NAME}")}
         newest = began | {name: max(time, began.get(name, 0)) for name, time in recorded.items()}
@@ -131,11 +129,7 @@ class Trainer:
         return self._process(name) is not None or holder_of(self._folder / name) is not None
 
     def state(self, name: str) -> State:
-        """Where a run is.
-
-        Raises:
-            InputError: its record cannot be read.
-        """
+        """Return where a run is. Raises: InputError: its record cannot be read."""
         folder = self._folder / name
         records = metrics.read(folder / metrics.FILE_NAME) if (folder / metrics.FILE_NAME).exists() else []
         running = self.is_running(name)
@@ -163,8 +157,8 @@ class Trainer:
         storage.note_training(self._file(name, "json"), child.pid)
 
     def _process(self, name: str) -> psutil.Process | None:
-        """The process on this machine that trains a run: one that was started here, or that holds the folder."""
-        self._children = [child for child in self._children if child.poll() is None]  # the ended ones are let go
+        """Return the process on this machine that trains a run: one started here, or one that holds the folder."""
+        self._children = [child for child in self._children if child.poll() is None]  # forget those that have ended
         noted = storage.training(self._file(name, "json"))
         if noted is not None:
             return noted
@@ -189,7 +183,7 @@ class Trainer:
         return self._folder / FOLDER / f"{name}.{kind}"
 
     def _log(self, name: str) -> str:
-        """The last lines of a log, without what a progress line overwrote."""
+        """Return the last lines of a log, without overwritten progress lines."""
         path = self._file(name, "log")
         if not path.exists():
             return ""

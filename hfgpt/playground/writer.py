@@ -1,4 +1,4 @@
-"""What a model of the folder writes, and what it makes of a text of one's own.
+"""Sampling from a model of the folder, and its losses on the user's own text.
 
 In:  a run folder, a prompt or a text.
 Out: the text as it grows, or the loss of each next token. torch is loaded with the first of them.
@@ -19,21 +19,21 @@ from hfgpt.inference import exported
 from hfgpt.inference import sampling as sample
 from hfgpt.playground.folders import WEIGHTS
 
-SHOWN_EVERY = 0.05  # seconds between two states of a text on their way to the browser
+SHOWN_EVERY = 0.05  # seconds between two updates of a text in the browser
 
-MOST_TOKENS = 2000  # of one's own text
+MOST_TOKENS = 2000  # of the user's own text
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a text, and the loss of its tokens in nats; None for what nothing comes before."""
+    """A piece of a text, and the loss of its tokens in nats; None for the first token."""
 
     text: str
     loss: float | None
 
 
 class Writer:
-    """Writes with the models of a folder; the last one stays loaded until it is trained on or another is chosen."""
+    """Samples from a folder's models; the last one stays loaded until it is trained further or another is chosen."""
 
     def __init__(self) -> None:
         self._key: tuple[Path, int] | None = None
@@ -44,16 +44,16 @@ class Writer:
         key = (folder, (exported.check_folder(folder) / WEIGHTS).stat().st_mtime_ns)
         with self._lock:
             if key != self._key:
-                self._key, self._loaded = None, None  # the old one's memory goes first
+                self._key, self._loaded = None, None  # free the old model's memory first
                 threads.configure()
                 self._key, self._loaded = key, exported.load_folder(folder)
             return self._loaded
 
     def write(self, folder: Path, prompt: str, how: sample.Sampling) -> Iterator[tuple[str, str, int]]:
-        """The text so far, the characters of the prompt that the model does not know, and the tokens drawn so far.
+        """Yield the text so far, the characters of the prompt that the model does not know, and the count of sampled tokens.
 
         Raises:
-            InputError: the folder does not hold a model that can be used.
+            InputError: the folder does not hold a usable model.
         """
         model, tokenizer = self._load(folder)
         unknown, shown = exported.left_out(tokenizer, prompt), 0.0
@@ -68,12 +68,12 @@ class Writer:
         yield text + decoder.end(), unknown, count
 
     def losses(self, folder: Path, text: str) -> tuple[list[Piece], str]:
-        """The loss of each next token of a text, and the characters that the model does not know.
+        """Return the loss of each next token of a text, and the characters that the model does not know.
 
-        Beyond the block, each token is predicted from at least half a block.
+        Beyond the block size, each token is predicted from at least half a block.
 
         Raises:
-            InputError: the folder does not hold a model that can be used, or the text is empty or too long.
+            InputError: the folder does not hold a usable model, or the text is empty or too long.
         """
         model, tokenizer = self._load(folder)
         coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -96,7 +96,7 @@ class Writer:
 
 
 def _next_losses(model: Any, ids: list[int]) -> list[float]:
-    """The loss of each token but the first."""
+    """Return the loss of each token but the first."""
     import torch
 
     block = model.config.n_positions
