@@ -50,7 +50,7 @@ class Writer:
             return self._loaded
 
     def write(self, folder: Path, prompt: str, how: sample.Sampling) -> Iterator[tuple[str, str, int]]:
-        """Yield the text so far, the characters of the prompt that the model does not know, and the count of sampled tokens.
+        """Yield the text so far, the prompt characters that the model does not know, and the count of sampled tokens.
 
         Raises:
             InputError: the folder does not hold a usable model.
