@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import pickle
 import runpy
 import shutil
@@ -38,7 +39,8 @@ from hfgpt.data.prepare import prepare
 from hfgpt.inference import exported as folders
 from hfgpt.inference import sampling
 from hfgpt.model import gpt2 as model
-from hfgpt.runs import metrics
+from hfgpt.playground import folders as playground
+from hfgpt.runs import card, compare, metrics, plots
 from hfgpt.share import hub, hub_errors
 from hfgpt.sweep import storage
 from hfgpt.train import checkpoint
@@ -365,6 +367,27 @@ def test_tokens_that_stand_for_no_text_are_refused_before_training(tmp_path: Pat
     values = tiny | {"dataset": str(tmp_path / "data"), "tokenizer": str(tmp_path / "data"), "bin_dtype": "uint16"}
     with pytest.raises(InputError, match="hold no text"):
         train.train(config.build(values, "test"))
+
+
+@pytest.mark.timeout(60)
+def test_a_folder_with_a_pipe_is_not_waited_for(exported: Path, tmp_path: Path) -> None:
+    """As a stranger's archive may hold one, into which nobody writes: each file in turn, read by all that read it."""
+    names = [path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()]
+    assert {"recipe.yaml", "metrics.jsonl", "config.json", "checkpoint-2/COMPLETE"} <= {*names}
+    for number, name in enumerate([*names, "samples.jsonl"]):
+        spoilt = Path(shutil.copytree(exported, tmp_path / str(number)))
+        (spoilt / name).unlink(missing_ok=True)
+        os.mkfifo(spoilt / name)
+        for read in (
+            lambda run=spoilt: compare.of_folders([run, run]),
+            lambda run=spoilt: folders.load_folder(run, "cpu"),
+            lambda run=spoilt: card.model_card(run),
+            lambda run=spoilt: checkpoint.newest_valid(run, lambda _warning: None),
+            lambda run=spoilt: playground.opening(run),
+            lambda run=spoilt: [plots.parameters(e.run) for e in compare.of_folders([run, run]).entries if e.run],
+        ):
+            with contextlib.suppress(InputError):
+                read()
 
 
 def plan(*words: str) -> tuple[Any, str]:

@@ -25,7 +25,8 @@ from hfgpt.base.terminal import width, wrap
 
 def installed() -> bool:
     """Whether the program runs as the installed command `hfgpt`, not as a script from a checkout."""
-    return Path(sys.argv[0]).name in ("hfgpt", "hfgpt.exe", "__main__.py")
+    program = Path(sys.argv[0])
+    return program.name in ("hfgpt", "hfgpt.exe") or program.parts[-2:] == ("hfgpt", "__main__.py")
 
 
 def quoted(*words: object) -> str:

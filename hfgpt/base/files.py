@@ -6,6 +6,7 @@ Out: the old file or the complete new one, whatever interrupts the write.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import why
+from hfgpt.base.language import N_, why
 
 
 @contextmanager
@@ -48,6 +49,16 @@ def new_file(target: str | Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise InputError("{file!r}: cannot be written: {reason}", file=str(path), reason=why(error)) from None
+
+
+def check_regular(path: Path) -> None:
+    """Check that a file is regular: reading a pipe may block, and a device never ends.
+
+    Raises:
+        OSError: it is not a file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, N_("not a file"), str(path))
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -28,6 +28,7 @@ def launch() -> Launch:
     Raises:
         InputError: a variable is not a number, or the variables it needs are missing.
     """
+    _check_port()
     rank, local_rank, world, local_world = (
         _number(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     )
@@ -51,6 +52,13 @@ def launch() -> Launch:
             world=world or 1,
         )
     return Launch(rank or 0, world or 1, local_rank or 0, local_world or 1)
+
+
+def _check_port() -> None:
+    """Raises InputError if MASTER_PORT is not one."""
+    port = os.environ.get("MASTER_PORT")
+    if port and not (port.isdecimal() and 0 < int(port[:9]) < 65536):
+        raise InputError("MASTER_PORT = {text}: must be from 1 to 65535\n    → unset it", text=repr(port))
 
 
 def _number(name: str) -> int | None:

@@ -162,6 +162,8 @@ class FolderLock:
     def _read(self) -> tuple[Holder | None, float]:
         """Return the holder or None, and how many seconds ago it touched the lock, if it is on another machine."""
         try:
+            if not self._path.is_file():  # a pipe would be waited for, a device read without end
+                return None, 0.0
             with open(self._path, encoding="utf-8") as file:
                 inode, touched = _inode(file.fileno()), os.fstat(file.fileno()).st_mtime
                 holder = Holder(**json.load(file))

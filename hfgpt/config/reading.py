@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from hfgpt.base.command import Reader
 from hfgpt.base.errors import ConfigError, Fault, InputError
+from hfgpt.base.files import check_regular
 from hfgpt.base.language import _, listed, why
 from hfgpt.config import mix, nanogpt, rules
 from hfgpt.config.fields import INSTEAD, RENAMED, Config
@@ -89,6 +90,8 @@ def _read(path: Path, shown: str) -> str:
         InputError: the file cannot be read, or is longer than a recipe can be.
     """
     try:
+        if path.name == "recipe.yaml":  # a run folder's; another may come from a pipe
+            check_regular(path)
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(LIMIT + 1)
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 
 from hfgpt.base.language import _, listed
-from hfgpt.base.terminal import wrap
+from hfgpt.base.terminal import visible, wrap
 from hfgpt.config.fields import GROUPS, WORDS, Config
 from hfgpt.config.mix import as_list
 from hfgpt.config.rules import resolve
@@ -154,4 +154,7 @@ def yaml_scalar(value: Any) -> str:
 
 
 def _dump(value: Any, **options: Any) -> str:
-    return str(yaml.dump(value, Dumper=RecipeDumper, allow_unicode=True, width=10_000, **options)).strip()
+    text = str(yaml.dump(value, Dumper=RecipeDumper, allow_unicode=True, width=10_000, **options)).strip()
+    if visible(text) != text:  # a recipe is shown on terminals: what would turn their text's direction is escaped
+        text = str(yaml.dump(value, Dumper=RecipeDumper, allow_unicode=False, width=10_000, **options)).strip()
+    return text

@@ -71,8 +71,14 @@ def split_by_name(root: Path, paths: list[Path]) -> Splits:
     relative = [Path(os.path.relpath(path, root)) for path in paths]
     by_folder = [_split_of(path.parent.parts, "(?:[{0}].*)?") for path in relative]
     by_name = [_split_of((path.name,), "[{0}].*") for path in relative]
+    shards = [_sharded(path) for path in relative]
+    if "train" in shards and None not in shards:  # the Hub's own layout: a split of any name is a split of its own
+        of = {split: [path for path, s in zip(paths, shards, strict=True) if s == split] for split in shards}
+        held_out = of.get("validation") or of.get("test") or []
+        used = {*of["train"], *held_out}
+        return Splits(of["train"], held_out, [path for path in paths if path not in used])
     rules = (
-        [_sharded(path) for path in relative],
+        shards,
         [folder or name for folder, name in zip(by_folder, by_name, strict=True)],
         [name or folder for folder, name in zip(by_folder, by_name, strict=True)],
     )

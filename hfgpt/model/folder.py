@@ -10,6 +10,7 @@ numbers, and builds a model of any size that config.json asks for, so the two ar
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from hfgpt.base.errors import InputError, first_line
-from hfgpt.base.language import N_, why
+from hfgpt.base.files import check_regular
+from hfgpt.base.language import N_, _, why
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -53,7 +55,16 @@ READ = (
     "pad_token_id", "tie_word_embeddings",
 )  # fmt: skip
 
+SWITCHES = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings")
+
+SHARES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+
 NUMBERS = {"F64", "F32", "F16", "BF16"}  # data types of weights, by their safetensors names
+
+MASKS = (
+    ".attn.bias",
+    ".attn.masked_bias",
+)  # buffers, not weights: older versions of Transformers saved them, in any data type
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -70,10 +81,13 @@ def check_model(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder)
     config = read_config(path / "config.json")
-    shapes = dict[str, tuple[int, ...]]()
+    actual = dict[str, tuple[int, ...]]()
     for file in weight_files(path):
-        shapes |= _header(file)
-    actual = {name.removeprefix("transformer."): shape for name, shape in shapes.items()}
+        for name, shape in _header(file).items():
+            short = name.removeprefix("transformer.")
+            if short in actual and not name.endswith(MASKS):
+                raise InputError("{path}: holds the weight {name} twice", path=path, name=short)
+            actual[short] = shape
     expected = dict(_expected_shapes(config))
     missing = [name for name in expected if name not in actual]
     if missing:
@@ -105,16 +119,47 @@ def load_model(folder: str | Path, **options: Any) -> GPT2LMHeadModel:
     config = check_model(folder)
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.activations import ACT2FN
 
     attention = options.pop("attn_implementation", "sdpa")
+    if (name := config.get("activation_function", "gelu_new")) not in ACT2FN:
+        raise InputError(
+            "{path}: activation_function = {name}: Transformers has no such function",
+            path=Path(folder) / "config.json",
+            name=name[:40],
+        )
     try:
         with quiet_loading():
-            return GPT2LMHeadModel.from_pretrained(
+            model = GPT2LMHeadModel.from_pretrained(
                 folder, config=GPT2Config(**config | options), dtype=torch.float32, use_safetensors=True,
                 local_files_only=True, attn_implementation=attention,
             )  # fmt: skip
     except Exception as error:  # any library error that the check did not foresee
         raise InputError("{path}: cannot be loaded: {reason}", path=folder, reason=first_line(error)) from None
+    if config.get("tie_word_embeddings", True) and not torch.equal(model.lm_head.weight, model.transformer.wte.weight):
+        raise InputError(
+            "{path}: lm_head.weight is not the embedding, and config.json says that the two are one → set its "
+            "tie_word_embeddings to false",
+            path=folder,
+        )
+    check_finite(model, folder)
+    return model
+
+
+def check_finite(model: GPT2LMHeadModel, path: str | Path) -> None:
+    """Check that all weights are finite; `path` names their source.
+
+    Raises:
+        InputError: names the first weight that is not finite.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.sum().isfinite() and not weight.isfinite().all():
+            raise InputError(
+                "{path}: the weight {name} holds numbers that are not finite: its training has diverged → take the "
+                "model of an earlier evaluation",
+                path=path,
+                name=name,
+            )
 
 
 @contextmanager
@@ -138,6 +183,7 @@ def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
         InputError: the file cannot be read, is too large or is not a JSON object.
     """
     try:
+        check_regular(path)
         if path.stat().st_size > most:
             raise InputError(
                 "{path}: has {size:,} bytes; such a file has {most:,} at most",
@@ -204,6 +250,11 @@ def read_config(path: Path) -> dict[str, Any]:
                 value=str(value)[:40],
                 most=most,
             )
+    for key in READ:
+        if key in config and (rule := _rule_broken(key, config[key])):
+            raise InputError(
+                "{path}: {key} = {value}: {rule}", path=path, key=key, value=str(config[key])[:40], rule=rule
+            )
     if config["n_embd"] % config["n_head"]:
         raise InputError(
             "{path}: n_head = {heads} does not divide n_embd = {width}",
@@ -212,6 +263,21 @@ def read_config(path: Path) -> dict[str, Any]:
             width=config["n_embd"],
         )
     return config
+
+
+def _rule_broken(key: str, value: Any) -> str:
+    """Return what a value of READ must be, or "" if it is valid."""
+    number = math.inf if isinstance(value, bool) or not isinstance(value, int | float) else value
+    if key in SWITCHES:
+        return "" if isinstance(value, bool) else _("must be true or false")
+    if key in SHARES:
+        return "" if 0 <= number < 1 else _("must be a number from 0 to below 1")
+    if key in ("layer_norm_epsilon", "initializer_range"):
+        return "" if 0 < number < math.inf else _("must be a number above 0")
+    if key == "activation_function":
+        return "" if isinstance(value, str) else _("must be a name")
+    ids = value if isinstance(value, list) else [value]  # of special tokens
+    return "" if all(each is None or type(each) is int for each in ids) else _("must be a token's number")
 
 
 def _expected_shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -249,7 +315,8 @@ def _header(path: Path) -> dict[str, tuple[int, ...]]:
                 )
         with safe_open(os.fspath(path), framework="np") as tensors:
             parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not a dictionary
-            odd = [name for name, part in parts.items() if part.get_dtype() not in NUMBERS | {"BOOL", "U8"}]
+            weights = {name for name in parts if not name.endswith(MASKS)}
+            odd = [name for name in sorted(weights) if parts[name].get_dtype() not in NUMBERS]
             if odd:
                 raise InputError(
                     "{path}: the weight {name} has the type {dtype}; floating-point numbers are read here",

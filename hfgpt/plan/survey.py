@@ -57,14 +57,15 @@ class Text:
 
     @cached_property
     def statistics(self) -> Statistics | None:
-        """Its predictability; None if it was not read or is too short."""
+        """Its predictability; None if it was not read, is too short or repeats one character."""
         if self is EMBEDDED:
             return EMBEDDED_STATISTICS
         if len(self.sample) < LEAST_COUNTED:
             return None
         from hfgpt.plan import ngrams  # load numpy only if there is something to count
 
-        return Statistics(*ngrams.measure(self.sample))
+        counted = Statistics(*ngrams.measure(self.sample))
+        return counted if counted.unigram > 0 else None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import check_regular
 from hfgpt.config import EMBEDDED_DATASET
 from hfgpt.runs import compare, metrics
 
@@ -58,8 +59,10 @@ def opening(folder: Path) -> str:
     if dataset == EMBEDDED_DATASET:
         return "ROMEO:"
     for place in (Path(), *folder.resolve().parents):
-        with suppress(OSError, ValueError), (place / dataset).open(encoding="utf-8") as file:
-            return _first_line(file.read(1000))
+        with suppress(OSError, ValueError):
+            check_regular(place / dataset)
+            with (place / dataset).open(encoding="utf-8") as file:
+                return _first_line(file.read(1000))
     with suppress(InputError):
         written = metrics.read_samples(folder / metrics.SAMPLES)
         return _first_line(list(written.values())[-1]) if written else ""

@@ -24,8 +24,9 @@ import yaml
 from hfgpt import config as configs
 from hfgpt.base.command import typed
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.files import replace_file
+from hfgpt.base.files import check_regular, replace_file
 from hfgpt.base.language import N_, _, listed, sentences
+from hfgpt.base.terminal import visible
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.config.mix import corpora
 from hfgpt.model import sizes
@@ -90,6 +91,7 @@ def _shape(folder: Path) -> dict[str, int]:
     path = folder / "config.json"
     names = {"n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd", "n_positions": "block_size"}
     try:
+        check_regular(path)
         saved = json.loads(path.read_text(encoding="utf-8"))
         shape = {ours: int(saved[theirs]) for theirs, ours in names.items()}
         vocabulary = int(saved["vocab_size"])
@@ -147,7 +149,7 @@ def _is_hub_id(source: str) -> bool:
 def _dataset_name(recipe: Config) -> str:
     """Return the card's name for the data; for a mix, the names of its corpora."""
     names = [name if _is_hub_id(name) else public.name(name) for name, _weight in corpora(recipe.dataset)]
-    return ", ".join(dict.fromkeys(names))
+    return visible(", ".join(dict.fromkeys(names)))
 
 
 def _section(heading: str, text: str) -> str:

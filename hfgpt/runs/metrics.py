@@ -168,6 +168,10 @@ def read(path: str | Path) -> list[Record]:
         InputError: there is no such file, or a line before the last one is not a record; names the line.
     """
     path = Path(path)
+    try:
+        files.check_regular(path)
+    except OSError as error:
+        raise InputError("{path}: cannot be read: {reason}", path=path, reason=why(error)) from None
     lines = read_text(path).split("\n")
     records = []
     for number, line in enumerate(lines, 1):

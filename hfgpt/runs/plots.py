@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfgpt.base.errors import UNREADABLE
+from hfgpt.base.files import check_regular
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.model import sizes
@@ -144,7 +145,9 @@ def _title(run: History) -> str:
 def parameters(run: History) -> int | None:
     """Count the parameters of a run's GPT-2 from its exported config.json; None if it cannot be read."""
     try:
-        c = json.loads((run.path.parent / "config.json").read_text(encoding="utf-8"))
+        path = run.path.parent / "config.json"
+        check_regular(path)
+        c = json.loads(path.read_text(encoding="utf-8"))
         return sizes.exported_parameters(c).total
     except (OSError, *UNREADABLE):
         return None

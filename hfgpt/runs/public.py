@@ -45,7 +45,20 @@ def recipe(text: str) -> str:
         parts = _parts(key, values.get(key))
         if (shown := _shown(parts)) != parts:
             text = _set(text, key, ",".join(shown) if key in SEVERAL else shown)
-    return _remove(text, "out_dir")
+    return _remove(_COMMENT.sub(_named, text), "out_dir")
+
+
+# A derived value, which stands as a comment: "# tokenizer: /home/ada/model  (derived)".
+_COMMENT = re.compile(rf"^# ({'|'.join(SOURCES)}): (.*?)(  \(.*\))?$", re.MULTILINE)
+
+
+def _named(comment: re.Match[str]) -> str:
+    try:
+        value = yaml.load(comment[2], RecipeLoader)
+    except yaml.YAMLError:
+        return ""
+    shown = name(value) if isinstance(value, str) else value
+    return comment[0] if shown == value else f"# {comment[1]}: {shown}{comment[3] or ''}"
 
 
 def hidden(text: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ padded to a multiple of 64, which is kept.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import zipfile
 from pathlib import Path
@@ -29,7 +30,7 @@ from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.meta import BYTE_IDS, char_tokenizer, read_meta
 from hfgpt.data.tokenizer import BYTE_TOKENS
 from hfgpt.inference import exported
-from hfgpt.model.folder import quiet_loading
+from hfgpt.model.folder import MASKS, check_finite, quiet_loading
 from hfgpt.runs import card
 from hfgpt.runs.metrics import whole_step
 from hfgpt.share import export
@@ -38,11 +39,16 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 
 COMPILED = "_orig_mod."  # torch.compile's prefix of each name
 
-MASKS = (".attn.bias", ".attn.masked_bias")  # the causal mask, which older versions saved
-
 ACTIVATION = "hfgpt_activation"
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
+
+FIXED = {
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "layer_norm_epsilon": 1e-5,
+}  # fmt: skip - what nanoGPT's model cannot say of itself
 
 
 # ------------------------------------------------------------------------------------------------- importing
@@ -68,6 +74,7 @@ def import_checkpoint(
     loaded = _load(Path(checkpoint).expanduser())
     own = _tokenizer_for(Path(checkpoint).expanduser(), loaded, meta, tokenizer)
     gpt2 = _to_gpt2(loaded, own.eos_token_id)
+    check_finite(gpt2, checkpoint)
     if len(own) > gpt2.config.vocab_size:
         raise InputError(
             "the tokenizer has {tokens:,} tokens, the model {rows:,}: they do not belong together\n    → give the "
@@ -111,7 +118,9 @@ def _is_dense(value: Any) -> bool:
 
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
         return False
-    return value.numel() * value.element_size() <= value.untyped_storage().nbytes() and not value.is_complex()
+    if value.is_complex() or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
@@ -139,7 +148,11 @@ def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
     wrong += [name for name, like in expected.items() if name in state and state[name].shape != like.shape]
     if wrong:
         raise InputError("the checkpoint's tensors are not those of nanoGPT's GPT: {names} …", names=listed(wrong[:3]))
+    if odd := [name for name, tensor in state.items() if not tensor.is_floating_point()]:
+        raise InputError("the checkpoint's tensors are not those of nanoGPT's GPT: {names} …", names=listed(odd[:3]))
     state = {name: tensor.float().contiguous() for name, tensor in state.items()}
+    if not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"]):
+        raise InputError("the checkpoint's lm_head.weight is not its embedding, and nanoGPT has one matrix for both")
     with quiet_loading():
         return GPT2LMHeadModel.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
 
@@ -172,9 +185,11 @@ def _tokenizer_for(
 
     if meta is None and name is None:
         settings = loaded.get("config")
-        dataset = str(settings.get("dataset", "")) if isinstance(settings, dict) else ""
-        beside = checkpoint.resolve().parent.parent / "data" / Path(dataset).name / "meta.pkl"  # nanoGPT/out-x/ckpt.pt
-        meta = beside if dataset and beside.is_file() else None
+        dataset = settings.get("dataset") if isinstance(settings, dict) else None
+        if isinstance(dataset, str) and dataset:
+            beside = checkpoint.resolve().parent.parent / "data" / Path(dataset).name / "meta.pkl"  # nanoGPT/out-x/
+            with contextlib.suppress(OSError, ValueError):  # a name that a file cannot have
+                meta = beside if beside.is_file() else None
     if meta is not None:
         return char_tokenizer(read_meta(meta))
     size = loaded["model_args"].get("vocab_size", 0)
@@ -215,6 +230,19 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
     exported.check_folder(folder)
 
     gpt2, tokenizer = exported.load_folder(folder, "cpu")
+    own = gpt2.config
+    inner = own.n_inner or 4 * own.n_embd
+    for key, value, known in (
+        ("activation_function", own.activation_function, ACTIVATIONS), ("n_inner", inner, [4 * own.n_embd]),
+        *((key, getattr(own, key), [value]) for key, value in FIXED.items()),
+    ):  # fmt: skip
+        if value not in known:
+            raise InputError(
+                "{folder!r}: its {key} is {value}, which nanoGPT does not know",
+                folder=str(folder),
+                key=key,
+                value=value,
+            )
     name = out.resolve().name
     out.mkdir(parents=True, exist_ok=True)
     notes = []

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.files import make_readable, sha256, sync, write_text
+from hfgpt.base.files import check_regular, make_readable, sha256, sync, write_text
 from hfgpt.base.language import _
 
 Tensors = Mapping[str, Tensor]
@@ -154,6 +154,8 @@ def read(path: Path) -> Checkpoint:
         CheckpointError: a file is missing, truncated or altered.
     """
     try:
+        for name in ("COMPLETE", "state.json", *TENSOR_FILES):
+            check_regular(path / name)
         marker = (path / "COMPLETE").read_text().strip()
         if marker != sha256(path / "state.json"):
             raise CheckpointError(_("{file} is damaged: its checksum differs", file=path / "state.json"))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -35,6 +37,20 @@ from hfgpt.train.collective import UNHURRIED
 PRECISION = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # the recipe's names → Accelerate's
 
 
+@contextmanager
+def _faults_as_messages() -> Iterator[None]:
+    """Turn what torch and Accelerate raise for invalid launcher variables into an InputError."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(
+            "the launch cannot be set up: {reason}\n    → unset the variables that another launcher has left, or start "
+            "with accelerate launch or torchrun",
+            reason=first_line(error),
+        ) from None
+
+
+@_faults_as_messages()
 def make_accelerator(config: Config) -> Accelerator:
     """Return an Accelerator for the recipe, which overrides the environment and an Accelerate configuration.
 
@@ -166,7 +182,8 @@ def configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: i
 
 def restarts() -> int:
     """Return how often torchrun has restarted all processes because one died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    times = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return int(times) if times.isdecimal() else 0
 
 
 def join_after_restart(backend: str | None) -> None:

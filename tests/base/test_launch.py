@@ -57,6 +57,8 @@ def test_a_place(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], pla
         ({"RANK": "1"}, "RANK = 1: must be less than WORLD_SIZE (1)"),
         (TORCHRUN | {"RANK": "4"}, "RANK = 4: must be less than WORLD_SIZE (4)"),
         (TORCHRUN | {"MASTER_PORT": ""}, "MASTER_PORT is not"),
+        (TORCHRUN | {"MASTER_PORT": "99999"}, "MASTER_PORT = '99999': must be from 1 to 65535"),
+        (TORCHRUN | {"MASTER_PORT": "x"}, "MASTER_PORT = 'x'"),
     ],
 )
 def test_variables_that_do_not_go_together(
@@ -70,7 +72,11 @@ def test_variables_that_do_not_go_together(
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("variables", [{"LOCAL_RANK": "0"}, {"WORLD_SIZE": "2"}, {"RANK": ""}])
+@pytest.mark.parametrize(
+    "variables",
+    [{"LOCAL_RANK": "0"}, {"WORLD_SIZE": "2"}, {"RANK": ""}, {"PMI_SIZE": "2"}, {"ACCELERATE_USE_CPU": "maybe"}],
+    ids=str,
+)
 def test_a_script_says_so(
     tiny: dict[str, Any],
     write_recipe: Callable[..., Path],

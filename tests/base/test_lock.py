@@ -143,6 +143,16 @@ def test_a_damaged_lock_is_taken_over(tmp_path: Path, content: str) -> None:
         assert holder_of(tmp_path) is not None
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_a_lock_that_never_ends_is_taken_over(tmp_path: Path, kind: str) -> None:
+    """As a stranger's archive may hold one: nobody would write into the pipe."""
+    path = tmp_path / ".lock"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
+    with FolderLock(tmp_path):
+        assert path.is_file()
+        assert not path.is_symlink()
+
+
 def test_a_disk_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")

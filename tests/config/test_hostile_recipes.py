@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hfgpt import config
 from hfgpt.base.errors import ConfigError, InputError
+from hfgpt.base.terminal import visible
 
 BOMBS = {
     "squares.py": "x = 3\n" + "x = x * x\n" * 34 + "n_layer = x\n",
@@ -251,3 +253,12 @@ def test_a_typed_value_without_effect_is_said(words: list[str], said: str) -> No
 def test_nothing_is_said_where_all_is_well(write_recipe: Callable[..., Path]) -> None:
     for words in ([], ["--batch_size=4"], ["--max_iters=100"]):
         assert config.remarks(None, words, config.load(None, words)) == []
+
+
+def test_a_recipe_cannot_turn_a_terminals_text() -> None:
+    """What --print_config shows, and a run folder keeps, reads back as it was."""
+    values = {"sample_prompt": "a\u202eb\u2066字", "dataset": "x\x9b31m\u200f.txt"}
+    text = config.to_yaml(config.build(values, "test"))
+    assert visible(text) == text
+    assert yaml.safe_load(text)["sample_prompt"] == values["sample_prompt"]
+    assert config.build(yaml.safe_load(text), "test").dataset == values["dataset"]

@@ -11,6 +11,7 @@ from data_texts import dataset, documents
 
 from hfgpt.data import sources
 from hfgpt.data.prepare import prepare
+from hfgpt.data.splits import files_below, split_by_name
 
 # Names as public data sets have them → the files for training, for validation.
 LAYOUTS = {
@@ -81,6 +82,18 @@ def test_without_two_splits_all_is_training(tmp_path: Path, names: list[str]) ->
     write(tmp_path, names)
     texts = sources.find(dataset(tmp_path), tmp_path)
     assert (len(texts.train), len(texts.val)) == (2, 0)
+
+
+def test_another_split_of_the_hubs_layout_is_not_trained_on(tmp_path: Path) -> None:
+    """`datasets` gives each name a split of its own: what was held out under another name stays out."""
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "heldout-00000-of-00001"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{name}.txt").write_text(f"{name}\n")
+    paths = files_below(tmp_path, lambda path: path.suffix == ".txt")
+    found = split_by_name(tmp_path, paths)
+    assert [path.name[:5] for path in found.train] == ["train", "train"]
+    assert found.val == []
+    assert [path.name[:7] for path in found.unused] == ["heldout"]
 
 
 def test_a_line_says_which_files_are_which_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

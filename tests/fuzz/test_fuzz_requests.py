@@ -17,7 +17,10 @@ pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[dev]"')
 
 __all__ = ["fuzz", "runs"]
 
-pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(0)]
+# Gradio makes an event loop in each of its threads, and closes none of them.
+UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(0), UNCLOSED]
 
 HERE = "127.0.0.1:7860"
 HOSTS = st.sampled_from(
@@ -118,7 +121,7 @@ def check_answer(status: int, answer: bytes, told: str) -> None:
     """Nothing broke, and nothing was given away."""
     # Gradio answers 500 where it is given other values than a function takes, and says so.
     assert 200 <= status < 500 or (status == 500 and b'"error"' in answer), (status, answer[:300])
-    assert "hfgpt/playground" not in told, told[-3000:]
+    assert "Traceback" not in told, told[-3000:]
     assert SECRET.encode() not in answer
     assert b"Traceback" not in answer
     assert b"root:x:" not in answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,14 @@ def test_weights_in_several_files_are_read(folder: Path) -> None:
     assert torch.equal(folders.load_model(folder).lm_head.weight, model.lm_head.weight)
 
 
+WEIGHT = "transformer.h.1.mlp.c_fc.weight"
+
+
+def change_weight(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    save_file(tensors | {WEIGHT: change(tensors[WEIGHT])}, folder / WEIGHTS, {"format": "pt"})
+
+
 def spoil(folder: Path, what: str) -> None:
     if what == "a weight is missing":
         rename(folder, lambda name: None if name == "transformer.h.1.mlp.c_fc.weight" else name)
@@ -86,6 +95,15 @@ def spoil(folder: Path, what: str) -> None:
     elif what == "integers":
         tensors = load_file(folder / WEIGHTS)
         save_file({name: t.to(torch.int32) for name, t in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    elif what in ("bytes", "truth values"):
+        change_weight(folder, lambda t: t.to(torch.uint8 if what == "bytes" else torch.bool))
+    elif what == "one weight twice":
+        tensors = load_file(folder / WEIGHTS)
+        tensors["h.1.mlp.c_fc.weight"] = torch.zeros_like(tensors[WEIGHT])
+        save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    elif "=" in what:
+        key, _equals, value = what.partition("=")
+        rewrite(folder / "config.json", lambda c: c | {key: json.loads(value)})
     elif what == "ten million layers":
         rewrite(folder / "config.json", lambda c: c | {"n_layer": 10**7})
     elif what == "layers without weights":
@@ -117,6 +135,15 @@ def spoil(folder: Path, what: str) -> None:
         ("an untied head is missing", "lm_head"),
         ("a pointer of Git LFS", "is a Git LFS pointer, not the weights → fetch the file"),
         ("integers", "has the type I32"),
+        ("bytes", r"c_fc\.weight has the type U8; floating-point numbers"),
+        ("truth values", "has the type BOOL"),
+        ("one weight twice", r"holds the weight h\.1\.mlp\.c_fc\.weight twice"),
+        ('layer_norm_epsilon="x"', "layer_norm_epsilon = x: must be a number above 0"),
+        ("layer_norm_epsilon=NaN", "layer_norm_epsilon = nan: must be a number above 0"),
+        ("attn_pdrop=7", "attn_pdrop = 7: must be a number from 0 to below 1"),
+        ('tie_word_embeddings="no"', "tie_word_embeddings = no: must be true or false"),
+        ('eos_token_id="x"', "eos_token_id = x: must be a token's number"),
+        ('activation_function=["relu"]', "activation_function = .*: must be a name"),
         ("ten million layers", "n_layer = 10000000: must be an integer from 1 to 10,000"),
         ("layers without weights", "weights are missing"),
         ("a billion labels", "num_labels = 1000000000"),
@@ -137,6 +164,33 @@ def test_a_spoiled_folder_is_refused_before_it_is_loaded(
     for load in (exported.check_folder, exported.load_folder):
         with pytest.raises(InputError, match=message):
             load(folder)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_model_that_has_diverged_is_not_used(folder: Path, number: float) -> None:
+    """Its loss would be NaN, which is not JSON, and every export would hold it."""
+    change_weight(folder, lambda t: t.where(torch.rand_like(t) < 0.5, number))
+    with pytest.raises(InputError, match=r"c_fc\.weight holds numbers that are not finite: its training has diverged"):
+        exported.load_folder(folder, "cpu")
+
+
+def test_a_head_of_its_own_is_not_passed_over(folder: Path) -> None:
+    """Transformers would use it and warn; what is trained or exported from the folder would not have it."""
+    tensors = load_file(folder / WEIGHTS)
+    embedding = tensors["transformer.wte.weight"]
+    save_file(tensors | {"lm_head.weight": embedding.clone()}, folder / WEIGHTS, {"format": "pt"})
+    assert torch.equal(folders.load_model(folder).lm_head.weight, embedding)
+    save_file(tensors | {"lm_head.weight": embedding + 1}, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(InputError, match=r"lm_head\.weight is not the embedding"):
+        folders.load_model(folder)
+    rewrite(folder / "config.json", lambda c: c | {"tie_word_embeddings": False})
+    assert torch.equal(folders.load_model(folder).lm_head.weight, embedding + 1)
+
+
+def test_an_unknown_activation_is_named(folder: Path) -> None:
+    rewrite(folder / "config.json", lambda c: c | {"activation_function": "swash"})
+    with pytest.raises(InputError, match="activation_function = swash: Transformers has no such function"):
+        folders.load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "pytorch_model.bin", "/etc/passwd", "", "sub/x.safetensors"])

@@ -261,3 +261,10 @@ def test_ways_to_a_faster_run_start_from_the_run_itself() -> None:
     made = figures(STANDARD, "--gpu", "RTX 3060")
     rows = {way["name"]: way["seconds"] for way in made["faster"]}
     assert rows["record less often"] == pytest.approx(made["time"]["total_seconds"])
+
+
+def test_a_text_of_one_character_has_a_plan(tmp_path: Path) -> None:
+    """Counting says nothing of it: no loss is forecast."""
+    (tmp_path / "same.txt").write_text("[" * 100_000)
+    said = figures(f"--dataset={tmp_path / 'same.txt'}", "--tokenizer=char", "--no_trials", "--device=cpu")
+    assert said["tokens"]

@@ -232,6 +232,22 @@ def test_a_public_recipe_keeps_its_comments_and_loses_its_paths() -> None:
     }
 
 
+def test_a_derived_path_is_not_public_either(tmp_path: Path) -> None:
+    """A pretrained model brings its tokenizer: that stands in the run's recipe as a comment."""
+    (tmp_path / "lovelace").mkdir()
+    config = configs.build({"init_from": str(tmp_path / "lovelace"), "block_size": 8}, "tiny")
+    text = configs.to_yaml(config, in_folder=True)
+    assert f"# tokenizer: {tmp_path}/lovelace" in text
+    shown = public.recipe(text.replace("lovelace", "its name"))
+    assert str(tmp_path) not in shown
+    assert "# tokenizer: its name  (derived)\n" in shown
+
+
+def test_the_name_of_a_text_cannot_turn_the_cards_direction(tmp_path: Path) -> None:
+    text = card.model_card(write_run(tmp_path / "local", LOSSES, dataset="a\u202eb.txt"))
+    assert "\u202e" not in text.split("## ")[0]
+
+
 def test_a_mix_keeps_its_weights_and_loses_its_paths(tmp_path: Path) -> None:
     """As a list, and as the text of a command line; two that only their folders told apart stay two."""
     mix = [{"name": "/home/ada/x.txt", "weight": 1}, {"name": "/home/bob/x.txt", "weight": 2}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import textwrap
 from pathlib import Path
@@ -198,6 +199,41 @@ def test_a_hostile_checkpoint_is_one_message(tmp_path: Path, change: dict[str, A
     assert not (tmp_path / "imported").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "does not hold tensors"),
+        (lambda t: t.to(torch.int8), "are not those of nanoGPT's GPT: transformer.wpe.weight"),
+        (lambda t: t * math.nan, "transformer.wpe.weight holds numbers that are not finite"),
+    ],
+    ids=["quantized", "integers", "diverged"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of its own quantized tensors
+def test_weights_that_are_none_are_not_imported(tmp_path: Path, change: Any, message: str) -> None:
+    good = checkpoint()
+    model = good["model"] | {"transformer.wpe.weight": change(good["model"]["transformer.wpe.weight"])}
+    torch.save(good | {"model": model}, tmp_path / "ckpt.pt")
+    with pytest.raises(InputError, match=message):
+        nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported", write_meta(tmp_path / "meta.pkl"))
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("dataset", ["x" * 5000, "a\0b", {"": []}, 5, "..", "\ud800"])
+def test_a_dataset_that_is_no_name_is_passed_over(tmp_path: Path, dataset: Any) -> None:
+    torch.save(checkpoint() | {"config": {"dataset": dataset}}, tmp_path / "ckpt.pt")
+    with pytest.raises(InputError, match=r"there is no meta\.pkl around it"):
+        nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported")
+
+
+def test_a_head_that_nanogpt_cannot_have_is_refused(tmp_path: Path) -> None:
+    """Which of the two it means, nobody knows."""
+    good = checkpoint()
+    model = good["model"] | {"lm_head.weight": good["model"]["lm_head.weight"] + 1}
+    torch.save(good | {"model": model}, tmp_path / "ckpt.pt")
+    with pytest.raises(InputError, match=r"lm_head\.weight is not its embedding"):
+        nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported", write_meta(tmp_path / "meta.pkl"))
+
+
 class Evil:
     """Leaves a trace where it is unpickled."""
 
@@ -300,6 +336,25 @@ def test_a_model_of_ours_keeps_its_logits_but_for_gelu(tmp_path: Path) -> None:
     text += "\u4e2d\U0001f600\r\n"
     assert read.encode(text) == made.encode(text)
     assert read.decode(read.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tie_word_embeddings": False}, {"scale_attn_by_inverse_layer_idx": True}, {"n_inner": 7},
+     {"activation_function": "relu"}, {"layer_norm_epsilon": 1e-3}],
+    ids=str,
+)  # fmt: skip
+def test_what_nanogpt_does_not_know_is_not_exported(tmp_path: Path, change: dict[str, Any]) -> None:
+    """It would load the file, and compute something else."""
+    made = tokenizer.train_char(["bad cab"])
+    shape = {"n_positions": BLOCK, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
+    gpt2 = GPT2LMHeadModel(GPT2Config(**{"vocab_size": len(made), "activation_function": "gelu", **shape, **change}))
+    (tmp_path / "run").mkdir()
+    export.write(tmp_path / "run", gpt2, made, export.weights(gpt2.state_dict()))
+    [key] = change
+    with pytest.raises(InputError, match=f"its {key} is {change[key]}, which nanoGPT does not know"):
+        nanogpt.export_checkpoint(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_exported_vocabulary_beside_token_files_is_a_dataset(tmp_path: Path) -> None:
