@@ -10,7 +10,7 @@ from hfgpt.runs import compare, report
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "compare",
         _("Compare finished runs: a table, pictures, and what the values in which they differ did to the loss."),
         [
@@ -19,10 +19,10 @@ def reader() -> Reader:
         ],
         _("Run folders, a Trainer's trainer_state.json and nanoGPT's printed logs can be mixed."),
     )
-    made.argument("runs", _("OUT"), _("run folders (or trainer_state.json, nanoGPT logs)"), many=True)
-    made.option("out_dir", _("DIR"), _("where the report goes (out/compare)"), default="out/compare")
-    made.flag("no_samples", _("leave out what each model writes"))
-    return made
+    parser.argument("runs", _("OUT"), _("run folders (or trainer_state.json, nanoGPT logs)"), many=True)
+    parser.option("out_dir", _("DIR"), _("where the report goes (out/compare)"), default="out/compare")
+    parser.flag("no_samples", _("leave out what each model writes"))
+    return parser
 
 
 def main(words: list[str]) -> None:

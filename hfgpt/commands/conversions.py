@@ -87,9 +87,9 @@ def export_onnx(words: list[str]) -> None:
     from hfgpt.share.onnx import to_onnx
 
     difference = f"{to_onnx(folder, target):.2g}"
-    said = _("{path} is written. Largest difference of its logits from Transformers': {difference}",
+    message = _("{path} is written. Largest difference of its logits from Transformers': {difference}",
              path=target, difference=difference)  # fmt: skip
-    _written(said)
+    _written(message)
 
 
 def _folder_and_file(words: list[str], name: str, about: str, example: tuple[str, str], more: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from hfgpt.runs.history import read_run
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "diagnose",
         _(
             "Say what happened in a run: what is wrong, since when, how it shows, and what to change, with the values "
@@ -24,9 +24,9 @@ def reader() -> Reader:
             ("out/standard --json", _("the same as data: findings, notes")),
         ],
     )
-    made.argument("run", _("OUT"), _("run folder, metrics.jsonl, trainer_state.json or nanoGPT log"))
-    made.flag("json", _("print JSON"))
-    return made
+    parser.argument("run", _("OUT"), _("run folder, metrics.jsonl, trainer_state.json or nanoGPT log"))
+    parser.flag("json", _("print JSON"))
+    return parser
 
 
 def main(words: list[str]) -> None:

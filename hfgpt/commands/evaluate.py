@@ -13,7 +13,7 @@ from hfgpt.inference.exported import check_folder
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "evaluate",
         _("Evaluate a trained model on a whole split: loss, perplexity, bits per character."),
         [
@@ -21,13 +21,13 @@ def reader() -> Reader:
             ("out/standard --dataset=notes.txt --json", _("another text, as data")),
         ],
     )
-    made.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
-    made.option("dataset", _("DATA"), _("other data than the recipe's: a file, folder, glob or Hub id"))
-    made.option("split", "val|train", _("the split to evaluate on (val)"), one_of("val", "train"), "val")
-    made.option("batch_size", "N", _("sequences at a time; changes no figure (32)"), whole, 32)
-    made.option("device", _("DEVICE"), _("auto, cpu, cuda, mps … (auto)"), default="auto")
-    made.flag("json", _("print one JSON object"))
-    return made
+    parser.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
+    parser.option("dataset", _("DATA"), _("other data than the recipe's: a file, folder, glob or Hub id"))
+    parser.option("split", "val|train", _("the split to evaluate on (val)"), one_of("val", "train"), "val")
+    parser.option("batch_size", "N", _("sequences at a time; changes no figure (32)"), whole, 32)
+    parser.option("device", _("DEVICE"), _("auto, cpu, cuda, mps … (auto)"), default="auto")
+    parser.flag("json", _("print one JSON object"))
+    return parser
 
 
 def main(words: list[str]) -> None:
@@ -43,11 +43,11 @@ def main(words: list[str]) -> None:
     if arguments.json:
         print(json.dumps(result))
         return
-    what = {"folder": arguments.folder, "dataset": result["dataset"], "blocks": f"{result['blocks']:,}"}
+    subject = {"folder": arguments.folder, "dataset": result["dataset"], "blocks": f"{result['blocks']:,}"}
     if result["split"] == "val":
-        say(_("{folder} on the validation split of {dataset}, {blocks} blocks:", **what) + "\n")
+        say(_("{folder} on the validation split of {dataset}, {blocks} blocks:", **subject) + "\n")
     else:
-        say(_("{folder} on the training split of {dataset}, {blocks} blocks:", **what) + "\n")
+        say(_("{folder} on the training split of {dataset}, {blocks} blocks:", **subject) + "\n")
     tokens, characters = f"{result['tokens']:,}", f"{result['characters']:,}"
     rows = [
         (_("loss"), f"{result['loss']:10.4f}", _("nats per token, over {tokens} tokens", tokens=tokens)),

@@ -13,7 +13,7 @@ from hfgpt.base.terminal import say
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "lr_finder",
         _("Suggest a learning rate for a recipe: a range test over about a hundred steps."),
         [
@@ -30,10 +30,10 @@ def reader() -> Reader:
         ),
         parameters=configs.PARAMETERS,
     )
-    made.argument("recipe", _("RECIPE"), _("a YAML file, a recipe's name or a run folder"))
-    made.option("steps", "N", _("steps of the test, at least 30 (100)"), whole, 100)
-    made.option("picture", _("FILE"), _("where the curve goes (lr_finder.png)"), Path, Path("lr_finder.png"))
-    return made
+    parser.argument("recipe", _("RECIPE"), _("a YAML file, a recipe's name or a run folder"))
+    parser.option("steps", "N", _("steps of the test, at least 30 (100)"), whole, 100)
+    parser.option("picture", _("FILE"), _("where the curve goes (lr_finder.png)"), Path, Path("lr_finder.png"))
+    return parser
 
 
 def main(words: list[str]) -> None:

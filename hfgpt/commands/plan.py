@@ -18,7 +18,7 @@ from hfgpt.plan.target import Target, find_target
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "plan",
         _(
             "Say what a recipe costs before it runs: parameters, tokens, memory, time, money; and what to change so "
@@ -39,22 +39,22 @@ def reader() -> Reader:
         # not the field of this name: here, the time for which a recipe is chosen
         parameters={key: flag for key, flag in configs.PARAMETERS.items() if key != "time_budget"},
     )
-    made.argument(
+    parser.argument(
         "recipe", _("RECIPE"), _("a YAML file, a recipe's name or a run folder; the defaults without"), required=False
     )
-    made.option("vram", _("SIZE"), _("memory of the device, such as 8GB"), read_bytes)
-    made.option("gpu", _("NAME"), _('a card by its name, such as "RTX 4090", T4, A100, H100, "M2 Pro"'))
-    made.option("processes", "N", _("how many devices share each step's batch; memory is one's"), at_least(1), 1)
-    made.flag("probe", _("measure the time of a step here, with the training loop's own step"))
-    made.flag("no_trials", _("choose by the shipped laws alone, without training candidates for a moment"))
-    made.flag("simulate", _("check the memory formula by running a step on tensors without content"))
-    made.option("time_budget", _("TIME"), _("choose the whole recipe for a time, such as 3m, 1h, 1h30m"), _seconds)
-    made.option("data", _("FILE"), _("... and for this text"))
-    made.option("write", _("FILE"), _("write the recommended recipe, commented"), Path)
-    made.option("price_per_hour", "X", _("of one device, in any currency"), _price)
-    made.option("explain", _("PARAMETER"), _("its meaning, what grows with it and by how much here"), _field)
-    made.flag("json", _("the same figures as data"))
-    return made
+    parser.option("vram", _("SIZE"), _("memory of the device, such as 8GB"), read_bytes)
+    parser.option("gpu", _("NAME"), _('a card by its name, such as "RTX 4090", T4, A100, H100, "M2 Pro"'))
+    parser.option("processes", "N", _("how many devices share each step's batch; memory is one's"), at_least(1), 1)
+    parser.flag("probe", _("measure the time of a step here, with the training loop's own step"))
+    parser.flag("no_trials", _("choose by the shipped laws alone, without training candidates for a moment"))
+    parser.flag("simulate", _("check the memory formula by running a step on tensors without content"))
+    parser.option("time_budget", _("TIME"), _("choose the whole recipe for a time, such as 3m, 1h, 1h30m"), _seconds)
+    parser.option("data", _("FILE"), _("... and for this text"))
+    parser.option("write", _("FILE"), _("write the recommended recipe, commented"), Path)
+    parser.option("price_per_hour", "X", _("of one device, in any currency"), _price)
+    parser.option("explain", _("PARAMETER"), _("its meaning, what grows with it and by how much here"), _field)
+    parser.flag("json", _("the same figures as data"))
+    return parser
 
 
 def main(words: list[str]) -> None:

@@ -13,7 +13,7 @@ from hfgpt.playground.guard import is_address
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "playground",
         _("Open a page to play with: plan a run with sliders, train it, watch runs, let a model write."),
         [
@@ -31,12 +31,12 @@ def reader() -> Reader:
             'pip install -e ".[playground]"'
         ),
     )
-    made.argument("folder", _("OUT"), _("folder that holds the runs (out)"), required=False)
-    made.option("recipe", _("FILE"), _("recipe to start from (one that suits this machine)"))
-    made.option("host", _("ADDRESS"), _("address to listen on (127.0.0.1: this machine alone)"), default="127.0.0.1")
-    made.option("port", "N", _("port to listen on (7860)"), whole, 7860)
-    made.option("allow", _("NAMES"), _("other host names it may be called by, with commas between them"), _names, [])
-    return made
+    parser.argument("folder", _("OUT"), _("folder that holds the runs (out)"), required=False)
+    parser.option("recipe", _("FILE"), _("recipe to start from (one that suits this machine)"))
+    parser.option("host", _("ADDRESS"), _("address to listen on (127.0.0.1: this machine alone)"), default="127.0.0.1")
+    parser.option("port", "N", _("port to listen on (7860)"), whole, 7860)
+    parser.option("allow", _("NAMES"), _("other host names it may be called by, with commas between them"), _names, [])
+    return parser
 
 
 def main(words: list[str]) -> None:

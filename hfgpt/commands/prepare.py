@@ -13,7 +13,7 @@ from hfgpt.base.terminal import say
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "prepare",
         _("Write a recipe's dataset as token shards, for this kit, llm.c and modded-nanogpt; push them to the Hub."),
         [
@@ -22,17 +22,17 @@ def reader() -> Reader:
         ],
         parameters=configs.PARAMETERS,
     )
-    made.argument("folder", _("FOLDER"), _("folder for the shards; must be new or empty"))
-    made.argument(
+    parser.argument("folder", _("FOLDER"), _("folder for the shards; must be new or empty"))
+    parser.argument(
         "recipe",
         _("RECIPE"),
         _("the corpus, the tokenizer and val_fraction count; the defaults without"),
         required=False,
     )
-    made.option("shard_tokens", "N", _("tokens in a shard, at most (100,000,000)"), whole, 100_000_000)
-    made.option("push", _("NAME"), _("user/name of a Hub dataset to push them to"))
-    made.flag("private", _("make the Hub dataset private"))
-    return made
+    parser.option("shard_tokens", "N", _("tokens in a shard, at most (100,000,000)"), whole, 100_000_000)
+    parser.option("push", _("NAME"), _("user/name of a Hub dataset to push them to"))
+    parser.flag("private", _("make the Hub dataset private"))
+    return parser
 
 
 def main(words: list[str]) -> None:

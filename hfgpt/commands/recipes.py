@@ -15,14 +15,14 @@ from hfgpt.base.terminal import say
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "recipes",
         _("List the recipes that come with hfgpt, or copy them into a folder, to be changed there."),
         [("", _("the names, with what each is for")), ("mine", _("copy all of them into the folder mine"))],
         _("A recipe's name can be given in its file's place: {command}", command=typed("train", "standard")),
     )
-    made.argument("folder", _("DIR"), _("folder to copy them into"), required=False)
-    return made
+    parser.argument("folder", _("DIR"), _("folder to copy them into"), required=False)
+    return parser
 
 
 def main(words: list[str]) -> None:
@@ -35,8 +35,8 @@ def main(words: list[str]) -> None:
         return
     folder = Path(arguments.folder)
     copies = {path: folder / f"{name}.yaml" for name, path in shipped.items()}
-    if there := [str(copy) for copy in copies.values() if copy.exists()]:
-        raise InputError("{path} exists; it is left as it is", path=there[0])
+    if existing := [str(copy) for copy in copies.values() if copy.exists()]:
+        raise InputError("{path} exists; it is left as it is", path=existing[0])
     try:
         for path, copy in copies.items():
             copy.parent.mkdir(parents=True, exist_ok=True)

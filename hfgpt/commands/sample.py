@@ -21,7 +21,7 @@ LONGEST_PROMPT = 1 << 24  # characters; the model only sees the last block
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "sample",
         _("Sample text from a trained model, as it is written."),
         [
@@ -29,18 +29,18 @@ def reader() -> Reader:
             ("out/quick_experiment --prompt_file - < scene.txt", _("continue what standard input holds")),
         ],
     )
-    made.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
-    made.option("prompt", _("TEXT"), _("text to continue (a line feed)"), default="\n")
-    made.option("prompt_file", _("FILE"), _("file with the text to continue; - reads standard input"))
-    made.exclusive("prompt", "prompt_file")
-    made.option("max_new_tokens", "N", _("tokens to write, past the block too (200)"), whole, 200)
-    made.option("num_samples", "N", _("texts to write; each has the next seed (1)"), at_least(1, MOST_SAMPLES), 1)
-    made.option("temperature", "X", _("0: most likely token; higher: freer (0.8)"), number, 0.8)
-    made.option("top_k", "K", _("choose among the k most likely tokens (200)"), whole, 200)
-    made.option("top_p", "P", _("choose among the most likely tokens of this probability (all)"), number)
-    made.option("seed", "N", _("the same seed writes the same text (1337)"), whole, 1337)
-    made.option("device", _("DEVICE"), _("auto, cpu, cuda, mps … (auto)"), default="auto")
-    return made
+    parser.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
+    parser.option("prompt", _("TEXT"), _("text to continue (a line feed)"), default="\n")
+    parser.option("prompt_file", _("FILE"), _("file with the text to continue; - reads standard input"))
+    parser.exclusive("prompt", "prompt_file")
+    parser.option("max_new_tokens", "N", _("tokens to write, past the block too (200)"), whole, 200)
+    parser.option("num_samples", "N", _("texts to write; each has the next seed (1)"), at_least(1, MOST_SAMPLES), 1)
+    parser.option("temperature", "X", _("0: most likely token; higher: freer (0.8)"), number, 0.8)
+    parser.option("top_k", "K", _("choose among the k most likely tokens (200)"), whole, 200)
+    parser.option("top_p", "P", _("choose among the most likely tokens of this probability (all)"), number)
+    parser.option("seed", "N", _("the same seed writes the same text (1337)"), whole, 1337)
+    parser.option("device", _("DEVICE"), _("auto, cpu, cuda, mps … (auto)"), default="auto")
+    return parser
 
 
 def main(words: list[str]) -> None:

@@ -15,7 +15,7 @@ from hfgpt.sweep import definition, reading
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "sweep",
         _("Try many values: a grid, a random search, or one of the chapter's experiments."),
         [
@@ -35,19 +35,19 @@ def reader() -> Reader:
         ),
         parameters={key: flag for key, flag in configs.PARAMETERS.items() if key != "out_dir"},
     )
-    made.argument("recipe", _("RECIPE"), _("a recipe, or an experiment's file"))
-    made.option("random", "N", _("N random combinations instead of all"), at_least(2))
-    made.option("seeds", "N", _("N seeds of every combination, and what they can tell apart"), at_least(2))
-    made.option(
+    parser.argument("recipe", _("RECIPE"), _("a recipe, or an experiment's file"))
+    parser.option("random", "N", _("N random combinations instead of all"), at_least(2))
+    parser.option("seeds", "N", _("N seeds of every combination, and what they can tell apart"), at_least(2))
+    parser.option(
         "equal",
         _("WHAT"),
         _("what every trial gets the same of: steps, tokens, or time (then also --max_time=10m)"),
         one_of(*get_args(definition.Equal)),
     )
-    made.flag("prune", _("stop a trial early if its loss is above the median of the others at the same share"))
-    made.flag("retry_failed", _("try again what failed (not what diverged)"))
-    made.option("out_dir", _("DIR"), _("the sweep's folder (out/sweep-<name>)"))
-    return made
+    parser.flag("prune", _("stop a trial early if its loss is above the median of the others at the same share"))
+    parser.flag("retry_failed", _("try again what failed (not what diverged)"))
+    parser.option("out_dir", _("DIR"), _("the sweep's folder (out/sweep-<name>)"))
+    return parser
 
 
 def main(words: list[str]) -> int:

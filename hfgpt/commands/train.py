@@ -17,7 +17,7 @@ from hfgpt.train import origin
 
 def reader() -> Reader:
     """Return the parser of the command's arguments."""
-    made = Reader(
+    parser = Reader(
         "train",
         _("Train a GPT-2-style model from a recipe."),
         [
@@ -30,13 +30,13 @@ def reader() -> Reader:
         configs.help_text(),
         parameters=configs.PARAMETERS,
     )
-    made.argument(
+    parser.argument(
         "recipe",
         _("RECIPE"),
         _("a YAML file, the name of a recipe that comes with hfgpt, or a run folder, whose own recipe is then read"),
         required=False,
     )
-    made.flag(
+    parser.flag(
         "resume",
         _(
             "go on from the newest valid checkpoint, or begin if there is not one yet; with a run on the Hub, bring it "
@@ -45,16 +45,16 @@ def reader() -> Reader:
         "hf://USER/RUN[@REVISION]",
         origin.hub_run,
     )
-    made.option(
+    parser.option(
         "branch_from",
         "RUN/checkpoint-N",
         _("begin a new run, in a folder of its own, that goes on from a checkpoint of another run"),
         origin.branch,
     )
-    made.flag("overwrite", _("replace the run that out_dir holds"))
-    made.flag("profile", _("record a few steps, for Perfetto or TensorBoard, and print the ten largest operations"))
-    made.flag("print_config", _("print the resolved recipe and stop"))
-    return made
+    parser.flag("overwrite", _("replace the run that out_dir holds"))
+    parser.flag("profile", _("record a few steps, for Perfetto or TensorBoard, and print the ten largest operations"))
+    parser.flag("print_config", _("print the resolved recipe and stop"))
+    return parser
 
 
 def main(words: list[str]) -> int:

@@ -135,8 +135,8 @@ def _probe(survey: Survey, processes: int) -> Measured:
 def _simulate(survey: Survey, target: Target) -> int:
     from hfgpt.plan import simulate
 
-    own = survey.config.of_process(target.processes).model_copy(update={"init_from": "scratch"})
-    return simulate.peak(own, survey.vocab_size, target.kind, target.dtype).bytes
+    per_process = survey.config.of_process(target.processes).model_copy(update={"init_from": "scratch"})
+    return simulate.peak(per_process, survey.vocab_size, target.kind, target.dtype).bytes
 
 
 def of_its_device(

@@ -120,12 +120,12 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
         rivals: dict[Any, float] = {}
         for candidate in ranked:
             rivals.setdefault(getattr(candidate.config, key), candidate.loss)  # ranked: the first is the best
-        own = getattr(config, key)
-        others = _nearest(own, [value for value in rivals if value != own])
-        said = listed(_("{label}: {what}", label=value, what=f"{rivals[value]:.3f}") for value in others)
+        chosen = getattr(config, key)
+        others = _nearest(chosen, [value for value in rivals if value != chosen])
+        rival_losses = listed(_("{label}: {what}", label=value, what=f"{rivals[value]:.3f}") for value in others)
         reasons[key] = (
-            _("expected loss {loss}; with {others}", loss=f"{rivals.get(own, best.loss):.3f}", others=said)
-            if said
+            _("expected loss {loss}; with {others}", loss=f"{rivals.get(chosen, best.loss):.3f}", others=rival_losses)
+            if rival_losses
             else _("the only value that fits")
         )
     reasons["n_head"] = _("heads of {n} channels", n=config.n_embd // config.n_head)

@@ -60,9 +60,9 @@ def _way(
     if not change:
         return Way(name, change, None, None, chapter, price)
     changed = batches.change(survey, **change)
-    own = _target(target, changed, change)
-    seconds = timing.time(changed, own).total_seconds * scale
-    return Way(name, change, seconds, batches.memory(changed, own).peak, chapter, price)
+    changed_target = _target(target, changed, change)
+    seconds = timing.time(changed, changed_target).total_seconds * scale
+    return Way(name, change, seconds, batches.memory(changed, changed_target).peak, chapter, price)
 
 
 def _target(target: Target, survey: Survey, change: dict[str, Any]) -> Target:

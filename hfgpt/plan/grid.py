@@ -81,10 +81,10 @@ def candidates(survey: Survey, target: Target, budget: float | None) -> Iterator
         config = _shaped(survey, dict(zip(grid, values, strict=True)), target.processes)
         if config is None:
             continue
-        own = targets.setdefault(config.n_embd, own_target(target, config))
-        shaped, fits = no_larger_batch(replace(survey, config=config), own)
+        suited = targets.setdefault(config.n_embd, own_target(target, config))
+        shaped, fits = no_larger_batch(replace(survey, config=config), suited)
         if fits:
-            yield from _lengths(shaped, own, budget)
+            yield from _lengths(shaped, suited, budget)
 
 
 def _shaped(survey: Survey, values: dict[str, Any], processes: int) -> Config | None:
@@ -201,8 +201,8 @@ def expected(survey: Survey) -> float:
 def no_larger_batch(survey: Survey, target: Target) -> tuple[Survey, bool]:
     """Return the recipe with the largest micro-batch that fits, up to its own; and whether any fits."""
     best = batches.fit(survey, target)
-    own = survey.config.micro_batch(target.processes)
-    return (batches.with_batch(survey, min(own, best.batch_size)) if best.fits else survey), best.fits
+    limit = survey.config.micro_batch(target.processes)
+    return (batches.with_batch(survey, min(limit, best.batch_size)) if best.fits else survey), best.fits
 
 
 def differs(one: Config, other: Config) -> bool:

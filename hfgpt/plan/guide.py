@@ -177,18 +177,18 @@ COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
 
 def _table(value: Any, rows: Rows, name: str) -> Any:
     """Format neighbours as columns and their differences as rows, 80 columns wide; a sentence if nothing differs."""
-    own = next((figures for change, figures in rows if change[name] == value), rows[0][1] if rows else {})
-    differing = [key for key in own if any(figures[key] != own[key] for _change, figures in rows)]
+    present = next((figures for change, figures in rows if change[name] == value), rows[0][1] if rows else {})
+    differing = [key for key in present if any(figures[key] != present[key] for _change, figures in rows)]
     if not differing:
         return paragraph(_("On this recipe its neighbours differ in neither parameters, memory, arithmetic nor time."))
 
     def cell(key: str, figures: dict[str, float]) -> str:
-        text, ratio = COLUMNS[key][1](figures[key]), figures[key] / own[key] - 1
-        return text if figures is own or not ratio else f"{text} ({ratio:+.0%})"
+        text, ratio = COLUMNS[key][1](figures[key]), figures[key] / present[key] - 1
+        return text if figures is present or not ratio else f"{text} ({ratio:+.0%})"
 
     heads = []
     for change, figures in rows:
         typed = "\n".join(f"{key}={configs.yaml_scalar(new)}" for key, new in change.items())
-        heads.append(_("{value} (now)", value=typed) if figures is own else typed)
+        heads.append(_("{value} (now)", value=typed) if figures is present else typed)
     body = [[_(COLUMNS[key][0]), *(cell(key, figures) for _change, figures in rows)] for key in differing]
     return table(_("On this recipe"), ["", *heads], body, words=(0,))

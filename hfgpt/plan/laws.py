@@ -102,8 +102,8 @@ def step_seconds(config: Config, vocab_size: int, dtype: str, speed: Speed) -> f
 
 def evaluation_seconds(config: Config, vocab_size: int, dtype: str, speed: Speed) -> float:
     """Return the seconds per token at evaluation: only a forward pass, a third of forward and backward."""
-    one = config.model_copy(update={"gradient_accumulation_steps": 1})
-    step = _weighted(dtype, terms(one, vocab_size, dtype, speed)[:UPDATE])
+    single = config.model_copy(update={"gradient_accumulation_steps": 1})
+    step = _weighted(dtype, terms(single, vocab_size, dtype, speed)[:UPDATE])
     return step / (3 * config.batch_size * config.block_size)
 
 

@@ -34,9 +34,9 @@ def show(parts: Iterable[RenderableType]) -> str:
 
 def _columns() -> int:
     """Return the width of the output."""
-    said = os.environ.get("COLUMNS", "")
-    if said.isdigit() and int(said) > 20:
-        return int(said)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns) > 20:
+        return int(columns)
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
 
 

@@ -53,14 +53,14 @@ class Forecast:
     def sentence(self) -> str:
         """Describe the forecast in a sentence."""
         values = {"loss": f"{self.loss:.2f}", "low": f"{self.low:.2f}", "high": f"{self.high:.2f}"}
-        said = _("Expected validation loss: {loss} ({low} to {high}).", **values)
+        text = _("Expected validation loss: {loss} ({low} to {high}).", **values)
         guess = _("No run so long, or no model so large, was measured for the laws: the interval is a guess.")
         rises = _(
             "It overfits: the text is seen {epochs} times; the lowest loss, about {best}, comes before the end.",
             epochs=number(self.epochs),
             best=f"{self.best:.2f}",
         )
-        return sentences(said, guess if self.beyond else "", rises if self.overfits else "")
+        return sentences(text, guess if self.beyond else "", rises if self.overfits else "")
 
 
 def forecast(survey: Survey) -> Forecast | None:
@@ -210,11 +210,11 @@ def effective_tokens(seen: float, unique: float, repeats: float) -> float:
 
 def best_rate(law: Law, config: Config) -> float:
     """Return the peak learning rate at the law's minimum: Muon's, or AdamW's."""
-    which = "muon" if config.optimizer == "muon" else "adamw"
+    optimizer = "muon" if config.optimizer == "muon" else "adamw"
     return math.exp(
-        law[f"{which} rate"]
-        - law[f"{which} rate steps"] * math.log(config.max_iters / 300)
-        - law[f"{which} rate width"] * math.log(config.n_embd / 128)
+        law[f"{optimizer} rate"]
+        - law[f"{optimizer} rate steps"] * math.log(config.max_iters / 300)
+        - law[f"{optimizer} rate width"] * math.log(config.n_embd / 128)
     )
 
 

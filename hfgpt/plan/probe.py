@@ -68,22 +68,22 @@ def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> M
     run = prepare(survey, processes)
     try:
         sequences = _fitting(run, flops_per_token(survey.config, survey.vocab_size))
-        one = _timed(lambda: step(run, sequences, 1))
+        first = _timed(lambda: step(run, sequences, 1))
         micro_batches = survey.config.global_batch / processes / sequences
-        another = _timed(lambda: step(run, sequences, 2)).seconds - one.seconds if micro_batches > 1 else 0.0
+        another = _timed(lambda: step(run, sequences, 2)).seconds - first.seconds if micro_batches > 1 else 0.0
         sampled = _timed(lambda: _sample(run, survey.vocab_size)).seconds if run.config.sample_prompt else 0.0
         evaluated = _timed(lambda: _evaluate(run)).seconds
-        if run.device.type == "cpu" and not one.busy:
+        if run.device.type == "cpu" and not first.busy:
             _learn(loading)
         return Measured(
-            seconds_per_step=one.seconds + (micro_batches - 1) * another,
+            seconds_per_step=first.seconds + (micro_batches - 1) * another,
             seconds_per_eval_token=evaluated / (run.micro_batch * run.config.block_size * processes),
             seconds_per_sample=sampled,
             seconds_per_save=_timed(lambda: _save(run), AIM / 4).seconds,
-            spread=one.spread,
+            spread=first.spread,
             peak=peak_flops(run),
             peak_bytes=peak_bytes(run) if sequences == run.micro_batch else None,
-            busy=one.busy,
+            busy=first.busy,
         )
     finally:
         run.accelerator.end_training()
@@ -91,11 +91,11 @@ def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> M
 
 def _learn(loading: float | None) -> None:
     """Store what was learnt about this machine: the libraries' loading time, and its speed in bfloat16."""
-    known = {} if loading is None else {"start": loading + PREPARING}
+    measured = {} if loading is None else {"start": loading + PREPARING}
     if hardware.cpu_dtype(hardware.BFLOAT16_PAYS_FROM) == "bfloat16":
         narrow, wide = (hardware.measured_cpu_peak(dtype) for dtype in ("bfloat16", "float32"))
-        known["bfloat16_ratio"] = narrow / wide
-    speed.learn(**known)
+        measured["bfloat16_ratio"] = narrow / wide
+    speed.learn(**measured)
 
 
 PREPARING = 1.5  # seconds of a run's start besides the libraries: Python, the text, the folder, the slower first step

@@ -153,11 +153,11 @@ def _text(config: Config) -> Text | None:
 
 def _together(texts: Sequence[Text | None]) -> Text | None:
     """Merge the corpora of a mix; None if one of them is not on this machine."""
-    known = [text for text in texts if text is not None]
-    if len(known) < len(texts):
+    available = [text for text in texts if text is not None]
+    if len(available) < len(texts):
         return None
-    size, characters = sum(text.bytes for text in known), sum(text.characters for text in known)
-    return Text(size, characters, None, any(text.has_validation for text in known))
+    size, characters = sum(text.bytes for text in available), sum(text.characters for text in available)
+    return Text(size, characters, None, any(text.has_validation for text in available))
 
 
 # ---------------------------------------------------------------------------------------------------- vocabulary
@@ -213,8 +213,8 @@ def _pretrained(config: Config) -> tuple[Config, int]:
     name, vocab_size = config.init_from, GPT2_VOCABULARY
     shape = None if Path(name).is_dir() else _released(name)
     if shape is None and (path := _at_hand(name, "config.json")):
-        found = read_config(path)
-        shape, vocab_size = (found["n_layer"], found["n_head"], found["n_embd"]), found["vocab_size"]
+        saved = read_config(path)
+        shape, vocab_size = (saved["n_layer"], saved["n_head"], saved["n_embd"]), saved["vocab_size"]
     if shape is None:
         raise InputError(
             "init_from = {name!r}: is neither a folder nor in the Hub's cache here, so its shape is not known\n"

@@ -305,8 +305,8 @@ def _faster(plan: Plan) -> Group:
     for way in faster.ways(plan.survey, plan.target, now):
         takes = "" if way.seconds is None else duration(way.seconds)
         gained = "" if way.seconds is None else _("{n} x", n=f"{now / way.seconds:.2f}")
-        told = _(way.chapter) if way.chapter else ""
-        rows.append((_(way.name), _changes(way), takes, gained, told, _(way.price)))
+        claim = _(way.chapter) if way.chapter else ""
+        rows.append((_(way.name), _changes(way), takes, gained, claim, _(way.price)))
     return table(
         _("If it is too slow (6.2), from {time}", time=duration(now)),
         ("", _("change"), _("the run"), _("faster"), _("chapter"), _("what it costs")),
@@ -318,8 +318,8 @@ def _faster(plan: Plan) -> Group:
 def _by_memory(plan: Plan) -> Group:
     rows = []
     for gib, by_chapter, best in batches.fits_by_memory(plan.survey, plan.target):
-        here = f"{best.batch_size} x {best.gradient_accumulation_steps}" if best.fits else _("nothing fits")
-        rows.append((f"{gib} GB", f"{by_chapter[0]} x {by_chapter[1]}", here, size(best.memory.needed)))
+        batch = f"{best.batch_size} x {best.gradient_accumulation_steps}" if best.fits else _("nothing fits")
+        rows.append((f"{gib} GB", f"{by_chapter[0]} x {by_chapter[1]}", batch, size(best.memory.needed)))
     return table(
         _("batch_size x gradient_accumulation_steps by memory (1.3)"),
         (_("memory"), _("chapter"), _("fits here"), _("needed")),

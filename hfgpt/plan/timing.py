@@ -73,18 +73,18 @@ DISK = 200e6  # bytes/s at which a checkpoint is written, with fsync
 def time(survey: Survey, target: Target, measured: Measured | None = None) -> Time:
     """Forecast a run's duration, from a probe or from the device's speed."""
     config = survey.config
-    known = measured or priced(survey, target)
-    training = known.seconds_per_step * config.tokens_by(config.max_iters) / config.tokens_per_iter
+    measurements = measured or priced(survey, target)
+    training = measurements.seconds_per_step * config.tokens_by(config.max_iters) / config.tokens_per_iter
     times = evaluations(config)
-    evaluating = times * known.seconds_per_eval_token * evaluation_tokens(survey)
-    evaluating += (times - 1) * known.seconds_per_sample  # nothing is sampled before the first step
-    saving = (times - 1) * (known.seconds_per_save or _save_seconds(survey))
+    evaluating = times * measurements.seconds_per_eval_token * evaluation_tokens(survey)
+    evaluating += (times - 1) * measurements.seconds_per_sample  # nothing is sampled before the first step
+    saving = (times - 1) * (measurements.seconds_per_save or _save_seconds(survey))
     start = CARD_START if target.kind == "accelerator" else (target.speed and target.speed.start) or CPU_START
     total, spread = training + evaluating + saving + start, _spread(target, measured)
-    speed = config.tokens_per_iter / known.seconds_per_step
+    speed = config.tokens_per_iter / measurements.seconds_per_step
     peak = (measured.peak if measured else None) or target.peak
     return Time(
-        seconds_per_step=known.seconds_per_step,
+        seconds_per_step=measurements.seconds_per_step,
         training_seconds=training,
         evaluation_seconds=evaluating,
         saving_seconds=saving,
@@ -95,7 +95,7 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
         tokens_per_second=speed,
         mfu=speed * flops_per_token(config, survey.vocab_size) / (peak * target.processes),
         source="probe" if measured else "machine" if target.speed else "card",
-        busy=known.busy,
+        busy=measurements.busy,
     )
 
 
@@ -105,10 +105,10 @@ def _spread(target: Target, measured: Measured | None) -> float:
         return math.hypot(PROBE_SPREAD, measured.spread, BUSY_SPREAD if measured.busy else 0)
     if target.speed is None:
         return CARD_SPREAD
-    own: float = laws().step["bfloat16 spread" if target.dtype == "bfloat16" else "float32 spread"]
+    fit_spread: float = laws().step["bfloat16 spread" if target.dtype == "bfloat16" else "float32 spread"]
     unknown = 0.2 if target.dtype == "bfloat16" and target.speed.bfloat16_ratio is None else 0.0
     cores = CORES_SPREAD * max(0.0, math.log2(target.speed.cores) - 1)
-    return math.hypot(own, 0.1, unknown, cores, BUSY_SPREAD if target.speed.busy else 0)
+    return math.hypot(fit_spread, 0.1, unknown, cores, BUSY_SPREAD if target.speed.busy else 0)
 
 
 def _save_seconds(survey: Survey) -> float:
@@ -119,11 +119,11 @@ def _save_seconds(survey: Survey) -> float:
 def priced(survey: Survey, target: Target) -> Measured:
     """Forecast without a probe, from the card's data sheet or this machine's speed."""
     config, processes = survey.config, target.processes
-    own = config.of_process(processes)
+    per_process = config.of_process(processes)
     if target.speed is None:
-        return _on_card(own, survey.vocab_size, target)
-    step = step_seconds(own, survey.vocab_size, target.dtype, target.speed)
-    token = evaluation_seconds(own, survey.vocab_size, target.dtype, target.speed)
+        return _on_card(per_process, survey.vocab_size, target)
+    step = step_seconds(per_process, survey.vocab_size, target.dtype, target.speed)
+    token = evaluation_seconds(per_process, survey.vocab_size, target.dtype, target.speed)
     if processes > 1:  # the processes share the cores, so each is slower by their number
         step, token = step * processes, token * processes
     sample = SAMPLE_TOKENS * token * SAMPLE_COST if config.sample_prompt else 0.0

@@ -110,13 +110,13 @@ def _try(candidate: Candidate, tokens: trial.Tokens, target: Target, budget: flo
 def _planned(candidate: Candidate, target: Target, budget: float, seen: trial.Trial, offset: float) -> Candidate:
     """Return the candidate at the length that its measured step time allows."""
     survey = candidate.survey
-    own = grid.own_target(target, survey.config)
-    priced = timing.priced(survey, own)
+    suited = grid.own_target(target, survey.config)
+    priced = timing.priced(survey, suited)
     evaluated = seen.evaluation_seconds / max(1, seen.evaluated_tokens)
     measured = Measured(seen.seconds_per_step, evaluated or priced.seconds_per_eval_token, priced.seconds_per_sample)
-    most = grid.affordable(survey, own, budget, measured)
-    share = survey.config.max_iters / max(1, grid.affordable(survey, own, budget))
+    most = grid.affordable(survey, suited, budget, measured)
+    share = survey.config.max_iters / max(1, grid.affordable(survey, suited, budget))
     steps = max(grid.LEAST_STEPS, min(most, round(most * min(1.0, share))))
     planned: Survey = grid.with_length(batches.change(survey), steps)
-    total = timing.time(planned, own, measured).total_seconds
+    total = timing.time(planned, suited, measured).total_seconds
     return Candidate(planned, grid.expected(planned) + offset, total, measured)

@@ -38,9 +38,9 @@ class Blocks(gr.Blocks):
             return await super().preprocess_data(*args, **named)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            said = _("the page was sent a value that it cannot use: {reason}", reason=reason)
-            say(said, sys.stderr)
-            raise gr.Error(said, print_exception=False) from None
+            message = _("the page was sent a value that it cannot use: {reason}", reason=reason)
+            say(message, sys.stderr)
+            raise gr.Error(message, print_exception=False) from None
 
 
 class Page:

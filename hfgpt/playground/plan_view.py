@@ -45,17 +45,17 @@ def explained(key: str) -> str:
 @of_its_device
 def verdict(plan: Plan) -> tuple[str, str]:
     """Return 'good', 'warn' or 'bad', and a sentence on whether a plan fits its device and the user's time."""
-    memory, on, advice = plan.memory, plan.target, plan.recommendation
-    if memory.needed <= on.memory_bytes:
-        if plan.time.total_seconds <= LONG[on.kind]:
+    memory, target, advice = plan.memory, plan.target, plan.recommendation
+    if memory.needed <= target.memory_bytes:
+        if plan.time.total_seconds <= LONG[target.kind]:
             return "good", _("It fits: {memory} of {all}, about {time}.", memory=size(memory.needed),
-                             all=size(on.memory_bytes), time=duration(plan.time.total_seconds))  # fmt: skip
+                             all=size(target.memory_bytes), time=duration(plan.time.total_seconds))  # fmt: skip
         return "warn", _(
             "It fits the memory, but takes about {time} → lower max_iters, n_layer or n_embd, choose a faster device, "
             "or start from {recipe}.",
             time=duration(plan.time.total_seconds), recipe=suited_recipe(),
         )  # fmt: skip
-    needs = {"needed": size(memory.needed), "memory": size(on.memory_bytes), "then": size(advice.fit.memory.needed)}
+    needs = {"needed": size(memory.needed), "memory": size(target.memory_bytes), "then": size(advice.fit.memory.needed)}
     before, after = plan.survey.config, advice.survey.config.model_dump()
     change = changes({key: new for key, new in after.items() if new != getattr(before, key)})
     if not advice.fit.fits:
@@ -77,7 +77,7 @@ def verdict(plan: Plan) -> tuple[str, str]:
 @of_its_device
 def summary(plan: Plan) -> str:
     """Show the four figures to watch while a slider moves, and whether the plan fits."""
-    survey, memory, on, time = plan.survey, plan.memory, plan.target, plan.time
+    survey, memory, target, time = plan.survey, plan.memory, plan.target, plan.time
     parts, tokens = sizes.parameters(survey.config, survey.vocab_size), chapter.tokens(survey)
     kind, sentence = verdict(plan)
     if plan.forecast is not None and kind != "bad":
@@ -87,8 +87,8 @@ def summary(plan: Plan) -> str:
         seen = _("{ratio} a parameter", ratio=ratio)
     else:
         seen = _("{epochs} epochs, {ratio} a parameter", epochs=number(tokens.epochs), ratio=ratio)
-    share = round(100 * memory.needed / on.memory_bytes)
-    of = _("of {memory} on {device}", memory=size(on.memory_bytes), device=on.name)
+    share = round(100 * memory.needed / target.memory_bytes)
+    of = _("of {memory} on {device}", memory=size(target.memory_bytes), device=target.name)
     vocabulary = _("vocabulary {count:,}", count=survey.vocab_size)
     step = _("{time} a step", time=duration(time.seconds_per_step))
     return (
@@ -172,21 +172,21 @@ MEMORY = {"weights": N_("weights"), "gradients": N_("gradients"), "optimizer": N
 
 
 def _memory(plan: Plan) -> str:
-    memory, on = plan.memory, plan.target
+    memory, target = plan.memory, plan.target
     rows = [(_(name), size(getattr(memory, part)), "") for part, name in MEMORY.items()]
     why = _("not all at once; reached {what}", what=_(BINDS[memory.binding]))
     rows.append((_("peak"), size(memory.peak), why))
     rows.append((_("allowance"), size(memory.allowance), _("libraries and fragmentation")))
-    of = _("of {memory} on {device}", memory=size(on.memory_bytes), device=on.name)
+    of = _("of {memory} on {device}", memory=size(target.memory_bytes), device=target.name)
     rows.append(("=" + _("needed"), size(memory.needed), of))
-    return table(_("Memory of a step, {dtype}", dtype=on.dtype), ("", "", ""), rows)
+    return table(_("Memory of a step, {dtype}", dtype=target.dtype), ("", "", ""), rows)
 
 
 def _time(plan: Plan) -> str:
-    time, on, config = plan.time, plan.target, plan.survey.config
+    time, target, config = plan.time, plan.target, plan.survey.config
     count = timing.evaluations(config)
     rows = [
-        (_("a step"), duration(time.seconds_per_step), f"{on.peak / 1e12:,.4g} TFLOP/s × {time.mfu:.0%}"),
+        (_("a step"), duration(time.seconds_per_step), f"{target.peak / 1e12:,.4g} TFLOP/s × {time.mfu:.0%}"),
         (_("tokens a second"), f"{time.tokens_per_second:,.0f}", ""),
         (_("start"), duration(time.start_seconds), ""),
         (_("all steps"), duration(time.training_seconds), f"max_iters {config.max_iters:,}"),
@@ -195,10 +195,10 @@ def _time(plan: Plan) -> str:
         ("=" + _("total"), duration(time.total_seconds),
          _("from {low} to {high}", low=duration(time.low_seconds), high=duration(time.high_seconds))),
     ]  # fmt: skip
-    if (energy := timing.cost(time, on, None).energy_kwh) is not None:
+    if (energy := timing.cost(time, target, None).energy_kwh) is not None:
         rows.append((_("energy"), f"{number(energy)} kWh", _("at most")))
-    note = _("{sentence}.", sentence=on.note[:1].upper() + on.note[1:]) if on.note else ""
-    return table(_("Time on {device}", device=on.name), ("", "", ""), rows, note)
+    note = _("{sentence}.", sentence=target.note[:1].upper() + target.note[1:]) if target.note else ""
+    return table(_("Time on {device}", device=target.name), ("", "", ""), rows, note)
 
 
 def _recommended(plan: Plan) -> str:

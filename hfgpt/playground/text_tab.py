@@ -140,10 +140,11 @@ class TextTab:
             yield gr.skip(), message(_("Loading {run} …", run=name))
             began = time.monotonic()
             for text, unknown, count in self._writer.write(folder, prompt or "", how):
-                took = duration(time.monotonic() - began)
+                elapsed = duration(time.monotonic() - began)
                 yield (
                     text,
-                    message(plural("{n} token in {time}.", "{n} tokens in {time}.", count, time=took)) + _left(unknown),
+                    message(plural("{n} token in {time}.", "{n} tokens in {time}.", count, time=elapsed))
+                    + _left(unknown),
                 )
         except InputError as error:
             yield gr.skip(), message(str(error), "bad")
@@ -217,7 +218,7 @@ def _piece(piece: Piece) -> str:
     if piece.loss is None:
         return f'<span class="first">{shown}</span>'
     probability = math.exp(-piece.loss)
-    told = _("loss {loss:.2f}, probability {probability}", loss=piece.loss,
+    label = _("loss {loss:.2f}, probability {probability}", loss=piece.loss,
              probability=f"{probability:.1%}" if probability >= 0.001 else f"{probability:.1e}")  # fmt: skip
     heat = min(1.0, piece.loss / STRONGEST)
-    return f'<span style="--heat:{heat:.2f}" title="{escape(told)}">{shown}</span>'
+    return f'<span style="--heat:{heat:.2f}" title="{escape(label)}">{shown}</span>'

@@ -162,11 +162,11 @@ def _at_equal(comparison: Comparison, by: By) -> str:
     shortest, longest = min(known), max(known)
     if longest < 1.2 * shortest:
         return ""
-    there = [(setting, mean([_loss_at(entry, by, shortest) for entry in setting.entries])) for setting in ended]
-    found = sorted(((s, loss) for s, loss in there if loss is not None), key=lambda pair: pair[1])
-    if len(found) < 2:
+    ends = [(setting, mean([_loss_at(entry, by, shortest) for entry in setting.entries])) for setting in ended]
+    ordered = sorted(((s, loss) for s, loss in ends if loss is not None), key=lambda pair: pair[1])
+    if len(ordered) < 2:
         return ""
-    order = listed([_("{loss:.3f} with {label}", loss=loss, label=setting.label) for setting, loss in found])
+    order = listed([_("{loss:.3f} with {label}", loss=loss, label=setting.label) for setting, loss in ordered])
     if by == "tokens":
         return _(
             "At equal tokens ({tokens} tokens, where the shortest run ends) the order is: {order}; the longer runs' "
@@ -214,23 +214,23 @@ def listed(parts: Sequence[str]) -> str:
 
 def _trouble(comparison: Comparison) -> list[str]:
     """Say which runs had trouble, with the seeds of a setting together."""
-    told = []
+    sentences = []
     for setting in comparison.settings:
-        found = dict[str, list[str]]()  # the trouble → its runs
+        troubles = dict[str, list[str]]()  # the trouble → its runs
         for entry in setting.entries:
             trouble = [kind for kind in kinds(comparison, entry) if kind != "healthy"]
             if entry.outcome not in ("finished", "running"):
-                found.setdefault(outcome(entry), []).append(entry.label)
+                troubles.setdefault(outcome(entry), []).append(entry.label)
             elif trouble:
-                found.setdefault(titles(trouble), []).append(entry.label)
-        for what, labels in found.items():
+                troubles.setdefault(titles(trouble), []).append(entry.label)
+        for what, labels in troubles.items():
             if len(setting.entries) > 1:
                 seeds = {"n": len(labels), "all": len(setting.entries)}
                 what = _("{what} ({n} of {all} seeds)", what=what, **seeds)
-            told.append(
+            sentences.append(
                 _("{label}: {what}", label=labels[0] if len(setting.entries) == 1 else setting.label, what=what)
             )
-    return [_("The diagnosis of the single runs: {list}.", list=_("; ").join(told))] if told else []
+    return [_("The diagnosis of the single runs: {list}.", list=_("; ").join(sentences))] if sentences else []
 
 
 def titles(kinds: Sequence[str]) -> str:
@@ -251,13 +251,13 @@ def ended(outcome: str) -> str:
     kind, _colon, reason = outcome.partition(": ")
     if kind.startswith("pruned at "):
         return _("pruned at {share}", share=kind.removeprefix("pruned at "))
-    said = words.get(kind, kind)
+    translated = words.get(kind, kind)
     if not reason:
-        return said
+        return translated
     if code := re.match(r"exit code (-?\d+): ", reason):
         why = reason[code.end() :]
-        return _("{kind}, exit code {code}: {reason}", kind=said, code=code[1], reason=_(why) if why else "")
-    return _("{label}: {what}", label=said, what=_(reason))
+        return _("{kind}, exit code {code}: {reason}", kind=translated, code=code[1], reason=_(why) if why else "")
+    return _("{label}: {what}", label=translated, what=_(reason))
 
 
 def near(a: float | None, b: float | None) -> bool:

@@ -256,13 +256,13 @@ def _changes(entries: Sequence[Entry]) -> list[str]:
 def _measured(entries: Sequence[Entry]) -> list[str]:
     """Return a Markdown table of the tasks and single validation texts; empty if nothing was measured."""
     figures = [metrics.apart(entry.run.records) if entry.run else {} for entry in entries]
-    keys = list(dict.fromkeys(key for own in figures for key in own))
+    keys = list(dict.fromkeys(key for measured in figures for key in measured))
     if not keys:
         return []
     lines = ["", f"## {_('Tasks and other texts')}", ""]
     lines += [f"| {_('run')} | {' | '.join(markdown.code(key) for key in keys)} |", "|:--" + "|--:" * len(keys) + "|"]
-    for entry, own in zip(entries, figures, strict=True):
-        cells = [f"{own[key]:.4f}" if key in own else "" for key in keys]
+    for entry, measured in zip(entries, figures, strict=True):
+        cells = [f"{measured[key]:.4f}" if key in measured else "" for key in keys]
         lines.append(f"| {markdown.text(entry.label)} | {' | '.join(cells)} |")
     return lines
 

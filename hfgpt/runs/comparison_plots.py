@@ -108,11 +108,11 @@ def _mean(curve: Curve, by: By) -> tuple[list[float], list[float], list[float], 
     """Return positions, mean validation losses and their intervals, at the evaluations that all seeds have."""
     series = [dict(zip(*run.series("val_loss"), strict=True)) for run in curve.runs]
     places = [dict(zip(run.series("val_loss")[0], along(run, "val_loss", by)[0], strict=False)) for run in curve.runs]
-    common = [step for step in series[0] if all(step in own for own in (*series, *places))]
+    common = [step for step in series[0] if all(step in by_step for by_step in (*series, *places))]
     xs, means, lows, highs = list[float](), list[float](), list[float](), list[float]()
     for step in common:
-        losses = [own[step] for own in series]
-        xs.append(numbers.fmean(own[step] for own in places))
+        losses = [by_step[step] for by_step in series]
+        xs.append(numbers.fmean(by_step[step] for by_step in places))
         summary = statistics.summarise(losses) if all(map(math.isfinite, losses)) else None
         means.append(summary.mean if summary else math.nan)
         lows.append(summary.low if summary else math.nan)

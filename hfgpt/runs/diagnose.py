@@ -129,15 +129,15 @@ def _notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
 
 def _standing(facts: Facts) -> str | None:
     """Compare the run with its recipe's reference curve, at the last evaluation that the curve covers."""
-    known = reference.of(facts.config) if facts.config is not None and facts.val else None
-    if known is None:
+    curve = reference.of(facts.config) if facts.config is not None and facts.val else None
+    if curve is None:
         return None
-    places = [(int(step), loss, known.at(int(step))) for step, loss in zip(facts.eval_steps, facts.val, strict=True)]
+    places = [(int(step), loss, curve.at(int(step))) for step, loss in zip(facts.eval_steps, facts.val, strict=True)]
     step, loss, expected = next((place for place in reversed(places) if place[2] is not None), (0, 0.0, None))
     if expected is None or step == 0:
         return None
     figures = _("At step {step:,}: {loss:.2f}, reference {expected} ({recipe}.yaml, {seeds} seeds).",
-                step=step, loss=loss, expected=expected, recipe=known.recipe, seeds=known.seeds)  # fmt: skip
+                step=step, loss=loss, expected=expected, recipe=curve.recipe, seeds=curve.seeds)  # fmt: skip
     if loss > expected.high:
         return sentences(figures, _("This is higher than another seed explains."))
     if loss < expected.low:
@@ -224,12 +224,12 @@ def _slow_start(facts: Facts) -> str | None:
     if first is None or not facts.step_seconds:
         return None
     speed = first.get("tokens_per_second")
-    took = facts.config.tokens_per_iter / speed if speed and facts.config else first.get("seconds", 0.0)
-    extra = took - facts.step_seconds
-    if not extra >= 2 or took < 5 * facts.step_seconds:
+    seconds = facts.config.tokens_per_iter / speed if speed and facts.config else first.get("seconds", 0.0)
+    extra = seconds - facts.step_seconds
+    if not extra >= 2 or seconds < 5 * facts.step_seconds:
         return None
     note = _("Slow start: the first step took {time}, as long as {steps:,} usual ones.",
-             time=duration(took), steps=round(extra / facts.step_seconds))  # fmt: skip
+             time=duration(seconds), steps=round(extra / facts.step_seconds))  # fmt: skip
     if facts.config and facts.config.compile is True:
         note = sentences(note, _("That is compilation, which pays in longer runs (6.2, strategy 1)."))
     return note

@@ -52,8 +52,8 @@ class Reference:
 
     def at(self, step: int) -> Prediction | None:
         """Return the mean at a step, and the interval in which another seed is expected; None outside the curve."""
-        before = max((known for known in self.losses if known <= step), default=None)
-        after = min((known for known in self.losses if known >= step), default=None)
+        before = max((recorded for recorded in self.losses if recorded <= step), default=None)
+        after = min((recorded for recorded in self.losses if recorded >= step), default=None)
         if before is None or after is None:
             return None
         share = (step - before) / (after - before) if after > before else 0.0

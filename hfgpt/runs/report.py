@@ -62,10 +62,10 @@ def _settings(comparison: Comparison) -> list[dict[str, Any]]:
         return []
     rows = []
     for label, summary in ranking.settings.items():
-        own = {"seeds": summary.count, "mean": summary.mean, "spread": summary.spread,
+        row = {"seeds": summary.count, "mean": summary.mean, "spread": summary.spread,
                "low": summary.low, "high": summary.high}  # fmt: skip
-        known = {key: value if math.isfinite(value) else None for key, value in own.items()}
-        rows.append({"label": label, **known, "behind": _behind(ranking.behind.get(label))})
+        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        rows.append({"label": label, **finite, "behind": _behind(ranking.behind.get(label))})
     return rows
 
 

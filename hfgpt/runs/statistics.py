@@ -78,8 +78,8 @@ class Ranking:
     @property
     def winner(self) -> str | None:
         """The first setting, if it differs significantly from all others."""
-        told = [difference is not None and difference.distinct for difference in self.behind.values()]
-        return next(iter(self.settings)) if told and all(told) else None
+        distinct = [difference is not None and difference.distinct for difference in self.behind.values()]
+        return next(iter(self.settings)) if distinct and all(distinct) else None
 
     @property
     def ties(self) -> list[str]:

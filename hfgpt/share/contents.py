@@ -58,8 +58,8 @@ def public_content(folder: Path, name: str) -> Path | bytes:
     try:
         if name == "recipe.yaml":
             return public.recipe(text).encode()
-        own = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""
-        for source, shown in sorted(public.hidden(own).items(), key=lambda pair: -len(pair[0])):
+        recipe_text = recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else ""
+        for source, shown in sorted(public.hidden(recipe_text).items(), key=lambda pair: -len(pair[0])):
             text = text.replace(source, shown)
     except (yaml.YAMLError, RecursionError):
         raise InputError("{path}: cannot be read as a recipe", path=recipe) from None
@@ -80,6 +80,6 @@ def newest(there: Iterable[str]) -> list[str]:
 
 def stale(folder: Path, there: Sequence[str]) -> list[str]:
     """Return a repository's files of checkpoints that the folder no longer has and that are older than its newest."""
-    own = set(checkpoint_steps(folder))
+    local = set(checkpoint_steps(folder))
     steps = {name: int(match[1]) for name in there if (match := _STEP.fullmatch(name.split("/")[0]))}
-    return [name for name, step in steps.items() if own and step not in own and step < max(own)]
+    return [name for name, step in steps.items() if local and step not in local and step < max(local)]

@@ -90,10 +90,10 @@ def _push(
         if revision is not None:
             patiently(lambda: api.create_branch(repo, branch=revision, exist_ok=True))
         try:
-            there = patiently(lambda: api.list_repo_files(repo, revision=revision))
-            if not overwrite and {"config.json", metrics.FILE_NAME} & {*there}:
-                _check_same_run(path, repo, revision, api, there)
-            stale = contents.stale(path, there) if include_checkpoints else []
+            remote = patiently(lambda: api.list_repo_files(repo, revision=revision))
+            if not overwrite and {"config.json", metrics.FILE_NAME} & {*remote}:
+                _check_same_run(path, repo, revision, api, remote)
+            stale = contents.stale(path, remote) if include_checkpoints else []
             _commit(api, path, repo, revision, names, stale)
         except HfHubHTTPError as error:
             if error.response.status_code == 403:
@@ -216,8 +216,8 @@ def _gather(repo_id: str, gathering: Path, revision: str | None, newest: bool, a
     with explained(repo_id, api):
         checkpoints = [CHECKPOINTS]
         if newest:
-            there = patiently(lambda: api.list_repo_files(repo_id, revision=revision))
-            checkpoints = contents.newest(there)
+            remote = patiently(lambda: api.list_repo_files(repo_id, revision=revision))
+            checkpoints = contents.newest(remote)
         inside = [f"{folder}/{name}" for folder in checkpoints for name in ("*.safetensors", "*.json", MARKER)]
         patiently(
             lambda: api.snapshot_download(

@@ -70,10 +70,10 @@ class Sweep:
         Raises:
             ConfigError: this combination is invalid; lists its faults.
         """
-        own: dict[str, Any] = {"out_dir": str(self.folder / "trials" / trial.name)}
+        changes: dict[str, Any] = {"out_dir": str(self.folder / "trials" / trial.name)}
         if trial.seed is not None:
-            own["seed"] = trial.seed
-        return configs.build({**self.recipe, **trial.values, **own}, trial.name)
+            changes["seed"] = trial.seed
+        return configs.build({**self.recipe, **trial.values, **changes}, trial.name)
 
     def settings(self) -> dict[str, list[Trial]]:
         """Return the trials by setting, one per seed."""

@@ -72,7 +72,7 @@ def isolation(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
             if key in setting.entries[0].values:
                 best.setdefault(setting.value(key), setting)
         if len(best) > 1:
-            rows = [{"value": value, "loss": own.final, "setting": own.label} for value, own in best.items()]
+            rows = [{"value": value, "loss": winner.final, "setting": winner.label} for value, winner in best.items()]
             tables[key] = sorted(rows, key=_order)
     return tables
 

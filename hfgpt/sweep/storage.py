@@ -63,8 +63,8 @@ class Storage:
             )
             outcomes = self.outcomes()
             for trial in sweep.trials:
-                known = outcomes.get(trial.name)
-                if known is None or (sweep.retry_failed and known.startswith("failed")):
+                outcome = outcomes.get(trial.name)
+                if outcome is None or (sweep.retry_failed and outcome.startswith("failed")):
                     self.study.enqueue_trial(trial.values, user_attrs={"name": trial.name})
             replace_file(sweep.folder / "sweep.json", json.dumps(_identity(sweep), indent=2, default=str) + "\n")
 

@@ -39,12 +39,12 @@ def gather(device: torch.device, *values: float) -> Tensor:
         device: the device on which the communication backend expects its tensors.
         values: this process's numbers; every process passes equally many.
     """
-    own = torch.tensor(values, dtype=torch.float64)
+    local = torch.tensor(values, dtype=torch.float64)
     if processes() == 1:
-        return own[None]
-    own = own.to(device)
-    everyone = [torch.empty_like(own) for _ in range(processes())]
-    dist.all_gather(everyone, own)
+        return local[None]
+    local = local.to(device)
+    everyone = [torch.empty_like(local) for _ in range(processes())]
+    dist.all_gather(everyone, local)
     return torch.stack(everyone).cpu()
 
 

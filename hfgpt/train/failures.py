@@ -45,14 +45,14 @@ def explained(run: Run, position: dict[str, Any] | None = None) -> Iterator[None
     except RuntimeError as error:
         step = run.progress.step + 1
         if is_out_of_memory(error):
-            what = _(
+            message = _(
                 "step {step}: out of memory; {saved}\n    → {advice}\n"
                 "      (or --fit=always, which finds that by itself)",
                 step=step,
                 saved=rescue(run, position),
                 advice=advice(run),
             )
-            raise failed(run, what) from error
+            raise failed(run, message) from error
         if reason := lost_process(error):
             raise failed(run, _("step {step}: {reason}", step=step, reason=reason)) from error
         raise
@@ -88,7 +88,7 @@ def diverged(run: Run, what: str, step: int) -> RunError:
     config = run.config
     lower = f"--learning_rate={config.learning_rate / 2:g}"
     lower += f" --muon_learning_rate={config.muon_learning_rate / 2:g}" if config.optimizer == "muon" else ""
-    said = _(
+    message = _(
         "step {step}: not finite: {what}, learning rate {rate:.3g}; {saved}\n"
         "    → a lower learning rate ({lower}; chapter 3.1), a longer warm-up, or dtype float32",
         step=step,
@@ -97,7 +97,7 @@ def diverged(run: Run, what: str, step: int) -> RunError:
         saved=last_checkpoint(run.folder),
         lower=lower,
     )
-    return failed(run, said)
+    return failed(run, message)
 
 
 def lost_process(error: RuntimeError) -> str:
@@ -123,7 +123,7 @@ def watched(run: Run) -> Iterator[Waiting | None]:
 
 def waits_in_vain(run: Run) -> str:
     """Return the message shortly before NCCL's watchdog aborts the process."""
-    what = _(
+    message = _(
         "step {step}: waits for another process of this run since {time}, and NCCL is about to end this one\n"
         "    → the other one has ended, hangs, or cannot be reached: see what it said; a longer process_timeout "
         "(now {timeout}) gives it more time",
@@ -131,7 +131,7 @@ def waits_in_vain(run: Run) -> str:
         time=duration(run.patience.total_seconds() * SHARE),
         timeout=run.config.process_timeout,
     )
-    return str(failed(run, what))
+    return str(failed(run, message))
 
 
 def rescue(run: Run, position: dict[str, Any] | None) -> str:

@@ -83,10 +83,10 @@ class Horizon:
         These were timed earlier: if steps have become slower since, so has the end.
         """
         step, mark = self._run.progress.step, self._meter.mark()
-        made, took = mark.steps - self._mark.steps, mark.seconds - self._mark.seconds
-        if not made or (made < FIRST and took < 2 * EVERY * self._budget):
+        steps, seconds = mark.steps - self._mark.steps, mark.seconds - self._mark.seconds
+        if not steps or (steps < FIRST and seconds < 2 * EVERY * self._budget):
             return 0
-        each = took / made
+        each = seconds / steps
         evaluation = self._meter.evaluation_seconds
         self._fastest = each if self._timed != (evaluation, self._drawing) else min(self._fastest, each)
         self._timed = evaluation, self._drawing

@@ -138,8 +138,8 @@ def check_engine(config: Config, engine: DistributedType) -> None:
             "launch with DDP or FSDP2 (accelerate_configs/multi_gpu.yaml, fsdp2.yaml)",
             steps=config.batch_warmup_iters,
         )
-    for key, given in (("spike_guard", config.spike_guard is not None), ("max_bad_steps", config.max_bad_steps > 1)):
-        if given:
+    for key, is_set in (("spike_guard", config.spike_guard is not None), ("max_bad_steps", config.max_bad_steps > 1)):
+        if is_set:
             raise InputError(
                 "{key} = {value}: DeepSpeed updates the weights before the gradient norm is known → leave {key} "
                 "out, or launch with DDP or FSDP2 (accelerate_configs/multi_gpu.yaml, fsdp2.yaml)",

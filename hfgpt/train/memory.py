@@ -99,12 +99,13 @@ def memory_for_state(accelerator: Accelerator) -> tuple[int | None, str]:
         return (card * processes, _("{n} cards have", n=processes)) if sharded else (card, _("the card has"))
     if device.type not in ("cpu", "mps"):
         return None, ""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     memory = machine.cpu_memory_bytes()
     if sharded:
-        owner = _("this machine has") if here == processes else _("these machines have")
-        return memory * processes // here, owner
-    return memory // here, _("each of {n} processes here has", n=here) if here > 1 else _("this machine has")
+        owner = _("this machine has") if local == processes else _("these machines have")
+        return memory * processes // local, owner
+    owner = _("each of {n} processes here has", n=local) if local > 1 else _("this machine has")
+    return memory // local, owner
 
 
 # ------------------------------------------------------------------------------------------- before the first step
@@ -119,7 +120,7 @@ def fit(run: Run) -> None:
     mode, replicated = run.config.fit, run.accelerator.distributed_type in REPLICATED
     if mode == "never" or not replicated or (mode == "auto" and run.device.type == "cpu"):
         return
-    asked = run.micro_batch
+    requested = run.micro_batch
     while not everywhere(run, try_step(run, run.micro_batch)):
         if run.micro_batch == 1:
             raise RunError(
@@ -128,11 +129,11 @@ def fit(run: Run) -> None:
                 advice=advice(run),
             )
         run.micro_batch = next(smaller(run))
-    if run.micro_batch < asked:
+    if run.micro_batch < requested:
         run.display.warn(
             _(
                 "micro-batches of {asked} do not fit in memory: taking {taken}, for the same steps",
-                asked=asked,
+                asked=requested,
                 taken=run.micro_batch,
             )
         )

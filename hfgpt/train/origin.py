@@ -72,17 +72,17 @@ def check_repository(config: Config, checkpoint: Path) -> None:
     """
     trunk = checkpoint.resolve().parent
     try:
-        theirs = str(read_recipe(trunk).get("hub_model_id") or trunk.name)
+        trunk_repository = str(read_recipe(trunk).get("hub_model_id") or trunk.name)
     except InputError:  # downloaded from the Hub without its recipe
-        theirs = trunk.name
-    if not config.push_to_hub or not _same_repository(config.repository, theirs):
+        trunk_repository = trunk.name
+    if not config.push_to_hub or not _same_repository(config.repository, trunk_repository):
         return
-    own = branch_folder(checkpoint).name
+    branch_name = branch_folder(checkpoint).name
     raise InputError(
         "hub_model_id = {repo!r}: is the repository of the run that this one branches from → "
         "--hub_model_id={own} gives the branch one of its own",
         repo=config.repository,
-        own=own,
+        own=branch_name,
     )
 
 
@@ -122,8 +122,8 @@ def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:
         shutil.rmtree(brought, ignore_errors=True)
         hub.pull(run.repo, brought, revision=run.revision, newest=True, api=api)
         try:
-            theirs, ours = (max(contents.checkpoint_steps(path), default=-1) for path in (brought, folder))
-            if theirs < 0:
+            remote_step, local_step = (max(contents.checkpoint_steps(path), default=-1) for path in (brought, folder))
+            if remote_step < 0:
                 raise InputError(
                     "{repo}: has no checkpoint to go on from → push_to_hub: checkpoints pushes them, and "
                     "--init_from={repo} begins a new run with its weights",
@@ -138,7 +138,7 @@ def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:
                     folder=str(folder),
                     repo=run.repo,
                 )
-            if theirs > ours:
+            if remote_step > local_step:
                 _replace(folder, brought, older)
         finally:
             shutil.rmtree(brought, ignore_errors=True)

@@ -131,8 +131,8 @@ def left_out(run: Run, norm: Tensor) -> Tensor:
         run.average_norm = torch.full_like(norm, before, dtype=torch.float64)
     norm, average = norm.double(), run.average_norm
     limit = torch.where(average > 0, guard * average, math.inf)
-    known = torch.where(average.isnan(), norm, average)
-    run.average_norm = torch.where(finite, known + (torch.minimum(norm, limit) - known) / NORMS_AVERAGED, average)
+    previous = torch.where(average.isnan(), norm, average)
+    run.average_norm = torch.where(finite, previous + (torch.minimum(norm, limit) - previous) / NORMS_AVERAGED, average)
     return ~finite | (norm > limit)
 
 
@@ -220,5 +220,5 @@ def check_update(run: Run, result: StepResult) -> None:
         loss = global_loss(run, result)
         rate = schedule.learning_rate(result.step, config)
         run.record(result.step, train_loss=loss, learning_rate=rate, grad_norm=norm)
-        what = _("loss or gradients (gradient norm {norm}, loss {loss})", norm=norm, loss=loss)
-        raise diverged(run, what, result.step)
+        trouble = _("loss or gradients (gradient norm {norm}, loss {loss})", norm=norm, loss=loss)
+        raise diverged(run, trouble, result.step)

@@ -87,8 +87,8 @@ class Stop:
         if processes() > 1 and self._next is not None and step < self._next:
             return 0
         now, (last_step, last_time) = time.monotonic(), self._asked
-        own = self._received or (TIME_IS_UP if now + needed >= self._deadline else 0)
-        answers = gather(self._device, own, (now - last_time) / max(1, step - last_step))
+        local = self._received or (TIME_IS_UP if now + needed >= self._deadline else 0)
+        answers = gather(self._device, local, (now - last_time) / max(1, step - last_step))
         slowest = float(answers[:, 1].max())
         self._next = step + (max(1, min(100, int(BETWEEN_QUESTIONS / slowest))) if step > last_step > 0 else 1)
         self._asked = step, now
