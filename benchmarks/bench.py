@@ -1,15 +1,15 @@
-"""hfgpt beside its peers: one table, every row a ratio within one run.
+"""Compare hfgpt with its peers: one table, each row a ratio measured within one run.
 
     make bench NANOGPT=path                          the table, under 20 minutes on two cores
     python benchmarks/bench.py --list                the rows
     python benchmarks/bench.py --only small --quick  some of them, once
     python benchmarks/bench.py --report              put the figures of benchmarks/results/ into benchmarks/README.md
 
-In:  environment variables: NANOGPT, a checkout of nanoGPT (without it, rows stand without their peer); TEXT, a file to
-     train on (default: the corpus of hfgpt); GPT2_TOKENIZER, a folder with GPT-2's tokenizer.
-Out: the table, and benchmarks/results/<machine>.json. Rows that are not measured this time stay in that file, where
-     machine and versions are the same. A trial (--quick, --iterations, --allocator) is only written where --json
-     says. Ctrl-C ends the measuring and writes what there is.
+In:  environment variables: NANOGPT, a checkout of nanoGPT (without it, rows lack their peer); TEXT, a file to train on
+     (default: the corpus of hfgpt); GPT2_TOKENIZER, a folder with GPT-2's tokenizer.
+Out: the table, and benchmarks/results/<machine>.json. Rows not measured this time stay in that file if machine and
+     versions are the same. A trial (--quick, --iterations, --allocator) is written only to the file given by --json.
+     Ctrl-C stops and writes the results so far.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from hfgpt.base import machine as hardware
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE / "README.md"
 PACKAGES = ("hfgpt", "torch", "transformers", "accelerate", "tokenizers", "numpy")
-# What is measured beside the rows: a name for --only, and seconds on two slow cores, about.
+# Measurements besides the rows: a name for --only, and approximate seconds on two slow cores.
 SCALING, PROFILE = ("scaling", 140), ("profile", 60)
 
 
@@ -54,7 +54,7 @@ def main() -> int:
         saved = measured_tables()
         PAGE.write_text(table.page(PAGE.read_text(encoding="utf-8"), saved), encoding="utf-8")
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was started ends too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: child processes end too
     with tempfile.TemporaryDirectory(prefix="hfgpt-bench-") as scratch:
         setting = Setting(
             scratch=Path(scratch),
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def measured_tables() -> dict[str, Any]:
-    """The tables of this program in benchmarks/results/, by machine; other benchmarks have their files there too."""
+    """Return this program's tables in benchmarks/results/, by machine; other benchmarks also keep files there."""
     tables = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
     return {name: table for name, table in tables.items() if "rows" in table}
 
@@ -95,13 +95,13 @@ def parse() -> argparse.Namespace:
 
 
 def path_of(variable: str) -> Path | None:
-    """The path that an environment variable holds, made absolute; None where it holds none."""
+    """Return the absolute path in an environment variable; None if it is not set."""
     value = os.environ.get(variable)
     return Path(value).expanduser().resolve() if value else None
 
 
 def measure(setting: Setting, only: list[str] | None, long: bool, target: Path | None) -> dict[str, Any]:
-    """Measure what is asked for, and write the file after each part, so that nothing is lost."""
+    """Measure what is requested, and write the file after each part, so that nothing is lost."""
     todo = chosen(setting, only, long)
     results: dict[str, Any] = {"machine": machine(setting), "versions": versions(setting)}
     results |= {"ceiling": watch.script("ceiling.py", setting.bound, setting.device)}
@@ -127,7 +127,7 @@ Action = Callable[[dict[str, Any]], None]
 
 
 def chosen(setting: Setting, only: list[str] | None, long: bool) -> list[tuple[str, int, Action]]:
-    """(name, seconds, what puts it into the results) of everything that is asked for."""
+    """Return (name, seconds, function that adds it to the results) for everything requested."""
     todo: list[tuple[str, int, Action]] = [
         (row.name, row.seconds, lambda results, row=row: put(results, measured(row, setting)))
         for row in ROWS
@@ -140,11 +140,11 @@ def chosen(setting: Setting, only: list[str] | None, long: bool) -> list[tuple[s
 
 
 def measured(row: Row, setting: Setting) -> dict[str, Any]:
-    """A row of the results; one that fails says why, and the others go on."""
+    """Return a row of the results; a failed row says why, and the others continue."""
     known = {"name": row.name, "title": row.title, "unit": row.unit, "peer_name": row.peer, "goal": row.goal}
     try:
         found = row.measure(setting)
-    except Exception as error:  # whatever a side raises is that row's news
+    except Exception as error:  # any error of a side is that row's result
         return {**known, "error": f"{type(error).__name__}: {error}"[:300]}
     return {
         **known,
@@ -161,7 +161,7 @@ def put(results: dict[str, Any], row: dict[str, Any]) -> None:
 
 
 def kept(target: Path | None, results: dict[str, Any]) -> dict[str, Any]:
-    """The rows that were measured before, by the same versions on the same machine, and the best of its ceilings."""
+    """Return the earlier rows of the same versions on the same machine, and the best of its ceilings."""
     parts: dict[str, Any] = {"rows": [], "scaling": [], "profile": {}}
     if target is not None and target.exists():
         saved = json.loads(target.read_text())
@@ -174,7 +174,7 @@ def kept(target: Path | None, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(target: Path | None, results: dict[str, Any]) -> None:
-    """The file, whole or not at all; nothing without a target."""
+    """Write the file atomically; do nothing without a target."""
     if target is None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def write(target: Path | None, results: dict[str, Any]) -> None:
 
 
 def machine(setting: Setting) -> dict[str, Any]:
-    """What it is measured on; no name of a host."""
+    """Describe the machine, without a host name."""
     processor = platform.machine()
     if (information := Path("/proc/cpuinfo")).exists():
         found = re.search(r"^model name\s*: (.*)$", information.read_text(), re.MULTILINE)
@@ -194,13 +194,13 @@ def machine(setting: Setting) -> dict[str, Any]:
 
 
 def file_name(machine: dict[str, Any]) -> str:
-    """Such as amd-epyc-2-cores."""
+    """Return a name such as amd-epyc-2-cores."""
     name = machine.get("accelerator") or f"{machine['processor']} {machine['cores']} cores"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def versions(setting: Setting) -> dict[str, str]:
-    """Of the packages, and the commits of both sides where git knows them."""
+    """Return the packages' versions, and the commits of both sides if git knows them."""
     out = {"python": platform.python_version()}
     for package in PACKAGES:
         out[package] = importlib.metadata.version(package)
@@ -211,7 +211,7 @@ def versions(setting: Setting) -> dict[str, str]:
 
 
 def commit_of(folder: Path) -> str:
-    """The last commit that changed a folder, "+" behind it where files differ from it; "" where git knows none."""
+    """Return the last commit that changed a folder, with "+" if files differ from it; "" if git knows none."""
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=False)

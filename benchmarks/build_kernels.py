@@ -1,17 +1,17 @@
-"""Build the kernels of a compiled training step for cards that are not here.
+"""Build the kernels of a compiled training step for cards that this machine does not have.
 
     python benchmarks/build_kernels.py            for compute capabilities 8.0 and 9.0
     python benchmarks/build_kernels.py 100        for another one
 
 In:  compute capabilities; a CUDA build of torch, a C compiler; no card, no driver.
-Out: a line for each: how many kernels torch.compile generated and Triton built, down to the machine code (cubin) of
-     that card. Exit code 1 if one could not be built.
+Out: a line for each: how many kernels torch.compile generated and Triton built, down to the card's machine code
+     (cubin). Exit code 1 if a kernel could not be built.
 
 The step is that of two of GPT-2 124M's blocks and its head, in bfloat16: forward and backward, plain, with documents
-kept apart, and with activation checkpointing. Its tensors are fake, and torch learns of a card from its public
-properties, in Python and by a few functions in the place of the driver's. What follows from those is as on the card:
-what Inductor fuses, which tiles it takes, what ptxas says to their shared memory and registers. Nothing runs. So this
-finds kernels that cannot be built, and not those that are wrong or slow.
+kept apart, and with activation checkpointing. Its tensors are fake, and torch is told a card's public properties, in
+Python and by a few functions in place of the driver's. All consequences are as on the card: what Inductor fuses, which
+tiles it uses, whether ptxas accepts their shared memory and registers. Nothing runs. So this finds kernels that cannot
+be built, but not those that are wrong or slow.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-# As the vendor's data sheets and the CUDA programming guide have them.
+# From the vendor's data sheets and the CUDA programming guide.
 CARDS = {
     80: ("NVIDIA A100-SXM4-80GB", 108, 163840, 166912, 40),
     86: ("NVIDIA GeForce RTX 3090", 82, 99 * 1024, 100 * 1024, 6),
@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-# What torch's own C++ asks of the CUDA runtime and the driver before it traces an operation.
+# The queries of torch's C++ to the CUDA runtime and the driver before it traces an operation.
 ANSWERS = """
 #include <string.h>
 #include <driver_types.h>
@@ -68,11 +68,11 @@ int cudaGetDeviceProperties(struct cudaDeviceProp *p, int d) {
 
 
 class Built(Exception):
-    """Everything is compiled; nothing is to run."""
+    """Raised once everything is compiled, since nothing is to run."""
 
 
 def pretend(capability: int) -> None:
-    """Tell torch and Triton of a card of this compute capability."""
+    """Make torch and Triton see a card of this compute capability."""
     import torch
     import torch._dynamo.device_interface as interfaces
     import triton
@@ -101,10 +101,10 @@ def pretend(capability: int) -> None:
                 said = (lambda value: lambda *_, **__: value)(answer)
                 setattr(place, key, said if place is torch.cuda else staticmethod(said))
 
-    torch.accelerator.is_available = lambda: False  # else Dynamo asks the driver for its stream
+    torch.accelerator.is_available = lambda: False  # otherwise Dynamo asks the driver for its stream
 
     class Driver:
-        """What Triton asks its driver."""
+        """The answers to Triton's queries of its driver."""
 
         def get_current_target(self) -> GPUTarget:
             return GPUTarget("cuda", capability, 32)
@@ -125,7 +125,7 @@ def pretend(capability: int) -> None:
 
 
 def build(capability: int) -> int:
-    """Build all cases for one kind of card; prints a line for each case; returns how many failed."""
+    """Build all cases for one kind of card, printing a line for each; return how many failed."""
     os.environ |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     warnings.filterwarnings("ignore")
     pretend(capability)
@@ -135,7 +135,7 @@ def build(capability: int) -> int:
     from torch._inductor.runtime import triton_helpers, triton_heuristics
 
     triton_helpers.set_driver_to_gpu = lambda: None
-    # It would make tensors on the card, to find attention that is written out, which ours is not.
+    # It would create tensors on the card, to look for written-out attention, which ours is not.
     fuse_attention._get_sfdp_patterns = lambda _device=None: []
     inductor.joint_graph_constant_folding = inductor.shape_padding = False  # they compute on the card
     inductor.max_autotune = inductor.triton.cudagraphs = inductor.use_static_triton_launcher = False
@@ -154,7 +154,7 @@ def build(capability: int) -> int:
         began, problem = time.monotonic(), ""
         try:
             compile_step(values)
-        except Exception as error:  # whatever a compiler raises
+        except Exception as error:  # a compiler may raise anything
             problem = f"{type(error).__name__}: {str(error).strip()[:2000]}"
         failed += bool(problem) or not kernels
         attention = sum("flex" in kernel or "tem_fused" in kernel for kernel in kernels)
@@ -183,7 +183,7 @@ def compile_step(values: dict[str, Any]) -> None:
         raise Built
 
     shape = {"n_layer": 2, "n_head": 12, "n_embd": 768, "block_size": 1024, "dropout": 0.0, "tokenizer": "bpe"}
-    recipe = config.build(shape | values, "build_kernels")  # the layers are all alike
+    recipe = config.build(shape | values, "build_kernels")  # all layers are alike
     with FakeTensorMode():
         network = gpt2.build(recipe, 50257, 50256).train()
         moved: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # one for a tied weight, too
@@ -203,7 +203,7 @@ def compile_step(values: dict[str, Any]) -> None:
 
 
 def answers(capability: int, folder: str) -> str:
-    """A library of :data:`ANSWERS` for this card, to be loaded before CUDA's own; its path."""
+    """Build a library of :data:`ANSWERS` for this card, to be loaded before CUDA's own; return its path."""
     import triton
 
     _name, processors, block_memory, _memory, _cache = CARDS[capability]
@@ -217,7 +217,7 @@ def answers(capability: int, folder: str) -> str:
 
 
 def main() -> int:
-    """Build for each card in a process of its own, in which CUDA's answers are ours."""
+    """Build for each card in its own process, in which our answers replace CUDA's."""
     if sys.argv[1:2] == ["--here"]:
         return int(build(int(sys.argv[2])) > 0)
     import torch

@@ -1,4 +1,4 @@
-"""What this machine can reach: large matrix products by number type, and copies in memory.
+"""The peak speed of this machine: large matrix products by number type, and memory copies.
 
 In:  a device.
 Out: JSON: ``gflops`` by type, of square products, the best of several sizes; ``memory_gbps``, bytes read and written.
@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192)
-LONG_ENOUGH = 0.3  # seconds of a product, beyond which a larger one is not tried
-COPIED = 256 << 20  # bytes, far more than a cache holds
+LONG_ENOUGH = 0.3  # seconds; a product that would take longer is not tried
+COPIED = 256 << 20  # bytes, far more than fits in a cache
 
 
 def best_seconds(action: Callable[[], object], device: str, times: int = 3) -> float:
-    """The shortest of several times, after one that does not count."""
+    """Return the shortest of several times, after a warm-up."""
     import torch
 
     taken = []
@@ -34,7 +34,7 @@ def best_seconds(action: Callable[[], object], device: str, times: int = 3) -> f
 
 
 def gflops(dtype: str, device: str) -> float:
-    """10⁹ floating-point operations a second in square matrix products of this type."""
+    """Return the GFLOP/s of square matrix products of this type."""
     import torch
 
     best = 0.0
@@ -48,7 +48,7 @@ def gflops(dtype: str, device: str) -> float:
 
 
 def memory_gbps(device: str) -> float:
-    """10⁹ bytes a second, read and written, while one array is copied onto another."""
+    """Return the GB/s, read and written, of copying one array onto another."""
     import torch
 
     source = torch.ones(COPIED // 4, device=device)
@@ -57,7 +57,7 @@ def memory_gbps(device: str) -> float:
 
 
 def measure(device: str) -> dict[str, Any]:
-    """Everything above. On a card float32 is as training uses it, with TF32 products."""
+    """Measure everything above. On a card float32 uses TF32 products, as in training."""
     import torch
 
     torch.set_float32_matmul_precision("high" if device == "cuda" else "highest")

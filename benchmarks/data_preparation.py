@@ -1,9 +1,9 @@
-"""How fast text becomes batches, in how much memory.
+"""The speed and memory of turning text into batches.
 
-In:  the size of a text that is made up here (the embedded corpus again and again, its speeches shuffled, with made-up
-     words among them), and a tokenizer.
+In:  the size of a generated text (the embedded corpus repeated, its speeches shuffled, with made-up words inserted),
+     and a tokenizer.
 Out: one line of figures as JSON, and as text: MB/s of a first start, the peak memory of all its processes, the seconds
-     of a second start, the microseconds that feeding a batch of the CPU recipe takes, and its share of a step.
+     of a second start, the microseconds to feed a batch of the CPU recipe, and their share of a step.
 
     python benchmarks/data_preparation.py --megabytes 1000 --tokenizer char
     python benchmarks/data_preparation.py --megabytes 200 --tokenizer bpe
@@ -33,7 +33,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "shakespeare_char_cpu.yaml"
 
 
 def write_text(path: Path, megabytes: int) -> None:
-    """A text of this size whose words are Shakespeare's, and new ones at a steady rate, as in real text."""
+    """Write a text of this size with Shakespeare's words, and new words at a steady rate, as in real text."""
     draw = random.Random(0)
     speeches = gzip.decompress(sources.EMBEDDED.read_bytes()).decode().split("\n\n")
     with open(path, "w", encoding="utf-8", newline="") as file:
@@ -46,18 +46,18 @@ def write_text(path: Path, megabytes: int) -> None:
 
 
 def memory(process: psutil.Process) -> int:
-    """Bytes that a process and its children hold, memory that they share counted once (PSS)."""
+    """Return the bytes of a process and its children, with shared memory counted once (PSS)."""
     total = 0
     for each in [process, *process.children(recursive=True)]:
         try:
             total += each.memory_full_info().pss
         except psutil.Error:
-            continue  # it has just ended
+            continue  # the process has just ended
     return total
 
 
 def watched(command: list[str]) -> tuple[float, int, dict[str, float]]:
-    """Seconds of a command, its peak memory in bytes, and the figures it printed, with those of its processor time."""
+    """Return a command's seconds, its peak memory in bytes, and the figures it printed, with its CPU time."""
     began, used, peak = time.perf_counter(), os.times(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         output: list[str] = []
@@ -76,7 +76,7 @@ def watched(command: list[str]) -> tuple[float, int, dict[str, float]]:
 
 
 def prepare_once(text: Path, tokenizer: str, cache: Path) -> None:
-    """What a start does with its data; prints the seconds of `prepare` alone, and how many tokens there are."""
+    """Prepare data as a start does; print the seconds of `prepare` alone, and the number of tokens."""
     import datasets  # noqa: F401 — what is measured is the work, and not the import of libraries
     from transformers import AutoTokenizer  # noqa: F401
 
@@ -90,7 +90,7 @@ def prepare_once(text: Path, tokenizer: str, cache: Path) -> None:
 
 
 def median_seconds(action: Callable[[int], object], times: int) -> float:
-    """The median of many times."""
+    """Return the median of many times."""
     taken = []
     for number in range(times):
         began = time.perf_counter()
@@ -100,7 +100,7 @@ def median_seconds(action: Callable[[int], object], times: int) -> float:
 
 
 def feeding(text: Path, cache: Path) -> dict[str, float]:
-    """Seconds that the CPU recipe's batch and its step take, each the median of many."""
+    """Return the seconds of the CPU recipe's batch and step, each the median of many."""
     import torch
 
     from hfgpt.data import tokenizer

@@ -1,17 +1,16 @@
-"""A blind test of the forecasts: what plan.py says beforehand against what the runs then do.
+"""A blind test of the forecasts: plan.py's predictions against the runs that follow.
 
     python benchmarks/forecast.py --seed 1 --count 20          forecasts first, to a file, then the runs; resumes
-    python benchmarks/forecast.py --seed 1 --report            the table of what is there
-    python benchmarks/forecast.py --seed 1 --text my.txt       with a text of one's own among those drawn
+    python benchmarks/forecast.py --seed 1 --report            the table of the results so far
+    python benchmarks/forecast.py --seed 1 --text my.txt       with the user's text among those drawn
 
 In:  a seed, which draws texts, recipes and budgets.
-Out: benchmarks/results/forecast-SEED.jsonl: a line a forecast, written before any run begins; then a line a result. The
-     report: errors of the time without and with a probe, how often the loss lay inside its interval, overfitting said
-     and seen, budgets kept.
+Out: benchmarks/results/forecast-SEED.jsonl: one line per forecast, written before any run begins; then one line per
+     result. The report: errors of the time without and with a probe, how often the loss was inside its interval,
+     overfitting predicted and observed, budgets kept.
 
 Half of the cases are drawn recipes; the others are `plan.py --time-budget`, whose written recipe is trained. Times are
-of the whole command. Each result has the machine's load beside it, since other work makes a run longer than its
-forecast.
+of the whole command. Each result includes the machine's load, since other work makes a run longer than its forecast.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Prove hfgpt on a card: one command, under ten minutes, a table and a file of figures.
+"""Validate hfgpt on a card: one command, under ten minutes, a table and a file of figures.
 
-    make gpu                                          the parts that are not measured yet, on this machine's card
-    python benchmarks/gpu.py --only profile --again   one of them, once more
-    python benchmarks/gpu.py --list                   what the parts are
+    make gpu                                          the parts not measured yet, on this machine's card
+    python benchmarks/gpu.py --only profile --again   one of them again
+    python benchmarks/gpu.py --list                   list the parts
 
 In:  NANOGPT, a checkout of nanoGPT to run beside it (optional); a card (`--device cpu` tries the command itself).
-Out: the table, and benchmarks/results/<card>.json with the versions. A part that fails says what it saw and the others
-     go on. The file is written after each part, so an interrupted run goes on where it stopped.
+Out: the table, and benchmarks/results/<card>.json with the versions. A failed part reports what it saw, and the others
+     continue. The file is written after each part, so an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The head and its loss: ours beside torch's own linear_cross_entropy, forward and backward, in turn.
+"""The head and its loss: ours against torch's own linear_cross_entropy, forward and backward, alternating.
 
     OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/head.py
 
 In:  nothing.
-Out: a line a shape and precision: the ratio of torch's time to ours, and by how much the losses differ. Below 1,
-     torch's has become the faster one, and hfgpt/model/head.py may go.
+Out: one line per shape and precision: the ratio of torch's time to ours, and the difference of the losses. Below 1,
+     torch's has become faster, and hfgpt/model/head.py can be deleted.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What is measured within one process, its sides in turn: steps, generation, the arithmetic of an evaluation.
+"""Measurements within one process, both sides alternating: steps, generation, the arithmetic of an evaluation.
 
 In:  the name of a measurement and its arguments as JSON.
 Out: JSON on the last line: samples of each side.
 
     OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/inside.py arithmetic '{"vocabulary": 65}'
 
-bench.py starts this in a process of its own: torch's threads, once bound, would bind whatever is started later.
+bench.py starts this in a separate process: torch's threads, once bound, would bind anything started later.
 """
 
 from __future__ import annotations

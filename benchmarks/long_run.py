@@ -1,8 +1,8 @@
-"""Whether a long run stays as it began: memory and open files of a tiny model's 20,000 steps, seen from outside.
+"""Check a long run for leaks: memory and open files of a tiny model's 20,000 steps, observed from outside.
 
-In:  the number of steps, and where the run may write.
-Out: a table of steps, resident memory, open files and threads; it fails where memory at the end is more than 5% above
-     that at step 1,000, or the number of open files has changed.
+In:  the number of steps, and a folder for the run.
+Out: a table of steps, resident memory, open files and threads; it fails if memory at the end is more than 5% above that
+     at step 1,000, or if the number of open files has changed.
 
     python benchmarks/long_run.py --steps 20000
 

@@ -1,9 +1,9 @@
-"""Fit the loss laws to the tables of runs, and say how far off they are on texts that they have not seen.
+"""Fit the loss laws to the tables of runs, and report their errors on texts that they have not seen.
 
-    python benchmarks/loss_laws.py [--chinese FILE] [--try]      --try: only say, write nothing
+    python benchmarks/loss_laws.py [--chinese FILE] [--try]      --try: only report, write nothing
 
-In:  benchmarks/results/loss_runs.csv (loss_runs.py) and loss_pairs.csv (loss_pairs.py), blind tests that are over
-     (forecast.py), the runs in tests/fixtures/curves, and a few that were published.
+In:  benchmarks/results/loss_runs.csv (loss_runs.py) and loss_pairs.csv (loss_pairs.py), finished blind tests
+     (forecast.py), the runs in tests/fixtures/curves, and a few published ones.
 Out: the coefficients in hfgpt/plan/laws.json; on the screen the errors, each text left out in turn.
 """
 

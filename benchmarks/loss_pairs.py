@@ -1,11 +1,11 @@
-"""Runs and short trials of the same recipes: how much a trial says of the run, and what a curve says of its end.
+"""Runs and short trials of the same recipes: how well a trial predicts the run, and a curve its end.
 
     python benchmarks/loss_pairs.py --seconds 200        draws and trains for so long; resumes where the table ends
 
-In:  stretches of texts that every machine has or the project brings; recipes as the dial makes them, or drawn.
-Out: benchmarks/results/loss_pairs.csv: a line a recipe, with the text's statistics, so that a fit needs no text.
+In:  stretches of texts that every machine has or the project ships; recipes from the dial, or drawn.
+Out: benchmarks/results/loss_pairs.csv: one line per recipe, with the text's statistics, so that a fit needs no text.
 
-Losses depend on the seed alone, so a machine that does other work gives the same table.
+Losses depend only on the seed, so a busy machine gives the same table.
 """
 
 from __future__ import annotations

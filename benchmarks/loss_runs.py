@@ -1,10 +1,10 @@
-"""The runs that the loss laws are fitted on: many small recipes, each trained in memory, one line of a table each.
+"""The runs that the loss laws are fitted on: many small recipes trained in memory, one per line of a table.
 
     python benchmarks/loss_runs.py [--count 240] [--chinese FILE]      about 6 CPU-seconds a run; resumes
 
 In:  texts that every machine has (the embedded Shakespeare, Python's language reference and standard library), and one
      of 300 Tang poems, of the course.
-Out: benchmarks/results/loss_runs.csv. Losses depend on the seed alone; CPU-seconds are those of one thread.
+Out: benchmarks/results/loss_runs.csv. Losses depend only on the seed; CPU-seconds are those of one thread.
 """
 
 from __future__ import annotations

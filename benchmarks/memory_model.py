@@ -1,10 +1,10 @@
-"""How well the memory of a training step is predicted: formula, simulation and real steps side by side, as Markdown.
+"""The accuracy of the predicted memory of a training step: formula, simulation and real steps, as Markdown.
 
     python benchmarks/memory_model.py                 on this machine's device (a card if there is one, else the CPU)
     python benchmarks/memory_model.py --shapes 400    and the formula against the simulation on more shapes
 
-A real step is the training loop's own (hfgpt/train/loop.py). Its peak is that of the live allocations: on a CPU by
-torch's profiler, on a card by torch.cuda.max_memory_allocated.
+A real step is the training loop's own (hfgpt/train/loop.py). Its peak is that of the live allocations: on a CPU from
+torch's profiler, on a card from torch.cuda.max_memory_allocated.
 """
 
 from __future__ import annotations

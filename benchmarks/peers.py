@@ -1,11 +1,11 @@
 """The two sides of a comparison: the same shape and the same tokens, given to hfgpt and to its peers.
 
-In:  a :class:`Shape`, tokens, a folder to work in.
-Out: commands for hfgpt's own scripts/train.py and for nanoGPT's train.py, both as they are; the seconds of each step
-     out of what they leave behind; and :func:`clm_steps`, a loop in the style of Transformers' run_clm_no_trainer.
+In:  a :class:`Shape`, tokens, a working folder.
+Out: commands for hfgpt's own scripts/train.py and for nanoGPT's train.py, both unmodified; the seconds of each step
+     from their output; and :func:`clm_steps`, a loop in the style of Transformers' run_clm_no_trainer.
 
 nanoGPT reads ``data/NAME`` under the folder it is started in. So its files are copied into a temporary folder, beside
-data that is prepared here: the checkout stays as it is.
+data prepared here: the checkout is not modified.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What limits a training step: the shares of matrix products, attention, elementwise work, optimizer, data, Python.
+"""The bottlenecks of a training step: shares of matrix products, attention, elementwise work, optimizer, data, Python.
 
-In:  a shape by its name, and a number type.
-Out: JSON: the share of each group in the time of a step, by torch's profiler; the milliseconds of a step without it.
+In:  a shape's name, and a number type.
+Out: JSON: the share of each group in the time of a step, by torch's profiler; the milliseconds of an unprofiled step.
 
     OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/profile_step.py standard bfloat16
 
-Each operation's own time counts once. What no operation accounts for, while a step goes on, is Python's.
+Each operation counts only its own time. The time of a step outside any operation is Python's.
 """
 
 from __future__ import annotations

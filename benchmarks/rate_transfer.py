@@ -1,6 +1,6 @@
-"""Whether the best learning rate stays where it is as a model gets wider, with and without `mup_base_width`.
+"""Whether the best learning rate stays the same for wider models, with and without `mup_base_width`.
 
-    python benchmarks/rate_transfer.py [--seeds 3]      about 6 CPU-minutes a seed; resumes
+    python benchmarks/rate_transfer.py [--seeds 3]      about 6 CPU-minutes per seed; resumes
 
 In:  the embedded Shakespeare; two layers with heads of 16 channels, at widths 64, 128 and 256, tuned at 64.
 Out: benchmarks/results/rate_transfer.csv, docs/images/rate-transfer.png, and the best rate of each width.

@@ -2,13 +2,13 @@
 
     python benchmarks/reference_curves.py                       the recipes for a CPU, three seeds: 2 core-hours
     python benchmarks/reference_curves.py standard finetune     those for a GPU
-    python benchmarks/reference_curves.py --out runs            keep the run folders; the same command goes on from them
-    python benchmarks/reference_curves.py --seconds             only the time of a step, anew: run it on an idle machine
+    python benchmarks/reference_curves.py --out runs            keep the run folders; the same command resumes from them
+    python benchmarks/reference_curves.py --seconds             remeasure the time of a step: on an idle machine
 
-In:  recipes of this repository, run as they are but for more evaluations, which change no weight.
-Out: for each, its validation losses by step and seed, its tokens and seconds a step, and the machine's name; and their
-     figure, docs/images/reference-curves.png. A recipe that was not run keeps the curve that it had; a run that was
-     stopped gives the first part of one.
+In:  recipes of this repository, run unmodified except for more evaluations, which change no weight.
+Out: for each, its validation losses by step and seed, its tokens and seconds per step, and the machine's name; and
+     their figure, docs/images/reference-curves.png. A recipe that was not run keeps its earlier curve; an interrupted
+     run gives the first part of one.
 """
 
 from __future__ import annotations

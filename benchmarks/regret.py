@@ -1,13 +1,14 @@
-"""The regret of the dial: what plan.py chooses for a time, against the best of a search over the same space.
+"""The regret of the dial: plan.py's choice for a time, against the best of a search over the same space.
 
     python benchmarks/regret.py --text FILE --seconds 60 --trials 30 [--until 200]     resumes where its table ends
 
-In:  a text and a time for each run, start included; the machine should do nothing else.
-Out: benchmarks/results/regret-NAME-SECONDS.jsonl: a line a run, the dial's and the search's; on the screen the regret.
+In:  a text and a time for each run, including its start; the machine should be otherwise idle.
+Out: benchmarks/results/regret-NAME-SECONDS.jsonl: one line per run, of the dial and of the search; on the screen the
+     regret.
 
 The search is Optuna's (a seeded tree of Parzen estimators) over the dial's own grid (hfgpt/plan/grid.py), both learning
 rates and dropout. Every run is the command that a user types, with `time_budget`, so that each gets the same time. The
-loss is that of the last evaluation, over the same blocks for all.
+loss is that of the last evaluation, on the same blocks for all.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The rows of the table: what is measured of each side, and how.
+"""The rows of the table: what is measured on each side, and how.
 
-In:  a :class:`Setting`: where the peers are, how much to measure, the machine's ceiling.
-Out: a :class:`Result`: samples of hfgpt and of its peer. What they are called, their unit and goal are in ROWS.
+In:  a :class:`Setting`: the peers' locations, how much to measure, the machine's ceiling.
+Out: a :class:`Result`: samples of hfgpt and of its peer. Their names, units and goals are in ROWS.
 
-A row runs its sides in turn, A B A B …, so that whatever else the machine does meets both. The threads of both are
-bound to cores, except where the row is about what happens to those who set nothing.
+A row alternates its sides, A B A B …, so that other load on the machine affects both. The threads of both are bound to
+cores, except in rows about users who set nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How step time and peak memory grow with each size, beside what the theory says.
+"""The growth of step time and peak memory with each size, compared with theory.
 
 In:  nothing, or `--quick`.
 Out: JSON: for each factor its values, the seconds (median, quartiles) and peak bytes of a step at each, and the
@@ -6,8 +6,9 @@ Out: JSON: for each factor its values, the seconds (median, quartiles) and peak 
 
     OMP_PROC_BIND=true OMP_NUM_THREADS=2 python benchmarks/scaling.py
 
-Formulas: 6N + 12 · n_layer · n_embd · block_size operations a token, and hfgpt/plan/memory.py's peak memory. The
-steps are the training loop's own, in one process, the points of a factor in turn. Memory is that of the live tensors.
+Formulas: 6N + 12 · n_layer · n_embd · block_size operations per token, and hfgpt/plan/memory.py's peak memory. The
+steps are the training loop's own, in one process, alternating between a factor's points. Memory is that of live
+tensors.
 """
 
 from __future__ import annotations

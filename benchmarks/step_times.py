@@ -1,10 +1,10 @@
-"""Steps of many shapes, timed, and the coefficients that hfgpt/plan/laws.py prices a CPU step with.
+"""Timed steps of many shapes, and the coefficients by which hfgpt/plan/laws.py prices a CPU step.
 
-    python benchmarks/step_times.py --count 120     about two seconds a shape; resumes
+    python benchmarks/step_times.py --count 120     about two seconds per shape; resumes
     python benchmarks/step_times.py --fit           writes the coefficients into hfgpt/plan/laws.json
 
 Out: benchmarks/results/step_times.csv: the CPU time of the fastest step of a shape on one thread, since other work on
-     the machine can only make a step slower; and beside it the machine's speed, measured in the same minute.
+     the machine can only make a step slower; and the machine's speed, measured in the same minute.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How fast a stream is read by one process and by two, and how long lines are read.
+"""The reading speed of a stream in one process and in two, and the reading of long lines.
 
-In:  the size of a Parquet file that is made up here, and a tokenizer; the sizes of .jsonl files of one line.
-Out: JSON: tokens a second of one process, of two together, and their ratio, alternating in one run, also in
-     core-seconds, which other work on the machine does not change; of each line the seconds to cut and read it, and
-     how much the process grows.
+In:  the size of a generated Parquet file, and a tokenizer; the sizes of .jsonl files of one line.
+Out: JSON: tokens per second of one process, of two together, and their ratio, alternating in one run, also in
+     core-seconds, which other work on the machine does not change; for each line the seconds to cut and read it, and
+     the growth of the process.
 
     python benchmarks/streaming.py --megabytes 100 --tokenizer gpt2
     python benchmarks/streaming.py --lines 200,1000

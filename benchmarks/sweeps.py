@@ -1,13 +1,13 @@
-"""What a sweep can tell apart: equal settings (A/A), and Muon from AdamW.
+"""What a sweep can distinguish: equal settings (A/A), and Muon from AdamW.
 
     python benchmarks/sweeps.py aa [PAIRS]     how often a sweep of two equal settings names a winner
     python benchmarks/sweeps.py pruning        what --prune saves, and what it costs
     python benchmarks/sweeps.py optimizer      the study of docs/en/experiments.md
-    python benchmarks/sweeps.py options [SEEDS]   what schedules and stability's options do to the loss
+    python benchmarks/sweeps.py options [SEEDS]   how options for schedule and stability affect the loss
 
-Results go to benchmarks/results/. Trials run one after another in this process, on one thread, into the folders where
-sweep.py would put them, so that a tiny trial costs seconds and not the start of a process. The time of a step is this
-thread's CPU time, which other work on the machine hardly changes.
+Results go to benchmarks/results/. Trials run one after another in this process, on one thread, into the folders that
+sweep.py would use, so that a tiny trial takes seconds without the start of a process. A step's time is this thread's
+CPU time, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations

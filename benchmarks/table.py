@@ -1,7 +1,7 @@
-"""Figures and how they are shown: medians with their quartiles, ratios, one table as text and as Markdown.
+"""Figures and their display: medians with quartiles, ratios, one table as text and as Markdown.
 
-In:  samples, or the results that bench.py has written.
-Out: dictionaries for JSON; lines of text; the Markdown that stands in README.md between two markers.
+In:  samples, or the results that bench.py wrote.
+Out: dictionaries for JSON; lines of text; the Markdown between two markers in README.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A command watched from outside: what it printed and when, how long it took, the most memory it held.
+"""Watch a command from outside: its output with times, its duration, its peak memory.
 
 In:  a command, its folder and environment.
-Out: :class:`Finished`. The command runs as it is; nothing of it is imported here, and neither is torch.
+Out: :class:`Finished`. The command runs unmodified; neither it nor torch is imported here.
 """
 
 from __future__ import annotations
