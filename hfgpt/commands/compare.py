@@ -12,7 +12,7 @@ def reader() -> Reader:
     """Return the parser of the command's arguments."""
     parser = Reader(
         "compare",
-        _("Compare finished runs: a table, pictures, and what the values in which they differ did to the loss."),
+        _("Compare finished runs: a table, pictures, and the effect of their differing values on the loss."),
         [
             ("out/batch16 out/batch32 out/batch64", _("report.md, report.json and PNG files in out/compare")),
             ("out/a out/b --out_dir=out/a_or_b", _("... in another folder")),

@@ -19,7 +19,7 @@ def import_nanogpt(words: list[str]) -> None:
     """Convert a nanoGPT checkpoint to a run folder with the same logits and its tokenizer."""
     reader = Reader(
         "import_nanogpt",
-        _("Turn a checkpoint of nanoGPT into a run folder: same logits, with its tokenizer."),
+        _("Convert a nanoGPT checkpoint to a run folder with the same logits and its tokenizer."),
         [
             ("nanoGPT/out-shakespeare-char/ckpt.pt out/imported", _("meta.pkl is looked for around the checkpoint")),
             ("ckpt.pt out/imported --meta=nanoGPT/data/shakespeare_char/meta.pkl", _("... or named")),
@@ -58,7 +58,7 @@ def export_gguf(words: list[str]) -> None:
     folder, target = _folder_and_file(
         words,
         "export_gguf",
-        _("Write a run's model and tokenizer as one GGUF file, for llama.cpp and what is built on it."),
+        _("Write a run's model and tokenizer as one GGUF file, for llama.cpp and programs built on it."),
         ("out/standard standard.gguf", _('then: llama-cli -m standard.gguf -no-cnv -p "ROMEO:"')),
         _(
             "The weights are float32; llama.cpp's llama-quantize makes them smaller. Needs "

@@ -18,16 +18,16 @@ def push(words: list[str]) -> None:
         _("Push a run to the Hugging Face Hub."),
         [
             ("out/standard user/name", _("the model and its card")),
-            ("out/standard user/name --include_checkpoints", _("... so that another machine can go on with the run")),
+            ("out/standard user/name --include_checkpoints", _("... so that another machine can resume the run")),
         ],
     )
     reader.argument("folder", _("OUT"), _("run folder"))
-    reader.argument("repo_id", _("NAME"), _("user/name; made if it does not exist"))
+    reader.argument("repo_id", _("NAME"), _("user/name; created if it does not exist"))
     reader.flag("private", _("make the repository private"))
     reader.option("revision", _("BRANCH"), _("branch to push to (the main one)"))
     reader.flag("include_checkpoints", _("push the checkpoints too"))
     reader.flag("overwrite", _("replace another model that has this name"))
-    reader.option("license", _("NAME"), _("licence of the model, for a card that is written now (mit)"), default="mit")
+    reader.option("license", _("NAME"), _("licence of the model, for a newly written card (mit)"), default="mit")
     arguments = reader.read(words)
     from hfgpt.share import hub
 
@@ -47,7 +47,7 @@ def pull(words: list[str]) -> None:
     """Download a model, and say what to do next."""
     reader = Reader(
         "pull",
-        _("Bring a model from the Hugging Face Hub here, as a run folder."),
+        _("Download a model from the Hugging Face Hub as a run folder."),
         [("user/name out/name", _("all of it, with the checkpoints if they were pushed"))],
     )
     reader.argument("repo_id", _("NAME"), _("user/name of the repository"))

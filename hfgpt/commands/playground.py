@@ -15,7 +15,7 @@ def reader() -> Reader:
     """Return the parser of the command's arguments."""
     parser = Reader(
         "playground",
-        _("Open a page to play with: plan a run with sliders, train it, watch runs, let a model write."),
+        _("Open a page to play with: plan a run with sliders, train it, watch runs, sample from a model."),
         [
             ("", _("then open http://127.0.0.1:7860")),
             ("out --recipe recipes/learning.yaml", _("start from this recipe")),
@@ -24,8 +24,8 @@ def reader() -> Reader:
         _(
             "Plan: parameters, memory, time and what fits follow each slider; a value that breaks a rule is marked, "
             "with the fix. Train: a run is started, followed, paused and resumed. Runs: the loss curves of the runs in "
-            "the folder, live and side by side, with what the diagnosis says and what each wrote. Text: any of these "
-            "models continues your text, or shows what it expects of it.\n\n"
+            "the folder, live and side by side, with each run's diagnosis and samples. Text: any of these "
+            "models continues your text, or shows how well it predicts it.\n\n"
             "The page listens on this machine alone, answers no other web page, and fetches nothing from outside. It "
             "needs: "
             'pip install -e ".[playground]"'
@@ -35,7 +35,9 @@ def reader() -> Reader:
     parser.option("recipe", _("FILE"), _("recipe to start from (one that suits this machine)"))
     parser.option("host", _("ADDRESS"), _("address to listen on (127.0.0.1: this machine alone)"), default="127.0.0.1")
     parser.option("port", "N", _("port to listen on (7860)"), whole, 7860)
-    parser.option("allow", _("NAMES"), _("other host names it may be called by, with commas between them"), _names, [])
+    parser.option(
+        "allow", _("NAMES"), _("other host names at which it may be reached, separated by commas"), _names, []
+    )
     return parser
 
 

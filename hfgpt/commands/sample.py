@@ -26,7 +26,7 @@ def reader() -> Reader:
         _("Sample text from a trained model, as it is written."),
         [
             ('out/quick_experiment --prompt "ROMEO:" --max_new_tokens 500 --seed 1', _("continue a text")),
-            ("out/quick_experiment --prompt_file - < scene.txt", _("continue what standard input holds")),
+            ("out/quick_experiment --prompt_file - < scene.txt", _("continue the text from standard input")),
         ],
     )
     parser.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))

@@ -29,8 +29,8 @@ def reader() -> Reader:
         _(
             "Values with commas are tried one by one, every combination of them; a range low..high is searched at "
             "random (logarithmically where it spans a decade). Every other --key=value holds for all trials.\n\n"
-            "The same command goes on after an interruption, and shares the work when it is given in several "
-            "terminals. It ends with report.md, report.json and pictures in the sweep's folder; "
+            "The same command resumes after an interruption, and shares the work when it is run in several terminals. "
+            "It ends with report.md, report.json and pictures in the sweep's folder; "
             "`optuna-dashboard DIR/journal.log` shows it while it runs."
         ),
         parameters={key: flag for key, flag in configs.PARAMETERS.items() if key != "out_dir"},
@@ -63,7 +63,7 @@ def main(words: list[str]) -> int:
     try:
         report = trials.run(sweep, ["-m", "hfgpt", "train"])
     except trials.Stopped as stopped:
-        say("\n" + _("stopped; the same command goes on from here"), sys.stderr)
+        say("\n" + _("stopped; the same command resumes from here"), sys.stderr)
         return 128 + stopped.number
     say(report.read_text(encoding="utf-8").split("\n![")[0])
     say(_("report and pictures: {path}", path=report))

@@ -23,9 +23,9 @@ def reader() -> Reader:
         [
             ("recipes/standard.yaml", _("train the recipe; the run folder is out/standard")),
             ("recipes/standard.yaml --max_iters=1000 --no_compile", _("the same with other values")),
-            ("out/standard --resume", _("go on with a run, from its folder")),
-            ("--resume=hf://user/run", _("go on with a run that another machine pushed, in out/run")),
-            ("out/standard --branch_from=out/standard/checkpoint-600", _("a new run that goes on from a checkpoint")),
+            ("out/standard --resume", _("resume a run from its folder")),
+            ("--resume=hf://user/run", _("resume a run that another machine pushed, in out/run")),
+            ("out/standard --branch_from=out/standard/checkpoint-600", _("a new run that continues from a checkpoint")),
         ],
         configs.help_text(),
         parameters=configs.PARAMETERS,
@@ -39,8 +39,8 @@ def reader() -> Reader:
     parser.flag(
         "resume",
         _(
-            "go on from the newest valid checkpoint, or begin if there is not one yet; with a run on the Hub, bring it "
-            "first if it is ahead of the folder"
+            "resume from the newest valid checkpoint, or begin if there is not one yet; with a run on the Hub, "
+            "download it first if it is ahead of the folder"
         ),
         "hf://USER/RUN[@REVISION]",
         origin.hub_run,
@@ -48,7 +48,7 @@ def reader() -> Reader:
     parser.option(
         "branch_from",
         "RUN/checkpoint-N",
-        _("begin a new run, in a folder of its own, that goes on from a checkpoint of another run"),
+        _("begin a new run, in its own folder, that continues from a checkpoint of another run"),
         origin.branch,
     )
     parser.flag("overwrite", _("replace the run that out_dir holds"))

@@ -54,7 +54,7 @@ class Forecast:
         """Describe the forecast in a sentence."""
         values = {"loss": f"{self.loss:.2f}", "low": f"{self.low:.2f}", "high": f"{self.high:.2f}"}
         text = _("Expected validation loss: {loss} ({low} to {high}).", **values)
-        guess = _("No run so long, or no model so large, was measured for the laws: the interval is a guess.")
+        guess = _("The laws were fitted on shorter runs or smaller models: the interval is a guess.")
         rises = _(
             "It overfits: the text is seen {epochs} times; the lowest loss, about {best}, comes before the end.",
             epochs=number(self.epochs),

@@ -76,7 +76,7 @@ class Speed:
     def note(self, dtype: str) -> str:
         """Describe what a forecast from these figures assumes."""
         if self.busy:
-            return _("measured while other work ran on this machine, which alone is faster")
+            return _("measured while other work ran on this machine, which is faster without it")
         if dtype == "bfloat16" and self.bfloat16_ratio is None:
             return _("bfloat16 is assumed to be {ratio:g} times as fast as float32, until --probe measures it",
                      ratio=BFLOAT16_RATIO)  # fmt: skip

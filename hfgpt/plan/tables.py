@@ -76,7 +76,7 @@ def _verdict(plan: Plan) -> str:
     fits = (
         _("It needs {needed} of {memory}.", **values)
         if plan.fits
-        else _("It does NOT fit: it needs {needed}, and there are {memory}.", **values)
+        else _("It does NOT fit: it needs {needed}, and the device has {memory}.", **values)
     )
     takes = _("It takes about {time} ({range}).", time=duration(plan.time.total_seconds), range=_range(plan.time))
     return sentences(fits, takes, plan.forecast.sentence() if plan.forecast else no_forecast(plan))
@@ -223,7 +223,7 @@ def _time(plan: Plan, options: Options) -> Group:
         rows.append((_("energy"), f"{number(cost.energy_kwh)} kWh", power))
     notes = [_("{sentence}.", sentence=target.note[:1].upper() + target.note[1:]) if target.note else ""]
     if time.source == "probe" and time.busy:
-        notes = [_("Other work ran on this machine while the probe measured; alone it is faster.")]
+        notes = [_("Other work ran on this machine while the probe measured; without it, it is faster.")]
     return table(_("Time on {device}", device=_devices(plan)), ("", "", ""), rows, sentences(*notes))
 
 
@@ -259,8 +259,8 @@ def _recommendation(plan: Plan, options: Options) -> Group:
         if choice.busy:
             notes.append(
                 _(
-                    "Other work ran on this machine during the trials, so they do not count; while it runs, training "
-                    "takes longer than is said here."
+                    "Other work ran on this machine during the trials, so they do not count; while it runs, "
+                    "training takes longer than stated here."
                 )
             )
         layers = chapter.layers_for(plan.survey.corpus_bytes)

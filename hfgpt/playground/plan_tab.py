@@ -73,7 +73,7 @@ class PlanTab:
         with gr.Row(visible=self._trainer.can_train, elem_id="begin"):
             self.name = labels.add(
                 gr.Textbox,
-                lambda: {"label": _("Name of the run"), "info": _("Its folder is made beside the other runs.")},
+                lambda: {"label": _("Name of the run"), "info": _("Its folder is created beside the other runs.")},
                 value=Path(self.first).stem,
                 elem_id="name",
                 scale=2,
@@ -181,7 +181,7 @@ class PlanTab:
 def _card_texts() -> dict[str, Any]:
     return {
         "label": _("Runs on"),
-        "info": _("Memory and speed of a card are its maker's; this machine's are measured."),
+        "info": _("A card's memory and speed come from its data sheet; this machine's are measured."),
         "choices": [
             (_("this machine"), HERE),
             *((f"{card.name} · {card.memory_bytes // cards.GIB} GB", card.name) for card in cards.CARDS),

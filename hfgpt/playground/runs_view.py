@@ -137,11 +137,11 @@ def _standing(state: State) -> str:
     if state.running and state.step == 0:
         return message(_("It is starting: the text is read, the model is made."))
     if state.running:
-        return message(_("It is in progress, and goes on if this page is closed."), "good")
+        return message(_("It is in progress, and continues if this page is closed."), "good")
     if state.stopped_early:
         return message(_("Early stopping has ended it: the validation loss no longer fell."), "good")
     if state.finished:
         return message(_("It is finished."), "good")
     if state.step:
-        return message(_("It is paused: Resume goes on from its newest checkpoint."))
-    return message(_("It has ended before its first step: see below."), "bad")
+        return message(_("It is paused: Resume continues from its newest checkpoint."))
+    return message(_("It ended before its first step: see below."), "bad")

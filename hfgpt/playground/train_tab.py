@@ -27,7 +27,7 @@ class TrainTab:
         with gr.Row(elem_id="in-hand"):
             self.run = labels.add(
                 gr.Dropdown,
-                lambda: {"label": _("Run"), "info": _("It goes on if this page is closed.")},
+                lambda: {"label": _("Run"), "info": _("It continues if this page is closed.")},
                 choices=names,
                 value=next(iter(names), None),
                 interactive=True,

@@ -196,8 +196,8 @@ def _usage(shape: dict[str, int], recipe: Config | None) -> str:
     return "\n\n".join((
         _("With Transformers alone; put the repository's name, or the folder, for `MODEL`:"),
         USAGE.replace('"The"', json.dumps(prompt, ensure_ascii=False)),
-        _("Prompt and new text together fill at most the context of {tokens} tokens. `{command}` of hfgpt goes on past "
-          "it.",
+        _("Prompt and new text together fill at most the context of {tokens} tokens. "
+          "`{command}` of hfgpt continues past it.",
           tokens=shape["block_size"], command=typed("sample", "MODEL")),
     ))  # fmt: skip
 
@@ -264,7 +264,7 @@ def _recipe(recipe: Config | None, changes: Sequence[Segment], last_step: int) -
         values = listed(f"{key} {old} → {new}" for key, old, new in segments.differences(before.recipe, now.recipe))
         text += "\n- " + _("From step {step:,} on: {values}", step=now.step, values=markdown.code(values))
     if last_step > recipe.max_iters:
-        text += "\n\n" + _("The record goes on to step {step:,}, beyond this recipe's max_iters.", step=last_step)
+        text += "\n\n" + _("The record continues to step {step:,}, beyond this recipe's max_iters.", step=last_step)
     return _section(_("Recipe"), f"{text}\n\n{markdown.block(public.recipe(configs.to_yaml(recipe)), 'yaml')}")
 
 

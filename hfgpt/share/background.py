@@ -140,7 +140,7 @@ class BackgroundPusher:
     def _failed(self, error: Exception) -> None:
         first, self.problem = self.problem is None, error
         if first:
-            self._warn(_("the run was not pushed to the Hub, and goes on: {reason}", reason=error))
+            self._warn(_("the run was not pushed to the Hub, and continues: {reason}", reason=error))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -148,7 +148,7 @@ def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, t
         return
     if contents.newest(there):
         raise InputError(
-            "{repo}: the name is taken: it holds another run\n    → go on with that run by --resume=hf://{repo}, "
+            "{repo}: the name is taken: it holds another run\n    → resume that run with --resume=hf://{repo}, "
             "choose another name, or replace it with --overwrite",
             repo=repo,
         )

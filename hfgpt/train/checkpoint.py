@@ -177,7 +177,7 @@ def read(path: Path) -> Checkpoint:
     except FileNotFoundError as error:
         missing = Path(error.filename or "").name
         raise CheckpointError(
-            _("{checkpoint} is not whole: {file} is missing", checkpoint=path, file=missing)
+            _("{checkpoint} is incomplete: {file} is missing", checkpoint=path, file=missing)
         ) from None
     except (OSError, SafetensorError, *UNREADABLE) as error:
         raise CheckpointError(_("{checkpoint} cannot be read: {error}", checkpoint=path, error=error)) from None

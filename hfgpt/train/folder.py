@@ -39,7 +39,7 @@ def check_folder(config: Config, resume: bool, overwrite: bool) -> None:
     """
     folder = config.run_dir
     if resume and overwrite:
-        raise InputError("--resume and --overwrite: one goes on with the run, the other replaces it; give one of them")
+        raise InputError("--resume and --overwrite: one resumes the run, the other replaces it; give one of them")
     if folder.exists() and not folder.is_dir():
         raise InputError("out_dir = {folder!r}: is a file → name a folder", folder=str(folder))
     source = Path(config.init_from)
@@ -81,7 +81,7 @@ def refuse_older_run(folder: Path, resume: bool, overwrite: bool) -> None:
     """Raise InputError if the folder holds a run: a run is never overwritten unasked."""
     if holds_run(folder) and not resume and not overwrite:
         raise InputError(
-            "out_dir = {folder!r}: holds a run → --resume goes on with it, --overwrite replaces it, "
+            "out_dir = {folder!r}: holds a run → --resume continues it, --overwrite replaces it, "
             "--out_dir=… puts the new one elsewhere",
             folder=str(folder),
         )

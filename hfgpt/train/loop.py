@@ -186,7 +186,7 @@ def leave(run: Run, failed: bool) -> None:
     run.writer.close()
     if run.lock is not None:
         if failed and recover(run.folder):
-            run.display.say(_("{folder}: the run that was to be replaced is back in its place", folder=run.folder))
+            run.display.say(_("{folder}: the run that was to be replaced has been restored", folder=run.folder))
         run.lock.release()
     if failed and run.accelerator.num_processes > 1:
         for tracker in run.accelerator.trackers:

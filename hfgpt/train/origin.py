@@ -46,7 +46,9 @@ def hub_run(text: str) -> HubRun:
     """Parse ``hf://user/run`` or ``hf://user/run@revision``; raises ValueError that states the format."""
     match = _HUB.fullmatch(text)
     if match is None:
-        raise ValueError(_("must be hf://user/run, or hf://user/run@revision; alone it goes on from the run folder"))
+        raise ValueError(
+            _("must be hf://user/run, or hf://user/run@revision; without a value it resumes from the run folder")
+        )
     return HubRun(match[1], match[2])
 
 
@@ -109,7 +111,7 @@ def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:
     from hfgpt.share import contents, hub
 
     def waiting(holder: Holder) -> None:
-        say(_("{folder}: is being brought by {holder}; waiting for it", folder=folder, holder=holder), sys.stderr)
+        say(_("{folder}: is being downloaded by {holder}; waiting for it", folder=folder, holder=holder), sys.stderr)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     brought, older = (folder.with_name(f".{folder.name}.{word}") for word in ("brought", "older"))
@@ -125,7 +127,7 @@ def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:
             remote_step, local_step = (max(contents.checkpoint_steps(path), default=-1) for path in (brought, folder))
             if remote_step < 0:
                 raise InputError(
-                    "{repo}: has no checkpoint to go on from → push_to_hub: checkpoints pushes them, and "
+                    "{repo}: has no checkpoint to resume from → push_to_hub: checkpoints pushes them, and "
                     "--init_from={repo} begins a new run with its weights",
                     repo=run.repo,
                 )

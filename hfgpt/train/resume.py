@@ -152,7 +152,7 @@ def check_text_is_here(error: InputError, saved: checkpoint.Checkpoint) -> Input
     if facts is None or not reason.startswith("dataset = "):
         return error
     return InputError(
-        "{reason}\n    → give the text of this run a place with --dataset: {corpus}",
+        "{reason}\n    → give the location of this run's text with --dataset: {corpus}",
         reason=reason,
         corpus=described(facts, str(saved.state["identity"]["data"])),
     )
@@ -249,7 +249,7 @@ def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
     """
     if saved.state["step"] > config.max_iters and not config.time_budget:
         raise InputError(
-            "max_iters = {steps}: the run has come to step {step} already ({checkpoint}) → set max_iters to at "
+            "max_iters = {steps}: the run has already reached step {step} ({checkpoint}) → set max_iters to at "
             "least {step}, or remove the later checkpoints to go on from an earlier step",
             steps=config.max_iters,
             step=saved.state["step"],

@@ -162,7 +162,7 @@ def test_the_card_shows_the_segments_and_never_contradicts_the_record(folder: Pa
     assert "From step 20 on: `max_iters 20 → 40, learning_rate 0.001 → 0.0001`" in text
     recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
     (folder / "recipe.yaml").write_text(re.sub("max_iters: 40", "max_iters: 20", recipe), encoding="utf-8")
-    assert "The record goes on to step 31, beyond this recipe's max_iters." in card.model_card(folder)
+    assert "The record continues to step 31, beyond this recipe's max_iters." in card.model_card(folder)
 
 
 NASTY = "<img src=x onerror=alert(1)> `x` ``` **b** [a](javascript:alert(1)) | #"

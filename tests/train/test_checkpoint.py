@@ -139,7 +139,7 @@ def test_the_damaged_file_is_named(tmp_path: Path, file: str) -> None:
     with pytest.raises(CheckpointError, match=f"{file} is damaged: its checksum differs"):
         checkpoint.read(folder)
     (folder / file).unlink()
-    with pytest.raises(CheckpointError, match=f"checkpoint-4 is not whole: {file} is missing"):
+    with pytest.raises(CheckpointError, match=f"checkpoint-4 is incomplete: {file} is missing"):
         checkpoint.read(folder)
 
 

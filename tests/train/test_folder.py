@@ -87,7 +87,7 @@ def test_overwrite_gives_the_old_run_back_if_the_new_one_fails(
     with pytest.raises(RunError, match="not finite"):
         do_train(tiny | rate, overwrite=True)
     assert contents(path) == before
-    assert "the run that was to be replaced is back in its place" in capsys.readouterr().out
+    assert "the run that was to be replaced has been restored" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stage", ["first evaluation", "setting aside", "putting back"])

@@ -1,4 +1,4 @@
-"""A run that goes on from the Hub, and a new run that goes on from a checkpoint."""
+"""A run that resumes from the Hub, and a new run that continues from a checkpoint."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_what_is_not_a_branch(tiny: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a checkpoint of another run:(?s:.*)n_embd"):
         do_train(elsewhere | {"n_embd": 32}, branch_from=trunk / "checkpoint-8")
     (trunk / "checkpoint-8" / "COMPLETE").unlink()
-    with pytest.raises(InputError, match=r"branch_from: .* is not whole"):
+    with pytest.raises(InputError, match=r"branch_from: .* is incomplete"):
         do_train(elsewhere, branch_from=trunk / "checkpoint-8")
     assert not (tmp_path / "branch").exists()
     for text in (str(trunk), str(trunk / "checkpoint-5"), "checkpoint-x"):

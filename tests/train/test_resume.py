@@ -44,7 +44,7 @@ def test_evaluating_a_checkpoint_that_was_evaluated(tiny: dict[str, Any], capsys
 def test_a_length_below_the_step_reached_is_refused(tiny: dict[str, Any]) -> None:
     path = do_train(tiny)
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
-    with pytest.raises(InputError, match=r"max_iters = 6: the run has come to step 8 already .* to at least 8"):
+    with pytest.raises(InputError, match=r"max_iters = 6: the run has already reached step 8 .* to at least 8"):
         do_train(tiny | {"max_iters": 6}, resume=True)
     assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == before
 
