@@ -35,18 +35,18 @@ from hfgpt.plan.loss import OVERFITS
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parent / "scripts"
 TEXTS = ("shakespeare", "topics", "code", "tang300")
-SIZES = (20_000, 60_000, 200_000, 600_000, 2_000_000)  # characters, or as many as the text has
+SIZES = (20_000, 60_000, 200_000, 600_000, 2_000_000)  # characters, at most those of the text
 BUDGETS = (60, 90, 120)  # seconds
 MOST_WORK = 2e13  # operations of a drawn recipe's matrix products: about 100 s on two cores
 
 
 def draw(seed: int, number: int, texts: list[str]) -> dict[str, Any]:
-    """A case by its number: a text, and a recipe or a budget."""
+    """Draw a case by its number: a text, and a recipe or a budget."""
     rng = np.random.default_rng([seed, number])
     in_turn = np.random.default_rng([seed, number // (2 * len(texts))]).permutation(texts)
     case: dict[str, Any] = {
         "number": number,
-        "text": str(in_turn[number // 2 % len(texts)]),  # each as often as any other, with a recipe and with a budget
+        "text": str(in_turn[number // 2 % len(texts)]),  # each equally often, with a recipe and with a budget
         "characters": int(rng.choice(SIZES)),
         "from": float(rng.random()),
     }
@@ -75,7 +75,7 @@ def draw(seed: int, number: int, texts: list[str]) -> dict[str, Any]:
 
 
 def stretch(case: dict[str, Any]) -> str:
-    """The case's text: a stretch of it, from a place that the case says."""
+    """Return the case's stretch of its text."""
     whole = Path(case["text"]).read_text(encoding="utf-8") if os.sep in case["text"] else text(case["text"], CHINESE)
     length = min(case["characters"], len(whole))
     start = int(case["from"] * (len(whole) - length))
@@ -83,14 +83,14 @@ def stretch(case: dict[str, Any]) -> str:
 
 
 def write_text(case: dict[str, Any], folder: Path) -> Path:
-    """The case's text as a file."""
+    """Write the case's text to a file."""
     path = folder / f"text-{case['number']}.txt"
     path.write_text(stretch(case), encoding="utf-8")
     return path
 
 
 def plan(*words: str) -> dict[str, Any]:
-    """What plan.py says, as data."""
+    """Return plan.py's output as data."""
     command = [sys.executable, str(SCRIPTS / "plan.py"), *words, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -100,7 +100,7 @@ def plan(*words: str) -> dict[str, Any]:
 
 
 def forecast(case: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The case's forecasts, and the recipe that they are of."""
+    """Return the case's forecasts, and the recipe that they are for."""
     file = write_text(case, folder)
     if "budget" in case:
         path = folder / f"recipe-{case['number']}.yaml"
@@ -127,7 +127,7 @@ def forecast(case: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def run(case: dict[str, Any], said: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train the recipe by the command that a user types; its seconds, its losses, the load meanwhile."""
+    """Train the recipe by the command that a user types; return its seconds, its losses and the machine's load."""
     file, out = write_text(case, folder), folder / f"run-{case['number']}"
     path = folder / f"train-{case['number']}.yaml"
     path.write_text(yaml.safe_dump(said["recipe"] | {"dataset": str(file), "tokenizer": "char"}), encoding="utf-8")
@@ -157,7 +157,7 @@ def run(case: dict[str, Any], said: dict[str, Any], folder: Path) -> dict[str, A
 
 
 def report(lines: list[dict[str, Any]]) -> str:
-    """The figures of all cases that have been run."""
+    """Report the figures of all finished cases."""
     cases = {line["number"]: line for line in lines if "said" in line}
     pairs = [(cases[line["number"]], line["result"]) for line in lines if "result" in line]
     rows = ["| figure | cases | value |", "|---|---|---|"]

@@ -39,13 +39,13 @@ GPT2 = Shape(n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12)
 STANDARD = ROOT / "recipes" / "standard.yaml"
 LOGGED = ["--log_interval=1", "--eval_interval=100000", "--eval_iters=1"]
 QUIET = [*LOGGED, "--sample_prompt="]  # for a recipe; random tokens are not sampled anyway
-# On a CPU, where only the command itself is tried, a model that trains in a second.
+# On a CPU, which only tries the command itself, a model that trains in a second.
 TINY = ["--n_layer=2", "--n_head=2", "--n_embd=16", "--block_size=16", "--batch_size=4"]
 
 
 @dataclass
 class Row:
-    """One figure: what it is, what was seen, what it should be, and whether it is; None where nothing is asked."""
+    """One figure: its name, its value, its goal, and whether it meets it; None if there is no goal."""
 
     what: str
     seen: float | str
@@ -56,7 +56,7 @@ class Row:
 
 @dataclass
 class Bench:
-    """Where the parts run, and on what."""
+    """Where the parts run, and on which device."""
 
     scratch: Path
     device: str
@@ -69,11 +69,11 @@ class Bench:
 
     @property
     def trial(self) -> bool:
-        """Whether this is a CPU, on which the parts are cut to nothing."""
+        """Whether this is a CPU, on which the parts are cut to a minimum."""
         return self.device == "cpu"
 
     def train(self, name: str, *flags: str, launch: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """The records of scripts/train.py, run with these words behind the recipe in a folder of its own."""
+        """Run scripts/train.py with a recipe and these arguments in its own folder; return its records."""
         folder = self.scratch / name
         command = [sys.executable, *launch, str(ROOT / "scripts" / "train.py"), *flags]
         cut = TINY if self.trial else []
@@ -88,12 +88,12 @@ class Bench:
 
 
 def losses(records: list[dict[str, Any]]) -> list[float]:
-    """The training losses, in order."""
+    """Return the training losses, in order."""
     return [line["train_loss"] for line in records if "train_loss" in line]
 
 
 def speed(records: list[dict[str, Any]]) -> dict[str, float]:
-    """The median speed of the second half, where the model is compiled and warm; the peak of memory."""
+    """Return the median speed of the second half, when the model is compiled and warm, and the peak memory."""
     steps = [line for line in records if "tokens_per_second" in line]
     late = steps[len(steps) // 2 :]
     rate = statistics.median(line["tokens_per_second"] for line in late)
@@ -148,7 +148,7 @@ def gpt2(bench: Bench) -> Iterator[Row]:
 def beside(
     bench: Bench, shape: Shape, tokens: Tokens, compiled: bool, what: str, ours: dict[str, float]
 ) -> Iterator[Row]:
-    """nanoGPT's own train.py on the same shape and tokens, in the same minutes."""
+    """Run nanoGPT's own train.py on the same shape and tokens, at about the same time."""
     assert bench.nanogpt
     home = peers.home(bench.nanogpt, bench.scratch)
     command = peers.nanogpt_command(shape, tokens, 25, bench.device, compiled)
@@ -169,7 +169,7 @@ def profile(bench: Bench) -> Iterator[Row]:
 
 
 def waits(bench: Bench) -> Iterator[Row]:
-    """A step in which any wait for the card is an error (torch.cuda.set_sync_debug_mode)."""
+    """Run a step in which any wait for the card is an error (torch.cuda.set_sync_debug_mode)."""
     said = inside(bench, "waits")["error"]
     yield Row("a step without a wait", said or "none", "", "none", not said)
 
@@ -192,7 +192,7 @@ def fit(bench: Bench) -> Iterator[Row]:
 
 
 def resume(bench: Bench) -> Iterator[Row]:
-    """Stop at 20, go on to 40, twice, with `deterministic`: the same bits as in one go."""
+    """Stop at 20 and resume to 40, twice, with `deterministic`: the same bits as without a stop."""
     recipe = [str(STANDARD), "--max_iters=40", "--lr_decay_iters=40", *QUIET, "--deterministic", "--eval_interval=20"]
     recipe.remove("--eval_interval=100000")
     bench.train("whole", *recipe)
@@ -206,13 +206,13 @@ def resume(bench: Bench) -> Iterator[Row]:
 
 
 def weights(folder: Path) -> str:
-    """A checksum of a checkpoint's weights."""
+    """Return a checksum of a checkpoint's weights."""
     state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     return str(state["files"]["model.safetensors"]["sha256"])
 
 
 def variants(bench: Bench) -> Iterator[Row]:
-    """Muon and activation checkpointing: compiled as eager; memory as plan says."""
+    """Muon and activation checkpointing: compiled equals eager, and memory equals the plan's."""
     tokens = bench.gpt2()
     shape = Shape(n_layer=6, n_head=6, n_embd=384, block_size=256, batch_size=8)
     for more in ("--optimizer=muon", "--activation_checkpointing"):
@@ -226,7 +226,7 @@ def variants(bench: Bench) -> Iterator[Row]:
 
 
 def planned(bench: Bench, flags: list[str], seen: float, more: str) -> Row:
-    """What plan.py foresees of a step's tensors, against what torch allocated."""
+    """Compare plan.py's prediction of a step's tensors with torch's allocation."""
     command = [sys.executable, str(ROOT / "scripts" / "plan.py"), *flags, "--vram=80GB", "--json"]
     said = json.loads("".join(watch.run(command, bench.env).lines))
     off = said["memory"]["peak_bytes"] / seen - 1
@@ -264,7 +264,7 @@ def shared(bench: Bench) -> Iterator[Row]:
 
 
 def beyond(bench: Bench) -> Iterator[Row]:
-    """What is not training: saving, exporting, evaluating and sampling 124M, in seconds and as a share of the time."""
+    """Saving, exporting, evaluating and sampling 124M, in seconds and as a share of the time."""
     tokens = bench.gpt2()
     flags = [*tokens.flags, *GPT2.flags, "--warmup_iters=0", "--max_iters=40", "--eval_interval=20", "--eval_iters=2"]
     began = time.perf_counter()
@@ -296,7 +296,7 @@ def whole(bench: Bench) -> Iterator[Row]:
 
 
 Part = Callable[[Bench], Iterator[Row]]
-PARTS: dict[str, tuple[Part, int]] = {  # with the seconds that it takes on an H100, about
+PARTS: dict[str, tuple[Part, int]] = {  # with its approximate seconds on an H100
     "standard": (standard, 90),
     "gpt2": (gpt2, 120),
     "profile": (profile, 30),
@@ -311,18 +311,18 @@ PARTS: dict[str, tuple[Part, int]] = {  # with the seconds that it takes on an H
     "whole": (whole, 150),
 }
 
-# ---------------------------------------------------------------------------- what is measured inside of one process
+# ---------------------------------------------------------------------------- measurements within one process
 
 
 def inside(bench: Bench, name: str, *words: str) -> dict[str, Any]:
-    """What this file prints as JSON when it is started for one measurement."""
+    """Return the JSON that this file prints when it is started for one measurement."""
     command = [sys.executable, __file__, "--inside", name, "--device", bench.device, *words]
     seen: dict[str, Any] = json.loads(watch.run(command, bench.env).lines[-1])
     return seen
 
 
 def measure_inside(name: str, device: str, compiled: bool) -> dict[str, Any]:
-    """One of the measurements that need torch at hand."""
+    """Run one of the measurements that need torch in this process."""
     import torch
     from inside import batch_of, prepared
 
@@ -339,7 +339,7 @@ def measure_inside(name: str, device: str, compiled: bool) -> dict[str, Any]:
     running = list[StepResult]()
 
     def step(number: int) -> None:
-        """As the loop has it: the step before is looked at while this one runs."""
+        """Run a step as the loop does: the previous step is checked while this one runs."""
         running.append(train_step(run, batch_of(run, number), shape.tokens, 1e-4))
         settle(run, running, keep=1)
 
@@ -358,7 +358,7 @@ def measure_inside(name: str, device: str, compiled: bool) -> dict[str, Any]:
 
 
 def masks(shape: Shape, vocabulary: int, device: str) -> dict[str, Any]:
-    """Losses of three steps and seconds of a later one: with each kind of mask for documents, and without documents."""
+    """Return three steps' losses and a later one's seconds, with each kind of document mask and without documents."""
     import torch
     from inside import batch_of, in_turn, prepared
 
@@ -371,7 +371,7 @@ def masks(shape: Shape, vocabulary: int, device: str) -> dict[str, Any]:
         )
         batch = batch_of(run, 0)
         for tokens in (tokens for part in batch for tokens in part.values()):
-            tokens.masked_fill_(tokens % 200 == 0, 0)  # 0 ends a document here: one of 200 tokens
+            tokens.masked_fill_(tokens % 200 == 0, 0)  # 0 ends a document here: they have 200 tokens
         steps = [train_step(run, batch, shape.tokens, 1e-4) for _ in range(3)]
         seconds = in_turn({name: lambda: train_step(run, batch, shape.tokens, 1e-4)}, 1, 10)  # noqa: B023
         values = [float(step.nll) / step.targets for step in steps]
@@ -382,7 +382,7 @@ def masks(shape: Shape, vocabulary: int, device: str) -> dict[str, Any]:
 
 
 def first_wait(step: Callable[[], None]) -> str:
-    """What torch says of the first wait for the card in a step; "" if it says nothing."""
+    """Return torch's message about the first wait for the card in a step, or ""."""
     import torch
 
     torch.cuda.synchronize()
@@ -397,7 +397,7 @@ def first_wait(step: Callable[[], None]) -> str:
 
 
 def read_trace(events: list[dict[str, Any]], steps: int) -> dict[str, float]:
-    """Of a profiler's trace of some steps: flash kernels and waits a step, the card's idle share, the head's share."""
+    """Read a profiler's trace: flash kernels and waits per step, the card's idle share, the head's share."""
     kernels = [event for event in events if event.get("cat") == "kernel"]
     calls = [event["name"] for event in events if event.get("cat") == "cuda_runtime"]
     busy = sum(event["dur"] for event in kernels)
@@ -414,7 +414,7 @@ def read_trace(events: list[dict[str, Any]], steps: int) -> dict[str, float]:
 
 
 def fits(shape: Shape, vocabulary: int, device: str, compiled: bool) -> dict[str, Any]:
-    """20 steps of scripts/train.py with 6 GB of the card's memory; how many there were, and the peak in bytes."""
+    """Run 20 steps of scripts/train.py in 6 GB of the card's memory; return how many finished, and the peak."""
     import torch
 
     from hfgpt.config import load
@@ -479,7 +479,7 @@ def main() -> int:
 
 
 def measure(name: str, bench: Bench) -> dict[str, Any]:
-    """The rows of a part, as far as it came, and what it failed of."""
+    """Return the rows of a part, as far as it got, and its error."""
     rows, error, began = [], "", time.monotonic()
     try:
         for row in PARTS[name][0](bench):
@@ -492,7 +492,7 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
 
 
 def installed(name: str) -> bool:
-    """Whether a package is there."""
+    """Whether a package is installed."""
     try:
         importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -501,7 +501,7 @@ def installed(name: str) -> bool:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as the table has it."""
+    """Format a row of the table."""
     mark = {True: "✓", False: "✗", None: " "}[row["holds"]]
     seen = f"{row['seen']:.4g}" if isinstance(row["seen"], float) else str(row["seen"])
     wanted = f"  (wanted: {row['wanted']})" if row["wanted"] else ""
@@ -509,7 +509,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def table(card: str, parts: dict[str, Any]) -> str:
-    """All that was measured on this card, now or before."""
+    """Return everything measured on this card, now or earlier."""
     lines = [f"\n{card}"]
     for name, part in parts.items():
         lines += [f"{name} ({part['seconds']:.0f} s)", *(f"  {line(row)}" for row in part["rows"])]
@@ -518,7 +518,7 @@ def table(card: str, parts: dict[str, Any]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="name the parts, and stop")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), metavar="PART", help="these parts")

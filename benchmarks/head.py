@@ -25,18 +25,18 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def torchs(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """torch's own, in chunks."""
+    """Compute torch's own loss, in chunks."""
     options = F.LinearCrossEntropyOptions() if hasattr(F, "LinearCrossEntropyOptions") else None
     return F.linear_cross_entropy(hidden, weight, targets, reduction="sum", ignore_index=-100, options=options)
 
 
 def ours(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """hfgpt's."""
+    """Compute hfgpt's loss."""
     return linear_cross_entropy(hidden, weight, targets, -100)
 
 
 def seconds(loss: Loss, shape: tuple[int, int, int], dtype: str) -> tuple[float, float]:
-    """Of a forward and a backward pass; and the loss."""
+    """Return the seconds of a forward and a backward pass, and the loss."""
     tokens, width, vocabulary = shape
     torch.manual_seed(0)
     hidden = torch.randn(tokens, width, requires_grad=True)

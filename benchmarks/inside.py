@@ -28,7 +28,7 @@ Samples = dict[str, list[float]]
 
 
 def in_turn(sides: dict[str, Callable[[], object]], rounds: int, iterations: int = 1, warm: int = 1) -> Samples:
-    """Seconds of each call, A B A B …: `rounds` times `iterations` calls of a side, after `warm` that do not count."""
+    """Return each call's seconds, A B A B …: `rounds` x `iterations` of a side, after `warm` warm-up calls."""
     import torch
 
     def timed(action: Callable[[], object]) -> float:
@@ -49,21 +49,21 @@ def in_turn(sides: dict[str, Callable[[], object]], rounds: int, iterations: int
 
 
 def prepared(shape: Shape, vocabulary: int, device: str, **more: Any) -> Run:
-    """A run of the training loop's own parts, on random tokens."""
+    """Return a run built from the training loop's own parts, on random tokens."""
     from hfgpt.plan import probe
 
     return probe.prepare(Survey(shape.config(device=device, **more), vocabulary, "", None, None, False))
 
 
 def batch_of(run: Run, number: int) -> list[dict[str, Any]]:
-    """The batch of a step, as the training loop gets it."""
+    """Return a step's batch, as the training loop gets it."""
     from hfgpt.train.step import to_device
 
     return to_device(run.corpus.batches.micro_batches(number, 0, 1, run.micro_batch), run.device)
 
 
 def run_clm(side: str, iterations: int, dtype: str, vocabulary: int = 65, device: str = "cpu") -> list[float]:
-    """Seconds of each step, small shape: of hfgpt's loop ("ours"), or of one in run_clm_no_trainer's style ("peer").
+    """Return each step's seconds, small shape: hfgpt's loop ("ours"), or one in run_clm_no_trainer's style ("peer").
 
     `dtype` is hfgpt's; the script has float32 on a CPU by default, and bfloat16 on a card.
     """
@@ -83,9 +83,9 @@ def run_clm(side: str, iterations: int, dtype: str, vocabulary: int = 65, device
 def generation(
     shape: dict[str, Any], vocabulary: int, new: int, batch: int, rounds: int, nanogpt: str | None, device: str = "cpu"
 ) -> Samples:
-    """Seconds for `batch` texts of `new` tokens, drawn as both sides' sample scripts draw by default.
+    """Return the seconds for `batch` texts of `new` tokens, sampled with the defaults of both sides' sample scripts.
 
-    As the scripts do: hfgpt writes the texts side by side, nanoGPT one after another. Weights are random on both sides.
+    As in the scripts, hfgpt samples the texts as a batch, nanoGPT one after another. Both sides' weights are random.
     """
     import torch
     from transformers import GPT2LMHeadModel
@@ -119,7 +119,7 @@ def generation(
 
 
 def arithmetic(vocabulary: int, device: str = "cpu") -> dict[str, float]:
-    """Seconds of a step of the standard shape, and of the pure arithmetic of an evaluation, a token."""
+    """Return the seconds of a step of the standard shape, and per token of an evaluation's pure arithmetic."""
     from hfgpt.plan import probe
 
     measured = probe.probe(Survey(STANDARD.config(device=device), vocabulary, "", None, None, False))
@@ -127,7 +127,7 @@ def arithmetic(vocabulary: int, device: str = "cpu") -> dict[str, float]:
 
 
 def held_out(folder: str, nanogpt: str | None, tokens: str, block_size: int, eval_iters: int) -> dict[str, float]:
-    """The validation loss on the fixed blocks that hfgpt evaluates on, in nats a token.
+    """Return the validation loss on the fixed blocks that hfgpt evaluates, in nats per token.
 
     Args:
         folder: hfgpt's run folder; with `nanogpt`, a checkout, its checkpoint.
@@ -152,7 +152,7 @@ def held_out(folder: str, nanogpt: str | None, tokens: str, block_size: int, eva
         theirs.load_state_dict({key.removeprefix("_orig_mod."): value for key, value in loaded["model"].items()})
 
         def logits_of(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-            return theirs(ids, targets)[0]  # without targets it gives the last position's alone
+            return theirs(ids, targets)[0]  # without targets it returns only the last position's
 
     stream = TokenStream([np.fromfile(Path(tokens) / "val.bin", dtype=np.uint16)])
     indices, nll = evaluation_blocks(stream, block_size, eval_iters), 0.0
@@ -166,9 +166,9 @@ def held_out(folder: str, nanogpt: str | None, tokens: str, block_size: int, eva
 
 
 def checkpoints(folder: str, rounds: int, device: str = "cpu") -> list[float]:
-    """Seconds that a checkpoint of GPT-2's size holds up the steps, when it is written behind them.
+    """Return the seconds by which a GPT-2-sized checkpoint, written in the background, delays the steps.
 
-    The optimizer has made a step, and the memory was set aside after it, as in a run.
+    The optimizer has taken a step, after which the memory was reserved, as in a run.
     """
     import torch
 

@@ -29,7 +29,7 @@ TOLERANCE = 1.05
 
 
 class Sample(NamedTuple):
-    """What the training process held at a step."""
+    """The resources of the training process at a step."""
 
     step: int
     resident: int  # bytes
@@ -38,19 +38,19 @@ class Sample(NamedTuple):
 
 
 def last_step(record: Path) -> int:
-    """The newest step in a metrics.jsonl; -1 before the first."""
+    """Return the newest step in a metrics.jsonl; -1 before the first."""
     lines = record.read_text().split("\n")[:-1] if record.exists() else []
     return json.loads(lines[-1])["step"] if lines else -1
 
 
 def watch(process: psutil.Popen, record: Path, every: int) -> list[Sample]:
-    """A sample each `every` steps, in the middle between two evaluations, until the process ends."""
+    """Yield a sample every `every` steps, half-way between two evaluations, until the process ends."""
     seen, due = list[Sample](), every
     while process.poll() is None:
         step = last_step(record)
         if step >= due and step % 500 not in range(50):
             held = process.memory_info()
-            files = min(process.num_fds() for _ in range(5))  # one that is just being written does not count
+            files = min(process.num_fds() for _ in range(5))  # ignore a checkpoint that is being written
             seen.append(Sample(step, held.rss, files, process.num_threads()))
             due += every
         time.sleep(0.05)

@@ -35,32 +35,32 @@ NANOGPT_MISSING = "no peer: NANOGPT=path, a checkout of nanoGPT, was not given"
 
 @dataclass
 class Setting:
-    """What a row needs to know."""
+    """The settings of a row."""
 
     scratch: Path
     nanogpt: Path | None  # a checkout
-    text: Path | None  # None: the corpus that comes with hfgpt
+    text: Path | None  # None: the corpus included in hfgpt
     gpt2_tokenizer: Path | None  # a folder with GPT-2's tokenizer
     device: str
     threads: int
-    quick: bool = False  # one round, without what must be compiled first
-    iterations: int | None = None  # of a side in a round; None: as many as the row asks for
-    allocator: bool = False  # whether the peers, too, keep what a step frees
+    quick: bool = False  # one round, without compilation
+    iterations: int | None = None  # iterations of a side in a round; None: the row's own number
+    allocator: bool = False  # whether the peers, too, keep memory that a step frees
     numbers: itertools.count = field(default_factory=itertools.count)
 
     @functools.cached_property
     def characters(self) -> Tokens:
-        """The text by characters, for both sides."""
+        """Return the text as character tokens, for both sides."""
         return peers.character_tokens(peers.read_text(self.text), self.scratch)
 
     @functools.cached_property
     def home(self) -> Path | None:
-        """Where nanoGPT is started; None without a checkout."""
+        """Return the folder in which nanoGPT is started; None without a checkout."""
         return peers.home(self.nanogpt, self.scratch) if self.nanogpt else None
 
     @functools.cached_property
     def tiktoken_files(self) -> Path:
-        """A cache for tiktoken with GPT-2's vocabulary, which is in the tokenizer's files, byte for byte.
+        """Return a cache for tiktoken with GPT-2's vocabulary, taken byte for byte from the tokenizer's files.
 
         tiktoken names a file by the SHA-1 of its address, and would otherwise download it.
         """
@@ -73,28 +73,28 @@ class Setting:
 
     @property
     def bound(self) -> dict[str, str]:
-        """The environment of a comparison; with an accelerator nothing is bound."""
+        """Return the environment of a comparison; with an accelerator nothing is bound."""
         return watch.environment(self.threads if self.device == "cpu" else None, self.scratch, self.allocator)
 
     @property
     def unbound(self) -> dict[str, str]:
-        """The environment of somebody who sets nothing."""
+        """Return the environment of a user who sets nothing."""
         return watch.environment(None, self.scratch, self.allocator)
 
     def rounds(self, usual: int) -> int:
-        """How often the sides take turns."""
+        """Return how often the sides alternate."""
         return 1 if self.quick else usual
 
     def steps(self, usual: int) -> int:
-        """How many iterations count, of one side in one round."""
+        """Return how many iterations of a side count in a round."""
         return self.iterations or usual
 
     def folder(self) -> Path:
-        """A name for a run folder that no other run has."""
+        """Return a new run folder."""
         return self.scratch / "runs" / str(next(self.numbers))
 
     def inside(self, name: str, **arguments: Any) -> Any:
-        """A measurement of inside.py, in a process of its own."""
+        """Run a measurement of inside.py in its own process."""
         return watch.script("inside.py", self.bound, name, json.dumps(arguments))
 
 
@@ -105,7 +105,7 @@ class Result:
     ours: list[float]
     peer: list[float] | None = None
     note: str = ""
-    flops: float | None = None  # of one unit (a token), where the share of the ceiling says something
+    flops: float | None = None  # of one unit (a token), if the share of the ceiling is meaningful
     dtypes: tuple[str, str] = ("float32", "float32")  # of hfgpt's matrix products, and of the peer's
 
 
@@ -115,7 +115,7 @@ class Result:
 def our_run(
     setting: Setting, shape: Shape, tokens: Tokens, steps: int, warm: int, *more: str, until_step: int | None = None
 ) -> tuple[list[float], watch.Finished]:
-    """Seconds of the steps after the first `warm`; with `until_step` the run is ended when that is recorded."""
+    """Return the steps' seconds after the first `warm`; with `until_step` the run is stopped once that is recorded."""
     folder = setting.folder()
     command = peers.our_command(shape, tokens, warm + steps, setting.device, folder, *more)
     metrics = folder / "metrics.jsonl"
@@ -135,21 +135,21 @@ def trained(metrics: Path, step: int) -> bool:
 def nanogpt_run(
     setting: Setting, shape: Shape, tokens: Tokens, steps: int, warm: int, compiled: bool
 ) -> tuple[list[float], watch.Finished]:
-    """Seconds of the iterations after the first `warm`."""
+    """Return the iterations' seconds after the first `warm`."""
     command = peers.nanogpt_command(shape, tokens, warm + steps, setting.device, compiled)
     done = watch.run(command, setting.bound, cwd=setting.home)
     return peers.nanogpt_steps(done.lines)[max(0, warm - 1) :], done
 
 
 def rates(seconds: list[float], tokens: int) -> list[float]:
-    """Tokens a second of each step."""
+    """Return the tokens per second of each step."""
     return [tokens / each for each in seconds]
 
 
 def training(
     setting: Setting, shape: Shape, steps: int, warm: int, rounds: int, compiled: bool = False, dtype: str = "auto"
 ) -> Result:
-    """Tokens a second of both training scripts; with `compiled` nanoGPT runs both ways, and the better one counts.
+    """Measure tokens/s of both training scripts; with `compiled` nanoGPT runs both ways, and the better one counts.
 
     On a CPU nanoGPT computes in float32; `dtype` is hfgpt's there. On a card both have bfloat16.
     """
@@ -171,12 +171,12 @@ def training(
 
 
 def chosen_dtype(shape: Shape, dtype: str = "auto") -> str:
-    """In what hfgpt multiplies on this CPU."""
+    """Return hfgpt's dtype on this CPU."""
     return hardware.cpu_dtype(shape.n_embd) if dtype == "auto" else dtype
 
 
 def small(setting: Setting) -> Result:
-    """The small shape. To compile takes nanoGPT a minute in the first round; later ones find it in torch's cache."""
+    """The small shape. nanoGPT compiles for a minute in the first round; later ones use torch's cache."""
     return training(setting, SMALL, steps=50, warm=10, rounds=6, compiled=not setting.quick)
 
 
@@ -196,7 +196,7 @@ def standard_float32(setting: Setting) -> Result:
 
 
 def loops(setting: Setting, dtype: str) -> Result:
-    """Steps of hfgpt's loop and of one in run_clm's style, each in processes of its own, which take turns."""
+    """Measure steps of hfgpt's loop and of one in run_clm's style, each in its own processes, which alternate."""
     vocabulary, samples = setting.characters.vocabulary, dict[str, list[float]]()
     on_card = setting.device == "cuda"
     arguments = {"iterations": setting.steps(30), "vocabulary": vocabulary, "device": setting.device}
@@ -209,7 +209,7 @@ def loops(setting: Setting, dtype: str) -> Result:
 
 
 def run_clm(setting: Setting) -> Result:
-    """The small shape, as each side computes by itself."""
+    """The small shape, with each side's defaults."""
     return loops(setting, "auto")
 
 
@@ -237,7 +237,7 @@ FAST_RECIPE = "recipes/fast_cpu.yaml"
 
 
 def as_typed(setting: Setting) -> Result:
-    """Both READMEs' commands for the CPU run, shortened; threads as each side leaves or sets them."""
+    """Both READMEs' commands for the CPU run, shortened; threads as each side sets them by default."""
     steps, ours, peer = max(setting.steps(150), 110), list[float](), list[float]()  # more than the warm-up of both
     tokens = SMALL.tokens
     for _ in range(setting.rounds(5)):
@@ -259,7 +259,7 @@ LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
 def time_to_loss(setting: Setting) -> Result:
-    """Seconds of the whole command, start, evaluations and writing included, to nanoGPT's loss on its CPU recipe.
+    """Measure the whole command, with start, evaluations and writing, to nanoGPT's loss on its CPU recipe.
 
     nanoGPT's run goes once; `recipes/fast_cpu.yaml` with three seeds, each of which must end at or below its loss. All
     losses are over the same 200 x 12 fixed windows of the validation split.
@@ -304,7 +304,7 @@ def launched(setting: Setting, processes: int, threads: int, steps: int) -> tupl
 
 
 def generation(setting: Setting, shape: Shape, new: int, batch: int, rounds: int, vocabulary: int = 65) -> Result:
-    """Tokens a second of both sides' generation, in one process."""
+    """Measure tokens/s of both sides' generation, in one process."""
     samples = setting.inside(
         "generation",
         shape=dataclasses.asdict(shape),
@@ -336,7 +336,7 @@ def generate_gpt2(setting: Setting) -> Result:
 
 
 def generate_batch(setting: Setting) -> Result:
-    """Eight texts of 63 tokens, small shape: side by side here, one after another by nanoGPT's sample.py."""
+    """Eight texts of 63 tokens, small shape: one batch here, one after another in nanoGPT's sample.py."""
     return generation(setting, SMALL, 63, 8, rounds=3)
 
 
@@ -359,7 +359,7 @@ def preparation(setting: Setting, tokenizer: str, script: str, rounds: int) -> R
     env = setting.unbound | ({"TIKTOKEN_CACHE_DIR": str(setting.tiktoken_files)} if setting.gpt2_tokenizer else {})
 
     def taken(action: Callable[[Path], float], size: int | None) -> float:
-        """Seconds for the text's beginning, in a folder of its own, since hfgpt's cache is beside the text."""
+        """Return the seconds for the text's beginning, in its own folder, since hfgpt's cache is beside the text."""
         folder = setting.folder()
         folder.mkdir(parents=True)
         (folder / "input.txt").write_text(text[:size])
@@ -408,14 +408,14 @@ def start(setting: Setting) -> Result:
 
 
 def start_python(setting: Setting) -> Result:
-    """The same without the launcher, as nanoGPT is started: `python scripts/train.py`, which does for one process."""
+    """The same without the launcher, like nanoGPT: `python scripts/train.py`, which suffices for one process."""
     return to_first_step(setting, [sys.executable])
 
 
 def to_first_step(setting: Setting, launcher: list[str]) -> Result:
-    """Seconds from the command to the end of the first step; both sides make an evaluation before it."""
+    """Measure the seconds from the command to the end of the first step; both sides evaluate before it."""
     ours, peer = list[float](), list[float]()
-    for number in range(1 + setting.rounds(3)):  # the first fills caches
+    for number in range(1 + setting.rounds(3)):  # the first run fills caches
         folder = setting.folder()
         metrics = folder / "metrics.jsonl"
         command = [*launcher, "scripts/train.py", "recipes/quick_experiment.yaml", f"--out_dir={folder}"]
@@ -438,7 +438,7 @@ def memory(setting: Setting, shape: Shape, tokens: Tokens, rounds: int) -> Resul
     """Peak resident MB of both training scripts over their first steps, on a CPU."""
     ours, peer = list[float](), list[float]()
     for _ in range(setting.rounds(rounds)):
-        # Ended at the second step, by when the optimizer has its averages: an evaluation adds time and no memory.
+        # Stopped at the second step, when the optimizer has its averages: an evaluation adds time but no memory.
         _, done = our_run(setting, shape, tokens, 10, 0, "--dtype=float32", until_step=2)
         ours.append((done.peak_bytes or 0) / 1e6)
         if setting.home is not None:
@@ -485,7 +485,7 @@ def evaluation(setting: Setting) -> Result:
 
 
 def checkpoint_delay(setting: Setting) -> Result:
-    """Seconds that a checkpoint of 124M weights and their averages holds up the steps behind which it is written."""
+    """The seconds by which a background checkpoint of 124M weights and their averages delays the steps."""
     seconds = setting.inside(
         "checkpoints", folder=str(setting.folder()), rounds=setting.steps(4), device=setting.device
     )
@@ -497,13 +497,13 @@ def checkpoint_delay(setting: Setting) -> Result:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table. A ratio is above 1 where hfgpt is better, whichever way the unit counts."""
+    """A row of the table. A ratio is above 1 if hfgpt is better, whether higher or lower values are better."""
 
     measure: Callable[[Setting], Result]
     title: str
     unit: str
     peer: str
-    seconds: int  # that it takes on two slow cores, about, for the time left
+    seconds: int  # approximate seconds on two slow cores, for the time left
     goal: float | None = 1.0  # ratio
     lower: bool = False  # is better
     long: bool = False  # runs with --long, or by its name
@@ -542,7 +542,7 @@ ROWS = (
 
 
 def measure_scaling(setting: Setting) -> list[dict[str, Any]]:
-    """The factors of one process, and the number of processes."""
+    """Measure the factors of one process, and the number of processes."""
     factors = watch.script("scaling.py", setting.bound, *(["--quick"] if setting.quick else []))
     counts = [count for count in (1, 2, 4) if count <= setting.threads]
     if len(counts) > 1:
@@ -564,7 +564,7 @@ def measure_scaling(setting: Setting) -> list[dict[str, Any]]:
 
 
 def measure_profile(setting: Setting) -> dict[str, Any]:
-    """Where the time of a step goes, by shape and number type."""
+    """Measure where a step's time goes, by shape and number type."""
     found = dict[str, Any]()
     for name, shape in (("small", SMALL), ("standard", STANDARD)):
         for dtype in sorted({"float32", chosen_dtype(shape)}):

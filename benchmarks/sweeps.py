@@ -47,7 +47,7 @@ TINY = {"batch_size": 8, "block_size": 32, "n_layer": 1, "n_head": 2, "n_embd": 
 
 
 def train(config: Config, log: Path) -> None:
-    """Train in this process; what it prints goes to a file."""
+    """Train in this process, with its output in a file."""
     from hfgpt.train import loop
 
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def train(config: Config, log: Path) -> None:
 
 
 def seconds_per_step(sweep: Sweep, steps: int = 40) -> dict[str, float]:
-    """CPU seconds of a step by setting: the median of some, after as many to warm up."""
+    """Return CPU seconds per step by setting: the median of some steps, after as many warm-up steps."""
     from hfgpt.train.start import start
     from hfgpt.train.step import to_device, train_step
 
@@ -83,7 +83,7 @@ def seconds_per_step(sweep: Sweep, steps: int = 40) -> dict[str, float]:
 
 
 def _forget() -> None:
-    """Let Accelerate begin anew: its state is the whole process's."""
+    """Reset Accelerate, whose state is global to the process."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -91,7 +91,7 @@ def _forget() -> None:
 
 
 def run(sweep: Sweep, seconds: dict[str, float]) -> dict[str, str]:
-    """Run every trial that has not ended; how each ended."""
+    """Run every trial that has not ended; return each outcome."""
     outcomes = {}
     for trial in sweep.trials:
         config = equalised(sweep, trial, seconds.get(trial.setting))
@@ -105,7 +105,7 @@ def run(sweep: Sweep, seconds: dict[str, float]) -> dict[str, str]:
 
 
 def losses(sweep: Sweep) -> dict[str, dict[int, float]]:
-    """Final validation losses by setting and seed."""
+    """Return final validation losses by setting and seed."""
     return {
         setting: {trial.seed or 0: training.records(sweep.config(trial).run_dir)[-1]["val_loss"] for trial in trials}
         for setting, trials in sweep.settings().items()
@@ -144,7 +144,7 @@ def optimizer(folder: Path) -> None:
 
 
 def draw(study: Sweep, seconds: dict[str, float], target: Path) -> None:
-    """Losses of the study's settings over CPU time: the mean of the seeds in a band of its 95% interval."""
+    """Draw the losses of the study's settings over CPU time: the mean of the seeds in a band of its 95% interval."""
     names = {"adamw": "AdamW", "muon": "Muon"}
     with drawing():
         figure = Figure(figsize=(12, 6.5), layout="constrained")
@@ -169,7 +169,7 @@ def draw(study: Sweep, seconds: dict[str, float], target: Path) -> None:
 
 
 def measured(sweep: Sweep) -> dict[str, float]:
-    """CPU seconds of a step of each named trial, kept in the sweep's folder."""
+    """Return CPU seconds per step of each named trial, stored in the sweep's folder."""
     path = sweep.folder / "seconds_per_step.json"
     if not path.exists():
         by_setting = seconds_per_step(sweep)
@@ -182,7 +182,7 @@ def measured(sweep: Sweep) -> dict[str, float]:
 
 
 def curve(config: Config, every: int) -> dict[int, float]:
-    """Validation losses by step of a recipe, trained with the loop's own step and without writing anything else."""
+    """Return a recipe's validation losses by step, trained with the loop's own step, without writing more."""
     from hfgpt.model.schedule import learning_rate
     from hfgpt.train import evaluate
     from hfgpt.train.start import start
@@ -208,7 +208,7 @@ def curve(config: Config, every: int) -> dict[int, float]:
 
 
 def final_loss(config: Config) -> float:
-    """The validation loss of a recipe at its end."""
+    """Return a recipe's final validation loss."""
     return curve(config, config.max_iters)[config.max_iters]
 
 
@@ -217,7 +217,7 @@ CUT = {"n_layer": 6, "n_head": 6, "n_embd": 96, "block_size": 64, "batch_size": 
        "lr_decay_iters": 300, "learning_rate": 3e-3, "min_lr": 3e-4, "warmup_iters": 15, "eval_iters": 50,
        "sample_prompt": ""}  # fmt: skip
 
-WARMED = 100  # steps in which the batch rises
+WARMED = 100  # steps in which the batch grows
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "the recipe as it is": {},
@@ -235,7 +235,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def option(name: str, seed: int, folder: Path) -> Config:
-    """The cut recipe with one option; `max_iters: 0` stands for as many tokens as it has without."""
+    """Return the cut recipe with one option; `max_iters: 0` means as many tokens as without the option."""
     own = {**CUT, **OPTIONS[name], "seed": seed, "out_dir": str(folder), "eval_only": True}
     if not own["max_iters"]:
         whole, steps = CUT["max_iters"] * CUT["batch_size"], CUT["max_iters"]
@@ -246,7 +246,7 @@ def option(name: str, seed: int, folder: Path) -> Config:
 
 
 def options(folder: Path, seeds: int) -> None:
-    """Each option against the recipe without it: final losses by seed. What the table holds already is not trained."""
+    """Compare each option with the recipe without it: final losses by seed. Runs already in the table are skipped."""
     path = RESULTS / "sweep-options.json"
     known: dict[str, dict[str, float]] = json.loads(path.read_text())["losses"] if path.exists() else {}
     for seed in range(1, seeds + 1):
@@ -268,7 +268,7 @@ def options(folder: Path, seeds: int) -> None:
 
 
 def pruning(folder: Path) -> None:
-    """What the pruner of sweep.py saves: whole curves of 16 rates in a random order, and where it would stop each."""
+    """Measure what sweep.py's pruner saves: full curves of 16 rates in random order, and where it would stop each."""
     import optuna
 
     rates = [float(f"{1e-4 * 1.65**place:.2g}") for place in range(16)]
@@ -298,9 +298,8 @@ def pruning(folder: Path) -> None:
 
 
 def aa(folder: Path, pairs: int, seeds: int = 3) -> None:
-    """Pairs of equal settings, each with its own seeds: how often a sweep calls one of the two better.
-
-    Losses that the table holds already are not trained again.
+    """Count how often a sweep calls one of two equal settings better, each pair with its own seeds. Losses already in
+    the table are not trained again.
     """
     path = RESULTS / "sweep-aa.json"
     known: dict[str, float] = json.loads(path.read_text())["losses"] if path.exists() else {}
@@ -315,7 +314,7 @@ def aa(folder: Path, pairs: int, seeds: int = 3) -> None:
 
 
 def judged(known: dict[str, float], seeds: int) -> dict[str, Any]:
-    """The losses of one recipe, cut into pairs of settings, and what a sweep says of each pair."""
+    """Cut one recipe's losses into pairs of settings, and judge each pair as a sweep does."""
     losses = list(known.values())
     p_values, named, by_one_seed = [], 0, 0
     for begin in range(0, len(losses) - 2 * seeds + 1, 2 * seeds):
@@ -332,7 +331,7 @@ def judged(known: dict[str, float], seeds: int) -> dict[str, Any]:
 
 
 def write(name: str, data: dict[str, Any]) -> None:
-    """Keep a table of results."""
+    """Write a table of results."""
     path = RESULTS / f"sweep-{name}.json"
     path.write_text(json.dumps(data, indent=1, default=str) + "\n")
 

@@ -24,14 +24,14 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(ours: float, peer: float, lower_is_better: bool) -> float:
-    """Above 1 where ours is better."""
+    """Return the ratio, above 1 if ours is better."""
     return peer / ours if lower_is_better else ours / peer
 
 
 def entry(
     ours: Sequence[float], peer: Sequence[float] | None, lower_is_better: bool, flops: float | None
 ) -> dict[str, Any]:
-    """The measured part of a row: both sides, their ratio, and the arithmetic that makes a share of the ceiling.
+    """Return the measured part of a row: both sides, their ratio, and the arithmetic for a share of the ceiling.
 
     Args:
         ours, peer: samples; either may be missing.
@@ -49,7 +49,7 @@ def entry(
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
-    """Add a line to a CSV file; the first brings the header."""
+    """Append a line to a CSV file; the first one adds the header."""
     new = not path.exists()
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(line), lineterminator="\n")
@@ -59,7 +59,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
 
 
 def numbers(path: Path) -> set[int]:
-    """The column `number` of a CSV file that may not exist yet: what was measured already."""
+    """Return the column `number` of a CSV file that may not exist yet: the rows already measured."""
     if not path.exists():
         return set()
     with path.open(encoding="utf-8", newline="") as file:
@@ -67,7 +67,7 @@ def numbers(path: Path) -> set[int]:
 
 
 def learned(seen: Any) -> dict[str, float]:
-    """The losses of a finished trial, as tables keep them."""
+    """Return a finished trial's losses, as stored in tables."""
     return {
         "val_loss": round(seen.val_losses[-1], 4),
         "best_val_loss": round(min(seen.val_losses), 4),
@@ -92,10 +92,10 @@ def side(measured: dict[str, float] | None) -> str:
 
 
 def cells(row: dict[str, Any], ceiling: dict[str, float]) -> list[str]:
-    """A row of the table: name, both sides, ratio, goal, share of the ceiling, what there is to say.
+    """Return a row's cells: name, both sides, ratio, goal, share of the ceiling, remarks.
 
     Args:
-        row: as :func:`entry` makes it, with its names and the number types of both sides.
+        row: from :func:`entry`, with its names and the number types of both sides.
         ceiling: GFLOP/s by number type.
     """
     if row.get("error"):
@@ -119,27 +119,27 @@ HEADER = ["row", "unit", "ours", "peer", "ratio", "goal", "of ceiling", ""]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; figures to the right."""
+    """Return a Markdown table, with figures right-aligned."""
     lines = ["| " + " | ".join(header) + " |", "|---" * 2 + "|--:" * (len(header) - 3) + "|---|"]
     return "\n".join([*lines, *("| " + " | ".join(text.replace("|", "/") for text in row) + " |" for row in rows)])
 
 
 def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same in aligned columns."""
+    """Return the table as text in aligned columns."""
     table = [header, *rows]
     widths = [max(len(row[i]) for row in table) for i in range(len(header))]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in table)
 
 
 def ceiling_line(results: dict[str, Any]) -> str:
-    """What the machine reaches, in words."""
+    """Describe the machine's ceiling."""
     ceiling = results["ceiling"]
     products = ", ".join(f"{name} {figure(value)}" for name, value in ceiling["gflops"].items())
     return f"Ceiling: matrix products {products} GFLOP/s; memory {figure(ceiling['memory_gbps'])} GB/s."
 
 
 def machine_line(results: dict[str, Any]) -> str:
-    """On what it was measured, and with what."""
+    """Describe the machine and the versions."""
     machine, versions = results["machine"], results["versions"]
     on = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB"
     return f"{on}; " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
@@ -175,7 +175,7 @@ def profile_rows(shapes: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def report(results: dict[str, Any], table: Any = markdown) -> str:
-    """Everything that was measured on one machine."""
+    """Return everything measured on one machine."""
     rows = [cells(row, results["ceiling"]["gflops"]) for row in results["rows"]]
     parts = [machine_line(results), ceiling_line(results), table(HEADER, rows)]
     if results["scaling"]:
@@ -186,7 +186,7 @@ def report(results: dict[str, Any], table: Any = markdown) -> str:
 
 
 def page(text: str, all_results: dict[str, dict[str, Any]]) -> str:
-    """The page with what stands between its markers replaced.
+    """Return the page with the part between its markers replaced.
 
     Args:
         text: of the page.

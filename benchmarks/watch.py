@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-POLL = 0.05  # seconds between two looks at a process
+POLL = 0.05  # seconds between two checks of a process
 
 
 class Failed(Exception):
@@ -28,11 +28,11 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that has ended, or was ended when it had done what was waited for."""
+    """A command that has ended, or was stopped once it had done what was waited for."""
 
     lines: list[str]
-    seconds: float  # from its start to its end, or to what was waited for
-    peak_bytes: int | None  # the most that its first process has held at once; None where there is no /proc
+    seconds: float  # from its start to its end, or to the awaited output
+    peak_bytes: int | None  # peak memory of its first process; None without /proc
 
 
 # glibc's names for what hfgpt sets by itself (hfgpt/base/machine.py: keep_freed_memory).
@@ -40,7 +40,7 @@ KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRE
 
 
 def environment(threads: int | None, scratch: Path, allocator: bool = False) -> dict[str, str]:
-    """What every side of a comparison is started with.
+    """Return the environment in which every side of a comparison is started.
 
     Args:
         threads: OpenMP threads, each bound to a core: unbound, two may share one, which costs a multiple of a step's
@@ -52,7 +52,7 @@ def environment(threads: int | None, scratch: Path, allocator: bool = False) -> 
     made = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     made |= {
         "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",  # lines are stamped as they come
+        "PYTHONUNBUFFERED": "1",  # each line gets the time of its arrival
         "HF_DATASETS_CACHE": str(scratch / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
@@ -67,7 +67,7 @@ def run(
     cwd: Path = ROOT,
     until: Callable[[list[str]], bool] | None = None,
 ) -> Finished:
-    """Run a command to its end, or until what it has printed so far satisfies `until`; then it is killed.
+    """Run a command to its end, or kill it once its output so far satisfies `until`.
 
     Raises:
         Failed: it ended with an error, or before `until` was satisfied.
@@ -76,7 +76,7 @@ def run(
 
     def read() -> None:
         for line in process.stdout:
-            lines.append(line)  # one by one, since `until` looks at them meanwhile
+            lines.append(line)  # one by one, since `until` reads them meanwhile
 
     began, peak, reached = time.perf_counter(), 0, False
     process = subprocess.Popen(
@@ -87,7 +87,7 @@ def run(
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        start_new_session=True,  # what it starts ends with it
+        start_new_session=True,  # its child processes end with it
     )
     try:
         reader = threading.Thread(target=read, daemon=True)
@@ -111,10 +111,10 @@ def run(
 
 
 def high_water(pid: int) -> int:
-    """Bytes of the largest resident set a process has had so far (VmHWM); 0 where the system does not say.
+    """Return the bytes of a process's largest resident set so far (VmHWM); 0 if the system does not report it.
 
-    The kernel keeps the maximum, so that looking now and then misses nothing but the last moment. The maximum that
-    wait4 reports would begin with the memory of whoever started the process.
+    The kernel keeps the maximum, so occasional reads miss only the last moment. The maximum that wait4 reports would
+    begin with the memory of whoever started the process.
     """
     try:
         status = Path(f"/proc/{pid}/status").read_text()
@@ -124,6 +124,6 @@ def high_water(pid: int) -> int:
 
 
 def script(name: str, env: dict[str, str], *arguments: str) -> Any:
-    """What a script of this folder printed as JSON on its last line."""
+    """Run a script of this folder; return the JSON on its last output line."""
     done = run([sys.executable, ROOT / "benchmarks" / name, *arguments], env)
     return json.loads(done.lines[-1])

@@ -142,7 +142,7 @@ def _simulate(survey: Survey, target: Target) -> int:
 def of_its_device(
     said: Callable[Concatenate[Plan, Rest], Said],
 ) -> Callable[Concatenate[Plan, Rest], Said]:
-    """Let what is said of a plan name the memory of its device as :func:`about_card` has it."""
+    """Make messages about a plan name its device's memory, as :func:`about_card` does."""
 
     @wraps(said)
     def spoken(plan: Plan, /, *rest: Rest.args, **named: Rest.kwargs) -> Said:

@@ -48,7 +48,7 @@ def recipe(text: str) -> str:
     return _remove(_COMMENT.sub(_named, text), "out_dir")
 
 
-# A derived value, which stands as a comment: "# tokenizer: /home/ada/model  (derived)".
+# A derived value, written as a comment: "# tokenizer: /home/ada/model  (derived)".
 _COMMENT = re.compile(rf"^# ({'|'.join(SOURCES)}): (.*?)(  \(.*\))?$", re.MULTILINE)
 
 

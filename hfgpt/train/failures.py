@@ -79,7 +79,7 @@ def explained_start() -> Iterator[None]:
 
 
 def failed(run: Run, what: str) -> RunError:
-    """What happened, and the line that goes on with the run."""
+    """Return an error that says what happened, and the command that resumes the run."""
     return RunError(f"{what}\n{how_to_resume(run)}")
 
 
