@@ -503,7 +503,7 @@ def test_failures_in_the_background_are_one_warning(server: hub_server.Hub, run:
         pusher.submit()
     assert pusher.close(timeout=60)
     assert len(warnings) == 1
-    assert "and goes on" in warnings[0]
+    assert "and continues" in warnings[0]
     assert "no right to write" in warnings[0]
 
 
