@@ -56,7 +56,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, object], str]]:
         "not.txt.gz": "cannot be read",
         "cut.txt.gz": "cannot be read",
         "not.txt.zst": "cannot be read",
-        "cut.txt.zst": "cannot be read: the compressed file ends",
+        "cut.txt.zst": "cannot be read: the compressed file is truncated",
         "book.pdf": r"ends in '.pdf'; files must end in \.txt",
         "mixed": "different kinds",
         "broken.jsonl": "line 2 is not JSON",
