@@ -51,6 +51,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # models this small only lose by waiting fo
 
 compile_all()  # the translations, as an installation does
 
+sys.argv[0] = "pytest"  # else `python -m pytest` looks like the installed command, and messages name its commands
+
 # A machine with other work on it makes single examples slow; they are not to blame.
 settings.register_profile("hfgpt", deadline=None, derandomize=True)
 settings.load_profile("hfgpt")
