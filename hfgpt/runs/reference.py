@@ -59,10 +59,10 @@ class Reference:
         share = (step - before) / (after - before) if after > before else 0.0
         pairs = zip(self.losses[before], self.losses[after], strict=True)
         losses = [a + share * (b - a) for a, b in pairs]
-        from scipy import stats
+        from scipy.special import stdtrit  # Student's t without scipy.stats, which takes a second to load
 
         mean, count = statistics.fmean(losses), len(losses)
-        limit = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+        limit = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2))
         half = limit * statistics.stdev(losses) * math.sqrt(1 + 1 / count)
         return Prediction(mean, mean - half, mean + half)
 
