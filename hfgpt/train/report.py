@@ -11,7 +11,7 @@ import torch
 from hfgpt import config as configs
 from hfgpt.base.command import typed
 from hfgpt.base.files import replace_file
-from hfgpt.base.language import _
+from hfgpt.base.language import _, plural
 from hfgpt.base.units import duration
 from hfgpt.config import EMBEDDED_DATASET
 from hfgpt.config.fields import SAMPLE_TOKENS
@@ -63,7 +63,9 @@ def introduce(run: Run) -> None:
 def device_name(run: Run) -> str:
     """Describe the device of a process, the precision and, on a CPU, the threads."""
     if run.device.type == "cpu":
-        return _("cpu ({dtype}, {threads} threads)", dtype=run.dtype, threads=torch.get_num_threads())
+        return plural(
+            "cpu ({dtype}, {n} thread)", "cpu ({dtype}, {n} threads)", torch.get_num_threads(), dtype=run.dtype
+        )
     return f"{run.device.type} ({run.dtype})"
 
 
