@@ -10,13 +10,14 @@ from hfgpt import config
 from hfgpt.sweep import training
 
 
-def test_a_training_speaks_english_to_its_log_whatever_the_sweep_speaks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_training_speaks_to_its_log_as_the_sweep_does(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sweep looks in the log for why a trial failed."""
-    monkeypatch.setenv("HFGPT_LANG", "zh")
+    """The sweep looks in the log for why a trial failed, and says so."""
+    monkeypatch.setenv("HFGPT_LANG", language)
     script = tmp_path / "train.py"
     script.write_text("import os; print(os.environ['HFGPT_LANG'])")
     log = tmp_path / "log"
     assert training.start([str(script)], config.build({}, "trial"), tmp_path / "r.yaml", log).wait() == 0
-    assert log.read_text().split() == ["en"]
+    assert log.read_text().split() == [language]
