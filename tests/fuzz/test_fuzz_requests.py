@@ -17,7 +17,7 @@ pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[dev]"')
 
 __all__ = ["fuzz", "runs"]
 
-# Gradio makes an event loop in each of its threads, and closes none of them.
+# Gradio makes an event loop in each of its threads, and leaves all of them open.
 UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(0), UNCLOSED]
