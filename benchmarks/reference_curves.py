@@ -2,8 +2,8 @@
 
     python benchmarks/reference_curves.py                       the recipes for a CPU, three seeds: 2 core-hours
     python benchmarks/reference_curves.py standard finetune     those for a GPU
-    python benchmarks/reference_curves.py --out runs            keep the run folders; the same command resumes from them
-    python benchmarks/reference_curves.py --seconds             remeasure the time of a step: on an idle machine
+    python benchmarks/reference_curves.py --out runs            keep the run folders; the same command goes on from them
+    python benchmarks/reference_curves.py --seconds             only the time of a step on one core, anew
 
 In:  recipes of this repository, run unmodified except for more evaluations, which change no weight.
 Out: for each, its validation losses by step and seed, its tokens and seconds per step, and the machine's name; and
@@ -26,7 +26,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from hfgpt import config
-from hfgpt.base.machine import cpu_cores
 from hfgpt.runs import reference
 from hfgpt.runs.history import History, read_run
 from hfgpt.runs.style import RUNS, drawing, save, title
@@ -42,8 +41,6 @@ EVERY = {"quick_experiment": 50, "fast_cpu": 50, "shakespeare_char_cpu": 100, "l
          "standard": 250, "finetune": 20}  # fmt: skip
 FOR_A_GPU = ("standard", "finetune")
 
-TIMED = 20  # records of a run that measures the time of a step; the first quarter warms up
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,22 +48,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the run folders")
     parser.add_argument("--read", action="store_true", help="train nothing: read the run folders as they are")
     parser.add_argument("--seconds", action="store_true", help="measure only the time of a step")
-    parser.add_argument("--machine", default=f"{cpu_cores()} cores, {platform.processor() or platform.machine()}")
+    parser.add_argument("--machine", default=f"one core, {platform.processor() or platform.machine()}")
     args = parser.parse_args()
     if unknown := set(args.recipes) - EVERY.keys():
         parser.error(f"{', '.join(sorted(unknown))}: no such recipe; there are {', '.join(EVERY)}")
     known = {entry["recipe"]: entry for entry in json.loads(reference.FILE.read_text(encoding="utf-8"))}
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.recipes or [name for name in EVERY if name not in FOR_A_GPU]:
+            runs = list[History]()
             if not args.seconds:
                 folders = [(args.out or Path(scratch)) / f"{name}.{seed}" for seed in SEEDS]
                 for seed, folder in zip(SEEDS, folders, strict=True):
                     if not args.read:
                         train(name, folder, f"--seed={seed}", f"--eval_interval={EVERY[name]}", "--save_total_limit=1")
-                known[name] = {**curve(name, [read_run(folder) for folder in folders]), "machine": args.machine,
+                runs = [read_run(folder) for folder in folders]
+                known[name] = {**curve(name, runs), "machine": args.machine,
                                "step_seconds": known.get(name, {}).get("step_seconds")}  # fmt: skip
             if args.seconds or known[name]["step_seconds"] is None:
-                seconds = step_seconds(name, Path(scratch))
+                seconds = step_seconds(name, runs, Path(scratch))
                 print(f"{name}: {seconds} seconds a step", flush=True)
                 if name in known:
                     known[name] |= {"machine": args.machine, "step_seconds": seconds}
@@ -77,7 +76,7 @@ def main() -> None:
 
 def train(name: str, folder: Path, *overrides: str) -> None:
     """Train a recipe, or go on with it."""
-    command = [sys.executable, ROOT / "scripts" / "train.py", ROOT / "recipes" / f"{name}.yaml",
+    command = [sys.executable, str(ROOT / "scripts/train.py"), str(ROOT / f"recipes/{name}.yaml"),
                f"--out_dir={folder}", "--resume", "--sample_prompt=", *overrides]  # fmt: skip
     subprocess.run(command, check=True)
 
@@ -97,15 +96,16 @@ def curve(name: str, runs: list[History]) -> dict[str, Any]:
     }
 
 
-def step_seconds(name: str, scratch: Path) -> float:
-    """The median time of a step without evaluations, from a short run of its own."""
-    recipe = config.load(ROOT / "recipes" / f"{name}.yaml")
-    every = 10 if recipe.n_embd <= 128 else 1
-    steps = TIMED * every
-    train(name, scratch / f"{name}.timed", f"--max_iters={steps}", f"--log_interval={every}", "--warmup_iters=1",
-          "--lr_decay_iters=9999", "--eval_interval=9999", "--eval_iters=1")  # fmt: skip
-    speeds = read_run(scratch / f"{name}.timed").series("tokens_per_second")[1]
-    return round(recipe.tokens_per_iter / statistics.median(speeds[TIMED // 4 :]), 5)
+def step_seconds(name: str, runs: list[History], scratch: Path) -> float:
+    """Return a step's time: that of the runs on a GPU; else CPU time on one core, which other work hardly changes."""
+    if name in FOR_A_GPU and runs and runs[0].config is not None:
+        speeds = [speed for run in runs for speed in run.series("tokens_per_second")[1]]
+        return round(runs[0].config.tokens_per_iter / statistics.median(speeds), 5)
+    import sweeps  # sets one thread, so before torch is imported
+
+    own = {"out_dir": str(scratch / f"{name}.timed"), "sample_prompt": ""}
+    recipe = config.load(ROOT / "recipes" / f"{name}.yaml").model_copy(update=own)
+    return round(sweeps.cpu_seconds(recipe, 40 if recipe.n_embd <= 128 else 10), 5)
 
 
 def draw(entries: list[dict[str, Any]]) -> None:

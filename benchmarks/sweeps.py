@@ -58,28 +58,32 @@ def train(config: Config, log: Path) -> None:
         shutil.rmtree(folder)
 
 
-def seconds_per_step(sweep: Sweep, steps: int = 40) -> dict[str, float]:
-    """Return CPU seconds per step by setting: the median of some steps, after as many warm-up steps."""
+def seconds_per_step(sweep: Sweep) -> dict[str, float]:
+    """Return CPU seconds per step by setting."""
+    seconds = {}
+    for setting, (trial, *_others) in sweep.settings().items():
+        own = {"max_time": None, "out_dir": str(sweep.folder / "probes" / trial.name)}
+        seconds[setting] = cpu_seconds(sweep.config(trial).model_copy(update=own))
+    return seconds
+
+
+def cpu_seconds(config: Config, steps: int = 40) -> float:
+    """Return CPU seconds of a recipe's step: the median of some, after as many to warm up."""
     from hfgpt.train.start import start
     from hfgpt.train.step import to_device, train_step
 
-    seconds = {}
-    for setting, (trial, *_others) in sweep.settings().items():
-        own = {"eval_only": True, "max_time": None, "out_dir": str(sweep.folder / "probes" / trial.name)}
-        config = sweep.config(trial).model_copy(update=own)
-        run = start(config, overwrite=True)
-        run.model.train()
-        spent = []
-        for step in range(2 * steps):
-            began = time.process_time()
-            batches = to_device(run.corpus.batches.micro_batches(step, *run.share), run.device)
-            train_step(run, batches, config.tokens_per_iter, 1e-4)
-            spent.append(time.process_time() - began)
-        run.display.close()
-        run.accelerator.end_training()
-        _forget()
-        seconds[setting] = sorted(spent[steps:])[steps // 2]
-    return seconds
+    run = start(config.model_copy(update={"eval_only": True}), overwrite=True)
+    run.model.train()
+    spent = []
+    for step in range(2 * steps):
+        began = time.process_time()
+        batches = to_device(run.corpus.batches.micro_batches(step, *run.share), run.device)
+        train_step(run, batches, config.tokens_per_iter, 1e-4)
+        spent.append(time.process_time() - began)
+    run.display.close()
+    run.accelerator.end_training()
+    _forget()
+    return sorted(spent[steps:])[steps // 2]
 
 
 def _forget() -> None:
@@ -96,7 +100,7 @@ def run(sweep: Sweep, seconds: dict[str, float]) -> dict[str, str]:
     for trial in sweep.trials:
         config = equalised(sweep, trial, seconds.get(trial.setting))
         log = sweep.folder / "logs" / f"{trial.name}.log"
-        if not (config.run_dir / "model.safetensors").exists():
+        if not (config.run_dir / "loss.png").exists():  # drawn at the end
             train(config, log)
         outcome, value = training.outcome(trial.label, config, 0, log)
         outcomes[trial.name] = outcome
@@ -112,27 +116,30 @@ def losses(sweep: Sweep) -> dict[str, dict[int, float]]:
     }
 
 
+NAMES = {"adamw": "AdamW", "muon": "Muon"}
+
+
 def optimizer(folder: Path) -> None:
-    """Muon against AdamW: the rates by one other seed at half the time, then five seeds at equal time."""
+    """Muon against AdamW: the rates by one other seed at two fifths of the time, then five seeds at equal time."""
     base = define(str(ROOT / "recipes/experiments/optimizer.yaml"), [], {"out_dir": str(folder / "study")})
-    rates = [
-        Trial(f"adamw-{rate:g}", {"optimizer": "adamw", "learning_rate": rate}) for rate in (1e-3, 2e-3, 4e-3, 8e-3)
-    ]
-    rates += [
-        Trial(f"muon-{rate:g}", {"optimizer": "muon", "muon_learning_rate": rate, "learning_rate": 3e-3})
-        for rate in (0.02, 0.04, 0.08, 0.16)
-    ]
-    recipe = {**base.recipe, "max_time": "8s", "seed": 7}
+    tried = {f"adamw {rate:g}": {"optimizer": "adamw", "learning_rate": rate} for rate in (1e-3, 2e-3, 4e-3, 8e-3)}
+    tried |= {
+        f"muon {rate:g}": {"optimizer": "muon", "muon_learning_rate": rate, "learning_rate": 3e-3}
+        for rate in (0.02, 0.04, 0.08)
+    }
+    rates = [Trial(f"{name.replace(' ', '-')}_seed-7", values, 7, name) for name, values in tried.items()]
+    recipe = {**base.recipe, "max_time": "8s"}
     tuning = dataclasses.replace(base, name="rates", recipe=recipe, trials=rates, folder=folder / "rates")
     seconds = measured(base)
     by_optimizer = {trial.setting: seconds["adamw" if "adamw" in trial.name else "muon"] for trial in rates}
     run(tuning, by_optimizer)
-    tuned = {setting: min(values.values()) for setting, values in losses(tuning).items()}
+    tuned = {setting: statistics.summarise([*by_seed.values()]).mean for setting, by_seed in losses(tuning).items()}
     print(json.dumps(tuned, indent=2), flush=True)
     best = {kind: min((s for s in tuned if kind in s), key=tuned.__getitem__) for kind in ("adamw", "muon")}
-    values = {trial.setting: trial.values for trial in rates}
     trials = [
-        Trial(f"{kind}_seed-{seed}", values[best[kind]], seed, kind) for seed in range(1337, 1342) for kind in best
+        Trial(f"{kind}_seed-{seed}", tried[best[kind]], seed, NAMES[kind])
+        for seed in range(1337, 1342)
+        for kind in best
     ]
     study = dataclasses.replace(base, trials=trials)
     outcomes = run(study, {trial.setting: seconds[trial.name.partition("_")[0]] for trial in trials})
@@ -145,24 +152,24 @@ def optimizer(folder: Path) -> None:
 
 def draw(study: Sweep, seconds: dict[str, float], target: Path) -> None:
     """Draw the losses of the study's settings over CPU time: the mean of the seeds in a band of its 95% interval."""
-    names = {"adamw": "AdamW", "muon": "Muon"}
     with drawing():
         figure = Figure(figsize=(12, 6.5), layout="constrained")
         axes = figure.subplots()
         for (setting, trials), colour in zip(study.settings().items(), RUNS, strict=False):
-            name = names.get(setting.lower(), setting)
             runs = [read_run(study.config(trial).run_dir) for trial in trials]
             curves = [dict(zip(steps, smooth(values), strict=True)) for steps, values in
                       (run.series("train_loss") for run in runs)]  # fmt: skip
             common = sorted(set.intersection(*({*curve} for curve in curves)))
             times = [step * seconds[setting.lower()] for step in common]
             means = [statistics.summarise([curve[step] for curve in curves]) for step in common]
-            axes.plot(times, [mean.mean for mean in means], color=colour, lw=2, label=f"{name}: train loss, smoothed")
+            axes.plot(
+                times, [mean.mean for mean in means], color=colour, lw=2, label=f"{setting}: train loss, smoothed"
+            )
             axes.fill_between(times, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.2, lw=0)
             end = statistics.summarise([run.series("val_loss")[1][-1] for run in runs])
             axes.errorbar(times[-1:], [end.mean], [end.high - end.mean], color=colour, fmt="o", ms=8, capsize=5,
-                          label=f"{name}: validation loss at the end")  # fmt: skip
-        axes.set(xlabel="CPU time in steps (seconds)", ylabel="loss (nats per token)", ylim=(1.9, 4.0))
+                          label=f"{setting}: validation loss at the end")  # fmt: skip
+        axes.set(xlabel="CPU time in steps (seconds)", ylabel="loss (nats per token)", ylim=(1.75, 4.0))
         axes.legend()
         title(figure, f"Muon and AdamW at equal time: the mean of {len(trials)} seeds, with its 95% interval")
         save(figure, target)
@@ -256,15 +263,21 @@ def options(folder: Path, seeds: int) -> None:
                 known[name][str(seed)] = final_loss(config)
                 print(f"{name}, seed {seed}: {known[name][str(seed)]:.4f}", flush=True)
                 write("options", {"losses": known})
-    plain, *_others = known.values()
-    rows = {}
+    write("options", {"recipe": CUT, "rows": compared(known, folder), "losses": known})
+
+
+def compared(known: dict[str, dict[str, float]], folder: Path) -> dict[str, dict[str, Any]]:
+    """Compare each option with the recipe without it, in pairs of one seed where the order of the text is the same."""
+    plain, rows = known["the recipe as it is"], {}
     for name, own in known.items():
         config = option(name, 1, folder)
-        behind = statistics.difference(plain, own, paired="batch" not in str(OPTIONS[name])) if OPTIONS[name] else None
-        rows[name] = {"steps": config.max_iters, "tokens": config.tokens_by(config.max_iters),
+        paired = "batch_warmup_iters" not in OPTIONS[name]
+        found = statistics.difference(plain, own, paired=paired) if OPTIONS[name] else None
+        behind = {**dataclasses.asdict(found), "distinct": found.distinct} if found else None
+        rows[name] = {"seeds": len(own), "steps": config.max_iters, "tokens": config.tokens_by(config.max_iters),
                       "mean": statistics.summarise([*own.values()]).mean,
-                      "behind": dataclasses.asdict(behind) if behind else None}  # fmt: skip
-    write("options", {"recipe": CUT, "rows": rows, "losses": known})
+                      "behind": behind}  # fmt: skip
+    return rows
 
 
 def pruning(folder: Path) -> None:

@@ -7,6 +7,7 @@ ones are cut to a few steps of a tiny model. docs/ecosystem.md is typed by test_
 from __future__ import annotations
 
 import ast
+import json
 import pkgutil
 import re
 import shlex
@@ -49,7 +50,7 @@ TESTS = "the tests themselves"
 PAGE = "listens until it is stopped; test_server.py starts it"
 HUB = "needs the Hub and an account; test_hub.py pushes to a Hub on the loopback and pulls from it"
 PART = "a part of a command, or the name of one"
-SEEDS = "ten real trainings, or six; test_sweep.py runs seeds and pruning with a stand-in"
+MEASURED = "minutes of training; test_measured.py compares what it left with what the page says"
 
 NOT_HERE = {
     "pip install -e .": "installs an environment",
@@ -81,13 +82,14 @@ NOT_HERE = {
     "python scripts/sweep.py recipes/experiments/model_size.yaml": GRID,
     "python scripts/push.py out/learning user/shakespeare --include_checkpoints": HUB,
     "python scripts/pull.py user/shakespeare out/pulled": HUB,
+    "hfgpt train --resume=hf://user/run": "needs the Hub; test_origin.py types it with a Hub on the loopback",
     **{command: GRID for command in COMMANDS["docs/en/experiments.md"]},
-    **{command: SEEDS for command in EVERY_COMMAND if "--seeds" in command or "--prune" in command},
     "make gpu": "needs a GPU; test_gpu.py tries the command on a CPU",
     "make kernels": "needs a CUDA build of torch",
     "make fuzz FUZZ_MINUTES=60": "an hour",
-    "python scripts/diagnose.py OUT": PART,
-    "python benchmarks/reference_curves.py": "trains each recipe three times",
+    "python benchmarks/reference_curves.py standard finetune": "needs a GPU",
+    "python benchmarks/sweeps.py aa": MEASURED,
+    "python benchmarks/sweeps.py options": MEASURED,
     "python scripts/train.py RECIPE": PART,
     "python scripts/diagnose.py": PART,
     "python scripts/compare.py": PART,
@@ -137,6 +139,10 @@ def test_what_a_page_has_one_type_works(page: str, place: Workshop) -> None:
         prepare_coming_from(place)
     if page == "docs/en/planning.md":
         shutil.copy(ROOT / "README.md", place.folder / "my_text.txt")
+    if page == "docs/en/going-on.md":
+        question = {"context": "To be, or not to", "choices": [" be", " eat"], "answer": 0}
+        (place.folder / "questions.jsonl").write_text(json.dumps(question) + "\n", encoding="utf-8")
+        (place.folder / "notes.txt").write_text("What is asked here is known elsewhere.\n" * 50, encoding="utf-8")
     if page == "docs/en/parameters.md":  # its command writes the page itself
         (place.folder / "docs").unlink()
     for command in dict.fromkeys(COMMANDS[page]):

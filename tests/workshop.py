@@ -55,12 +55,21 @@ def commands(text: str) -> list[str]:
 
 
 def few_steps(words: list[str], steps: int = 2) -> list[str]:
-    """A training command, cut to a few steps of a tiny model."""
-    few = FEW_STEPS | {"max_iters": str(steps), "lr_decay_iters": str(steps)}
+    """A training command, cut to a few steps of a tiny model, and a sweep to two seeds."""
+    if "--seeds" in words:
+        words = [*words[: words.index("--seeds") + 1], "2", *words[words.index("--seeds") + 2 :]]
+    last = steps + ("--lr_schedule=wsd" in words)  # which decays within the run
+    few = FEW_STEPS | {"max_iters": str(last), "lr_decay_iters": str(steps)}
     said = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")} - {"max_iters"}
     kept = [word for word in words if not word.startswith("--max_iters=")]
     more = [f"--{key}={value}" for key, value in few.items() if key not in said]
     return [*kept, *more]
+
+
+def _goes_on(words: list[str]) -> bool:
+    """Whether a command makes another run longer."""
+    longer = "--resume" in words and any(word.startswith("--max_iters=") for word in words)
+    return longer or any(word.startswith("--branch_from=") for word in words)
 
 
 class Workshop:
@@ -93,12 +102,23 @@ class Workshop:
         if by_name:
             words = ["python", f"scripts/{words[1]}.py", *words[2:]]
         if {"scripts/train.py", "scripts/sweep.py", "scripts/lr_finder.py"} & set(words) and not code:
-            words = few_steps(words)
+            words = few_steps(self.with_checkpoints(words), 4 if _goes_on(words) else 2)
         if "scripts/train.py" in words and not {"--resume", "--overwrite"} & set(words) and not code:
             words = [*words, "--overwrite"]
         if by_name:
             words = ["python", "hfgpt/__main__.py", Path(words[1]).stem, *words[2:]]
         return self.python(*words[1:], code=code) if words[0] == "python" else self.shell(*words)
+
+    def with_checkpoints(self, words: list[str]) -> list[str]:
+        """The words with the first checkpoint that a run, cut as it was, has in place of the one that they name."""
+        return [
+            re.sub(r"([^=]+)/checkpoint-\d+$", lambda found: self.first_checkpoint(found[1]), word) for word in words
+        ]
+
+    def first_checkpoint(self, run: str) -> str:
+        """The first checkpoint that a run has after its beginning."""
+        steps = [int(path.name.partition("-")[2]) for path in (self.folder / run).glob("checkpoint-*")]
+        return f"{run}/checkpoint-{min(steps)}"
 
     def program(self, text: str) -> str:
         """What a Python program prints; see :meth:`python`."""
