@@ -242,6 +242,28 @@ JSON = st.recursive(
 )
 
 
+PROGRESS = {"step": 2, "best_val_loss": 5.0}
+
+
+@pytest.mark.parametrize("change", [
+    {"progress": PROGRESS | {"more": 1}}, {"progress": PROGRESS | {"best_val_loss": "x"}}, {"progress": []},
+    {"progress": PROGRESS | {"step": 3}}, {"progress": PROGRESS | {"horizons": ["x"]}}, {"progress": {}},
+    {"step": -1, "progress": {"step": -1}}, {"step": "2"}, {"step": 1e300}, {"identity": []}, {"processes": "1"},
+    {"data": None}, {"recipe": 5}, {"corpus": []}, {"scaler": "x"},
+], ids=str)  # fmt: skip
+def test_a_state_that_no_run_writes_is_one_message(folder: Path, change: dict[str, Any]) -> None:
+    """As a checkpoint from elsewhere may have it, with the right checksums; nothing is written."""
+    at = folder / "checkpoint-2"
+    state = json.loads((at / "state.json").read_text())
+    (at / "state.json").write_text(json.dumps(state | change))
+    (at / "COMPLETE").write_text(sha256(at / "state.json"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = config.load(str(folder), ["--max_iters=4"])
+    with pytest.raises(InputError, match=r"state\.json: not the state of a run"):
+        train.train(again, resume=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 @settings(max_examples=200, suppress_health_check=ANY_FIXTURE)
 @given(st.dictionaries(st.sampled_from(["identity", "progress", "files", "step", "format", "data"]), JSON))
 def test_any_state_of_a_checkpoint(exported: Path, changed: dict[str, Any]) -> None:

@@ -15,11 +15,15 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import sys
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from hfgpt.base.command import typed
+from hfgpt.base.errors import first_line
+from hfgpt.base.language import _
+from hfgpt.base.terminal import say
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -152,6 +156,7 @@ async def _refuse(kind: str, status: int, send: Send) -> None:
         403: f"This page answers its own address alone. To allow another name: {typed('playground')} --allow NAME",
         404: "Not found",
         413: "Too large",
+        500: "The page could not answer this request",
     }[status]
     headers = [(b"content-type", b"text/plain"), (b"connection", b"close"), *HEADERS]
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -176,12 +181,22 @@ async def _checked(application: Application, scope: Scope, receive: Receive, sen
     async def receive_again() -> Message:
         return waiting.pop() if waiting else await receive()
 
+    started = False
+
     async def send_guarded(message: Message) -> None:
+        nonlocal started
         if message["type"] == "http.response.start":
+            started = True
             message["headers"] = [*_without_sharing(message.get("headers", [])), *HEADERS]
         await send(message)
 
-    await application(scope, receive_again, send_guarded)
+    try:
+        await application(scope, receive_again, send_guarded)
+    except Exception as error:  # Gradio's, for a request that the page never makes
+        reason = f"{type(error).__name__}: {first_line(error)}"[:200]
+        say(_("the page could not answer a request: {reason}", reason=reason), sys.stderr)
+        if not started:
+            await _refuse(scope["type"], 500, send)
 
 
 def _is_json(body: bytes) -> bool:

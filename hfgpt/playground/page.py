@@ -32,10 +32,12 @@ QUIET: dict[str, Any] = {"show_progress": "hidden"}
 class Blocks(gr.Blocks):
     """Gradio's blocks, which report an invalid value of a field in one line, without a traceback."""
 
-    async def preprocess_data(self, *args: Any, **named: Any) -> Any:
+    async def preprocess_data(self, block_fn: Any, *args: Any, **named: Any) -> Any:
         """Convert an event's values for its function. Raises gr.Error, which the page shows."""
         try:
-            return await super().preprocess_data(*args, **named)
+            if block_fn.fn is None:  # a button that acts in the browser alone
+                raise ValueError(_("no such function"))
+            return await super().preprocess_data(block_fn, *args, **named)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             message = _("the page was sent a value that it cannot use: {reason}", reason=reason)

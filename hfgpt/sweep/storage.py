@@ -9,6 +9,7 @@ that a training whose sweep was killed is waited for, not started a second time.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import socket
@@ -19,8 +20,8 @@ from typing import Any
 import psutil
 
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.files import replace_file
-from hfgpt.base.language import _, listed
+from hfgpt.base.files import check_regular, replace_file
+from hfgpt.base.language import _, listed, why
 from hfgpt.base.lock import FolderLock, Holder, holder_of
 from hfgpt.base.terminal import say
 from hfgpt.runs.metrics import Record, series
@@ -49,18 +50,30 @@ class Storage:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._sweep = optuna, sweep
         self._by_name = {trial.name: trial for trial in sweep.trials}
-        for name in ("locks", "logs", "trials"):
-            (sweep.folder / name).mkdir(parents=True, exist_ok=True)
+        try:
+            for name in ("locks", "logs", "trials"):
+                (sweep.folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                "out_dir = {folder!r}: cannot be written: {reason}", folder=str(sweep.folder), reason=why(error)
+            ) from None
         with self.lock():
             check_folder(sweep)
-            self.study = optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(sweep.folder / "journal.log"))),
-                study_name=sweep.name,
-                load_if_exists=True,
-                pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, WARMUP_PERCENT)
-                if sweep.prune
-                else optuna.pruners.NopPruner(),
-            )
+            journal = sweep.folder / "journal.log"
+            try:
+                check_regular(journal)
+                self.study = optuna.create_study(
+                    storage=JournalStorage(JournalFileBackend(str(journal))),
+                    study_name=sweep.name,
+                    load_if_exists=True,
+                    pruner=optuna.pruners.MedianPruner(STARTUP_TRIALS, WARMUP_PERCENT)
+                    if sweep.prune
+                    else optuna.pruners.NopPruner(),
+                )
+            except (*UNREADABLE, AssertionError, OSError, optuna.exceptions.OptunaError) as error:
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise
+                raise InputError("{path}: is not a sweep's record → name another --out_dir", path=journal) from None
             outcomes = self.outcomes()
             for trial in sweep.trials:
                 outcome = outcomes.get(trial.name)

@@ -6,15 +6,17 @@ Out: a checkpoint; later a Run that continues bit for bit.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from hfgpt.base.errors import InputError, first_line
+from hfgpt.base.errors import UNREADABLE, InputError, first_line
 from hfgpt.base.language import _
 from hfgpt.config import Config
 from hfgpt.config.mix import corpora
@@ -22,6 +24,7 @@ from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.streaming import merged
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import public, segments
+from hfgpt.runs.metrics import whole_step
 from hfgpt.share import export
 from hfgpt.train import checkpoint, states
 from hfgpt.train.collective import patiently
@@ -167,7 +170,7 @@ def find_checkpoint(config: Config, display: Display) -> checkpoint.Checkpoint |
     if not checkpoint.steps(config.run_dir):
         display.say(_("{folder} holds no checkpoint yet: beginning at step 0", folder=config.run_dir))
         return None
-    return checkpoint.newest_valid(config.run_dir, display.warn)
+    return check_state(checkpoint.newest_valid(config.run_dir, display.warn))
 
 
 def read_branch(path: Path, config: Config) -> checkpoint.Checkpoint:
@@ -183,9 +186,28 @@ def read_branch(path: Path, config: Config) -> checkpoint.Checkpoint:
             checkpoint=str(path),
         )
     try:
-        return checkpoint.read(path)
+        return check_state(checkpoint.read(path))
     except checkpoint.CheckpointError as error:
         raise InputError(f"branch_from: {error}") from None
+
+
+def check_state(saved: checkpoint.Checkpoint) -> checkpoint.Checkpoint:
+    """Check the form of a checkpoint's state, whose checksum says nothing about its origin; return the checkpoint.
+
+    Raises:
+        InputError: no run writes such a state.
+    """
+    state, forms = saved.state, {"step": int, "identity": dict, "data": dict, "processes": int}
+    try:
+        TypeAdapter(Progress).validate_json(json.dumps(state["progress"]), strict=True)
+        unknown = state["progress"].keys() - {field.name for field in fields(Progress)}
+        valid = all(type(state[key]) is kind for key, kind in forms.items())
+        valid &= all(isinstance(state.get(key), dict | None) for key in ("scaler", "recipe", "corpus"))
+        if unknown or not valid or state["progress"]["step"] != whole_step(state["step"]):
+            raise ValueError
+    except UNREADABLE:
+        raise InputError("{path}: not the state of a run", path=saved.path / "state.json") from None
+    return saved
 
 
 def forget_best(run: Run) -> None:
@@ -293,21 +315,24 @@ def restore(run: Run, saved: checkpoint.Checkpoint) -> None:
     Raises:
         InputError: it is another model's.
     """
-    weights = {f"gpt2.{name}": tensor for name, tensor in export.with_tied_head(saved.model).items()}
-    averages = {f"gpt2.{name}": state for name, state in checkpoint.unflatten(saved.optimizer).items()}
+    same_processes = saved.state["processes"] == run.accelerator.num_processes
     try:
+        weights = {f"gpt2.{name}": tensor for name, tensor in export.with_tied_head(saved.model).items()}
+        averages = {f"gpt2.{name}": state for name, state in checkpoint.unflatten(saved.optimizer).items()}
         states.load(run.accelerator, run.plain, run.optimizer, weights, averages)
-    except (RuntimeError, KeyError, ValueError) as error:
+        run.progress = Progress(**saved.state["progress"])
+        run.corpus.batches.load_state_dict(saved.state["data"])
+        if run.accelerator.scaler is not None and saved.state["scaler"]:
+            run.accelerator.scaler.load_state_dict(saved.state["scaler"])
+        states.seed(
+            run.accelerator, run.config.seed, run.progress.step
+        )  # also a card's generator, after a run on a CPU
+        if same_processes:
+            states.load_generators(run.accelerator, saved.rng)
+    except (RuntimeError, *UNREADABLE) as error:
         reason = first_line(error)
         raise InputError(
             "{checkpoint} does not fit this model: {reason}", checkpoint=saved.path, reason=reason
         ) from None
-    run.progress = Progress(**saved.state["progress"])
-    run.corpus.batches.load_state_dict(saved.state["data"])
-    if run.accelerator.scaler is not None and saved.state["scaler"]:
-        run.accelerator.scaler.load_state_dict(saved.state["scaler"])
-    states.seed(run.accelerator, run.config.seed, run.progress.step)  # also a card's generator, after a run on a CPU
-    if saved.state["processes"] == run.accelerator.num_processes:
-        states.load_generators(run.accelerator, saved.rng)
-    elif run.config.dropout:
+    if not same_processes and run.config.dropout:
         run.display.say(_("the number of processes has changed: same batches, other dropout masks from here on"))

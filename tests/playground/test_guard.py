@@ -139,6 +139,21 @@ def test_a_path_climbs_nowhere(path: str) -> None:
     assert ask(Guard(echo), "/assets/..a/b.js").status_code == 200
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_what_the_application_cannot_answer_is_one_line(started: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as the number of a function that does not exist: uvicorn would print Gradio's traceback."""
+
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        if started:
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body", "body": b"Internal Server Error"})
+        raise KeyError(-1)
+
+    answer = ask(Guard(fails), "/gradio_api/run/plan", "POST", b'{"fn_index": -1}')
+    assert answer.status_code == 500
+    assert capsys.readouterr().err == "the page could not answer a request: KeyError: -1\n"
+
+
 def test_a_query_is_what_a_browser_writes() -> None:
     def status(query: bytes) -> Any:
         sent = list[Any]()

@@ -199,6 +199,14 @@ def test_a_value_that_a_field_cannot_have_is_one_message(client: Any) -> None:
             client.predict(*values, api_name="/plan")
 
 
+def test_a_button_that_acts_in_the_browser_alone_is_no_function(server: Server) -> None:
+    """Its name is among those of the page's functions."""
+    import httpx
+
+    answer = httpx.post(f"{server.address}gradio_api/run/unnamed", json={"data": []}, trust_env=False)
+    assert (answer.status_code, "no such function" in answer.text) == (500, True)
+
+
 def test_a_busy_port_is_one_message(server: Server, run_script: Any) -> None:
     done = run_script("playground.py", "--port", server.port)
     assert done.returncode == 2

@@ -315,6 +315,34 @@ def test_a_folder_with_another_sweep_is_left_alone(define: Callable[..., Sweep],
             trials.run(other, [str(stand_in())], lambda _: None)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000 + "\n", "[]\n", "5\n", "\0\n{}\n", '{"op_code": 99, "worker_id": "x"}\n', '{"op_code": 0}\n',
+     None],
+    ids=lambda content: str(content)[:20],
+)  # fmt: skip
+def test_a_journal_of_something_else_is_one_message(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path], content: str | None
+) -> None:
+    made = define("--learning_rate=0.1,0.2")
+    made.folder.mkdir()
+    if content is None:
+        (made.folder / "journal.log").mkdir()
+    else:
+        (made.folder / "journal.log").write_text(content)
+    with pytest.raises(InputError, match=r"journal\.log: is not a sweep's record"):
+        trials.run(made, [str(stand_in())], lambda _: None)
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path]
+) -> None:
+    made = define("--learning_rate=0.1,0.2")
+    made.folder.write_text("a file")
+    with pytest.raises(InputError, match=r"out_dir = .*: cannot be written"):
+        trials.run(made, [str(stand_in())], lambda _: None)
+
+
 def test_equal_time_measures_each_trials_step(define: Callable[..., Sweep], tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(STAND_IN.replace("DELAY", "0").replace('assert sys.argv[2:] == ["--resume"]', ""))
