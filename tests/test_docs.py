@@ -87,6 +87,7 @@ NOT_HERE = {
     "make gpu": "needs a GPU; test_gpu.py tries the command on a CPU",
     "make kernels": "needs a CUDA build of torch",
     "make fuzz FUZZ_MINUTES=60": "an hour",
+    "python benchmarks/reference_curves.py": MEASURED,
     "python benchmarks/reference_curves.py standard finetune": "needs a GPU",
     "python benchmarks/sweeps.py aa": MEASURED,
     "python benchmarks/sweeps.py options": MEASURED,

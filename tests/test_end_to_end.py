@@ -68,8 +68,8 @@ def test_the_plain_command_uses_every_core(
     monkeypatch.delenv("OMP_NUM_THREADS")
     cores = len(os.sched_getaffinity(0))
     recipe = write_recipe(tiny | {"max_iters": 2, "eval_only": True})
-    assert f"{cores} threads" in run_script("train.py", recipe, launch=LAUNCH).stdout
-    assert "1 threads" in run_script("train.py", recipe, "--cpu_threads=1", launch=LAUNCH).stdout
+    assert f"float32, {cores} thread" in run_script("train.py", recipe, launch=LAUNCH).stdout
+    assert "float32, 1 thread)" in run_script("train.py", recipe, "--cpu_threads=1", launch=LAUNCH).stdout
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
