@@ -187,7 +187,7 @@ class Batches:
 def evaluation_blocks(stream: TokenStream, block_size: int, eval_iters: int) -> NDArray[np.int64]:
     """Return the blocks for every evaluation of a split: `eval_iters` x EVAL_BATCH, spread over the split.
 
-    Return all of the split's blocks if there are fewer.
+    If the split has fewer blocks, return all of them.
     """
     n_blocks = stream.n_blocks(block_size)
     n = min(n_blocks, eval_iters * EVAL_BATCH)

@@ -92,7 +92,7 @@ def local_files(name: str) -> tuple[Path, list[Path]] | None:
     """Return the local files that `dataset` names, and their root folder; None if it is a Hub id.
 
     Raises:
-        InputError: it looks like a path, but there are no files.
+        InputError: it looks like a path, but no file matches.
     """
     path = Path(name).expanduser()
     if path.is_dir():

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hfgpt.base.errors import InputError, first_line
 
@@ -56,34 +56,42 @@ class _StandardError:
     """Captures file descriptor 2 while tokenizers may panic, since Rust reports every panic there.
 
     Several threads may be inside at once. The last one to leave writes the captured output back, unless it was a panic.
+    Every sampled token is decoded inside, so the file that captures is opened once.
     """
 
     def __init__(self) -> None:
         self._lock, self._inside, self._panicked = threading.Lock(), 0, False
-        self._kept: tuple[IO[bytes], int] | None = None  # the captured output, and the original descriptor
+        self._file, self._process = -1, 0  # descriptor of the capturing file, and the process that opened it
+        self._original: int | None = None  # what descriptor 2 was before
 
     def enter(self) -> None:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
                 with contextlib.suppress(OSError):  # without descriptor 2 or disk space, Rust's report stays visible
-                    file = tempfile.TemporaryFile()  # noqa: SIM115 - until the last one leaves
-                    self._kept = file, os.dup(2)
-                    os.dup2(file.fileno(), 2)
+                    if self._process != os.getpid():  # a forked process would share the file's position
+                        with tempfile.TemporaryFile() as file:
+                            self._file, self._process = os.dup(file.fileno()), os.getpid()
+                    original = os.dup(2)
+                    os.dup2(self._file, 2)
+                    self._original = original
 
     def leave(self, panicked: bool) -> None:
         with self._lock:
             self._inside -= 1
             self._panicked |= panicked
-            if self._inside or self._kept is None:
+            if self._inside or self._original is None:
                 return
-            (file, real), self._kept = self._kept, None
-            os.dup2(real, 2)
-            os.close(real)
-            file.seek(0)
-            with file, contextlib.suppress(OSError):
+            os.dup2(self._original, 2)
+            os.close(self._original)
+            self._original = None
+            if written := os.lseek(self._file, 0, os.SEEK_CUR):
+                os.lseek(self._file, 0, os.SEEK_SET)
+                output = os.read(self._file, written)
+                os.lseek(self._file, 0, os.SEEK_SET)
                 if not self._panicked:
-                    os.write(2, file.read())
+                    with contextlib.suppress(OSError):
+                        os.write(2, output)
             self._panicked = False
 
 

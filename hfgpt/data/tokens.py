@@ -118,7 +118,7 @@ def _generate(
 def _cached(cache: Path, key: str) -> pa.Table | None:
     """Memory-map the rows in the cache of `datasets`, without waiting for the library's import.
 
-    Return None if there are no such rows, or if their format is unknown; `datasets` then reads them.
+    Return None without such rows, or if their format is unknown; `datasets` then reads the files.
     """
     import pyarrow as pa
 

@@ -205,7 +205,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of a folder: one, or those that its index names.
 
     Raises:
-        InputError: there is no such file, or the index names a file outside the folder or of another type.
+        InputError: the file does not exist, or the index names a file outside the folder or of another type.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
