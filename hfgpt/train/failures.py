@@ -113,7 +113,7 @@ def lost_process(error: RuntimeError) -> str:
 
 @contextmanager
 def watched(run: Run) -> Iterator[Waiting | None]:
-    """Watch the steps if NCCL would abort the process without a message; otherwise do nothing.""" ""
+    """Watch the steps if NCCL would abort the process without a message; otherwise do nothing."""
     if run.device.type != "cuda" or run.accelerator.num_processes == 1:
         yield None
         return

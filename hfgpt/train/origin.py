@@ -89,7 +89,7 @@ def check_repository(config: Config, checkpoint: Path) -> None:
 
 
 def _same_repository(one: str, other: str) -> bool:
-    """Whether two names may mean one repository; without an owner, a name belongs to the token's unknown account.""" ""
+    """Whether two names may mean one repository; without an owner, a name belongs to the token's unknown account."""
     owners, names = zip(*(name.lower().rpartition("/")[::2] for name in (one, other)), strict=True)
     return names[0] == names[1] and (owners[0] == owners[1] or not all(owners))
 
