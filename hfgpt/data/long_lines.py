@@ -11,14 +11,15 @@ import json
 import re
 from collections.abc import Iterator
 
-# The content of a JSON string up to its closing quote. A surrogate pair is matched as a whole.
+# The content of a JSON string up to its closing quote, at most a thousand pieces. A surrogate pair is one piece. The
+# repetition is not possessive: Python before 3.11.5 matches groups wrongly then (its issue 106052).
 STRING = re.compile(
     r"""(?:
       [^"\\]++
     | \\[^u]
     | \\u(?![dD][89abAB])[0-9a-fA-F]{4}
     | \\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[0-9a-fA-F]{4}|(?=.{6}))
-    )*+""",
+    ){0,1000}""",
     re.VERBOSE | re.DOTALL,
 )
 
@@ -118,6 +119,7 @@ class LongLine:
             if match.end() > self._at:
                 yield match[0]
                 self._at = match.end()
+                continue
             if self._text[self._at : self._at + 1] == '"':
                 self._at += 1
                 return
