@@ -1,6 +1,6 @@
-"""What the tests share: no network, caches of their own, a small text, a small recipe, and the scripts to run.
+"""Shared by all tests: no network, caches of their own, a small text, a small recipe, and the scripts to run.
 
-The environment is set before any test module is imported, since the Hugging Face libraries read it once.
+The environment is set before any test module is imported, since the Hugging Face libraries read it only once.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ ROOT = Path(__file__).parent.parent
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")  # launches a script in two processes
 CACHE = Path(tempfile.mkdtemp(prefix="hfgpt-tests-"))
 
-# What hfgpt measures of this machine it measures once a session: the workers of pytest-xdist find what the first one
-# kept. Matplotlib's list of fonts, which takes seconds to make, stays where it is for the user.
+# hfgpt measures this machine once a session: the workers of pytest-xdist use the first worker's results. Matplotlib's
+# list of fonts, which takes seconds to build, stays in the user's cache.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR") or str(
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "matplotlib"
@@ -44,22 +44,22 @@ os.environ |= {
     "MPLBACKEND": "agg",
     "TOKENIZERS_PARALLELISM": "false",
 }
-# What a shell or a launcher around the tests may have set, and a run would heed.
+# Variables of the shell or of a launcher, which a run would obey.
 for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "OMP_", "TORCHELASTIC_"))]:
     del os.environ[name]
-os.environ["OMP_NUM_THREADS"] = "1"  # models this small only lose by waiting for a second thread
+os.environ["OMP_NUM_THREADS"] = "1"  # a second thread only slows down models this small
 
-compile_all()  # the translations, as an installation does
+compile_all()  # compiles the translations, as an installation does
 
-sys.argv[0] = "pytest"  # else `python -m pytest` looks like the installed command, and messages name its commands
+sys.argv[0] = "pytest"  # otherwise `python -m pytest` looks like the installed command, and messages name its commands
 
-# A machine with other work on it makes single examples slow; they are not to blame.
+# Other work on the machine can make an example slow, so examples have no deadline.
 settings.register_profile("hfgpt", deadline=None, derandomize=True)
 settings.load_profile("hfgpt")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The fuzz lane runs only where it is asked for: it takes as long as one gives it."""
+    """Skip the fuzz lane unless it is selected, since it takes as long as it is given."""
     if "fuzz" not in config.option.markexpr:
         fuzz = [item for item in items if item.get_closest_marker("fuzz")]
         config.hook.pytest_deselected(items=fuzz)
@@ -67,13 +67,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_sessionfinish() -> None:
-    """The caches go with the session."""
+    """Delete the session's caches."""
     shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    """A test leaves the environment, and Accelerate's process-wide state, as it found them."""
+    """Restore the environment and Accelerate's process-wide state after each test."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():
@@ -88,7 +88,7 @@ def _as_it_was() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of about 12,000 characters in lines of made-up words, the same each time: enough to learn from."""
+    """Return a file of about 12,000 characters, always the same lines of invented words: enough to learn from."""
     draw = random.Random(0)
     words = ["".join(draw.choices("aeioumnprst", k=draw.randint(2, 6))) for _ in range(60)]
     lines = [" ".join(draw.choices(words, k=8)).capitalize() + "." for _ in range(300)]
@@ -99,7 +99,7 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus_file(tmp_path: Path) -> Path:
-    """A file of 600 lines, each with its number, for the tests of the data: data_texts.LINES."""
+    """Return a file of 600 numbered lines for the data tests: data_texts.LINES."""
     lines = [f"Line {i}: the quick brown fox, number {i * i}.\n" for i in range(600)]
     (tmp_path / "corpus.txt").write_text("".join(lines))
     return tmp_path / "corpus.txt"
@@ -107,7 +107,7 @@ def corpus_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny(tiny_text: Path, tmp_path: Path) -> dict[str, Any]:
-    """A recipe that trains in about a second: what `config.build` takes. Its run folder is `tmp_path`/run."""
+    """Return a recipe's values, for `config.build`, that trains in about a second; its run folder is `tmp_path`/run."""
     return {
         "dataset": str(tiny_text),
         "out_dir": str(tmp_path / "run"),
@@ -141,7 +141,7 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """run_script("train.py", *arguments) → what `python scripts/train.py …`, or another file, did, in its own process.
+    """run_script("train.py", *arguments) → the finished process of `python scripts/train.py …`, or of another file.
 
     It runs in `tmp_path`, so that nothing is written into the checkout. `launch` puts words before the script, as in
     ``launch=["-m", "accelerate.commands.launch"]``; `env` adds variables.
@@ -168,19 +168,19 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
 @pytest.fixture(scope="module")
 def python_server() -> Iterator[subprocess.Popen[str]]:
-    """A process that has loaded the libraries, and forks for each command that is typed in a `place`."""
+    """Start a process that loads the libraries once and forks for each command that is run in a `place`."""
     with workshop.python_server() as process:
         yield process
 
 
 @pytest.fixture
 def place(python_server: Any, tmp_path: Path) -> workshop.Workshop:
-    """A copy of the checkout to type commands in."""
+    """Return a copy of the checkout in which to run commands."""
     return workshop.Workshop(tmp_path, python_server)
 
 
 @pytest.fixture
 def in_temporary_folder(tmp_path: Path) -> Iterator[Path]:
-    """The test runs in `tmp_path`."""
+    """Run the test in `tmp_path`."""
     with contextlib.chdir(tmp_path):
         yield tmp_path

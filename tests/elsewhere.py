@@ -1,8 +1,8 @@
-"""A stand-in for Windows: this Python, without what only POSIX systems have. Run as a script, it runs another one.
+"""A simulated Windows: this Python without what only POSIX systems have. As a script, it runs another script.
 
-python tests/elsewhere.py scripts/train.py recipes/standard.yaml
+    python tests/elsewhere.py scripts/train.py recipes/standard.yaml
 
-The library finds neither the modules nor the names below; packages that it uses keep theirs. Processes are spawned.
+The library finds neither the modules nor the names below; the packages that it uses still do. Processes are spawned.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _without_posix(name: str, globals: Any = None, *rest: Any, **more: Any) -> A
 
 
 def leave_posix() -> None:
-    """From here on, the library is on another system."""
+    """Make this process look like one on another system from here on."""
     builtins.__import__ = _without_posix
     multiprocessing.set_start_method("spawn")
 

@@ -1,8 +1,9 @@
 """A small Hub on the loopback, for the real huggingface_hub client: models, branches, LFS, and faults on request.
 
-Use :func:`running` as a context. The server speaks what huggingface_hub 2.4 speaks when HF_HUB_DISABLE_XET is set;
-what it holds is in `hub.repos`, what it was asked in `hub.requests`. `hub.fault(...)` makes the next matching requests
-fail with a status, or be cut off in the middle of their body; `hub.on_request` sees each before it is answered.
+Use :func:`running` as a context. The server implements what huggingface_hub 2.4 uses when HF_HUB_DISABLE_XET is set.
+Its repositories are in `hub.repos`, the requests that it received in `hub.requests`. `hub.fault(...)` makes the next
+matching requests fail with a status, or cuts them off within their body; `hub.on_request` sees each request before it
+is answered.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """The name git gives the file; of an LFS file, git sees the pointer."""
+        """Return git's name of the file; of an LFS file, git sees the pointer."""
         content = f"version lfs\noid sha256:{self.sha256}\n".encode() if self.lfs else self.data
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
     @property
     def content_id(self) -> str:
-        """What a client compares its own file with."""
+        """Return the hash with which a client compares its own file."""
         return self.sha256 if self.lfs else self.oid
 
     def entry(self, path: str) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class Blob:
 
 @dataclass
 class Repo:
-    """A repository; a commit is all files at that time, and `log` keeps, for each, (branch, message, paths added)."""
+    """A repository; a commit is a snapshot of all files, and `log` has (branch, message, paths added) for each."""
 
     private: bool
     commits: dict[str, dict[str, Blob]] = field(default_factory=lambda: {"0" * 40: {}})
@@ -66,7 +67,7 @@ class Repo:
 
     def commit(self, branch: str, message: str, added: dict[str, Blob], deleted: list[str]) -> str:
         files = {path: blob for path, blob in (self.files(branch) or {}).items() if path not in deleted} | added
-        sha = secrets.token_hex(20)  # as git's: two commits never share one, and clients cache by it
+        sha = secrets.token_hex(20)  # unique as in git, since clients cache by it
         self.commits[sha], self.branches[branch] = files, sha
         self.log.append((branch, message, sorted(added)))
         return sha
@@ -104,7 +105,7 @@ class Hub(ThreadingHTTPServer):
         return None
 
     def asked(self, method: str, pattern: str) -> int:
-        """How many requests of this kind there were."""
+        """Return how many requests of this kind there were."""
         return sum(verb == method and bool(re.search(pattern, path)) for verb, path in self.requests)
 
 
@@ -181,7 +182,7 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, value: Any, status: int = 200) -> None:
         self.answer(json.dumps(value).encode(), status)
 
-    # -- who may do what
+    # -- permissions
 
     def token(self) -> str:
         return self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -326,7 +327,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running() -> Iterator[Hub]:
-    """A Hub that listens on the loopback until the context ends."""
+    """Run a Hub that listens on the loopback until the context ends."""
     hub = Hub()
     thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
     thread.start()

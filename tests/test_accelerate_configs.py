@@ -1,4 +1,4 @@
-"""Each Accelerate configuration says how it is launched, and starts our training when it is launched so."""
+"""Each Accelerate configuration states its command, and that command starts a training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hfgpt.train.launch import check_engine
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 EXPECTED = {"cpu", "single_gpu", "multi_gpu", "fsdp2", "deepspeed_zero2", "multi_node", "multi_cpu"}
 
-# What the recipe says: an Accelerate configuration that said it too could only agree or be overruled.
+# The recipe decides these: a value in an Accelerate configuration would be redundant or overruled.
 THE_RECIPES = {"mixed_precision", "gradient_accumulation_steps", "gradient_clipping", "dynamo_backend"}
 
 
@@ -39,7 +39,7 @@ def test_precision_and_accumulation_are_left_to_the_recipe(path: Path) -> None:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """The words behind `accelerate launch` of each command in a configuration's head."""
+    """Return the arguments of each `accelerate launch` command in a configuration's head."""
     head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     return [shlex.split(command) for command in re.findall(r"accelerate launch (.*)", head)]
 
@@ -54,7 +54,7 @@ def test_its_head_says_how_it_is_launched(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_our_code_accepts_the_engine_with_the_recipe(path: Path) -> None:
-    """The recipe that the head names has a batch for as many processes, and nothing that the engine cannot do."""
+    """The recipe in the head divides its batch among as many processes, and uses nothing that the engine lacks."""
     said = yaml.safe_load(path.read_text())
     engine = DistributedType(said["distributed_type"])
     for words in commands(path):
@@ -71,14 +71,14 @@ def test_deepspeed_refuses_what_it_cannot_do() -> None:
             check_engine(config.build(values, "test"), DistributedType(said["distributed_type"]))
 
 
-# fsdp2.yaml is started in train/test_engines.py, by a script that lets Accelerate take its way on cards; DeepSpeed's
-# needs a package. Two hosts, made of network namespaces, are in train/test_reliability_long.py.
+# train/test_engines.py starts fsdp2.yaml, with a script that makes Accelerate behave as on cards; DeepSpeed's
+# configuration needs a package. train/test_reliability_long.py has two hosts, made of network namespaces.
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("name", "processes"), [("cpu", 1), ("single_gpu", 1), ("multi_cpu", 2), ("multi_gpu", 2), ("multi_node", 2)]
 )
 def test_its_command_trains_in_as_many_processes(name: str, processes: int, tmp_path: Path) -> None:
-    """As it is written, but for two processes at most, on the CPU and this machine, for two steps of a small model."""
+    """Run it unchanged, except for at most two processes, on this machine's CPU, for two steps of a small model."""
     path = ROOT / "accelerate_configs" / f"{name}.yaml"
     said = yaml.safe_load(path.read_text())["num_processes"]
     changed = ["--num_processes", str(processes)] if said > processes else []
@@ -112,7 +112,7 @@ def test_its_command_trains_in_as_many_processes(name: str, processes: int, tmp_
 
 
 def free_port() -> int:
-    """A port that nobody listens on, below those that the system gives out to whoever asks for any."""
+    """Return a port on which nobody listens, below the range from which the system assigns ports."""
     for port in range(20_000 + os.getpid() % 10_000, 32_000):
         with socket.socket() as listening, contextlib.suppress(OSError):
             listening.bind(("127.0.0.1", port))
@@ -121,7 +121,7 @@ def free_port() -> int:
 
 
 def test_fsdp_is_version_2() -> None:
-    """Accelerate falls back to version 1 where it is not said."""
+    """Accelerate falls back to version 1 by default."""
     said = yaml.safe_load((ROOT / "accelerate_configs" / "fsdp2.yaml").read_text())["fsdp_config"]
     assert said["fsdp_version"] == 2
     assert said["fsdp_transformer_layer_cls_to_wrap"] == "GPT2Block"

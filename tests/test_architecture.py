@@ -1,4 +1,4 @@
-"""docs/*/architecture.md says where things are as the code has it."""
+"""docs/*/architecture.md agrees with the code on where things are."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Bad input: one message that names the key or the file and what to do, exit code 2, nothing written.
+"""Bad input: one message that names the key or the file and the remedy, exit code 2, nothing written.
 
-Each row of the tables below goes through ``scripts/train.py``, in this process, and a few in processes of their own.
+Each row of the tables below goes through ``scripts/train.py`` in this process, and a few in their own processes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SCRIPT = ROOT / "scripts" / "train.py"
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
-    """Everything under a folder, with its content."""
+    """Return every file under a folder, with its content."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
 
 
@@ -44,12 +44,12 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 def refused(
     in_temporary_folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """refused(*words) → the one message with which train.py refuses these words; fails where it does anything else."""
+    """refused(*words) → the one message with which train.py refuses these arguments; anything else fails the test."""
 
     def run(*words: str) -> str:
         before = tree(in_temporary_folder)
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
-        monkeypatch.setattr(threads, "configure", lambda asked: 1)  # it would bind this process to a core for good
+        monkeypatch.setattr(threads, "configure", lambda asked: 1)  # it would bind this process to a core
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -67,7 +67,7 @@ def refused(
 
 
 def wrong_values(key: str) -> dict[str, Any]:
-    """A value of a wrong type, and values beyond each end of the range, by what is wrong with them."""
+    """Return a value of a wrong type, and values beyond each end of the range, by the kind of fault."""
     options = [get_origin(option) or option for option in reference.alternatives(Config.model_fields[key].annotation)]
     numeric, limits = int in options or float in options, bounds(key)
     wrong: dict[str, Any] = {"type": [1]}
@@ -84,7 +84,7 @@ def wrong_values(key: str) -> dict[str, Any]:
     for name, value in limits.items():
         step = 1 if int in options else 0.001
         wrong[name] = {"ge": value - step, "gt": value, "le": value + step, "lt": value}[name]
-    if numeric and Literal in options:  # a count or 'auto'
+    if numeric and Literal in options:  # a number or 'auto'
         wrong["zero"] = 0
     if int in options:
         wrong["enormous"] = 10**30
@@ -113,7 +113,7 @@ class Case(NamedTuple):
     """What is wrong, how to arrange it, and what the message says."""
 
     name: str
-    arrange: Callable[[Values, Path], None]  # changes the recipe's values, and the folder that it will run in
+    arrange: Callable[[Values, Path], None]  # changes the recipe's values, and the folder in which it runs
     says: tuple[str, ...]
     words: tuple[str, ...] = ()
 
@@ -123,7 +123,7 @@ def value(**changes: Any) -> Callable[[Values, Path], None]:
 
 
 def nothing(values: Values, folder: Path) -> None:
-    """All is well with the recipe; what is wrong is on the command line."""
+    """Leave the recipe valid: the fault is on the command line."""
 
 
 LINE = [
@@ -161,7 +161,7 @@ LINE = [
 def check(
     refused: Callable[..., str], tiny: Values, write_recipe: Callable[..., Path], in_temporary_folder: Path
 ) -> Callable[[Case], None]:
-    """Arrange a case, and see that it is refused as it says."""
+    """Arrange a case, and check that it is refused with its message."""
 
     def run(case: Case) -> None:
         case.arrange(tiny, in_temporary_folder)
@@ -216,7 +216,7 @@ def test_recipes_that_are_not_there(refused: Callable[..., str], in_temporary_fo
 def test_a_tracker_that_is_not_installed(
     check: Callable[[Case], None], monkeypatch: pytest.MonkeyPatch, tiny: Values
 ) -> None:
-    monkeypatch.setitem(sys.modules, "trackio", None)  # what import says of a module that is not there
+    monkeypatch.setitem(sys.modules, "trackio", None)  # makes `import trackio` fail
     check(Case("", value(report_to="trackio"), ("report_to = 'trackio': is not installed", "pip install trackio")))
 
 
@@ -236,7 +236,7 @@ def test_a_tracker_that_nobody_is_logged_in_to(
 
 
 def file(name: str, content: str | bytes) -> Callable[[Values, Path], None]:
-    """`dataset` is a file with this content."""
+    """Make `dataset` a file with this content."""
 
     def arrange(values: Values, folder: Path) -> None:
         path = folder / name
@@ -256,7 +256,7 @@ def parquet(**columns: list[Any]) -> Callable[[Values, Path], None]:
 
 
 def folder_with(**files: str) -> Callable[[Values, Path], None]:
-    """`dataset` is a folder with these files, _ for the dot in their names."""
+    """Make `dataset` a folder with these files, with _ for the dot in their names."""
 
     def arrange(values: Values, folder: Path) -> None:
         (folder / "texts").mkdir()
@@ -328,7 +328,7 @@ def test_data_that_cannot_be_trained_on(check: Callable[[Case], None], case: Cas
 
 
 def pretrained(what: str = "", **shape: int) -> Callable[[Values, Path], None]:
-    """`init_from` is a folder with a small GPT-2 and its tokenizer, with one thing wrong."""
+    """Make `init_from` a folder with a small GPT-2 and its tokenizer, with one fault."""
 
     def arrange(values: Values, folder: Path) -> None:
         target = folder / "pretrained"
@@ -394,7 +394,7 @@ def test_tokenizers_and_models_that_do_not_fit(check: Callable[[Case], None], ca
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
-    """The folder of a finished run of the `tiny` recipe."""
+    """Return the folder of a finished run of the `tiny` recipe."""
     from accelerate.state import AcceleratorState, GradientState
 
     from hfgpt.train import loop as train
@@ -417,7 +417,7 @@ def damage_all(values: Values, folder: Path) -> None:
 
 
 def shuffled(values: Values, folder: Path) -> None:
-    """Other text of the same characters."""
+    """Return another text of the same characters."""
     lines = Path(values["dataset"]).read_text().splitlines(keepends=True)
     (folder / "other.txt").write_text("".join(sorted(lines)))
     values["dataset"] = str(folder / "other.txt")
@@ -505,7 +505,7 @@ def test_a_batch_that_can_be_shared_takes_the_largest_micro_batch_that_fits() ->
 
     assert micro(12, 40, 1) == 12
     assert micro(12, 40, 8) == 12
-    assert micro(12, 40, 32) == 5  # a share of 15 in three
+    assert micro(12, 40, 32) == 5  # 15 is divided by three
     assert micro(12, 1, 4) == 3
     assert micro(7, 3, 3) == 7
 
@@ -556,13 +556,13 @@ def test_a_model_is_refused_where_its_state_alone_is_more_than_the_memory(
     monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda: 32 * blocks - 1)
     with pytest.raises(InputError, match="each of 2 processes here has"):
         memory.check_size(wide, accelerator)
-    memory.check_size(wide.model_copy(update={"init_from": "gpt2"}), accelerator)  # has a shape of its own
+    memory.check_size(wide.model_copy(update={"init_from": "gpt2"}), accelerator)  # has its own shape
     monkeypatch.setattr(hardware, "cpu_memory_bytes", lambda: 0)
     with pytest.raises(InputError, match="a smaller n_layer and n_embd"):
         memory.check_size(wide, accelerator)
 
 
 def test_the_tables_are_long_enough() -> None:
-    """The issue asks for 40 cases beside those of the fields."""
+    """There must be at least 40 cases beside those of the fields."""
     assert len([*LINE, *BROKEN_YAML, *DATA, *MODELS, *FOLDERS, *WRITABLE]) >= 40
     assert len(FIELDS) >= 2 * len(Config.model_fields)

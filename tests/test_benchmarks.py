@@ -1,4 +1,4 @@
-"""The benchmarks measure, and nothing here asserts a time: their arithmetic, what they read, what they write."""
+"""The benchmarks' arithmetic, what they read and what they write; no test asserts a time."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ import watch  # noqa: E402
 
 
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """bench.py in a process of its own, without peers."""
+    """Run bench.py in its own process, without peers."""
     env = {key: value for key, value in os.environ.items() if key not in ("NANOGPT", "TEXT", "GPT2_TOKENIZER")}
     command = [sys.executable, str(BENCHMARKS / "bench.py"), *arguments]
     return subprocess.run(command, env={**env, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
 
 
 def setting(folder: Path) -> rows.Setting:
-    """A setting without peers."""
+    """Return a setting without peers."""
     return rows.Setting(folder, None, None, None, "cpu", 1)
 
 
@@ -147,7 +147,7 @@ def test_a_checkout_of_nanogpt_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_the_peers_can_have_the_same_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # of whoever measures: no side has it
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # a variable of the user that neither side must see
     with_it = rows.Setting(tmp_path, None, None, None, "cpu", 1, allocator=True)
     for env, plain in ((with_it.bound, setting(tmp_path).bound), (with_it.unbound, setting(tmp_path).unbound)):
         assert env == plain | watch.KEEP_FREED_MEMORY
@@ -222,7 +222,7 @@ def test_a_row_that_fails_says_so_and_the_others_go_on(tmp_path: Path, monkeypat
     shown = table.report(results, table.plain)
     assert re.search(r"one .*failed.*out of paper", shown)
     assert re.search(r"other .*3\.00 +– +– .*no peer", shown)
-    # Rows measured by the same versions on the same machine stay where another is measured again.
+    # Rows measured by the same versions on the same machine stay when another row is measured again.
     again = bench.measure(setting(tmp_path), ["alone"], False, tmp_path / "results.json")
     assert [row["name"] for row in again["rows"]] == ["broken", "alone"]
 
@@ -254,7 +254,7 @@ def test_a_trial_does_not_touch_the_results(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_page_shows_what_was_measured() -> None:
-    """`bench.py --report` after a measurement; the page never says anything else than the files."""
+    """`bench.py --report` after a measurement; the page always agrees with the files."""
     text = bench.PAGE.read_text(encoding="utf-8")
     saved = bench.measured_tables()
     assert table.page(text, saved) == text

@@ -1,4 +1,4 @@
-"""docs/en/coming-from.md: our names are ours, and theirs are as complete as they can be checked here."""
+"""docs/en/coming-from.md: its names of hfgpt exist, and the other projects' names are as complete as can be checked."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ NANOGPT = [
 
 
 def rows(section: str) -> list[tuple[list[str], list[str]]]:
-    """(their names, ours) of each line of a section's table."""
+    """Return (their names, ours) of each line of a section's table."""
     cells = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
     return [(re.findall(r"`([^`]+)`", theirs), re.findall(r"`([^`]+)`", ours)) for theirs, ours in cells]
 

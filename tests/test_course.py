@@ -1,6 +1,6 @@
-"""The course, in both languages: its commands are typed, its programs run, and they print what the pages show.
+"""The course, in both languages: its commands and programs run, and print what the pages show.
 
-`python docs/course.py` puts the output into the pages and writes the notebooks; a failure here asks for it.
+`python docs/course.py` puts the output into the pages and writes the notebooks; a failed test asks for it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_what_a_page_has_one_type_prints_what_it_shows(page: Path, place: Worksh
     for block in course.BLOCK.finditer(page.read_text("utf-8")):
         if block["language"] == "python":
             printed = place.program(f"import os\nos.environ['HFGPT_LANG'] = {language!r}\n{block['code']}")
-            if "out/" not in block["code"]:  # what it reads of a run, which is cut here
+            if "out/" not in block["code"]:  # reads a run, which is shortened here
                 check(printed, block)
             continue
         for line in block["code"].splitlines():
@@ -54,13 +54,13 @@ def test_what_a_page_has_one_type_prints_what_it_shows(page: Path, place: Worksh
 
 
 def repeats(words: list[str]) -> bool:
-    """Whether a command prints the same each time, on any machine; a run of the page's own is cut here."""
+    """Whether a command's output is the same each time, on any machine; the page's own runs are shortened here."""
     recorded = words[1] == "diagnose" and not words[2].startswith("out/")
     return recorded or (words[1] == "plan" and {"--gpu", "--vram"} & set(words) != set())
 
 
 def check(printed: str, block: re.Match[str]) -> None:
-    """The page shows what was printed, or the lines of it that it names."""
+    """The page shows the output, or the lines of it that it names."""
     if block["output"] is not None:
         assert block["output"] == course.shown_of(printed, block), "run python docs/course.py"
 
@@ -75,7 +75,7 @@ def test_the_notebooks_are_the_pages(page: Path) -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("language", course.LANGUAGES)
 def test_a_notebook_runs(language: str) -> None:
-    """In a real kernel: the first cell and the programs. The commands are those that are typed above."""
+    """In a real kernel: the first cell and the programs. The commands are those run above."""
     import nbclient
     import nbformat
 

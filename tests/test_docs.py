@@ -1,7 +1,7 @@
-"""What the documents say is there, and what they have one type works.
+"""The documents' paths exist and their commands work.
 
-Every command of README.md, CONTRIBUTING.md and docs/ is run here, or says in NOT_HERE why it cannot be; the training
-ones are cut to a few steps of a tiny model. docs/ecosystem.md is typed by test_ecosystem.py.
+Every command of README.md, CONTRIBUTING.md and docs/ is run here, or NOT_HERE gives the reason why not. Trainings are
+cut to a few steps of a tiny model. test_ecosystem.py runs the commands of docs/ecosystem.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PAGES = [name for name in (*ALONE, *TWINS, *TWINS.values()) if (ROOT / name).exi
 TEXTS = {name: (ROOT / name).read_text("utf-8") for name in PAGES}
 COMMANDS = {name: workshop.commands(text) for name, text in TEXTS.items()}
 EVERY_COMMAND = sorted({command for commands in COMMANDS.values() for command in commands})
-# A Chinese page has the commands of its English twin. test_course.py types the course, test_ecosystem.py that page.
+# A Chinese page has the commands of its English twin. test_course.py runs the course, test_ecosystem.py that page.
 TYPED = [name for name in TWINS if COMMANDS[name] and "/course/" not in name and name != "docs/en/ecosystem.md"] + [
     "CONTRIBUTING.md"
 ]
@@ -102,14 +102,14 @@ NOT_HERE = {
 
 
 def run(place: Workshop, command: str) -> str:
-    """Type a command, cut as far as it trains.
+    """Run a command, shortened if it trains.
 
     `accelerate launch` with a configuration starts the launcher. Without one it is the plain command, on one process.
     """
     words = shlex.split(command)
-    if words[0] == "make":  # what it would type, once the environment is there
+    if words[0] == "make":  # the command that make would run in its environment
         lines = place.shell("make", "--no-print-directory", "-n", "-o", ".venv/.ready", *words[1:]).splitlines()
-        words = shlex.split(lines[0])  # what follows is a word on how to go on
+        words = shlex.split(lines[0])  # the rest tells how to go on
         words[0] = Path(words[0]).name
     launched = [word for word in words if word != "--quiet"]
     if launched[:3] == ["accelerate", "launch", "scripts/train.py"]:
@@ -118,7 +118,7 @@ def run(place: Workshop, command: str) -> str:
 
 
 def prepare_coming_from(place: Workshop) -> None:
-    """What a nanoGPT user has: a configuration, prepared data, and a checkpoint with its characters beside it."""
+    """Write the files of a nanoGPT user: a configuration, prepared data, and a checkpoint with its characters."""
     (place.folder / "out").mkdir()
     torch.save(
         test_nanogpt.checkpoint() | {"config": {"dataset": "shakespeare_char"}}, place.folder / "out" / "ckpt.pt"
@@ -205,7 +205,7 @@ def test_a_chinese_page_mirrors_the_english_one(english: str) -> None:
 
 
 class _WithoutWords(ast.NodeTransformer):
-    """What a program says in words is the page's language."""
+    """A program's messages are in the page's language."""
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
         return ast.Tuple([self.visit(part.value) for part in node.values if isinstance(part, ast.FormattedValue)])
@@ -215,5 +215,5 @@ class _WithoutWords(ast.NodeTransformer):
 
 
 def without_words(program: str) -> str:
-    """A program's structure, without texts and comments."""
+    """Return a program's structure, without texts and comments."""
     return ast.dump(_WithoutWords().visit(ast.parse(program)))

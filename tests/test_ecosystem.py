@@ -1,4 +1,4 @@
-"""docs/en/ecosystem.md, section by section, typed as it stands there, with a small model."""
+"""The commands of docs/en/ecosystem.md, section by section and unchanged, with a small model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TEXT = "ROMEO:\nWhat light is it?\n\nJULIET:\nThe sun."
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """A folder with what a checkout holds, and in out/learning a model that has learned to write letters."""
+    """Return a folder with a checkout's files, and in out/learning a model that has learned to write letters."""
     made = Workshop(tmp_path_factory.mktemp("ecosystem"))
     train = "python scripts/train.py recipes/learning.yaml --block_size=64 --n_embd=32 --learning_rate=1e-2"
     made.shell(*workshop.few_steps([*train.split(), "--eval_interval=100"], steps=100))
@@ -42,19 +42,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 def command(section: str) -> list[str]:
-    """The one command of a section."""
+    """Return the only command of a section."""
     (line,) = workshop.blocks(SECTIONS[section], "bash")
     return line.split()
 
 
 def program(section: str) -> str:
-    """The one Python program of a section."""
+    """Return the only Python program of a section."""
     (text,) = workshop.blocks(SECTIONS[section], "python")
     return text
 
 
 def run(place: Workshop, text: str) -> str:
-    """What a program prints, in a process that never imports hfgpt."""
+    """Return what a program prints, in a process that never imports hfgpt."""
     return place.shell("python", "-c", f"{text}\nimport sys\nassert 'hfgpt' not in sys.modules")
 
 
@@ -136,7 +136,7 @@ def test_gguf(place: Workshop) -> None:
 
 
 def test_lm_eval(place: Workshop) -> None:
-    """Its bits per byte are those that Transformers computes: each paragraph in one window, behind a line feed."""
+    """Its bits per byte are those that Transformers computes: each paragraph in one window, after a line feed."""
     table = place.shell(*command("lm-evaluation-harness"))
     (bits,) = re.findall(r"bits_per_byte\s*\|\S+\s*\|\s*([\d.]+)", table)
     paragraphs, nats = TEXT.split("\n\n"), 0.0
@@ -149,10 +149,10 @@ def test_lm_eval(place: Workshop) -> None:
     assert float(bits) == pytest.approx(nats / math.log(2) / length, abs=1e-3)
 
 
-# PEFT asks a model for an attribute whose name Transformers has changed.
+# PEFT reads an attribute of the model that Transformers has renamed.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora(place: Workshop) -> None:
-    """It learns, the adapter changes the logits, and the merged model's are the adapter's."""
+    """It learns, the adapter changes the logits, and the merged model has the adapter's logits."""
     losses = [float(loss) for loss in re.findall(r"^loss (\S+)", run(place, program("LoRA")), re.MULTILINE)]
     assert losses[-1] < losses[0] - 0.005
     folders = [place.folder / "out" / name for name in ("learning", "learning", "merged")]

@@ -1,4 +1,4 @@
-"""Nothing on the way of a user needs a POSIX system: what can be tried of Windows and macOS without one."""
+"""No user command needs a POSIX system, as far as this can be tested without Windows and macOS."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print("all")
 
 
 def elsewhere(folder: Path, *words: Any) -> str:
-    """What a program prints on a system without POSIX's modules."""
+    """Return what a program prints on a system without POSIX's modules."""
     done = subprocess.run(
         [sys.executable, ELSEWHERE, *map(str, words)], cwd=folder, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

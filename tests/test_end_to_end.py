@@ -64,7 +64,7 @@ assert not any(name.startswith("hfgpt") for name in sys.modules)
 def test_the_plain_command_uses_every_core(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`accelerate launch` alone would leave one thread."""
+    """`accelerate launch` alone would use one thread."""
     monkeypatch.delenv("OMP_NUM_THREADS")
     cores = len(os.sched_getaffinity(0))
     recipe = write_recipe(tiny | {"max_iters": 2, "eval_only": True})
@@ -76,7 +76,7 @@ def test_the_plain_command_uses_every_core(
 def test_two_processes_are_one_process(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Runner, tmp_path: Path, optimizer: str
 ) -> None:
-    """Losses, gradient norms and evaluations within 1e-5 over 20 steps; the learning rates equal."""
+    """Losses, gradient norms and evaluations agree within 1e-5 over 20 steps; the learning rates are equal."""
     values = tiny | {"batch_size": 8, "gradient_accumulation_steps": 4, "max_iters": 20, "eval_interval": 10}
     values["optimizer"] = optimizer
     one, two = tmp_path / "one", tmp_path / "two"
@@ -89,7 +89,7 @@ def test_two_processes_are_one_process(
         assert series(two, key) == pytest.approx(series(one, key), rel=1e-5), key
     assert len(series(two, "train_loss")) == 20
 
-    # Another number of processes goes on with the same batches.
+    # Another number of processes continues with the same batches.
     longer = run_script("train.py", two, "--max_iters=24", "--lr_decay_iters=20", "--resume", launch=())
     assert longer.returncode == 0, longer.stderr
     again = run_script("train.py", one, "--max_iters=24", "--lr_decay_iters=20", "--resume", launch=TWO)
@@ -98,7 +98,7 @@ def test_two_processes_are_one_process(
     assert len(series(two, "train_loss")) == 24
 
 
-# What a program that stands before the training script sets up: it says which of gloo's threads are left at the end.
+# Set up before the training script: it reports which of gloo's threads are left at the end.
 LEFT_BEHIND = """
 import os
 from hfgpt.train import loop as train
@@ -116,7 +116,7 @@ train.leave = watched
 def test_gloos_threads_end_before_the_process_does(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Runner, tmp_path: Path
 ) -> None:
-    """One that is left holds what it needs the interpreter for, and the process may then never end."""
+    """A remaining thread holds objects that need the interpreter, and the process may never end."""
     program = tmp_path / "watched.py"
     program.write_text(LEFT_BEHIND + (ROOT / "scripts" / "train.py").read_text(), encoding="utf-8")
     done = run_script(program, write_recipe(tiny), launch=TWO)
@@ -130,7 +130,7 @@ def start_training(recipe: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def wait_for_step(folder: Path, step: int) -> None:
-    """Until the run's record has this step."""
+    """Wait until the run's record has this step."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if (folder / "metrics.jsonl").exists() and any(
@@ -144,7 +144,7 @@ def wait_for_step(folder: Path, step: int) -> None:
 def test_kill_and_resume_is_exact(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Runner, tmp_path: Path
 ) -> None:
-    """SIGKILL in the middle, dropout on: the resumed run ends with the same bits."""
+    """SIGKILL in the middle, with dropout: the resumed run ends with the same bits."""
     recipe = write_recipe(tiny | {"dropout": 0.2, "max_iters": 300, "eval_interval": 20, "n_embd": 64})
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run_script("train.py", recipe, f"--out_dir={whole}").returncode == 0
@@ -179,7 +179,7 @@ def test_a_signal_stops_politely(tiny: dict[str, Any], write_recipe: Callable[..
 def test_finetuning_a_model_of_ones_own(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Runner, tmp_path: Path
 ) -> None:
-    """recipes/finetune.yaml, from a model that was trained here: it begins where that one ended."""
+    """recipes/finetune.yaml, from a model that was trained here: its first loss is that model's last."""
     first = tiny | {"max_iters": 40, "block_size": 32, "learning_rate": 3e-3}
     assert run_script("train.py", write_recipe(first)).returncode == 0
     tuned = tmp_path / "tuned"
@@ -197,7 +197,7 @@ def test_finetuning_a_model_of_ones_own(
 def test_production_cut_to_a_few_steps(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Runner, tmp_path: Path
 ) -> None:
-    """recipes/production.yaml streams a local text with a byte-level BPE tokenizer; the shape is cut to fit a test."""
+    """recipes/production.yaml streams a local text with a byte-level BPE tokenizer, in a smaller shape."""
     learned = run_script("train.py", write_recipe(tiny | {"tokenizer": "bpe", "vocab_size": 300, "max_iters": 2}))
     assert learned.returncode == 0, learned.stderr
     folder = tmp_path / "production"

@@ -1,4 +1,4 @@
-"""The command that proves hfgpt on a card: its arithmetic, and the command itself on a CPU. Nothing here has a card."""
+"""The command that checks hfgpt on a card: its arithmetic, and the command itself on a CPU. No card is needed here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import gpu
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
-    """benchmarks/gpu.py in a process of its own."""
+    """Run benchmarks/gpu.py in its own process."""
     return subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words], capture_output=True, text=True, timeout=280
     )
@@ -52,7 +52,7 @@ def test_without_a_card_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_it_goes_on_where_it_stopped_and_a_failure_is_told(tmp_path: Path) -> None:
-    """On a CPU, cut to nothing: a part that was measured is not measured again."""
+    """On a CPU, as short as possible: a finished part is not measured again."""
     path = tmp_path / "cpu.json"
     done = command("--device=cpu", "--json", str(path), "--only", "waits")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,7 +1,7 @@
-"""Input that means harm, or is merely broken: refused with one message, and nothing in it is ever run.
+"""Malicious or broken input is refused with one message, and nothing in it is ever run.
 
-Recipes and overrides by the thousand are in test_config.py; here they go through the script. Round trips of any
-Unicode text are in test_tokenizer.py, tokens in = tokens out in test_data.py, nanoGPT's pickles in test_nanogpt.py.
+config/test_config.py has thousands of recipes and overrides; here some go through the script. Round trips of any
+Unicode text are in data/test_tokenizer.py, nanoGPT's pickles in share/test_nanogpt.py.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ ANY_FIXTURE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 class Payload:
-    """Unpickled, it leaves a file."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -62,7 +62,7 @@ class Payload:
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Iterator[Path]:
-    """The file that code in the input would leave; it must not."""
+    """Return the file that the input's code would write; it must not exist."""
     path = tmp_path / "code-was-run"
     yield path
     assert not path.exists()
@@ -70,7 +70,7 @@ def mark(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
-    """A run folder with two checkpoints."""
+    """Return a run folder with two checkpoints."""
     folder = tmp_path_factory.mktemp("exported") / "run"
     values = {"dataset": str(tiny_text), "device": "cpu", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
     values |= {"batch_size": 2, "max_iters": 2, "warmup_iters": 1, "eval_interval": 1, "eval_iters": 1, "num_proc": 1}
@@ -80,7 +80,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
 
 @pytest.fixture
 def folder(exported: Path, tmp_path: Path) -> Path:
-    """A copy of it to spoil."""
+    """Return a copy of it to corrupt."""
     return Path(shutil.copytree(exported, tmp_path / "run"))
 
 
@@ -118,7 +118,7 @@ def test_a_pickle_beside_the_weights_is_not_opened(folder: Path, mark: Path, nam
 
 @pytest.mark.parametrize("name", checkpoint.TENSOR_FILES)
 def test_a_checkpoint_of_pickles(folder: Path, mark: Path, name: str) -> None:
-    """Even with sums that are right, a safetensors file that is a pickle is refused."""
+    """A safetensors file that is a pickle is refused even if its checksums are right."""
     at = folder / "checkpoint-2"
     torch.save(Payload(mark), at / name)
     state = json.loads((at / "state.json").read_text())
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_pickles(folder: Path, mark: Path, name: str) -> None:
 
 
 def add_code(folder: Path, mark: Path) -> None:
-    """Python beside the model, that its configuration asks to run."""
+    """Add Python code beside the model, which its configuration asks to run."""
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\n")
     for name, entries in (
         ("config.json", {"auto_map": {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.Evil"}}),
@@ -141,7 +141,7 @@ def add_code(folder: Path, mark: Path) -> None:
 
 
 def test_a_model_folder_with_code(folder: Path, mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not run, and nobody is asked whether it may."""
+    """It is not run, and the user is not asked."""
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question was asked"))
     add_code(folder, mark)
     for load in (
@@ -164,7 +164,7 @@ def test_a_recipe_with_a_python_tag(tmp_path: Path, mark: Path) -> None:
 
 
 def test_a_recipe_in_a_run_folder_is_no_exception(folder: Path, mark: Path) -> None:
-    """A fetched run folder brings its own recipe, which is read the same way."""
+    """A downloaded run folder contains its own recipe, which is read in the same way."""
     (folder / "recipe.yaml").write_text(f"seed: !!python/object/apply:builtins.open ['{mark}', 'w']\n")
     code, _, told = script(str(folder))
     assert code == 2
@@ -181,7 +181,7 @@ def test_a_repository_whose_paths_leave_the_folder(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(hub_errors, "WAITS", ())
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.close_session()  # the client of another test remembers that it is offline
+    huggingface_hub.close_session()  # another test's client remembers that it is offline
     with hub_server.running() as server:
         api = HfApi(endpoint=server.url, token=hub_server.TOKEN)
         files = {path.name: hub_server.Blob(path.read_bytes(), False) for path in exported.iterdir() if path.is_file()}
@@ -198,7 +198,7 @@ def test_a_repository_whose_paths_leave_the_folder(
 
 
 def test_a_compressed_text_whose_name_leaves_the_folder(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """gzip files carry the name of what was packed: it is not written anywhere, under any name."""
+    """gzip files contain the name of the packed file: nothing is written under that or any other name."""
     inner = tmp_path / "inner"
     inner.mkdir()
     text = Path(tiny["dataset"]).read_bytes()
@@ -217,7 +217,7 @@ def test_a_compressed_text_whose_name_leaves_the_folder(tiny: dict[str, Any], tm
 @settings(max_examples=150, suppress_health_check=ANY_FIXTURE)
 @given(st.data())
 def test_any_change_of_a_checkpoint_is_noticed(exported: Path, draw: st.DataObject) -> None:
-    """One byte, a cut or an addition, in any of its files."""
+    """One changed byte, a cut or an addition, in any of its files."""
     at = exported.parent / "spoilt"
     shutil.rmtree(at, ignore_errors=True)
     shutil.copytree(exported / "checkpoint-2", at)
@@ -252,7 +252,7 @@ PROGRESS = {"step": 2, "best_val_loss": 5.0}
     {"data": None}, {"recipe": 5}, {"corpus": []}, {"scaler": "x"},
 ], ids=str)  # fmt: skip
 def test_a_state_that_no_run_writes_is_one_message(folder: Path, change: dict[str, Any]) -> None:
-    """As a checkpoint from elsewhere may have it, with the right checksums; nothing is written."""
+    """Its checksums are right, but no run writes such a state; nothing is written."""
     at = folder / "checkpoint-2"
     state = json.loads((at / "state.json").read_text())
     (at / "state.json").write_text(json.dumps(state | change))
@@ -267,7 +267,7 @@ def test_a_state_that_no_run_writes_is_one_message(folder: Path, change: dict[st
 @settings(max_examples=200, suppress_health_check=ANY_FIXTURE)
 @given(st.dictionaries(st.sampled_from(["identity", "progress", "files", "step", "format", "data"]), JSON))
 def test_any_state_of_a_checkpoint(exported: Path, changed: dict[str, Any]) -> None:
-    """One whose sums are right, and whose state says anything: read, or refused by its path."""
+    """Its checksums are right, and its state is arbitrary: it is read, or its path is named in the refusal."""
     at = exported.parent / "stated"
     if not at.exists():
         shutil.copytree(exported / "checkpoint-2", at)
@@ -302,7 +302,7 @@ GPT2_KEYS |= st.sampled_from(["activation_function", "layer_norm_epsilon", "arch
 @settings(max_examples=60, phases=[Phase.generate], suppress_health_check=ANY_FIXTURE)
 @given(st.dictionaries(GPT2_KEYS, JSON, min_size=1, max_size=3))
 def test_any_configuration_of_a_pretrained_model(exported: Path, changed: dict[str, Any]) -> None:
-    """It loads, or is refused by name."""
+    """It is loaded, or its name is in the refusal."""
     at = exported.parent / "configured"
     if not at.exists():
         shutil.copytree(exported, at)
@@ -323,7 +323,7 @@ DEEP = "[" * 100_000
 
 
 def test_a_file_of_brackets_is_no_record_of_anything(folder: Path, tmp_path: Path) -> None:
-    """Every file of JSON that is read back: Python gives up with a RecursionError, which is not a ValueError."""
+    """This holds for every JSON file that is read: Python raises a RecursionError, which is not a ValueError."""
     at = folder / "checkpoint-2"
     (at / "state.json").write_text(DEEP)
     (at / "COMPLETE").write_text(sha256(at / "state.json"))
@@ -369,7 +369,7 @@ def test_a_plan_with_a_tokenizer_of_other_things(folder: Path, change: dict[str,
 
 @pytest.mark.parametrize("length", ["x", None, 8])
 def test_a_prompt_longer_than_the_tokenizer_says(folder: Path, length: Any, caplog: Any) -> None:
-    """A tokenizer's own idea of the longest text is not used: nothing is warned of, nothing fails."""
+    """A tokenizer's own maximum length is ignored: there is neither a warning nor an error."""
     values = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(values | {"model_max_length": length}))
     gpt2, own = folders.load_folder(folder, "cpu")
@@ -381,7 +381,7 @@ def test_a_prompt_longer_than_the_tokenizer_says(folder: Path, length: Any, capl
 
 
 def test_tokens_that_stand_for_no_text_are_refused_before_training(tmp_path: Path, tiny: dict[str, Any]) -> None:
-    """Validation tokens that are marks between documents alone: bits per character would divide by 0."""
+    """Validation tokens that only separate documents: bits per character would divide by 0."""
     own = tokenizer.train_bpe(["some text of words"], 260)
     own.save_pretrained(tmp_path / "data")
     np.array(own.encode("some text of words " * 40), dtype="<u2").tofile(tmp_path / "data" / "train.bin")
@@ -393,7 +393,7 @@ def test_tokens_that_stand_for_no_text_are_refused_before_training(tmp_path: Pat
 
 @pytest.mark.timeout(60)
 def test_a_folder_with_a_pipe_is_not_waited_for(exported: Path, tmp_path: Path) -> None:
-    """As a stranger's archive may hold one, into which nobody writes: each file in turn, read by all that read it."""
+    """A foreign archive may contain a pipe without a writer: each file in turn, with every reader of it."""
     names = [path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()]
     assert {"recipe.yaml", "metrics.jsonl", "config.json", "checkpoint-2/COMPLETE"} <= {*names}
     for number, name in enumerate([*names, "samples.jsonl"]):
@@ -413,7 +413,7 @@ def test_a_folder_with_a_pipe_is_not_waited_for(exported: Path, tmp_path: Path) 
 
 
 def plan(*words: str) -> tuple[Any, str]:
-    """scripts/plan.py with these words, in this process: exit code, and what it said."""
+    """Run scripts/plan.py with these arguments, in this process; return exit code and output."""
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), pytest.raises(SystemExit) as ended:
         shell.run(commands.main, words)
@@ -424,7 +424,7 @@ def plan(*words: str) -> tuple[Any, str]:
 
 
 def script(*arguments: str) -> tuple[Any, str, str]:
-    """scripts/train.py --print_config with these arguments, in this process: exit code, output, errors."""
+    """Run scripts/train.py --print_config with these arguments, in this process; return exit code, output, errors."""
     output, errors, before = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["train.py", *arguments, "--print_config"]
     try:
@@ -438,7 +438,7 @@ def script(*arguments: str) -> tuple[Any, str, str]:
 
 
 def check_script(recipe: Path, text: str, words: list[str]) -> None:
-    """It prints the resolved recipe and exits with 0, or one message and exits with 2; there is no third way."""
+    """It prints the resolved recipe and exits with 0, or prints one message and exits with 2."""
     recipe.write_bytes(text.encode("utf-8", "surrogatepass"))
     code, output, told = script(str(recipe), *words)
     if code == 0:

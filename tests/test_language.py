@@ -1,4 +1,4 @@
-"""Both languages are complete: what the code can say is translated, and the Chinese texts are Chinese."""
+"""Both languages are complete: every message of the code is translated, and the Chinese texts are Chinese."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.plan.command import recipe_text
 
-ERRORS = ("InputError", "RunError", "Failure", "ConversionError")  # take a message as _ does
+ERRORS = ("InputError", "RunError", "Failure", "ConversionError")  # their first argument is a message, as that of _
 SAY = {"_": 1, "N_": 1, "plural": 2} | dict.fromkeys(ERRORS, 1)  # how many of the first arguments are messages
 CODE = sorted((ROOT / "hfgpt").rglob("*.py")) + sorted((ROOT / "scripts").glob("*.py"))
 CATALOGUE = ROOT / "hfgpt" / "locale" / "zh"
 
 
 def messages(path: Path) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """The messages that a module can say, those inside of f-strings too: line, and the text or its two forms."""
+    """Return a module's messages, also those inside f-strings: line, and the text or its two forms."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
         if isinstance(node, ast.Call) and name in SAY:
@@ -60,9 +60,9 @@ def test_every_message_is_translated_with_the_same_fields(path: Path) -> None:
 
 # ------------------------------------------------------------------------------------------ Chinese is Chinese
 
-# Names, units and what is typed: the words that Chinese texts on the subject leave in Latin letters.
+# Names, units and code: words that Chinese texts on the subject leave in Latin letters.
 NAMES = set((ROOT / "tests" / "latin_names.txt").read_text("utf-8").split())
-# So do the parameters and the values that they take.
+# Parameters and their values stay Latin too.
 NAMES |= set(Config.model_fields) | {"true", "false", "char", "bpe", "scratch", "resume", "val", "train", "text"}
 NAMES |= {
     str(choice)
@@ -73,7 +73,7 @@ NAMES |= {
 
 
 def words_of(text: str) -> list[str]:
-    """Latin words of a Chinese text that are neither a name, nor code, nor a field, nor something to type."""
+    """Return Latin words of a Chinese text that are not a name, code, a field, or part of a command."""
     text = re.sub(r"{.*?}|`[^`]*`|https?:\S+|'[^']*'|\"[^\"]*\"", " ", text)
     text = re.sub(r"(?:hfgpt|python|accelerate|pip|make|git|export|set)(?: [-\w./=:<>\[\]\"'…]+)+", " ", text)
     text = re.sub(r"^\w+：|(?<![.\w])\w+（|\b\w+ = |\w+(?:·\w+)+|\*\w+|--\w+ [a-z]+\b", " ", text)
@@ -86,7 +86,7 @@ def words_of(text: str) -> list[str]:
 
 
 def chinese_texts() -> Iterator[tuple[str, str]]:
-    """Every Chinese text of the product: where it is, and the text."""
+    """Return every Chinese text of the product with its place."""
     for path in sorted(CATALOGUE.glob("*.po")):
         with path.open("rb") as file:
             for message in read_po(file, locale="zh"):
@@ -104,7 +104,7 @@ def test_chinese_texts_have_no_latin_words_but_names() -> None:
 
 
 def test_chinese_texts_have_chinese_punctuation() -> None:
-    """Between Chinese characters a comma, a colon, a full stop and the like is the Chinese one."""
+    """Between Chinese characters, punctuation is Chinese."""
     wrong = re.compile(r"[一-鿿][,;:?!](?![\w/])|[一-鿿]\((?=[一-鿿])|[一-鿿]\.(?=\s|$)")
     assert [where for where, text in chinese_texts() if wrong.search(re.sub(r"{.*?}", "", text))] == []
 
@@ -167,13 +167,13 @@ SPEAKERS = {*ERRORS, "CheckpointError", "Fault", "print", "say", "warn", "Remedy
 
 
 def spoken(path: Path) -> Iterator[tuple[int, str]]:
-    """Words that a module says without asking for their translation: line and text."""
+    """Return a module's output texts that bypass translation: line and text."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
         if not isinstance(node, ast.Call) or name not in SPEAKERS:
             continue
         said = [*node.args, *(keyword.value for keyword in node.keywords)]
-        if name in ERRORS and isinstance(node.args[0], ast.Constant):  # a message, and the values of its fields
+        if name in ERRORS and isinstance(node.args[0], ast.Constant):  # a message and the values of its fields
             said = []
         for argument in said:
             parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]

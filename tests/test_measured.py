@@ -1,4 +1,4 @@
-"""What the pages say was measured is what the tables in benchmarks/results hold, and it bears the claims out."""
+"""The pages' measurements are those of the tables in benchmarks/results, which support the claims."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def page(language: str, name: str) -> str:
 
 
 def test_equal_settings_have_a_winner_in_at_most_one_pair_of_twenty() -> None:
-    """Judged anew by today's statistics, from losses of real trainings, no seed twice."""
+    """Judged with the current statistics, from losses of real trainings; no seed is used twice."""
     data = table("aa")
     losses, seeds = list(data["losses"].values()), data["seeds"]
     groups = [losses[begin : begin + seeds] for begin in range(0, len(losses) - seeds + 1, seeds)]

@@ -1,7 +1,7 @@
-"""English prose keeps the rules of styles/hfgpt/, which Vale reads too: in pages, comments, docstrings and messages.
+"""English prose follows the rules of styles/hfgpt/, which Vale reads too: in pages, comments, docstrings and messages.
 
-Vale's package for pip is a program that downloads Vale itself, so it is not among the requirements; where it is
-installed, `make check` runs it as well.
+Vale's package for pip downloads Vale itself when it runs, so the requirements do not include it. If it is installed,
+`make check` runs it as well.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Rule(NamedTuple):
 
 
 def rules() -> Iterator[Rule]:
-    """The rules, read as Vale reads them."""
+    """Return the rules, read as Vale reads them."""
     for path in sorted((ROOT / "styles" / "hfgpt").glob("*.yml")):
         rule = yaml.safe_load(path.read_text("utf-8"))
         flags = re.IGNORECASE if rule.get("ignorecase") else 0
@@ -49,13 +49,13 @@ RULES = list(rules())
 
 
 def prose_of_page(path: Path) -> str:
-    """A page without code, commands and output."""
+    """Return a page without code, commands and output."""
     text = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"`[^`]*`", "`code`", text)
 
 
 def prose_of_code(path: Path) -> str:
-    """A module's comments and texts: docstrings, messages; the lines of a sentence are joined."""
+    """Return a module's comments and texts (docstrings, messages), with the lines of a sentence joined."""
     source = path.read_text("utf-8")
     parts = [
         token.string.lstrip("# ")
@@ -71,7 +71,7 @@ def prose_of_code(path: Path) -> str:
 
 
 def prose(path: Path) -> str:
-    """What a file says to its readers."""
+    """Return the prose of a file."""
     if path in PAGES:
         return prose_of_page(path)
     if path in CODE:

@@ -1,4 +1,4 @@
-"""Each recipe loads, says how it is launched, and the chapter's four hold the chapter's values."""
+"""Each recipe loads and states its command, and the chapter's four recipes have the chapter's values."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ CHAPTER: dict[str, dict[str, Any]] = {
     },
 }
 
-# Where the text comes from, how often one looks and what speeds it up: the chapter's recipes leave these open.
+# The chapter's recipes do not set the text, the evaluations and what speeds up a step.
 OPEN = {"dataset", "dataset_config", "streaming", "tokenizer", "eval_interval", "eval_iters", "log_interval", "compile"}
 
 
@@ -104,7 +104,7 @@ def test_the_chapters_recipes_hold_its_values_and_add_none(name: str) -> None:
 
 
 def test_nanogpts_cpu_run() -> None:
-    """What nanoGPT's README trains "on a macbook", without its flags for the machine."""
+    """nanoGPT's README trains this "on a macbook", here without its flags for the machine."""
     made = config.load(ROOT / "recipes" / "shakespeare_char_cpu.yaml")
     expected = {
         "n_layer": 4,

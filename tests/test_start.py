@@ -1,4 +1,4 @@
-"""The way to the first step is short: what it does not need is not loaded, and not waited for."""
+"""A start is short: what the first step does not need is not loaded before it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hfgpt import config
 from hfgpt.base import loading
 from hfgpt.data.prepare import prepare
 
-# Each takes a good part of a second to import. What torch and transformers import by themselves is not ours to leave.
+# Each takes much of a second to import. Imports of torch and transformers themselves cannot be avoided.
 HEAVY = ("datasets", "pandas", "evaluate", "scipy.stats", "matplotlib", "sklearn", "optuna", "gradio", "tensorboard")
 
 FIRST_STEP = f"""

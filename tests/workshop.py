@@ -1,8 +1,8 @@
-"""A place where the documents' commands are typed: a copy of the checkout, and a quick start for Python.
+"""A place in which the documents' commands are run: a copy of the checkout, and a quick start of Python.
 
-Importing torch and transformers takes longer than the commands themselves, cut to a few steps, take. So one process
-imports them, and forks for each command; the child becomes `python scripts/….py …`, with its own arguments, folder,
-output and exit code. Run as a script, this file is that process.
+Importing torch and transformers takes longer than the shortened commands themselves. So one process imports them, and
+forks for each command; the child becomes `python scripts/….py …`, with its own arguments, folder, output and exit code.
+As a script, this file is that process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LINKED = (
     "tests",
 )
 
-# A model that trains in a second; what a command says itself stands, but for the number of steps.
+# A model that trains in a second; a command's own values stay, except the number of steps.
 FEW_STEPS = {"device": "cpu", "n_layer": "1", "n_head": "2", "n_embd": "8", "block_size": "32"} | {
     "batch_size": "2", "gradient_accumulation_steps": "1", "eval_interval": "2", "eval_iters": "1", "warmup_iters": "1",
     "sample_prompt": "", "num_proc": "1", "process_timeout": "1m",
@@ -41,12 +41,12 @@ FEW_STEPS = {"device": "cpu", "n_layer": "1", "n_head": "2", "n_embd": "8", "blo
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """The fenced blocks of a language."""
+    """Return the fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands(text: str) -> list[str]:
-    """What a page has one type, in its order, without comments: lines of bash blocks, and commands inside of text."""
+    """Return a page's commands in order, without comments: lines of bash blocks, and commands within text."""
     found = [line for block in blocks(text, "bash") for line in block.splitlines()]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     found += re.findall(r"`((?:make|python|accelerate launch|pip|git|hfgpt) [^`]+)`", prose)
@@ -55,10 +55,10 @@ def commands(text: str) -> list[str]:
 
 
 def few_steps(words: list[str], steps: int = 2) -> list[str]:
-    """A training command, cut to a few steps of a tiny model, and a sweep to two seeds."""
+    """Return a training command cut to a few steps of a tiny model, and a sweep cut to two seeds."""
     if "--seeds" in words:
         words = [*words[: words.index("--seeds") + 1], "2", *words[words.index("--seeds") + 2 :]]
-    last = steps + ("--lr_schedule=wsd" in words)  # which decays within the run
+    last = steps + ("--lr_schedule=wsd" in words)  # wsd decays within the run
     few = FEW_STEPS | {"max_iters": str(last), "lr_decay_iters": str(steps)}
     said = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")} - {"max_iters"}
     kept = [word for word in words if not word.startswith("--max_iters=")]
@@ -67,13 +67,13 @@ def few_steps(words: list[str], steps: int = 2) -> list[str]:
 
 
 def _goes_on(words: list[str]) -> bool:
-    """Whether a command makes another run longer."""
+    """Whether a command extends a run."""
     longer = "--resume" in words and any(word.startswith("--max_iters=") for word in words)
     return longer or any(word.startswith("--branch_from=") for word in words)
 
 
 class Workshop:
-    """A folder with what a checkout holds; `scripts/` and the library are links, recipes and runs its own."""
+    """A folder with a checkout's files; `scripts/` and the library are links, recipes and runs are its own."""
 
     def __init__(self, folder: Path, server: subprocess.Popen[str] | None = None) -> None:
         self.folder, self.server = folder, server
@@ -82,10 +82,10 @@ class Workshop:
         shutil.copytree(ROOT / "recipes", folder / "recipes")
 
     def python(self, *words: str, code: int = 0) -> str:
-        """What `python words…` prints; the first word is a file.
+        """Return what `python words…` prints; the first word is a file.
 
         Raises:
-            AssertionError: it did not end with exit code `code`.
+                    AssertionError: its exit code was not `code`.
         """
         assert self.server
         assert self.server.stdin
@@ -97,7 +97,7 @@ class Workshop:
         return output
 
     def type(self, words: list[str], code: int = 0) -> str:
-        """What a command prints; a training is cut to a few steps of a tiny model."""
+        """Return what a command prints; a training is cut to a few steps of a tiny model."""
         by_name = words[0] == "hfgpt"  # the installed command
         if by_name:
             words = ["python", f"scripts/{words[1]}.py", *words[2:]]
@@ -110,23 +110,23 @@ class Workshop:
         return self.python(*words[1:], code=code) if words[0] == "python" else self.shell(*words)
 
     def with_checkpoints(self, words: list[str]) -> list[str]:
-        """The words with the first checkpoint that a run, cut as it was, has in place of the one that they name."""
+        """Replace a checkpoint in the arguments by the first one that the shortened run has."""
         return [
             re.sub(r"([^=]+)/checkpoint-\d+$", lambda found: self.first_checkpoint(found[1]), word) for word in words
         ]
 
     def first_checkpoint(self, run: str) -> str:
-        """The first checkpoint that a run has after its beginning."""
+        """Return the first checkpoint that a run has after its beginning."""
         steps = [int(path.name.partition("-")[2]) for path in (self.folder / run).glob("checkpoint-*")]
         return f"{run}/checkpoint-{min(steps)}"
 
     def program(self, text: str) -> str:
-        """What a Python program prints; see :meth:`python`."""
+        """Return what a Python program prints; see :meth:`python`."""
         (self.folder / "program.py").write_text(text, encoding="utf-8")
         return self.python("program.py")
 
     def shell(self, *words: str) -> str:
-        """What any other command prints, with this interpreter's own commands before those of the system."""
+        """Return what any other command prints; this interpreter's own commands come before those of the system."""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             words, cwd=self.folder, env={**os.environ, "PATH": path}, text=True, capture_output=True, timeout=240
@@ -137,12 +137,12 @@ class Workshop:
 
 @contextmanager
 def python_server() -> Iterator[subprocess.Popen[str]]:
-    """The process that forks, for :class:`Workshop`."""
+    """Start the process that forks, for :class:`Workshop`."""
     wide = {**os.environ, "COLUMNS": "100"}
     with subprocess.Popen([sys.executable, __file__], stdin=-1, stdout=-1, text=True, env=wide) as process:
         yield process
         assert process.stdin
-        process.stdin.close()  # it ends
+        process.stdin.close()  # ends it
 
 
 PRELOADED = (
@@ -166,12 +166,12 @@ def _serve() -> None:
             for ours, theirs in ((nothing, 0), (output, 1), (output, 2)):
                 os.dup2(ours, theirs)
             os.chdir(folder)
-            os._exit(_become(words))  # taking down what was imported would take longer than the command
+            os._exit(_become(words))  # an ordinary exit would take longer than the command
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 def _become(words: list[str]) -> int:
-    """Run a script; its exit code."""
+    """Run a script; return its exit code."""
     sys.argv = words
     try:
         runpy.run_path(os.path.abspath(words[0]), run_name="__main__")

@@ -1,4 +1,4 @@
-"""The table of cards answers to the names that people type and that torch reports; this machine can be measured."""
+"""The card table knows the names that people type and that torch reports; this machine can be measured."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_figures_are_of_the_right_size() -> None:
         peaks = [peak for peak in (card.bfloat16, card.float16) if peak is not None]
         assert peaks, "every card has some 16-bit arithmetic"
         assert all(card.float32 <= peak < 4e15 for peak in peaks)
-        # The 5090 D's tensor cores are slowed down, its other units are not.
+        # The 5090 D's tensor cores are slower; its other units are not.
         assert card.tf32 is None or card.tf32 >= card.float32 or card.name == "RTX 5090 D"
         assert card.source
 
@@ -149,7 +149,7 @@ def test_the_table_needs_no_torch() -> None:
         ("AuthenticAMD", "fpu avx2 avx512_bf16", 128, "bfloat16"),
         ("GenuineIntel", "fpu avx2 avx512_bf16 amx_bf16", 768, "bfloat16"),
         ("GenuineIntel", "fpu avx2 avx512_bf16", 768, "float32"),  # its instruction takes longer than float32's
-        ("GenuineIntel", "fpu avx512_bf16 amx_bf16", 64, "float32"),  # its matrices are too small for it to pay
+        ("GenuineIntel", "fpu avx512_bf16 amx_bf16", 64, "float32"),  # its matrices are too small to make it pay off
         ("AuthenticAMD", "fpu avx2 avx512f", 768, "float32"),
     ],
 )

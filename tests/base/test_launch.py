@@ -1,4 +1,4 @@
-"""What a launcher leaves in the environment is one process's place, or one message."""
+"""A launcher's variables give the place of one process, or one message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No launcher."""
+    """Remove the launcher's variables."""
     for name in NAMES:
         monkeypatch.delenv(name, raising=False)
 

@@ -1,4 +1,4 @@
-"""One process a folder: who holds it, who is refused, and when a dead holder's lock is taken over."""
+"""Only one process uses a folder: who holds the lock, who is refused, and when a dead holder's lock is taken over."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ time.sleep(60)
 
 
 def another_process(folder: Path) -> subprocess.Popen[str]:
-    """A process that holds the folder."""
+    """Start a process that holds the folder."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "held\n"
@@ -50,7 +50,7 @@ def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
         process.kill()
     assert process.stdout
     process.stdout.close()
-    # Dead, and not even waited for: the lock is nobody's.
+    # The process is dead and its parent has not waited for it; nobody holds the lock.
     deadline = time.monotonic() + 10
     while holder_of(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -88,7 +88,7 @@ def test_of_many_at_once_one_has_it(tmp_path: Path, dead: bool) -> None:
 
 
 def of_another_machine(folder: Path, silent: float) -> None:
-    """A lock as another machine that shares the disk writes it, last touched so many seconds ago."""
+    """Write a lock as another machine on the shared disk would, last touched this many seconds ago."""
     path = folder / ".lock"
     path.touch()
     content = {"machine": "node7 boot namespace", "process": 1, "began": 0.0, "since": time.time(), "token": "x"}
@@ -106,7 +106,7 @@ def test_another_machines_lock_lives_while_it_gives_signs_of_life(tmp_path: Path
 
 
 def test_a_silent_machine_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Perhaps it is cut off for a moment: after SILENCE its lock is taken over, not sooner."""
+    """Its connection may only be interrupted: the lock is taken over after SILENCE, not earlier."""
     monkeypatch.setattr(lock, "BEAT", 0.2)
     monkeypatch.setattr(lock, "SILENCE", 4.0)
     of_another_machine(tmp_path, silent=0.5)
@@ -132,7 +132,7 @@ def test_a_copied_lock_counts_for_nothing(tmp_path: Path) -> None:
         assert holder_of(tmp_path / "b") is None
         with FolderLock(tmp_path / "b"):
             pass
-        (tmp_path / "a").rename(tmp_path / "c")  # a folder that moves takes its holder along
+        (tmp_path / "a").rename(tmp_path / "c")  # the lock moves with the folder
         assert holder_of(tmp_path / "c") is not None
 
 
@@ -145,7 +145,7 @@ def test_a_damaged_lock_is_taken_over(tmp_path: Path, content: str) -> None:
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_a_lock_that_never_ends_is_taken_over(tmp_path: Path, kind: str) -> None:
-    """As a stranger's archive may hold one: nobody would write into the pipe."""
+    """A foreign archive may hold a pipe, into which nobody would write."""
     path = tmp_path / ".lock"
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     with FolderLock(tmp_path):
@@ -174,7 +174,7 @@ def test_it_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_who_waits_is_told_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has the lock as soon as the other one is gone, killed or not."""
+    """It gets the lock as soon as the other process has ended, killed or not."""
     monkeypatch.setattr(lock, "MOMENT", 0.1)
     process, told = another_process(tmp_path), list[lock.Holder]()
 

@@ -1,4 +1,4 @@
-"""Scripts end as others do, also where nobody reads on."""
+"""Scripts end like other programs, even if nobody reads their output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError
 
 
 def unread(script: str, *arguments: Any, stderr: int) -> tuple[int, str]:
-    """Exit code and standard error of a script whose output goes into a pipe without a reader."""
+    """Return the exit code and standard error of a script whose output goes into a pipe without a reader."""
     command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         assert process.stdout is not None
@@ -102,7 +102,7 @@ def test_of_several_processes_one_says_what_is_wrong_with_the_recipe(
 def test_the_report_of_a_launcher_ends_with_the_message(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchrun, which Accelerate starts several processes with, reads it from the file that it names."""
+    """torchrun, with which Accelerate starts several processes, reads it from the file that it names."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
     def main(words: list[str]) -> None:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 
 
 def in_process(main: Callable[[list[str]], int | None], *words: str) -> int:
-    """The exit code of a command run by :func:`shell.run`."""
+    """Return the exit code of a command run by :func:`shell.run`."""
     with pytest.raises(SystemExit) as left:
         shell.run(main, words)
     assert isinstance(left.value.code, int)
@@ -34,7 +34,7 @@ PRINTS = "from hfgpt.base import shell, language\nshell.run(lambda words: print(
 
 
 def printed(text: str, encoding: str, language: str = "en") -> tuple[int, bytes]:
-    """Exit code and output of a command that prints the value of this expression."""
+    """Return exit code and output of a command that prints the value of this expression."""
     program = PRINTS.format(text=text)
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "HFGPT_LANG": language}
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=False)

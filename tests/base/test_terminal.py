@@ -1,4 +1,4 @@
-"""What comes from outside is shown and not obeyed; lines are cut where they may be."""
+"""Text from outside is shown but cannot control the terminal; lines break only where they may."""
 
 from __future__ import annotations
 

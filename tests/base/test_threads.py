@@ -1,4 +1,4 @@
-"""A CPU run uses every core it may, whatever the launcher left in the environment, and no core that is another's."""
+"""A CPU run uses every core that it may use, whatever the launcher's environment says, and only those."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND"
 
 @pytest.fixture
 def cores(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine of four physical cores, CPUs 0, 2, 4 and 6, without an accelerator and without limits."""
+    """Simulate four physical cores, CPUs 0, 2, 4 and 6, without an accelerator and without limits."""
     for name in (*VARIABLES, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
@@ -75,7 +75,7 @@ def test_processes_of_a_machine_share_its_cores(cores: pytest.MonkeyPatch) -> No
     for rank in range(2):
         cores.setenv("LOCAL_RANK", str(rank))
         cores.setenv("LOCAL_WORLD_SIZE", "2")
-        cores.setenv("OMP_NUM_THREADS", "1")  # torchrun's
+        cores.setenv("OMP_NUM_THREADS", "1")  # set by torchrun
         for name in ("OMP_PLACES", "OMP_PROC_BIND"):
             cores.delenv(name, raising=False)
         assert threads.configure() == 2
@@ -107,14 +107,14 @@ def test_beside_an_accelerator_nothing_is_bound(cores: pytest.MonkeyPatch) -> No
 
 
 def test_a_containers_limit_is_kept_and_its_threads_are_not_bound(cores: pytest.MonkeyPatch) -> None:
-    """The limit counts time, not cores: two threads of four cores' container may run anywhere."""
+    """The limit counts time, not cores: the two threads may run on any of the four cores."""
     cores.setattr(threads, "_quota", lambda processes: 2)
     assert threads.configure() == 2
     assert "OMP_PLACES" not in os.environ
 
 
 def run(program: str) -> list[str]:
-    """What a Python program of its own prints, in words."""
+    """Return what a Python program prints in its own process, as words."""
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -177,7 +177,7 @@ print(torch.get_num_threads())
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core cannot be left for another")
 def test_a_run_leaves_the_core_that_its_launcher_was_bound_to() -> None:
-    """OMP_PROC_BIND is exported, the launcher imports torch and is bound, and what it starts inherits that."""
+    """With OMP_PROC_BIND exported, a launcher that imports torch is bound to a core, and so are its child processes."""
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("no affinity on this system")
     program = """

@@ -1,4 +1,4 @@
-"""Each command's --help, in Chinese, whose characters are two columns wide."""
+"""Each command's --help fits its width in Chinese, whose characters take two columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package as pip installs it: a wheel in an environment of its own, without the checkout."""
+"""The package as pip installs it: a wheel in its own environment, without the checkout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the checkout."""
+    """Build the wheel from a copy of the checkout."""
     source = tmp_path_factory.mktemp("source")
     for name in BUILT_FROM:
         part = ROOT / name
@@ -36,9 +36,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hfgpt(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """hfgpt(*words) → what the installed command did, in a folder that holds nothing else.
+    """hfgpt(*words) → the finished process of the installed command, run in an empty folder.
 
-    The environment has the wheel alone; what it depends on comes from the one that the tests run in.
+    Its environment contains only the wheel; the dependencies come from the environment in which the tests run.
     """
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a command's start: the process ends with 130, and says nothing."""
+"""Ctrl-C at any moment of a command's start ends the process with 130 and without a message."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-# Sends this process Ctrl-C at the moment when it imports a module.
+# Sends Ctrl-C to this process when it imports a certain module.
 AT_IMPORT = """
 import importlib.abc, os, runpy, signal, sys
 

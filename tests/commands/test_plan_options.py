@@ -1,4 +1,4 @@
-"""What plan takes after its name."""
+"""The arguments of the command `plan`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text that sample continues, wherever it comes from."""
+"""The text that sample continues, from each of its sources."""
 
 from __future__ import annotations
 

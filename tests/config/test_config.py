@@ -1,4 +1,4 @@
-"""One config: what may be said, in which order it wins, and one clear message for everything that may not."""
+"""The config: which values it accepts, which source takes precedence, and one clear message for each fault."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
 
 def faults_of(values: dict[str, Any]) -> dict[str, str]:
-    """The faults of these values, by key."""
+    """Return the faults of these values by key."""
     with pytest.raises(ConfigError) as caught:
         config.build(values, "test")
     return {fault.key: str(fault) for fault in caught.value.faults}
@@ -36,7 +36,7 @@ def faults_of(values: dict[str, Any]) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """recipe(text) → the path of a recipe with this text, which the next call overwrites."""
+    """recipe(text) → the path of a recipe with this text; the next call overwrites it."""
     path = tmp_path_factory.mktemp("recipes") / "test.yaml"
 
     def write(text: str | bytes) -> Path:
@@ -316,7 +316,7 @@ def test_a_broken_rule_is_one_fault(key: str, values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"n_embd": 384, "n_head": 5, "init_from": "gpt2"},  # its own shape comes with it
+        {"n_embd": 384, "n_head": 5, "init_from": "gpt2"},  # a pretrained model brings its own shape
         {"lr_schedule": "constant", "warmup_iters": 10, "lr_decay_iters": 5},  # nothing decays
         {"document_mask": True, "init_from": "gpt2"},
         {"document_mask": True, "tokenizer": "bpe", "vocab_size": 500},
@@ -466,7 +466,7 @@ def test_help_and_print_config_load_no_torch(flag: str) -> None:
 
 
 def reads(tree: ast.AST) -> set[str]:
-    """The attributes that a module reads of something called config."""
+    """Return the attributes that a module reads from a variable called config."""
     holders = {"config", "run.config", "self.config", "self._config", "self._run.config"}
     return {
         node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) in holders
@@ -479,7 +479,7 @@ def test_no_option_is_silent() -> None:
     tree = ast.parse((ROOT / "hfgpt" / "config" / "fields.py").read_text())
     body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config").body
     for function in reversed([node for node in body if isinstance(node, ast.FunctionDef)]):
-        if function.name in read:  # a property that is read reads for its readers
+        if function.name in read:  # a property counts only if something reads the property
             read |= {node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)}
     assert set(FIELDS) - read == set()
 
@@ -502,13 +502,13 @@ def test_a_text_that_looks_like_a_number_stays_text(recipe: Any) -> None:
 
 
 def bounds(key: str) -> dict[str, Any]:
-    """ge, gt, le, lt of a field, as far as it has them."""
+    """Return those of ge, gt, le and lt that a field has."""
     rules = Config.model_fields[key].metadata
     return {name: getattr(rule, name) for rule in rules for name in ("ge", "gt", "le", "lt") if hasattr(rule, name)}
 
 
 def values_of(key: str) -> st.SearchStrategy[Any]:
-    """Values that a field takes by itself."""
+    """Draw values that a field accepts on its own."""
     limits, kinds = bounds(key), list[st.SearchStrategy[Any]]()
     for option in reference.alternatives(Config.model_fields[key].annotation):
         if get_origin(option) is Literal:
@@ -531,7 +531,7 @@ def values_of(key: str) -> st.SearchStrategy[Any]:
 
 @st.composite
 def valid_configs(draw: st.DrawFn) -> Config:
-    """Any config there is."""
+    """Draw any valid config."""
     values = draw(st.fixed_dictionaries({}, optional={key: values_of(key) for key in FIELDS}))
     if draw(st.booleans()):
         values["n_head"] = draw(st.sampled_from([1, 2, 3, 12]))
@@ -539,8 +539,8 @@ def valid_configs(draw: st.DrawFn) -> Config:
     while True:
         try:
             return config.build(values, draw(st.text(string.ascii_letters, min_size=1)))
-        except ConfigError as error:  # values that do not go together
-            if not {fault.key for fault in error.faults} & values.keys():  # a default does not go with the rest
+        except ConfigError as error:  # values that contradict each other
+            if not {fault.key for fault in error.faults} & values.keys():  # a default contradicts a drawn value
                 values.clear()
             for fault in error.faults:
                 values.pop(fault.key, None)
@@ -589,7 +589,7 @@ WORDS = st.one_of(
 
 
 def spoil(path: Path, data: st.DataObject) -> str:
-    """A recipe in which a stretch is replaced by something else."""
+    """Draw a recipe in which a part is replaced by something else."""
     text = path.read_text()
     start = data.draw(st.integers(0, len(text)))
     stop = data.draw(st.integers(start, min(len(text), start + 20)))
@@ -597,7 +597,7 @@ def spoil(path: Path, data: st.DataObject) -> str:
 
 
 def check_recipe(path: Path) -> None:
-    """A recipe loads, and then loads back from its YAML; or its message names file and line, or a key."""
+    """A recipe loads, and loads again from its own YAML; or its message names a file and line, or a key."""
     try:
         made = config.load(path)
     except ConfigError as error:
@@ -614,7 +614,7 @@ def check_recipe(path: Path) -> None:
 
 
 def check_overrides(words: list[str]) -> None:
-    """Overrides load, or the message names a key or a word."""
+    """Overrides load, or the message names a key or an argument."""
     try:
         config.load(None, words)
     except ConfigError as error:

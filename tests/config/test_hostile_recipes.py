@@ -1,4 +1,4 @@
-"""Recipes that are small and stand for something enormous, or that can be read in two ways."""
+"""Small recipes that expand enormously, or that can be read in two ways."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_key(tmp_path: Path) -> None:
 
 
 def test_a_name_in_other_bytes_than_utf8_can_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "\udcc4\udce3.yaml"  # as a zip from Windows leaves it
+    path = tmp_path / "\udcc4\udce3.yaml"  # the name that a zip file from Windows can have
     try:
         path.write_text("n_layer: 3\n")
     except OSError:
@@ -104,7 +104,7 @@ def test_a_name_in_other_bytes_than_utf8_can_be_read(tmp_path: Path) -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder of the test's own."""
+    """Give the test its own home folder."""
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path))
     return tmp_path
@@ -120,7 +120,7 @@ def test_a_tilde_is_the_home_folder(home: Path) -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
-    """A run folder whose recipe names another place, as runs of before did."""
+    """Return a run folder whose recipe names another folder, as earlier versions wrote it."""
     folder = tmp_path / "out" / "b"
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text("n_layer: 3\nout_dir: out/a\n")
@@ -156,7 +156,7 @@ def test_a_run_folders_recipe_does_not_name_its_place() -> None:
 
 @pytest.mark.parametrize("words", [[], ["--tokenizer=bpe"], ["--lr_schedule=hold_cosine"]])
 def test_what_was_derived_stays_derived(tmp_path: Path, words: list[str]) -> None:
-    """A finished run is made longer with a higher rate: its schedule is that of the new values."""
+    """If a finished run is extended with a higher rate, its schedule follows the new values."""
     short = config.load(None, ["--max_iters=100", *words])
     path = tmp_path / "run.yaml"
     path.write_text(config.to_yaml(short))
@@ -174,7 +174,7 @@ def test_what_was_given_stays_given(tmp_path: Path) -> None:
 
 
 def test_a_derived_value_that_was_changed_since_is_written(tmp_path: Path) -> None:
-    """What code sets beside the fields that it follows from must not be lost."""
+    """A value that code sets beside those from which it was derived must be kept."""
     made = config.load(None).model_copy(update={"max_iters": 400})
     path = tmp_path / "run.yaml"
     path.write_text(config.to_yaml(made))
@@ -256,7 +256,7 @@ def test_nothing_is_said_where_all_is_well(write_recipe: Callable[..., Path]) ->
 
 
 def test_a_recipe_cannot_turn_a_terminals_text() -> None:
-    """What --print_config shows, and a run folder keeps, reads back as it was."""
+    """The output of --print_config, which a run folder also stores, is read back unchanged."""
     values = {"sample_prompt": "a\u202eb\u2066字", "dataset": "x\x9b31m\u200f.txt"}
     text = config.to_yaml(config.build(values, "test"))
     assert visible(text) == text

@@ -1,4 +1,4 @@
-"""Small texts in every form, and what the tests of this room do with them."""
+"""Small texts in every format, and helpers of the data tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def all_tokens(stream: TokenStream) -> list[int]:
 
 
 def step(batches: Any, number: int, size: int = 8) -> list[list[int]]:
-    """The global batch of a step, as one process alone gets it."""
+    """Return the global batch of a step, as a single process gets it."""
     (batch,) = batches.micro_batches(number, 0, 1, size)
     return batch.tolist()
 
@@ -45,7 +45,7 @@ def dataset(value: object, **more: object) -> config.Config:
 
 
 def documents(value: object, cache: Path, **more: object) -> list[str]:
-    """All training documents of a dataset."""
+    """Return all training documents of a dataset."""
     found, out, text = sources.find(dataset(value, **more), cache), [], ""
     for piece in found.train:
         for part in read(piece):

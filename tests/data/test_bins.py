@@ -1,4 +1,4 @@
-"""Prepared token files of others are a dataset."""
+"""Token files prepared by other projects can be used as a dataset."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hfgpt.data.prepare import prepare
 
 
 def write_bins(folder: Path, text: str) -> list[str]:
-    """What nanoGPT's data/shakespeare_char/prepare.py writes."""
+    """Write what nanoGPT's data/shakespeare_char/prepare.py writes."""
     characters = sorted(set(text))
     ids = np.array([characters.index(letter) for letter in text], dtype=np.uint16)
     folder.mkdir()
@@ -55,7 +55,7 @@ def test_nanogpt_tokens_beyond_the_vocabulary_are_refused(tmp_path: Path) -> Non
 
 
 def gpt2_like(folder: Path) -> Path:
-    """A tokenizer of 300 tokens."""
+    """Return a tokenizer of 300 tokens."""
     tokenizer.train_bpe(["some text to learn from, and more of it " * 50], 300).save_pretrained(folder)
     return folder
 
@@ -88,7 +88,7 @@ def test_narrow_tokens_are_not_taken_for_wide_ones(tmp_path: Path, tokens: list[
 
 
 def write_shard(path: Path, tokens: Any, magic: int = 20240520, version: int = 1, dtype: str = "<u2") -> None:
-    """As llm.c's data_common.write_datafile and modded-nanogpt's do."""
+    """Write a shard as llm.c's data_common.write_datafile and modded-nanogpt do."""
     header = np.zeros(256, dtype=np.int32)
     header[:3] = magic, version, len(tokens)
     with open(path, "wb") as file:

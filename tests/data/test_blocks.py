@@ -1,4 +1,4 @@
-"""Blocks lose nothing, and their order is a function of seed and step alone."""
+"""Blocks cover every token, and their order depends only on seed and step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_the_order_is_pinned() -> None:
-    """A change here breaks the resume of every run made before it."""
+    """A change of the order breaks the resume of every earlier run."""
     assert blocks.order(10, 1337, range(12)).tolist() == [3, 4, 5, 9, 7, 1, 6, 0, 8, 2, 0, 8]
 
 
@@ -66,7 +66,7 @@ def test_batches_do_not_depend_on_processes_or_micro_batch(world: int, parts: in
 
 @given(st.integers(1, 8), st.integers(1, 5), st.integers(0, 12))
 def test_a_batch_that_warms_up_does_not_depend_on_processes(world: int, micro_batch: int, number: int) -> None:
-    """Every step trains on the next sequences of the same order, each once, however many processes share them."""
+    """Every step trains on the next sequences of the same order, each once, for any number of processes."""
     batches = Batches(TokenStream([np.arange(1000)]), 8, 16, seed=3, warmup=9)
     shares = [list(batches.micro_batches(number, rank, world, micro_batch)) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1, "every process has as many micro-batches"

@@ -1,4 +1,4 @@
-"""How many characters tokens stand for."""
+"""The number of characters that tokens represent."""
 
 from __future__ import annotations
 

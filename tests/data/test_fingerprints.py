@@ -1,4 +1,4 @@
-"""A fingerprint is that of the contents."""
+"""A fingerprint depends on the contents."""
 
 from __future__ import annotations
 

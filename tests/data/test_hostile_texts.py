@@ -1,4 +1,4 @@
-"""Long lines, bombs and odd tables: linear time, little memory, one message."""
+"""Long lines, compression bombs and unusual tables: linear time, little memory, one message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROWS = st.dictionaries(
 )
 
 
-@example({"𐀀": None}, "a𐀀b", True, 1, random.Random(0))  # pairs of escapes, which Python 3.11.2 took apart
+@example({"𐀀": None}, "a𐀀b", True, 1, random.Random(0))  # pairs of escapes, which Python 3.11.2 split
 @given(ROWS, st.text(), st.booleans(), st.integers(1, 7), st.randoms())
 def test_a_long_line_is_read_as_json_does(
     row: dict[str, Any], text: str, escaped: bool, size: int, draw: random.Random
@@ -73,7 +73,7 @@ def test_long_lines_and_short_ones_in_one_file(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_long_line_takes_time_in_its_length_and_little_memory(tmp_path: Path) -> None:
-    """40 MB in one line; the old way read 40 times through it to cut it, and held it several times over."""
+    """40 MB in one line; an earlier version read it 40 times to cut it and held several copies."""
     import tracemalloc
 
     path = tmp_path / "d.jsonl"
@@ -91,7 +91,7 @@ def test_a_long_line_takes_time_in_its_length_and_little_memory(tmp_path: Path) 
 
 
 def read_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How many bytes are read to cut a file."""
+    """Return how many bytes are read to cut a file."""
     total = 0
 
     class Counting:
@@ -129,7 +129,7 @@ def test_nested_and_endless_json(tmp_path: Path, line: str) -> None:
 
 
 def test_a_packed_file_is_unpacked_a_little_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gigabyte of one letter in 32 kB: never more than a part of it is held."""
+    """A gigabyte of one letter is packed into 32 kB: only a part of it is held at any time."""
     import tracemalloc
 
     with open(tmp_path / "d.txt.zst", "wb") as file:
@@ -145,7 +145,7 @@ def test_a_packed_file_is_unpacked_a_little_at_a_time(tmp_path: Path, monkeypatc
 
 
 def test_a_table_of_long_repeated_texts_is_read_a_row_at_a_time(tmp_path: Path) -> None:
-    """One text of a megabyte, stored once for 300 rows."""
+    """A text of a megabyte is stored once for 300 rows."""
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array(["word " * 200_000]))
     pq.write_table(pa.table({"text": column}), tmp_path / "d.parquet")
     assert (tmp_path / "d.parquet").stat().st_size < 3 << 20
@@ -183,7 +183,7 @@ def test_many_columns_are_not_all_named(tmp_path: Path) -> None:
 
 @pytest.mark.e2e
 def test_two_runs_prepare_the_same_corpus_at_once(corpus_file: Path) -> None:
-    """One works, the other waits and reads; a third takes over from one that was killed half-way."""
+    """One process prepares while the other waits, then reads; a third replaces one that was killed half-way."""
     cache = corpus_file.parent / "cache"
     corpus_file.write_text("".join(LINES) * 100)
     program = (
@@ -209,7 +209,7 @@ def test_two_runs_prepare_the_same_corpus_at_once(corpus_file: Path) -> None:
 
 
 def test_threads_share_an_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lanes of a stream encode side by side, and the words that an encoder remembers are forgotten in between."""
+    """Lanes of a stream encode side by side while the encoder's cache of words is cleared."""
     from hfgpt.data import encoding, tokenizer
 
     monkeypatch.setattr(encoding, "KNOWN_WORDS", 3)

@@ -1,4 +1,4 @@
-"""Datasets of the Hub, through the real `datasets` client, from a Hub on the loopback."""
+"""Datasets on the Hub, through the real `datasets` client, from a Hub on the loopback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HELD = [f"Held row {i}.\n" for i in range(60)]
 
 
 class DatasetHandler(hub_server.Handler):
-    """The same server, asked for datasets: also for stretches of files, and for several paths at once."""
+    """Answer requests for datasets too: byte ranges of files, and several paths at once."""
 
     def handle_any(self) -> None:
         self.path = self.path.replace("/api/datasets/", "/api/models/").replace("/datasets/", "/")
@@ -55,7 +55,7 @@ def parquet(texts: list[str]) -> hub_server.Blob:
 
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A Hub with three datasets: with a validation split, without, and one that is a script."""
+    """Serve three datasets: one with a validation split, one without, and one that is a script."""
     route = ("POST", re.compile(r"/api/models/(?P<id>[^/]+/[^/]+)/paths-info/(?P<rev>[^/]+)$"), "paths_info")
     monkeypatch.setattr(hub_server, "ROUTES", [route, *hub_server.ROUTES])
     with hub_server.running() as hub:

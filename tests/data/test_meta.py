@@ -1,4 +1,4 @@
-"""A meta.pkl from anywhere is data or one message, in no time."""
+"""Any meta.pkl is read as data or refused with one message, quickly."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_protocol_is_read(tmp_path: Path, protocol: int) -> None:
 
 
 def nested_keys() -> bytes:
-    """Tuples within tuples as a key: to hash it takes 2^60 steps, in C, where no signal ends it."""
+    """Return pickled nested tuples as a key: their hash takes 2^60 steps in C, where no signal stops it."""
     return (
         b"\x80\x02)q\x00" + b"".join(b"h%c" % i + b"h%c" % i + b"\x86q%c" % (i + 1) for i in range(60)) + b"}h<K\x01s."
     )

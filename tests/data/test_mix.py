@@ -1,4 +1,4 @@
-"""Corpora are mixed in the shares of their weights, by seed and position alone."""
+"""Corpora are mixed in the proportions of their weights; the pattern depends only on seed and position."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_shares_are_those_of_the_weights(weights: list[float], rounds: int) -> N
 
 
 def test_the_pattern_is_pinned() -> None:
-    """A change here breaks the resume of every mixed run made before it."""
+    """A change of the pattern breaks the resume of every earlier run with a mix."""
     assert Pattern([3, 1], 1337).rows(0, 16)[0].tolist() == [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]
 
 

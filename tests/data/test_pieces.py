@@ -1,4 +1,4 @@
-"""Files are cut so that the tokens of the pieces are the tokens of the text."""
+"""Files are cut so that the tokens of the pieces equal the tokens of the whole text."""
 
 from __future__ import annotations
 

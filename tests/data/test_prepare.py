@@ -1,4 +1,4 @@
-"""A config becomes a corpus: the tokens of both splits, in every form of text."""
+"""A config becomes a corpus: the tokens of both splits, for every format of text."""
 
 from __future__ import annotations
 

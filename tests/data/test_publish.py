@@ -1,4 +1,4 @@
-"""A corpus as shards with their tokenizer: written, read by llm.c's rules, pushed to the Hub, trained on from there."""
+"""A corpus as shards with their tokenizer: written, read by llm.c's rules, pushed to the Hub, and trained on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hfgpt.data.publish import write_dataset
 
 
 def as_llmc_reads(path: Path) -> list[int]:
-    """What llm.c's dataloader does with a file."""
+    """Read a file as llm.c's dataloader does."""
     header = np.fromfile(path, dtype=np.int32, count=256)
     assert (header[0], header[1]) == (20240520, 1)
     tokens = np.fromfile(path, dtype=np.uint16, offset=1024)
@@ -54,7 +54,7 @@ def test_what_cannot_be_prepared_is_refused(corpus_file: Path) -> None:
 
 
 class DatasetHandler(hub_server.Handler):
-    """The same server, asked for datasets."""
+    """Answer requests for datasets."""
 
     def handle_any(self) -> None:
         self.path = self.path.replace("/api/datasets/", "/api/models/").replace("/datasets/", "/")

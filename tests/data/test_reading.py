@@ -1,4 +1,4 @@
-"""Every form of text gives the same documents."""
+"""Every format of text yields the same documents."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hfgpt.data import pieces
 
 @pytest.fixture(params=["files", "files.gz", "files.zst", "glob", "jsonl", "jsonl.gz", "jsonl.zst", "parquet"])
 def every_form(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """DOCUMENTS in each form that is read."""
+    """Return DOCUMENTS in each format that can be read."""
     forms = {
         "files": lambda: write_files(tmp_path / "d"),
         "files.gz": lambda: write_files(tmp_path / "d", gzip.compress, ".gz"),

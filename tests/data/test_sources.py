@@ -17,7 +17,7 @@ from hfgpt.base.errors import InputError
 
 
 def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, object], str]]:
-    """Name → (recipe, what the message must say)."""
+    """Return name → (recipe, a pattern for its message)."""
     (folder / "empty.txt").touch()
     (folder / "empty").mkdir()
     (folder / "binary.txt").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))

@@ -1,4 +1,4 @@
-"""Which files of a folder are which split: by the rules of `datasets`, links followed, each file once."""
+"""Which files of a folder belong to which split: the rules of `datasets`; links are followed, each file counts once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hfgpt.data import sources
 from hfgpt.data.prepare import prepare
 from hfgpt.data.splits import files_below, split_by_name
 
-# Names as public data sets have them → the files for training, for validation.
+# File names of public data sets → the files for training, and those for validation.
 LAYOUTS = {
     "the Hub's": (
         ["data/train-00000-of-00002.txt", "data/train-00001-of-00002.txt", "data/validation-00000-of-00001.txt"],
@@ -85,7 +85,7 @@ def test_without_two_splits_all_is_training(tmp_path: Path, names: list[str]) ->
 
 
 def test_another_split_of_the_hubs_layout_is_not_trained_on(tmp_path: Path) -> None:
-    """`datasets` gives each name a split of its own: what was held out under another name stays out."""
+    """`datasets` makes a split of each name; text that was held out under another name is not trained on."""
     for name in ("train-00000-of-00002", "train-00001-of-00002", "heldout-00000-of-00001"):
         (tmp_path / "data").mkdir(exist_ok=True)
         (tmp_path / "data" / f"{name}.txt").write_text(f"{name}\n")
@@ -134,7 +134,7 @@ def test_a_pattern_with_folders_in_the_middle(tmp_path: Path) -> None:
 
 
 def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
-    """As a zip file from a Windows in Chinese leaves them."""
+    """A zip file from a Chinese Windows leaves such names."""
     folder = tmp_path / "d"
     folder.mkdir()
     for i in range(2):

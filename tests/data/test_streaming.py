@@ -1,6 +1,6 @@
-"""A stream resumes exactly, is the same on any number of processes, and gives each token once an epoch.
+"""A stream resumes exactly, is the same on any number of processes, and yields each token once an epoch.
 
-The corpus is a count: line i is the number i, and so is its token. So a block shows where it comes from.
+Line i of the corpus is the number i, which is also its token. So a block's tokens show where it comes from.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ BLOCK, BATCH, WINDOW = 8, 12, 16
 
 
 def numbers(part: Part) -> NDArray[np.uint32]:
-    """The tokens of a part: its numbers."""
+    """Return the tokens of a part, which are its numbers."""
     return np.array([int(word) for text in part.texts for word in re.findall(r"\d+", text)], dtype=np.uint32)
 
 
 @pytest.fixture(params=["one file", "files", "jsonl", "gz", "parquet", "rows"])
 def stream_of(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that makes the batches of a count in one of several forms, afresh each time.
+    """Return a function that makes new batches of the numbers in one of several formats.
 
-    "rows" reads a local Parquet folder through the same IterableDataset that a Hub dataset comes as.
+    "rows" reads a local Parquet folder through the IterableDataset that a Hub dataset would use.
     """
     monkeypatch.setattr(pieces, "PART", 300)
     monkeypatch.setattr(texts, "RUN", 2)
@@ -85,7 +85,7 @@ def stream_of(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 
 def step_of(batches: Any, number: int) -> list[list[int]]:
-    """The global batch of a step, as one process alone gets it."""
+    """Return the global batch of a step, as a single process gets it."""
     (batch,) = batches.micro_batches(number, 0, 1, BATCH)
     return batch.tolist()
 
@@ -109,14 +109,14 @@ def test_a_stream_resumes_exactly_at_every_batch(stream_of: Any, lanes: int) -> 
 @pytest.mark.parametrize("held", [0, 77])
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_each_token_comes_once_an_epoch_and_what_is_held_out_never(stream_of: Any, lanes: int, held: int) -> None:
-    """Known by the tokens: each block is a run of the count, or of several where a piece follows another."""
+    """The tokens show it: each block is a run of consecutive numbers, or of several if one piece follows another."""
     held_out, batches = stream_of(held=held, lanes=lanes)
     assert held_out == list(range(held))
     rest = COUNT - held
     rows = [row for number in range(3 * rest // (BLOCK * BATCH) + 12) for row in step_of(batches, number)]
     counts = np.bincount([token for row in rows for token in row[:-1]], minlength=COUNT)
     assert not counts[:held].any()
-    # A window's blocks come shuffled, and a lane is at most a window and a file ahead of the others.
+    # A window's blocks are shuffled, and a lane is at most a window and a file ahead of the others.
     assert counts[held:].min() >= 2
     assert counts[held:].max() <= counts[held:].min() + 2
     runs = sum(b == a + 1 for row in rows for a, b in itertools.pairwise(row))
@@ -222,7 +222,7 @@ def rows_of(folder: Path, documents: list[str], group: int) -> Callable[[], Toke
 def test_rows_are_neither_skipped_nor_repeated_on_resuming(
     tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """datasets #8145 (rows skipped after load_state_dict) and #8308 (the stream starts over)."""
+    """datasets #8145 (rows skipped after load_state_dict) and #8308 (the stream starts again)."""
     monkeypatch.setattr(pieces, "PART", 40)
     source = rows_of(tmp_path, [f"{i:06d}" for i in range(200)], group)
     runs = source().tokens()
@@ -250,7 +250,7 @@ def test_a_long_document_of_a_stream_is_gone_on_with_in_its_middle(
 
 
 def test_streaming_and_preparing_give_the_same_tokens(corpus_file: Path) -> None:
-    """The same tokenizer, and the held-out tokens are the first ones."""
+    """Both use the same tokenizer and hold out the first tokens."""
     made = recipe(corpus_file, streaming=True, eval_iters=2)
     corpus = prepare(made, corpus_file.parent)
     n = 2 * 12 * 16 + 1

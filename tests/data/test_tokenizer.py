@@ -1,4 +1,4 @@
-"""Tokenizers are exact for any text, also after a reload by Transformers alone, and faster ways to encode are equal."""
+"""Tokenizers are exact for any text, also if Transformers alone reloads them; faster encoders give equal tokens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEXT = gzip.decompress(EMBEDDED.read_bytes()).decode()[:50_000]
 
 
 def train_like_gpt2() -> Any:
-    """A tokenizer that differs from GPT-2's in its merges alone: bytes, merges and the end of text numbered in turn."""
+    """Return a tokenizer that differs from GPT-2's only in its merges: bytes come first, then the merges."""
     backend = json.loads(tokenizer.train_bpe([TEXT], 400).backend_tokenizer.to_str())
     merges = [tuple(pair) for pair in backend["model"]["merges"]]
     tokens = [*encoding._byte_alphabet(), *("".join(pair) for pair in merges), tokenizer.END_OF_TEXT]
@@ -72,7 +72,7 @@ NASTY = [
 
 @pytest.fixture(scope="module", params=list(MAKERS))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
-    """A tokenizer as made, and as AutoTokenizer reloads it beside a GPT-2 config."""
+    """Return a tokenizer as it was made, and as AutoTokenizer reloads it beside a GPT-2 config."""
     made = MAKERS[request.param]()
     folder = tmp_path_factory.mktemp(request.param)
     made.save_pretrained(folder)
@@ -103,7 +103,7 @@ def test_the_encoder_equals_the_tokenizer(pair: tuple[Any, Any], texts: list[str
 
 
 def test_gpt2s_encoder_is_for_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of GPT-2's tokens no other number, merge or special token may differ; each of these takes the general way."""
+    """GPT-2's encoder requires its exact numbers, merges and special tokens; each of these uses the general encoder."""
     made = train_like_gpt2()
     pipeline = json.loads(made.backend_tokenizer.to_str())
     monkeypatch.setattr(encoding, "GPT2_MERGES", digest_of_merges(tokenizer.train_bpe([TEXT], 300)))
@@ -117,7 +117,7 @@ def test_gpt2s_encoder_is_for_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpt2s_encoder_splits_at_every_character_as_tokenizers_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each assigned character between letters, digits, spaces and punctuation: two libraries' tables of Unicode."""
+    """Try each character between letters, digits, spaces and punctuation: the libraries' Unicode tables differ."""
     made = train_like_gpt2()
     monkeypatch.setattr(encoding, "GPT2_MERGES", digest_of_merges(made))
     encode = encoder(made.backend_tokenizer.to_str())

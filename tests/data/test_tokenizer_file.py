@@ -1,4 +1,4 @@
-"""A tokenizer.json from anywhere is checked before it reads a text."""
+"""A tokenizer.json from any source is checked before it reads a text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_tokenizer_that_would_take_for_ever_is_refused(tmp_path: Path) -> None
 
 
 def test_a_panic_is_a_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A pattern that the check lets pass may still take too many attempts."""
+    """A pattern that passes the check may still need too many attempts."""
     tokenizer = tokenizers.load(str(with_pattern(tmp_path, "(a|aa|aaa)+$")))
     with pytest.raises(InputError, match=r"the tokenizer cannot read this text: .*retry-limit"), panics_as_messages():
         tokenizer.encode("a" * 60 + "b")
@@ -54,7 +54,7 @@ def test_a_panic_is_a_message(tmp_path: Path, capfd: pytest.CaptureFixture[str])
 
 
 def test_a_panic_in_a_decoder_is_a_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A tokenizer's way back to text has patterns too."""
+    """A tokenizer's decoder contains patterns too."""
     backend = Tokenizer(models.BPE({"a": 0, "b": 1}, []))
     parsed = json.loads(backend.to_str())
     replace = {"type": "Replace", "pattern": {"Regex": "(a|aa|aaa)+$"}, "content": "x"}
@@ -67,7 +67,7 @@ def test_a_panic_in_a_decoder_is_a_message(tmp_path: Path, capfd: pytest.Capture
 
 
 def test_what_others_write_meanwhile_is_given_back(capfd: pytest.CaptureFixture[str]) -> None:
-    """Two threads' blocks overlap, and leave in the order in which they came."""
+    """Two threads' blocks overlap, and end in the order in which they began."""
     first, second = panics_as_messages(), panics_as_messages()
     first.__enter__()
     os.write(2, b"one ")
@@ -89,7 +89,7 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_padding_with_a_spare_byte_changes_no_token(tmp_path: Path) -> None:
-    """The tokens of a run are those of its exported folder, whose tokenizer has a padding token."""
+    """A run's tokens are those of its exported folder, whose tokenizer has a padding token."""
     plain, padded = tokenizers.train_char(["some text"]), tokenizers.train_char(["some text"])
     padded.pad_token = "<0xFF>"
     padded.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Tokens are made once, by any number of processes, and read from the cache."""
+"""Tokens are made once, by any number of processes, and then read from the cache."""
 
 from __future__ import annotations
 

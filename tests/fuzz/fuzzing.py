@@ -1,8 +1,8 @@
-"""The fuzz lane: `make fuzz`, for FUZZ_MINUTES (by default 5), shared out evenly among its targets.
+"""The fuzz lane: `make fuzz`, for FUZZ_MINUTES (by default 5), divided evenly among its targets.
 
-Each target looks for new inputs until its time is over. Hypothesis keeps those that failed in `.hypothesis/`, and the
-next start tries them first. Here is what the targets share: the runs that are spoilt, a command that is watched, and
-ways to spoil a file.
+Each target tries new inputs until its time has passed. Hypothesis keeps the failing ones in `.hypothesis/`, and the
+next start tries them first. This module has what the targets share: runs to corrupt, a command under supervision, and
+ways to corrupt a file.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ MINUTES = float(os.environ.get("FUZZ_MINUTES", "5"))
 TINY = {"device": "cpu", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "max_iters": 2}
 TINY |= {"warmup_iters": 1, "eval_interval": 1, "eval_iters": 1, "num_proc": 1, "sample_prompt": "a"}
 
-SECONDS = 20  # that a command on a tiny input may take
+SECONDS = 20  # how long a command may take for a tiny input
 
-MEMORY = 3 << 30  # bytes of address space that it may ask for beside what the tests have
+MEMORY = 3 << 30  # bytes of address space that it may use in addition to the tests
 
 
 Fuzz = Callable[[st.SearchStrategy[Any], Callable[[Any], None]], None]
@@ -50,12 +50,12 @@ Copy = Callable[[str], Path]
 
 
 class TookTooLong(BaseException):
-    """The time is over; no handler of ours catches it."""
+    """The time limit has passed; no handler of hfgpt catches it."""
 
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """Time and memory within bounds. What hangs outside of Python ends the process, with the place on stderr."""
+    """Limit time and memory. A hang outside Python ends the process, with its place on stderr."""
 
     def over(_number: int, _frame: FrameType | None) -> None:
         raise TookTooLong
@@ -76,17 +76,17 @@ def bounded() -> Iterator[None]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Each file below a folder, with a sum of its content."""
+    """Return each file below a folder with a checksum of its content."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return {str(path.relative_to(folder)): hashlib.md5(path.read_bytes()).hexdigest() for path in files}
 
 
 def command(name: str, *words: str, watched: Path) -> tuple[int, str, str]:
-    """A command in this process: exit code, output, errors; run within `watched`, which a refusal must leave as it was.
+    """Run a command in this process; return exit code, output, errors. A refusal must not change `watched`.
 
     Raises:
         AssertionError: it ended in a way that no command may.
-        BaseException: what came through.
+        BaseException: any other exception of the command.
     """
     output, errors, before = io.StringIO(), io.StringIO(), contents(watched)
     interrupt = signal.getsignal(signal.SIGINT)
@@ -102,7 +102,7 @@ def command(name: str, *words: str, watched: Path) -> tuple[int, str, str]:
     shown, told = output.getvalue(), errors.getvalue()
     assert code in (0, 2), (code, told)
     assert "Traceback" not in told
-    seen = told if name == "sample" else shown + told  # a text goes into a pipe as it is
+    seen = told if name == "sample" else shown + told  # text goes into a pipe unescaped
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", seen.replace("\r", "")), "raw control characters"
     if code == 2:
         assert told.strip(), "refused without a word"
@@ -113,7 +113,7 @@ def command(name: str, *words: str, watched: Path) -> tuple[int, str, str]:
 
 # ------------------------------------------------------------------------------------------ spoilt JSON and bytes
 
-DEEP = "\x00deep\x00"  # stands for brackets, a hundred thousand deep
+DEEP = "\x00deep\x00"  # a placeholder for a hundred thousand nested brackets
 
 ODD: list[Any] = [
     *(-1, 0, 1, 2, 7, 2**31, 2**63, -(2**63), 10**7, 10**30, 10**400),
@@ -127,7 +127,7 @@ VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dic
 
 @st.composite
 def spoilt_json(draw: Any, value: Any) -> Any:
-    """A JSON value in which something is replaced, removed, renamed or added, at one to three places."""
+    """Draw a JSON value with one to three parts replaced, removed, renamed or added."""
     root = {"": json.loads(json.dumps(value))}
     for _time in range(draw(st.integers(1, 3))):
         holder: Any = root
@@ -154,7 +154,7 @@ def spoilt_json(draw: Any, value: Any) -> Any:
 
 
 def written(value: Any) -> bytes:
-    """JSON as Python writes it, also where it is none (Infinity, lone surrogates), with DEEP carried out."""
+    """Return JSON as Python writes it, even if it is invalid (Infinity, lone surrogates), with DEEP expanded."""
     with digits():
         text = json.dumps(value, ensure_ascii=True)
     return text.replace(json.dumps(DEEP), "[" * 100_000 + "]" * 100_000).encode()
@@ -162,7 +162,7 @@ def written(value: Any) -> bytes:
 
 @contextlib.contextmanager
 def digits() -> Iterator[None]:
-    """Integers of any number of digits may be written."""
+    """Allow integers of any number of digits to be written."""
     before = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
     try:
@@ -173,7 +173,7 @@ def digits() -> Iterator[None]:
 
 @st.composite
 def spoilt_bytes(draw: Any, raw: bytes) -> bytes:
-    """Bytes in which a stretch is replaced, cut or doubled."""
+    """Draw bytes with a part replaced, cut or doubled."""
     start = draw(st.integers(0, len(raw)))
     stop = draw(st.integers(start, min(len(raw), start + draw(st.sampled_from([0, 1, 8, 100, len(raw)])))))
     middle = draw(st.binary(max_size=20) | st.sampled_from([b"\0" * 1000, b"[" * 100_000, b"9" * 5000, b"\xff\xfe"]))
@@ -182,7 +182,7 @@ def spoilt_bytes(draw: Any, raw: bytes) -> bytes:
 
 @st.composite
 def spoilt_file(draw: Any, path: Path) -> bytes:
-    """The content of a file, spoilt by its kind."""
+    """Draw the corrupted content of a file, according to its format."""
     raw = path.read_bytes()
     if draw(st.integers(0, 3)) == 0:
         return bytes(draw(spoilt_bytes(raw) | st.binary(max_size=50)))
@@ -209,7 +209,7 @@ def put(path: Path, raw: bytes) -> None:
 
 
 def put_data(place: Path, files: dict[str, bytes]) -> None:
-    """Write the files of `data`, beside which nothing is left of the run `made` of an earlier input."""
+    """Write the files of `data`, after removing those of an earlier input's run `made`."""
     for name in ("data", "made"):
         shutil.rmtree(place / name, ignore_errors=True)
     for name, content in files.items():
@@ -221,7 +221,7 @@ def put_data(place: Path, files: dict[str, bytes]) -> None:
 
 @pytest.fixture
 def fuzz(request: pytest.FixtureRequest) -> Fuzz:
-    """fuzz(strategy, check): check what the strategy draws, until the target's time is over."""
+    """fuzz(strategy, check): check examples of the strategy until the target's time has passed."""
 
     share = MINUTES * 60 / sum(item.get_closest_marker("fuzz") is not None for item in request.session.items)
 
@@ -234,7 +234,7 @@ def fuzz(request: pytest.FixtureRequest) -> Fuzz:
         @given(strategy)
         def some(example: Any) -> None:
             nonlocal tried
-            if time.monotonic() < end + 60:  # time to make a found one small
+            if time.monotonic() < end + 60:  # time to shrink a failing example
                 tried += 1
                 check(example)
 
@@ -248,7 +248,7 @@ def fuzz(request: pytest.FixtureRequest) -> Fuzz:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> dict[str, Path]:
-    """Two run folders with checkpoints: one of characters, one of byte-pair tokens."""
+    """Return two run folders with checkpoints: one of characters, one of byte-pair tokens."""
     made = {}
     for name, more in {"char": {}, "bpe": {"tokenizer": "bpe", "vocab_size": 300}}.items():
         folder = tmp_path_factory.mktemp("fuzz") / name
@@ -260,7 +260,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> dict[str,
 
 @pytest.fixture
 def copy(runs: dict[str, Path], tmp_path: Path) -> Copy:
-    """copy(name) → a fresh copy of a run folder to spoil, always at the same place."""
+    """copy(name) → a new copy of a run folder to corrupt, always at the same path."""
 
     def made(name: str) -> Path:
         target = tmp_path / "in" / "run"

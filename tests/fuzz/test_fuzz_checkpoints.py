@@ -1,4 +1,4 @@
-"""nanoGPT's checkpoints, vocabularies and token files, of hostile structure or spoilt: imported or refused."""
+"""nanoGPT's checkpoints, vocabularies and token files, malicious or corrupted, are imported or refused."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_nanogpts_checkpoint(fuzz: Fuzz, runs: dict[str, Path], tmp_path: Path) 
 
 
 def test_a_vocabulary(fuzz: Fuzz, runs: dict[str, Path], tmp_path: Path) -> None:
-    """meta.pkl: any plain data, other objects, spoilt bytes, hand-made opcodes."""
+    """meta.pkl: any plain data, other objects, corrupted bytes, hand-made opcodes."""
     command("export_nanogpt", str(runs["char"]), ".", watched=tmp_path)
     raw = (tmp_path / "meta.pkl").read_bytes()
     good = pickle.loads(raw)
@@ -74,7 +74,7 @@ def test_a_vocabulary(fuzz: Fuzz, runs: dict[str, Path], tmp_path: Path) -> None
         st.integers() | st.text(max_size=2) | st.none(), lambda inner: st.tuples(inner, inner), max_leaves=40
     )
     plain = st.dictionaries(keys, VALUES, max_size=3) | VALUES
-    # A pickle's opcodes, a space between them; \x85 and the like are read as escapes.
+    # A pickle's opcodes, separated by spaces; \x85 and the like are read as escapes.
     codes = (
         r"( t \x85 \x86 d } ] a e u s 0 1 2 h\x00 q\x00 r\xff\xff\xff\x7f j\xff\xff\xff\x7f \x94 K\x01 N R . \x8a\xff"
     )
@@ -107,7 +107,7 @@ def test_a_vocabulary(fuzz: Fuzz, runs: dict[str, Path], tmp_path: Path) -> None
 
 @st.composite
 def token_folder(draw: Any) -> dict[str, bytes]:
-    """Files of a folder of tokens: nanoGPT's, llm.c's, with what is put beside them."""
+    """Draw the files of a folder of tokens: nanoGPT's, llm.c's, and files beside them."""
     tokens = draw(st.lists(st.integers(0, 300), min_size=0, max_size=200)) * draw(st.sampled_from([1, 1, 50]))
     dtype = draw(st.sampled_from(["<u2", "<u4", ">u2", "<i8", "<f4", "|u1"]))
     body = np.array(tokens).astype(dtype).tobytes()

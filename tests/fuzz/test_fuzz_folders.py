@@ -1,4 +1,4 @@
-"""Run folders, their records and checkpoints, spoilt in any of their files: used or refused by every command."""
+"""Run folders, records and checkpoints with any corrupted file are used or refused by every command."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RECORD_READERS: list[list[str]] = [
 
 
 def clean(watched: Path) -> None:
-    """What the example before wrote."""
+    """Remove what the previous example wrote."""
     for path in watched.iterdir():
         if path.name != "in":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -55,7 +55,7 @@ def spoilt_run(draw: Any, runs: dict[str, Path], names: list[str], readers: list
 
 
 def check_readers(fuzz: Fuzz, runs: dict[str, Path], copy: Copy, names: list[str], readers: list[list[str]]) -> None:
-    """Each of the commands reads a run in which one of the files is spoilt."""
+    """Each of the commands reads a run with one corrupted file."""
 
     def check_reader(example: Any) -> None:
         kind, name, raw, words = example
@@ -78,7 +78,7 @@ def test_a_spoilt_record(fuzz: Fuzz, runs: dict[str, Path], copy: Copy) -> None:
 
 
 def test_a_spoilt_checkpoint(fuzz: Fuzz, runs: dict[str, Path], copy: Copy, tmp_path: Path) -> None:
-    """A resume from a checkpoint whose sums are right again, but whose files say anything."""
+    """A resume from a checkpoint whose checksums are right again although its files are corrupted."""
     names = [f"checkpoint-2/{path.name}" for path in sorted((runs["char"] / "checkpoint-2").iterdir())]
 
     def check_checkpoint(example: Any) -> None:

@@ -1,4 +1,4 @@
-"""Recipes in YAML and in nanoGPT's Python, and words of the command line: resolved or refused."""
+"""Recipes in YAML and in nanoGPT's Python, and command lines, are resolved or refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(0)]
 
 READERS: list[list[str]] = [["train", "--print_config"], ["plan"], ["plan", "--json"], ["sweep", "--random=2"]]
 
-# Pieces of texts, a "·" between them.
+# Parts of texts, separated by "·".
 PYTHON = 'n_layer·x·=·\n· ·(·)·[·]·{·}·**·*·+·-·~·not ·1·1e9·0·\'a\'·"""·#·\\·,·:·if ·else ·for ·in ·lambda ·import os'
 PYTHON += "·x = x * x\n·%·f'{x}'·<<·>>·//·/·.·@·0x·_·\t·\0·\ud800·é·None·True·j·" + "9" * 50
 YAML = "a·: ·- ·\n·  ·&a ·*a·<<: ·[·]·{·}·, ·? ·! ·!!int ·!!binary ·|·>·'·\"·#·%YAML 9.9\n·---\n·...\n·1:1·0o7·012"
@@ -24,7 +24,7 @@ YAML += "·2001-01-01·~·n_layer·seed·\ufeff·\x85·\u2028·\t·=·dataset: [
 
 
 def texts(pieces: str) -> st.SearchStrategy[str]:
-    """Texts of such pieces, also with one of them very many times."""
+    """Draw texts of such parts, with one of them possibly repeated very often."""
     short = st.lists(st.sampled_from(pieces.split("·")), max_size=25).map("".join)
     long = st.builds(lambda piece, times: piece * times, short, st.sampled_from([30, 3000, 100_000]))
     return short | st.builds("{}{}".format, long, short)
@@ -37,7 +37,7 @@ MORE |= st.builds("--{}".format, st.sampled_from(OPTIONS)) | WORDS
 
 
 def cut(words: list[str]) -> list[str]:
-    """No question of where things are written: that is the watched folder."""
+    """Keep all output in the watched folder."""
     return [word for word in words if not word.replace("-", "_").startswith(("__out_dir", "__write", "__help"))]
 
 
@@ -61,7 +61,7 @@ def test_a_python_recipe(fuzz: Fuzz, tmp_path: Path) -> None:
 
 
 def test_words(fuzz: Fuzz, tmp_path: Path) -> None:
-    """What may be typed behind every command that only looks."""
+    """Try any arguments for every command that only reads."""
     names = ["plan", "train", "diagnose", "compare", "evaluate", "sample", "export_nanogpt", "import_nanogpt"]
     names += ["recipes", "export_gguf", "prepare", "push", "pull"]
 

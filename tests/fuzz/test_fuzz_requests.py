@@ -1,4 +1,4 @@
-"""Requests to the page, the real application behind its guard: answered, or refused with a status of their own."""
+"""Requests to the page, the real application behind its guard, are answered or refused with a status."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[dev]"')
 
 __all__ = ["fuzz", "runs"]
 
-# Gradio makes an event loop in each of its threads, and leaves all of them open.
+# Gradio makes an event loop in each of its threads, and leaves them open.
 UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(0), UNCLOSED]
@@ -57,7 +57,7 @@ MORE_VALUES = ["evil.example", "bytes=0-", "x" * 9000, "\xff", "a=b", "text/html
 
 
 def bodies(words: list[str]) -> st.SearchStrategy[bytes]:
-    """JSON as the page sends it, and other JSON."""
+    """Draw JSON as the page sends it, and other JSON."""
     sent = st.fixed_dictionaries(
         {"data": st.lists(VALUES | st.sampled_from(words), max_size=60) | VALUES},
         optional={"fn_index": st.integers(0, 60) | VALUES, "session_hash": st.just("x") | VALUES,
@@ -68,7 +68,7 @@ def bodies(words: list[str]) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def requests(draw: Any, names: list[str], words: list[str]) -> Any:
-    """Method, path, query, headers and body; `names`: the page's functions; `words`: values that they may take."""
+    """Draw method, path, query, headers and body; `names`: the page's functions; `words`: possible arguments."""
     runnable = [f"/gradio_api/{way}/{name}" for name in names for way in ("call", "run")]
     path = draw(st.sampled_from(KNOWN) | st.sampled_from(runnable) | PATHS)
     method = draw(st.sampled_from(["GET", "POST", "POST", "POST", "PUT", "OPTIONS", "HEAD", "DELETE", "X"]))
@@ -84,7 +84,7 @@ def requests(draw: Any, names: list[str], words: list[str]) -> Any:
 async def ask(
     app: Any, method: str, path: str, query: str | None, headers: dict[str, str], content: bytes
 ) -> tuple[int, bytes]:
-    """Status and body of the application's answer."""
+    """Return status and body of the application's answer."""
     sent: list[dict[str, Any]] = []
     bodies = [{"type": "http.request", "body": content, "more_body": False}]
 
@@ -118,8 +118,8 @@ async def ask(
 
 
 def check_answer(status: int, answer: bytes, told: str) -> None:
-    """Nothing broke, and nothing was given away."""
-    # Gradio answers 500 where it is given other values than a function takes, or another function than there is.
+    """Check that nothing failed and nothing was disclosed."""
+    # Gradio answers 500 if it gets values that a function does not take, or a function that does not exist.
     assert 200 <= status < 500 or b'"error"' in answer or "could not answer a request" in told, (status, answer[:300])
     assert "Traceback" not in told, told[-3000:]
     assert SECRET.encode() not in answer
@@ -128,7 +128,7 @@ def check_answer(status: int, answer: bytes, told: str) -> None:
 
 
 def is_foreign(headers: dict[str, str]) -> bool:
-    """Whether it comes from another web page, or by another name."""
+    """Whether a request comes from another web page, or uses another host name."""
     strange = ("http://evil.example", "null")
     return headers["host"] in ("evil.example", "", "\xff") or headers.get("origin") in strange
 

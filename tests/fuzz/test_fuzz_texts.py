@@ -1,4 +1,4 @@
-"""Texts in every kind of file that is read, in any encoding, spoilt: trained on or refused."""
+"""Texts in every supported file format, in any encoding, corrupted, are trained on or refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ JSONL |= LINES.map(lambda text: json.dumps({"text": text}).encode())
 
 @st.composite
 def parquet(draw: Any) -> bytes:
-    """A Parquet file of odd columns."""
+    """Draw a Parquet file of unusual columns."""
     rows = draw(st.integers(0, 5))
     kinds: list[Any] = [
         pa.string(),
@@ -75,7 +75,7 @@ def parquet(draw: Any) -> bytes:
 
 @st.composite
 def text_folder(draw: Any) -> dict[str, bytes]:
-    """Files by their names."""
+    """Draw files by their names."""
     files = {}
     for _file in range(draw(st.integers(1, 3))):
         content = draw(ENCODED)

@@ -1,4 +1,4 @@
-"""The decoder gives the logits of Transformers' own forward pass."""
+"""The decoder computes the logits of Transformers' own forward pass."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_position_is_as_transformers_has_it(options: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("batch", [1, 3, decoder.FEW + 1])
 def test_matrices_in_parts_are_the_same_matrices(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    """What large models get, here for a small one: widths that two can share, a vocabulary that they cannot."""
+    """Split matrices as for large models, here for a small one: widths divisible by two, a vocabulary that is not."""
     monkeypatch.setattr(decoder, "LARGE", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(decoder.hardware, "intel_cpu", lambda: False)

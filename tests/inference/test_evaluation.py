@@ -1,4 +1,4 @@
-"""Evaluation: the figures are those of the definition, whatever the batches and processes."""
+"""Evaluation follows its definition, for any batches and processes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tiny_gpt2(made: Any, dropout: float = 0.0) -> GPT2LMHeadModel:
 
 
 def write_folder(path: Path, made: Any, **recipe: Any) -> Path:
-    """An exported, untrained model with its recipe."""
+    """Write an exported, untrained model with its recipe."""
     path.mkdir()
     gpt2 = tiny_gpt2(made)
     export.write(path, gpt2, made, export.weights(gpt2.state_dict()))
@@ -74,7 +74,7 @@ def test_the_metric_weights_by_tokens_not_by_batches(tmp_path: Path) -> None:
     metric.add_batch(nll_sum=[10.0, 90.0], tokens=[10, 30], characters=[10, 50])
     metric.add_batch(nll_sum=[0.5], tokens=[60], characters=[140])
     assert metric.compute()["loss"] == pytest.approx(100.5 / 100)
-    assert metric.compute(nll_sum=[3.0], tokens=[1], characters=[1])["loss"] == 3.0  # nothing is left of the first
+    assert metric.compute(nll_sum=[3.0], tokens=[1], characters=[1])["loss"] == 3.0  # nothing left of the first
 
 
 def test_the_metric_keeps_float64_and_big_counts() -> None:
@@ -195,7 +195,7 @@ def test_bad_input_is_one_message(folder: Path, arguments: dict[str, Any], named
 
 @pytest.mark.e2e
 def test_the_script_prints_a_table_or_json(folder: Path, run_script: Any) -> None:
-    """Run as a script, its own folder comes first on the path, and holds an evaluate.py: itself."""
+    """A script's folder comes first on the import path, and contains an evaluate.py: the script itself."""
     done = run_script("evaluate.py", folder, "--json", "--device=cpu")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["loss"] == pytest.approx(evaluation.evaluate_folder(folder, device="cpu")["loss"])

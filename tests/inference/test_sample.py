@@ -1,4 +1,4 @@
-"""Sampling: the same tokens as Transformers, past the block too; whole characters; nothing else disturbed."""
+"""Sampling draws the tokens of Transformers, also past the block, yields whole characters, and has no side effects."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BLOCK = 32
 
 
 def tiny_model(made: Any, block: int = BLOCK, vocab_size: int | None = None) -> GPT2LMHeadModel:
-    """An untrained model that is sure enough of its choices for their differences to show."""
+    """Return an untrained model whose probabilities differ enough for the comparisons."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=vocab_size or tokenizer.vocabulary_size(made),
@@ -103,12 +103,12 @@ def test_within_the_block_the_tokens_are_those_of_transformers_generate(
     torch.manual_seed(sampling.seed)
     generated = model.generate(torch.tensor([prompt]), max_new_tokens=BLOCK - 3, pad_token_id=0, **theirs)
     assert ours == generated[0, 3:].tolist()
-    assert len(set(ours)) > 1  # else the comparison shows little
+    assert len(set(ours)) > 1  # otherwise the comparison shows little
 
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-45, 1e-30])
 def test_the_coldest_temperatures_take_the_most_likely_token(model: GPT2LMHeadModel, temperature: float) -> None:
-    """Scores divided by them would leave float32, which is not the model's fault."""
+    """Scores divided by them would overflow float32, although the model is fine."""
     greedy = tokens(model, [1, 2], Sampling(max_new_tokens=9, temperature=0))
     assert tokens(model, [1, 2], Sampling(max_new_tokens=9, temperature=temperature)) == greedy
 
@@ -129,7 +129,7 @@ def test_past_the_block_the_last_half_of_it_is_read_anew(model: GPT2LMHeadModel)
         for _ in range(3 * BLOCK):
             if len(context) > BLOCK:
                 context = context[-BLOCK // 2 :]
-            expected.append(int(model(torch.tensor([context])).logits[0, -1].argmax()))  # no cache
+            expected.append(int(model(torch.tensor([context])).logits[0, -1].argmax()))  # without a cache
             context.append(expected[-1])
     assert ours == expected
 
@@ -142,7 +142,7 @@ def test_500_tokens_from_a_block_of_64_cost_no_more_each(chars: Any) -> None:
     assert len(tokens(model, [1], Sampling(max_new_tokens=500))) == 500
     hook.remove()
     assert len(read) == 500
-    assert sum(read) < 2.2 * 500  # each token once, and once more when half the block is read anew
+    assert sum(read) < 2.2 * 500  # each token once, and once more when half the block is read again
 
 
 @pytest.mark.parametrize("length", [BLOCK - 1, BLOCK, 3 * BLOCK])
@@ -167,7 +167,7 @@ def test_an_id_without_a_token_is_never_drawn(chars: Any) -> None:
     padded = tiny_model(chars, vocab_size=known + 500)
     drawing = Sampling(max_new_tokens=100, temperature=5.0, top_k=None)
     assert max(sample.draw_tokens(padded, [1], known, None, drawing)) < known
-    assert max(sample.draw_tokens(padded, [1], known + 500, None, drawing)) >= known  # else this test shows nothing
+    assert max(sample.draw_tokens(padded, [1], known + 500, None, drawing)) >= known  # or this test shows nothing
     assert exported.generation_config(padded.config, chars).suppress_tokens == list(range(known, known + 500))
 
 
@@ -219,7 +219,7 @@ def test_characters_without_a_token_are_named() -> None:
 def test_sampling_changes_neither_the_random_state_nor_the_mode(model: GPT2LMHeadModel, chars: Any) -> None:
     expected = "".join(sample.generate(model.eval(), chars, "To be"))
     before = torch.get_rng_state()
-    assert "".join(sample.generate(model.train(), chars, "To be")) == expected  # no dropout in a sample
+    assert "".join(sample.generate(model.train(), chars, "To be")) == expected  # no dropout while sampling
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
     model.eval()
@@ -310,7 +310,7 @@ def test_an_unknown_device_is_named(folder: Path) -> None:
 
 
 def test_the_pipeline_works_with_its_own_defaults(folder: Path) -> None:
-    """By itself it adds 256 tokens, and the positions end after 32."""
+    """By default it adds 256 tokens, although there are only 32 positions."""
     write = pipeline("text-generation", model=str(folder), device="cpu")
     for prompt in ("To be", "", "x" * (BLOCK - 1)):
         text = write(prompt)[0]["generated_text"]
@@ -321,7 +321,7 @@ def test_the_pipeline_works_with_its_own_defaults(folder: Path) -> None:
 
 @pytest.mark.parametrize("made", ["chars", "bpe"])
 def test_a_pipeline_takes_several_prompts_at_a_time(made: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """It pads the shorter ones; each continuation is the one that the prompt has by itself."""
+    """It pads shorter prompts; each continuation equals that of the prompt alone."""
     tokenizer = request.getfixturevalue(made)
     network = tiny_model(tokenizer)
     export.write(tmp_path, network, tokenizer, export.weights(network.state_dict()))
@@ -365,7 +365,7 @@ def test_the_script_samples(folder: Path, tmp_path: Path, run_script: Any) -> No
 def test_on_a_terminal_control_characters_are_shown_and_in_a_pipe_they_are_written(
     folder: Path, tmp_path: Path, run_script: Any
 ) -> None:
-    """An untrained model draws any byte; so may one that was trained on a file with colours in it."""
+    """An untrained model draws any byte, as does one that was trained on a file with terminal colours."""
     (tmp_path / "prompt.txt").write_bytes(b"red \x1b[31m\n\tend\x9b\x07".decode("latin-1").encode())
     arguments = ("--prompt_file=prompt.txt", "--max_new_tokens=150", "--temperature=2", "--device=cpu")
     piped = run_script("sample.py", folder, *arguments)
@@ -377,13 +377,13 @@ def test_on_a_terminal_control_characters_are_shown_and_in_a_pipe_they_are_writt
 
     ours, theirs = pty.openpty()
     attributes = termios.tcgetattr(theirs)
-    attributes[1] &= ~termios.OPOST  # line feeds as they were written
+    attributes[1] &= ~termios.OPOST  # line feeds unchanged
     termios.tcsetattr(theirs, termios.TCSANOW, attributes)
     command = [sys.executable, str(ROOT / "scripts" / "sample.py"), str(folder), *arguments]
     with subprocess.Popen(command, cwd=tmp_path, stdout=theirs) as process:
         os.close(theirs)
         written = b""
-        with contextlib.suppress(OSError):  # how a terminal says that the other end is closed
+        with contextlib.suppress(OSError):  # a terminal reports a closed other end in this way
             while some := os.read(ours, 1 << 16):
                 written += some
     os.close(ours)

@@ -1,7 +1,7 @@
 """Muon on two CPU processes, replicated and in FSDP2's shards; started by torchrun from test_muon.py.
 
-It prints the largest difference that three steps leave between the weights of one process and those of two, and how
-many matrices each process orthogonalised in a step.
+It prints the largest difference after three steps between the weights of one process and those of two, and how many
+matrices each process orthogonalised in a step.
 """
 
 import sys
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def told(line: str) -> None:
-    """In one write, so that the lines of two processes stay apart."""
+    """Print a line in one write, so that the lines of two processes are not mixed."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -34,7 +34,7 @@ def network() -> tuple[model.LanguageModel, config.Config]:
 
 
 def stepped(net: nn.Module, recipe: config.Config) -> dict[str, torch.Tensor]:
-    """The weights after three steps with the same gradients everywhere."""
+    """Return the weights after three steps with the same gradients everywhere."""
     optimizer, draw = optim.build(net, recipe, CPU), torch.Generator().manual_seed(1)
     for _ in range(3):
         for parameter in net.parameters():
@@ -47,7 +47,7 @@ def stepped(net: nn.Module, recipe: config.Config) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    alone = stepped(*network())  # before there is a process group
+    alone = stepped(*network())  # before a process group exists
     counted = [0]
     orthogonalise = muon.orthogonalise
 

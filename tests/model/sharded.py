@@ -1,7 +1,8 @@
 """A step of the model in FSDP2's shards, on two CPU processes; started by torchrun from test_model.py.
 
-Accelerate makes DDP of FSDP on a CPU without a word, so this shards as accelerate_configs/fsdp2.yaml says, by torch's
-own call: each block, then the rest. It prints the difference to the same step of the whole model.
+On a CPU, Accelerate silently replaces FSDP by DDP. So this script calls torch's own function and shards as
+accelerate_configs/fsdp2.yaml does: each block, then the rest. It prints the difference to the same step of the whole
+model.
 """
 
 import torch
@@ -29,7 +30,7 @@ def main() -> None:
     tokens = torch.randint(0, 30, (4, 9))
     whole(tokens[:, :-1], tokens[:, 1:]).backward()
     mine = tokens[2 * rank : 2 * rank + 2]
-    parts(mine[:, :-1], mine[:, 1:]).backward()  # FSDP takes the mean over the processes
+    parts(mine[:, :-1], mine[:, 1:]).backward()  # FSDP averages over the processes
     worst = 0.0
     for (name, expected), (_, sharded) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
         assert isinstance(sharded.grad, DTensor), f"{name} is not in shards"

@@ -1,4 +1,4 @@
-"""The head's loss in chunks is torch's cross entropy, values and gradients."""
+"""The head's chunked loss equals torch's cross entropy, in values and gradients."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_z_loss_is_in_the_gradients_and_not_in_the_value(logits: int, monkey
 
 @pytest.mark.parametrize("z_loss", [0.0, 0.03])
 def test_added_rows_change_nothing(z_loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a card, whose products are faster with them; in three chunks, the last one not full."""
+    """Products are faster with them on a card; three chunks, the last of which is not full."""
     monkeypatch.setattr(head, "LOGITS", 190)
     torch.manual_seed(0)
     hidden, weight, targets = leaf(50, 8), leaf(11, 8), torch.randint(0, 11, (50,))
@@ -73,16 +73,16 @@ def test_rows_are_added_on_a_card_alone() -> None:
 
 
 def peak(step: Callable[[], Tensor]) -> int:
-    """The most bytes that were live at a time, of what a step with its backward pass allocates."""
+    """Return the largest number of bytes allocated at one time in a step with its backward pass."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         step().backward()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch, while it compiles
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles
 def test_compiled_it_takes_hardly_more_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the gradients of the weight from all chunks at a time: those were half as much again."""
+    """It must not hold the weight's gradients of all chunks at one time, which takes half as much again."""
     monkeypatch.setattr(head, "LOGITS", 1)
     hidden, weight, targets = leaf(256, 128), leaf(4000, 128), torch.randint(0, 4000, (256,))
 
@@ -91,7 +91,7 @@ def test_compiled_it_takes_hardly_more_memory(monkeypatch: pytest.MonkeyPatch) -
             return head.linear_cross_entropy(hidden, weight, targets, -100)
 
     compiled = torch.compile(loss, fullgraph=True, dynamic=False)
-    compiled().backward()  # compiles
+    compiled().backward()  # compiles it
     hidden.grad = weight.grad = None
     expected = peak(loss)
     hidden.grad = weight.grad = None

@@ -1,4 +1,4 @@
-"""Dropout and attention give what torch's operators give, values and gradients."""
+"""Dropout and attention compute what torch's operators compute, in values and gradients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_dropout_keeps_the_share_it_should_and_its_scale() -> None:
 
 
 def test_dropout_draws_each_element_by_itself() -> None:
-    """Four elements share a 64-bit draw; no two of a row or of neighbouring rows may go together."""
+    """Four elements share a 64-bit draw; no two elements of a row or of neighbouring rows may be correlated."""
     torch.manual_seed(0)
     kept = kernels.keep_mask(torch.Size([200_000, 8]), 0.5).float() - 0.5
     correlation = kept.T @ kept / len(kept) * 4
@@ -38,7 +38,7 @@ def test_dropout_draws_each_element_by_itself() -> None:
 
 
 def test_random_bits_are_splitmix64s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first numbers from the seed 1234567, as its reference implementation in C gives them."""
+    """The reference implementation in C gives these first numbers for the seed 1234567."""
     monkeypatch.setattr(Tensor, "random_", lambda tensor, *_: tensor.fill_(1234567))
     assert [number % 2**64 for number in kernels.random_bits(3).tolist()] == [
         6457827717110365317,
@@ -79,7 +79,7 @@ def test_dropout_leaves_evaluation_alone() -> None:
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, p: float, look: Tensor | None = None) -> Tensor:
-    """Attention with whole matrices, and the masks that the kernel draws."""
+    """Compute attention with whole matrices and the masks that the kernel draws."""
     batch, heads, time, width = q.shape
     kept = torch.ones(batch * heads, time, time, dtype=torch.bool)
     for start in range(0, time, kernels.QUERIES) if p else ():
@@ -106,7 +106,7 @@ def test_attention_with_dropout_is_attention_with_dropout(time: int) -> None:
 
 
 def test_attention_stays_inside_its_mask() -> None:
-    """Two documents of 40 and 60 tokens, side by side: the same as each by itself."""
+    """Two documents of 40 and 60 tokens side by side: the same result as for each alone."""
     qkv, weights = torch.randn(3, 2, 2, 100, 8), torch.randn(2, 100, 2, 8)
     document = (torch.arange(100) >= 40).long()
     mask = (document[:, None] == document[None, :]).tril().expand(2, 1, 100, 100)
@@ -139,7 +139,7 @@ def test_attention_never_looks_ahead() -> None:
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("p", [0.0, 0.25])
 def test_attention_in_bfloat16_is_as_exact_as_torchs_products(p: float, documents: bool) -> None:
-    """It stays within a fifth of the error that whole matrices in bfloat16 have against float64."""
+    """The error may be a fifth larger than that of whole matrices in bfloat16, both against float64."""
     torch.manual_seed(1)
     values, upstream = torch.randn(3, 2, 3, 150, 16), torch.randn(2, 150, 3, 16)
     start = (torch.arange(150) // 50 if documents else torch.zeros(150)).long()

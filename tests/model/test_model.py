@@ -1,4 +1,4 @@
-"""The model is GPT-2: its loss is Transformers' own, documents can be kept apart, and pretrained weights fit."""
+"""The model is GPT-2: its loss is Transformers' loss, documents can be kept apart, and pretrained weights load."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def recipe(**values: Any) -> Config:
 def build(**values: Any) -> model.LanguageModel:
     torch.manual_seed(0)
     network = model.build(recipe(**values), VOCABULARY, END)
-    for name, parameter in network.named_parameters():  # as if trained: fresh biases are 0 and hide mistakes
+    for name, parameter in network.named_parameters():  # as after training: fresh biases are 0 and hide mistakes
         if parameter.dim() == 1:
             torch.manual_seed(len(name))
             torch.nn.init.normal_(parameter, std=0.5)
@@ -81,7 +81,7 @@ def test_the_parameter_count_is_transformers_and_the_chapters_exact_one() -> Non
     network = build()
     layers, width, block = 2, 16, 12
     matrices = 12 * layers * width**2
-    vectors = layers * (4 + 3 + 1 + 4 + 1) * width + 2 * width  # two norms, and four biases, a block; the last norm
+    vectors = layers * (4 + 3 + 1 + 4 + 1) * width + 2 * width  # two norms and four biases per block; the last norm
     assert model.parameter_count(network) == network.gpt2.num_parameters()
     assert model.parameter_count(network) == matrices + vectors + (VOCABULARY + block) * width
 
@@ -96,7 +96,7 @@ VARIANTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("values", VARIANTS)
 def test_other_shapes_are_gpt2s_too(values: dict[str, Any], tmp_path: Path) -> None:
-    """Transformers alone loads them with the same logits, and counts their parameters as the formulas do."""
+    """Transformers alone loads them with the same logits, and counts as many parameters as the formulas."""
     network, block = build(**values), tokens(2, 13)
     inputs, targets = block[:, :-1], block[:, 1:]
     export.write(tmp_path, network.gpt2, tokenizers.train_char(["text"]), export.weights(network.state_dict()))
@@ -111,7 +111,7 @@ def test_other_shapes_are_gpt2s_too(values: dict[str, Any], tmp_path: Path) -> N
 
 
 def test_a_pretrained_head_of_its_own_stays(tmp_path: Path) -> None:
-    """It was left out of checkpoints and exports, and Transformers then made another one up."""
+    """An earlier version left it out of checkpoints and exports, and Transformers then drew a random one."""
     shape = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=12, vocab_size=VOCABULARY, tie_word_embeddings=False)
     GPT2LMHeadModel(shape).save_pretrained(tmp_path / "old")
     network = model.build(recipe(init_from=str(tmp_path / "old")), VOCABULARY, None)
@@ -131,7 +131,7 @@ def test_the_initial_weights_come_from_the_seed() -> None:
 
 
 def test_the_initial_weights_are_gpt2s() -> None:
-    """N(0, 0.02), residual projections scaled down by the root of their number (GPT-2 paper, 2.3)."""
+    """N(0, 0.02), with residual projections divided by the root of their number (GPT-2 paper, 2.3)."""
     torch.manual_seed(0)
     network = model.build(recipe(n_layer=8, n_embd=128), VOCABULARY, END)
     block = network.gpt2.transformer.h[3]
@@ -209,14 +209,14 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         torch.testing.assert_close(plain, recomputed)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # of torch, while it traces its own functions
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch warns while it traces its own functions
 @pytest.mark.parametrize(
     "values",
     [{}, {"dropout": 0.1}, {"activation_checkpointing": True}, {"document_mask": True}, {"z_loss": 1e-3},
      {"activation_function": "relu2", "tie_word_embeddings": False}],
 )  # fmt: skip
 def test_the_compiled_step_is_one_graph(values: dict[str, Any]) -> None:
-    """In bfloat16 as a card trains; a graph break would leave the rest of the step in Python."""
+    """Compiled in bfloat16, as on a card; a graph break would leave the rest of the step in Python."""
     torch._dynamo.reset()
     network, block = build(**values).train(), tokens(2, 13)
     compiled = torch.compile(network, fullgraph=True, dynamic=False, backend="aot_eager")
@@ -248,23 +248,23 @@ def test_the_mask_is_causal_and_stays_inside_a_document() -> None:
 
 @pytest.fixture
 def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block mask also here. torch has the gradients of FlexAttention for a CPU, and refuses them in its entrance."""
+    """Use a block mask on a CPU too: torch has FlexAttention's gradients there, but its entry point refuses them."""
     monkeypatch.setattr(kernels, "takes_block_masks", lambda device, width, dropout: not dropout)
     monkeypatch.setattr(flex_attention, "_validate_device", lambda query, key, value: None)
 
 
 def step_of(network: model.LanguageModel, run: Callable[..., Tensor], block: Tensor) -> tuple[Tensor, ...]:
-    """The loss, and the gradients by parameter."""
+    """Return the loss, and the gradients by parameter."""
     loss = run(block[:, :-1], block[:, 1:])
     return loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch, while it compiles
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles
 @pytest.mark.parametrize("backend", [None, "aot_eager"])
 def test_a_cards_block_mask_gives_the_steps_of_the_boolean_mask(
     backend: str | None, as_on_a_card: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over three squares of the mask, the last one not full; eagerly, and as one graph."""
+    """Three blocks of the mask, the last one not full; eagerly, and as one graph."""
     network = build(document_mask=True, block_size=300, n_layer=1, n_embd=32)
     block = tokens(2, 301)
     block[0, [20, 140, 141, 290]] = block[1, 0] = END
@@ -297,9 +297,9 @@ def test_a_document_in_a_block_is_as_if_it_stood_alone() -> None:
 @settings(max_examples=30)
 @given(st.lists(st.lists(st.sampled_from([END, 1, 2, 3]), min_size=12, max_size=12), min_size=1, max_size=3))
 def test_documents_are_kept_apart_as_transformers_does(rows: list[list[int]]) -> None:
-    """Transformers sees packed documents by positions that start again, without a cache and a mask.
+    """Transformers detects packed documents by positions that restart, without a cache and a mask.
 
-    It takes two ends of text in a row (positions 0, 0) for two documents as well.
+    It also takes two consecutive ends of text (positions 0, 0) for two documents.
     """
     network, ids = build(document_mask=True), torch.tensor(rows)
     positions = model.document_positions(ids, END)
@@ -317,7 +317,7 @@ def test_document_mask_needs_an_end_of_text() -> None:
 
 @pytest.fixture
 def pretrained(tmp_path: Path) -> Path:
-    """A folder with a GPT-2 of another shape than the recipe's, as `save_pretrained` writes it."""
+    """Return a folder with a GPT-2 of another shape than the recipe's, as `save_pretrained` writes it."""
     torch.manual_seed(3)
     folder = tmp_path / "pretrained"
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=20, vocab_size=VOCABULARY)).save_pretrained(
@@ -354,18 +354,18 @@ def test_a_larger_block_than_its_positions_is_refused(pretrained: Path) -> None:
 def test_a_larger_vocabulary_than_its_own_is_refused(pretrained: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer = 'bpe': has 14 tokens, and .* knows 13"):
         model.build(recipe(init_from=str(pretrained)), VOCABULARY + 1, None)
-    model.build(recipe(init_from=str(pretrained)), VOCABULARY - 1, None)  # ids that are never used do no harm
+    model.build(recipe(init_from=str(pretrained)), VOCABULARY - 1, None)  # unused ids do no harm
 
 
 def with_tokenizer(folder: Path, letters: str) -> PreTrainedTokenizerFast:
-    """A character-level tokenizer of 256 bytes and these letters, saved into the folder."""
+    """Save a character-level tokenizer of 256 bytes and these letters into the folder."""
     made = tokenizers.train_char([letters])
     made.save_pretrained(folder)
     return made
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(tmp_path: Path) -> None:
-    """Its ids would mean other characters, without a word."""
+    """Its ids would silently mean other characters."""
     shape = GPT2Config(n_layer=1, n_head=2, n_embd=8, n_positions=20, vocab_size=260)
     GPT2LMHeadModel(shape).save_pretrained(tmp_path)
     own, other = with_tokenizer(tmp_path, "abcd"), tokenizers.train_char(["abce"])
@@ -397,7 +397,7 @@ def test_new_embeddings_are_asked_for_by_name(tmp_path: Path, tied: bool) -> Non
 
 
 def spoiled(folder: Path, what: str) -> Path:
-    """The folder with one thing wrong."""
+    """Return the folder with one fault."""
     weights = folder / "model.safetensors"
     if what == "no weights":
         weights.unlink()

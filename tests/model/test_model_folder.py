@@ -1,4 +1,4 @@
-"""A model folder is checked before it is used: nothing in it is replaced by chance, trusted in size, or left behind."""
+"""A model folder is checked before use: no missing weight is drawn at random, no size trusted, no weight ignored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported folder."""
+    """Return an exported folder."""
     path = tmp_path_factory.mktemp("whole")
     tokenizer = tokenizers.train_char(["some text"])
     model = GPT2LMHeadModel(GPT2Config(**SHAPE, vocab_size=tokenizers.vocabulary_size(tokenizer)))
@@ -36,7 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be spoiled."""
+    """Return a copy of it, to be corrupted."""
     return Path(shutil.copytree(whole, tmp_path / "model"))
 
 
@@ -56,7 +56,7 @@ def test_a_whole_folder_is_loaded(folder: Path) -> None:
 
 
 def test_weights_by_the_names_of_the_body_alone_are_read(folder: Path) -> None:
-    """As the Hub's gpt2 has them: without "transformer.", and with the masks that older versions saved."""
+    """The Hub's gpt2 has such names, without "transformer.", and the masks that older versions saved."""
     before = GPT2LMHeadModel.from_pretrained(folder).state_dict()
     rename(folder, lambda name: name.removeprefix("transformer."))
     tensors = load_file(folder / WEIGHTS) | {"h.0.attn.bias": torch.ones(1, 1, 12, 12, dtype=torch.uint8)}
@@ -168,14 +168,14 @@ def test_a_spoiled_folder_is_refused_before_it_is_loaded(
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_a_model_that_has_diverged_is_not_used(folder: Path, number: float) -> None:
-    """Its loss would be NaN, which is not JSON, and every export would hold it."""
+    """Its loss would be NaN, which JSON does not allow, and every export would contain it."""
     change_weight(folder, lambda t: t.where(torch.rand_like(t) < 0.5, number))
     with pytest.raises(InputError, match=r"c_fc\.weight holds numbers that are not finite: its training has diverged"):
         exported.load_folder(folder, "cpu")
 
 
 def test_a_head_of_its_own_is_not_passed_over(folder: Path) -> None:
-    """Transformers would use it and warn; what is trained or exported from the folder would not have it."""
+    """Transformers would use it and warn; a model trained or exported from the folder would lack it."""
     tensors = load_file(folder / WEIGHTS)
     embedding = tensors["transformer.wte.weight"]
     save_file(tensors | {"lm_head.weight": embedding.clone()}, folder / WEIGHTS, {"format": "pt"})
@@ -211,7 +211,7 @@ def test_an_index_of_another_form_is_refused(folder: Path, weight_map: Any) -> N
 
 
 def test_what_config_json_says_beside_the_shape_is_not_used(folder: Path) -> None:
-    """Code of its own, quantisation, another attention: a GPT-2 of this project does not need them."""
+    """Custom code, quantisation, another attention: a GPT-2 of this project does not need them."""
     strange = {"auto_map": {"AutoModel": "code.Model"}, "quantization_config": {"quant_method": "bitsandbytes"}}
     rewrite(folder / "config.json", lambda c: c | strange | {"architectures": ["Other"], "torch_dtype": "int8"})
     model, _ = exported.load_folder(folder, "cpu")

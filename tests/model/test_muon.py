@@ -1,4 +1,4 @@
-"""Muon's step of each matrix is torch's; everything else is stepped as by AdamW."""
+"""Muon steps each matrix as torch's Muon does; all other parameters are stepped as by AdamW."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MUON = {"optimizer": "muon", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_siz
 
 
 def network(**values: Any) -> tuple[model.LanguageModel, Config]:
-    """The same weights at every call."""
+    """Return a network with the same weights at every call."""
     recipe = made(**{**MUON, **values})
     torch.manual_seed(0)
     return model.build(recipe, vocab_size=11, eos_token_id=None), recipe
@@ -40,7 +40,7 @@ def give_gradients(net: nn.Module, seed: int) -> None:
 
 
 def as_linear(weight: Tensor, name: str) -> list[Tensor]:
-    """A Conv1D's (inputs, outputs) weight as nn.Linear has it, (outputs, inputs); query, key and value apart."""
+    """Return a Conv1D's (inputs, outputs) weight as nn.Linear stores it; query, key and value apart."""
     parts = 3 if "c_attn" in name else 1
     return [part.T.detach().clone() for part in weight.chunk(parts, dim=1)]
 
@@ -49,9 +49,9 @@ def as_linear(weight: Tensor, name: str) -> list[Tensor]:
 def test_a_step_is_that_of_torchs_muon_on_every_matrix(
     dtype: torch.dtype, rounding: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two steps, so that the average has a past; in bfloat16, as on a GPU, and in float32 as on a CPU.
+    """Two steps, so that the average has a history; in bfloat16, as on a GPU, and in float32, as on a CPU.
 
-    torch's own computes in bfloat16 whatever the device, so for float32 it is kept from casting.
+    torch's own Muon computes in bfloat16 on every device, so in the float32 case its cast is disabled.
     """
     monkeypatch.setattr(optim, "fast_dtype", lambda device: dtype)
     if dtype == torch.float32:
@@ -88,10 +88,10 @@ def test_singular_values_come_near_1_and_directions_stay(shape: tuple[int, ...],
     values = torch.logspace(0, -2, left.shape[-1])
     result = muon.orthogonalise(17 * left @ torch.diag(values) @ right, dtype)
     assert result.dtype == dtype
-    inside = left.mT @ result.float() @ right.mT  # diagonal where the singular vectors are the same
+    inside = left.mT @ result.float() @ right.mT  # diagonal if the singular vectors are the same
     diagonal = inside.diagonal(dim1=-2, dim2=-1)
     assert 0.6 < diagonal.min() <= diagonal.max() < 1.25
-    # By way of the Gram matrix, which a wide matrix takes in float32, the error is larger: see _iterated.
+    # A wide matrix in float32 goes through the Gram matrix, whose error is larger: see _iterated.
     limit = {torch.bfloat16: 0.05, torch.float32: 2e-4 if max(shape[1:]) > 2 * min(shape[1:]) else 1e-4}[dtype]
     assert (inside - torch.diag_embed(diagonal)).abs().max() < limit
 
@@ -183,7 +183,7 @@ def test_the_arithmetic_of_an_update_is_the_formula(
 @pytest.mark.parametrize("smallest", [0.1, 1e-3, 1e-7])
 @pytest.mark.parametrize("shape", [(2, 32, 128), (2, 128, 32)])
 def test_the_way_by_gram_matrices_is_the_iteration(shape: tuple[int, ...], smallest: float) -> None:
-    """Also where singular values lie far below float32's rounding of the Gram matrix."""
+    """It holds even if singular values lie far below float32's rounding of the Gram matrix."""
     torch.manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
     matrices = left @ torch.diag(torch.logspace(0, math.log10(smallest), 32, dtype=torch.float64)) @ right
@@ -203,7 +203,7 @@ def test_the_dtype_is_the_devices_fast_one(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.e2e
 def test_two_processes_share_the_work_and_step_as_one_does(run_script: Any) -> None:
-    """Replicated as under DDP, and in FSDP2's shards; each takes 9 of the 18 matrices, give or take an odd one."""
+    """Replicated as under DDP, and in FSDP2's shards; each process takes about 9 of the 18 matrices."""
     done = run_script(Path(__file__).parent / "muon_processes.py", launch=TWO)
     assert done.returncode == 0, done.stderr
     told = [line.split() for line in done.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""AdamW decays what it should, by its formula, at the rate of the step."""
+"""AdamW decays matrices alone, by its formula, at the step's learning rate."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_frozen_parameters_are_left_alone() -> None:
 
 
 def test_one_step_of_adamw_by_hand() -> None:
-    """new = old - lr * update - lr * weight_decay * old, and the decay on matrices alone (Loshchilov and Hutter)."""
+    """new = old - lr * update - lr * weight_decay * old, with decay for matrices only (Loshchilov and Hutter)."""
     layer = nn.Linear(3, 2).double()
     c = made(learning_rate=0.01, weight_decay=0.5, beta1=0.8, beta2=0.9)
     optimizer = optim.build(layer, c, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The learning rate is the chapter's and nanoGPT's at every step."""
+"""The learning rate equals the chapter's and nanoGPT's at every step."""
 
 from __future__ import annotations
 
@@ -110,6 +110,6 @@ def test_wsd_decays_over_the_last_fifth_by_default_and_must_end_in_the_run() -> 
 
 
 def test_a_branch_of_the_stable_part_has_the_rates_of_the_longer_run_so_far() -> None:
-    """What wsd is for: the stable part does not depend on where the run will end."""
+    """The purpose of wsd: the stable part does not depend on the run's last step."""
     short, long = (made(lr_schedule="wsd", max_iters=n, warmup_iters=10, lr_decay_iters=n - 50) for n in (200, 900))
     assert all(schedule.learning_rate(step, short) == schedule.learning_rate(step, long) for step in range(151))

@@ -1,4 +1,4 @@
-"""muP: the rate that is best for a narrow model stays so for a wide one, and the model stays a plain GPT-2."""
+"""muP: the best rate of a narrow model is best for a wide one too, and the model is still a plain GPT-2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VOCABULARY = 64
 
 
 def recipe(width: int, base: int | None, **values: Any) -> Config:
-    """Two layers with heads of 16 channels, at any width."""
+    """Return a recipe of two layers with heads of 16 channels, at any width."""
     shape = {"n_layer": 2, "n_embd": width, "n_head": width // 16, "block_size": 32, "mup_base_width": base}
     return config.build({**shape, "learning_rate": 1e-2, "weight_decay": 0.0, **values}, "test")
 
@@ -32,7 +32,7 @@ def built(c: Config) -> model.LanguageModel:
 
 
 def coordinates(c: Config, steps: int = 4) -> dict[str, float]:
-    """How far activations move in a few steps, root mean square: before each block, and the logits."""
+    """Return how far activations move in a few steps, as root mean square: before each block, and the logits."""
     net = built(c)
     optimizer = optim.build(net, c, CPU)
     tokens = torch.randint(VOCABULARY, (8, 33), generator=torch.Generator().manual_seed(1))
@@ -54,7 +54,7 @@ def coordinates(c: Config, steps: int = 4) -> dict[str, float]:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_coordinate_check(optimizer: str) -> None:
-    """In a few steps activations and logits move as far at every width; without the rule they run away with AdamW."""
+    """In a few steps, activations and logits move equally far at every width; with plain AdamW they diverge."""
     widths = (32, 128, 512)
     moved = [coordinates(recipe(width, 32, optimizer=optimizer)) for width in widths]
     for name in moved[0]:

@@ -1,4 +1,4 @@
-"""Recommendations fit, keep the global batch, follow the chapter's trees, and become recipes that load as they are."""
+"""Recommendations fit, keep the global batch, follow the chapter's trees, and become recipes that load unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parameters equal the model's; the chapter's figures come out where they are right, and are corrected where not."""
+"""Parameters equal the model's; the chapter's figures are reproduced if they are right, and corrected if not."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_published_sizes() -> None:
 
 
 def test_the_chapter_s_figures() -> None:
-    """5.2 by its own rules, and what is true beside it."""
+    """Section 5.2 by its own rules, and the true figures beside it."""
     standard = recipe(dropout=0.2, max_iters=5000)
     rules = chapter.rules_of_thumb(standard)
     assert rules.parameters == 10_616_832
@@ -76,7 +76,7 @@ def test_the_chapter_s_figures() -> None:
     assert activations == 150_994_944
     assert chapter.tokens(found(max_iters=5000)).per_iter == 16_384
     assert chapter.tokens(found(max_iters=5000)).total == 81_920_000
-    exact = sizes.parameters(standard, 65)  # at tiny Shakespeare's 65 characters
+    exact = sizes.parameters(standard, 65)  # tiny Shakespeare has 65 characters
     assert exact.total - rules.parameters == 65 * 384 + 256 * 384 + exact.norms + 6 * (4 + 5) * 384
     true = memories.estimate(standard, 65, "accelerator", "float32")
     assert true.activations > 15 * activations, "144 MB in the chapter: several times that in truth"
@@ -84,7 +84,7 @@ def test_the_chapter_s_figures() -> None:
 
 @pytest.mark.parametrize(("layers", "claimed"), [(2, 10e6), (6, 40e6), (12, 124e6), (24, 350e6)])
 def test_the_chapter_s_sizes_at_384_are_wrong(layers: int, claimed: float) -> None:
-    """2.1: true counts at n_embd 384 lie far below its figures, also with GPT-2's vocabulary but for the first."""
+    """Section 2.1: true counts at n_embd 384 are far below its figures; with GPT-2's vocabulary all but the first."""
     blocks = chapter.rules_of_thumb(recipe(n_layer=layers)).parameters
     assert blocks == pytest.approx({2: 3.5e6, 6: 10.6e6, 12: 21.2e6, 24: 42.5e6}[layers], rel=0.02)
     assert blocks < claimed / 2
@@ -101,7 +101,7 @@ def test_memory_grows_with_what_it_is_made_of() -> None:
 
 
 def test_half_the_block_saves_half_not_sixty_percent() -> None:
-    """6.1: attention is fused, so memory is linear in the block."""
+    """Section 6.1: attention is fused, so memory is linear in the block size."""
     whole = memories.estimate(recipe(), 330, "accelerator", "bfloat16").peak
     half = memories.estimate(recipe(block_size=128), 330, "accelerator", "bfloat16").peak
     assert 0.40 < 1 - half / whole < 0.50
@@ -157,7 +157,7 @@ def test_cards_that_the_default_build_of_torch_does_not_run_on(card: str, old: b
 
 
 def test_time_from_the_table() -> None:
-    """nanoGPT's published run: 5000 steps of the character model in about 3 minutes on an A100, evaluations and all."""
+    """nanoGPT's published run: 5000 steps of the character model in about 3 minutes on an A100, with evaluations."""
     published = found(65, 1_003_854, max_iters=5000, eval_iters=200 * 64 // 12, eval_interval=250)
     seconds = timing.time(published, find_target(published.config, "A100")).total_seconds
     assert 60 < seconds < 300

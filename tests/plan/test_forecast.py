@@ -1,4 +1,4 @@
-"""The forecasts: machine speed and steps, text statistics, losses; and the dial that chooses by them."""
+"""The forecasts of machine speed, steps, text statistics and losses; and the dial that uses them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ZEN4 = Speed("a machine", 0.0, 93e9, 2, 77e9, 3.5e-7, False, 1.9, 5.0)
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every test plans for the same machine, and none touches the user's cache."""
+    """Let every test plan for the same machine, without the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(speed, "this_machine", lambda: ZEN4)
 
@@ -50,7 +50,7 @@ def small_text(tmp_path: Path, characters: int) -> Path:
 
 
 def test_the_step_law_on_the_shapes_that_were_timed() -> None:
-    """Issue 15: without a probe a median error of 25%, never off by more than twice."""
+    """Without a probe, the median error is at most 25%, and no forecast is off by more than a factor of two."""
     with (ROOT / "benchmarks" / "results" / "step_times.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     one_core = replace(ZEN4, cores=1)
@@ -206,7 +206,7 @@ def test_overfitting_is_foreseen_on_a_small_text_alone(tmp_path: Path) -> None:
 
 
 def test_the_laws_on_the_runs_that_they_were_fitted_on() -> None:
-    """Losses, intervals and overfitting: of texts of all kinds, by the shipped coefficients."""
+    """The shipped coefficients give losses, intervals and overfitting for texts of all kinds."""
     off, inside, foreseen = list[float](), list[bool](), list[bool]()
     with (ROOT / "benchmarks" / "results" / "loss_pairs.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))

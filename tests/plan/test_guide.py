@@ -1,4 +1,4 @@
-"""Every parameter is explained in both languages, and its neighbours are computed on the recipe."""
+"""Every parameter is explained in both languages, and the effects of other values are computed for the recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hfgpt.plan import guide
 from hfgpt.plan.target import Target, find_target
 
 FIELDS = list(Config.model_fields)
-# The chapter's quick-reference table, and those fields of it that can be turned up and down.
+# The chapter's quick-reference table, and those of its fields that have larger and smaller values.
 QUICK_REFERENCE = (
     "batch_size", "block_size", "learning_rate", "n_layer", "n_embd", "dropout", "weight_decay", "grad_clip",
 )  # fmt: skip
@@ -97,7 +97,7 @@ def test_a_parameter_without_effect_on_size_says_so() -> None:
 
 
 def test_the_row_in_use_is_marked_for_auto_too() -> None:
-    """13.14: `dtype: auto` is bfloat16 on this card."""
+    """`dtype: auto` is bfloat16 on this card."""
     page = guide.explain(standard(), "dtype", device)
     assert "dtype=bfloat16 (now)" in " ".join(page.split())
     assert "dtype=float32 (now)" not in " ".join(page.split())

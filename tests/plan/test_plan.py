@@ -1,4 +1,4 @@
-"""plan.py from the words typed to what is printed: keys, errors, files; quick, and without torch."""
+"""plan.py from its arguments to its output: keys, errors, files; fast, and without torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_text_that_is_not_here_is_no_text(name: str) -> None:
     "--gradient_accumulation_steps=2147483647",
 ])  # fmt: skip
 def test_numbers_that_nothing_has_are_refused(word: str) -> None:
-    """At once, with the name of what was typed."""
+    """The refusal is immediate and names the argument."""
     with pytest.raises(InputError, match=word[2:].split("=")[0]) as caught:
         plan.run([word, "--batch_size=2147483629"])
     assert len(str(caught.value)) < 1000
@@ -52,12 +52,12 @@ def test_all_but_nothing_of_a_text_for_validation_can_be_planned() -> None:
 
 
 def test_a_step_of_a_billion_sequences_is_planned_at_once() -> None:
-    """Of a prime number, too, whose next smaller part is 1."""
+    """It must work for a prime number too, whose next smaller divisor is 1."""
     assert figures("--batch_size=999999937")["recommendation"]["batch_size"] == 1
 
 
 def test_names_cannot_steer_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in tables nor in JSON, which stays JSON; and a name that is not UTF-8 is not written into a recipe."""
+    """Neither tables nor JSON pass them on, and JSON stays valid; a name that is not UTF-8 enters no recipe."""
     monkeypatch.chdir(tmp_path)
     name = "\x1b[31mred\x9b2J\u202e.yaml"
     Path(name).write_text("n_layer: 1\n", encoding="utf-8")
@@ -103,7 +103,7 @@ def test_every_recipe_is_planned(recipe: Path) -> None:
 
 
 def test_the_chapter_s_own_recipe() -> None:
-    """5.2 by the rule, and exactly."""
+    """Section 5.2 by its rule, and exactly."""
     found = figures(STANDARD)
     assert found["parameters"]["rule_of_thumb"] == 10_616_832
     assert found["parameters"]["total"] == 10_872_576
@@ -122,7 +122,7 @@ def test_tables_show_the_rule_beside_the_figure(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_optimizers_row() -> None:
-    """Muon keeps one average of the blocks' matrices, 12 · n_layer · n_embd² of them, and computes more."""
+    """Muon has one average of the blocks' matrices, 12 · n_layer · n_embd² values, and computes more."""
     adamw, muon = (figures(STANDARD, f"--optimizer={name}", "--device=cpu") for name in ("adamw", "muon"))
     assert adamw["memory"]["optimizer_bytes"] == 8 * adamw["parameters"]["total"]
     saved = adamw["memory"]["optimizer_bytes"] - muon["memory"]["optimizer_bytes"]
@@ -249,7 +249,7 @@ def test_in_chinese_a_card_has_its_own_word_for_memory(device: str, own: str, ot
 
 
 def test_the_end_says_what_to_type_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one line, which can be copied, at any width."""
+    """The command is printed on one line, to be copied, at any width."""
     monkeypatch.setenv("COLUMNS", "60")
     path = tmp_path / "mine.yaml"
     assert plan.run([STANDARD, "--n_layer=2"]).rstrip().endswith(f"{STANDARD} --n_layer=2")
@@ -264,7 +264,7 @@ def test_ways_to_a_faster_run_start_from_the_run_itself() -> None:
 
 
 def test_a_text_of_one_character_has_a_plan(tmp_path: Path) -> None:
-    """Counting says nothing of it: no loss is forecast."""
+    """n-gram counts say nothing about it, so no loss is forecast."""
     (tmp_path / "same.txt").write_text("[" * 100_000)
     said = figures(f"--dataset={tmp_path / 'same.txt'}", "--tokenizer=char", "--no_trials", "--device=cpu")
     assert said["tokens"]

@@ -1,4 +1,4 @@
-"""Three ways to know the memory of a step agree: the formula, the simulation, and real steps of the training loop."""
+"""Three estimates of a step's memory agree: the formula, the simulation, and real steps of the training loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def recipe(**values: Any) -> Config:
 
 
 def drawn(count: int, seed: int) -> list[tuple[Config, int, str, str]]:
-    """Shapes, vocabularies, devices and precisions over the range in which the formula is used."""
+    """Draw shapes, vocabularies, devices and precisions from the range in which the formula is used."""
     draw = random.Random(seed)
     out = []
     for index in range(count):
@@ -84,7 +84,7 @@ def test_the_formula_is_the_simulation_for_other_mlps_and_heads(values: dict[str
 
 MUON: list[dict[str, Any]] = [
     {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12},
-    {"n_embd": 256, "n_head": 4, "batch_size": 1},  # the update binds from here on
+    {"n_embd": 256, "n_head": 4, "batch_size": 1},  # in this case and the next ones the update has the peak
     {"n_layer": 3, "n_embd": 768, "n_head": 12, "batch_size": 1, "block_size": 16},
     {"n_layer": 2, "n_embd": 1536, "n_head": 12, "batch_size": 1, "block_size": 16},
     {"n_layer": 6, "n_embd": 192, "n_head": 6, "batch_size": 8, "activation_checkpointing": True},
@@ -100,7 +100,7 @@ def test_the_formula_is_the_simulation_with_muon(values: dict[str, Any], kind: s
 
 @pytest.mark.parametrize("kind", ["cpu", "accelerator"])
 def test_muon_in_the_update(kind: Any) -> None:
-    """It keeps less and works in more; where the update binds, the formula knows it exactly."""
+    """It stores less and needs more working memory; if the peak is in the update, the formula is exact."""
     shape = recipe(n_embd=256, batch_size=1, block_size=16, optimizer="muon")
     simulated, formula = simulate.peak(shape, 80, kind, "float32"), memories.estimate(shape, 80, kind, "float32")
     assert (simulated.phase, formula.binding) == ("optimizer", "optimizer")
@@ -143,7 +143,7 @@ def test_the_functions_are_put_back() -> None:
 
 
 def measured(shape: Config, vocab_size: int) -> int:
-    """The peak of a real step of the training loop on this CPU, by the profiler's record of allocations."""
+    """Return the peak of a real step of the training loop on this CPU, from the profiler's record of allocations."""
     from hfgpt.plan import probe
 
     run = probe.prepare(Survey(shape, vocab_size, "", None, None, False))
@@ -159,7 +159,7 @@ REAL: list[tuple[dict[str, Any], int]] = [
     ({"dropout": 0.1, "n_layer": 3}, 330),
     ({"activation_checkpointing": True}, 330),
     ({"optimizer": "muon", "n_embd": 128, "batch_size": 1}, 330),
-    # from here on in the long lane
+    # The cases from here on are in the long lane.
     ({"activation_checkpointing": True, "dropout": 0.1, "n_layer": 6}, 8192),
     ({"batch_size": 1, "block_size": 32, "n_embd": 256, "n_head": 4}, 330),
     ({"batch_size": 1, "block_size": 32}, 50257),

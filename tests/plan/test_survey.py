@@ -1,4 +1,4 @@
-"""What a recipe names is found, counted and never downloaded; what is not known is said to be assumed."""
+"""What a recipe names is found and counted, and never downloaded; unknown values are reported as assumptions."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_missing_file_is_an_error(name: str) -> None:
 def test_a_large_text_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "large.txt"
     with path.open("wb") as file:
-        file.truncate(survey.READ_UP_TO + 1)  # sparse: reading it would find zeros, and say so
+        file.truncate(survey.READ_UP_TO + 1)  # sparse: reading it would return zeros, and the test would notice
     found = of(dataset=str(path))
     assert found.corpus_bytes == survey.READ_UP_TO + 1
     assert found.approximate

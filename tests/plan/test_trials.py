@@ -1,4 +1,4 @@
-"""Trials: the arithmetic of a run in memory, and the dial that settles by them."""
+"""Trials: the arithmetic of a run in memory, and the dial that decides by them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_trial_ends_when_it_is_told_to(tiny: dict[str, Any], tmp_path: Path) -
 
 @pytest.fixture
 def candidates(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Candidate]:
-    """Two shapes, the one that the law prefers first."""
+    """Return two shapes, the law's favourite first."""
     monkeypatch.setattr(speed, "this_machine", lambda: MACHINE)
     monkeypatch.setattr(speed, "learn", lambda **_: None)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))

@@ -1,4 +1,4 @@
-"""Who may use the page: by the Host and Origin of a request, on every route; uploads and large bodies are refused."""
+"""Who may use the page: Host and Origin are checked on every route; uploads and large bodies are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HERE = "127.0.0.1:7860"
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """An application that reads the whole body and shares its answer with everybody, as Gradio does."""
+    """An application that reads the whole body and answers everybody with it, as Gradio does."""
     while (await receive()).get("more_body"):
         pass
     headers = [(b"access-control-allow-origin", b"http://localhost:1")]
@@ -29,7 +29,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 def ask(
     guard: Any, path: str = "/", method: str = "GET", content: Any = None, **headers: str | list[str]
 ) -> httpx.Response:
-    """A request; headers by name, with _ for -."""
+    """Send a request; headers by name, with _ for -."""
     given = {"host": HERE} | {name.replace("_", "-"): value for name, value in headers.items()}
     pairs = [(name, v) for name, value in given.items() for v in (value if isinstance(value, list) else [value])]
 
@@ -125,7 +125,7 @@ def test_a_body_is_bounded_whatever_it_says_of_itself() -> None:
     [b"\x9b\x92", b"x", b'{"data": [NaN]}', b'{"data": [1e999]}', b'"\\ud800"', b"[" * 500 + b"]" * 500, b"9" * 5000],
 )
 def test_a_body_is_json_that_can_be_answered(content: bytes) -> None:
-    """Others end in tracebacks of the libraries behind the guard, which repeat the body in their answer."""
+    """Other bodies end in tracebacks of the libraries behind the guard, whose answers repeat the body."""
     assert ask(Guard(echo), "/gradio_api/queue/join", "POST", content).status_code == 400
     assert ask(Guard(echo), "/gradio_api/queue/join", "POST", b'{"data": ["\xe2\x86\x92", 1e3]}').status_code == 200
 
@@ -141,7 +141,7 @@ def test_a_path_climbs_nowhere(path: str) -> None:
 
 @pytest.mark.parametrize("started", [False, True])
 def test_what_the_application_cannot_answer_is_one_line(started: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Such as the number of a function that does not exist: uvicorn would print Gradio's traceback."""
+    """For example the number of a function that does not exist: uvicorn would print Gradio's traceback."""
 
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         if started:
@@ -175,7 +175,7 @@ def test_a_query_is_what_a_browser_writes() -> None:
 
 @pytest.fixture(scope="module")
 def gradio_app() -> Any:
-    """Gradio's own application around a page with nothing on it."""
+    """Return Gradio's own application around an empty page."""
     import fastapi
     import gradio as gr
 
@@ -188,7 +188,7 @@ def gradio_app() -> Any:
 
 
 def routes(app: Any) -> list[tuple[str, str]]:
-    """Every method and path of an application and of what is mounted in it, placeholders filled in."""
+    """Return every method and path of an application and of what is mounted in it, with placeholders filled in."""
     listed = []
     for route in app.routes:
         if getattr(route, "methods", None):

@@ -40,7 +40,7 @@ CHINESE = re.compile(r"[一-鿿]")
 
 
 def typed(recipe: str | None = STANDARD, **changes: Any) -> dict[str, Any]:
-    """The knobs of a recipe, some of them moved."""
+    """Return the knobs of a recipe, some of them changed."""
     return knobs.settings(recipe) | changes
 
 
@@ -51,7 +51,7 @@ def _in_the_checkout() -> Iterator[None]:
 
 
 def make_page(folder: str | Path = "out", recipe: str | None = STANDARD) -> Page:
-    """A page, built inside an event loop: outside of one, Gradio makes its own and leaves it open."""
+    """Build a page inside an event loop; outside of one, Gradio makes its own and does not close it."""
 
     async def build() -> Page:
         return Page(folder, recipe)
@@ -203,7 +203,7 @@ def test_planning_loads_no_torch() -> None:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs: two finished ones, and one that has exported a model."""
+    """Return a folder of runs: two finished ones, and one with an exported model."""
     folder = tmp_path_factory.mktemp("out")
     for name in ("healthy.4x64", "overfitting.100k"):
         shutil.copytree(ROOT / "tests/fixtures/curves" / name, folder / name)
@@ -236,7 +236,7 @@ def test_runs_are_shown_side_by_side_in_both_languages(out: Path) -> None:
 
 
 def test_what_the_page_says_of_runs_in_chinese_is_chinese() -> None:
-    """One run of each kind: curves' titles, tables, findings, remedies and where the chapter has them."""
+    """One run of each kind: curves' titles, tables, findings, remedies and the chapter's sections about them."""
     curves = ROOT / "tests/fixtures/curves"
     kinds = {folder.name.partition(".")[0]: folder.name for folder in sorted(curves.iterdir()) if folder.is_dir()}
     tab = make_page(curves).runs
@@ -319,7 +319,7 @@ def test_tokens_are_counted_not_pieces(out: Path) -> None:
 def test_a_prompt_comes_from_the_runs_own_text_wherever_the_page_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trained in `project` on a text in it, and looked at from elsewhere; then the text has gone."""
+    """It is trained in `project` on a text of that folder, and viewed from another; then the text is deleted."""
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     run = project / "out/run"
     run.mkdir(parents=True)
@@ -337,7 +337,7 @@ def test_a_prompt_comes_from_the_runs_own_text_wherever_the_page_was_started(
 
 # ------------------------------------------------------------------------------------------------- runs started here
 
-# What stands in for the training: it records a step at a time, stops politely, and goes on.
+# Replaces the training: it records a step at a time, stops with a checkpoint, and resumes.
 STAND_IN = """
 import signal, sys, time
 from hfgpt import config
@@ -358,7 +358,7 @@ for step in range(begin, c.max_iters + 1):
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> tuple[Trainer, Path]:
-    """A trainer of a folder, and the file that says how long a step takes."""
+    """Return a trainer of a folder, and the file that sets how long a step takes."""
     script, delay = tmp_path / "train.py", tmp_path / "train.py.delay"
     script.write_text(STAND_IN)
     delay.write_text("0.05")
@@ -385,7 +385,7 @@ def test_a_run_is_started_paused_and_resumed(
     assert state.seconds_left == pytest.approx((300 - state.step) / 10, abs=1)
     with pytest.raises(InputError, match="is in progress → pause it first"):
         runs.start("other", config)
-    # The page is loaded anew, or the server is: another trainer of the folder knows the run, and stops it.
+    # After a reload of the page or the server, another trainer of the folder knows the run, and can stop it.
     again = Trainer(tmp_path / "out", [str(tmp_path / "train.py")])
     assert again.names() == ["mine", "other"] or again.names() == ["mine"]
     assert again.state("mine").running

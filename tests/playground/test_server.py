@@ -1,4 +1,4 @@
-"""The page over a real server, and in a real browser where there is one."""
+"""The page over a real server, and in a real browser if there is one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _in_the_checkout() -> Iterator[None]:
 
 
 class Server:
-    """scripts/playground.py in a process of its own, on a free port."""
+    """scripts/playground.py in its own process, on a free port."""
 
     def __init__(self, folder: Path) -> None:
         with socket.socket() as free:
@@ -57,7 +57,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Tests that a shell started in the background ignore SIGINT, and what they start inherits that.
+            # Tests that a shell started in the background ignore SIGINT, and their child processes inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert self.process.stdout is not None
@@ -66,7 +66,7 @@ class Server:
         self.address = f"http://127.0.0.1:{self.port}/"
 
     def stop(self) -> str:
-        """End it as Ctrl-C does; what it printed besides its first line."""
+        """End it with Ctrl-C; return what it printed after its first line."""
         self.process.send_signal(signal.SIGINT)
         try:
             return self.process.communicate(timeout=60)[0]
@@ -80,7 +80,7 @@ def server(out: Path) -> Iterator[Server]:
     yield started
     printed = started.stop()
     trainer = Trainer(out, [])
-    for name in trainer.names():  # a run that a failed test left: it outlives the page
+    for name in trainer.names():  # a failed test can leave a run, which outlives the page
         with contextlib.suppress(InputError):
             trainer.pause(name)
     assert started.process.returncode == 130, "as every command that Ctrl-C ends"
@@ -97,7 +97,7 @@ def client(server: Server) -> Iterator[Any]:
 
 
 def ask(client: Any, **changes: Any) -> str:
-    """The summary that the server answers to the knobs' values, as text."""
+    """Return the server's summary for the knobs' values, as text."""
     answered = client.predict("en", STANDARD, CARD, *typed(**changes).values(), api_name="/plan")
     return re.sub(r"<[^>]+>", " ", str(answered[0]))
 
@@ -156,7 +156,7 @@ def test_the_server_plans(client: Any) -> None:
 
 
 def write(client: Any, run: str = "tiny", prompt: str = "To be", **how: Any) -> list[tuple[str, str]]:
-    """Every (text, line about it) that the server sends for a text."""
+    """Return every (text, status line) that the server sends for a text."""
     values = {"temperature": 0.8, "top_k": 5, "max_new_tokens": 40, "seed": 1} | how
     job = client.submit("en", run, prompt, *values.values(), api_name="/write")
     job.result(timeout=120)
@@ -190,7 +190,7 @@ def test_bad_input_is_one_message(client: Any, how: dict[str, Any], said: str) -
 
 
 def test_a_value_that_a_field_cannot_have_is_one_message(client: Any) -> None:
-    """Not one of a list, of another kind, too few of them; the server's log has a line each, as its end shows."""
+    """A value that is not in the list or of another type, too few values; the server's log has a line for each."""
     from gradio_client.exceptions import AppError
 
     knobs = list(typed().values())
@@ -200,7 +200,7 @@ def test_a_value_that_a_field_cannot_have_is_one_message(client: Any) -> None:
 
 
 def test_a_button_that_acts_in_the_browser_alone_is_no_function(server: Server) -> None:
-    """Its name is among those of the page's functions."""
+    """Its name would be among the page's functions."""
     import httpx
 
     answer = httpx.post(f"{server.address}gradio_api/run/unnamed", json={"data": []}, trust_env=False)
@@ -248,7 +248,7 @@ def test_without_gradio_it_says_what_to_install() -> None:
 
 @pytest.fixture
 def browser() -> Iterator[Any]:
-    """The Chromium of this machine."""
+    """Start this machine's Chromium."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next((found for name in names if (found := shutil.which(name))), None)
     if path is None:
@@ -282,7 +282,7 @@ def test_the_page_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> 
     parameters = page.locator("#figure-parameters b")
     expect(parameters).to_have_text("10.87M")
 
-    # Plan: a slider is moved by the keyboard, and the figures follow; a broken rule is marked; the language changes.
+    # Plan: the keyboard moves a slider, and the figures follow; a violated rule is marked; the language changes.
     page.locator("#n_layer input[type=range]").focus()
     page.keyboard.press("ArrowRight")
     expect(parameters).to_have_text("12.65M")
@@ -305,7 +305,7 @@ def test_the_page_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> 
     expect(page.locator("#status")).to_contain_text("tokens in")
     expect(page.locator("#written textarea")).to_have_value(re.compile(r"To be.+", re.DOTALL))
 
-    # ... and stopped: it grows no more. A busy machine may come to its 50,000 tokens before the click does.
+    # ... and stopped: it grows no further. A busy machine may write its 50,000 tokens before the click.
     type_number(page, "max_new_tokens", "50000")
     written = page.locator("#written textarea")
     for seed in ("3", "4", "5"):
@@ -314,7 +314,7 @@ def test_the_page_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> 
         page.locator("#write").click()
         expect(written).not_to_have_value(before)
         page.locator("#stop").click()
-        time.sleep(1)  # for what is under way
+        time.sleep(1)  # for texts on their way
         stopped = written.input_value()
         time.sleep(1)
         assert written.input_value() == stopped
@@ -323,7 +323,7 @@ def test_the_page_in_a_browser(server: Server, browser: Any, tmp_path: Path) -> 
     else:
         pytest.fail("no text was stopped")
 
-    # Runs: curves and the diagnosis; narrow, too, nothing is wider than the screen.
+    # Runs: curves and the diagnosis; on a narrow screen, nothing is wider than the screen.
     page.get_by_role("tab", name="Runs").click()
     expect(page.locator("#val_loss svg")).to_be_visible()
     page.screenshot(path=tmp_path / "runs.png")
@@ -353,7 +353,7 @@ def test_a_run_is_started_followed_and_paused_in_a_browser(server: Server, brows
     page.locator("#train-this").click()
     expect(page.locator("#pause")).to_be_enabled()
     expect(page.locator("#progress .log")).to_contain_text(re.compile(r"step \d+/20000  loss"))
-    page.reload()  # the run is still there, with its log
+    page.reload()  # the run is still shown, with its log
     page.get_by_role("tab", name="Train").click()
     expect(page.locator("#progress .log")).to_contain_text(re.compile(r"step \d+/20000  loss"))
     expect(page.locator("#figure-left b")).not_to_have_text("–")
@@ -362,7 +362,7 @@ def test_a_run_is_started_followed_and_paused_in_a_browser(server: Server, brows
     expect(page.locator("#resume")).to_be_enabled()
     assert list((out / "begun").glob("checkpoint-*")), "it wrote a checkpoint"
 
-    # The losses of one's own text, in colours; and nothing is wider than a phone, no tile overflows.
+    # The losses of the user's own text, in colours; nothing is wider than a phone, and no tile overflows.
     page.get_by_role("tab", name="Text").click()
     page.locator("#own textarea").fill("To be, or not to be")
     page.locator("#judge").click()

@@ -1,4 +1,4 @@
-"""The model card: what the Hub reads of it, what a person does, and folders that hold less than all."""
+"""The model card: the Hub's metadata, what a user does with it, and folders that lack some files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_body_has_the_shape_the_figures_and_the_recipe(folder: Path) -> None
     text = body(card.model_card(folder))
     parameters = 12 * 2 * 16**2 + 13 * 2 * 16 + 2 * 16 + 65 * 16 + 32 * 16
     assert f"{parameters:,} parameters" in text
-    assert "| **20** | 2,560 | **2.4000** | **2.5000** |" in text  # the best, marked; 4 x 32 tokens a step
+    assert "| **20** | 2,560 | **2.4000** | **2.5000** |" in text  # the best row is marked; 4 x 32 tokens a step
     assert "| 30 | 3,840 | 2.6500 | 2.7500 |" in text
     recipe = text.split("```yaml\n")[1].split("```")[0]
     written = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
@@ -233,7 +233,7 @@ def test_a_public_recipe_keeps_its_comments_and_loses_its_paths() -> None:
 
 
 def test_a_derived_path_is_not_public_either(tmp_path: Path) -> None:
-    """A pretrained model brings its tokenizer: that stands in the run's recipe as a comment."""
+    """A pretrained model brings its tokenizer, which is a comment in the run's recipe."""
     (tmp_path / "lovelace").mkdir()
     config = configs.build({"init_from": str(tmp_path / "lovelace"), "block_size": 8}, "tiny")
     text = configs.to_yaml(config, in_folder=True)
@@ -249,7 +249,7 @@ def test_the_name_of_a_text_cannot_turn_the_cards_direction(tmp_path: Path) -> N
 
 
 def test_a_mix_keeps_its_weights_and_loses_its_paths(tmp_path: Path) -> None:
-    """As a list, and as the text of a command line; two that only their folders told apart stay two."""
+    """As a list, and as an argument of a command line; two corpora that differ only in their folders stay two."""
     mix = [{"name": "/home/ada/x.txt", "weight": 1}, {"name": "/home/bob/x.txt", "weight": 2}]
     shown = [{"name": "x.txt", "weight": 1}, {"name": "x.txt (2)", "weight": 2}]
     for written in (mix, json.dumps(mix)):

@@ -1,4 +1,4 @@
-"""Comparisons: the right runs in the right order, in words that its numbers bear out."""
+"""Comparisons: the right runs in the right order, in words that the numbers support."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_lowest_point_in_the_middle_and_a_near_tie(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("key", "paired"), [("dropout", True), ("batch_size", False), ("block_size", False)])
 def test_seeds_are_paired_where_the_order_of_the_text_is_the_same(tmp_path: Path, key: str, paired: bool) -> None:
-    """Seeds move both settings alike; Welch's test, which does not know it, sees their whole spread."""
+    """Seeds move both settings alike; Welch's test, which does not use the pairs, sees their whole spread."""
     first, second = [1.9, 2.0, 2.1], [1.95, 2.051, 2.149]
     values = {"dropout": (0.0, 0.1), "batch_size": (4, 8), "block_size": (8, 16)}[key]
     folders = [
@@ -90,7 +90,7 @@ def test_seeds_are_paired_where_the_order_of_the_text_is_the_same(tmp_path: Path
 
 def test_what_is_equal_at_the_end_of_the_shortest_run(tmp_path: Path) -> None:
     said = words(entries(tmp_path, "batch_size", {4: 2.0, 8: 1.8}))
-    # Half-way, where the larger batch has seen as many tokens: 1.8 + 2.4 / 2 = 3.0.
+    # Half-way, when the larger batch has seen as many tokens: 1.8 + 2.4 / 2 = 3.0.
     assert (
         "At equal tokens (3,200 tokens, where the shortest run ends) the order is: 2.000 with batch_size=4, 3.000"
         in said
@@ -159,7 +159,7 @@ def test_without_a_chinese_font_nothing_in_a_figure_is_a_question_mark(
 
 
 def test_a_font_that_was_installed_after_matplotlib_listed_them_is_found() -> None:
-    """The list is matplotlib's own, kept in its cache folder; the font is one that every matplotlib brings."""
+    """matplotlib keeps the list in its cache folder; every matplotlib includes the font of this test."""
     code = (
         "from matplotlib import font_manager as f, get_data_path; from pathlib import Path\n"
         "from hfgpt.base.language import using; from hfgpt.runs import style\n"

@@ -1,4 +1,4 @@
-"""The diagnosis of curves from real runs, made to go wrong in a known way or sound; and what it tells to do."""
+"""The diagnosis of curves of real runs, healthy or made to fail in a known way; and its remedies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kinds(records: list[Record], recipe: Config | None = None) -> list[str]:
 
 
 def falling(end: float = 1.5, steps: int = 200, **more: float) -> list[Record]:
-    """A sound run's record: from chance among 65 characters down to `end`, evaluated every 20 steps."""
+    """Return a healthy run's record: from chance among 65 characters down to `end`, evaluated every 20 steps."""
     records: list[Record] = []
     for step in range(steps + 1):
         loss = end + (4.17 - end) * math.exp(-step / 30)

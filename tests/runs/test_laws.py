@@ -1,4 +1,4 @@
-"""The end of real curves, foretold from their beginnings and from shorter runs."""
+"""The end of real curves is predicted from their beginnings and from shorter runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FALLING = sorted(path.name for path in CURVES.iterdir() if path.name.startswith(
 
 
 def fitted(name: str, share: float = 1.0) -> tuple[Curve, float, int]:
-    """A curve from the first share of a run; the run's last loss and step."""
+    """Fit a curve to the first share of a run; also return the run's last loss and step."""
     run = read_run(CURVES / name)
     steps, losses = run.series("val_loss")
     end = int(steps[-1])

@@ -1,4 +1,4 @@
-"""The record of a run: nothing measured is lost or doubled, whatever interrupts it, and other tools' records read."""
+"""A run's record: no measurement is lost or doubled by an interruption, and other tools' records can be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures: drawn from any record, finished or not, sound or diverged, without a warning and at the size promised."""
+"""Figures are drawn from any record, finished or not, healthy or diverged, without a warning and in the right size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run is compared with its recipe's curve, and never with that of another recipe or text."""
+"""A run is compared with its recipe's curve, and never with a curve of another recipe or text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Equal settings are rarely told apart, different ones are, and the seeds that are asked for suffice."""
+"""Equal settings are rarely told apart, different ones are, and the advised number of seeds suffices."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_heavy_tails_do_not_name_winners() -> None:
 
 
 def test_pairs_tell_apart_what_the_seeds_spread_hides() -> None:
-    order = {seed: 1.9 + 0.05 * seed for seed in range(4)}  # what the data order does is the same in both
+    order = {seed: 1.9 + 0.05 * seed for seed in range(4)}  # the data order has the same effect in both
     better = {seed: loss - 0.02 - 0.0005 * (seed % 2) for seed, loss in order.items()}
     assert statistics.rank({"old": order, "new": better}, paired=True).winner == "new"
     assert statistics.rank({"old": order, "new": better}, paired=False).winner is None

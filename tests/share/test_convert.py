@@ -1,4 +1,4 @@
-"""ONNX and GGUF: the same logits, the same tokens, and one message where that cannot be."""
+"""ONNX and GGUF: the same logits and tokens, and one message for a model that cannot be converted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hfgpt.share import onnx as to_onnx
 BLOCK = 48
 PROMPTS = ["now is the winter", " of our\n\n  discontent!", "glorious é 你好 summer", "by this sun"]
 
-# llama.cpp prints a log of its own, from its own threads, so it runs in a process of its own.
+# llama.cpp prints its own log, from its own threads, so it runs in its own process.
 LLAMA_CPP = """
 import json, sys
 import xllamacpp
@@ -40,7 +40,7 @@ print("answers:", json.dumps(answers))
 
 @pytest.fixture(scope="module", params=["char", "bpe"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
-    """An exported model with weights large enough for its logits to differ, and more rows than tokens."""
+    """Return an exported model with weights large enough for its logits to differ, and more rows than tokens."""
     return write_model(tmp_path_factory.mktemp(request.param), request.param, tiny_text.read_text("utf-8"))
 
 
@@ -51,7 +51,7 @@ def write_model(folder: Path, kind: str, text: str, **config: Any) -> Path:
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 48, "n_positions": BLOCK, "initializer_range": 0.15}
     shape |= {"activation_function": "gelu_pytorch_tanh", "eos_token_id": None, "bos_token_id": None}
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=len(made) + 7, **(shape | config)))
-    for parameter in gpt2.parameters():  # biases and norms begin as zeros and ones, which hide a transposition
+    for parameter in gpt2.parameters():  # biases and norms start as zeros and ones, which hide a transposition
         parameter.data += 0.1 * torch.randn_like(parameter)
     export.write(folder, gpt2, made, export.weights(gpt2.state_dict()))
     return folder
@@ -102,7 +102,7 @@ def test_a_wrong_graph_is_not_kept(folder: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_gguf_gives_the_tensors_back(folder: Path, ids: torch.Tensor, tmp_path: Path) -> None:
-    """By gguf's reader under llama.cpp's names, and by Transformers, which reads them by itself."""
+    """gguf's reader finds them under llama.cpp's names, and Transformers reads them by itself."""
     import gguf
 
     assert to_gguf.to_gguf(folder, tmp_path / "model.gguf") == []
@@ -123,7 +123,7 @@ def test_gguf_gives_the_tensors_back(folder: Path, ids: torch.Tensor, tmp_path: 
 
 
 def test_llama_cpp_reads_the_same_model(folder: Path, tmp_path: Path) -> None:
-    """Its tokens and its log-probabilities, for words, spaces, line feeds and characters that it has no token for."""
+    """Its tokens and log-probabilities agree, for words, spaces, line feeds and unknown characters."""
     to_gguf.to_gguf(folder, tmp_path / "model.gguf")
     done = subprocess.run(
         [sys.executable, "-c", LLAMA_CPP, str(tmp_path / "model.gguf"), json.dumps(PROMPTS)],

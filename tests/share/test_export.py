@@ -1,4 +1,4 @@
-"""The exported folder is Transformers' own: it loads, samples and trains on where hfgpt is not known."""
+"""The exported folder follows Transformers' format: it loads, samples and trains on without hfgpt."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def build(kind: str) -> tuple[model.LanguageModel, Any]:
 
 @pytest.fixture(scope="module", params=["char", "bpe"])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """An exported folder, the model and the tokenizer that are in it."""
+    """Return an exported folder, and the model and the tokenizer in it."""
     network, made = build(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     export.write(folder, network.gpt2, made, export.weights(network.state_dict()))
@@ -107,7 +107,7 @@ def test_transformers_alone_loads_trains_and_samples_it(exported: tuple[Path, An
 
 
 def test_weights_from_elsewhere_are_exported_not_the_models_own(tmp_path: Path) -> None:
-    """As for FSDP, whose model holds a part of the weights alone, and for the best weights of a later model."""
+    """FSDP needs this, since its model holds only a part of the weights; so do the best weights of an earlier step."""
     network, made = build("char")
     gathered = {key: value + 1 for key, value in export.weights(network.state_dict()).items()}
     export.write(tmp_path, network.gpt2, made, gathered)

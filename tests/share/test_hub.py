@@ -28,7 +28,7 @@ from hfgpt.share.background import BackgroundPusher
 from hfgpt.share.hub import HubError
 from hfgpt.train import origin
 
-# huggingface_hub 2.4 hands httpx2 an open file in the way that httpx2 would rather not see any more.
+# huggingface_hub 2.4 passes an open file to httpx2 in a deprecated way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 
 REPO = "ada/bard"
@@ -45,7 +45,7 @@ SHAPES = {
 
 
 def weights(value: float = 0.0) -> bytes:
-    """A model.safetensors whose numbers are all the same."""
+    """Return a model.safetensors in which all numbers are the same."""
     tensors = {f"transformer.{name}": np.full(shape, value, np.float32) for name, shape in SHAPES.items()}
     return save({**tensors, "transformer.h.0.attn.bias": np.zeros(100_000, np.float32)})
 
@@ -62,7 +62,7 @@ MODEL_FILES: dict[str, str | bytes] = {
 
 
 def write_run(folder: Path, **contents: str | bytes) -> Path:
-    """A run folder as far as the Hub is concerned: its files need not be a model that loads."""
+    """Write the files of a run folder that the Hub needs; its model need not load."""
     for name, content in {**MODEL_FILES, **contents}.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def run(tmp_path: Path) -> Path:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # neither the client nor we wait between attempts
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # neither the client nor hfgpt waits between attempts
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     huggingface_hub.utils.disable_progress_bars()
     huggingface_hub.close_session()  # the client of another test remembers that it is offline
@@ -121,7 +121,7 @@ def test_a_push_holds_the_model_and_a_card(server: hub_server.Hub, run: Path) ->
 
 
 def test_a_branch_is_not_pushed_over_its_trunk(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
-    """The two have the same record up to where they part."""
+    """Both have the same record up to the branch."""
     hub.push(run, REPO, api=client(server))
     held = files(server)
     branch = write_run(tmp_path / "branch")
@@ -132,7 +132,7 @@ def test_a_branch_is_not_pushed_over_its_trunk(server: hub_server.Hub, run: Path
 
 
 def test_a_push_is_one_commit(server: hub_server.Hub, run: Path) -> None:
-    """Killed at any moment, it leaves all of the push before or all of this one: a run can always go on from it."""
+    """Whenever it is killed, the Hub holds all of the previous push or all of this one: a run can resume from it."""
     write_checkpoint(run, 5)
     hub.push(run, REPO, include_checkpoints=True, api=client(server))
     [(_, message, names)] = server.repos[REPO].log
@@ -178,7 +178,7 @@ def test_only_whole_checkpoints_travel_and_old_ones_go(server: hub_server.Hub, r
     assert steps == {"checkpoint-5", "checkpoint-10"}
     for path in (run / "checkpoint-5").iterdir():
         path.unlink()
-    hub.push(run, REPO, api=client(server))  # not asked for: left alone
+    hub.push(run, REPO, api=client(server))  # not requested: unchanged
     assert "checkpoint-5/COMPLETE" in files(server)
     hub.push(run, REPO, include_checkpoints=True, api=client(server))
     assert {path.split("/")[0] for path in files(server) if "checkpoint" in path} == {"checkpoint-10"}
@@ -294,7 +294,7 @@ def test_a_push_that_failed_goes_on_where_it_was(server: hub_server.Hub, run: Pa
         hub.push(run, REPO, api=client(server))
     assert "config.json" not in files(server)
     uploads = server.asked("PUT", "/lfs/")
-    assert uploads == 2  # weights and picture are there already
+    assert uploads == 2  # weights and picture are already uploaded
     hub.push(run, REPO, api=client(server))
     assert server.asked("PUT", "/lfs/") == uploads
     assert files(server).keys() >= MODEL_FILES.keys()
@@ -474,7 +474,7 @@ def test_pushing_in_the_background_waits_for_nothing_and_pushes_the_newest(serve
     create, begun = api.create_repo, threading.Event()
     api.create_repo = lambda *a, **k: (begun.set(), gate.wait(30), create(*a, **k))[2]  # type: ignore[method-assign]
     pusher = BackgroundPusher(run, REPO, warn=warnings.append, api=api)
-    for number in range(5):  # the first is under way, held at the gate; of the others the last one waits
+    for number in range(5):  # the first is held at the gate; of the others, only the last one waits
         replaced = run / "new.safetensors"
         replaced.write_bytes(weights(number))
         replaced.replace(run / "model.safetensors")
@@ -482,7 +482,7 @@ def test_pushing_in_the_background_waits_for_nothing_and_pushes_the_newest(serve
             file.write(f'{{"step": {number + 1}}}\n')
         pusher.submit()
         assert begun.wait(30)
-    (run / "model.safetensors").unlink()  # what was submitted stays what it was
+    (run / "model.safetensors").unlink()  # a submitted file must not change
     gate.set()
     assert pusher.close(timeout=60)
     pushed = [
@@ -508,7 +508,7 @@ def test_failures_in_the_background_are_one_warning(server: hub_server.Hub, run:
 
 
 def test_a_push_that_failed_is_tried_again(server: hub_server.Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By itself after a while, and once more at the end; then nothing is wrong any more."""
+    """It is retried after a while, and once more at the end; then no fault remains."""
     monkeypatch.setattr("hfgpt.share.background.RETRY", 0.05)
     monkeypatch.setattr("hfgpt.share.hub_errors.WAITS", ())
     warnings = list[str]()
@@ -617,7 +617,7 @@ def test_a_pushed_model_loads_by_its_name(server: hub_server.Hub, tmp_path: Path
 def test_another_machine_resumes_what_was_pushed(
     server: hub_server.Hub, tiny: dict[str, Any], tmp_path: Path, write_recipe: Any, run_script: Any
 ) -> None:
-    """Bit for bit: steps 5 to 8 from the pulled checkpoint are those of the run that was never interrupted."""
+    """Bit for bit: steps 5 to 8 from the pulled checkpoint are those of the uninterrupted run."""
     whole = tmp_path / "run"
     done = run_script("train.py", write_recipe({**tiny, "dropout": 0.1}))
     assert done.returncode == 0, done.stderr
@@ -626,7 +626,7 @@ def test_another_machine_resumes_what_was_pushed(
     shutil.rmtree(halfway / "checkpoint-8")
     hub.push(halfway, REPO, include_checkpoints=True, api=client(server))
     pulled = hub.pull(REPO, tmp_path / "pulled", api=client(server))
-    # What is pushed names no path of this machine: the text is named again.
+    # A pushed run contains no path of this machine, so the text must be given again.
     done = run_script("train.py", pulled, "--resume", f"--dataset={tiny['dataset']}")
     assert done.returncode == 0, done.stderr
     for name in ("model.safetensors", "optimizer.safetensors"):

@@ -1,4 +1,4 @@
-"""A run that moves between two machines by way of the Hub, and is killed while it trains and while it pushes."""
+"""A run that moves between two machines through the Hub, and is killed while it trains and while it pushes."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ REPO = "ada/traveller"
 
 INTERVAL = 5  # steps between two checkpoints
 
-PACE = 0.25  # seconds that a step takes at least, so that kills come while it trains
+PACE = 0.25  # seconds that a step takes at least, so that kills hit the training
 
 
 class OnHub:
-    """A `change` that lets a training process speak with the Hub on the loopback.
+    """A `change` that lets a training process use the Hub on the loopback.
 
-    The step before a checkpoint waits until the last one is pushed: a push fits between two, on any machine.
+    The step before a checkpoint waits until the last one is pushed, so a push fits between two on any machine.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -68,7 +68,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
 
 
 def kill_at_request(server: hub_server.Hub, process: survival.Attempt, number: int) -> None:
-    """SIGKILL while the `number`-th upload or commit from now on is under way."""
+    """Send SIGKILL during the `number`-th upload or commit from now on."""
     left = [number]
 
     def on_request(method: str, path: str) -> None:
@@ -80,10 +80,10 @@ def kill_at_request(server: hub_server.Hub, process: survival.Attempt, number: i
 
 
 def travel(server: hub_server.Hub, values: dict[str, Any], tmp_path: Path, kills: int) -> dict[str, int]:
-    """Train on two machines by turns, each from what the Hub has, until there were so many kills and an end.
+    """Train on two machines by turns, each from the Hub's state, until there have been enough kills and one end.
 
-    Half of the kills come while a push is under way, half after a random time. Each kill finds the Hub at most one
-    checkpoint behind. Returns how many there were of each.
+    Half of the kills happen during a push, half after a random time. At each kill the Hub is at most one checkpoint
+    behind. Returns how many there were of each kind.
     """
     draw, count, ended = random.Random(0), {"pushing": 0, "training": 0}, 0
     lags = list[int]()
@@ -92,7 +92,7 @@ def travel(server: hub_server.Hub, values: dict[str, Any], tmp_path: Path, kills
     client = HfApi(endpoint=server.url, token=hub_server.TOKEN)
     for turn in range(20 * kills):
         pushed = REPO in server.repos and bool(held_checkpoints(server))
-        folder = tmp_path / f"run{ended}-machine{turn % 2 if pushed else 0}"  # before that there is one machine
+        folder = tmp_path / f"run{ended}-machine{turn % 2 if pushed else 0}"  # one machine before the first push
         if pushed:
             origin.bring(origin.HubRun(REPO), folder, api=client)
         run = values | {"out_dir": str(folder), "push_to_hub": "checkpoints", "hub_model_id": REPO}
@@ -118,7 +118,7 @@ def travel(server: hub_server.Hub, values: dict[str, Any], tmp_path: Path, kills
         if sum(count.values()) >= kills:
             print(f"checkpoints that the Hub was behind after each kill: {lags}; runs that ended: {ended + 1}")
             return count
-        server.repos.clear()  # the run is at its end: the next one begins
+        server.repos.clear()  # the run has ended: the next one begins
         ended += 1
     raise AssertionError(f"the run never ended: {count}")
 
@@ -128,7 +128,7 @@ def held_checkpoints(server: hub_server.Hub) -> set[str]:
 
 
 def newest_held(server: hub_server.Hub) -> int:
-    """The step of the newest checkpoint on the Hub, 0 without one; it is whole."""
+    """Return the step of the newest checkpoint on the Hub, 0 without one; check that it is complete."""
     files = (server.repos[REPO].files() if REPO in server.repos else None) or {}
     [newest] = contents.newest(files) or ["checkpoint-0"]
     return int(newest.split("-")[1])
@@ -153,7 +153,7 @@ def test_a_run_moves_between_machines_with_the_same_bits(
 def test_a_polite_stop_pushes_its_checkpoint_first(
     server: hub_server.Hub, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A machine that is taken away leaves on the Hub what it has done, to the step."""
+    """A machine that is shut down leaves its last step on the Hub."""
     folder = tmp_path / "run"
     run = moving(tiny, 10_000) | {"out_dir": str(folder), "push_to_hub": "checkpoints", "hub_model_id": REPO}
     process = survival.attempt(run, OnHub(server.url, folder), log=tmp_path / "log")

@@ -1,4 +1,4 @@
-"""nanoGPT: equal logits both ways, vocabularies and configuration files read without executing anything."""
+"""nanoGPT: equal logits both ways; vocabularies and configuration files are read without executing anything."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYERS, HEADS, WIDTH, BLOCK = 2, 2, 16, 12
 
 
 def nanogpt_logits(state: dict[str, Tensor], ids: Tensor) -> Tensor:
-    """What nanoGPT's GPT computes from its own tensors, written out: (batch, time) → (batch, time, vocabulary)."""
+    """Compute what nanoGPT's GPT computes from its own tensors: (batch, time) → (batch, time, vocabulary)."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state.get(f"{name}.bias"), 1e-5)
@@ -50,7 +50,7 @@ def nanogpt_logits(state: dict[str, Tensor], ids: Tensor) -> Tensor:
 
 
 def nanogpt_state(vocab_size: int, bias: bool) -> dict[str, Tensor]:
-    """Random tensors by nanoGPT's names and shapes."""
+    """Return random tensors with nanoGPT's names and shapes."""
     draw = torch.Generator().manual_seed(0)
 
     def tensor(*shape: int) -> Tensor:
@@ -97,7 +97,7 @@ def write_meta(path: Path, characters: list[str] = CHARACTERS) -> Path:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A folder laid out as nanoGPT's: a checkpoint in out-letters/, the vocabulary in data/letters/."""
+    """Return a folder with nanoGPT's layout: a checkpoint in out-letters/, the vocabulary in data/letters/."""
     write_meta(tmp_path / "data" / "letters" / "meta.pkl")
     (tmp_path / "out-letters").mkdir()
     torch.save(checkpoint(), tmp_path / "out-letters" / "ckpt.pt")
@@ -208,7 +208,7 @@ def test_a_hostile_checkpoint_is_one_message(tmp_path: Path, change: dict[str, A
     ],
     ids=["quantized", "integers", "diverged"],
 )
-@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of its own quantized tensors
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch warns about its own quantized tensors
 def test_weights_that_are_none_are_not_imported(tmp_path: Path, change: Any, message: str) -> None:
     good = checkpoint()
     model = good["model"] | {"transformer.wpe.weight": change(good["model"]["transformer.wpe.weight"])}
@@ -226,7 +226,7 @@ def test_a_dataset_that_is_no_name_is_passed_over(tmp_path: Path, dataset: Any) 
 
 
 def test_a_head_that_nanogpt_cannot_have_is_refused(tmp_path: Path) -> None:
-    """Which of the two it means, nobody knows."""
+    """It is unclear which of the two it means."""
     good = checkpoint()
     model = good["model"] | {"lm_head.weight": good["model"]["lm_head.weight"] + 1}
     torch.save(good | {"model": model}, tmp_path / "ckpt.pt")
@@ -235,7 +235,7 @@ def test_a_head_that_nanogpt_cannot_have_is_refused(tmp_path: Path) -> None:
 
 
 class Evil:
-    """Leaves a trace where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("touched"),))
@@ -243,7 +243,7 @@ class Evil:
 
 @pytest.mark.parametrize("content", [Evil(), 10**5000], ids=["code", "a number of 5,000 digits"])
 def test_nobody_is_told_to_run_what_is_in_a_checkpoint(tmp_path: Path, content: Any) -> None:
-    """torch's own message goes on: set weights_only to False."""
+    """torch's own message continues: set weights_only to False."""
     torch.save({**checkpoint(), "more": content}, tmp_path / "ckpt.pt")
     with pytest.raises(InputError, match="holds more than tensors and plain values") as caught:
         nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported")
@@ -320,14 +320,14 @@ def test_a_model_of_ours_keeps_its_logits_but_for_gelu(tmp_path: Path) -> None:
     with torch.no_grad():
         assert (nanogpt_logits(state, ids) - gpt2(ids).logits).abs().max() < 1e-2
     meta = pickle.loads((tmp_path / "out" / "meta.pkl").read_bytes())
-    text = "bad cab é, ~Z~"  # with ASCII that the corpus has not
+    text = "bad cab é, ~Z~"  # includes ASCII characters that the corpus lacks
     assert "".join(meta["itos"][meta["stoi"][c]] for c in text) == text
     assert [meta["stoi"][c] for c in text] == made.encode(text)
     assert sorted(meta["itos"]) == list(range(len(made)))
     with pytest.raises(InputError, match="exists already"):
         nanogpt.export_checkpoint(tmp_path / "run", tmp_path / "out")
 
-    # And back: the same logits, the same tokens, of text with characters that the corpus has not too.
+    # And back: the same logits and tokens, of text with characters that the corpus lacks too.
     back = nanogpt.import_checkpoint(tmp_path / "out" / "ckpt.pt", tmp_path / "back", tmp_path / "out" / "meta.pkl")
     again, read = exported.load_folder(back, "cpu")
     with torch.no_grad():
@@ -345,7 +345,7 @@ def test_a_model_of_ours_keeps_its_logits_but_for_gelu(tmp_path: Path) -> None:
     ids=str,
 )  # fmt: skip
 def test_what_nanogpt_does_not_know_is_not_exported(tmp_path: Path, change: dict[str, Any]) -> None:
-    """It would load the file, and compute something else."""
+    """nanoGPT would load the file, and compute something else."""
     made = tokenizer.train_char(["bad cab"])
     shape = {"n_positions": BLOCK, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
     gpt2 = GPT2LMHeadModel(GPT2Config(**{"vocab_size": len(made), "activation_function": "gelu", **shape, **change}))
@@ -417,7 +417,7 @@ def test_a_vocabulary_is_read_without_executing_anything(content: bytes) -> None
 
 @pytest.fixture
 def write_config(tmp_path: Path) -> Any:
-    """write_config(lines) → the path of a configuration file in a folder laid out as nanoGPT's."""
+    """write_config(lines) → the path of a configuration file in a folder with nanoGPT's layout."""
 
     def write(text: str) -> Path:
         path = tmp_path / "config" / "mine.py"

@@ -1,4 +1,4 @@
-"""The range test: a rate from the shape of a curve, and a real one from a real model."""
+"""The range test: a rate from the shape of a curve, and one from a real model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RATES = [10 ** (-6 + 6 * i / 99) for i in range(100)]
 
 
 def curve(middle: float, turn: float) -> list[float]:
-    """A loss that falls most steeply at 10^middle and rises from 10^turn on."""
+    """Return a loss that falls most steeply at 10^middle and rises from 10^turn on."""
     falls = [4 - 2 / (1 + math.exp(-3 * (math.log10(rate) - middle))) for rate in RATES]
     return [loss + 8 * max(0.0, math.log10(rate) - turn) ** 2 for loss, rate in zip(falls, RATES, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Sweeps: what is tried, what is held equal; and that every trial is run once and told truly, come what may."""
+"""Sweeps: what is varied and what is kept equal; every trial runs once and is reported truthfully after any failure."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from hfgpt.sweep.definition import Sweep, equalised
 ROOT = Path(__file__).parents[2]
 BASE = {"batch_size": 4, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8, "max_iters": 100, "eval_interval": 20}
 
-# What stands in for the training script, where the orchestration is tested: it writes the record that a training
-# would, resumes, obeys SIGTERM, and fails or diverges for a learning rate that says so.
+# Replaces the training script in tests of the orchestration: it writes a training's record, resumes, obeys SIGTERM, and
+# fails or diverges for certain learning rates.
 STAND_IN = """
 import signal, sys, time
 from hfgpt import config
@@ -218,7 +218,7 @@ def test_equal_steps_change_nothing(define: Callable[..., Sweep]) -> None:
 
 
 def attempts(made: Sweep) -> list[int]:
-    """How often each trial was begun."""
+    """Return how often each trial was started."""
     files = [made.folder / "trials" / name / "attempts" for name in names(made)]
     return [len(file.read_text()) if file.exists() else 0 for file in files]
 
@@ -369,7 +369,7 @@ def begin(made: Sweep, script: Path) -> subprocess.Popen[bytes]:
 
 
 def steps_of(made: Sweep, name: str) -> list[int]:
-    """The steps in a trial's record, in the order in which they were written."""
+    """Return the steps in a trial's record, in the order in which they were written."""
     record = made.folder / "trials" / name / "metrics.jsonl"
     return [json.loads(line)["step"] for line in record.read_text().splitlines()] if record.exists() else []
 
@@ -402,7 +402,7 @@ def test_a_polite_stop_passes_on_and_the_same_command_goes_on(
     assert process.wait(60) == 143
     assert begin(made, stand_in()).wait(60) == 0
     assert attempts(made) == [2, 1, 1]
-    steps = [step for step in steps_of(made, first) if step % 20]  # at each 20th is a loss and an evaluation
+    steps = [step for step in steps_of(made, first) if step % 20]  # every 20th step has both a loss and an evaluation
     assert steps == [step for step in range(101) if step % 20], "resumed, not begun anew"
 
 
@@ -458,7 +458,7 @@ def test_the_script_says_what_is_wrong(
 
 # ------------------------------------------------------------------------------- seeds, isolation, edges and pruning
 
-# Losses by rate and dropout, and a little by seed: the lowest is at the highest rate and at dropout 0.
+# Losses depend on rate and dropout, and slightly on the seed: the lowest is at the highest rate and at dropout 0.
 SEEDED = """
 import sys
 from hfgpt import config

@@ -14,7 +14,7 @@ from hfgpt.sweep import training
 def test_a_training_speaks_to_its_log_as_the_sweep_does(
     language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sweep looks in the log for why a trial failed, and says so."""
+    """The sweep searches the log for the reason of a trial's failure, and reports it."""
     monkeypatch.setenv("HFGPT_LANG", language)
     script = tmp_path / "train.py"
     script.write_text("import os; print(os.environ['HFGPT_LANG'])")

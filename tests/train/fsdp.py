@@ -1,9 +1,8 @@
-"""scripts/train.py through Accelerate's own FSDP2 path, on two CPU processes; test_engines.py starts it with
-accelerate_configs/fsdp2.yaml.
+"""scripts/train.py through Accelerate's own FSDP2 code, on two CPU processes.
 
-Accelerate makes DDP of FSDP on a CPU without a word. Told that its processes are on cards, while its device stays the
-CPU, it goes the way that it goes on cards: its plugin, its wrapping, its precision. The words behind the recipe are
-those of scripts/train.py.
+test_engines.py starts it with accelerate_configs/fsdp2.yaml. On a CPU, Accelerate silently replaces FSDP by DDP. If it
+takes its processes for processes on cards, while its device is the CPU, it uses the same plugin, wrapping and precision
+as on cards. The arguments after the recipe are those of scripts/train.py.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch.distributed as dist
 
 
 def pretend_cards() -> None:
-    """Accelerate's processes are "on cards" from here on; a barrier names none."""
+    """Make Accelerate take its processes for processes on cards; barriers get no device."""
     import accelerate.state
     from accelerate.utils import DistributedType
 
@@ -41,7 +40,7 @@ def main() -> int:
     from hfgpt import config
     from hfgpt.train import loop, step
 
-    if engine == "fsdp2, a step late":  # as on cards, where a flag on the device leaves out what is not finite
+    if engine == "fsdp2, a step late":  # as on cards, where a flag on the device skips non-finite steps
         step.must_look = loop.must_look = lambda run: False
     steps = loop.loop
 

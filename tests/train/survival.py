@@ -1,7 +1,7 @@
-"""A run that is killed, in processes of its own: what the reliability tests share.
+"""A run that is killed, in its own processes: helpers of the reliability tests.
 
 A fork server loads torch and the project once; every attempt is a fork of it, a process that trains for real and is
-killed by a real SIGKILL. So fifty kills take minutes, not the half hour that fifty starts of Python would.
+killed by a real SIGKILL. So fifty kills take minutes instead of half an hour of fifty starts of Python.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Attempt = multiprocessing.context.ForkServerProcess
 
 
 def do_train(values: dict[str, Any], **how: Any) -> Path:
-    """Train a recipe in this process; returns the run folder."""
+    """Train a recipe in this process; return the run folder."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     resolved = config.build(values, "test")
@@ -63,7 +63,7 @@ def attempt(
     resume: bool = True,
     overwrite: bool = False,
 ) -> Attempt:
-    """Start or resume a run in a process of its own; `change` is called there first (a function of a module)."""
+    """Start or resume a run in its own process; `change` is called there first (a function of a module)."""
     process = _forks.Process(target=_train, args=(values, change, log, resume, overwrite))
     process.start()
     return process
@@ -92,7 +92,7 @@ def _train(
 
 
 class KillAt:
-    """A `change` that kills its process when a checkpoint's writing comes to a stage, for the `time`-th time."""
+    """A `change` that kills its process when the writing of a checkpoint reaches a stage for the `time`-th time."""
 
     def __init__(self, stage: str, time: int = 1) -> None:
         self.stage, self.left = stage, time
@@ -107,7 +107,7 @@ class KillAt:
 
 
 class SlowSteps:
-    """A `change` that makes the steps after one, or the `only` one after it, take so many seconds longer."""
+    """A `change` that makes the steps after one, or the `only` one after it, take this many seconds longer."""
 
     def __init__(self, after: int, seconds: float, only: bool = False) -> None:
         self.after, self.seconds, self.only = after, seconds, only
@@ -124,7 +124,7 @@ class SlowSteps:
 
 
 class LogBatches:
-    """A `change` that writes down the blocks of every step, a line of JSON each."""
+    """A `change` that records the blocks of every step, one line of JSON each."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -146,7 +146,7 @@ def batches_of(path: Path) -> list[list[Any]]:
 
 
 def forget_generators() -> None:
-    """A `change` that resumes without the saved random generators: what the comparison must notice."""
+    """A `change` that resumes without the saved random generators: the comparison must notice it."""
     real = beginning.restore
 
     def restore(at: Run, saved: Any) -> None:
@@ -165,13 +165,13 @@ _started: list[subprocess.Popen[str]] = []
 
 
 def launch_two(recipe: Path, *arguments: str, launch: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-    """The training script in two processes, launched in a process group of its own."""
+    """Start the training script in two processes, launched in their own process group."""
     command = [sys.executable, *TWO, *launch, str(ROOT / "scripts" / "train.py"), str(recipe), *arguments]
     return start(command, recipe.parent)
 
 
 def start(command: list[str], folder: Path, **variables: str) -> subprocess.Popen[str]:
-    """A command in that folder and in a process group of its own; see :func:`end_all`."""
+    """Start a command in that folder and in its own process group; see :func:`end_all`."""
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, start_new_session=True,
         env={**os.environ, **variables},
@@ -181,7 +181,7 @@ def start(command: list[str], folder: Path, **variables: str) -> subprocess.Pope
 
 
 def end_all() -> None:
-    """Kill what :func:`start` has started and a test that failed has left behind."""
+    """Kill what :func:`start` started and a failed test left running."""
     while _started:
         with _started.pop() as left, contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(left.pid).children(recursive=True):
@@ -190,7 +190,7 @@ def end_all() -> None:
 
 
 def ranks(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
-    """The training processes that a launcher has started, by rank."""
+    """Return the training processes of a launcher, by rank."""
     children = psutil.Process(launcher.pid).children(recursive=True)
     return {int(c.environ()["RANK"]): c for c in children if "RANK" in c.environ() and "train.py" in str(c.cmdline())}
 
@@ -199,33 +199,33 @@ def ranks(launcher: subprocess.Popen[str]) -> dict[int, psutil.Process]:
 
 
 def finish(process: Attempt, timeout: float = 240) -> int:
-    """Wait for an attempt; its exit code, negative for a signal."""
+    """Wait for an attempt; return its exit code, negative for a signal."""
     process.join(timeout)
     assert process.exitcode is not None, "the run has not ended"
     return process.exitcode
 
 
 def kill_after(process: Attempt, seconds: float) -> int:
-    """SIGKILL after so long, if it still runs; its exit code."""
+    """Send SIGKILL after this time, if it still runs; return its exit code."""
     process.join(seconds)
     process.kill()
     return finish(process)
 
 
 def figures(folder: Path) -> list[tuple[float, ...]]:
-    """What was measured at each step, without the clock."""
+    """Return the measurements of each step, without times."""
     return [(r["step"], *(r.get(key, math.inf) for key in MEASURED)) for r in metrics.read(folder / "metrics.jsonl")]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The exported model, and the last checkpoint's weights and averages."""
+    """Return the exported model, and the last checkpoint's weights and averages."""
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     names = {folder / "model.safetensors", last / "model.safetensors", last / "optimizer.safetensors"}
     return {f"{path.relative_to(folder)}:{key}": t for path in names for key, t in load_file(path).items()}
 
 
 def differences(folder: Path, whole: Path) -> list[str]:
-    """What differs between two runs, bit by bit: records and weights, by name; none where they are the same run."""
+    """Return the differences between two runs, bit by bit: records and weights, by name; empty for equal runs."""
     ours, theirs = weights(folder), weights(whole)
     out = [] if figures(folder) == figures(whole) else ["metrics.jsonl"]
     out += sorted(ours.keys() ^ theirs.keys())
@@ -233,10 +233,10 @@ def differences(folder: Path, whole: Path) -> list[str]:
 
 
 def wait_for_step(folder: Path, step: int, process: Attempt | None = None, seconds: float = 120) -> None:
-    """Until the run's record has this step; fails at once if the process that is to make it has ended."""
+    """Wait until the run's record has this step; fail at once if the training process has ended."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and (process is None or process.is_alive()):
-        with contextlib.suppress(Exception):  # not there yet
+        with contextlib.suppress(Exception):  # it does not exist yet
             if any(record["step"] >= step for record in metrics.read(folder / "metrics.jsonl")):
                 return
         time.sleep(0.02)
@@ -244,7 +244,7 @@ def wait_for_step(folder: Path, step: int, process: Attempt | None = None, secon
 
 
 def with_scaler(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
-    """float16 with loss scaling on a CPU, where torch has both and Accelerate refuses them."""
+    """Use float16 with loss scaling on a CPU, where torch supports both and Accelerate refuses them."""
     real = launch.make_accelerator
 
     def make(resolved: config.Config) -> Any:

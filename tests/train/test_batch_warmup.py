@@ -1,4 +1,4 @@
-"""A batch that grows over the first steps: the same run whole or resumed, on one process or two."""
+"""A batch that grows over the first steps: the same run uninterrupted or resumed, on one process or two."""
 
 from __future__ import annotations
 

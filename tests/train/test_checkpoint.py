@@ -1,4 +1,4 @@
-"""No instant of a write loses the checkpoint before it, and a damaged one is named and passed over."""
+"""An interrupted write never loses the previous checkpoint, and a damaged one is named and skipped."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FILES = [*checkpoint.TENSOR_FILES, "state.json", "COMPLETE"]
 
 
 def write(run: Path, step: int, mark: float = 0.0) -> Path:
-    """A checkpoint whose every part says which step and write it is from."""
+    """Write a checkpoint whose every part identifies its step and its write."""
     value = torch.tensor([float(step), mark])
     return checkpoint.write(run, step, {"w": value}, {"w/exp_avg": value}, {"cpu.0": value.byte()}, {"mark": mark})
 
 
 def newest(run: Path) -> tuple[int, float, list[str]]:
-    """Step and mark of the newest valid checkpoint, and what was warned about on the way to it."""
+    """Return step and mark of the newest valid checkpoint, and the warnings of the search."""
     warnings: list[str] = []
     found = checkpoint.newest_valid(run, warnings.append)
     assert found.model["w"].tolist() == [found.state["step"], found.state["mark"]]

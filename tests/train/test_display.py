@@ -1,4 +1,4 @@
-"""One bar on a terminal, plain lines elsewhere, silence on all processes but one."""
+"""One bar on a terminal, plain lines elsewhere, no output of all processes but one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """A clock that the test moves."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -108,7 +108,7 @@ def test_on_a_terminal_there_is_one_bar_and_lines_go_above_it(monkeypatch: pytes
     assert out.getvalue() == "evaluated\n"
     assert "4/4" in err.getvalue()
     assert "loss 1.2346" in err.getvalue()
-    shown.say("after")  # the bar is gone
+    shown.say("after")  # the bar has ended
     assert out.getvalue() == "evaluated\nafter\n"
     shown.close()
 
@@ -155,7 +155,7 @@ def test_a_sample_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str], 
 def test_a_terminal_of_no_columns_gets_plain_lines(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
-    """Colab's: a bar would show nothing there in 9,000 steps."""
+    """In Colab's terminal, a bar showed nothing in 9,000 steps."""
     terminal = Terminal()
     monkeypatch.setattr(terminal, "fileno", lambda: 2)
     monkeypatch.setattr(sys, "stderr", terminal)

@@ -1,4 +1,4 @@
-"""Engines other than one process: FSDP2's precision, what DeepSpeed cannot do, deterministic kernels, generators."""
+"""Other engines than one process: FSDP2's precision, DeepSpeed's limits, deterministic kernels, generators."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.train import launch, states
 
-TRAIN_LOSS = 1  # its place in a row of figures()
+TRAIN_LOSS = 1  # the index in a row of figures()
 
 
 def two_processes(engine: str, recipe: Path, *words: str) -> str:
-    """What `accelerate launch` printed of a run on two CPU processes, with the engine's own configuration."""
+    """Return the output of `accelerate launch` for a run on two CPU processes, with the engine's own configuration."""
     settings = ROOT / "accelerate_configs" / ("multi_cpu.yaml" if engine == "ddp" else "fsdp2.yaml")
     launch = ("-m", "accelerate.commands.launch", "--config_file", str(settings), "--num_processes=2")
     script = Path(__file__).parent / "fsdp.py"
@@ -46,7 +46,7 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.fixture
 def recipe(tiny: dict[str, Any], write_recipe: Any) -> Path:
-    """20 steps without dropout, whose masks an engine may draw in another order."""
+    """Return 20 steps without dropout, since an engine may draw its masks in another order."""
     return Path(write_recipe(tiny | {"max_iters": 20, "eval_interval": 10, "n_embd": 32, "lr_decay_iters": 20}))
 
 
@@ -63,8 +63,8 @@ def recipe(tiny: dict[str, Any], write_recipe: Any) -> Path:
 def test_fsdp2_has_the_losses_of_ddp(
     dtype: str, bound: float, engine: str, more: tuple[str, ...], recipe: Path, tmp_path: Path
 ) -> None:
-    """The whole way of Accelerate's FSDP2, as on cards; then stopped and resumed at half of the steps."""
-    flags = (f"--dtype={dtype}", "--lr_decay_iters=20", *more)  # else the decay would end where a part of the run does
+    """All of Accelerate's FSDP2 code, as on cards; then stopped and resumed half-way."""
+    flags = (f"--dtype={dtype}", "--lr_decay_iters=20", *more)  # otherwise the decay would end with a part of the run
     two_processes("ddp", recipe, *flags, f"--out_dir={tmp_path / 'ddp'}")
     said = two_processes(engine, recipe, *flags, f"--out_dir={tmp_path / 'fsdp2'}", "--max_iters=10")
     assert re.search(r"engine FSDP, sharded parameters: [1-9]", said)
@@ -103,11 +103,11 @@ def test_deterministic_switches_torch(tiny: dict[str, Any], monkeypatch: pytest.
 
 
 def test_a_devices_own_generator_is_saved_and_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of any kind of device; one that was not saved keeps its state."""
+    """Of any kind of device; a generator that was not saved keeps its state."""
     own = {"state": torch.arange(4, dtype=torch.uint8)}
     module = SimpleNamespace(
         get_rng_state=lambda: own["state"], set_rng_state=lambda state: own.update(state=state)
-    )  # a stand-in for torch.mps and torch.xpu, of which there is no device here
+    )  # simulates torch.mps and torch.xpu, which this machine lacks
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     for kind in ("cuda", "mps", "xpu"):
         accelerator: Any = SimpleNamespace(process_index=1, device=torch.device(kind))

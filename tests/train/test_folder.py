@@ -1,4 +1,4 @@
-"""A folder has one run, and nothing of an older one is lost before the new one has something."""
+"""A folder has one run, and an older run is not lost before the new one has a result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hfgpt.train import loop as train
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """Every file of a folder, by its name."""
+    """Return every file of a folder, by its name."""
     return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
@@ -44,7 +44,7 @@ def test_a_second_run_is_refused_and_touches_nothing(tiny: dict[str, Any], how: 
 
 
 def test_two_starts_at_once(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """Both see an empty place: one trains it, the other is refused and leaves no trace in it."""
+    """Both find an empty folder: one trains in it, the other is refused and writes nothing."""
     values = tiny | {"max_iters": 300, "eval_interval": 100, "sample_prompt": ""}
     logs = [tmp_path / "log1", tmp_path / "log2"]
     both = [attempt(values | {"seed": seed}, log=log, resume=False) for seed, log in zip((1, 2), logs, strict=True)]
@@ -92,7 +92,7 @@ def test_overwrite_gives_the_old_run_back_if_the_new_one_fails(
 
 @pytest.mark.parametrize("stage", ["first evaluation", "setting aside", "putting back"])
 def test_overwrite_that_is_killed(tiny: dict[str, Any], stage: str) -> None:
-    """Whatever comes next finds the old run, whole."""
+    """The next command finds the old run, complete."""
     path = do_train(tiny)
     before = contents(path)
     change = {"first evaluation": kill_in_evaluation, "setting aside": kill_in_renames, "putting back": kill_in_recover}
@@ -131,7 +131,7 @@ def kill_in_renames() -> None:
 
 
 def kill_in_recover() -> None:
-    """The new run fails, and its process is killed while it puts the old one back."""
+    """The new run fails, and its process is killed while it restores the old one."""
 
     def fail(*_: object) -> None:
         real, count = Path.rename, 0
@@ -187,7 +187,7 @@ def test_evaluating_writes_nothing_into_a_torn_record(tiny: dict[str, Any]) -> N
 def test_a_run_moves_between_two_places_and_back(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Any, tmp_path: Path
 ) -> None:
-    """Copied and moved, it goes on where it lies, and ends with the bits of the run that stayed."""
+    """Copied and moved, it resumes from its new place, and ends with the bits of the run that stayed."""
     recipe = write_recipe(tiny | {"dropout": 0.2, "max_iters": 24, "lr_decay_iters": 24})
     here, there = tmp_path / "here" / "run", tmp_path / "there" / "of another name"
     whole = tmp_path / "whole"
@@ -213,7 +213,7 @@ def test_a_run_moves_between_two_places_and_back(
 
 
 def test_no_posix_only_name_is_needed(tmp_path: Path) -> None:
-    """As on Windows: neither SIGHUP and SIGUSR1, nor the module `resource` while the training room is imported."""
+    """On Windows, SIGHUP, SIGUSR1 and the module `resource` do not exist; importing hfgpt.train must not need them."""
     program = """
 import importlib, signal, sys
 import hfgpt.train.loop

@@ -20,7 +20,7 @@ from hfgpt.train import loop as train
 
 @pytest.fixture
 def task(tmp_path: Path, tiny_text: Path) -> Path:
-    """A task of the harness in a file: which of two endings comes from the text."""
+    """Write a task of the harness: which of two endings comes from the text."""
     with (tmp_path / "endings.jsonl").open("w", encoding="utf-8") as file:
         for number, line in enumerate(tiny_text.read_text().splitlines()[:12]):
             words = line.split()
@@ -59,7 +59,7 @@ def test_a_task_of_the_harness_is_answered_while_training(
 def test_two_processes_answer_as_one(
     tiny: dict[str, Any], task: Path, write_recipe: Callable[..., Path], run_script: Any, tmp_path: Path
 ) -> None:
-    """One process answers while the other waits; both go on with the same run."""
+    """One process answers while the other waits; both continue with the same run."""
     recipe, records = write_recipe(tiny | {"learning_rate": 1e-2, "max_iters": 12, "eval_tasks": str(task)}), []
     for name, launch in (("one", ()), ("two", TWO)):
         done = run_script("train.py", recipe, f"--out_dir={tmp_path / name}", launch=launch)
@@ -83,7 +83,7 @@ def test_tasks_that_cannot_be_loaded(tiny: dict[str, Any], tmp_path: Path) -> No
 def test_the_loss_on_further_texts(
     tiny: dict[str, Any], tiny_text: Path, tmp_path: Path, write_recipe: Callable[..., Path]
 ) -> None:
-    """Measured beside the split that decides, in the record, on the card and in a comparison."""
+    """It is measured beside the deciding split, and shown in the record, on the card and in a comparison."""
     words = tiny_text.read_text().split()
     (tmp_path / "shuffled.txt").write_text(" ".join(sorted(words)))
     asked = f"{tmp_path}/shuffled.txt, same={tiny_text}"

@@ -1,4 +1,4 @@
-"""A run that is given a time: it ends in it, with its schedule finished and evaluated, and a resume replays it."""
+"""A run with a time budget ends within it, with its schedule finished and evaluated; a resume repeats its decisions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ TIMED = {"max_iters": 5000, "warmup_iters": 250, "eval_interval": 50, "log_inter
 
 
 class Killed(Exception):
-    """Stands for the end of the process in the middle of a step."""
+    """Simulates the end of the process in the middle of a step."""
 
 
 class Clock:
-    """A machine whose speed is known: seconds of a step, of an evaluation, and of the drawing at the end."""
+    """A machine of known speed: seconds of a step, of an evaluation, and of the drawing at the end."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, step: float, evaluation: float = 0.6, drawing: float = 0.4
@@ -64,7 +64,7 @@ def series(path: Path, key: str) -> dict[int, float]:
 def test_the_schedule_is_finished_and_evaluated_in_time(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, change: float
 ) -> None:
-    """Also where the machine becomes half as fast, or twice as fast, during the run."""
+    """It holds even if the machine becomes half or twice as fast during the run."""
     resolved = config.build(tiny | TIMED | {"time_budget": "60s"}, "test")
     clock = Clock(monkeypatch, step=0.2)
     real = train.learning_rate
@@ -114,7 +114,7 @@ def test_a_late_and_heavy_load_also_slows_the_end(tiny: dict[str, Any], monkeypa
 
 
 def test_a_crash_replays_what_was_decided(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The steps behind the last checkpoint are made again with the rates that they had, on a slower machine too."""
+    """The steps after the last checkpoint are repeated with their former rates, on a slower machine too."""
     resolved = config.build(tiny | TIMED | {"time_budget": "60s", "dropout": 0.2}, "test")
     path = resolved.run_dir
     clock = Clock(monkeypatch, step=0.2)

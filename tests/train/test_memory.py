@@ -1,4 +1,4 @@
-"""Out of memory: found before the first step, answered with smaller micro-batches; told in a later one."""
+"""Out of memory is found before the first step, where smaller micro-batches follow; in a later step it is explained."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from hfgpt.train import checkpoint, memory
 from hfgpt.train.run import Run
 from hfgpt.train.start import start
 
-TRAIN_LOSS = 1  # its place in a row of figures()
+TRAIN_LOSS = 1  # the index in a row of figures()
 
-# A device with room for two sequences: what a program that stands before the training script sets up.
+# A device with room for two sequences, set up before the training script.
 SMALL_DEVICE = """
 import os, sys, torch
 from hfgpt.model import gpt2 as model
@@ -36,7 +36,7 @@ model.LanguageModel.forward = forward
 
 
 def room_for(monkeypatch: pytest.MonkeyPatch, sequences: int, steps: int = 0) -> list[int]:
-    """A device that runs out of memory above so many sequences, after so many forward passes; returns the tries."""
+    """Simulate a device that runs out of memory above so many sequences, after some passes; return the tries."""
     real, tried = model.LanguageModel.forward, list[int]()
 
     def forward(self: model.LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -52,14 +52,14 @@ def room_for(monkeypatch: pytest.MonkeyPatch, sequences: int, steps: int = 0) ->
 
 @pytest.fixture
 def dropped(tiny: dict[str, Any]) -> dict[str, Any]:
-    """A recipe of 12 sequences a step, with dropout: a generator that were not put back would show."""
+    """Return a recipe of 12 sequences a step with dropout, which shows a generator that is not restored."""
     return tiny | {"batch_size": 12, "dropout": 0.2, "fit": "always"}
 
 
 def test_the_next_divisor_that_fits_is_taken(
     dropped: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """12 → 6 → 4 → 3 → 2: then the run is, bit for bit, the one whose recipe says 2 x 6."""
+    """12 → 6 → 4 → 3 → 2: then the run equals, bit for bit, that of a recipe with 2 x 6."""
     small = dropped | {"batch_size": 2, "gradient_accumulation_steps": 6, "fit": "never"}
     asked = do_train(small | {"out_dir": str(tmp_path / "asked")})
     tried = room_for(monkeypatch, 2)
@@ -91,7 +91,7 @@ def state_of(run: Run) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("resumed", [False, True], ids=["fresh", "resumed"])
 def test_a_try_leaves_no_trace(dropped: dict[str, Any], resumed: bool) -> None:
-    """Weights, averages, gradients and generators are what they were, bit for bit, whether it fits or not."""
+    """Weights, averages, gradients and generators are restored bit for bit, whether it fits or not."""
     if resumed:
         do_train(dropped | {"max_iters": 4, "lr_decay_iters": 8, "fit": "never"})
     run = start(config.build(dropped, "test"), resume=resumed)
@@ -106,7 +106,7 @@ def test_a_try_leaves_no_trace(dropped: dict[str, Any], resumed: bool) -> None:
 
 @pytest.mark.parametrize(("mode", "tries"), [("never", 0), ("auto", 0), ("always", 1)])
 def test_when_it_tries(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mode: str, tries: int) -> None:
-    """`auto` trusts the recipe on a CPU, whose memory is swapped rather than refused."""
+    """`auto` trusts the recipe on a CPU, where the system swaps instead of refusing memory."""
     run = start(config.build(tiny | {"fit": mode}, "test"))
     tried = room_for(monkeypatch, 1000)
     memory.fit(run)
@@ -131,7 +131,7 @@ def test_not_even_one_sequence(tiny: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_late_in_a_run(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, streaming: bool) -> None:
-    """The steps that are done are kept, and what the message says to set goes on with the same steps."""
+    """Finished steps are kept, and the advice in the message continues with the same steps."""
     values = tiny | {"batch_size": 12, "streaming": streaming, "max_iters": 12, "eval_interval": 12}
     whole = figures(do_train(values | {"out_dir": str(tmp_path / "whole")}))
     with monkeypatch.context() as patch:
@@ -207,7 +207,7 @@ SHAPES = [
 def test_a_trial_takes_as_much_memory_as_the_worst_of_the_first_steps(
     values: dict[str, Any], vocabulary: int, dtype: str
 ) -> None:
-    """On tensors without content, by an accelerator's operations: the trial's peak and that of steps 1 to 3."""
+    """On tensors without content, with an accelerator's operations: the trial's peak and that of steps 1 to 3."""
     recipe = config.build(values | {"dropout": 0.0}, "test")
     trial, steps = simulate.LiveBytes(), simulate.LiveBytes()
     for live in (trial, steps):
@@ -221,7 +221,7 @@ def test_a_trial_takes_as_much_memory_as_the_worst_of_the_first_steps(
                 tokens = torch.zeros((recipe.batch_size, recipe.block_size), dtype=torch.int64)
                 with torch.autocast("cpu", dtype=getattr(torch, dtype), enabled=dtype != "float32"):
                     loss = net(tokens, tokens)
-                live.phase = "backward"  # where it accumulates in place, as autograd does
+                live.phase = "backward"  # gradients accumulate in place, as in autograd
                 loss.backward()
                 live.phase = ""
 
@@ -253,7 +253,7 @@ def test_a_trial_leaves_no_trace(optimizer: str) -> None:
 
 
 def test_with_ddp_gradients_move_into_its_buckets() -> None:
-    """Without accumulation, a gradient of its own lives until it is copied: not one is left after the pass."""
+    """Without accumulation, a separate gradient exists until it is copied: after the pass, all are gone."""
     recipe = config.build({"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 8}, "test")
     net = model.build(recipe, 30, None)
     made = optim.build(net, recipe, torch.device("cpu"))

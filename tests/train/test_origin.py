@@ -22,7 +22,7 @@ LONG = {"dropout": 0.2, "max_iters": 24, "lr_decay_iters": 24, "save_total_limit
 
 
 def test_a_branch_with_the_same_recipe_is_the_same_run(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """From the state of the checkpoint: weights, averages, generators, data. The other run is left alone."""
+    """It starts with the checkpoint's weights, averages, generators and data. The other run does not change."""
     trunk = do_train(tiny | LONG)
     before = {file: file.read_bytes() for file in trunk.rglob("*") if file.is_file()}
     branch = do_train(tiny | LONG | {"out_dir": str(tmp_path / "branch")}, branch_from=trunk / "checkpoint-8")
@@ -51,7 +51,7 @@ def test_a_branch_decays_from_its_checkpoint(tiny: dict[str, Any], tmp_path: Pat
 
 
 def test_a_branch_of_wsd_ends_with_the_bits_of_the_shorter_run(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """So one trunk of a stable rate gives, for the decays alone, the models of several lengths."""
+    """So one run with a stable rate gives models of several lengths for the cost of the decays."""
     wsd = tiny | LONG | {"lr_schedule": "wsd", "warmup_iters": 2, "learning_rate": 1e-2}
     trunk = do_train(wsd | {"lr_decay_iters": 20})
     shorter = wsd | {"max_iters": 16, "lr_decay_iters": 12}
@@ -76,7 +76,7 @@ def test_what_is_not_a_branch(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_a_text_that_is_not_here_or_another_is_described(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """A resume elsewhere says which text it needs; another one is refused, unless a branch asks for it."""
+    """A resume elsewhere says which text it needs; another one is refused, except for a branch that names it."""
     trunk = do_train(tiny | LONG | {"max_iters": 8})
     size = r"'tiny.txt' \([\d,]+ \+ [\d,]+ tokens, fingerprint [0-9a-f]{12}\)"
     for gone in ("gone.txt", str(tmp_path / "gone.txt")):
@@ -115,7 +115,7 @@ PUSHED = {"push_to_hub": "checkpoints", "hub_model_id": "ada/trunk"}
 
 @pytest.mark.parametrize("name", ["ada/trunk", "trunk", "Ada/Trunk"])
 def test_a_branch_has_a_repository_of_its_own(tiny: dict[str, Any], tmp_path: Path, name: str) -> None:
-    """The trunk's own recipe, which a branch begins with, names the trunk's repository."""
+    """The trunk's recipe, with which a branch begins, names the trunk's repository."""
     trunk = do_train(tiny | LONG)
     recipe = (trunk / "recipe.yaml").read_text()
     (trunk / "recipe.yaml").write_text(recipe.replace("hub_model_id: null", "hub_model_id: ada/trunk"))
@@ -127,7 +127,7 @@ def test_a_branch_has_a_repository_of_its_own(tiny: dict[str, Any], tmp_path: Pa
 
 
 def test_a_branch_is_another_run_than_its_trunk(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """A record's first line tells runs apart: neither is pushed over the other, nor brought into its folder."""
+    """A record's first line tells runs apart: neither is pushed over the other, or downloaded into its folder."""
     trunk = do_train(tiny | LONG)
     values = tiny | LONG | {"out_dir": str(tmp_path / "branch")}
     branch = do_train(values | {"max_iters": 12}, branch_from=trunk / "checkpoint-8")
@@ -141,7 +141,7 @@ def test_a_branch_is_another_run_than_its_trunk(tiny: dict[str, Any], tmp_path: 
 def test_a_run_moves_over_the_hub_and_back(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Any, tmp_path: Path, server: hub_server.Hub
 ) -> None:
-    """Two machines take turns; the run ends with the bits of one that stayed where it was."""
+    """Two machines take turns; the run ends with the bits of one that stayed on one machine."""
     env = {"HF_ENDPOINT": server.url, "HF_TOKEN": hub_server.TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     env["NO_PROXY"] = "127.0.0.1"
     recipe, whole = write_recipe(tiny | LONG), tmp_path / "whole"
@@ -152,7 +152,7 @@ def test_a_run_moves_over_the_hub_and_back(
         assert done.returncode == 0, done.stderr
         return str(done.stdout)
 
-    # A repository does not say where a corpus lies on the machine that pushed it.
+    # A repository does not contain the corpus's path on the machine that pushed it.
     text = f"--dataset={tiny['dataset']}"
     first, second = tmp_path / "first" / "bard", tmp_path / "second" / "bard"
     command("train.py", recipe, f"--out_dir={first}", "--max_iters=8", "--lr_decay_iters=24")
@@ -170,7 +170,7 @@ def test_a_run_moves_over_the_hub_and_back(
     assert (first / "notes.txt").read_text() == "mine"
     assert [path.name for path in first.parent.iterdir()] == ["bard"], "nothing is left beside it"
 
-    # What is here may be ahead of the Hub; in use, or another run, it is not touched.
+    # The local folder may be ahead of the Hub; if it is in use, or another run, it is left alone.
     assert "going on after step 24" in command("train.py", "--resume=hf://ada/bard", f"--out_dir={first}", text)
     shutil.rmtree(second)
     command("train.py", recipe, f"--out_dir={second}", "--seed=2", "--max_iters=4")

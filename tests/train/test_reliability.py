@@ -1,7 +1,7 @@
-"""What docs/en/reliability.md promises, a quick representative of each; test_reliability_long.py has the rest.
+"""The promises of docs/en/reliability.md, with a quick test for each; test_reliability_long.py has the rest.
 
-The faults are real: SIGKILL, signals, a full filesystem, a process that is dead or silent. Out of memory is in
-test_fit.py, hostile input in test_hostile_input.py, exact resume inside one process in test_train.py.
+The faults are real: SIGKILL, signals, a full filesystem, a dead or silent process. Out of memory is tested in
+test_memory.py, hostile input in test_hostile_input.py, exact resume inside one process in test_train.py.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from hfgpt.train import loop as train
 from hfgpt.train.start import start
 from hfgpt.train.step import StepResult, check_update, may_step
 
-# Dropout and the spike guard keep state of their own, that a resume must bring back.
+# Dropout and the spike guard have state that a resume must restore.
 KILLED = {"dropout": 0.2, "spike_guard": 3.0, "max_iters": 60, "eval_interval": 10, "batch_size": 2}
 KILLED |= {"gradient_accumulation_steps": 2}
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, Any]], Path]:
-    """whole(values) → the folder of the run that nothing disturbs, trained once for each recipe."""
+    """whole(values) → the folder of the uninterrupted run, trained once for each recipe."""
     made: dict[str, Path] = {}
 
     def undisturbed(values: dict[str, Any]) -> Path:
@@ -78,7 +78,7 @@ def _nothing_is_left() -> Iterator[None]:
 
 
 def test_killed_while_writing_a_checkpoint(tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path]) -> None:
-    """Killed in the second checkpoint's writing, and in later ones'; the run ends with the same bits."""
+    """It is killed while it writes the second checkpoint, and later ones; the run ends with the same bits."""
     values = tiny | KILLED
     for stage in ("model.safetensors", "COMPLETE", "rename"):
         assert finish(attempt(values, KillAt(stage, 2))) == -signal.SIGKILL
@@ -104,7 +104,7 @@ def test_a_resume_without_the_generators_is_noticed(
 def test_a_second_signal_ends_at_once(
     tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path], tmp_path: Path
 ) -> None:
-    """The first lets the step be finished, its echo from a launcher changes nothing, a later one does not wait."""
+    """The first signal lets the step finish, its echo from a launcher changes nothing, a later one ends at once."""
     values, log = tiny | KILLED, tmp_path / "log"
     folder = Path(values["out_dir"])
     process = attempt(values, SlowSteps(5, 60), log)
@@ -123,7 +123,7 @@ def test_a_second_signal_ends_at_once(
 
 
 def test_an_echo_is_one_request(tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path], tmp_path: Path) -> None:
-    """SIGINT from the terminal and the SIGTERMs of a launcher: one checkpoint, one line that resumes, 128 + signal."""
+    """SIGINT from the terminal and SIGTERM from a launcher: one checkpoint, one command to resume, 128 + signal."""
     values, log = tiny | KILLED, tmp_path / "log"
     folder = Path(values["out_dir"])
     process = attempt(values, SlowSteps(5, 3), log)
@@ -145,7 +145,7 @@ def test_an_echo_is_one_request(tiny: dict[str, Any], whole: Callable[[dict[str,
 
 @pytest.fixture(scope="session")
 def two_checkpoints(whole: Callable[[dict[str, Any]], Path], tiny_text: Path) -> Path:
-    """A run folder with two checkpoints."""
+    """Return a run folder with two checkpoints."""
     values = {"dataset": str(tiny_text), "device": "cpu", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8}
     values |= {"batch_size": 2, "max_iters": 4, "warmup_iters": 1, "eval_interval": 2, "eval_iters": 1, "num_proc": 1}
     return whole(values | {"sample_prompt": ""})
@@ -213,7 +213,7 @@ def test_a_run_goes_on_from_the_valid_one(tiny: dict[str, Any], whole: Callable[
 
 
 def test_another_models_checkpoint(tiny: dict[str, Any], two_checkpoints: Path) -> None:
-    """Whole, but of another run: refused with every difference, and nothing is changed."""
+    """It is valid, but of another run: refused with every difference, and nothing is changed."""
     folder = Path(tiny["out_dir"])
     shutil.copytree(two_checkpoints, folder)
     before = figures(folder)
@@ -244,7 +244,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 
 def fill(folder: Path) -> None:
-    """Leave no byte free."""
+    """Leave no free byte."""
     with open(folder / "ballast", "wb", buffering=0) as file:
         try:
             while True:
@@ -256,7 +256,7 @@ def fill(folder: Path) -> None:
 def test_a_disk_that_is_full_at_a_checkpoint(
     tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path], small_disk: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A checkpoint of this model takes 1.4 MB, its export 0.5 MB: the second checkpoint finds no room."""
+    """A checkpoint of this model takes 1.4 MB, its export 0.5 MB: the second checkpoint does not fit."""
     values = tiny | KILLED | {"n_embd": 64, "max_iters": 30}
     expected, log = whole(values), tmp_path / "log"
     values["out_dir"] = str(small_disk("size=3m") / "run")
@@ -274,13 +274,13 @@ def test_a_disk_that_is_full_at_a_checkpoint(
 def test_a_disk_that_is_full_between_checkpoints(
     tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path], small_disk: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The record finds no room; so does a resume, before its first step, until there is some."""
+    """The record does not fit; a resume fails before its first step until there is space."""
     values = tiny | KILLED
     expected, log = whole(values), tmp_path / "log"
     disk = small_disk("size=4m")
     values["out_dir"] = str(disk / "run")
     folder = Path(values["out_dir"])
-    # time enough to fill the disk between two steps; 4 KB of further lines take some thirty of them
+    # This leaves time to fill the disk between two steps; 4 KB hold about thirty further lines.
     process = attempt(values, SlowSteps(12, 1, only=True), log)
     wait_for_step(folder, 12, process)
     fill(disk)
@@ -317,7 +317,7 @@ def test_a_folder_below_a_file(tiny: dict[str, Any], monkeypatch: pytest.MonkeyP
 
 
 def do_train(values: dict[str, Any]) -> dict[str, Any]:
-    """Train in this process; returns the progress that the last checkpoint holds."""
+    """Train in this process; return the last checkpoint's progress."""
     resolved = config.build(values, "test")
     assert train.train(resolved) == 0
     return checkpoint.newest_valid(resolved.run_dir, pytest.fail).state["progress"]
@@ -348,7 +348,7 @@ def test_a_spike_is_left_out(
 
 
 def test_a_lasting_rise_is_followed(tiny: dict[str, Any]) -> None:
-    """A guard does not stop the learning for good: the average rises with every update that it leaves out."""
+    """The guard must not stop the learning forever: each skipped update raises the average."""
     at = start(config.build(tiny | {"spike_guard": 2.0}, "test"))
     at.progress.average_norm = 1.0
     for step in range(1, 200):
@@ -362,7 +362,7 @@ def test_a_lasting_rise_is_followed(tiny: dict[str, Any]) -> None:
 def test_overflows_of_loss_scaling_are_skipped_and_counted(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A scale of 2^20 overflows, is halved until it does not, and no overflow counts as a bad step."""
+    """A scale of 2^20 overflows and is halved until it fits; an overflow does not count as a bad step."""
     with_scaler(monkeypatch, 2.0**20)
     progress = do_train(tiny)
     assert 1 <= progress["overflows"] <= 6
@@ -379,7 +379,7 @@ def test_a_spike_under_loss_scaling(tiny: dict[str, Any], monkeypatch: pytest.Mo
 
 
 def test_weights_that_are_not_finite_are_neither_exported_nor_saved(tiny: dict[str, Any]) -> None:
-    """A step of 1e30 is finite, and what it leaves is not: the evaluation behind it finds out."""
+    """A step of 1e30 is finite, but its result is not: the next evaluation detects that."""
     values = tiny | {"eval_interval": 1, "learning_rate": 1e30, "warmup_iters": 0, "min_lr": 1e30, "sample_prompt": "A"}
     with pytest.raises(RunError, match=r"step \d: not finite: (?s:.*)a lower learning rate(?s:.*)--resume"):
         do_train(values)
@@ -397,7 +397,7 @@ def test_weights_that_are_not_finite_are_neither_exported_nor_saved(tiny: dict[s
 def test_a_lost_process_ends_the_others(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], number: signal.Signals
 ) -> None:
-    """Dead, it is noticed at once; silent (as behind a cut network), after process_timeout."""
+    """A dead process is noticed at once; a silent one (as behind a cut network) after process_timeout."""
     values = tiny | {"max_iters": 100_000, "process_timeout": "5s", "eval_interval": 20}
     launcher, folder = launch_two(write_recipe(values)), Path(tiny["out_dir"])
     wait_for_step(folder, 30)
@@ -417,7 +417,7 @@ def test_a_lost_process_ends_the_others(
 
 
 def test_a_stream_goes_on_with_the_same_rows(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """After a kill at step 22 and a resume from 20: the blocks of an undisturbed run, every one of them once."""
+    """After a kill at step 22 and a resume from 20, every block of the uninterrupted run occurs once."""
     values = tiny | KILLED | {"streaming": True, "max_iters": 40}
     once, first, second = (tmp_path / name for name in ("once", "first", "second"))
     assert finish(attempt(values | {"out_dir": str(tmp_path / "whole")}, LogBatches(once))) == 0
@@ -452,7 +452,7 @@ def test_memory_and_handles_stay_as_they_are(tiny: dict[str, Any]) -> None:
         wait_for_step(Path(values["out_dir"]), step, process)
         watched = psutil.Process(process.pid)
         handles = []
-        for _ in range(20):  # a file that is just being written is none that stays open
+        for _ in range(20):  # a file that is being written does not count
             handles.append(watched.num_fds())
             time.sleep(0.005)
         seen.append((watched.memory_info().rss, min(handles)))
@@ -466,7 +466,7 @@ def test_memory_and_handles_stay_as_they_are(tiny: dict[str, Any]) -> None:
 
 
 def test_a_checkpoint_opens_no_other_file(two_checkpoints: Path, tmp_path: Path) -> None:
-    """Its list of files is signed by itself alone: a name that leaves the folder is never followed."""
+    """Its list of files is signed only by itself: a name outside the folder is never followed."""
     folder = tmp_path / "run"
     shutil.copytree(two_checkpoints, folder)
     at = folder / "checkpoint-4"

@@ -1,4 +1,4 @@
-"""What docs/en/reliability.md promises, at length: fifty kills, two processes, two hosts, twenty thousand steps."""
+"""The promises of docs/en/reliability.md at length: fifty kills, two processes, two hosts, twenty thousand steps."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ def _nothing_is_left() -> Iterator[None]:
 
 
 def test_fifty_kills(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """Half at random instants, from the start of the process on; half in the writing of a checkpoint, at each stage.
+    """Half at random instants after the process starts; half in the writing of a checkpoint, at each stage.
 
-    A run that comes to its end is compared, bit by bit, and the next begins, until there were fifty kills.
+    A run that reaches its end is compared, bit by bit, and the next begins, until there have been fifty kills.
     """
     draw = random.Random(0)
     values = tiny | {"dropout": 0.2, "spike_guard": 3.0, "max_iters": 300, "eval_interval": 5, "save_total_limit": 1}
@@ -77,7 +77,7 @@ def test_fifty_kills(tiny: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_a_stream_that_is_killed_again_and_again(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """Every row once, and in the same order: the blocks that count are those of the attempt that went on from them."""
+    """Every row occurs once and in the same order: of a repeated step, only the last attempt counts."""
     draw = random.Random(1)
     values = tiny | {"streaming": True, "dropout": 0.2, "max_iters": 400, "eval_interval": 10}
     once, whole = tmp_path / "once", tmp_path / "whole"
@@ -107,7 +107,7 @@ TWO_PROCESSES |= {"gradient_accumulation_steps": 4}
 
 @pytest.fixture(scope="module")
 def whole_of_two(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """whole_of_two(recipe) → the folder of the undisturbed run of two processes, trained once."""
+    """whole_of_two(recipe) → the folder of the uninterrupted run of two processes, trained once."""
     folder = tmp_path_factory.mktemp("two") / "run"
 
     def undisturbed(recipe: Path) -> Path:
@@ -131,7 +131,7 @@ def test_a_signal_stops_both_at_the_same_step(
         ranks(launcher)[1].send_signal(signal.SIGTERM)
     elif whom == "the launcher":
         launcher.terminate()
-    else:  # as a batch system does it; the launcher passes it on a second time
+    else:  # as a batch system does it; the launcher sends the signal a second time
         os.killpg(launcher.pid, signal.SIGTERM)
     output, _ = launcher.communicate(timeout=60)
     assert launcher.returncode
@@ -151,7 +151,7 @@ def test_a_signal_stops_both_at_the_same_step(
 def test_a_dead_process_is_started_again(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], whole_of_two: Callable[[Path], Path]
 ) -> None:
-    """With --max_restarts the launcher starts both anew; they resume by themselves, --overwrite or not."""
+    """With --max_restarts the launcher starts both again; they resume by themselves, with --overwrite or without."""
     recipe, folder = write_recipe(tiny | TWO_PROCESSES), Path(tiny["out_dir"])
     launcher = launch_two(recipe, "--overwrite", launch=("--max_restarts", "2"))
     for step, rank in ((30, 1), (90, 0)):
@@ -184,7 +184,7 @@ class Hosts:
             ip("-n", name, "link", "set", "lo", "up")
 
     def link(self, state: str) -> None:
-        """'up' or 'down'."""
+        """Set the link to 'up' or 'down'."""
         ip("-n", self.names[1], "link", "set", self.ends[1], state)
 
     def remove(self) -> None:
@@ -192,7 +192,7 @@ class Hosts:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
     def launch(self, recipe: Path, *arguments: str) -> list[subprocess.Popen[str]]:
-        """The documented command, on each host."""
+        """Run the documented command on each host."""
         script = [str(ROOT / "scripts" / "train.py"), str(recipe), *arguments]
         config = ["--config_file", str(ROOT / "accelerate_configs" / "multi_node.yaml"), "--num_processes", "2"]
         return [
@@ -254,7 +254,7 @@ def test_two_hosts_and_a_link_that_is_cut(
 
 
 def test_twenty_thousand_steps(tmp_path: Path) -> None:
-    """benchmarks/long_run.py: memory at the end within 5% of that at step 1,000, handles as many."""
+    """benchmarks/long_run.py: memory at the end is within 5% of that at step 1,000, and as many handles are open."""
     script = ROOT / "benchmarks" / "long_run.py"
     done = subprocess.run([sys.executable, script, "--out_dir", tmp_path / "run"], capture_output=True, text=True)
     print(done.stdout)

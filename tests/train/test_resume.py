@@ -1,4 +1,4 @@
-"""Going on with a run: what changes is said and recorded; how a run stops early, and what it leaves."""
+"""Resuming a run: changes are reported and recorded; how a run stops early, and what it leaves."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_segments_of_a_run_are_kept(tiny: dict[str, Any]) -> None:
 def test_the_precision_is_what_auto_came_to(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     do_train(tiny | {"dtype": "bfloat16"})
     capsys.readouterr()
-    do_train(tiny | {"max_iters": 12}, resume=True)  # auto: float32 for a model as narrow
+    do_train(tiny | {"max_iters": 12}, resume=True)  # auto: float32 for such a narrow model
     assert "  dtype: bfloat16 → float32\n" in capsys.readouterr().out
 
 
@@ -88,7 +88,7 @@ def test_the_precision_is_what_auto_came_to(tiny: dict[str, Any], capsys: pytest
 
 
 def train_an_hour(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], **how: bool) -> Path:
-    """Train by a clock on which an hour is over after a hundred steps, however long they take."""
+    """Train with a clock that reaches an hour after a hundred steps, however long they take."""
     asked = itertools.count()
     with monkeypatch.context() as patched:
         patched.setattr(stop, "time", SimpleNamespace(monotonic=lambda: 36.0 * next(asked)))
@@ -98,7 +98,7 @@ def train_an_hour(monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], **how
 def test_max_time_evaluates_where_it_stops(
     tiny: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Says the validation loss, exports the model, which is the best so far, and the run goes on from there."""
+    """It prints the validation loss and exports the model, which is the best so far; the run can resume from there."""
     values = tiny | {"max_iters": 100_000, "eval_interval": 100_000, "warmup_iters": 1, "lr_decay_iters": 100_000}
     path = train_an_hour(monkeypatch, values)
     [step] = checkpoint.steps(path)
@@ -115,7 +115,7 @@ def test_max_time_evaluates_where_it_stops(
 def test_where_it_was_stopped_does_not_decide_when_it_is_over(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An evaluation out of turn counts for early stopping only if it is the best."""
+    """An extra evaluation counts for early stopping only if it is the best."""
     values = tiny | {"learning_rate": 3.0, "grad_clip": 0.0, "max_iters": 100_000, "lr_decay_iters": 100_000}
     values |= {"eval_interval": 99_999, "early_stopping_patience": 1}
     path = train_an_hour(monkeypatch, values)
@@ -125,18 +125,18 @@ def test_where_it_was_stopped_does_not_decide_when_it_is_over(
 
 
 class WaitInEvaluation:
-    """A `change`: the second evaluation says that it began, and goes on when the test has sent its signal."""
+    """A `change`: the second evaluation reports its begin, and waits until the test has sent its signal."""
 
     def __init__(self, folder: Path) -> None:
         self.began, self.sent, self.passes = folder / "began", folder / "sent", 0
 
     def __call__(self) -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # signals act, whatever the tests were started by
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # signals act, even if the tests' parent process ignored them
         real = language.evaluate_blocks
 
         def waiting(*arguments: Any) -> tuple[float, int]:
             self.passes += 1
-            if self.passes == 13:  # of 24 blocks a split, 4 at a time
+            if self.passes == 13:  # of 24 blocks per split, 4 at a time
                 self.began.touch()
                 while not self.sent.exists():
                     time.sleep(0.01)
@@ -170,7 +170,7 @@ def test_a_signal_during_an_evaluation(tiny: dict[str, Any], tmp_path: Path, nam
 
 
 def ignore_hangups() -> None:
-    """As nohup starts a process."""
+    """nohup starts a process like this."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
@@ -187,7 +187,7 @@ def test_nohup_is_heeded(tiny: dict[str, Any]) -> None:
 
 
 def test_the_forecast_is_renewed_while_it_trains(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """From the fourth evaluation on, with an interval; none at the end."""
+    """From the fourth evaluation on, with an interval; there is no forecast at the end."""
     values = tiny | {"max_iters": 60, "eval_interval": 6, "learning_rate": 1e-2, "warmup_iters": 6}
     path = do_train(values)
     lines = capsys.readouterr().out.splitlines()

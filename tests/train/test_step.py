@@ -1,4 +1,4 @@
-"""A step on an accelerator: the host does not wait, and what is not finite is left out on the device."""
+"""A step on an accelerator: the host does not wait, and non-finite steps are skipped on the device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hfgpt.train.evaluate import losses
 from hfgpt.train.start import start
 from hfgpt.train.stop import Stop
 
-READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")  # for which the host would wait for the device
+READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal")  # for these, the host would wait for the device
 
 
 class Reads(TorchDispatchMode):
@@ -48,7 +48,7 @@ OPTIONS: list[dict[str, Any]] = [{}, {"optimizer": "muon"}, GUARDED, GUARDED | {
 
 @pytest.fixture
 def behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU that is treated as an accelerator: the host looks at a step while the next one runs."""
+    """Treat a CPU as an accelerator: the host checks a step while the next one runs."""
     monkeypatch.setattr(step, "must_look", lambda run: False)
     monkeypatch.setattr(loop, "must_look", lambda run: False)
 
@@ -65,7 +65,7 @@ def test_a_step_reads_nothing_from_the_device(
     tiny: dict[str, Any], behind: None, values: dict[str, Any], scaled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if scaled and "spike_guard" in values:
-        return  # decided by the host
+        return  # the host decides
     if scaled:
         with_scaler(monkeypatch, 4.0)
     made = start(config.build(tiny | values | {"gradient_accumulation_steps": 3}, "test"))
@@ -80,7 +80,7 @@ def test_a_step_reads_nothing_from_the_device(
 def test_looking_a_step_late_changes_nothing(
     tiny: dict[str, Any], values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the spike guard leaves out step 5."""
+    """It holds even if the spike guard skips step 5."""
     values = tiny | {"max_iters": 12, "log_interval": 5, "dropout": 0.1} | values
     spoil(monkeypatch, 5, factor=30.0)
     looked = run(values, "looked")
@@ -107,7 +107,7 @@ def test_overflows_of_loss_scaling_are_left_out_a_step_late(
 def test_the_time_of_a_step_includes_the_wait_for_the_device(
     tiny: dict[str, Any], behind_by: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A launched step is not a finished one; the host waits where it settles a step."""
+    """A launched step is not a finished one; the host waits when it settles a step."""
     settle = step.settle
 
     def waits(at: Any, results: list[step.StepResult], keep: int) -> None:
@@ -123,7 +123,7 @@ def test_the_time_of_a_step_includes_the_wait_for_the_device(
 
 
 def test_a_wait_for_the_device_is_watched(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL hangs where the host waits for a step, not where it launches one."""
+    """NCCL hangs when the host waits for a step, not when it launches one."""
     told, settle = list[float](), step.settle
 
     def hangs(at: Any, results: list[step.StepResult], keep: int) -> None:
@@ -142,7 +142,7 @@ def test_a_wait_for_the_device_is_watched(tiny: dict[str, Any], monkeypatch: pyt
     assert told == [2]
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch, while it compiles
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles
 def test_nothing_is_compiled_anew_after_the_trial(tiny: dict[str, Any], behind: None) -> None:
     """Training has one graph, which the trial of `fit` compiles; evaluation has another."""
     graphs = list[int]()
@@ -166,7 +166,7 @@ def test_nothing_is_compiled_anew_after_the_trial(tiny: dict[str, Any], behind: 
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *passes: int, factor: float = math.inf) -> None:
-    """The loss of these forward passes of the training is that many times as large."""
+    """Multiply the loss of these training forward passes by a number."""
     real, count = gpt2.LanguageModel.forward, iter(range(1, 1000))
 
     def forward(self: gpt2.LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

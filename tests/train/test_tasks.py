@@ -1,4 +1,4 @@
-"""Multiple choice while training, and the losses of each corpus of a mix."""
+"""Multiple-choice tasks during training, and the losses of each corpus of a mix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hfgpt.train.start import start
 
 @pytest.fixture
 def questions(tmp_path: Path, tiny_text: Path) -> Path:
-    """Which line comes from the text, and which is its letters in another order."""
+    """Return questions: which line is from the text, and which has its letters in another order."""
     path = tmp_path / "lines.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for number, line in enumerate(tiny_text.read_text().splitlines()[:20]):

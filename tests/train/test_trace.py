@@ -1,4 +1,4 @@
-"""A trace of a few steps, and what a card draws: neither changes the run."""
+"""A trace of a few steps, and a card's power: neither changes the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hfgpt.train.meter import Power
 
 
 def test_a_trace_of_a_few_steps(tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Read by Perfetto and TensorBoard; the ten largest operations are shown; the run has the same bits."""
+    """Perfetto and TensorBoard can read it; the ten largest operations are printed; the run has the same bits."""
     assert train.train(config.build(tiny | {"dropout": 0.2}, "test"), profile=True) == 0
     [path] = (Path(tiny["out_dir"]) / "profile").iterdir()
     assert path.name == "steps-4-6.pt.trace.json"
@@ -42,7 +42,7 @@ def test_a_run_that_ends_within_the_trace(tiny: dict[str, Any]) -> None:
 
 
 class Driver(ModuleType):
-    """NVML of a card, as nvidia-ml-py has it."""
+    """A card's NVML, with the interface of nvidia-ml-py."""
 
     def __init__(self, millijoules: float | None) -> None:
         super().__init__("pynvml")

@@ -1,4 +1,4 @@
-"""What a run tells Weights & Biases and trackio, read back from what they wrote, without a network or an account."""
+"""What a run sends to Weights & Biases and trackio, read back from their files, without a network or an account."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Runner = Callable[..., Any]
 
 
 def told_by(folder: Path, key: str) -> dict[int, float]:
-    """A figure of metrics.jsonl by step."""
+    """Return a figure of metrics.jsonl by step."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[key] for line in lines if key in line}
 
 
 def wandb_records(path: Path) -> Iterator[bytes]:
-    """The records of a .wandb file: LevelDB's log format, in blocks of 32 KiB, after a head of 7 bytes."""
+    """Return the records of a .wandb file: LevelDB's log format, in blocks of 32 KiB, after a head of 7 bytes."""
     data, at, record = path.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while at + 7 <= len(data):
-        if (left := 32768 - at % 32768) < 7:  # too little for another piece's head
+        if (left := 32768 - at % 32768) < 7:  # too small for another piece's head
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
         record += data[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last piece of one
+        if kind in (1, 4):  # whole, or the last piece of a record
             yield record
             record = b""
 

@@ -1,4 +1,4 @@
-"""The loop's promises: what a step is, that a resume goes on bit for bit, what stops a run."""
+"""The loop's promises: what a step is, that a resume is exact bit for bit, what stops a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Records = list[dict[str, float]]
 
 
 class Killed(Exception):
-    """Stands for the end of the process in the middle of a step."""
+    """Simulates the end of the process in the middle of a step."""
 
 
 def series(folder: Path, key: str) -> list[float]:
@@ -43,7 +43,7 @@ def series(folder: Path, key: str) -> list[float]:
 
 
 def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int, in_accumulation: bool = False) -> None:
-    """Let `steps` optimizer steps happen, then end the process before the next, or after its first micro-batch."""
+    """Allow `steps` optimizer steps, then end the process before the next, or after its first micro-batch."""
     real_step, count = train.train_step, 0
 
     def dying(run: Run, batches: list[Any], *rest: Any) -> StepResult:
@@ -63,7 +63,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int, in_accumulation: boo
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(16, 4), (8, 8)])
 def test_accumulation_is_the_same_run(tiny: dict[str, Any], tmp_path: Path, batch_size: int, accumulation: int) -> None:
-    """64 x 1 = 16 x 4 = 8 x 8: loss and gradient norm of each step, to rounding (chapter 1.3)."""
+    """64 x 1 = 16 x 4 = 8 x 8: loss and gradient norm of each step agree up to rounding (chapter 1.3)."""
     whole = do_train(tiny | {"batch_size": 64, "out_dir": str(tmp_path / "whole")})
     parts = do_train(tiny | {"batch_size": batch_size, "gradient_accumulation_steps": accumulation})
     for key in ("train_loss", "grad_norm", "val_loss", "train_eval_loss"):
@@ -72,7 +72,7 @@ def test_accumulation_is_the_same_run(tiny: dict[str, Any], tmp_path: Path, batc
 
 
 def ragged_batches(run: Run, splits: list[int]) -> list[dict[str, torch.Tensor]]:
-    """Eight sequences whose targets are of very different numbers, in micro-batches of these sizes."""
+    """Return eight sequences with very different numbers of targets, in micro-batches of these sizes."""
     tokens = torch.from_numpy(run.corpus.train.blocks(range(8), run.config.block_size))
     targets = tokens[:, 1:].clone()
     for row, kept in enumerate((1, 16, 3, 16, 2, 9, 16, 5)):
@@ -129,7 +129,7 @@ def test_train_loss_is_the_global_batch_unrounded(tiny: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("batch_size", [2, 32])
 def test_evaluation_does_not_depend_on_the_batch(tiny: dict[str, Any], tmp_path: Path, batch_size: int) -> None:
-    """The same model on the same blocks, whatever batch_size is: here, the model before training."""
+    """The same model on the same blocks, for any batch_size: here, the model before training."""
     reference = do_train(tiny | {"max_iters": 1, "warmup_iters": 0, "out_dir": str(tmp_path / "reference")})
     other = do_train(tiny | {"max_iters": 1, "warmup_iters": 0, "batch_size": batch_size})
     for key in ("val_loss", "train_eval_loss", "val_bits_per_character"):
@@ -137,7 +137,7 @@ def test_evaluation_does_not_depend_on_the_batch(tiny: dict[str, Any], tmp_path:
 
 
 def test_evaluating_exporting_and_saving_leave_the_run_alone(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """The same losses, bit by bit, whether there is an evaluation after every step or only at the end."""
+    """The losses are the same, bit by bit, with an evaluation after every step or only at the end."""
     often = do_train(
         tiny | {"dropout": 0.1, "eval_interval": 1, "sample_prompt": "A", "out_dir": str(tmp_path / "often")}
     )
@@ -145,7 +145,7 @@ def test_evaluating_exporting_and_saving_leave_the_run_alone(tiny: dict[str, Any
 
 
 def test_the_first_steps_are_those_of_a_plain_loop(tiny: dict[str, Any]) -> None:
-    """Losses as from torch alone: the model, AdamW, clipping and the schedule, without Accelerate or checkpoints."""
+    """The losses equal torch's alone: model, AdamW, clipping and schedule, without Accelerate or checkpoints."""
     folder = do_train(tiny)
     run = start(config.build(tiny | {"out_dir": str(folder.parent / "other")}, "x"))
     plain = model.build(run.config, run.plain.gpt2.config.vocab_size, None)
@@ -169,7 +169,7 @@ def test_the_first_steps_are_those_of_a_plain_loop(tiny: dict[str, Any]) -> None
 
 
 def test_mixed_precision_is_on_for_every_step(tiny: dict[str, Any]) -> None:
-    """Evaluation, export and checkpoints look inside the wrappers; the precision must survive that."""
+    """Evaluation, export and checkpoints unwrap the model; the precision must survive that."""
     run = start(config.build(tiny | {"dtype": "bfloat16"}, "x"))
     seen: list[torch.dtype] = []
     run.plain.gpt2.transformer.h[0].mlp.c_fc.register_forward_hook(
@@ -189,13 +189,13 @@ def test_activation_checkpointing_changes_nothing_but_memory(tiny: dict[str, Any
 
 # ----------------------------------------------------------------------------------------------------- exact resume
 
-# The tiny text's training split has 670 blocks of 16; with 64 sequences a step an epoch is about 10 steps.
+# The tiny text's training split has 670 blocks of 16; with 64 sequences a step, an epoch is about 10 steps.
 LONG = {"max_iters": 24, "eval_interval": 4, "batch_size": 32, "gradient_accumulation_steps": 2, "dropout": 0.2}
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Callable[[dict[str, Any]], Path]:
-    """The run that nothing interrupts, trained once with each optimizer."""
+    """Return the uninterrupted run, trained once with each optimizer."""
     made: dict[str, Path] = {}
 
     def run(values: dict[str, Any]) -> Path:
@@ -236,7 +236,7 @@ def test_resume_is_exact(
     killed_after: int,
     in_accumulation: bool,
 ) -> None:
-    """Killed at any step, resumed, dropout on: weights and record equal the undisturbed run's, bit by bit."""
+    """Killed at any step, resumed, with dropout: weights and record equal the uninterrupted run's, bit by bit."""
     values = tiny | LONG | {"optimizer": optimizer}
     whole = undisturbed(values)
     with monkeypatch.context() as patch:
@@ -253,7 +253,7 @@ def test_resume_is_exact(
 def test_resume_without_the_generators_is_noticed(
     tiny: dict[str, Any], undisturbed: Callable[[dict[str, Any]], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The negative control: with the saved generators dropped, the test above would fail."""
+    """The negative control: without the saved generators, the test above would fail."""
     whole = undisturbed(tiny | LONG)
     with monkeypatch.context() as patch:
         kill_after(patch, 10)
@@ -269,7 +269,7 @@ def test_resume_without_the_generators_is_noticed(
 
 
 def test_a_resume_keeps_the_optimizer(tiny: dict[str, Any]) -> None:
-    """One cannot use the other's averages."""
+    """An optimizer cannot use another one's averages."""
     do_train(tiny)
     with pytest.raises(InputError, match="optimizer: 'adamw' in the checkpoint, 'muon' now"):
         do_train(tiny | {"optimizer": "muon", "max_iters": 12}, resume=True)
@@ -325,7 +325,7 @@ def test_a_resume_forgets_the_samples_of_steps_that_it_makes_again(tiny: dict[st
 
 
 def test_the_last_step_is_evaluated_and_saved(tiny: dict[str, Any]) -> None:
-    """Also where eval_interval is longer than the run."""
+    """It holds even if eval_interval is longer than the run."""
     folder = do_train(tiny | {"eval_interval": 1000})
     assert [step for step, *rest in figures(folder) if rest[4] != math.inf] == [0, 8]
     assert checkpoint.steps(folder) == [8]
@@ -343,7 +343,7 @@ def test_early_stopping(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
 
 
 def test_nan_stops_the_run_and_spares_the_weights(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step is named, the update left out, and the checkpoint before is good."""
+    """The step is named, the update is skipped, and the previous checkpoint is good."""
     forward = model.LanguageModel.forward
     count = 0
 
@@ -403,7 +403,7 @@ def test_overwrite_leaves_nothing_of_the_older_run(tiny: dict[str, Any]) -> None
 
 
 def test_checkpoints_only_of_the_best(tiny: dict[str, Any]) -> None:
-    """always_save_checkpoint: false keeps a checkpoint where the loss was the best, and the last one."""
+    """always_save_checkpoint: false keeps the checkpoint with the best loss, and the last one."""
     values = tiny | {"learning_rate": 3.0, "grad_clip": 0.0, "max_iters": 16, "always_save_checkpoint": False}
     folder = do_train(values)
     evaluations = series(folder, "val_loss")

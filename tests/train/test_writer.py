@@ -1,4 +1,4 @@
-"""Writing behind the steps; a word before NCCL ends a process."""
+"""Writing in a thread while steps run; NCCL's message before it ends a process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_what_is_written_is_what_was_there_when_it_was_copied() -> None:
     weight = torch.ones(3)
     copied = writer.copy("weights", {"w": weight})
     writer.do(lambda: (going.wait(), seen.append(copied["w"].tolist())))  # type: ignore[func-returns-value]
-    weight.zero_()  # the next step, while the writing has not begun
+    weight.zero_()  # the next step, before the writing has begun
     assert seen == []
     going.set()
     writer.wait()
@@ -61,7 +61,7 @@ def test_a_model_and_its_checkpoint_share_a_copy() -> None:
 
 
 def test_memory_is_set_aside_before_the_first_copy() -> None:
-    resource = pytest.importorskip("resource")  # which Windows does not have
+    resource = pytest.importorskip("resource")  # missing on Windows
     writer, weight = Writer(background=True), torch.ones(2_000_000)
     writer.reserve("weights", {"w": weight})
     writer.wait()
@@ -85,9 +85,9 @@ def test_actions_come_one_after_another_and_errors_come_up() -> None:
     writer.do(fail)
     with pytest.raises(OSError, match="No space"):
         writer.wait()
-    writer.look()  # it came up once
+    writer.look()  # it was raised once
     writer.do(fail)
-    writer.close()  # the action has ended, and nobody has looked
+    writer.close()  # the action has ended, and nobody has checked it
     with pytest.raises(OSError, match="No space"):
         writer.look()
 
@@ -123,7 +123,7 @@ def run(values: dict[str, Any], **how: bool) -> Path:
 
 
 def test_a_run_that_writes_behind_its_steps_leaves_what_any_run_leaves(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """The same checkpoints and model, whole and from a resume in the middle."""
+    """The checkpoints and the model are the same, uninterrupted and from a resume in the middle."""
     values = tiny | {"dropout": 0.1, "save_total_limit": 4}
     waited = run(values)
     behind = run(values | {"background_save": True, "out_dir": str(tmp_path / "behind")})
