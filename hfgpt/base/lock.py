@@ -25,10 +25,10 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-import psutil
-
 from hfgpt.base.errors import UNREADABLE, Failure, InputError
+from hfgpt.base.files import disk_errors
 from hfgpt.base.language import _
+from hfgpt.base.machine import began
 
 NAME = ".lock"
 
@@ -43,11 +43,11 @@ SETTLING = 0.2  # seconds for processes that take over the same dead lock to set
 
 @dataclass(frozen=True)
 class Holder:
-    """The holder of a lock. `began` and `since` are seconds since 1970."""
+    """The holder of a lock. `since` is in seconds since 1970."""
 
     machine: str
     process: int
-    began: float  # start time of the process, since process numbers are reused
+    began: float  # by hfgpt.base.machine.began, since process numbers are reused
     since: float
     token: str  # unique to this lock
     inode: int  # of the lock file: a copy has a different one
@@ -142,9 +142,9 @@ class FolderLock:
         token = uuid.uuid4().hex
         temporary = self._path.with_name(f"{self._path.name}.{token}")
         try:
-            with open(temporary, "x", encoding="utf-8") as file:
+            with disk_errors(self._path), open(temporary, "x", encoding="utf-8") as file:
                 inode = _inode(file.fileno())
-                holder = Holder(_machine(), os.getpid(), _began(os.getpid()) or 0.0, time.time(), token, inode)
+                holder = Holder(_machine(), os.getpid(), began(os.getpid()) or 0.0, time.time(), token, inode)
                 json.dump(vars(holder), file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -192,17 +192,8 @@ def holder_of(folder: Path, name: str = NAME) -> Holder | None:
 def _is_dead(holder: Holder, silent: float) -> bool:
     if holder.machine != _machine():
         return silent > SILENCE
-    began = _began(holder.process)
-    return began is None or abs(began - holder.began) > 10  # tolerates a change of the system clock
-
-
-def _began(process: int) -> float | None:
-    """Return when a process on this machine started; None if it has ended."""
-    try:
-        info = psutil.Process(process)
-        return None if info.status() == psutil.STATUS_ZOMBIE else float(info.create_time())
-    except psutil.Error:
-        return None
+    alive = began(holder.process)
+    return alive is None or abs(alive - holder.began) > 1
 
 
 def _machine() -> str:

@@ -12,6 +12,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -43,6 +44,19 @@ def _output(command: list[str]) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip().partition("\n")[0] or None
+
+
+def began(process: int) -> float | None:
+    """Return when a process of this machine began, by a clock that nobody can set; None if it has ended.
+
+    Linux counts it from its own start, in seconds; whoever sets the clock moves that start, as seen from 1970.
+    """
+    try:
+        info = psutil.Process(process)
+        since = float(info.create_time()) - (psutil.boot_time() if sys.platform == "linux" else 0.0)
+        return None if info.status() == psutil.STATUS_ZOMBIE else since
+    except psutil.Error:
+        return None
 
 
 def process_began() -> float:

@@ -86,7 +86,7 @@ class Speed:
 def this_machine() -> Speed:
     """Return the cached measurement, or a new one."""
     kept, key = _read(), _key()
-    if kept and kept.key == key and time.time() - kept.when < (FRESH_IF_BUSY if kept.busy else FRESH):
+    if kept and kept.key == key and 0 <= time.time() - kept.when < (FRESH_IF_BUSY if kept.busy else FRESH):
         return kept
     speed = measure()
     if kept and kept.key == key:

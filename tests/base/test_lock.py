@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hfgpt.base import lock
@@ -58,6 +59,27 @@ def test_the_second_is_told_who_holds_it(tmp_path: Path) -> None:
         assert holder_of(tmp_path) is not None
     assert not list(tmp_path.iterdir())
     process.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process's start is not counted from the machine's")
+def test_a_clock_that_is_set_kills_no_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a step of the clock, Linux gives another time of its own start, and psutil one of each process's."""
+    process = another_process(tmp_path)
+    try:
+        before = psutil.boot_time()
+        for hours in (-1, 1):
+            for module in (psutil, psutil._psplatform):  # the public name, and what a process's start is counted from
+                monkeypatch.setattr(module, "boot_time", lambda hours=hours: before + 3600 * hours)
+            holder = holder_of(tmp_path)
+            assert holder
+            assert holder.process == process.pid
+            with pytest.raises(InputError, match="is in use by process"):
+                FolderLock(tmp_path).acquire()
+    finally:
+        process.kill()
+        assert process.stdout
+        process.stdout.close()
+        process.wait()
 
 
 def take(folder: str, results: object, all_tried: object) -> None:
