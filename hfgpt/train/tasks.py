@@ -11,11 +11,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from hfgpt.base.errors import UNREADABLE, InputError
+from hfgpt.base.files import check_regular
 from hfgpt.data.tokenizer import token_ids
 from hfgpt.model.gpt2 import IGNORED
 from hfgpt.train.collective import total
@@ -46,10 +48,18 @@ def load(eval_tasks: str | None, tokenizer: PreTrainedTokenizerBase, block_size:
         block_size: a longer text keeps its last tokens.
 
     Raises:
-        InputError: a file cannot be read, or a line is not a question; names the file or line.
+        InputError: a file cannot be read, a line is not a question, or two tasks have one name; says which.
     """
     tasks = dict[str, list[Question]]()
-    for path in names_of(eval_tasks)[0]:
+    files, names = names_of(eval_tasks)
+    called = [*(path.stem for path in files), *names]
+    if twice := next((name for name in called if called.count(name) > 1), None):
+        raise InputError(
+            "eval_tasks = {tasks!r}: two of them are called {name!r} in the record → rename a file",
+            tasks=eval_tasks,
+            name=twice,
+        )
+    for path in files:
         tasks[path.stem] = list(_questions(path, tokenizer, block_size))
         if not tasks[path.stem]:
             raise InputError("eval_tasks = {file!r}: holds no question", file=str(path))
@@ -58,7 +68,8 @@ def load(eval_tasks: str | None, tokenizer: PreTrainedTokenizerBase, block_size:
 
 def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) -> Iterator[Question]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        check_regular(path)
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other characters that end a line
     except (OSError, ValueError) as error:
         raise InputError("eval_tasks = {file!r}: cannot be read: {error}", file=str(path), error=error) from None
     for number, line in enumerate(lines, 1):
@@ -66,11 +77,13 @@ def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) 
             continue
         try:
             values = json.loads(line)
-            context = str(values.get("context", values.get("ctx")))
-            choices = [str(choice) for choice in values.get("choices", values.get("endings"))]
-            answer = int(values.get("answer", values.get("label")))
-            if not context or not 0 <= answer < len(choices) or len(choices) < 2 or not all(choices):
+            context, choices = values.get("context", values.get("ctx")), values.get("choices", values.get("endings"))
+            answer = values.get("answer", values.get("label"))
+            if not isinstance(choices, list) or not all(map(_is_text, [context, *choices])):
                 raise ValueError
+            if type(answer) not in (int, str) or not 0 <= int(answer) < len(choices) or len(choices) < 2:
+                raise ValueError
+            context, choices = str(context), list(map(str, choices))
         except UNREADABLE:
             raise InputError(
                 "{file}, line {line}: is not a question → give a JSON object with context, choices (two or more "
@@ -78,7 +91,12 @@ def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) 
                 file=path,
                 line=number,
             ) from None
-        yield Question([_tokens(context, choice, tokenizer, block_size) for choice in choices], answer)
+        yield Question([_tokens(context, choice, tokenizer, block_size) for choice in choices], int(answer))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value can stand in a question: a text that is not empty, or a number."""
+    return type(value) in (str, int, float) and value != ""
 
 
 def _tokens(context: str, choice: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> tuple[list[int], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ def test_an_answer_is_the_lowest_loss_per_token(tiny: dict[str, Any], questions:
         "", "{", "[]", "3", '{"context": "a", "choices": ["b"], "answer": 0}', "[" * 100_000,
         '{"context": "a", "choices": ["b", "c"], "answer": 2}', '{"context": "a", "choices": ["b", "c"]}',
         '{"context": "", "choices": ["b", "c"], "answer": 0}', '{"context": "a", "choices": ["b", ""], "answer": 1}',
+        '{"context": "a", "choices": "bc", "answer": 1}', '{"query": "a", "choices": ["b", "c"], "answer": 1}',
+        '{"context": "a", "choices": ["b", null], "answer": 0}', '{"context": "a", "choices": ["b", [2]], "answer": 0}',
+        '{"context": null, "choices": ["b", "c"], "answer": 0}', '{"context": "a", "choices": [true, 1], "answer": 0}',
+        '{"context": "a", "choices": [1, 2], "answer": 0.7}', '{"context": "a", "choices": [1, 2], "answer": true}',
         '{"context": "a", "choices": null, "answer": 1}', '{"context": "a", "choices": ["b", "c"], "answer": Infinity}',
     ],
 )  # fmt: skip
@@ -73,6 +78,33 @@ def test_what_is_not_a_question(tiny: dict[str, Any], tmp_path: Path, line: str)
     with pytest.raises(InputError, match="is not a question" if line else "holds no question"):
         do_train(tiny | {"eval_tasks": str(path)})
     assert not Path(tiny["out_dir"]).exists()
+
+
+def test_two_tasks_of_one_name(tiny: dict[str, Any], questions: Path, tmp_path: Path) -> None:
+    """The second would take the first one's place in the record."""
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / questions.name
+    other.write_bytes(questions.read_bytes())
+    for pair in (f"{questions},{other}", f"{questions},lines"):
+        with pytest.raises(InputError, match="two of them are called 'lines' in the record"):
+            do_train(tiny | {"eval_tasks": pair})
+
+
+def test_a_pipe_and_a_device_are_no_file_of_questions(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """The one would be waited for, the other read without end."""
+    (tmp_path / "endless.jsonl").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name in ("endless.jsonl", "pipe.jsonl"):
+        with pytest.raises(InputError, match=r"cannot be read: .*not a file"):
+            do_train(tiny | {"eval_tasks": str(tmp_path / name)})
+
+
+def test_marks_and_line_separators_in_a_file_of_questions(tiny: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "marked.jsonl"
+    line = json.dumps({"context": "a\u2028b", "choices": ["c\x85d", 4], "answer": "1"}, ensure_ascii=False)
+    path.write_text(f"\ufeff{line}\r\n", encoding="utf-8", newline="")
+    run = start(config.build(tiny | {"eval_tasks": str(path)}, "test"))
+    assert [question.answer for question in run.tasks["marked"]] == [1]
 
 
 def test_a_file_that_is_not_there(tiny: dict[str, Any]) -> None:
