@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 from hfgpt import config
 from hfgpt.base import shell
@@ -40,7 +41,9 @@ MINUTES = float(os.environ.get("FUZZ_MINUTES", "5"))
 TINY = {"device": "cpu", "n_layer": 1, "n_head": 1, "n_embd": 8, "block_size": 8, "batch_size": 2, "max_iters": 2}
 TINY |= {"warmup_iters": 1, "eval_interval": 1, "eval_iters": 1, "num_proc": 1, "sample_prompt": "a"}
 
-SECONDS = 20  # how long a command may take for a tiny input
+SECONDS = 20  # how long a command may compute for a tiny input
+
+PATIENCE = 300  # seconds after which a command that does not compute hangs; other work may take the machine
 
 MEMORY = 3 << 30  # bytes of address space that it may use in addition to the tests
 
@@ -62,17 +65,20 @@ def bounded() -> Iterator[None]:
 
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    before = signal.signal(signal.SIGALRM, over)
-    faulthandler.dump_traceback_later(4 * SECONDS, exit=True, file=sys.__stderr__)
+    before = {number: signal.signal(number, over) for number in (signal.SIGALRM, signal.SIGPROF)}
+    faulthandler.dump_traceback_later(2 * PATIENCE, exit=True, file=sys.__stderr__)
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, limits[1]))
-    signal.alarm(SECONDS)
+    signal.alarm(PATIENCE)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_AS, limits)
         faulthandler.cancel_dump_traceback_later()
-        signal.signal(signal.SIGALRM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -229,7 +235,12 @@ def fuzz(request: pytest.FixtureRequest) -> Fuzz:
         tried, end = 0, time.monotonic() + share
 
         @settings(
-            max_examples=50, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck), print_blob=False
+            max_examples=50,
+            deadline=None,
+            derandomize=False,
+            database=DirectoryBasedExampleDatabase(".hypothesis/examples"),  # the tests' own profile keeps none
+            suppress_health_check=list(HealthCheck),
+            print_blob=False,
         )
         @given(strategy)
         def some(example: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz.fuzzing import ODD, VALUES, Fuzz, bounded, contents, fuzz, runs, written
+from fuzz.fuzzing import ODD, PATIENCE, VALUES, Fuzz, bounded, contents, fuzz, runs, written
 from hypothesis import strategies as st
 
 pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[dev]"')
@@ -150,7 +150,7 @@ def test_requests(fuzz: Fuzz, runs: dict[str, Path], tmp_path: Path) -> None:
         before, errors = contents(tmp_path), io.StringIO()
         with bounded(), contextlib.redirect_stderr(errors):
             asked = ask(app, method, path, query, headers, content)
-            status, answer = loop.run_until_complete(asyncio.wait_for(asked, 15))
+            status, answer = loop.run_until_complete(asyncio.wait_for(asked, PATIENCE))
         check_answer(status, answer, errors.getvalue())
         assert status == 403 or not is_foreign(headers), (status, path)
         assert contents(tmp_path) == before
