@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import socket
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import check_regular, replace_file
 from hfgpt.base.language import _, listed, why
 from hfgpt.base.lock import FolderLock, Holder, holder_of
+from hfgpt.base.machine import began
 from hfgpt.base.terminal import say
 from hfgpt.runs.metrics import Record, series
 from hfgpt.sweep.definition import Sweep, Trial
@@ -31,6 +33,8 @@ from hfgpt.sweep.definition import Sweep, Trial
 # than the others' median at the same share is hopeless.
 STARTUP_TRIALS = 4
 WARMUP_PERCENT = 25
+
+ENTRY = b'{"op_code":'  # how each line of Optuna's journal begins
 
 
 class Storage:
@@ -62,6 +66,7 @@ class Storage:
             journal = sweep.folder / "journal.log"
             try:
                 check_regular(journal)
+                _drop_torn_line(journal)
                 self.study = optuna.create_study(
                     storage=JournalStorage(JournalFileBackend(str(journal))),
                     study_name=sweep.name,
@@ -190,6 +195,26 @@ class Claim:
         self._storage.tell(self._asked.number, outcome, value)
 
 
+def _drop_torn_line(journal: Path) -> None:
+    """Drop a last line that a full disk or a power cut left unfinished: Optuna would write the next one behind it."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    if not (journal.is_file() and _torn(journal)):
+        return
+    lock = JournalFileSymlinkLock(str(journal))  # another process may only be writing it
+    lock.acquire()
+    try:
+        os.truncate(journal, journal.stat().st_size - len(_torn(journal)))
+    finally:
+        lock.release()
+
+
+def _torn(journal: Path) -> bytes:
+    """Return the unfinished last line of Optuna's journal; empty if there is none, or another program wrote it."""
+    last = journal.read_bytes().rpartition(b"\n")[2]
+    return last if last.startswith(ENTRY) or ENTRY.startswith(last) else b""
+
+
 def _identity(sweep: Sweep) -> dict[str, Any]:
     return {
         "name": sweep.name,
@@ -249,9 +274,7 @@ def wait_for(path: Path) -> FolderLock:
 
 def note_training(path: Path, pid: int) -> None:
     """Record which process trains."""
-    try:
-        started = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:  # it has already ended
+    if (started := began(pid)) is None:  # it has already ended
         return
     replace_file(path, json.dumps({"host": socket.gethostname(), "pid": pid, "started": started}))
 
@@ -260,8 +283,9 @@ def training(path: Path) -> psutil.Process | None:
     """Return the recorded process while it trains. One on another machine is assumed to have ended with its sweep."""
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
-        process = psutil.Process(noted["pid"])
-        same = noted["host"] == socket.gethostname() and abs(process.create_time() - noted["started"]) < 1
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        alive = began(noted["pid"])
+        if noted["host"] != socket.gethostname() or alive is None or abs(alive - noted["started"]) > 1:
+            return None
+        return psutil.Process(noted["pid"])
     except (OSError, psutil.Error, *UNREADABLE):
         return None

@@ -96,7 +96,7 @@ def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: s
 # stop
 
 
-PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stopped(Exception):
@@ -107,7 +107,10 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Forwards SIGINT, SIGTERM and SIGHUP to the current training, and remembers the first."""
+    """Forwards SIGINT, SIGTERM, SIGHUP and SIGUSR1 to the current training, and remembers the first.
+
+    A signal that the process was started to ignore (nohup) stays ignored.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -125,7 +128,8 @@ class Signals:
 
     def __enter__(self) -> Signals:
         for number in PASSED_ON:
-            self._previous[number] = signal.signal(number, self._receive)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_exception: object) -> None:

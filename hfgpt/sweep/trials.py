@@ -21,7 +21,7 @@ from pathlib import Path
 
 from hfgpt import config as configs
 from hfgpt.base.errors import UNREADABLE
-from hfgpt.base.files import replace_file
+from hfgpt.base.files import disk_errors, replace_file
 from hfgpt.base.language import _, plural
 from hfgpt.base.terminal import visible
 from hfgpt.base.units import duration
@@ -51,7 +51,13 @@ def run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None] = print) 
     Raises:
         InputError: the folder holds another sweep, or Optuna is not installed.
         Stopped: a signal came; the current trial has written its checkpoint.
+        OSError: the disk is full or not writable; the same command resumes.
     """
+    with disk_errors(sweep.folder):
+        return _run(sweep, train, say)
+
+
+def _run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> Path:
     storage = Storage(sweep)
     say(
         plural("{folder}: {n} trial of {name}, equal {equal}", "{folder}: {n} trials of {name}, equal {equal}",

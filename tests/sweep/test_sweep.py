@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import psutil
 import pytest
 import yaml
 from optuna.storages import JournalStorage
@@ -20,7 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from hfgpt.base.errors import InputError
 from hfgpt.sweep import reading as sweep
-from hfgpt.sweep import trials
+from hfgpt.sweep import storage, trials
 from hfgpt.sweep.definition import Sweep, equalised
 
 ROOT = Path(__file__).parents[2]
@@ -334,6 +335,27 @@ def test_a_journal_of_something_else_is_one_message(
         trials.run(made, [str(stand_in())], lambda _: None)
 
 
+@pytest.mark.parametrize("kept", [0.3, 0.99, -1, None], ids=str)
+def test_a_torn_line_of_the_journal_costs_that_line_alone(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path], kept: float | int | None
+) -> None:
+    """A full disk or a power cut leaves a part of a line; the next one must not be written behind it."""
+    made, script = define("--learning_rate=0.1,0.2"), [str(stand_in())]
+    trials.run(made, script, lambda _: None)
+    journal = made.folder / "journal.log"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    last = next(number for number, line in enumerate(lines) if b'"RUNNING"' in line or b'"op_code":5' in line)
+    torn = lines[last]
+    if kept is None:  # the first line of a new journal
+        last, torn = 0, lines[0]
+        kept = 0.5
+    at = kept if kept == -1 else max(1, int(len(torn) * kept))
+    journal.write_bytes(b"".join(lines[:last]) + torn[:at])
+    for _again in range(2):
+        trials.run(made, script, lambda _: None)
+    assert [row["outcome"] for row in report(made)["runs"]] == ["finished"] * 2
+
+
 def test_a_folder_that_cannot_be_written_is_one_message(
     define: Callable[..., Sweep], stand_in: Callable[..., Path]
 ) -> None:
@@ -404,6 +426,40 @@ def test_a_polite_stop_passes_on_and_the_same_command_goes_on(
     assert attempts(made) == [2, 1, 1]
     steps = [step for step in steps_of(made, first) if step % 20]  # every 20th step has both a loss and an evaluation
     assert steps == [step for step in range(101) if step % 20], "resumed, not begun anew"
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="signals that Windows does not have")
+def test_slurms_signal_stops_politely_and_nohup_is_heeded(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path]
+) -> None:
+    """SIGHUP is ignored where the sweep was started to ignore it; SIGUSR1 reaches the training like any other."""
+    made, script = define("--learning_rate=0.1,0.2"), stand_in("600 if step == 50 else 0")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = begin(made, script)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    first = names(made)[0]
+    wait_for(lambda: 50 in steps_of(made, first))
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(3)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 128 + signal.SIGUSR1
+    assert storage.training(made.folder / "locks" / f"{first}.json") is None
+    assert begin(made, stand_in()).wait(60) == 0
+    assert attempts(made) == [2, 1]
+
+
+def test_a_clock_that_is_set_leaves_a_training_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.note_training(tmp_path / "x.json", os.getpid())
+    before = psutil.boot_time()
+    for module in (psutil, psutil._psplatform):  # the public name, and what a process's start is counted from
+        monkeypatch.setattr(module, "boot_time", lambda: before + 3600)
+    running = storage.training(tmp_path / "x.json")
+    assert running
+    assert running.pid == os.getpid()
 
 
 @pytest.mark.e2e
