@@ -134,6 +134,14 @@ def fit_losses(axes: Axes, values: Iterable[float]) -> None:
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _place: f"{value:g}"))
 
 
+def is_png(path: Path) -> bool:
+    """Whether an existing path is a PNG file."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
 def save(figure: Figure, target: Path) -> Path:
     """Write a figure as PNG, atomically, and return its path."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from hfgpt.base.units import rounded
 from hfgpt.config import Config
 from hfgpt.runs import plots
 from hfgpt.runs.metrics import smooth
+from hfgpt.runs.style import is_png
 from hfgpt.train.start import start
 from hfgpt.train.step import global_loss, to_device, train_step
 
@@ -50,11 +51,15 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
         steps: optimizer steps over the whole range of rates; fewer if the loss rises before the end.
 
     Raises:
-        InputError: too few steps, or the recipe cannot be trained.
+        InputError: too few steps, the recipe cannot be trained, or the picture would replace another file.
     """
     if steps < 30:
         raise InputError(
             "steps = {steps}: must be at least 30, or the rate leaps too far from step to step", steps=steps
+        )
+    if picture.exists() and not is_png(picture):
+        raise InputError(
+            "picture = {file!r}: exists already, and is no PNG file → name another file", file=str(picture)
         )
     rates, losses = _train(config, [LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1)) for i in range(steps)])
     rate, why = suggest(rates, losses)

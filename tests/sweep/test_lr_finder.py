@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.sweep import lr_finder
 
@@ -59,6 +60,15 @@ def test_a_real_model_gets_a_rate_and_nothing_but_a_picture_is_written(
     rate = float(done.stdout.split("suggested learning rate: ")[1].split()[0])
     assert 1e-5 < rate < 0.1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rates.png", recipe.name]
+
+
+def test_the_picture_replaces_nothing_but_a_picture(tiny: dict[str, Any], tmp_path: Path) -> None:
+    text = tmp_path / "train.txt"
+    text.write_text("what one has written")
+    for wrong in (text, tmp_path):
+        with pytest.raises(InputError, match=r"picture = .*: exists already, and is no PNG file"):
+            lr_finder.find(config.build(tiny, "test"), wrong)
+    assert text.read_text() == "what one has written"
 
 
 def test_the_script_says_what_is_wrong(
