@@ -6,15 +6,20 @@ Out: the old file or the complete new one, whatever interrupts the write.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, why
+
+WRITING = ".writing"  # the folder inside a new folder in which its files are written
 
 
 @contextmanager
@@ -25,12 +30,43 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        yield temporary
+        with disk_errors(path):
+            yield temporary
         sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise whatever says that the disk failed as an OSError that names `path`.
+
+    Libraries in Rust (tokenizers, safetensors) raise errors of their own, torch a RuntimeError while it handles the
+    OSError, NumPy an OSError without a number, and a write to an open file names no file.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (number := _error_number(error)) is None or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the system's number of an error; None if the system did not cause it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if type(error) is RuntimeError and isinstance(error.__context__, OSError) and not error.__suppress_context__:
+        return error.__context__.errno
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(found[1])
+    short = isinstance(error, OSError) and re.fullmatch(r"\d+ requested and \d+ written", str(error))
+    return errno.ENOSPC if short else None
 
 
 @contextmanager
@@ -49,6 +85,45 @@ def new_file(target: str | Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise InputError("{file!r}: cannot be written: {reason}", file=str(path), reason=why(error)) from None
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Make a folder for the block to fill; if the block raises, what it wrote is removed.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    before = set(folder.iterdir())
+    try:
+        with disk_errors(folder):
+            yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in set(folder.iterdir()) - before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if made:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def filled_at_once(folder: Path) -> Iterator[Path]:
+    """Yield a new folder inside `folder` to write files in; all of them move up once they are on disk."""
+    temporary = folder / WRITING
+    shutil.rmtree(temporary, ignore_errors=True)  # left by an interrupted start
+    with filling(folder):
+        temporary.mkdir()
+        yield temporary
+        written = sorted(temporary.iterdir())
+        for path in written:
+            sync(path)
+        for path in written:
+            path.replace(folder / path.name)
+        temporary.rmdir()
+        sync(folder)
 
 
 def check_regular(path: Path) -> None:

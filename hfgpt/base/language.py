@@ -124,6 +124,11 @@ def why(error: OSError) -> str:
     return _(error.strerror) if error.strerror else str(error)
 
 
+def which_and_why(error: OSError) -> str:
+    """Return the file that the system refuses, if it is known, and the system's message."""
+    return why(error) if error.filename is None else f"{error.filename}: {why(error)}"
+
+
 def _preferred() -> str:
     """Return the environment's language: HFGPT_LANG, otherwise Chinese if the locale is Chinese, otherwise English."""
     named = os.environ.get(VARIABLE, "")

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from hfgpt.base import language
 from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError
-from hfgpt.base.language import _, why
+from hfgpt.base.language import _, which_and_why, why
 from hfgpt.base.terminal import say, visible
 
 SIGPIPE = 13  # Windows does not define SIGPIPE
@@ -52,10 +52,9 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
         except Failure as error:
             _complain(str(error))
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.filename is None:  # perhaps of the output
                 raise
-            _complain(_("{path}: the name is too long for a file or a folder", path=f"'{str(error.filename)[:40]}…'"))
-            status = 2
+            status = _file_failed(error)
         finally:
             sys.stdout.flush()  # otherwise the interpreter reports the broken stream at exit
     except OSError as error:
@@ -128,15 +127,26 @@ def _open_streams() -> None:
             reconfigure(errors="hfgpt")
 
 
+def _file_failed(error: OSError) -> int:
+    """Print which file the system refuses, and why; return the exit code."""
+    if error.errno == errno.ENAMETOOLONG:
+        _complain(_("{path}: the name is too long for a file or a folder", path=f"'{str(error.filename)[:40]}…'"))
+        return 2
+    _complain(which_and_why(error))
+    return 1
+
+
 def _output_failed(error: OSError) -> int:
     """Return the exit code after a failed write: silent if the reader has gone, with a message if the disk is full.
 
     Raises:
-        OSError: the error concerns another file.
+        OSError: the system has not said why.
     """
     unread = [stream for stream in (sys.stdout, sys.stderr) if _is_broken(stream, error)]
     if not unread:
-        raise error
+        if error.errno is None:
+            raise error
+        return _file_failed(error)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in unread:
         os.dup2(nowhere, stream.fileno())

@@ -37,11 +37,15 @@ def main(words: list[str]) -> None:
     copies = {path: folder / f"{name}.yaml" for name, path in shipped.items()}
     if existing := [str(copy) for copy in copies.values() if copy.exists()]:
         raise InputError("{path} exists; it is left as it is", path=existing[0])
+    begun = list[Path]()
     try:
         for path, copy in copies.items():
             copy.parent.mkdir(parents=True, exist_ok=True)
+            begun.append(copy)
             shutil.copyfile(path, copy)
     except OSError as error:
+        for half in begun:  # else the next try would find them there
+            half.unlink(missing_ok=True)
         raise InputError("{path} cannot be written: {reason}", path=copy, reason=why(error)) from None
     for copy in copies.values():
         say(copy)

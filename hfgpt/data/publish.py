@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from hfgpt.base.errors import Failure, InputError, first_line
-from hfgpt.base.files import replace_file
+from hfgpt.base.files import WRITING, filled_at_once, write_text
 from hfgpt.base.language import _, why
 from hfgpt.config import Config
 from hfgpt.config.mix import corpora
@@ -40,15 +40,15 @@ def write_dataset(config: Config, folder: Path, largest: int) -> Corpus:
             "    → leave streaming out, and prepare each corpus of a mix by itself"
         )
     try:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != WRITING for path in folder.iterdir()):
             raise InputError("{folder}: is not empty\n    → name a new folder for the shards", folder=folder)
         corpus = prepare(config)
-        folder.mkdir(parents=True, exist_ok=True)
         wide = vocabulary_size(corpus.tokenizer) > 1 << 16
-        corpus.tokenizer.save_pretrained(folder)
-        replace_file(folder / "README.md", _card(config))
-        for split, tokens in (("val", corpus.val), ("train", corpus.train)):
-            write_shards(tokens, folder, split, largest, wide)
+        with filled_at_once(folder) as temporary:
+            corpus.tokenizer.save_pretrained(temporary)
+            write_text(temporary / "README.md", _card(config))
+            for split, tokens in (("val", corpus.val), ("train", corpus.train)):
+                write_shards(tokens, temporary, split, largest, wide)
     except OSError as error:
         raise InputError("{folder}: cannot be written: {reason}", folder=folder, reason=why(error)) from None
     return corpus

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from hfgpt.base import machine as hardware
-from hfgpt.base.files import sync
+from hfgpt.base.files import disk_errors, sync
 from hfgpt.base.units import divisors
 from hfgpt.config.fields import SAMPLE_TOKENS
 from hfgpt.data.blocks import Batches, TokenStream
@@ -191,7 +191,8 @@ def _save(run: Run) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for number in range(4):  # the export, the checkpoint's weights, two averages
             path = Path(folder) / f"{number}.safetensors"
-            save_file(weights, path)
+            with disk_errors(path):
+                save_file(weights, path)
             sync(path)
 
 

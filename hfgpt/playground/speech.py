@@ -7,12 +7,15 @@ Out: the handler's answer, and the components' texts, in that language.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
 
-from hfgpt.base.language import LANGUAGES, using
+from hfgpt.base.language import LANGUAGES, using, which_and_why
+from hfgpt.base.terminal import say
 
 Texts = Callable[[], dict[str, Any]]
 
@@ -20,13 +23,15 @@ Texts = Callable[[], dict[str, Any]]
 def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap an event handler whose first argument is the language, so that its body uses that language.
 
+    A file that the system refuses becomes one message on the page and on standard error, without a traceback.
+
     Gradio runs each step of a generator in its own context, so each step sets the language again.
     """
 
     def steps(self: Any, language: str, *values: Any) -> Iterator[Any]:
         generator = handler(self, *values)
         while True:
-            with using(_known(language)):
+            with _speaking(language):
                 try:
                     answer = next(generator)
                 except StopIteration:
@@ -34,12 +39,23 @@ def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
             yield answer
 
     def once(self: Any, language: str, *values: Any) -> Any:
-        with using(_known(language)):
+        with _speaking(language):
             return handler(self, *values)
 
     wrapper: Callable[..., Any] = steps if inspect.isgeneratorfunction(handler) else once
     wrapper.__name__, wrapper.__doc__ = handler.__name__, handler.__doc__  # but not its signature, which Gradio reads
     return wrapper
+
+
+@contextmanager
+def _speaking(language: str) -> Iterator[None]:
+    with using(_known(language)):
+        try:
+            yield
+        except OSError as error:
+            message = which_and_why(error)
+            say(message, sys.stderr)
+            raise gr.Error(message, print_exception=False) from None
 
 
 def _known(language: str) -> str:

@@ -73,7 +73,7 @@ class MetricsWriter:
         if not self._is_whole:
             self._drop_torn_line()
         line = _to_line({"step": step, **{key: value for key, value in values.items() if value is not None}})
-        with self.path.open("a", encoding="utf-8") as file:
+        with files.disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(line)
 
     def truncate_after(self, step: int) -> None:
@@ -101,7 +101,7 @@ def _to_line(record: Record) -> str:
 
 def write_sample(path: Path, step: int, text: str) -> None:
     """Append a text sampled at `step` to a run's ``samples.jsonl``."""
-    with path.open("a", encoding="utf-8") as file:
+    with files.disk_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(_sample_line(step, text))
 
 

@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hfgpt.base.files import make_readable, sync
+from hfgpt.base.files import disk_errors, make_readable, sync
 from hfgpt.inference import exported
 
 _HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
@@ -50,16 +49,15 @@ def write(
     try:
         tokenizer.model_max_length = gpt2.config.n_positions
         exported.allow_batches(tokenizer)
-        tokenizer.save_pretrained(temporary)
         gpt2.generation_config = exported.generation_config(gpt2.config, tokenizer)
         logging.disable_progress_bar()
-        gpt2.save_pretrained(temporary, state_dict=dict(weights), max_shard_size="1TB")
+        with disk_errors(folder):
+            tokenizer.save_pretrained(temporary)
+            gpt2.save_pretrained(temporary, state_dict=dict(weights), max_shard_size="1TB")
         for path in sorted(temporary.iterdir()):
             make_readable(path)
             sync(path)
             path.replace(folder / path.name)
         sync(folder)
-    except SafetensorError as error:  # safetensors wraps an OSError in it
-        raise OSError(f"{folder}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,10 @@ Out: float32, with the tensor and key names of llama.cpp's ``conversion/gpt2.py`
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -58,14 +61,28 @@ def to_gguf(folder: str | Path, target: str | Path) -> list[str]:
         _add_tokenizer(writer, vocabulary)
         for name, tensor in tensors.items():
             writer.add_tensor(name, tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        _write(writer, temporary)
         _check_gguf(temporary, tensors, vocabulary)
     if model.config.activation_function == "gelu":
         return [_("llama.cpp computes GPT-2's approximation of GELU, this model the exact one: its logits will differ")]
     return []
+
+
+def _write(writer: gguf.GGUFWriter, path: Path) -> None:
+    """Write everything that the writer holds. Raises: OSError: the disk is full."""
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        end = max(file.tell() for file in writer.fout or ())
+        writer.close()
+    except OSError:
+        for file in writer.fout or ():
+            with contextlib.suppress(OSError):  # else Python prints a traceback when it lets the file go
+                file.close()
+        raise
+    if path.stat().st_size < end:  # NumPy does not notice that its last bytes are not written
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 class _Vocabulary(NamedTuple):

@@ -24,8 +24,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.files import replacing
-from hfgpt.base.language import _, listed
+from hfgpt.base.files import filled_at_once, filling
+from hfgpt.base.language import _, listed, why
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.meta import BYTE_IDS, char_tokenizer, read_meta
 from hfgpt.data.tokenizer import BYTE_TOKENS
@@ -83,9 +83,12 @@ def import_checkpoint(
             rows=gpt2.config.vocab_size,
         )
 
-    target.mkdir(parents=True, exist_ok=True)
-    export.write(target, gpt2, own, export.weights(gpt2.state_dict()))
-    card.write(target)
+    try:
+        with filling(target):
+            export.write(target, gpt2, own, export.weights(gpt2.state_dict()))
+            card.write(target)
+    except OSError as error:
+        raise InputError("{file!r}: cannot be written: {reason}", file=str(target), reason=why(error)) from None
     return target
 
 
@@ -225,8 +228,9 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
     """
 
     out = Path(target).expanduser()
-    if (out / "ckpt.pt").exists():
-        raise InputError("{file!r}: exists already; name another folder", file=str(out / "ckpt.pt"))
+    for name in ("ckpt.pt", "meta.pkl"):
+        if (out / name).exists():
+            raise InputError("{file!r}: exists already; name another folder", file=str(out / name))
     exported.check_folder(folder)
 
     gpt2, tokenizer = exported.load_folder(folder, "cpu")
@@ -243,12 +247,9 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
                 key=key,
                 value=value,
             )
-    name = out.resolve().name
-    out.mkdir(parents=True, exist_ok=True)
+    name, meta = out.resolve().name, _meta(tokenizer)
     notes = []
-    if (meta := _meta(tokenizer)) is not None:
-        with replacing(out / "meta.pkl") as path:
-            path.write_bytes(pickle.dumps(meta))
+    if meta is not None:
         notes.append(
             _("copy {file} to nanoGPT's data/{name}/meta.pkl, so that it finds the characters",
               file=out / "meta.pkl", name=name)
@@ -261,8 +262,14 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
         )
     settings = {"dataset": name, ACTIVATION: gpt2.config.activation_function}
     checkpoint = {"model": _to_nanogpt(gpt2), "model_args": _model_args(gpt2.config), "config": settings}
-    with replacing(out / "ckpt.pt") as path:
-        torch.save(checkpoint, path)
+    try:
+        with filled_at_once(out) as temporary:
+            if meta is not None:
+                (temporary / "meta.pkl").write_bytes(pickle.dumps(meta))
+            with open(temporary / "ckpt.pt", "wb") as file:  # from a file that torch opens, no disk error comes through
+                torch.save(checkpoint, file)
+    except OSError as error:
+        raise InputError("{file!r}: cannot be written: {reason}", file=str(out), reason=why(error)) from None
     return notes
 
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.files import check_regular, make_readable, sha256, sync, write_text
+from hfgpt.base.files import check_regular, disk_errors, make_readable, sha256, sync, write_text
 from hfgpt.base.language import _
 
 Tensors = Mapping[str, Tensor]
@@ -104,12 +104,10 @@ def write(run_dir: Path, step: int, model: Tensors, optimizer: Tensors, rng: Ten
 
 def save_tensors(tensors: Tensors, path: Path) -> None:
     """Write a safetensors file and fsync it. Raises OSError."""
-    try:
+    with disk_errors(path):
         safetensors.torch.save_file(
             {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, {"format": "pt"}
         )
-    except SafetensorError as error:  # safetensors wraps an OSError in it
-        raise OSError(f"{path}: {error}") from error
     make_readable(path)
     sync(path)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import io
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from hfgpt.base import files
 
@@ -37,3 +41,62 @@ def test_a_folder_and_a_file_are_synced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     files.sync(tmp_path)
     files.sync(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),  # a write to an open file
+        Exception("No space left on device (os error 28)"),  # tokenizers
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError("2248 requested and 1128 written"),  # NumPy
+    ],
+    ids=["open", "tokenizers", "safetensors", "numpy"],
+)
+def test_what_libraries_raise_on_a_full_disk_names_the_file(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught, files.disk_errors(tmp_path / "a"):
+        raise error
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
+
+
+def test_what_torch_raises_on_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    """It closes the archive while the write's own error is on its way."""
+
+    class Full(io.BytesIO):
+        def write(self, _content: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device") as caught, files.disk_errors(tmp_path / "a"):
+        torch.save({"a": torch.zeros(3)}, Full())
+    assert caught.value.filename == str(tmp_path / "a")
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), FileNotFoundError(2, "No such file", "b"), KeyboardInterrupt()])
+def test_other_errors_stay_as_they_are(tmp_path: Path, error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught, files.disk_errors(tmp_path / "a"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_is_filled_at_once_or_not_at_all(tmp_path: Path, exists: bool) -> None:
+    folder = tmp_path / "new" / "tokens"
+    if exists:
+        (folder / files.WRITING).mkdir(parents=True)  # an interrupted start has left this
+        (folder / files.WRITING / "old").write_text("old")
+
+    def fill(end: BaseException | None) -> None:
+        with files.filled_at_once(folder) as temporary:
+            (temporary / "a").write_text("a")
+            (temporary / "b").write_text("b")
+            assert not (folder / "a").exists()
+            if end:
+                raise end
+
+    for end in (OSError(28, "full"), KeyboardInterrupt()):
+        with pytest.raises(type(end)):
+            fill(end)
+        assert folder.exists() == exists
+        assert not list(folder.glob("*"))
+    fill(None)
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]

@@ -29,6 +29,8 @@ from hfgpt.runs.metrics import MetricsWriter, write_sample
 from hfgpt.share import export
 
 pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[dev]"')
+import gradio as gr
+
 from hfgpt.playground import folders, knobs, pieces, plan_view, runs_view, text_tab
 from hfgpt.playground.page import Page
 from hfgpt.playground.trainer import Trainer
@@ -425,6 +427,21 @@ def test_a_page_that_only_looks_starts_nothing(tmp_path: Path) -> None:
     values = knobs.settings("recipes/fast_cpu.yaml").values()
     text, *_ = page.plan.begin("en", "mine", "recipes/fast_cpu.yaml", "here", *values)
     assert "starts no runs" in text
+
+
+def test_a_file_that_the_system_refuses_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here the folder in which the page keeps the recipes of its runs is a file."""
+    (tmp_path / ".playground").write_text("")
+
+    async def build() -> Page:
+        return Page(tmp_path, STANDARD, train=["train.py"])
+
+    page = asyncio.run(build())
+    values = knobs.settings("recipes/fast_cpu.yaml").values()
+    with pytest.raises(gr.Error, match="File exists") as caught:
+        page.plan.begin("en", "mine", "recipes/fast_cpu.yaml", "here", *values)
+    assert not caught.value.print_exception
+    assert "File exists" in capsys.readouterr().err
 
 
 def test_each_request_speaks_its_own_language(out: Path) -> None:
