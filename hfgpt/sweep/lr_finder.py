@@ -59,7 +59,7 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
         )
     if picture.exists() and not is_png(picture):
         raise InputError(
-            "picture = {file!r}: exists already, and is no PNG file → name another file", file=str(picture)
+            "picture = {file!r}: exists already, and is not a PNG file → name another file", file=str(picture)
         )
     rates, losses = _train(config, [LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1)) for i in range(steps)])
     rate, why = suggest(rates, losses)

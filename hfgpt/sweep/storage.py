@@ -210,7 +210,7 @@ def _drop_torn_line(journal: Path) -> None:
 
 
 def _torn(journal: Path) -> bytes:
-    """Return the unfinished last line of Optuna's journal; empty if there is none, or another program wrote it."""
+    """Return the unfinished last line of Optuna's journal; empty if the last line is whole, or not Optuna's."""
     last = journal.read_bytes().rpartition(b"\n")[2]
     return last if last.startswith(ENTRY) or ENTRY.startswith(last) else b""
 

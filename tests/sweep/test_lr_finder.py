@@ -66,7 +66,7 @@ def test_the_picture_replaces_nothing_but_a_picture(tiny: dict[str, Any], tmp_pa
     text = tmp_path / "train.txt"
     text.write_text("what one has written")
     for wrong in (text, tmp_path):
-        with pytest.raises(InputError, match=r"picture = .*: exists already, and is no PNG file"):
+        with pytest.raises(InputError, match=r"picture = .*: exists already, and is not a PNG file"):
             lr_finder.find(config.build(tiny, "test"), wrong)
     assert text.read_text() == "what one has written"
 
