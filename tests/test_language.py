@@ -109,6 +109,32 @@ def test_chinese_texts_have_chinese_punctuation() -> None:
     assert [where for where, text in chinese_texts() if wrong.search(re.sub(r"{.*?}", "", text))] == []
 
 
+# Fields that are numbers: those with a number's format, and those that the code names so.
+NUMBER = r"\d|{n}|{\w+:[^}]*[dfgeE%,]}|{(?:time|budget|low|high|left)}"
+
+
+def test_a_space_stands_between_a_number_and_a_chinese_character() -> None:
+    """Also in the pages: `3 分 31 秒`, `第 275 步`."""
+    joined = re.compile(rf"[一-鿿](?:{NUMBER})|(?:{NUMBER.replace('|{(?:time|budget|low|high|left)}', '')})[一-鿿]")
+    assert [where for where, text in chinese_texts() if joined.search(text)] == []
+    pages = [*sorted((ROOT / "docs" / "zh").rglob("*.md")), ROOT / "README.zh-CN.md"]
+    beside = re.compile(r"[一-鿿]\d|\d[一-鿿]")
+    lines = [(page.name, line) for page in pages for line in page.read_text("utf-8").splitlines()]
+    assert [line for line in lines if beside.search(re.sub(r"https?:\S+", "", line[1]))] == []
+    with language.using("zh"):
+        times = [duration(seconds) for seconds in (0, 0.012, 3.4, 45, 200, 3900, 400_000)]
+    assert times == ["0 秒", "12 毫秒", "3.4 秒", "45 秒", "3 分 20 秒", "1 小时 05 分", "4.6 天"]
+
+
+def test_the_catalogue_holds_what_the_code_can_say_and_nothing_else() -> None:
+    said = {forms[0] for path in CODE for _line, forms in messages(path)}
+    held = set()
+    for path in sorted(CATALOGUE.glob("*.po")):
+        with path.open("rb") as file:
+            held |= {message.id if isinstance(message.id, str) else message.id[0] for message in read_po(file)}
+    assert held - said == {""}
+
+
 def test_a_message_has_one_translation() -> None:
     """The files become one catalogue, in which a second translation of a message would silently win."""
     found: dict[object, set[object]] = {}
@@ -124,8 +150,8 @@ def test_a_space_stands_beside_latin_words_and_numbers_alone() -> None:
         cpu = language.plural("CPU, {n} core", "CPU, {n} cores", 2)
         assert language._("Time on {device}", device=cpu) == "在 CPU（2 核）上的时间"
         assert language._("Time on {device}", device="T4") == "在 T4 上的时间"
-        assert language._("{low} to {high}", low=duration(70), high=duration(0.5)) == "1分10秒到500毫秒"
-        assert language._("{path!r} cannot be read: {reason}", path="诗 集.txt", reason="无").startswith("'诗 集.txt' ")
+        assert language._("{low} to {high}", low=duration(70), high=duration(0.5)) == "1 分 10 秒到 500 毫秒"
+        assert language._("{path!r}, line {number:,}", path="诗 集.txt", number=2) == "'诗 集.txt' 第 2 行"
 
 
 def test_what_the_system_says_of_a_file_is_translated(tmp_path: Path) -> None:

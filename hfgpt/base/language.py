@@ -97,7 +97,7 @@ def _fill(message: str, values: dict[str, Any]) -> str:
         value = f"{{{match['field']}}}".format(**values)
         if isinstance(error := values.get(match["field"]), OSError) and error.strerror:
             value = value.replace(error.strerror, _(error.strerror))
-        left = "" if re.match(rf"[{WIDE}]|[\d.,]+[毫秒分小天]", value) else match["left"] or ""
+        left = "" if re.match(f"[{WIDE}]", value) else match["left"] or ""
         right = "" if re.search(f"[{WIDE}]$", value) else match["right"] or ""
         return left + value + right
 
