@@ -40,7 +40,7 @@ def test_accelerate_launch_trains_and_the_folder_is_used(
     done = run_script("train.py", recipe, launch=LAUNCH)
     assert done.returncode == 0, done.stderr
     assert "validation loss 5.6" in done.stdout
-    assert f"next: python scripts/sample.py {folder}" in done.stdout
+    assert f"next: python {ROOT / 'scripts' / 'sample.py'} {folder}" in done.stdout
 
     texts = [run_script("sample.py", folder, "--prompt", "A", "--max_new_tokens=50", "--seed=1").stdout for _ in "12"]
     assert texts[0] == texts[1]

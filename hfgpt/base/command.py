@@ -36,11 +36,23 @@ def quoted(*words: object) -> str:
 
 
 def typed(name: str, *words: object) -> str:
-    """Return one of our commands as the user would type it, such as ``python scripts/sample.py out/standard``."""
+    """Return one of our commands as the user would type it, such as ``python scripts/sample.py out/standard``.
+
+    A script lies beside the one that runs, wherever it was started from.
+    """
     if installed():
         return quoted("hfgpt", name, *words)
-    script = f"scripts/{name}.py"
+    script = _scripts() / f"{name}.py"
     return quoted(*(("accelerate", "launch", script) if name == "train" else ("python", script)), *words)
+
+
+def _scripts() -> Path:
+    """Return the folder of the script that runs, relative to the current one if it lies inside."""
+    folder = Path(sys.argv[0]).parent
+    if folder.name != "scripts":
+        return Path("scripts")
+    here = Path.cwd()
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 # --------------------------------------------------------------------------------------------------- kinds of values

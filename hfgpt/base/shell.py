@@ -68,6 +68,9 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
 
 # --------------------------------------------------------------------------------------------------------- language
 
+# The libraries' progress bars are English; our own messages say what is downloaded.
+PROGRESS_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+
 
 def _choose_language(words: list[str]) -> list[str]:
     """Apply ``--lang``, here and in child processes; return the other words.
@@ -88,6 +91,9 @@ def _choose_language(words: list[str]) -> list[str]:
         os.environ[language.VARIABLE] = chosen
     if language.current() == "zh" and not _can_show("中"):
         os.environ[language.VARIABLE] = "en"
+    if language.current() == "zh":
+        for variable in PROGRESS_BARS:
+            os.environ.setdefault(variable, "1")
     return rest
 
 

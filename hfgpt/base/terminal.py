@@ -7,9 +7,12 @@ Out: the same text without terminal control sequences, in the given width.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import unicodedata
 from typing import TextIO
+
+from hfgpt.base.language import _
 
 STEERING = ("Cc", "Cs", "Zl", "Zp")  # control characters, lone surrogates, line separators
 DIRECTION = frozenset(
@@ -31,6 +34,12 @@ def for_output(text: str) -> str:
 def say(text: object = "", file: TextIO | None = None) -> None:
     """Print a message that may hold untrusted text, escaped by :func:`visible`; defaults to standard output."""
     print(visible(str(text)), file=file, flush=True)
+
+
+def say_reading(repository: str) -> None:
+    """Say, from one process of a launch, that a repository is read from the Hub; it may take minutes."""
+    if os.environ.get("RANK", "0") == "0":
+        say(_("Reading {name} from the Hugging Face Hub, or from this machine's cache …", name=repository), sys.stderr)
 
 
 def json_text(value: object) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
-from hfgpt.base.terminal import say
+from hfgpt.base.terminal import say, say_reading
 
 
 def push(words: list[str]) -> None:
@@ -56,6 +56,7 @@ def pull(words: list[str]) -> None:
     arguments = reader.read(words)
     from hfgpt.share import hub
 
+    say_reading(arguments.repo_id)
     folder = hub.pull(arguments.repo_id, arguments.folder, revision=arguments.revision)
     say(_("{folder} is here. Next: {command}", folder=folder, command=typed("sample", folder)))
     if any(folder.glob("checkpoint-*")):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replacing
+from hfgpt.base.terminal import say_reading
 from hfgpt.config import Config
 from hfgpt.config.nanogpt import holds_bins
 from hfgpt.data.blocks import TokenStream
@@ -107,6 +108,7 @@ def _download(name: str) -> Path | None:
     try:
         if not any(file.endswith(".bin") for file in list_repo_files(name, repo_type="dataset")):
             return None
+        say_reading(name)
         return Path(snapshot_download(name, repo_type="dataset", allow_patterns=wanted))
     except Exception:  # missing or unreachable: reading it as texts reports which
         pass

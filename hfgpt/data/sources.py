@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _, listed
+from hfgpt.base.terminal import say_reading
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.data import fingerprints
 from hfgpt.data.pieces import ENDINGS, Part, Piece, check_column, cut_file, kind_of, not_text, spread
@@ -176,6 +177,7 @@ def _from_hub(config: Config) -> Sources:
     if not is_main():  # show progress bars only for a download
         datasets.disable_progress_bars()
     name, subset, split = config.dataset, config.dataset_config, config.dataset_split
+    say_reading(name)
     try:
         if config.streaming:
             splits = datasets.load_dataset(name, subset, streaming=True)

@@ -15,6 +15,7 @@ from transformers import GPT2LMHeadModel
 
 from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _
+from hfgpt.base.terminal import say_reading
 from hfgpt.config import Config
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.model import kernels
@@ -46,6 +47,7 @@ def _folder(source: str) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
+    say_reading(source)
     try:
         return Path(snapshot_download(source, allow_patterns=FILES))
     except Exception as error:  # any library error: wrong or unreachable id

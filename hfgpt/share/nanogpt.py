@@ -95,6 +95,10 @@ def import_checkpoint(
 def _load(path: Path) -> dict[str, Any]:
     """Load the checkpoint's dictionary; tensors stay on disk until they are used."""
 
+    if path.is_dir():
+        inside = path / "ckpt.pt"
+        known = _("its checkpoint is {file}", file=inside) if inside.is_file() else _("nanoGPT writes out/ckpt.pt")
+        raise InputError("{path!r}: is a folder, not a file → {known}", path=str(path), known=known)
     if not path.is_file():
         raise InputError("{path!r}: no such file; nanoGPT writes out/ckpt.pt", path=str(path))
     try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.base.lock import FolderLock, Holder
-from hfgpt.base.terminal import say
+from hfgpt.base.terminal import say, say_reading
 from hfgpt.config import Config, read_recipe
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:
             else:
                 older.rename(folder)
         shutil.rmtree(brought, ignore_errors=True)
+        say_reading(run.repo)
         hub.pull(run.repo, brought, revision=run.revision, newest=True, api=api)
         try:
             remote_step, local_step = (max(contents.checkpoint_steps(path), default=-1) for path in (brought, folder))

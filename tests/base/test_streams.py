@@ -54,6 +54,13 @@ def test_chinese_reads_right_in_a_gbk_terminal() -> None:
     assert printed("language.current()", "gbk", "zh") == (0, b"zh\n")
 
 
+@pytest.mark.parametrize(("language", "hidden"), [("zh", True), ("en", False)])
+def test_the_libraries_english_progress_bars_are_hidden_in_a_chinese_session(language: str, hidden: bool) -> None:
+    hub = "__import__('huggingface_hub.utils', fromlist=['']).are_progress_bars_disabled()"
+    rows = "__import__('datasets').are_progress_bars_disabled()"
+    assert printed(f"({hub}, {rows})", "utf-8", language) == (0, f"({hidden}, {hidden})\n".encode())
+
+
 def test_a_terminal_without_chinese_characters_gets_english() -> None:
     assert printed("language.current()", "latin-1", "zh") == (0, b"en\n")
     assert printed("language.current()", "utf-8", "zh") == (0, b"zh\n")

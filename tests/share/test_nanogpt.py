@@ -271,6 +271,15 @@ def test_what_is_no_checkpoint_is_one_message_and_runs_nothing(tmp_path: Path, c
     assert not (tmp_path / "imported").exists()
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_a_folder_in_place_of_the_checkpoint_is_told_apart(tmp_path: Path, held: bool) -> None:
+    if held:
+        torch.save(checkpoint(), tmp_path / "ckpt.pt")
+    with pytest.raises(InputError, match="is a folder, not a file → ") as caught:
+        nanogpt.import_checkpoint(tmp_path, tmp_path / "imported")
+    assert str(tmp_path / "ckpt.pt" if held else "out/ckpt.pt") in str(caught.value)
+
+
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     torch.save(checkpoint(), tmp_path / "ckpt.pt")
     many = write_meta(tmp_path / "meta.pkl", [chr(0x4E00 + i) for i in range(100)])
