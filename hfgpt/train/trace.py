@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hfgpt.base.files import sync
-from hfgpt.base.language import _
+from hfgpt.base.language import _, plural
 from hfgpt.train.run import Run
 
 BEFORE, RECORDED = 3, 3  # steps that warm up, and steps in the trace
@@ -49,30 +49,47 @@ class Trace:
             self.close()
 
     def close(self) -> None:
-        """End the recording, if there is one, and show it."""
-        if self._profiler is None:
+        """End the recording, if there is one, and show it; say so if the run ended before it began."""
+        if not self._wanted:
             return
         self._wanted, profiler, self._profiler = False, self._profiler, None
-        if self._run.device.type == "cuda":
-            torch.cuda.synchronize(self._run.device)
-        profiler.stop()
+        if profiler is not None:
+            if self._run.device.type == "cuda":
+                torch.cuda.synchronize(self._run.device)
+            profiler.stop()
+        last = self._run.progress.step
+        if profiler is None or last == self._first:
+            text = _(
+                "--profile has recorded nothing: it records from step {first} on, and the run ends after step {last}",
+                first=self._first + 1,
+                last=last,
+            )
+            self._run.display.say(text)
+            return
         folder = self._run.folder / "profile"
         folder.mkdir(exist_ok=True)
-        path = folder / f"steps-{self._first + 1}-{self._run.progress.step}.pt.trace.json"
+        path = folder / f"steps-{self._first + 1}-{last}.pt.trace.json"
         profiler.export_chrome_trace(str(path))
         sync(path)
-        self._run.display.say(largest(profiler, on_card=self._run.device.type == "cuda"))
+        self._run.display.say(largest(profiler, last - self._first, on_card=self._run.device.type == "cuda"))
         self._run.display.say(
             _("the trace is in {file}: open it in ui.perfetto.dev, or the folder in TensorBoard", file=path)
         )
 
 
-def largest(profiler: profile, on_card: bool) -> str:
-    """Return the operations with the most self time: share, milliseconds, calls."""
+def largest(profiler: profile, steps: int, on_card: bool) -> str:
+    """Return the operations of some steps with the most self time: share, milliseconds, calls."""
     key = "self_device_time_total" if on_card else "self_cpu_time_total"
     rows = sorted(profiler.key_averages(), key=lambda row: float(getattr(row, key)), reverse=True)
     total = sum(float(getattr(row, key)) for row in rows) or 1.0
-    lines = [_("the {n} largest operations of {steps} steps:", n=LARGEST, steps=RECORDED)]
+    lines = [
+        plural(
+            "the {largest} largest operations of {n} step:",
+            "the {largest} largest operations of {n} steps:",
+            steps,
+            largest=LARGEST,
+        )
+    ]
     for row in rows[:LARGEST]:
         spent = float(getattr(row, key))
         lines.append(

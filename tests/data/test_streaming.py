@@ -222,7 +222,7 @@ def rows_of(folder: Path, documents: list[str], group: int) -> Callable[[], Toke
 def test_rows_are_neither_skipped_nor_repeated_on_resuming(
     tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """datasets #8145 (rows skipped after load_state_dict) and #8308 (the stream starts again)."""
+    """datasets #8145: rows are skipped after load_state_dict, up to the end of those that were read together."""
     monkeypatch.setattr(pieces, "PART", 40)
     source = rows_of(tmp_path, [f"{i:06d}" for i in range(200)], group)
     runs = source().tokens()
@@ -231,6 +231,23 @@ def test_rows_are_neither_skipped_nor_repeated_on_resuming(
         again = source().tokens(seen[at][1])
         for expected, _ in seen[at : at + 10]:
             assert next(again)[0].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("group", [1, 7, 1000])
+def test_a_resumed_stream_can_be_resumed_again_and_again(
+    tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """datasets #8308: the state no longer moves after a resume, so that the second resume starts from the beginning."""
+    monkeypatch.setattr(pieces, "PART", 40)
+    source = rows_of(tmp_path, [f"{i:06d}" for i in range(200)], group)
+    whole = source().tokens()
+    expected = [next(whole)[0].tolist() for _ in range(40)]
+    place, seen = None, []
+    while len(seen) < 40:
+        resumed = source().tokens(place)
+        seen += [next(resumed)[0].tolist() for _ in range(5)]
+        place = next(resumed)[1]
+    assert seen == expected
 
 
 def test_a_long_document_of_a_stream_is_gone_on_with_in_its_middle(

@@ -35,10 +35,18 @@ def test_a_trace_of_a_few_steps(tiny: dict[str, Any], tmp_path: Path, capsys: py
     assert figures(Path(plain["out_dir"])) == figures(Path(tiny["out_dir"]))
 
 
-def test_a_run_that_ends_within_the_trace(tiny: dict[str, Any]) -> None:
+def test_a_run_that_ends_within_the_trace(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     values = tiny | {"max_iters": 4, "eval_interval": 4}
     assert train.train(config.build(values, "test"), profile=True) == 0
     assert [path.name for path in (Path(tiny["out_dir"]) / "profile").iterdir()] == ["steps-4-4.pt.trace.json"]
+    assert "the 10 largest operations of 1 step:" in capsys.readouterr().out
+
+
+def test_a_run_that_ends_before_the_trace_says_so(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    values = tiny | {"max_iters": 3, "eval_interval": 3}
+    assert train.train(config.build(values, "test"), profile=True) == 0
+    assert not (Path(tiny["out_dir"]) / "profile").exists()
+    assert "nothing: it records from step 4 on, and the run ends after step 3" in capsys.readouterr().out
 
 
 class Driver(ModuleType):
