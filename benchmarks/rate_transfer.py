@@ -133,9 +133,9 @@ def draw(mean: dict[tuple[str, int], dict[float, float]]) -> None:
                 losses = mean[rule, width]
                 axes.plot(RATES, [losses[rate] for rate in RATES], marker="o", color=colour, label=f"n_embd {width}")
                 axes.axvline(best_rate(losses), color=colour, linestyle=":")
-            name = "mup_base_width: 64" if rule == "muP" else "as it is"
-            heading = f"{name}: best rates within a factor of {apart(mean, rule):.1f}"
-            axes.set(xscale="log", xlabel="learning_rate", title=heading)
+            name = "with mup_base_width: 64" if rule == "muP" else "without the rule"
+            heading = f"{name}:\nbest rates within a factor of {apart(mean, rule):.1f}"
+            axes.set(xscale="log", xlabel="learning_rate (dotted: the best of each width)", title=heading)
             axes.set_ylim(None, max(loss for losses in mean.values() for loss in [*losses.values()][:3]) + 0.1)
             axes.legend()
         figure.axes[0].set_ylabel("validation loss (nats per character)")

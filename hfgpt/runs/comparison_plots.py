@@ -63,25 +63,26 @@ class Curve:
 def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, heading: str = "") -> Path:
     """Draw the validation losses of runs (and, fainter, their smoothed train losses) against steps, tokens or time.
 
-    Several seeds are one line through their means, in a band of the means' 95% intervals. Runs without the axis's data
-    (no recipe for tokens, no clock for time) are left out.
+    Several seeds are one line through their means, in a band of the means' 95% intervals. Of more than six settings,
+    only the means are drawn. Runs without the axis's data (no recipe for tokens, no clock for time) are left out.
     """
     with drawing():
         figure = Figure(figsize=(12, 6.5), layout="constrained")
         axes = figure.subplots()
         scale, unit = _axis(curves, by)
-        palette = colours(len(curves))
+        palette, few = colours(len(curves)), len(curves) <= len(RUNS)
         evaluated: list[float] = []
         for number, curve in enumerate(curves):
             colour, marker = palette[number], MARKERS[number % len(MARKERS)]
-            for run in curve.runs:
+            for run in curve.runs if few else ():
                 steps, losses = along(run, "train_loss", by)
                 alpha = 0.45 / len(curve.runs) ** 0.5
                 axes.plot([x / scale for x in steps], smooth(losses), color=colour, lw=1.2, alpha=alpha)
             xs, means, lows, highs = _mean(curve, by)
             places = [x / scale for x in xs]
             axes.plot(places, means, color=colour, lw=2, marker=marker, ms=5, label=plain(curve.label))
-            axes.fill_between(places, lows, highs, color=colour, alpha=0.15, lw=0)
+            if few:
+                axes.fill_between(places, lows, highs, color=colour, alpha=0.15, lw=0)
             evaluated += [loss for loss in means if math.isfinite(loss)]
         _limit_losses(axes, curves, evaluated)
         axes.set_xlabel(unit)
@@ -90,11 +91,11 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, heading:
             ticker.FuncFormatter(lambda x, _place: quantity(x) if by == "tokens" else f"{x:,.10g}")
         )
         title(figure, plain(heading or heading_against(by)))
-        legend = [_("faint: train, smoothed")]
+        legend = [_("faint: train, smoothed")] if few else []
         if any(curve.others for curve in curves):
-            legend.append(_("band: 95% interval over seeds"))
+            legend.append(_("band: 95% interval over seeds") if few else _("mean over seeds"))
         many = len(curves) > 12
-        figure.legend(loc="outside right upper", title="\n".join(legend), fontsize=8 if many else None,
+        figure.legend(loc="outside right center", title="\n".join(legend), fontsize=8 if many else None,
                       ncols=1 + len(curves) // 36)  # fmt: skip
         return save(figure, Path(target))
 
@@ -242,13 +243,13 @@ def final_loss_against(
                 below.plot(list(times), list(times.values()), **style)
         above.set_ylabel(validation_label())
         above.margins(y=0.2)
-        below.set_xlabel(plain(f"{name} ({unit})" if unit else name))
+        below.set_xlabel(plain(_("{what} ({note})", what=name, note=unit) if unit else name))
         if timed:
             below.set_ylabel(_("training time (s)"))
             below.set_ylim(0, 1.2 * max(point.seconds or 0 for point in points) or 1)
         title(figure, plain(heading or _("Validation loss against {name}", name=name)))
         if len(groups) > 1:
-            figure.legend(loc="outside right upper")
+            figure.legend(loc="outside right center")
         return save(figure, Path(target))
 
 

@@ -111,7 +111,8 @@ def _draw(comparison: Comparison, folder: Path) -> list[Path]:
         drawn.append(comparison_plots.compare_curves(curves, by, folder / f"loss_against_{by}.png", heading))
     drawn += [figure for key in comparison.axes if (figure := _draw_ends(comparison, key, folder))]
     panels = {
-        key: [Point(setting.value(key), setting.final) for setting in comparison.ended] for key in comparison.axes
+        key: [Point(setting.value(key), setting.final) for setting in comparison.settings if setting.final is not None]
+        for key in comparison.axes
     }
     panels = {key: points for key, points in panels.items() if len({repr(point.value) for point in points}) > 1}
     if len(panels) > 1:
@@ -128,7 +129,7 @@ def _curve(setting: Setting) -> Curve | None:
     ended = (
         setting.label
         if entry.outcome == "finished"
-        else f"{setting.label} ({answer.ended(entry.outcome.partition(': ')[0])})"
+        else _("{what} ({note})", what=setting.label, note=answer.ended(entry.outcome.partition(": ")[0]))
     )
     return Curve(ended, runs[0], tuple(runs[1:]))
 
@@ -150,6 +151,8 @@ def _draw_ends(comparison: Comparison, key: str, folder: Path) -> Path | None:
     name = "final_loss.png" if len(comparison.axes) == 1 else f"final_loss_{key}.png"
     unit = "" if key == "parameters" else unit_of(key)
     heading = _("{title}: final validation loss against {key}", title=comparison.heading, key=key)
+    if not few:
+        heading = _("{heading} (mean over the values of the others)", heading=heading)
     joined = comparison.joined and few
     return comparison_plots.final_loss_against(key, points, folder / name, unit, heading, joined=joined)
 
@@ -214,7 +217,8 @@ def _settings_table(comparison: Comparison) -> list[str]:
             shown = "–"
         else:
             shown = f"{behind['mean']:.4f}"
-            shown += "" if behind["distinct"] else f" ({_('not told apart')})"
+            if not behind["distinct"]:
+                shown = _("{what} ({note})", what=shown, note=_("not told apart"))
         cells = (markdown.cell(row["label"]), str(row["seeds"]), f"{row['mean']:.4f}", interval, spread, shown)
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]

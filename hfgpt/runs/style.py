@@ -122,7 +122,7 @@ def colours(count: int) -> list[Any]:
 
 def title(figure: Figure, text: str) -> None:
     """Set a figure's title."""
-    figure.suptitle(text, x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(text, x=0.01, ha="left", fontweight="bold", wrap=True)
 
 
 def fit_losses(axes: Axes, values: Iterable[float]) -> None:
@@ -132,6 +132,7 @@ def fit_losses(axes: Axes, values: Iterable[float]) -> None:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _place: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def is_png(path: Path) -> bool:
