@@ -112,10 +112,12 @@ class Page:
         train.run.input(api_name="follow", **follow)
         train.pause.click(train.stop, [language, train.run], train.said, api_name="pause", **QUIET).then(**follow)
         train.resume.click(train.go_on, [language, train.run], train.said, api_name="resume", **QUIET).then(**follow)
-        gr.on([runs.chosen.input, runs.by.input], trigger_mode="always_last", api_name="watch", **compare)
+        chosen = compare | {"fn": runs.choose}
+        gr.on([runs.chosen.input, runs.by.input], trigger_mode="always_last", api_name="watch", **chosen)
         self.clock.tick(**compare)
         self.clock.tick(**follow)
-        text.model.input(text.prompts, text.model, [text.prompt, text.own], **QUIET)
+        # Also when the first model appears.
+        text.model.change(text.prompts, [language, text.model], [text.prompt, text.own, text.status], **QUIET)
         writing = gr.on(
             [text.write.click, text.prompt.submit], text.continue_text,
             [language, text.model, text.prompt, *text.how], [text.written, text.status], api_name="write", **QUIET,

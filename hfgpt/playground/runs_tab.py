@@ -24,6 +24,8 @@ from hfgpt.runs.style import RUNS
 
 AXES: dict[By, str] = {"steps": N_("steps"), "tokens": N_("tokens"), "time": N_("time")}
 
+CLEARED = "cleared: "  # begins what was seen if the user has chosen no run
+
 
 class RunsTab:
     """The tab's components and their handlers."""
@@ -64,11 +66,24 @@ class RunsTab:
 
     @spoken
     def watch(self, names: list[str], by: By, seen: str, model: str | None) -> list[Any]:
-        """Show the present runs and models; nothing if nothing has changed since `seen`."""
+        """Show the present runs and models; nothing if nothing has changed since `seen`.
+
+        Without a choice the newest run is shown, unless it was the user who took the choice back.
+        """
+        return self._answer(names, by, seen, model, cleared=not names and seen.startswith(CLEARED))
+
+    @spoken
+    def choose(self, names: list[str], by: By, seen: str, model: str | None) -> list[Any]:
+        """Show the runs that the user has chosen."""
+        return self._answer(names, by, seen, model, cleared=not names)
+
+    def _answer(self, names: list[str], by: By, seen: str, model: str | None, cleared: bool) -> list[Any]:
         runs, models = find(self._folder, metrics.FILE_NAME), find(self._folder, WEIGHTS)
+        if not names and not cleared:
+            names = list(runs)[:1]
         chosen = {name: runs[name] for name in names or [] if name in runs}
         sizes = [(path / metrics.FILE_NAME).stat().st_size for path in chosen.values()]
-        now = repr((current(), list(chosen), by, sizes, list(runs), list(models)))
+        now = (CLEARED if cleared else "") + repr((current(), list(chosen), by, sizes, list(runs), list(models)))
         if now == seen:
             return [gr.skip()] * 4
         lists = [

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from hfgpt.base.language import N_, _
+from hfgpt.base.lock import holder_of
 from hfgpt.base.units import duration
 from hfgpt.playground.pieces import dot, message, table, tile, tiles
 from hfgpt.playground.trainer import State
@@ -70,7 +71,10 @@ def _diagnosis(entry: Entry, colour: str) -> str:
     assert entry.run is not None, "the page shows runs that it has read"
     findings = diagnose(entry.run.records, entry.run.config)
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes(entry.run.records, entry.run.config))
-    state = _("in progress") if entry.outcome == "running" else answer.outcome(entry)
+    state = answer.outcome(entry)
+    if entry.outcome == "running":
+        in_progress = holder_of(entry.run.path.parent) is not None
+        state = _("in progress") if in_progress else _("not finished: it can be resumed")
     return (
         f'<article><h3>{dot(colour)} {escape(entry.label)}</h3><p class="small">{escape(state)}</p>'
         f"{''.join(_finding(finding) for finding in findings)}{f'<ul>{listed}</ul>' if listed else ''}</article>"
@@ -92,7 +96,9 @@ def _finding(finding: Finding) -> str:
 def _remedy(remedy: Remedy) -> str:
     words = " ".join(f"<code>{escape(word)}</code>" for word in (remedy.override or "").split())
     section = escape(_("(chapter {section})", section=remedy.section))
-    return f"{escape(remedy.what)} <small>{section}</small>{f'<br>{words}' if words else ''}"
+    expected = escape(_("expect: {what}", what=remedy.expected)) if remedy.expected else ""
+    lines = [f"{escape(remedy.what)} <small>{section}</small>", words, f"<small>{expected}</small>" if expected else ""]
+    return "<br>".join(line for line in lines if line)
 
 
 def samples(name: str, colour: str, written: Mapping[int, str], losses: Mapping[int, float]) -> str:
@@ -134,14 +140,18 @@ def progress(state: State) -> str:
 
 
 def _standing(state: State) -> str:
+    if state.pausing:
+        return message(_("It finishes its step, writes a checkpoint and stops."))
     if state.running and state.step == 0:
         return message(_("It is starting: the text is read, the model is made."))
     if state.running:
-        return message(_("It is in progress, and continues if this page is closed."), "good")
+        return message(_("It is in progress."), "good")
     if state.stopped_early:
         return message(_("Early stopping has ended it: the validation loss no longer fell."), "good")
     if state.finished:
-        return message(_("It is finished."), "good")
+        return message(
+            _("It is finished: its curves and samples are under Runs, and its model writes under Text."), "good"
+        )
     if state.step:
         return message(_("It is paused: Resume continues from its newest checkpoint."))
     return message(_("It ended before its first step: see below."), "bad")

@@ -162,11 +162,12 @@ class TextTab:
             return message(str(error).partition("\n")[0], "bad")
         return coloured(pieces) + _left(unknown)
 
+    @spoken
     def prompts(self, name: str | None) -> list[Any]:
-        """Return a prompt and a text that suit the chosen model."""
+        """Return a prompt and a text that suit the chosen model, and the line about it."""
         folders = find(self._folder, WEIGHTS)
         start = opening(folders[name]) if name in folders else ""
-        return [start, start] if start else [gr.skip(), gr.skip()]
+        return [*([start, start] if start else [gr.skip(), gr.skip()]), self._no_model()["value"]]
 
 
 def _losses_heading() -> dict[str, Any]:

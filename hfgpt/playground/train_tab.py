@@ -75,8 +75,8 @@ class TrainTab:
             return [message(text), _enabled(False), _enabled(False), choices, ""]
         try:
             state = self._trainer.state(chosen)
-            shown = runs_view.progress(state)
-            pause, resume = state.running, self._trainer.can_train and not state.running and not state.finished
+            shown, pause = runs_view.progress(state), state.running and not state.pausing
+            resume = self._trainer.can_train and not state.running and not state.finished
         except InputError as error:
             shown, pause, resume = message(str(error), "bad"), False, False
         now = repr((shown, names, pause, resume))
@@ -91,7 +91,7 @@ class TrainTab:
             self._trainer.pause(name or "")
         except InputError as error:
             return message(str(error), "bad")
-        return message(_("It finishes its step, writes a checkpoint and stops."))
+        return ""
 
     @spoken
     def go_on(self, name: str | None) -> str:

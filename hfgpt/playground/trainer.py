@@ -26,10 +26,11 @@ from hfgpt.config import Config
 from hfgpt.runs import metrics
 from hfgpt.runs.facts import Facts
 from hfgpt.sweep import storage
+from hfgpt.train.display import SAMPLED
 
 FOLDER = ".playground"
 
-LOG_BYTES = 4000  # bytes read from the end of a log
+LOG_BYTES = 16000  # bytes read from the end of a log
 
 RECENT = 20  # records from which the time left is estimated
 
@@ -49,6 +50,7 @@ class State:
     val_loss: float | None
     log: str  # the end of its output; "" if it was not started here
     stopped_early: bool = False  # whether early stopping ended it
+    pausing: bool = False  # whether it was asked to stop, and has not yet
 
     @property
     def finished(self) -> bool:
@@ -69,6 +71,7 @@ class Trainer:
     def __init__(self, folder: Path, train: Sequence[str]) -> None:
         self._folder, self._train = folder, list(train)
         self._children: list[subprocess.Popen[bytes]] = []
+        self._asked = set[psutil.Process]()  # to stop
         self._lock = threading.Lock()
 
     @property
@@ -116,6 +119,7 @@ class Trainer:
         if process is None:
             raise InputError("{name}: is not in progress on this machine", name=name)
         ask_to_stop(process)
+        self._asked.add(process)
 
     def names(self) -> list[str]:
         """Return the runs that were started here or have recorded something, newest first."""
@@ -132,7 +136,8 @@ class Trainer:
         """Return where a run is. Raises: InputError: its record cannot be read."""
         folder = self._folder / name
         records = metrics.read(folder / metrics.FILE_NAME) if (folder / metrics.FILE_NAME).exists() else []
-        running = self.is_running(name)
+        process = self._process(name)
+        running = process is not None or holder_of(folder) is not None
         step = int(records[-1]["step"]) if records else 0
         config = self._config(name)
         steps = config.max_iters if config else 0
@@ -141,7 +146,8 @@ class Trainer:
         if running and len(timed) > 1 and (gained := timed[-1]["step"] - timed[0]["step"]) > 0:
             left = (timed[-1]["seconds"] - timed[0]["seconds"]) / gained * max(0, steps - step)
         return State(name, running, step, steps, left, _last(records, "train_loss"), _last(records, "val_loss"),
-                     self._log(name), not running and Facts(records, config).stopped_early)  # fmt: skip
+                     self._log(name), not running and Facts(records, config).stopped_early,
+                     process in self._asked)  # fmt: skip
 
     def _begin(self, name: str, recipe: Path) -> None:
         if not self._train:
@@ -183,14 +189,21 @@ class Trainer:
         return self._folder / FOLDER / f"{name}.{kind}"
 
     def _log(self, name: str) -> str:
-        """Return the last lines of a log, without overwritten progress lines."""
+        """Return the last lines of a log, without overwritten progress lines and the samples underway, which have a
+        place of their own.
+        """
         path = self._file(name, "log")
         if not path.exists():
             return ""
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LOG_BYTES))
             text = file.read().decode("utf-8", errors="replace")
-        lines = [visible(line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n")]
+        lines = list[str]()
+        for line in text.split("\n"):
+            shown = visible(line.rstrip("\r").rpartition("\r")[2])
+            announced = bool(lines) and lines[-1].endswith((":", "："))
+            if not shown.startswith(SAMPLED) or announced or (lines and lines[-1].startswith(SAMPLED)):
+                lines.append(shown)
         return "\n".join(lines[-30:]).strip("\n")
 
 

@@ -20,6 +20,8 @@ from hfgpt.base.language import _
 from hfgpt.base.terminal import say, visible
 from hfgpt.base.units import duration, size
 
+SAMPLED = "    │ "  # begins each line of a sample
+
 
 class Display:
     """Prints a run's progress; silent on all processes but the main one.
@@ -86,7 +88,7 @@ class Display:
 
     def sample(self, text: str) -> None:
         """Print a sampled text, set apart from the figures; :func:`visible` escapes control characters."""
-        self.say("\n".join(f"    │ {line}" for line in visible(text.strip("\n")).split("\n")))
+        self.say("\n".join(f"{SAMPLED}{line}" for line in visible(text.strip("\n")).split("\n")))
 
     def close(self) -> None:
         """Leave the bar as it is; later lines are printed below it."""

@@ -250,7 +250,8 @@ def test_what_the_page_says_of_runs_in_chinese_is_chinese() -> None:
 
 def test_a_run_in_progress_is_followed(tmp_path: Path) -> None:
     tab = make_page(tmp_path).runs
-    assert "No run in" in tab.watch("en", [], "steps", "", None)[0]
+    shown, nothing_yet, *_lists = tab.watch("en", [], "steps", "", None)
+    assert "No run in" in shown
     writer = MetricsWriter(tmp_path / "live/metrics.jsonl")
     writer.path.parent.mkdir()
     writer.path.touch()
@@ -259,6 +260,11 @@ def test_a_run_in_progress_is_followed(tmp_path: Path) -> None:
     writer.write(1, train_loss=4.0, val_loss=4.1)
     shown, seen, *_lists = tab.watch("en", ["live"], "steps", seen, None)
     assert "4.1000" in shown
+    assert tab.watch("en", [], "steps", nothing_yet, None)[0] == shown, "the first run shows itself"
+    assert tab.watch("en", [], "steps", seen, None)[0] != "", "also if the page asks again before it has the answer"
+    empty, cleared, *_lists = tab.choose("en", [], "steps", seen, None)
+    assert "Choose a run" in empty
+    assert tab.watch("en", [], "steps", cleared, None)[0] == {"__type__": "update"}, "a choice taken back stays so"
     nothing = tab.watch("en", ["live"], "steps", seen, None)
     assert all(update == {"__type__": "update"} for update in nothing), "nothing is drawn again"
     writer.write(2, train_loss=float("nan"), val_loss=3.9)
@@ -391,9 +397,13 @@ def test_a_run_is_started_paused_and_resumed(
     again = Trainer(tmp_path / "out", [str(tmp_path / "train.py")])
     assert again.names() == ["mine", "other"] or again.names() == ["mine"]
     assert again.state("mine").running
+    assert not again.state("mine").pausing
     again.pause("mine")
+    asked = again.state("mine")
+    assert asked.pausing == asked.running
     wait_for(lambda: not again.state("mine").running)
     stopped = again.state("mine")
+    assert not stopped.pausing
     assert 3 < stopped.step < 300
     delay.write_text("0")
     again.resume("mine")
