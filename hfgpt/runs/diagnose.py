@@ -19,7 +19,7 @@ from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import laws, reference, rules
-from hfgpt.runs.facts import Facts, finite
+from hfgpt.runs.facts import REPEATS, Facts, finite
 from hfgpt.runs.findings import Finding, Remedy, change, following, longer
 from hfgpt.runs.history import History
 from hfgpt.runs.metrics import Record
@@ -79,6 +79,8 @@ def report(findings: Sequence[Finding]) -> str:
                                   number=number, what=remedy.what, section=remedy.section))  # fmt: skip
             if remedy.override:
                 lines.append(f"       {remedy.override}")
+            if remedy.expected:
+                lines.append("       " + _("expect: {what}", what=remedy.expected))
     return "\n".join(lines)
 
 
@@ -103,7 +105,10 @@ def as_json(run: History) -> dict[str, Any]:
 
 
 def _as_data(finding: Finding) -> dict[str, Any]:
-    advice = [{"what": r.what, "chapter": r.chapter, "override": r.override} for r in finding.remedies]
+    advice = [
+        {"what": r.what, "chapter": r.chapter, "override": r.override, "expected": r.expected or None}
+        for r in finding.remedies
+    ]
     return {"kind": finding.kind, "since_step": finding.since_step, "evidence": finding.evidence, "remedies": advice}
 
 
@@ -145,6 +150,9 @@ def _standing(facts: Facts) -> str | None:
     return sentences(figures, _("This is as it should be."))
 
 
+MEMORISING = 0.4  # nats between train and validation loss from which repeats teach little
+
+
 def _fall(facts: Facts) -> float | None:
     """Return the relative fall of the validation loss in the last fifth of the run."""
     evaluated = [(step, loss) for step, loss in zip(facts.eval_steps, facts.val, strict=True) if step > 0]
@@ -180,6 +188,13 @@ def _ahead(facts: Facts) -> str | None:
         return _("At its end, step {step:,}, the validation loss is expected at {loss}.",
                  step=config.max_iters, loss=expected)  # fmt: skip
     more = longer(facts)
+    times = 2 * (facts.epochs_at(facts.last_step) or 0.0)
+    if times > REPEATS and facts.val[-1] > facts.train_end + MEMORISING:
+        return _(
+            "A longer run would hardly end lower: it sees the text {times:.0f} times, and the validation loss is "
+            "{gap:.2f} above the train loss already. More text would help (6.3).",
+            times=times, gap=facts.val[-1] - facts.train_end,
+        )  # fmt: skip
     twice = _longer_recipe(config)
     expected = curve.at(twice.max_iters, lambda step: learning_rate(step, twice))
     if expected.high > facts.val[-1]:

@@ -21,6 +21,8 @@ HIGH = 0.6  # of the chance loss: roughly what a bigram count of letters reaches
 
 UNLIKELY = 1e100  # larger values are not measurements; sums and ratios of smaller ones are finite
 
+REPEATS = 4.0  # epochs up to which repeated text is about as good as new (Muennighoff and others, 2023)
+
 SPIKE = 1.0  # nats above the smoothed curve
 
 # The series whose last values show divergence, and how many of them in a row must be NaN or infinite: loss
@@ -84,6 +86,11 @@ class Facts:
             return before[-1]
         batches = [loss for at, loss in zip(self.steps, self.smoothed, strict=True) if at <= step]
         return (batches or self.smoothed or [math.nan])[-1]
+
+    def epochs_at(self, step: float) -> float | None:
+        """Return how often each token has been seen at a step; None if it was not recorded."""
+        steps, epochs = finite(self.records, "epoch")
+        return next((epoch for at, epoch in zip(steps, epochs, strict=True) if at >= step), max(epochs, default=None))
 
     @property
     def start(self) -> float | None:

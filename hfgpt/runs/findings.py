@@ -7,13 +7,15 @@ Out: remedies in the chapter's order (6.2, 6.3, 6.4, 3.1, 3.3), whose overrides 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hfgpt.base.language import N_, _, listed
-from hfgpt.base.units import is_number, rounded
+from hfgpt.base.units import duration, is_number, rounded
 from hfgpt.config import Config
-from hfgpt.runs.facts import Facts, smaller_model
+from hfgpt.runs.facts import REPEATS, Facts, smaller_model
 
 Kind = Literal[
     "diverged", "learning_rate_too_high", "overfitting", "data_starved", "learning_rate_too_low", "underfitting",
@@ -42,6 +44,11 @@ class Remedy:
     override: str | None = None  # what to append to the command; None if no parameter changes
     # for each number it changes: raised (1) or lowered (-1)
     directions: dict[str, int] = field(default_factory=dict)
+    expected: str = ""  # the figure by which to judge it; "" if another remedy of the finding names it
+
+    def expecting(self, expected: str) -> Remedy:
+        """Return the remedy with what to expect of it."""
+        return replace(self, expected=expected)
 
     @property
     def section(self) -> str:
@@ -125,7 +132,12 @@ def set_rate(facts: Facts, rate: float) -> Remedy:
     """Set another peak learning rate."""
     raises = facts.peak_rate is not None and rate > facts.peak_rate
     what = _("a higher learning rate") if raises else _("a lower learning rate")
-    return change(what, "6.4, strategy 4; 3.1" if raises else "3.1", facts.config, learning_rate=rounded(rate))
+    remedy = change(what, "6.4, strategy 4; 3.1" if raises else "3.1", facts.config, learning_rate=rounded(rate))
+    return remedy.expecting(_lower(facts)) if raises else remedy
+
+
+def _lower(facts: Facts) -> str:
+    return _("a validation loss below {loss:.2f}, where this run ended, after as many steps", loss=facts.end)
 
 
 def longer(facts: Facts) -> Remedy:
@@ -134,10 +146,24 @@ def longer(facts: Facts) -> Remedy:
     return change(_("train longer"), "6.4, strategy 3", c, **({"max_iters": 2 * c.max_iters} if c else {}))
 
 
-def shorter(facts: Facts, best_step: int) -> Remedy:
-    """Stop at the best evaluation's step."""
-    what = _("fewer steps, up to the best evaluation")
-    return change(what, "6.3, strategy 5", facts.config, max_iters=max(best_step, 1))
+SOONER = 1.5  # times the best evaluation's step: the length of a run that ends before it learns the text by heart
+
+
+def sooner(facts: Facts) -> Remedy | None:
+    """End a little after the best evaluation, with the learning rate down by then; None if the run is hardly longer.
+
+    The best evaluation of a run that overfits comes while the learning rate is still high. A run of just that length
+    ends higher, since it learns less while the rate falls; half as many steps more make up for it.
+    """
+    c, best = facts.config, facts.eval_steps[facts.best]
+    what = _("fewer steps, so that the learning rate has come down before the text is learnt by heart")
+    expected = _("at the end about {loss:.2f}, the lowest of this run", loss=min(facts.val))
+    if c is None:
+        return change(what, "6.3, strategy 5", c).expecting(expected)
+    steps = round(SOONER * best / c.eval_interval) * c.eval_interval or round(SOONER * best)
+    if not 0 < steps < 0.9 * c.max_iters:
+        return None
+    return change(what, "6.3, strategy 5", c, max_iters=steps).expecting(expected)
 
 
 def calmer(facts: Facts, strongly: bool) -> list[Remedy]:
@@ -149,7 +175,9 @@ def calmer(facts: Facts, strongly: bool) -> list[Remedy]:
     """
     c, rate = facts.config, facts.peak_rate or facts.rule_of_thumb
     lower = min(rate / (10 if strongly else 2), facts.rule_of_thumb if rate > FAR * facts.rule_of_thumb else rate)
-    remedies = [set_rate(facts, lower)]
+    lowest = min((loss for loss in (*facts.losses, *facts.val)), default=0.0)
+    expected = _("no leap, and a loss below {loss:.2f}, the lowest of this run", loss=lowest)
+    remedies = [set_rate(facts, lower).expecting(expected)]
     if c is None or not 0 < c.grad_clip <= 1:
         remedies.append(change(_("clip the gradients"), "3.3", c, grad_clip=1.0))
     if c is None or (c.warmup_iters or 0) < c.max_iters // 10:
@@ -166,7 +194,7 @@ def fit_better(facts: Facts) -> list[Remedy]:
     remedies = []
     if c is None or not c.pretrained:
         bigger = {"n_layer": 2 * c.n_layer, "n_head": 2 * c.n_head, "n_embd": 2 * c.n_embd} if c else {}
-        remedies.append(change(_("a larger model"), "6.4, strategy 1", c, **bigger))
+        remedies.append(change(_("a larger model"), "6.4, strategy 1", c, **bigger).expecting(_lower(facts)))
     weaker = {key: rounded(getattr(c, key) / 2) for key in ("dropout", "weight_decay") if c and getattr(c, key) > 0}
     if c is None or weaker:
         remedies.append(change(_("less regularisation"), "6.4, strategy 2", c, **weaker))
@@ -179,20 +207,36 @@ def fit_better(facts: Facts) -> list[Remedy]:
 
 
 def generalise(facts: Facts) -> list[Remedy]:
-    """Against overfitting, in the order of 6.3."""
+    """Against overfitting, in the order of 6.3; but regularisation comes last if the text had hardly been repeated at
+    the best evaluation, since it makes a model learn more slowly, which pays only over many epochs.
+    """
     c = facts.config
     dropout = {"dropout": min(0.5, rounded((c.dropout or 0.1) + 0.1))} if c else {}
     decay = {"weight_decay": rounded(2 * c.weight_decay) or 0.1} if c else {}
     stop = {"early_stopping_patience": PATIENCE} if c else {}
     stops = c is not None and c.early_stopping_patience is not None
-    remedies = [
-        change(_("more dropout"), "6.3, strategy 1", c, **dropout),
+    low, end, seen = min(facts.val), facts.val[-1], facts.epochs_at(facts.eval_steps[facts.best])
+    repeated = seen is None or seen >= REPEATS
+    if repeated:
+        expected = _("at the end about {low:.2f}, the lowest of this run, not {end:.2f}", low=low, end=end)
+    else:
+        expected = _(
+            "a trade-off: an end nearer to {low:.2f} than {end:.2f}, but no lower lowest loss; the model learns more "
+            "slowly, and the text had been seen {times:.1f} times only",
+            low=low, end=end, times=seen,
+        )  # fmt: skip
+    regularise = [
+        change(_("more dropout"), "6.3, strategy 1", c, **dropout).expecting(expected),
         change(_("more weight decay"), "6.3, strategy 2", c, **decay),
         smaller(facts),
-        more_text(),
-        change(_("stop when the validation loss no longer falls"), "6.3, strategy 5", c, **stop),
     ]
-    return remedies[:-1] if stops else remedies
+    remedies = [
+        *(regularise if repeated else [sooner(facts)]),
+        more_text(facts),
+        *([sooner(facts)] if repeated else regularise),
+        None if stops else change(_("stop when the validation loss no longer falls"), "6.3, strategy 5", c, **stop),
+    ]
+    return [remedy for remedy in remedies if remedy is not None]
 
 
 def smaller(facts: Facts) -> Remedy:
@@ -201,32 +245,36 @@ def smaller(facts: Facts) -> Remedy:
     return change(_("a smaller model"), "6.3, strategy 3", c, **(smaller_model(c) if c else {}))
 
 
-def more_text() -> Remedy:
+def more_text(facts: Facts) -> Remedy:
     """Use more data."""
     what = _("more text, which helps most: a larger file, a folder of files, or a Hub dataset")
-    return Remedy(what, "6.3, strategy 4", f"--dataset={_('PATH_OR_HUB_ID')}")
+    expected = _("a lowest validation loss below {loss:.2f}", loss=min(facts.val))
+    return Remedy(what, "6.3, strategy 4", f"--dataset={_('PATH_OR_HUB_ID')}").expecting(expected)
 
 
-def unclip(facts: Facts, median: float) -> list[Remedy]:
-    """Against gradients that are always clipped; `median` is their median norm."""
-    c = facts.config
+def unclip(facts: Facts, norms: Sequence[float]) -> list[Remedy]:
+    """Against gradients that are always clipped; `norms` are those after the warm-up."""
+    c, limit = facts.config, rounded(2 * statistics.median(norms))
     assert c is not None, "without a recipe grad_clip is not known"
     more = 2 * c.gradient_accumulation_steps
+    share = sum(norm > limit for norm in norms) / len(norms)
+    expected = _("about {share:.0%} of the steps are clipped", share=share)
     return [
-        change(_("clip only the outliers"), "3.3", c, grad_clip=rounded(2 * median)),
+        change(_("clip only the outliers"), "3.3", c, grad_clip=limit).expecting(expected),
         set_rate(facts, c.learning_rate / 2),
         change(_("a larger batch, whose gradients are steadier"), "1.3", c, gradient_accumulation_steps=more),
     ]
 
 
-def feed(facts: Facts) -> list[Remedy]:
-    """Against waiting for data (6.2)."""
+def feed(facts: Facts, computing: float) -> list[Remedy]:
+    """Against waiting for data (6.2); `computing` is the rest of a step, in seconds."""
     c, remedies = facts.config, []
     if c is None or c.streaming:
         remedies.append(change(_("prepare the data once instead of streaming it"), "6.2", c, streaming=False))
     larger = {"batch_size": 2 * c.batch_size} if c else {}
-    return [
-        *remedies,
+    remedies += [
         Remedy(_("keep the corpus and its cache on a fast local disk"), "6.2"),
         change(_("fewer, larger steps"), "6.2, strategy 2", c, **larger),
     ]
+    expected = _("a step of about {time}, without the waiting", time=duration(computing))
+    return [remedies[0].expecting(expected), *remedies[1:]]

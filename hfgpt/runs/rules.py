@@ -17,14 +17,12 @@ from collections.abc import Callable
 from hfgpt.base.language import _, plural, sentences
 from hfgpt.base.units import duration
 from hfgpt.runs import findings
-from hfgpt.runs.facts import HIGH, SPIKE, Facts, finite
+from hfgpt.runs.facts import HIGH, REPEATS, SPIKE, Facts, finite
 from hfgpt.runs.findings import FAR, PATIENCE, Finding
 
 RISE = 0.05  # nats: an evaluated loss does not rise by more than this by chance
 
 MEMORISED = 2.0  # ratio of validation to train loss at which the text is being memorised
-
-REPEATS = 4.0  # epochs up to which repeated text is about as good as new (Muennighoff and others, 2023)
 
 CLIPPED, CLIPPED_BY = 0.95, 3.0  # share of the steps, and the median norm over grad_clip (2 in nanoGPT's own CPU run)
 
@@ -192,20 +190,19 @@ def data_starved(facts: Facts) -> Finding | None:
     if fits is None:
         return None
     ratio = facts.val[-1] / max(facts.train_end, 1e-9)
-    steps, epochs = finite(facts.records, "epoch")
-    seen = next((epoch for step, epoch in zip(steps, epochs, strict=True) if step >= fits.since_step), 0.0)
-    if seen < REPEATS and ratio < MEMORISED:
+    seen, at_the_end = facts.epochs_at(fits.since_step), facts.epochs_at(facts.last_step)
+    if (seen is None or seen < REPEATS) and ratio < MEMORISED:
         return None
     evidence = _("The validation loss is {ratio:.1f} times the train loss: the text is being learnt by heart.",
                  ratio=ratio)  # fmt: skip
-    if epochs:
+    if seen is not None:
         evidence = sentences(evidence, _(
             "At step {step:,}, where overfitting begins, each token had been seen {seen:.1f} times, and at the end "
             "{end:.1f} times; repeats beyond about {limit:g} teach little.",
-            step=fits.since_step, seen=seen, end=epochs[-1], limit=REPEATS,
+            step=fits.since_step, seen=seen, end=at_the_end, limit=REPEATS,
         ))  # fmt: skip
-    advice = [findings.more_text(), findings.smaller(facts), findings.shorter(facts, fits.since_step)]
-    return Finding("data_starved", fits.since_step, evidence, advice)
+    advice = [findings.more_text(facts), findings.smaller(facts), findings.sooner(facts)]
+    return Finding("data_starved", fits.since_step, evidence, [remedy for remedy in advice if remedy is not None])
 
 
 def clipping_always(facts: Facts) -> Finding | None:
@@ -223,7 +220,9 @@ def clipping_always(facts: Facts) -> Finding | None:
         "After the warm-up {share:.0%} of the recorded steps were clipped: half of the gradients have a norm above "
         "{median:.3g}, and grad_clip is {clip:g}.", share=share, median=median, clip=clip,
     )  # fmt: skip
-    return Finding("clipping_always", int(after[0][0]), evidence, findings.unclip(facts, median))
+    return Finding(
+        "clipping_always", int(after[0][0]), evidence, findings.unclip(facts, [norm for _step, norm in after])
+    )
 
 
 def input_bound(facts: Facts) -> Finding | None:
@@ -237,7 +236,7 @@ def input_bound(facts: Facts) -> Finding | None:
         return None
     evidence = _("{share:.0%} of a step ({wait:.1f} of {step:.1f} ms) is spent waiting for data.",
                  share=share, wait=wait * 1000, step=facts.step_seconds * 1000)  # fmt: skip
-    return Finding("input_bound", int(steps[0]), evidence, findings.feed(facts))
+    return Finding("input_bound", int(steps[0]), evidence, findings.feed(facts, facts.step_seconds - wait))
 
 
 def healthy(facts: Facts) -> Finding:
@@ -251,7 +250,8 @@ def healthy(facts: Facts) -> Finding:
     if gap(facts):
         sound = _(
             "The validation loss was lowest late in the run, but far above the train loss ({val:.2f} and {train:.2f}): "
-            "the model begins to learn the text by heart. More text or more dropout would narrow the gap.",
+            "the model begins to learn the text by heart. More text would lower it; more dropout would only narrow the "
+            "gap, unless the run is longer too.",
             val=facts.val[-1], train=facts.train_end,
         )  # fmt: skip
     else:

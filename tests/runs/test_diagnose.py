@@ -117,17 +117,53 @@ def test_overfitting_says_since_when_and_what_early_stopping_saves() -> None:
     for record in records:
         if "train_eval_loss" in record:
             record["train_eval_loss"] -= 0.001 * record["step"]
-    finding = diagnose.diagnose(records, recipe(max_iters=400))[0]
+    finding = diagnose.diagnose(records, recipe(max_iters=400, eval_interval=20))[0]
     assert (finding.kind, finding.since_step) == ("overfitting", 100)
     assert "saved 240 of 400 steps (60%)" in finding.evidence
-    assert [remedy.chapter for remedy in finding.remedies] == [f"6.3, strategy {i}" for i in range(1, 6)]
+    assert [remedy.chapter for remedy in finding.remedies] == [f"6.3, strategy {i}" for i in (1, 2, 3, 4, 5, 5)]
     assert [remedy.override for remedy in finding.remedies] == [
         "--dropout=0.3",
         "--weight_decay=0.2",
         "--n_layer=4 --n_head=4 --n_embd=256",
         "--dataset=PATH_OR_HUB_ID",
+        "--max_iters=160 --lr_decay_iters=160",
         "--early_stopping_patience=3",
     ], "the chapter's own steps, from its own recipe"
+    low = min(record["val_loss"] for record in records if "val_loss" in record)
+    assert finding.remedies[0].expected == f"at the end about {low:.2f}, the lowest of this run, not 1.90"
+    assert "fewer steps" in finding.remedies[4].what
+
+
+@pytest.mark.parametrize(("epochs", "first"), [(3.0, "fewer steps"), (5.0, "more dropout")])
+def test_dropout_is_a_trade_off_where_the_text_was_hardly_repeated(epochs: float, first: str) -> None:
+    records = falling(1.0, 400)
+    for record in records:
+        record["epoch"] = epochs * record["step"] / 100
+        if "val_loss" in record and record["step"] > 100:
+            record["val_loss"] = 1.3 + (record["step"] - 100) / 500
+    finding = diagnose.diagnose(records, recipe(max_iters=400, eval_interval=20))[0]
+    assert (finding.kind, finding.since_step) == ("overfitting", 100)
+    assert first in finding.remedies[0].what
+    dropout = next(remedy for remedy in finding.remedies if "dropout" in (remedy.override or ""))
+    assert ("trade-off" in dropout.expected) == (epochs < 4)
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_the_first_advice_names_the_figure_to_expect(name: str) -> None:
+    run = read_run(CURVES / name)
+    findings = diagnose.diagnose(run.records, run.config)
+    assert all(re.search(r"\d", finding.remedies[0].expected) for finding in findings)
+    assert findings[0].remedies[0].expected in diagnose.report(findings)
+
+
+def test_a_run_that_hardly_overfits_is_not_shortened() -> None:
+    """Its best evaluation comes late, when the learning rate is down."""
+    run = read_run(CURVES / "overfitting.30k")
+    assert run.config is not None
+    finding = diagnose.diagnose(run.records, run.config)[0]
+    assert finding.kind == "overfitting"
+    assert finding.since_step > 0.6 * run.config.max_iters
+    assert not any("max_iters" in (remedy.override or "") for remedy in finding.remedies)
 
 
 def test_a_rise_of_validation_loss_by_chance_is_no_overfitting() -> None:
@@ -157,6 +193,16 @@ def test_a_longer_run_is_not_foreseen_where_the_text_is_learned_by_heart() -> No
     ]
     assert kinds(memorised, run.config) == ["healthy"]
     assert not any(longer in note for note in diagnose.notes(memorised, run.config))
+    repeated = [
+        record
+        | {"epoch": record["step"] / 200}
+        | ({"train_eval_loss": record["val_loss"] - 0.5} if "val_loss" in record else {})
+        for record in run.records
+    ]
+    assert kinds(repeated, run.config) == ["healthy"]
+    notes = diagnose.notes(repeated, run.config)
+    assert not any(longer in note for note in notes)
+    assert any("it sees the text 5 times, and the validation loss is 0.50 above" in note for note in notes)
 
 
 @pytest.mark.parametrize(("norm", "said"), [(1.5, "harmless: half of the norms are below 1.5"), (9.0, "100% of the")])
@@ -378,6 +424,7 @@ def test_the_script_prints_findings_as_data() -> None:
     assert answer.returncode == 0
     data = json.loads(answer.stdout)
     assert set(data["findings"][0]) == {"kind", "since_step", "evidence", "remedies"}
+    assert set(data["findings"][0]["remedies"][0]) == {"what", "chapter", "override", "expected"}
     assert data["findings"][0]["kind"] == "overfitting"
 
 
