@@ -41,7 +41,8 @@ def main(words: list[str]) -> None:
         say(_("{name}: {step} of {steps} steps", name=run.name, step=step, steps=f"{run.config.max_iters:,}") + "\n")
     else:
         say(_("{name}: {step} steps", name=run.name, step=step) + "\n")
-    say(diagnose.summary(run.records, run.config))
-    if run.config and run.path.name == "metrics.jsonl":
+    summary = diagnose.summary(run.records, run.config)
+    say(summary)
+    if run.config and run.path.name == "metrics.jsonl" and "--" in summary:  # it has something to try
         command = typed("train", run.path.parent)
         say("\n" + _("to try a change: {command} CHANGE --out_dir=NEW_FOLDER", command=command))

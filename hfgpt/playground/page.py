@@ -28,6 +28,9 @@ REFRESH = 2.0  # seconds between two refreshes of the runs
 
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
 
+# What the browser is told of the page's language, so that it does not offer to translate it.
+SPOKEN = "language => { document.documentElement.lang = language }"
+
 
 class Blocks(gr.Blocks):
     """Gradio's blocks, which report an invalid value of a field in one line, without a traceback."""
@@ -126,6 +129,7 @@ class Page:
         text.judge.click(text.show_losses, [language, text.model, text.own], text.losses, api_name="losses", **QUIET)
         relabel = language.input(labels.updates, language, labels.components, **QUIET)
         relabel.then(**plan_all).then(**compare).then(**follow)
+        gr.on([self.blocks.load, language.input], None, language, js=SPOKEN, **QUIET)
         self.blocks.load(**load).then(**plan_all)
         self.blocks.load(**compare)
         self.blocks.load(**follow | {"fn": train.begin, "inputs": [language]})

@@ -43,9 +43,23 @@ def _best(comparison: Comparison) -> list[str]:
     if not others:
         return [_("The final validation loss is {loss:.4f}, with {best}.", loss=best.final, best=best.label)]
     worst = others[-1]
+    said = _("The lowest final validation loss is {low:.4f}, with {best}; the highest is {high:.4f}, with {worst}.",
+             low=best.final, best=best.label, high=worst.final, worst=worst.label)  # fmt: skip
+    return [said, *_exported(comparison)]
+
+
+def _exported(comparison: Comparison) -> list[str]:
+    """Compare the lowest losses, whose models are exported, if a run ends above its own."""
+    lowest = [
+        (mean([entry.best[0] for entry in setting.entries if entry.best]), setting) for setting in comparison.ended
+    ]
+    known = sorted(((loss, s) for loss, s in lowest if loss is not None), key=lambda pair: pair[0])
+    if not any(setting.final is not None and setting.final > loss * (1 + SAME) for loss, setting in known):
+        return []
+    (low, first), (high, last) = known[0], known[-1]
     return [
-        _("The lowest final validation loss is {low:.4f}, with {best}; the highest is {high:.4f}, with {worst}.",
-          low=best.final, best=best.label, high=worst.final, worst=worst.label)
+        _("The models kept are those of each run's lowest loss: {low:.4f} with {first}, up to {high:.4f} with {last}.",
+          low=low, first=first.label, high=high, last=last.label)
     ]  # fmt: skip
 
 
@@ -73,10 +87,10 @@ def _certainty(comparison: Comparison) -> list[str]:
 
 
 def _trend(key: str, ended: Sequence[Setting]) -> list[str]:
-    """Say how the loss depends on a value, if it is a number."""
+    """Say how the loss depends on a value, if it is a number and at least three were tried."""
     pairs = [(value, setting.final) for setting in ended if is_number(value := setting.value(key))]
     ordered = sorted((value, loss) for value, loss in pairs if loss is not None)
-    if len({value for value, _loss in ordered}) < 2:
+    if len({value for value, _loss in ordered}) < 3:
         return []
     losses = [loss for _value, loss in ordered]
     values = {"key": key, "first": number(ordered[0][0]), "last": number(ordered[-1][0]),

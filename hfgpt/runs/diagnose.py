@@ -182,18 +182,17 @@ def _ahead(facts: Facts) -> str | None:
     assert config is not None, "the schedule is the recipe's"
     curve = laws.fit_curve(facts.eval_steps, facts.val, lambda step: learning_rate(step, config))
     if curve is None:
-        return _level(facts)
+        return _still_falls(facts) if facts.finished else None
     if not facts.finished:
         expected = curve.at(config.max_iters)
         return _("At its end, step {step:,}, the validation loss is expected at {loss}.",
                  step=config.max_iters, loss=expected)  # fmt: skip
     more = longer(facts)
-    times = 2 * (facts.epochs_at(facts.last_step) or 0.0)
-    if times > REPEATS and facts.val[-1] > facts.train_end + MEMORISING:
+    if _memorises(facts):
         return _(
             "A longer run would hardly end lower: it sees the text {times:.0f} times, and the validation loss is "
             "{gap:.2f} above the train loss already. More text would help (6.3).",
-            times=times, gap=facts.val[-1] - facts.train_end,
+            times=2 * (facts.epochs_at(facts.last_step) or 0.0), gap=facts.val[-1] - facts.train_end,
         )  # fmt: skip
     twice = _longer_recipe(config)
     expected = curve.at(twice.max_iters, lambda step: learning_rate(step, twice))
@@ -201,6 +200,25 @@ def _ahead(facts: Facts) -> str | None:
         return _level(facts)
     return _("A run of {steps:,} more steps would end at about {loss}: {override}",
              steps=config.max_iters, loss=expected, override=more.override)  # fmt: skip
+
+
+def _still_falls(facts: Facts) -> str | None:
+    """Say that a run with too few evaluations for a prediction was still learning at its end."""
+    if len(facts.val) < 2 or facts.val[-2] <= 0:
+        return None
+    fall = (facts.val[-2] - facts.val[-1]) / facts.val[-2]
+    if fall < 0.01 or _memorises(facts):
+        return None
+    return _(
+        "The validation loss still fell by {fall:.1%} at the last evaluation: a longer run would end below {loss:.2f}: "
+        "{override}", fall=fall, loss=facts.val[-1], override=longer(facts).override,
+    )  # fmt: skip
+
+
+def _memorises(facts: Facts) -> bool:
+    """Whether a run of twice the length would learn the text by heart."""
+    times = 2 * (facts.epochs_at(facts.last_step) or 0.0)
+    return times > REPEATS and facts.val[-1] > facts.train_end + MEMORISING
 
 
 def _longer_recipe(config: Config) -> Config:

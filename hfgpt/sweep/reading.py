@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 
 from hfgpt import config as configs
 from hfgpt.base.errors import ConfigError, Fault, InputError
-from hfgpt.base.language import N_, _, listed
+from hfgpt.base.language import N_, _, current, listed
 from hfgpt.config import Config
 from hfgpt.sweep.definition import Equal, Sweep, Trial
 
@@ -70,7 +70,7 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
         trials=[_with_seed(setting, seed) for seed in seeds for setting in settings],
         folder=Path(options.get("out_dir") or f"out/sweep-{name}"),
         equal=cast(Equal, equal),
-        question=str(file.get("question", "")).strip() if experiment else "",
+        question=_question(file.get("question")) if experiment else "",
         grid=not options.get("random"),
         retry_failed="retry_failed" in options,
         prune="prune" in options,
@@ -105,6 +105,13 @@ def _check_experiment(file: Mapping[str, Any]) -> None:
             faults.append(Fault(f"sweep.{key}", values, _("must be a list of values"), fix))
     if faults:
         raise ConfigError(faults)
+
+
+def _question(asked: Any) -> str:
+    """Return an experiment's question: one text, or the one in the current language."""
+    if isinstance(asked, dict):
+        asked = asked.get(current()) or next(iter(asked.values()), None)
+    return str(asked or "").strip()
 
 
 def _named_trial(source: str, entry: Any) -> Trial:

@@ -81,7 +81,8 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     run.record(seconds=progress.seconds, **figures)
     if not math.isfinite(figures["val_loss"]):  # such weights are neither the best nor worth resuming from
         raise diverged(run, _("validation loss {loss}", loss=figures["val_loss"]), progress.step)
-    if run.main and not at_end and (expected := forecast(run)) is not None:
+    # After a rise the law, which knows no learning by heart, would promise a fall.
+    if run.main and better and not at_end and (expected := forecast(run)) is not None:
         run.display.say("    " + _("validation loss expected at the end: {loss}", loss=expected))
     last = last or at_end or patience_is_over(run)
     with run.writer.together():

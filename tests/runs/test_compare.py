@@ -57,6 +57,17 @@ def test_the_best_and_the_worst_and_the_way_between(tmp_path: Path) -> None:
     assert "other seeds" not in said
 
 
+def test_the_models_kept_are_compared_where_a_run_ends_above_its_lowest_loss(tmp_path: Path) -> None:
+    entries(tmp_path, "dropout", {0.0: 1.9, 0.2: 2.1})
+    with (tmp_path / "0.0/metrics.jsonl").open("a") as file:
+        file.write('{"step": 110, "val_loss": 2.5, "train_eval_loss": 1.0}\n')
+    made = [Entry(f"dropout={value}", {"dropout": value}, read_run(tmp_path / str(value))) for value in (0.0, 0.2)]
+    said = words(made)
+    assert "The lowest final validation loss is 2.1000, with dropout=0.2" in said
+    assert "lowest loss: 1.9000 with dropout=0.0, up to 2.1000 with dropout=0.2" in said
+    assert "all the way" not in said, "two values are no trend"
+
+
 def test_a_lowest_point_in_the_middle_and_a_near_tie(tmp_path: Path) -> None:
     said = words(entries(tmp_path, "dropout", {0.0: 2.1, 0.1: 1.9, 0.2: 1.905}))
     assert "the loss goes 2.100 → 1.900 → 1.905, lowest at 0.1." in said

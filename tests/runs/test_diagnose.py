@@ -342,6 +342,17 @@ def test_notes_tell_whether_a_longer_run_would_help() -> None:
     assert any("--max_iters=200" in note for note in diagnose.notes(falling(1.5, 100), recipe(max_iters=100)))
 
 
+def test_a_run_of_few_evaluations_that_still_learnt_is_told_to_go_on() -> None:
+    records = [record for record in falling(1.5, 100) if record["step"] in (0, 1, 60, 100)]
+    records[2] |= {"train_eval_loss": 1.8, "val_loss": 1.82}
+    (note,) = [note for note in diagnose.notes(records, recipe(max_iters=100)) if "--max_iters=200" in note]
+    loss = records[-1]["val_loss"]
+    assert f"a longer run would end below {loss:.2f}: --max_iters=200" in note
+    known_by_heart = [record | {"epoch": 3.0} for record in records]
+    known_by_heart[-1] |= {"train_eval_loss": loss - 0.5}
+    assert not any("--max_iters" in note for note in diagnose.notes(known_by_heart, recipe(max_iters=100)))
+
+
 def test_a_note_says_where_the_curve_leads() -> None:
     run = read_run(CURVES / "healthy.seed_0")
     notes = "\n".join(diagnose.notes(run.records, run.config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.language import using
 from hfgpt.sweep import reading as sweep
 from hfgpt.sweep import storage, trials
 from hfgpt.sweep.definition import Sweep, equalised
@@ -173,6 +175,9 @@ def test_the_chapters_experiments(name: str, count: int, text: str) -> None:
     made = sweep.define(str(ROOT / f"recipes/experiments/{name}.yaml"), [], {})
     assert len(made.trials) == count
     assert text in made.question
+    with using("zh"):
+        asked = sweep.define(str(ROOT / f"recipes/experiments/{name}.yaml"), [], {}).question
+    assert re.search("[一-鿿]", asked)
     assert str(made.folder) == f"out/sweep-{name}"
 
 
