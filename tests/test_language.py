@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from hfgpt import config as configs
 from hfgpt.base import language
+from hfgpt.base.errors import InputError
 from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.plan.command import recipe_text
@@ -164,6 +165,16 @@ def test_what_the_system_says_of_a_file_is_translated(tmp_path: Path) -> None:
         assert said.startswith("a：无法读取：[Errno 2] 没有这个文件或文件夹")
     with language.using("en"):
         assert language.why(told) == "No such file or directory"
+
+
+@pytest.mark.parametrize(
+    "text", ["n_layer: 1: 2", "n_layer: [1\nseed: 2", "\tn_layer: 1", 'dataset: "a', "- a", "a", "3"]
+)
+def test_what_is_wrong_with_a_yaml_file_is_said_in_chinese(text: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with language.using("zh"), pytest.raises(InputError) as caught:
+        configs.read_recipe(tmp_path / "r.yaml")
+    assert words_of(str(caught.value)) == []
 
 
 def test_the_memory_of_a_card_has_its_own_word() -> None:

@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from hfgpt.base.command import Reader
 from hfgpt.base.errors import ConfigError, Fault, InputError
 from hfgpt.base.files import check_regular
-from hfgpt.base.language import _, listed, why
+from hfgpt.base.language import N_, _, listed, why
 from hfgpt.config import mix, nanogpt, rules
 from hfgpt.config.fields import INSTEAD, RENAMED, Config
 from hfgpt.config.reference import allowed, alternatives
@@ -53,7 +53,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
             ) from None
         raise InputError("recipe {path}: not valid YAML: {problem}", path=shown, problem=problem) from None
     if not isinstance(values, dict | None):
-        kind = type(values).__name__
+        kind = _(type(values).__name__)
         raise InputError("recipe {path}: must be lines of 'key: value', not a {kind}", path=shown, kind=kind)
     return {str(key): value for key, value in (values or {}).items()}
 
@@ -117,8 +117,22 @@ def _line(error: Exception, text: str) -> int | None:
     return None if position is None else text.count("\n", 0, position) + 1
 
 
+KINDS = (N_("list"), N_("str"), N_("int"), N_("float"), N_("bool"))  # what a YAML file can be besides a mapping
+
+# What PyYAML says most often, in words; others of its messages are not translated.
+PROBLEMS = (
+    N_("mapping values are not allowed here"), N_("sequence entries are not allowed here"),
+    N_("could not find expected ':'"), N_("found unexpected end of stream"),
+)  # fmt: skip
+
+
 def _problem(error: Exception) -> str:
-    return getattr(error, "problem", None) or str(error).splitlines()[0]
+    said = getattr(error, "problem", None) or str(error).splitlines()[0]
+    if found := re.fullmatch(r"found character (.+) that cannot start any token", said):
+        return _("found character {character} that cannot start any token", character=found[1])
+    if found := re.fullmatch(r"expected (.+), but (?:got|found) (.+)", said):
+        return _("expected {expected}, but found {found}", expected=found[1].replace(" or ", _(" or ")), found=found[2])
+    return _(said)
 
 
 def run_folder(recipe: str | Path) -> Path | None:
