@@ -109,8 +109,13 @@ def run(words: list[str], place: Path, language: str, code: int = 0) -> str:
 
 # ----------------------------------------------------------------------------------------------------- notebooks
 
+SAID = {
+    "en": "In a checkout: work at its top. Elsewhere, as on Colab: install hfgpt and copy its recipes here.",
+    "zh": "在检出的仓库里：到它的顶层工作。在别处，例如 Colab：安装 hfgpt，并把它的配方复制到这里。",
+}
+
 SETUP = """\
-# In a checkout: work at its top. Elsewhere, as on Colab: install hfgpt and copy its recipes here.
+# {said}
 import os, pathlib, sysconfig
 here = pathlib.Path.cwd()
 top = next((folder for folder in (here, *here.parents) if (folder / "recipes").is_dir()), None)
@@ -119,7 +124,7 @@ if top:
 else:
     %pip install --quiet hfgpt
     !hfgpt recipes recipes
-os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]  # the kernel's own hfgpt
+os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
 os.environ["HFGPT_LANG"] = "{language}"
 """
 
@@ -127,7 +132,7 @@ os.environ["HFGPT_LANG"] = "{language}"
 def notebook(page: Path) -> str:
     """A page as a notebook: text, programs as they are, commands with an exclamation mark, each with its output."""
     text, language = page.read_text("utf-8"), page.parts[-3]
-    cells = [code_cell(SETUP.format(language=language), "", "setup")]
+    cells = [code_cell(SETUP.format(language=language, said=SAID[language]), "", "setup")]
     end = 0
     for block in BLOCK.finditer(text):
         cells += markdown_cells(text[end : block.start()])
