@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
@@ -30,7 +32,7 @@ def main(words: list[str]) -> None:
     arguments = reader().read(words)
     comparison = compare.of_folders(arguments.runs)
     path = report.write(comparison, arguments.out_dir, samples=not arguments.no_samples)
-    say(path.read_text(encoding="utf-8"))
+    say(re.sub(r"\n!\[.*", "", path.read_text(encoding="utf-8")))
     say(_("pictures and data are in {folder}/", folder=arguments.out_dir))
     models = [
         (entry.best[0], folder)

@@ -43,6 +43,10 @@ def main(words: list[str]) -> None:
         say(_("{name}: {step} steps", name=run.name, step=step) + "\n")
     summary = diagnose.summary(run.records, run.config)
     say(summary)
-    if run.config and run.path.name == "metrics.jsonl" and "--" in summary:  # it has something to try
-        command = typed("train", run.path.parent)
-        say("\n" + _("to try a change: {command} CHANGE --out_dir=NEW_FOLDER", command=command))
+    if run.config is None or run.path.name != "metrics.jsonl":
+        return
+    folder = run.path.parent
+    if "--" in summary:  # it has something to try
+        say("\n" + _("to try a change: {command} CHANGE --out_dir=NEW_FOLDER", command=typed("train", folder)))
+    elif (folder / "model.safetensors").is_file():
+        say("\n" + _("Next: {command}", command=typed("sample", folder)))

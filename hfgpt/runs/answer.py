@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from hfgpt.base import language
-from hfgpt.base.language import _
+from hfgpt.base.language import _, sentences
 from hfgpt.base.units import duration, is_number
 from hfgpt.runs import comparison_plots, statistics
 from hfgpt.runs.compare import Comparison, Entry, Setting, mean
@@ -45,7 +45,7 @@ def _best(comparison: Comparison) -> list[str]:
     worst = others[-1]
     said = _("The lowest final validation loss is {low:.4f}, with {best}; the highest is {high:.4f}, with {worst}.",
              low=best.final, best=best.label, high=worst.final, worst=worst.label)  # fmt: skip
-    return [said, *_exported(comparison)]
+    return [*_exported(comparison), said]
 
 
 def _exported(comparison: Comparison) -> list[str]:
@@ -57,10 +57,12 @@ def _exported(comparison: Comparison) -> list[str]:
     if not any(setting.final is not None and setting.final > loss * (1 + SAME) for loss, setting in known):
         return []
     (low, first), (high, last) = known[0], known[-1]
-    return [
-        _("The models kept are those of each run's lowest loss: {low:.4f} with {first}, up to {high:.4f} with {last}.",
-          low=low, first=first.label, high=high, last=last.label)
-    ]  # fmt: skip
+    said = _(
+        "The models kept are those of each run's lowest loss: {low:.4f} with {first}, up to {high:.4f} with {last}.",
+        low=low, first=first.label, high=high, last=last.label,
+    )  # fmt: skip
+    close = near(low, high) and comparison.ranking is None
+    return [sentences(said, _("Another seed may reverse their order.") if close else "")]
 
 
 def _certainty(comparison: Comparison) -> list[str]:

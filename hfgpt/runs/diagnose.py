@@ -19,7 +19,7 @@ from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import laws, reference, rules
-from hfgpt.runs.facts import REPEATS, Facts, finite
+from hfgpt.runs.facts import MEMORISING, REPEATS, Facts, finite
 from hfgpt.runs.findings import Finding, Remedy, change, following, longer
 from hfgpt.runs.history import History
 from hfgpt.runs.metrics import Record
@@ -150,9 +150,6 @@ def _standing(facts: Facts) -> str | None:
     return sentences(figures, _("This is as it should be."))
 
 
-MEMORISING = 0.4  # nats between train and validation loss from which repeats teach little
-
-
 def _fall(facts: Facts) -> float | None:
     """Return the relative fall of the validation loss in the last fifth of the run."""
     evaluated = [(step, loss) for step, loss in zip(facts.eval_steps, facts.val, strict=True) if step > 0]
@@ -245,8 +242,13 @@ def _clipping(facts: Facts) -> str | None:
             "Gradient clipping was active in {share:.0%} of the recorded steps, and harmless: half of the norms are "
             "below {median:.2g}, where grad_clip is {clip:g}.", share=share, median=median, clip=clip,
         )  # fmt: skip
-    if share:
+    if share >= rules.CLIPPED:
         return _("Gradient clipping was active in {share:.0%} of the recorded steps.", share=share)
+    if share:
+        return _(
+            "Gradient clipping was active in {share:.0%} of the recorded steps, which is usual: only if nearly all are "
+            "clipped by much is the learning rate too high (3.3).", share=share,
+        )  # fmt: skip
     return _("Gradient clipping was never active: the largest norm is {norm:.2g}, grad_clip {clip:g}.",
              norm=max(norms), clip=clip)  # fmt: skip
 

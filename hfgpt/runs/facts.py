@@ -17,9 +17,13 @@ from typing import Any
 from hfgpt.config import Config
 from hfgpt.runs.metrics import Record, series, smooth
 
-HIGH = 0.6  # of the chance loss: roughly what a bigram count of letters reaches in English (2.5 nats of 4.2)
+# Of the chance loss: roughly what counting pairs of letters reaches in English (2.5 nats of 4.2), where the record does
+# not say what it reaches in the run's own text.
+HIGH = 0.6
 
 UNLIKELY = 1e100  # larger values are not measurements; sums and ratios of smaller ones are finite
+
+MEMORISING = 0.4  # nats between train and validation loss from which repeats teach little
 
 REPEATS = 4.0  # epochs up to which repeated text is about as good as new (Muennighoff and others, 2023)
 
@@ -116,9 +120,16 @@ class Facts:
         return self.start
 
     @property
+    def pairs(self) -> float | None:
+        """The loss that counting pairs of tokens reaches on this text; None if it was not recorded."""
+        return self.records[0].get("pairs_loss") if self.records else None
+
+    @property
     def high(self) -> bool:
-        """Whether the run learnt little more than letter frequencies."""
-        return self.chance is not None and self.end > HIGH * self.chance
+        """Whether the run learnt little more than which token follows which."""
+        if self.chance is None:
+            return False
+        return self.end > (HIGH * self.chance if self.pairs is None else self.pairs)
 
     @property
     def peak_rate(self) -> float | None:

@@ -8,6 +8,7 @@ Names and units: ``train_loss`` (of that step's global batch), ``train_eval_loss
 evaluation blocks) in nats per token; ``learning_rate``; ``grad_norm`` before clipping; ``tokens_per_second``; ``mfu``
 (share of the device's peak); ``memory_bytes``; ``seconds`` since the run began, without the time between a stop and
 its resume; ``data_seconds``, spent waiting for data, per step; ``epoch``, how often the training text was seen;
+``pairs_loss``, in the first record, what counting pairs of tokens reaches on the validation split, in nats per token;
 ``branched``, in the first record of a run that continues from another's checkpoint, when it branched (seconds since
 1970).
 

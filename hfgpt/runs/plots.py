@@ -64,6 +64,7 @@ def loss_curve(source: str | Path, target: str | Path | None = None) -> Path:
             losses = below = figure.subplots()
         _draw_losses(losses, run)
         below.set_xlabel(_("optimizer steps"))
+        below.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         below.xaxis.set_major_formatter(ticker.FuncFormatter(lambda step, _place: f"{step:,.0f}"))
         if run.config is not None:
             _tokens_on_top(losses, run.config)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from hfgpt.base.language import _, plural, sentences
 from hfgpt.base.units import duration
 from hfgpt.runs import findings
-from hfgpt.runs.facts import HIGH, REPEATS, SPIKE, Facts, finite
+from hfgpt.runs.facts import HIGH, MEMORISING, REPEATS, SPIKE, Facts, finite
 from hfgpt.runs.findings import FAR, PATIENCE, Finding
 
 RISE = 0.05  # nats: an evaluated loss does not rise by more than this by chance
@@ -130,11 +130,19 @@ def underfitting(facts: Facts) -> Finding | None:
     """Train and validation loss are both high at the end of the run (6.4)."""
     if not facts.finished or not facts.high or facts.end > 1.1 * facts.train_end:
         return None
-    evidence = _(
-        "The run ends with train {train:.2f} and validation {val:.2f}, both high: a guess costs {chance:.2f}, and "
-        "counting pairs of letters reaches about {share:.0%} of that.",
-        train=facts.train_end, val=facts.end, chance=facts.chance, share=HIGH,
-    )  # fmt: skip
+    ends = {"train": facts.train_end, "val": facts.end, "chance": facts.chance}
+    if facts.pairs is not None:
+        evidence = _(
+            "The run ends with train {train:.2f} and validation {val:.2f}, both high: a random guess among the tokens "
+            "of the text costs {chance:.2f}, and counting which token follows which reaches {pairs:.2f}.",
+            pairs=facts.pairs, **ends,
+        )  # fmt: skip
+    else:
+        evidence = _(
+            "The run ends with train {train:.2f} and validation {val:.2f}, both high: a random guess among the tokens "
+            "of the text costs {chance:.2f}, and counting pairs of letters reaches about {share:.0%} of that.",
+            share=HIGH, **ends,
+        )  # fmt: skip
     return Finding("underfitting", facts.last_step, evidence, findings.fit_better(facts))
 
 
@@ -239,6 +247,12 @@ def input_bound(facts: Facts) -> Finding | None:
     return Finding("input_bound", int(steps[0]), evidence, findings.feed(facts, facts.step_seconds - wait))
 
 
+def _by_heart(facts: Facts) -> bool:
+    """A text that was seen many times is better known than the validation split."""
+    seen = facts.epochs_at(facts.last_step)
+    return seen is not None and seen > REPEATS and bool(facts.val) and facts.val[-1] > facts.train_end + MEMORISING
+
+
 def healthy(facts: Facts) -> Finding:
     """No rule found anything wrong."""
     begin = facts.start if facts.start is not None else (facts.losses or facts.val or [math.nan])[0]
@@ -247,11 +261,11 @@ def healthy(facts: Facts) -> Finding:
         "The loss went from {start:.2f} to {end:.2f} in {n:,} steps.",
         facts.last_step, start=begin, end=facts.end,
     )  # fmt: skip
-    if gap(facts):
+    if gap(facts) or _by_heart(facts):
         sound = _(
-            "The validation loss was lowest late in the run, but far above the train loss ({val:.2f} and {train:.2f}): "
-            "the model begins to learn the text by heart. More text would lower it; more dropout would only narrow the "
-            "gap, unless the run is longer too.",
+            "But the validation loss is far above the train loss ({val:.2f} and {train:.2f}): the model begins to "
+            "learn the text by heart. More text would lower it; more dropout would only narrow the gap, unless the run "
+            "is longer too.",
             val=facts.val[-1], train=facts.train_end,
         )  # fmt: skip
     else:

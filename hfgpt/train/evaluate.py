@@ -14,6 +14,7 @@ from hfgpt.config import Config
 from hfgpt.config.fields import SAMPLE_TOKENS
 from hfgpt.data.blocks import TokenStream, evaluation_blocks
 from hfgpt.data.encoding import CharacterCounter
+from hfgpt.data.pairs import pairs_loss
 from hfgpt.data.prepare import Corpus
 from hfgpt.inference import figures as language
 from hfgpt.inference import sampling
@@ -77,6 +78,8 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     announce(run, figures, better)
     if config.eval_only:
         return True
+    if progress.step == 0 and (bound := pairs_loss(run.corpus.train, run.corpus.val)) is not None:
+        figures["pairs_loss"] = bound
     progress.seconds = meter.seconds()
     run.record(seconds=progress.seconds, **figures)
     if not math.isfinite(figures["val_loss"]):  # such weights are neither the best nor worth resuming from

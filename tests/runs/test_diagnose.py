@@ -228,6 +228,33 @@ def test_underfitting_takes_the_chapters_steps() -> None:
     ]
 
 
+@pytest.mark.parametrize(("pairs", "kind"), [(1.4, "underfitting"), (1.9, "healthy")])
+def test_a_run_is_measured_against_counting_pairs_in_its_own_text(pairs: float, kind: str) -> None:
+    """A Chinese text's ratio to a random guess is not that of English letters."""
+    records = falling(1.5)
+    records[0]["pairs_loss"] = pairs
+    (finding,) = diagnose.diagnose(records, recipe())
+    assert finding.kind == kind
+    assert ("which token follows which reaches 1.40" in finding.evidence) == (kind == "underfitting")
+
+
+def test_underfitting_is_first_answered_by_a_longer_run_while_the_loss_still_falls() -> None:
+    finding = diagnose.diagnose(falling(2.0, 40), recipe(max_iters=40))[0]
+    assert finding.kind == "underfitting"
+    assert finding.remedies[0].override == "--max_iters=80 --lr_decay_iters=80"
+    assert len([remedy for remedy in finding.remedies if "max_iters" in (remedy.override or "")]) == 1
+
+
+def test_a_text_that_was_seen_many_times_is_not_called_sound() -> None:
+    records = [record | {"epoch": record["step"] / 10} for record in falling(1.5)]
+    for record in records:
+        if "val_loss" in record:
+            record["val_loss"] = record["train_eval_loss"] + 0.5
+    (finding,) = diagnose.diagnose(records, recipe())
+    assert finding.kind == "healthy"
+    assert "begins to learn the text by heart" in finding.evidence
+
+
 def test_a_run_underway_is_not_yet_underfitting() -> None:
     assert kinds(falling(2.7)[:100], recipe()) == ["healthy"]
 
