@@ -43,6 +43,8 @@ def _best(comparison: Comparison) -> list[str]:
     if not others:
         return [_("The final validation loss is {loss:.4f}, with {best}.", loss=best.final, best=best.label)]
     worst = others[-1]
+    if best.final == worst.final:
+        return [_("All of them end with the same validation loss, {loss:.4f}.", loss=best.final)]
     said = _("The lowest final validation loss is {low:.4f}, with {best}; the highest is {high:.4f}, with {worst}.",
              low=best.final, best=best.label, high=worst.final, worst=worst.label)  # fmt: skip
     return [*_exported(comparison), said]
@@ -79,7 +81,7 @@ def _certainty(comparison: Comparison) -> list[str]:
               for setting in lost),
         ]  # fmt: skip
     best, *others = comparison.ended
-    if others and near(best.final, others[0].final):
+    if others and best.final != others[0].final and near(best.final, others[0].final):
         return [
             _("The second, {second}, is {difference:.4f} behind, less than {share:.0%}: another seed may reverse their "
               "order, and `sweep --seeds` measures whether it does.", second=others[0].label,

@@ -68,6 +68,12 @@ def test_the_models_kept_are_compared_where_a_run_ends_above_its_lowest_loss(tmp
     assert "all the way" not in said, "two values are no trend"
 
 
+def test_equal_runs_are_called_equal(tmp_path: Path) -> None:
+    said = words(entries(tmp_path, "seed", {1: 2.0, 2: 2.0}))
+    assert "All of them end with the same validation loss, 2.0000." in said
+    assert "behind" not in said
+
+
 def test_a_lowest_point_in_the_middle_and_a_near_tie(tmp_path: Path) -> None:
     said = words(entries(tmp_path, "dropout", {0.0: 2.1, 0.1: 1.9, 0.2: 1.905}))
     assert "the loss goes 2.100 → 1.900 → 1.905, lowest at 0.1." in said
