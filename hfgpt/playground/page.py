@@ -28,7 +28,7 @@ REFRESH = 2.0  # seconds between two refreshes of the runs
 
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
 
-# What the browser is told of the page's language, so that it does not offer to translate it.
+# Tells the browser the page's language; otherwise it offers to translate the page.
 SPOKEN = "language => { document.documentElement.lang = language }"
 
 

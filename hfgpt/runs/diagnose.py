@@ -201,9 +201,10 @@ def _ahead(facts: Facts) -> str | None:
 
 def _still_falls(facts: Facts) -> str | None:
     """Say that a run with too few evaluations for a prediction was still learning at its end."""
-    if len(facts.val) < 2 or facts.val[-2] <= 0:
+    trained = [loss for step, loss in zip(facts.eval_steps, facts.val, strict=True) if step > 0]
+    if len(trained) < 2 or trained[-2] <= 0 or facts.high:  # of a high loss the finding says it
         return None
-    fall = (facts.val[-2] - facts.val[-1]) / facts.val[-2]
+    fall = (trained[-2] - trained[-1]) / trained[-2]
     if fall < 0.01 or _memorises(facts):
         return None
     return _(

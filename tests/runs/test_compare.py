@@ -65,7 +65,7 @@ def test_the_models_kept_are_compared_where_a_run_ends_above_its_lowest_loss(tmp
     said = words(made)
     assert "The lowest final validation loss is 2.1000, with dropout=0.2" in said
     assert "lowest loss: 1.9000 with dropout=0.0, up to 2.1000 with dropout=0.2" in said
-    assert "all the way" not in said, "two values are no trend"
+    assert "all the way" not in said, "two values do not make a trend"
 
 
 def test_equal_runs_are_called_equal(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_without_a_chinese_font_nothing_in_a_figure_is_a_question_mark(
     made += [Entry("dropout=0.3", {"dropout": 0.3}, made[0].run, "failed: exit code 1: a")]
     with using("zh"):
         path = report.write(Comparison("", made), tmp_path / "out", samples=False)
-    assert path.read_text().startswith("# 3 次运行的比较")
+    assert path.read_text().startswith("# 3 次训练的比较")
     assert "3 runs compared: Loss against steps" in written
     assert "dropout=0.3 (failed)" in written
     assert not [text for text in written if "?" in text]
