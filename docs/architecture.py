@@ -50,7 +50,7 @@ def diagram() -> str:
     """The folders as a Mermaid flowchart: an arrow from a folder to one that it imports from."""
     graph = reduced(imports())
     lines = [f"    {folder} --> {near}" for folder in sorted(graph) for near in sorted(graph[folder])]
-    return "\n".join(("```mermaid", "flowchart TD", *lines, "```")) + "\n"
+    return "\n".join(("```mermaid", "flowchart BT", *lines, "```")) + "\n"
 
 
 def module_of(folder: str, name: str) -> Path:

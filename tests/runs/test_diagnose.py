@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,7 @@ CURVES = ROOT / "tests" / "fixtures" / "curves"
 MADE = sorted(path.parent.name for path in CURVES.glob("*/metrics.jsonl"))
 HEALTHY = [name for name in MADE if name.startswith("healthy.")]
 SICK = [name for name in MADE if not name.startswith("healthy.")]
+MAKE = runpy.run_path(str(CURVES / "make.py"))
 
 
 def kinds(records: list[Record], recipe: Config | None = None) -> list[str]:
@@ -57,6 +60,13 @@ def test_there_are_enough_curves() -> None:
     assert {name.split(".")[0] for name in SICK} == {
         "overfitting", "underfitting", "learning_rate_too_low", "learning_rate_too_high", "diverged", "clipping_always",
     }  # fmt: skip
+
+
+def test_the_curves_are_those_of_the_script_that_makes_them(tmp_path: Path) -> None:
+    for name in MADE:
+        values = {key: value for key, value in {**MAKE["BASE"], **MAKE["CURVES"][name]}.items() if key != "slice"}
+        assert yaml.safe_load((CURVES / name / "recipe.yaml").read_text()) == values, name
+    assert len(MAKE["write_slice"](10_000, tmp_path).read_text()) == 10_000
 
 
 @pytest.mark.parametrize("name", HEALTHY)
