@@ -160,11 +160,11 @@ def test_what_the_system_says_of_a_file_is_translated(tmp_path: Path) -> None:
         (tmp_path / "missing").read_text()
     told = caught.value
     with language.using("zh"):
-        assert language.why(told) == "没有这个文件或文件夹"
+        assert language.strerror(told) == "没有这个文件或文件夹"
         said = language._("{path}: cannot be read: {reason}", path="a", reason=told)
         assert said.startswith("a：无法读取：[Errno 2] 没有这个文件或文件夹")
     with language.using("en"):
-        assert language.why(told) == "No such file or directory"
+        assert language.strerror(told) == "No such file or directory"
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ class Reader:
         self._positionals: list[_Positional] = []
         self._options: dict[str, _Option] = {}
         self._exclusive: list[tuple[str, ...]] = []
-        shown = "\n".join(f"  {typed(name)} {words}\n      {told}" for words, told in examples)
+        shown = "\n".join(f"  {typed(name)} {words}\n      {text}" for words, text in examples)
         self._parser = argparse.ArgumentParser(
             usage=argparse.SUPPRESS, description=f"{about}\n\n{shown}", epilog=notes,
             add_help=False, allow_abbrev=False, formatter_class=_Layout,
@@ -163,28 +163,28 @@ class Reader:
         for key in self._flags:
             self._declare(f"no_{key}", argparse.SUPPRESS)
 
-    def argument(self, name: str, metavar: str, told: str, *, many: bool = False, required: bool = True) -> None:
+    def argument(self, name: str, metavar: str, text: str, *, many: bool = False, required: bool = True) -> None:
         """Declare a positional argument of one word or many."""
         self._positionals.append(_Positional(name, metavar, many, required))
-        self._arguments.add_argument(name, metavar=metavar, nargs="*" if many else "?", help=told.replace("%", "%%"))
+        self._arguments.add_argument(name, metavar=metavar, nargs="*" if many else "?", help=text.replace("%", "%%"))
 
-    def option(self, name: str, metavar: str, told: str, read: Callable[[str], Any] = str, default: Any = None) -> None:
+    def option(self, name: str, metavar: str, text: str, read: Callable[[str], Any] = str, default: Any = None) -> None:
         """Declare ``--name VALUE``; `read` parses the text, or raises a ValueError that states the rule."""
         self._options[name] = _Option(read, default)
-        self._declare(name, told, metavar)
+        self._declare(name, text, metavar)
 
-    def flag(self, name: str, told: str, metavar: str = "", read: Callable[[str], Any] | None = None) -> None:
+    def flag(self, name: str, text: str, metavar: str = "", read: Callable[[str], Any] | None = None) -> None:
         """Declare ``--name``, which is True if typed; with `read`, ``--name=VALUE`` is accepted too."""
         self._options[name] = _Option(read, False, may_stand_alone=True)
-        self._declare(name, told, metavar)
+        self._declare(name, text, metavar)
 
     def exclusive(self, *names: str) -> None:
         """Declare that at most one of these options may be typed."""
         self._exclusive.append(names)
 
-    def _declare(self, name: str, told: str, metavar: str = "") -> None:
-        told = told if told == argparse.SUPPRESS else told.replace("%", "%%")
-        self._choices.add_argument(f"--{name}", action="append", nargs="?", metavar=metavar, help=told)
+    def _declare(self, name: str, text: str, metavar: str = "") -> None:
+        text = text if text == argparse.SUPPRESS else text.replace("%", "%%")
+        self._choices.add_argument(f"--{name}", action="append", nargs="?", metavar=metavar, help=text)
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -246,11 +246,11 @@ class Reader:
             if taken and taken[0].startswith("-") and taken[0] != "-":
                 taken, words = [], [*taken, *words]
             if not taken and place.required:
-                faults.append(Fault(place.metavar, None, _("is missing: {told}", told=self._told(place.name))))
+                faults.append(Fault(place.metavar, None, _("is missing: {told}", told=self._help_text(place.name))))
             setattr(arguments, place.name, taken if place.many else taken[0] if taken else None)
         return faults + [self._stray(word) for word in words]
 
-    def _told(self, name: str) -> str:
+    def _help_text(self, name: str) -> str:
         """Return an argument's text in --help."""
         return next(str(action.help) for action in self._parser._actions if action.dest == name).replace("%%", "%")
 

@@ -54,7 +54,7 @@ class Fault(NamedTuple):
         return _("{value}: {rule}", value=shown, rule=self.rule) + (f"\n    → {self.fix}" if self.fix else "")
 
 
-class Spoken(Exception):
+class TranslatedError(Exception):
     """An error shown to the user as only its message.
 
     Args:
@@ -66,7 +66,7 @@ class Spoken(Exception):
         super().__init__(_(str(message), **values) if message else "")
 
 
-class InputError(Spoken):
+class InputError(TranslatedError):
     """The user's input cannot be used; the message says which part and how to fix it. Scripts exit with 2."""
 
     def report(self) -> str:
@@ -102,11 +102,11 @@ class CommandError(ConfigError):
         return f"{lead}\n{self}\n{hint}"
 
 
-class RunError(Spoken):
+class RunError(TranslatedError):
     """The run failed; the message says at which step and how to continue. Scripts exit with 1."""
 
 
-class Failure(Spoken):
+class Failure(TranslatedError):
     """Something other than the input failed. Scripts exit with 1."""
 
 

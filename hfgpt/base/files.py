@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import N_, why
+from hfgpt.base.language import N_, strerror
 
 WRITING = ".writing"  # the folder inside a new folder in which its files are written
 
@@ -84,7 +84,7 @@ def new_file(target: str | Path) -> Iterator[Path]:
         with replacing(path) as temporary:
             yield temporary
     except OSError as error:
-        raise InputError("{file!r}: cannot be written: {reason}", file=str(path), reason=why(error)) from None
+        raise InputError("{file!r}: cannot be written: {reason}", file=str(path), reason=strerror(error)) from None
 
 
 @contextmanager

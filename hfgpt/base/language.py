@@ -28,10 +28,10 @@ CATALOGUE = Path(__file__).parent.parent / "locale"
 _chosen: ContextVar[str | None] = ContextVar("language", default=None)
 _on_card: ContextVar[bool] = ContextVar("on_card", default=False)
 
-MEMORY = re.compile("(?<!主机)内存")
+MEMORY = "(?<!主机)内存"
 WIDE = "\u2018-\u201d\u2e80-\uffef"  # Chinese characters and punctuation
 # A named field, with the spaces around it.
-FIELD = re.compile(rf"(?P<left>(?<=[{WIDE}]) )?{{(?P<field>[^{{}}]+)}}(?P<right> (?=[{WIDE}]))?")
+FIELD = rf"(?P<left>(?<=[{WIDE}]) )?{{(?P<field>[^{{}}]+)}}(?P<right> (?=[{WIDE}]))?"
 
 
 def current() -> str:
@@ -60,10 +60,10 @@ def _inside(variable: ContextVar[Any], value: Any) -> Iterator[None]:
 
 def _(message: str, /, **values: Any) -> str:
     """Return a message in the current language, with its named fields filled in as by :meth:`str.format`."""
-    return _spoken(_translations(current()).gettext(message), values)
+    return _in_language(_translations(current()).gettext(message), values)
 
 
-def _spoken(translated: str, values: dict[str, Any]) -> str:
+def _in_language(translated: str, values: dict[str, Any]) -> str:
     if current() == "zh":
         return of_device(_fill(translated, values) if values else translated)
     return translated.format(**values) if values else translated
@@ -71,13 +71,13 @@ def _spoken(translated: str, values: dict[str, Any]) -> str:
 
 def of_device(text: str) -> str:
     """Return Chinese text with the device's word for memory, see :func:`about_card`; the host's is 主机内存."""
-    return MEMORY.sub("显存", text) if _on_card.get() else text
+    return re.sub(MEMORY, "显存", text) if _on_card.get() else text
 
 
 def plural(one: str, many: str, number: int, /, **values: Any) -> str:
     """Return the singular or plural message for a number, which is its field ``{n}``."""
     translated = _translations(current()).ngettext(one, many, number)
-    return _spoken(translated, {"n": number, **values})
+    return _in_language(translated, {"n": number, **values})
 
 
 def sentences(*parts: str) -> str:
@@ -101,7 +101,7 @@ def _fill(message: str, values: dict[str, Any]) -> str:
         right = "" if re.search(f"[{WIDE}]$", value) else match["right"] or ""
         return left + value + right
 
-    return FIELD.sub(filled, message)
+    return re.sub(FIELD, filled, message)
 
 
 def N_(message: str) -> str:
@@ -119,14 +119,14 @@ SYSTEM = (
 )  # fmt: skip
 
 
-def why(error: OSError) -> str:
+def strerror(error: OSError) -> str:
     """Return the operating system's message for a failure, without the file name."""
     return _(error.strerror) if error.strerror else str(error)
 
 
-def which_and_why(error: OSError) -> str:
+def os_error_text(error: OSError) -> str:
     """Return the file that the system refuses, if it is known, and the system's message."""
-    return why(error) if error.filename is None else f"{error.filename}: {why(error)}"
+    return strerror(error) if error.filename is None else f"{error.filename}: {strerror(error)}"
 
 
 def _preferred() -> str:

@@ -107,10 +107,10 @@ def intel_cpu() -> bool:
 def _cpu(key: str) -> str:
     """Return the processor's fields as Linux reports them; empty on other systems."""
     try:
-        found = re.search(rf"^{key}\s*:(.*)$", CPUINFO.read_text(), flags=re.MULTILINE)
+        field = re.search(rf"^{key}\s*:(.*)$", CPUINFO.read_text(), flags=re.MULTILINE)
     except OSError:
         return ""
-    return found[1].strip() if found else ""
+    return field[1].strip() if field else ""
 
 
 def measured_cpu_peak(dtype: str = "float32") -> float:

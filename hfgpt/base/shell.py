@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from hfgpt.base import language
 from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError
-from hfgpt.base.language import _, which_and_why, why
+from hfgpt.base.language import _, os_error_text, strerror
 from hfgpt.base.terminal import say, visible
 
 SIGPIPE = 13  # Windows does not define SIGPIPE
@@ -45,7 +45,7 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
         except InputError as error:
             # All processes on a host read the same command line and recipe: only the first prints.
             first = os.environ.get("LOCAL_RANK", "0") == "0"
-            _complain(error.report(), spoken=first or not isinstance(error, ConfigError))
+            _complain(error.report(), shown=first or not isinstance(error, ConfigError))
             status = 2
         except RunError as error:
             _complain(_("The run failed at {place}", place=error))
@@ -138,7 +138,7 @@ def _file_failed(error: OSError) -> int:
     if error.errno == errno.ENAMETOOLONG:
         _complain(_("{path}: the name is too long for a file or a folder", path=f"'{str(error.filename)[:40]}…'"))
         return 2
-    _complain(which_and_why(error))
+    _complain(os_error_text(error))
     return 1
 
 
@@ -158,7 +158,7 @@ def _output_failed(error: OSError) -> int:
         os.dup2(nowhere, stream.fileno())
     if isinstance(error, BrokenPipeError):
         return 128 + SIGPIPE
-    say(_("The output cannot be written: {reason}", reason=why(error)), sys.stderr)
+    say(_("The output cannot be written: {reason}", reason=strerror(error)), sys.stderr)
     return 1
 
 
@@ -192,9 +192,9 @@ def _writes(number: int) -> bool:
         return False
 
 
-def _complain(message: str, spoken: bool = True) -> None:
+def _complain(message: str, shown: bool = True) -> None:
     """Print a message on standard error, and pass it to torchrun, whose failure report comes last."""
-    if spoken:
+    if shown:
         say(message, sys.stderr)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as file:

@@ -46,11 +46,11 @@ def configure(cpu_threads: int | str = "auto") -> int:
     cores = _physical_cores()
     own_cores = cores[rank * len(cores) // processes : (rank + 1) * len(cores) // processes]
     launched = "LOCAL_RANK" in os.environ or any(key.startswith("ACCELERATE_") for key in os.environ)
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    omp_threads = os.environ.get("OMP_NUM_THREADS", "")
     if cpu_threads != "auto":
         threads = int(cpu_threads)
-    elif asked.isdigit() and not (launched and asked == "1"):
-        threads = int(asked)
+    elif omp_threads.isdigit() and not (launched and omp_threads == "1"):
+        threads = int(omp_threads)
     else:
         threads = max(1, min(len(own_cores), _quota(processes)))
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)

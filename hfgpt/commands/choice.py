@@ -67,7 +67,7 @@ def choose(words: list[str]) -> int | None:
 
 def overview() -> str:
     """Return the page of `hfgpt --help`."""
-    lines = [f"  {name:16}{_(told)}" for name, told in COMMANDS.items()]
+    lines = [f"  {name:16}{_(summary)}" for name, summary in COMMANDS.items()]
     return "\n".join(
         [
             _("usage: {command}", command=f"hfgpt {_('COMMAND')} …"),

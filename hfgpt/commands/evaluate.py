@@ -58,5 +58,5 @@ def main(words: list[str]) -> None:
             _("over {characters} characters", characters=characters),
         ),
     ]
-    for name, figure, told in rows:
-        say(f"  {pad(name, 20)}{figure}  {told}".rstrip())
+    for name, figure, meaning in rows:
+        say(f"  {pad(name, 20)}{figure}  {meaning}".rstrip())

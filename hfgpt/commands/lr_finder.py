@@ -45,5 +45,5 @@ def main(words: list[str]) -> None:
         from hfgpt.sweep import lr_finder
     result = lr_finder.find(config, arguments.picture, arguments.steps)
     rate = f"{result.suggestion:g}"
-    say(_("suggested learning rate: {rate}  ({why})", rate=rate, why=result.why))
+    say(_("suggested learning rate: {rate}  ({why})", rate=rate, why=result.reason))
     say(_("curve: {picture}    to use it: {option}", picture=arguments.picture, option=f"--learning_rate={rate}"))

@@ -9,7 +9,7 @@ from hfgpt import config as configs
 from hfgpt.base import language
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _, why
+from hfgpt.base.language import _, strerror
 from hfgpt.base.terminal import say
 
 
@@ -46,7 +46,7 @@ def main(words: list[str]) -> None:
     except OSError as error:
         for half in begun:  # else the next try would find them there
             half.unlink(missing_ok=True)
-        raise InputError("{path} cannot be written: {reason}", path=copy, reason=why(error)) from None
+        raise InputError("{path} cannot be written: {reason}", path=copy, reason=strerror(error)) from None
     for copy in copies.values():
         say(copy)
 

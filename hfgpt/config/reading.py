@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from hfgpt.base.command import Reader
 from hfgpt.base.errors import ConfigError, Fault, InputError
 from hfgpt.base.files import check_regular
-from hfgpt.base.language import N_, _, listed, why
+from hfgpt.base.language import N_, _, listed, strerror
 from hfgpt.config import mix, nanogpt, rules
 from hfgpt.config.fields import INSTEAD, RENAMED, Config
 from hfgpt.config.reference import allowed, alternatives
@@ -100,7 +100,7 @@ def _read(path: Path, shown: str) -> str:
             "recipe {path}: no such file; hfgpt comes with the recipes {names}", path=shown, names=names
         ) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not a valid file name
-        reason = why(error) if isinstance(error, OSError) else error  # without the file name, which may be long
+        reason = strerror(error) if isinstance(error, OSError) else error  # without the file name, which may be long
         raise InputError("recipe {path} cannot be read as text: {reason}", path=shown, reason=reason) from None
     if len(text) > LIMIT:
         raise InputError(

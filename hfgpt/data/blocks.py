@@ -214,7 +214,7 @@ class AnyBatches(Protocol):
 
 
 class _Prepared(NamedTuple):
-    asked: tuple[int, int, int, int]
+    request: tuple[int, int, int, int]
     before: dict[str, Any]  # the state before these batches were drawn
     batches: Future[list[NDArray[np.int64]]]
 
@@ -229,17 +229,17 @@ class Prefetched:
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
         """See :class:`AnyBatches`."""
-        asked = (step, rank, world, micro_batch)
-        if self._next is None or self._next.asked != asked:
+        request = (step, rank, world, micro_batch)
+        if self._next is None or self._next.request != request:
             self._forget()
-            self._next = self._prepare(asked)
+            self._next = self._prepare(request)
         ready = self._next.batches.result()
         self._next = self._prepare((step + 1, rank, world, micro_batch))
         yield from ready
 
-    def _prepare(self, asked: tuple[int, int, int, int]) -> _Prepared:
+    def _prepare(self, request: tuple[int, int, int, int]) -> _Prepared:
         before = self._batches.state_dict()
-        return _Prepared(asked, before, self._thread.submit(lambda: list(self._batches.micro_batches(*asked))))
+        return _Prepared(request, before, self._thread.submit(lambda: list(self._batches.micro_batches(*request))))
 
     def _forget(self) -> None:
         """Discard the batches prepared for another step, and restore the state before them."""

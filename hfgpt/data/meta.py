@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer, decoders, models
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import why
+from hfgpt.base.language import strerror
 from hfgpt.data.tokenizer import BYTE_TOKENS, char_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def read_meta(path: str | Path) -> list[str]:
         with open(path, "rb") as file:
             raw = file.read(META_LIMIT + 1)
     except OSError as error:
-        raise InputError("{path}: cannot be read: {reason}", path=path, reason=why(error)) from None
+        raise InputError("{path}: cannot be read: {reason}", path=path, reason=strerror(error)) from None
     if len(raw) > META_LIMIT:
         raise InputError("{path}: is too large for a vocabulary", path=path)
     try:

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 
 from hfgpt.base.errors import Failure, InputError, first_line
 from hfgpt.base.files import WRITING, filled_at_once, write_text
-from hfgpt.base.language import _, why
+from hfgpt.base.language import _, strerror
 from hfgpt.config import Config
 from hfgpt.config.mix import corpora
 from hfgpt.data.bins import write_shards
@@ -50,18 +50,18 @@ def write_dataset(config: Config, folder: Path, largest: int) -> Corpus:
             for split, tokens in (("val", corpus.val), ("train", corpus.train)):
                 write_shards(tokens, temporary, split, largest, wide)
     except OSError as error:
-        raise InputError("{folder}: cannot be written: {reason}", folder=folder, reason=why(error)) from None
+        raise InputError("{folder}: cannot be written: {reason}", folder=folder, reason=strerror(error)) from None
     return corpus
 
 
 def _card(config: Config) -> str:
     name = config.dataset if not Path(config.dataset).exists() else Path(config.dataset).name
-    told = _(
+    description = _(
         "Token shards in the format of llm.c and modded-nanogpt: 256 int32 of header (magic number, version, count of "
         "tokens), then the tokens. The tokenizer lies beside them."
     )
     title = _("# Tokens for {name}", name=f"`{name.replace('`', '')}`")
-    return f"---\ntags: [hfgpt, tokens]\n---\n{title}\n\n{told}\n"
+    return f"---\ntags: [hfgpt, tokens]\n---\n{title}\n\n{description}\n"
 
 
 def push_dataset(folder: Path, repo_id: str, private: bool) -> str:

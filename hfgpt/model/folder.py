@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.files import check_regular
-from hfgpt.base.language import N_, _, why
+from hfgpt.base.language import N_, _, strerror
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -193,7 +193,7 @@ def read_json(path: Path, most: int = JSON_BYTES) -> dict[str, Any]:
             )
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError("{path}: cannot be read: {reason}", path=path, reason=why(error)) from None
+        raise InputError("{path}: cannot be read: {reason}", path=path, reason=strerror(error)) from None
     except (ValueError, RecursionError):
         raise InputError(_OTHER_THINGS, path=path) from None
     if not isinstance(value, dict):

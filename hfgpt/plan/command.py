@@ -22,7 +22,7 @@ from hfgpt.base import threads
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
-from hfgpt.base.language import _, about_card, why
+from hfgpt.base.language import _, about_card, strerror
 from hfgpt.base.terminal import wrap
 from hfgpt.base.units import duration, size
 from hfgpt.config import Config
@@ -36,8 +36,8 @@ from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
 from hfgpt.plan.timing import Measured, Time
 
-Rest = ParamSpec("Rest")
-Said = TypeVar("Said")
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -140,16 +140,16 @@ def _simulate(survey: Survey, target: Target) -> int:
 
 
 def of_its_device(
-    said: Callable[Concatenate[Plan, Rest], Said],
-) -> Callable[Concatenate[Plan, Rest], Said]:
+    describe: Callable[Concatenate[Plan, Parameters], Result],
+) -> Callable[Concatenate[Plan, Parameters], Result]:
     """Make messages about a plan name its device's memory, as :func:`about_card` does."""
 
-    @wraps(said)
-    def spoken(plan: Plan, /, *rest: Rest.args, **named: Rest.kwargs) -> Said:
+    @wraps(describe)
+    def described(plan: Plan, /, *rest: Parameters.args, **named: Parameters.kwargs) -> Result:
         with about_card(plan.target.own_memory):
-            return said(plan, *rest, **named)
+            return describe(plan, *rest, **named)
 
-    return spoken
+    return described
 
 
 @of_its_device
@@ -328,6 +328,6 @@ def write_recipe(path: Path, config: Config, reasons: Mapping[str, str], head: s
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text)
     except (OSError, UnicodeError) as error:
-        reason = why(error) if isinstance(error, OSError) else _("its name is not UTF-8")
+        reason = strerror(error) if isinstance(error, OSError) else _("its name is not UTF-8")
         raise InputError("write = {path!r}: cannot be written: {reason}", path=str(path), reason=reason) from None
     return configs.load(path)

@@ -16,7 +16,7 @@ import gradio as gr
 import uvicorn
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _, why
+from hfgpt.base.language import _, strerror
 from hfgpt.playground.guard import LOOPBACK, Guard
 from hfgpt.playground.page import Page
 
@@ -58,7 +58,7 @@ def listen(host: str, port: int) -> socket.socket:
             "port = {port}: cannot listen on {host} ({reason}) → --port={other} chooses another",
             port=port,
             host=host,
-            reason=why(error),
+            reason=strerror(error),
             other=port + 1,
         ) from None
     return listening

@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from hfgpt.base.language import LANGUAGES, using, which_and_why
+from hfgpt.base.language import LANGUAGES, using, os_error_text
 from hfgpt.base.terminal import say
 
 Texts = Callable[[], dict[str, Any]]
@@ -53,7 +53,7 @@ def _speaking(language: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            message = which_and_why(error)
+            message = os_error_text(error)
             say(message, sys.stderr)
             raise gr.Error(message, print_exception=False) from None
 

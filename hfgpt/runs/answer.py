@@ -273,8 +273,8 @@ def ended(outcome: str) -> str:
     if not reason:
         return translated
     if code := re.match(r"exit code (-?\d+): ", reason):
-        why = reason[code.end() :]
-        return _("{kind}, exit code {code}: {reason}", kind=translated, code=code[1], reason=_(why) if why else "")
+        rest = reason[code.end() :]
+        return _("{kind}, exit code {code}: {reason}", kind=translated, code=code[1], reason=_(rest) if rest else "")
     return _("{label}: {what}", label=translated, what=_(reason))
 
 

@@ -54,7 +54,7 @@ class Remedy:
     def section(self) -> str:
         """The chapter's section, in the current language."""
         parts = [
-            re.sub(r", strategy (\d)", lambda found: _(", strategy {number}", number=found[1]), part)
+            re.sub(r", strategy (\d)", lambda match: _(", strategy {number}", number=match[1]), part)
             for part in self.chapter.split("; ")
         ]
         return _("; ").join(parts)

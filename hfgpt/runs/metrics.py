@@ -29,7 +29,7 @@ from typing import Any
 
 from hfgpt.base import files
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.language import why
+from hfgpt.base.language import strerror
 
 FILE_NAME = "metrics.jsonl"
 
@@ -172,7 +172,7 @@ def read(path: str | Path) -> list[Record]:
     try:
         files.check_regular(path)
     except OSError as error:
-        raise InputError("{path}: cannot be read: {reason}", path=path, reason=why(error)) from None
+        raise InputError("{path}: cannot be read: {reason}", path=path, reason=strerror(error)) from None
     lines = read_text(path).split("\n")
     records = []
     for number, line in enumerate(lines, 1):
@@ -232,4 +232,4 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise InputError("{path}: cannot be read: {reason}", path=path, reason=why(error)) from None
+        raise InputError("{path}: cannot be read: {reason}", path=path, reason=strerror(error)) from None

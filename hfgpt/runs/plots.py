@@ -155,7 +155,7 @@ def parameters(run: History) -> int | None:
 
 
 def range_test(
-    rates: Sequence[float], losses: Sequence[float], suggestion: float, why: str, target: str | Path
+    rates: Sequence[float], losses: Sequence[float], suggestion: float, reason: str, target: str | Path
 ) -> Path:
     """Draw a learning-rate range test: the loss against the rate, raw and smoothed, with the suggested rate marked."""
     with drawing():
@@ -168,7 +168,7 @@ def range_test(
             color=VERMILION,
             lw=2,
             ls="--",
-            label=plain(_("suggested: {rate:.1e} ({why})", rate=suggestion, why=why)),
+            label=plain(_("suggested: {rate:.1e} ({why})", rate=suggestion, why=reason)),
         )
         axes.set_xscale("log")
         finite = [loss for loss in losses if math.isfinite(loss)]

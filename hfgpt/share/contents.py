@@ -72,14 +72,16 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match, path in named if match and (path / MARKER).is_file())
 
 
-def newest(there: Iterable[str]) -> list[str]:
+def newest(repo_files: Iterable[str]) -> list[str]:
     """Return the name of the newest complete checkpoint among a repository's files; empty if there is not one."""
-    steps = [int(match[1]) for name in there if (match := re.fullmatch(rf"checkpoint-(\d{{1,15}})/{MARKER}", name))]
+    steps = [
+        int(match[1]) for name in repo_files if (match := re.fullmatch(rf"checkpoint-(\d{{1,15}})/{MARKER}", name))
+    ]
     return [f"checkpoint-{max(steps)}"] if steps else []
 
 
-def stale(folder: Path, there: Sequence[str]) -> list[str]:
+def stale(folder: Path, repo_files: Sequence[str]) -> list[str]:
     """Return a repository's files of checkpoints that the folder no longer has and that are older than its newest."""
     local = set(checkpoint_steps(folder))
-    steps = {name: int(match[1]) for name in there if (match := _STEP.fullmatch(name.split("/")[0]))}
+    steps = {name: int(match[1]) for name in repo_files if (match := _STEP.fullmatch(name.split("/")[0]))}
     return [name for name, step in steps.items() if local and step not in local and step < max(local)]

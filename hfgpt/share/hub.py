@@ -139,14 +139,14 @@ def _commit(
     patiently(lambda: api.create_commit(repo, [*added, *removed], commit_message=message, revision=revision))
 
 
-def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, there: Sequence[str]) -> None:
+def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, repo_files: Sequence[str]) -> None:
     """Refuse to overwrite another run's model; the first line of its record identifies a run."""
     hubs = b""
-    if metrics.FILE_NAME in there:
+    if metrics.FILE_NAME in repo_files:
         hubs = patiently(lambda: Path(api.hf_hub_download(repo, metrics.FILE_NAME, revision=revision)).read_bytes())
     if hubs.split(b"\n")[0] == first_line(folder):
         return
-    if contents.newest(there):
+    if contents.newest(repo_files):
         raise InputError(
             "{repo}: the name is taken: it holds another run\n    → resume that run with --resume=hf://{repo}, "
             "choose another name, or replace it with --overwrite",

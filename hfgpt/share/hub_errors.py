@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from hfgpt.base.errors import Failure, InputError
-from hfgpt.base.language import _, why
+from hfgpt.base.language import _, strerror
 
 T = TypeVar("T")
 
@@ -80,7 +80,7 @@ def explained(repo_id: str, api: HfApi) -> Iterator[None]:
         raise _of_status(error, repo_id) from None
     except OSError as error:
         raise InputError(
-            "{path}: cannot be read or written: {reason}", path=error.filename, reason=why(error)
+            "{path}: cannot be read or written: {reason}", path=error.filename, reason=strerror(error)
         ) from None
     except Exception as error:
         raise _failed(error, repo_id) from error

@@ -25,7 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import filled_at_once, filling
-from hfgpt.base.language import _, listed, why
+from hfgpt.base.language import _, listed, strerror
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.meta import BYTE_IDS, char_tokenizer, read_meta
 from hfgpt.data.tokenizer import BYTE_TOKENS
@@ -88,7 +88,7 @@ def import_checkpoint(
             export.write(target, gpt2, own, export.weights(gpt2.state_dict()))
             card.write(target)
     except OSError as error:
-        raise InputError("{file!r}: cannot be written: {reason}", file=str(target), reason=why(error)) from None
+        raise InputError("{file!r}: cannot be written: {reason}", file=str(target), reason=strerror(error)) from None
     return target
 
 
@@ -273,7 +273,7 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
             with open(temporary / "ckpt.pt", "wb") as file:  # from a file that torch opens, no disk error comes through
                 torch.save(checkpoint, file)
     except OSError as error:
-        raise InputError("{file!r}: cannot be written: {reason}", file=str(out), reason=why(error)) from None
+        raise InputError("{file!r}: cannot be written: {reason}", file=str(out), reason=strerror(error)) from None
     return notes
 
 

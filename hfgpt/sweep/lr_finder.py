@@ -38,7 +38,7 @@ class RangeTest:
     rates: list[float]
     losses: list[float]
     suggestion: float
-    why: str
+    reason: str
 
 
 def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
@@ -62,9 +62,9 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
             "picture = {file!r}: exists already, and is not a PNG file → name another file", file=str(picture)
         )
     rates, losses = _train(config, [LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1)) for i in range(steps)])
-    rate, why = suggest(rates, losses)
-    plots.range_test(rates, losses, rate, why, picture)
-    return RangeTest(rates, losses, rate, why)
+    rate, reason = suggest(rates, losses)
+    plots.range_test(rates, losses, rate, reason, picture)
+    return RangeTest(rates, losses, rate, reason)
 
 
 def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -22,7 +22,7 @@ import psutil
 
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import check_regular, replace_file
-from hfgpt.base.language import _, listed, why
+from hfgpt.base.language import _, listed, strerror
 from hfgpt.base.lock import FolderLock, Holder, holder_of
 from hfgpt.base.machine import began
 from hfgpt.base.terminal import say
@@ -59,7 +59,7 @@ class Storage:
                 (sweep.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                "out_dir = {folder!r}: cannot be written: {reason}", folder=str(sweep.folder), reason=why(error)
+                "out_dir = {folder!r}: cannot be written: {reason}", folder=str(sweep.folder), reason=strerror(error)
             ) from None
         with self.lock():
             check_folder(sweep)
@@ -111,10 +111,10 @@ class Storage:
                 if trial and lock:
                     return Claim(trial, self._optuna.trial.Trial(self.study, frozen._trial_id), lock, self)
             if self._in_state("WAITING"):
-                asked = self.study.ask()
-                trial = self._by_name[asked.user_attrs["name"]]
-                self._suggest(trial, asked)
-                return Claim(trial, asked, wait_for(self._sweep.folder / "locks" / trial.name), self)
+                optuna_trial = self.study.ask()
+                trial = self._by_name[optuna_trial.user_attrs["name"]]
+                self._suggest(trial, optuna_trial)
+                return Claim(trial, optuna_trial, wait_for(self._sweep.folder / "locks" / trial.name), self)
         return None
 
     def running_elsewhere(self) -> dict[str, str]:
@@ -146,24 +146,26 @@ class Storage:
         state = getattr(self._optuna.trial.TrialState, name)
         return list(self.study.get_trials(deepcopy=False, states=[state]))
 
-    def _suggest(self, trial: Trial, asked: Any) -> None:
+    def _suggest(self, trial: Trial, optuna_trial: Any) -> None:
         """Pass the trial's values to Optuna as parameters, numbers with the sweep's range."""
         for key in trial.values:
             values = [other.values[key] for other in self._sweep.trials if key in other.values]
             numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
             if len(numbers) < len(values) or len(set(values)) < 2:
-                asked.suggest_categorical(key, list(dict.fromkeys(values)))
+                optuna_trial.suggest_categorical(key, list(dict.fromkeys(values)))
                 continue
             wide = min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
-            suggest = asked.suggest_int if all(isinstance(n, int) for n in numbers) else asked.suggest_float
+            suggest = (
+                optuna_trial.suggest_int if all(isinstance(n, int) for n in numbers) else optuna_trial.suggest_float
+            )
             suggest(key, min(numbers), max(numbers), log=wide)
 
 
 class Claim:
     """A trial claimed by this process, until the `with` ends."""
 
-    def __init__(self, trial: Trial, asked: Any, lock: FolderLock, storage: Storage) -> None:
-        self.trial, self._asked, self._lock, self._storage = trial, asked, lock, storage
+    def __init__(self, trial: Trial, optuna_trial: Any, lock: FolderLock, storage: Storage) -> None:
+        self.trial, self._optuna_trial, self._lock, self._storage = trial, optuna_trial, lock, storage
 
     def __enter__(self) -> Claim:
         return self
@@ -177,22 +179,22 @@ class Claim:
 
     def report(self, records: list[Record], max_iters: int) -> None:
         """Report the evaluations so far to Optuna, by percent of the trial, since trials differ in their steps."""
-        reported = self._asked.user_attrs.get("reported", -1)
+        reported = self._optuna_trial.user_attrs.get("reported", -1)
         for step, loss in zip(*series(records, "val_loss"), strict=True):
             percent = round(100 * step / max_iters)
             if percent > reported and math.isfinite(loss):
-                self._asked.report(loss, percent)
-                self._asked.set_user_attr("reported", percent)
+                self._optuna_trial.report(loss, percent)
+                self._optuna_trial.set_user_attr("reported", percent)
 
     def is_hopeless(self) -> bool:
         """Whether the sweep prunes, and Optuna's pruner would stop the trial."""
-        return bool(self._asked.should_prune())
+        return bool(self._optuna_trial.should_prune())
 
     def end(self, outcome: str, value: float | None, folder: Path) -> None:
         """Record the outcome."""
-        self._asked.set_user_attr("outcome", outcome)
-        self._asked.set_user_attr("folder", str(folder))
-        self._storage.tell(self._asked.number, outcome, value)
+        self._optuna_trial.set_user_attr("outcome", outcome)
+        self._optuna_trial.set_user_attr("folder", str(folder))
+        self._storage.tell(self._optuna_trial.number, outcome, value)
 
 
 def _drop_torn_line(journal: Path) -> None:

@@ -68,13 +68,13 @@ def _run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> Path
     done = [name for name, outcome in storage.outcomes().items() if outcome.startswith(ended)]
     with Signals() as signals:
         progress = Progress(sweep, say, done)
-        told = dict[str, str]()
+        announced = dict[str, str]()
         while (claim := storage.claim()) is not None or (running := storage.running_elsewhere()):
             if claim is None:  # wait, then record the trainings that outlived their sweep
                 for name, holder in running.items():
-                    if told.get(name) != holder:
+                    if announced.get(name) != holder:
                         say(_("waiting for {trial}: {holder}", trial=name, holder=holder))
-                told = running
+                announced = running
                 time.sleep(POLL_SECONDS)
                 progress.show(None)
             else:

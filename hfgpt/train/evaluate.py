@@ -72,8 +72,8 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
         progress.evaluations_without_improvement = 0
     elif is_regular:  # where a run was interrupted must not decide when it ends
         progress.evaluations_without_improvement += 1
-    asked = run.tasks or run.harness.names
-    if asked and (config.eval_only or last or progress.step % (config.eval_tasks_interval or 1) == 0 or at_end):
+    tasks_given = run.tasks or run.harness.names
+    if tasks_given and (config.eval_only or last or progress.step % (config.eval_tasks_interval or 1) == 0 or at_end):
         figures |= accuracies(run) | harness.figures(run)
     announce(run, figures, better)
     if config.eval_only:

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from hfgpt.base.command import typed
 from hfgpt.base.errors import RunError, first_line
-from hfgpt.base.language import _, which_and_why
+from hfgpt.base.language import _, os_error_text
 from hfgpt.base.units import duration
 from hfgpt.model.schedule import learning_rate
 from hfgpt.train import checkpoint
@@ -41,7 +41,7 @@ def explained(run: Run, position: dict[str, Any] | None = None) -> Iterator[None
     except BrokenPipeError:  # the reader of the output has closed it, which is not a disk error
         raise
     except OSError as error:
-        reason = which_and_why(error)
+        reason = os_error_text(error)
         raise failed(run, _("step {step}: writing failed: {error}", step=run.progress.step, error=reason)) from error
     except RuntimeError as error:
         step = run.progress.step + 1

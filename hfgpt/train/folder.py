@@ -87,7 +87,7 @@ def refuse_older_run(folder: Path, resume: bool, overwrite: bool) -> None:
         )
 
 
-class Claim(NamedTuple):
+class Use(NamedTuple):
     """How a run uses its folder."""
 
     begins_anew: bool  # the folder must not hold an older run
@@ -96,13 +96,13 @@ class Claim(NamedTuple):
     branch_from: Path | None = None  # a checkpoint whose run's record is copied
 
 
-def claim(config: Config, lock: FolderLock | None, asked: Claim, dtype: str) -> FolderLock:
+def claim(config: Config, lock: FolderLock | None, use: Use, dtype: str) -> FolderLock:
     """Create out_dir, write the resolved recipe there and return the lock.
 
     Args:
         config: resolved.
         lock: from :func:`hold`; None if the folder did not exist then.
-        asked: whether the run begins or resumes.
+        use: whether the run begins or resumes.
         dtype: the run's precision, for the record of its segments.
 
     Raises:
@@ -114,21 +114,21 @@ def claim(config: Config, lock: FolderLock | None, asked: Claim, dtype: str) -> 
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder).acquire()
     try:
-        refuse_older_run(folder, not asked.begins_anew, asked.overwrite)
+        refuse_older_run(folder, not use.begins_anew, use.overwrite)
         record = folder / metrics.FILE_NAME
-        if asked.begins_anew and holds_run(folder):
+        if use.begins_anew and holds_run(folder):
             set_aside(folder)
-        if asked.branch_from is not None and not record.exists():
-            copy_record(asked.branch_from.parent, folder)
-        if asked.step is not None:
+        if use.branch_from is not None and not record.exists():
+            copy_record(use.branch_from.parent, folder)
+        if use.step is not None:
             # An unreadable record is detected here, before anything is written.
-            metrics.MetricsWriter(record).truncate_after(asked.step)
-            metrics.truncate_samples(folder / metrics.SAMPLES, asked.step)
+            metrics.MetricsWriter(record).truncate_after(use.step)
+            metrics.truncate_samples(folder / metrics.SAMPLES, use.step)
         checkpoint.discard_unfinished(folder)
-        segments.begin(folder, max(0, asked.step or 0), segments.deciding(config, dtype))
+        segments.begin(folder, max(0, use.step or 0), segments.deciding(config, dtype))
         replace_file(folder / "recipe.yaml", configs.to_yaml(config, in_folder=True))
     except BaseException:
-        if asked.overwrite:
+        if use.overwrite:
             recover(folder)
         lock.release()
         raise

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 
 from hfgpt.base import threads
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import why
+from hfgpt.base.language import strerror
 from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
 from hfgpt.data import prepare as preparing
@@ -98,8 +98,8 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         launch.start_tracker(accelerator, config)
         begins_anew = overwrite or not resume
         step = saved.state["step"] if saved else None if begins_anew else -1
-        claim = folder.Claim(begins_anew, overwrite, step, branch_from)
-        run.lock = lock_folder(config, lambda: folder.claim(config, lock, claim, run.dtype))
+        use = folder.Use(begins_anew, overwrite, step, branch_from)
+        run.lock = lock_folder(config, lambda: folder.claim(config, lock, use, run.dtype))
         if run.lock is not None:
             undo.callback(run.lock.release)
     bring_to_devices(run, saved)
@@ -200,7 +200,7 @@ def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> Fold
             return action()
         except OSError as error:
             raise InputError(
-                "out_dir = {folder!r}: cannot be written: {reason}", folder=str(config.run_dir), reason=why(error)
+                "out_dir = {folder!r}: cannot be written: {reason}", folder=str(config.run_dir), reason=strerror(error)
             ) from None
 
     return on_main(locked)

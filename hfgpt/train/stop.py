@@ -46,7 +46,7 @@ class Stop:
         self._device = device
         self._received, self._when = 0, 0.0
         self._previous: dict[int, Any] = {}
-        self._asked = 0, time.monotonic()  # the step and the time at which processes last asked each other
+        self._last_exchange = 0, time.monotonic()  # the step and the time at which processes last asked each other
         self._next: int | None = None  # the step at which they ask again; None: at once
 
     def __enter__(self) -> Stop:
@@ -86,12 +86,12 @@ class Stop:
         """
         if processes() > 1 and self._next is not None and step < self._next:
             return 0
-        now, (last_step, last_time) = time.monotonic(), self._asked
+        now, (last_step, last_time) = time.monotonic(), self._last_exchange
         local = self._received or (TIME_IS_UP if now + needed >= self._deadline else 0)
         answers = gather(self._device, local, (now - last_time) / max(1, step - last_step))
         slowest = float(answers[:, 1].max())
         self._next = step + (max(1, min(100, int(BETWEEN_QUESTIONS / slowest))) if step > last_step > 0 else 1)
-        self._asked = step, now
+        self._last_exchange = step, now
         return int(answers[:, 0].max())
 
 

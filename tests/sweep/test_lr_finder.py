@@ -24,15 +24,15 @@ def curve(middle: float, turn: float) -> list[float]:
 
 
 def test_the_steepest_descent_is_suggested() -> None:
-    rate, why = lr_finder.suggest(RATES, curve(-3, -0.5))
+    rate, reason = lr_finder.suggest(RATES, curve(-3, -0.5))
     assert 0.5e-3 < rate < 2e-3
-    assert "steeply" in why
+    assert "steeply" in reason
 
 
 def test_a_tenth_of_the_turn_is_suggested_where_it_is_lower() -> None:
-    rate, why = lr_finder.suggest(RATES, curve(-2.0, -1.9))
+    rate, reason = lr_finder.suggest(RATES, curve(-2.0, -1.9))
     assert 0.5e-3 < rate < 3e-3
-    assert "a tenth" in why
+    assert "a tenth" in reason
 
 
 def test_one_bad_batch_changes_nothing() -> None:
