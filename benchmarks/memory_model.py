@@ -37,7 +37,7 @@ REAL: list[tuple[dict[str, Any], int]] = [
     ({"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "dropout": 0.2}, 330),  # standard, batch 8
     ({"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 256, "batch_size": 1}, 50257),  # GPT-2 124M
 ]
-# What the formula is asked for at most: it is held to the simulation over these.
+# The range in which the formula is used; it is compared with the simulation over these.
 SHAPES = {
     "n_layer": [1, 2, 4, 8, 12],
     "head": [16, 32, 64, 96],
@@ -49,7 +49,7 @@ SHAPES = {
 
 
 def measured(shape: Config, vocab_size: int) -> int:
-    """Peak bytes of a real step."""
+    """Return the peak bytes of a real step."""
     run = probe.prepare(Survey(shape, vocab_size, "", None, None, False))
     try:
         return probe.peak_bytes(run)
@@ -59,7 +59,7 @@ def measured(shape: Config, vocab_size: int) -> int:
 
 
 def forget_accelerate() -> None:
-    """Accelerate keeps the precision of a process; the next step here may have another."""
+    """Reset Accelerate, which keeps the precision for the process; the next step may have another."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -67,7 +67,7 @@ def forget_accelerate() -> None:
 
 
 def real_steps(kind: simulate.Kind) -> None:
-    """The table of formula, simulation and real steps."""
+    """Return the table of formula, simulation and real steps."""
     print("| recipe | vocabulary | dtype | measured MiB | simulation | formula |\n|---|--:|---|--:|--:|--:|")
     worst = [0.0, 0.0]
     for values, vocab_size in REAL:
@@ -91,7 +91,7 @@ def real_steps(kind: simulate.Kind) -> None:
 
 
 def drawn(count: int) -> Iterator[tuple[Config, int]]:
-    """Shapes drawn at random, the same ones each time."""
+    """Return random shapes, the same at every call."""
     draw = random.Random(7)
     for _ in range(count):
         heads = draw.choice(SHAPES["n_head"])
@@ -103,7 +103,7 @@ def drawn(count: int) -> Iterator[tuple[Config, int]]:
 
 
 def formula_against_simulation(count: int) -> None:
-    """The table of the formula's errors, by device, precision and checkpointing."""
+    """Return the table of the formula's errors, by device, precision and checkpointing."""
     errors: dict[tuple[str, str, str], list[float]] = {}
     for index, (shape, vocab_size) in enumerate(drawn(count)):
         kind: simulate.Kind = "cpu" if index % 2 else "accelerator"

@@ -33,7 +33,7 @@ from hfgpt.model import sizes
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained, by the names that both sides know."""
+    """What is trained, in the names that both sides know."""
 
     n_layer: int
     n_head: int
@@ -44,21 +44,21 @@ class Shape:
 
     @property
     def flags(self) -> list[str]:
-        """As both command lines take it."""
+        """Return the arguments for both command lines."""
         return [f"--{key}={value}" for key, value in asdict(self).items()]
 
     @property
     def tokens(self) -> int:
-        """Targets of one step."""
+        """Return the number of targets of one step."""
         return self.batch_size * self.block_size
 
     def config(self, **more: Any) -> Config:
-        """As hfgpt's modules take it; on a CPU in float32, whatever its width, as nanoGPT has it there."""
+        """Return the config for hfgpt's modules; on a CPU always float32, as in nanoGPT."""
         narrow = {} if more.get("device") == "cuda" else {"dtype": "float32"}
         return configs.build({**asdict(self), **narrow, **more}, "benchmark")
 
     def flops(self, vocabulary: int) -> float:
-        """Arithmetic of a step: 6N + 12 · n_layer · n_embd · block_size for each token, the same for both sides."""
+        """Return the arithmetic of a step: 6N + 12 · n_layer · n_embd · block_size per token, on both sides."""
         return self.tokens * sizes.flops_per_token(self.config(), vocabulary)
 
 
@@ -74,29 +74,29 @@ GPT2_VOCABULARY = 50257
 
 @dataclass(frozen=True)
 class Tokens:
-    """A corpus, as each side reads it."""
+    """A corpus, in each side's format."""
 
-    ours: Path  # train.bin, val.bin and a tokenizer
-    nanogpt: str  # the name under data/
+    ours: Path  # has train.bin, val.bin and a tokenizer
+    nanogpt: str  # its name under data/
     vocabulary: int
 
     @property
     def flags(self) -> list[str]:
-        """For scripts/train.py."""
+        """Return the arguments for scripts/train.py."""
         return [f"--dataset={self.ours}", f"--tokenizer={self.ours / 'tokenizer'}", "--sample_prompt="]
 
 
 def read_text(path: Path | None) -> str:
-    """The text to train on: a file, or the corpus that comes with hfgpt."""
+    """Return the text to train on: a file, or the corpus that comes with hfgpt."""
     if path is None:
         return gzip.decompress(sources.EMBEDDED.read_bytes()).decode()
     return path.read_text(encoding="utf-8")
 
 
 def character_tokens(text: str, scratch: Path) -> Tokens:
-    """Characters by their sorted order, nine tenths for training: what nanoGPT's prepare.py makes of the text.
+    """Return the text as characters in sorted order, nine tenths for training, as nanoGPT's prepare.py does.
 
-    hfgpt's own `char` has 256 byte entries more; here both sides have the same vocabulary, and so the same arithmetic.
+    hfgpt's own `char` has 256 byte tokens more; here both sides have the same vocabulary, and so the same arithmetic.
     """
     characters = sorted(set(text))
     number = {character: i for i, character in enumerate(characters)}
@@ -106,7 +106,7 @@ def character_tokens(text: str, scratch: Path) -> Tokens:
 
 
 def gpt2_tokens(block_size: int, scratch: Path) -> Tokens:
-    """One block of random tokens in each split, of GPT-2's vocabulary: for memory, which no text would change."""
+    """Return one block of random tokens of GPT-2's vocabulary in each split: memory does not depend on the text."""
     train, val = np.random.default_rng(0).integers(GPT2_VOCABULARY, size=(2, block_size + 1)).astype(np.uint16)
     return write_tokens(scratch, "gpt2", train, val, [f"<{i}>" for i in range(GPT2_VOCABULARY)])
 
@@ -114,7 +114,7 @@ def gpt2_tokens(block_size: int, scratch: Path) -> Tokens:
 def write_tokens(
     scratch: Path, name: str, train: NDArray[np.uint16], val: NDArray[np.uint16], vocabulary: list[str]
 ) -> Tokens:
-    """Files for both sides. nanoGPT takes the size of the vocabulary from meta.pkl, hfgpt from the tokenizer."""
+    """Write files for both sides. nanoGPT reads the vocabulary's size from meta.pkl, hfgpt from the tokenizer."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -134,7 +134,7 @@ def write_tokens(
 
 
 def home(checkout: Path, scratch: Path) -> Path:
-    """A folder to start nanoGPT in: its own files, unmodified, beside the data that is prepared here."""
+    """Return a folder in which nanoGPT is started: its own files, unmodified, beside the data that is prepared here."""
     folder = scratch / "nanoGPT"
     folder.mkdir(parents=True, exist_ok=True)
     if not (checkout / "train.py").is_file() or not (checkout / "model.py").is_file():
@@ -146,7 +146,7 @@ def home(checkout: Path, scratch: Path) -> Path:
 
 
 def nanogpt_command(shape: Shape, tokens: Tokens, steps: int, device: str, compiled: bool, *more: str) -> list[str]:
-    """nanoGPT's train.py: `steps` iterations, one evaluation of one batch before them, no checkpoint."""
+    """Return nanoGPT's command: `steps` iterations, one evaluation of one batch before them, no checkpoint."""
     flags = [f"--dataset={tokens.nanogpt}", f"--max_iters={steps - 1}", f"--device={device}", f"--compile={compiled}"]
     flags += [f"--dtype={'bfloat16' if device == 'cuda' else 'float32'}", "--gradient_accumulation_steps=1"]
     flags += ["--eval_iters=1", "--eval_interval=1000000", "--log_interval=1", "--warmup_iters=0"]
@@ -154,7 +154,7 @@ def nanogpt_command(shape: Shape, tokens: Tokens, steps: int, device: str, compi
 
 
 def our_command(shape: Shape, tokens: Tokens, steps: int, device: str, folder: Path, *more: str) -> list[str]:
-    """hfgpt's scripts/train.py: `steps` steps, each one recorded, an evaluation of one batch before and after them."""
+    """Return hfgpt's command: `steps` steps, each one recorded, an evaluation of one batch before and after them."""
     flags = [*tokens.flags, f"--max_iters={steps}", f"--device={device}", f"--out_dir={folder}", "--warmup_iters=0"]
     flags += ["--eval_iters=1", "--eval_interval=1000000", "--log_interval=1"]
     flags += ["--compile"] if device == "cuda" else []
@@ -168,7 +168,7 @@ EVALUATION = re.compile(r"^step \d+: train loss ")
 
 
 def nanogpt_steps(lines: Iterable[str]) -> list[float]:
-    """Seconds of each iteration that nanoGPT printed, without those that an evaluation fell into."""
+    """Return the seconds of each iteration that nanoGPT printed, without those that include an evaluation."""
     seconds, evaluated = list[float](), False
     for line in lines:
         if EVALUATION.match(line):
@@ -181,16 +181,16 @@ def nanogpt_steps(lines: Iterable[str]) -> list[float]:
 
 
 def records(metrics: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl as they were written, each complete one; none where there is no file yet."""
+    """Return the complete lines of a metrics.jsonl; empty if the file does not exist yet."""
     if not metrics.exists():
         return []
     return [json.loads(line) for line in metrics.read_text().split("\n")[:-1]]
 
 
 def our_steps(lines: Iterable[dict[str, Any]]) -> list[float]:
-    """Seconds of a step, from each record to the next, by the clock: recording a step counts as a part of it.
+    """Return the seconds of each step, from one record to the next: recording a step counts as a part of it.
 
-    An evaluation between two records leaves their difference out.
+    Differences that include an evaluation are left out.
     """
     seconds, before = list[float](), None
     for line in lines:
@@ -207,14 +207,14 @@ def our_steps(lines: Iterable[dict[str, Any]]) -> list[float]:
 
 
 def clm_steps(shape: Shape, vocabulary: int, blocks: NDArray[np.int64], device: str) -> Callable[[], None]:
-    """A function that makes one step as run_clm_no_trainer.py of Transformers does, with its defaults.
+    """Return a function that makes one step as Transformers' run_clm_no_trainer.py does, with its defaults.
 
-    GPT2LMHeadModel as configured by default, AdamW of torch in two groups, a DataLoader with the default collator over
-    a Dataset of lists, Accelerate's accumulation, a linear schedule. What differs from the script: the learning rate,
-    and that data and model are made here instead of loaded.
+    It has GPT2LMHeadModel in its default configuration, torch's AdamW with two groups, a DataLoader with the default
+    collator over a Dataset of lists, Accelerate's accumulation, and a linear schedule. It differs from the script in
+    the learning rate, and in that data and model are made here instead of loaded.
 
     Args:
-        blocks: (n, block_size) tokens to train on.
+            blocks: (n, block_size) tokens to train on.
     """
     import torch
     from accelerate import Accelerator
@@ -229,7 +229,7 @@ def clm_steps(shape: Shape, vocabulary: int, blocks: NDArray[np.int64], device: 
     rows = {"input_ids": blocks, "attention_mask": np.ones_like(blocks), "labels": blocks}
     dataset = Dataset.from_dict({name: array.tolist() for name, array in rows.items()})
     loader = DataLoader(dataset, shuffle=True, collate_fn=default_data_collator, batch_size=shape.batch_size)
-    no_decay = ["bias", "layer_norm.weight"]  # as the script has it
+    no_decay = ["bias", "layer_norm.weight"]  # as in the script
     groups = [
         {
             "params": [p for name, p in model.named_parameters() if any(part in name for part in no_decay) == bare],

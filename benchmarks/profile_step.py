@@ -21,8 +21,8 @@ from inside import batch_of, prepared
 from peers import SMALL, STANDARD, Shape
 
 SHAPES = {"small": SMALL, "standard": STANDARD}
-# The first group whose pattern is found in an operation's name takes it. "attention" includes the dropout inside it,
-# where a fused kernel does that; softmax and the products of unfused attention (bmm) are attention as well.
+# An operation belongs to the first group whose pattern its name contains. "attention" includes dropout inside a fused
+# kernel; softmax and the products of unfused attention (bmm) are attention too.
 GROUPS = (
     ("optimizer", r"adam|optimizer|_foreach|muon|clip_grad|linalg_vector_norm"),
     ("attention", r"attention|softmax(?!.*nll)|\bbmm\b|baddbmm"),
@@ -31,18 +31,18 @@ GROUPS = (
 
 
 def group_of(operation: str) -> str:
-    """The group of an operation of torch, such as aten::addmm; what has no name of its own is elementwise."""
+    """Return the group of a torch operation, such as aten::addmm; an unknown one is elementwise."""
     name = operation.lower().replace("aten::", " ")
     return next((group for group, pattern in GROUPS if re.search(pattern, name)), "elementwise")
 
 
 def shares(own_microseconds: dict[str, float], data: float, whole: float) -> dict[str, float]:
-    """Shares of the groups in `whole`; adding up to 1.
+    """Return the shares of the groups in `whole`, which add up to 1.
 
     Args:
-        own_microseconds: of each operation, its children's time left out.
-        data: microseconds of getting the batches, operations in it included.
-        whole: microseconds of all steps.
+            own_microseconds: of each operation, without its children's time.
+            data: microseconds of getting the batches, including the operations in it.
+            whole: microseconds of all steps.
     """
     sums = dict.fromkeys(("matrix products", "attention", "elementwise", "optimizer"), 0.0)
     for operation, own in own_microseconds.items():
@@ -52,7 +52,7 @@ def shares(own_microseconds: dict[str, float], data: float, whole: float) -> dic
 
 
 def measure(shape: Shape, dtype: str, vocabulary: int = 65, steps: int = 5) -> dict[str, Any]:
-    """Shares and milliseconds of the training loop's step, of this shape on the CPU."""
+    """Return shares and milliseconds of the training loop's step, of this shape on the CPU."""
     import torch
 
     from hfgpt.train.step import train_step
@@ -60,7 +60,7 @@ def measure(shape: Shape, dtype: str, vocabulary: int = 65, steps: int = 5) -> d
     run = prepared(shape, vocabulary, "cpu", dtype=dtype)
 
     def step(number: int) -> float:
-        """One step; the seconds that its batch took."""
+        """Run one step; return the seconds that its batch took."""
         began = time.perf_counter()
         batch = batch_of(run, number)
         taken = time.perf_counter() - began
@@ -72,8 +72,8 @@ def measure(shape: Shape, dtype: str, vocabulary: int = 65, steps: int = 5) -> d
         began = time.perf_counter()
         step(number)
         times.append(time.perf_counter() - began)
-    # What the profiler notes lies between the tensors, and where they find no place any more they get new pages, whose
-    # faults would count as elementwise work. The third time there is a place for all.
+    # The profiler's records lie between the tensors. Tensors that no longer fit get new pages, whose page faults would
+    # count as elementwise work. In the third round there is space for all.
     for _ in range(3):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
             began = time.perf_counter()

@@ -35,14 +35,14 @@ RECIPE = {"n_layer": 2, "block_size": 32, "batch_size": 16, "max_iters": 120, "w
 
 
 def tokens() -> tuple[torch.Tensor, int]:
-    """The text as characters numbered in their order."""
+    """Return the text as characters numbered in their order."""
     text = gzip.decompress((files("hfgpt.data") / "shakespeare.txt.gz").read_bytes()).decode()[:1_000_000]
     letters = {letter: number for number, letter in enumerate(sorted(set(text)))}
     return torch.tensor([letters[letter] for letter in text]), len(letters)
 
 
 def final_loss(width: int, rate: float, seed: int, scaled: bool, text: torch.Tensor, vocabulary: int) -> float:
-    """Train; the validation loss at the end, in nats a character."""
+    """Train; return the validation loss at the end, in nats a character."""
     base = {"mup_base_width": BASE} if scaled else {}
     recipe = config.build({**RECIPE, **base, "n_embd": width, "n_head": width // 16, "learning_rate": rate}, "run")
     torch.manual_seed(seed)
@@ -63,7 +63,7 @@ def final_loss(width: int, rate: float, seed: int, scaled: bool, text: torch.Ten
 
 
 def best_rate(losses: dict[float, float]) -> float:
-    """The rate at the bottom of a parabola through the five best neighbours, in the logarithm of the rate."""
+    """Return the rate at the bottom of a parabola through the five best neighbours, in the logarithm of the rate."""
     best = RATES.index(min(losses, key=losses.__getitem__))
     first = min(max(0, best - 2), len(RATES) - 5)
     near = RATES[first : first + 5]
@@ -99,14 +99,14 @@ def main() -> None:
 
 
 def read() -> dict[Run, float]:
-    """The losses that the table holds."""
+    """Return the losses already in the table."""
     with TABLE.open(encoding="utf-8", newline="") if TABLE.exists() else open(os.devnull) as file:
         return {(row["rule"], int(row["width"]), float(row["rate"]), int(row["seed"])): float(row["loss"])
                 for row in csv.DictReader(file)}  # fmt: skip
 
 
 def means(done: dict[Run, float]) -> dict[tuple[str, int], dict[float, float]]:
-    """For each rule and width the loss at each rate, the mean of the seeds that have them all."""
+    """Return for each rule and width the loss at each rate: the mean of the seeds for which all losses exist."""
     mean = {}
     for rule in ("muP", "none"):
         known = sorted({seed for name, _width, _rate, seed in done if name == rule})
@@ -119,13 +119,13 @@ def means(done: dict[Run, float]) -> dict[tuple[str, int], dict[float, float]]:
 
 
 def apart(mean: dict[tuple[str, int], dict[float, float]], rule: str) -> float:
-    """The factor between the highest and the lowest of the widths' best rates."""
+    """Return the factor between the highest and the lowest of the widths' best rates."""
     best = [best_rate(mean[rule, width]) for width in WIDTHS]
     return max(best) / min(best)
 
 
 def draw(mean: dict[tuple[str, int], dict[float, float]]) -> None:
-    """Loss against rate, a curve a width, without the rule and with it."""
+    """Draw loss against rate, a curve for each width, without the rule and with it."""
     with drawing():
         figure = Figure(figsize=(12, 5), layout="constrained")
         for axes, rule in zip(figure.subplots(1, 2, sharey=True), ("none", "muP"), strict=True):

@@ -2,7 +2,7 @@
 
     python benchmarks/reference_curves.py                       the recipes for a CPU, three seeds: 2 core-hours
     python benchmarks/reference_curves.py standard finetune     those for a GPU
-    python benchmarks/reference_curves.py --out runs            keep the run folders; the same command goes on from them
+    python benchmarks/reference_curves.py --out runs            keep the run folders; the same command resumes from them
     python benchmarks/reference_curves.py --seconds             only the time of a step on one core, anew
 
 In:  recipes of this repository, run unmodified except for more evaluations, which change no weight.
@@ -35,8 +35,8 @@ FIGURE = ROOT / "docs/images/reference-curves.png"
 
 SEEDS = (1, 2, 3)
 
-# The recipes that have a text of their own, and how often their curve is measured. `production` streams its text from
-# the Hub, and trains for days.
+# The recipes that have a fixed text, and how often their curve is measured. `production` streams its text from the Hub,
+# and trains for days.
 EVERY = {"quick_experiment": 50, "fast_cpu": 50, "shakespeare_char_cpu": 100, "learning": 100,
          "standard": 250, "finetune": 20}  # fmt: skip
 FOR_A_GPU = ("standard", "finetune")
@@ -75,14 +75,14 @@ def main() -> None:
 
 
 def train(name: str, folder: Path, *overrides: str) -> None:
-    """Train a recipe, or go on with it."""
+    """Train a recipe, or resume it."""
     command = [sys.executable, str(ROOT / "scripts/train.py"), str(ROOT / f"recipes/{name}.yaml"),
                f"--out_dir={folder}", "--resume", "--sample_prompt=", *overrides]  # fmt: skip
     subprocess.run(command, check=True)
 
 
 def curve(name: str, runs: list[History]) -> dict[str, Any]:
-    """A recipe's losses, as far as every seed has come."""
+    """Return a recipe's losses, up to the last step that every seed has reached."""
     series = [dict(zip(*run.series("val_loss"), strict=True)) for run in runs]
     common = sorted(set.intersection(*({*own} for own in series)))
     recipe = runs[0].config
@@ -109,7 +109,7 @@ def step_seconds(name: str, runs: list[History], scratch: Path) -> float:
 
 
 def draw(entries: list[dict[str, Any]]) -> None:
-    """Every recipe's loss over steps, tokens and seconds: the mean of the seeds, and each seed as a thin line."""
+    """Draw every recipe's loss over steps, tokens and seconds: the mean of the seeds, and each seed as a thin line."""
     with drawing():
         figure = Figure(figsize=(12, 5), layout="constrained")
         for axes, unit in zip(figure.subplots(1, 3, sharey=True), ("steps", "tokens", "seconds"), strict=True):

@@ -36,12 +36,12 @@ FACTORS = {
 
 
 def exponent(values: Sequence[float], measured: Sequence[float]) -> float:
-    """b of the power law a · valueᵇ that fits best (least squares of the logarithms)."""
+    """Return b of the power law a · valueᵇ that fits best (least squares of the logarithms)."""
     return float(np.polyfit([math.log(value) for value in values], [math.log(each) for each in measured], 1)[0])
 
 
 def factor(name: str, values: list[int], rounds: int, iterations: int) -> dict[str, Any]:
-    """Seconds and bytes of a step against one size."""
+    """Measure seconds and bytes of a step against one size."""
     from inside import batch_of, in_turn, prepared
     from peers import Shape
 
@@ -74,7 +74,7 @@ def factor(name: str, values: list[int], rounds: int, iterations: int) -> dict[s
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
-    """Every factor of a single process."""
+    """Measure every factor of a single process."""
     rounds, iterations = (1, 2) if quick else (3, 2)
     return [factor(name, values, rounds, iterations) for name, values in FACTORS.items()]
 

@@ -35,7 +35,7 @@ LARGEST = 2e10  # operations of a step
 
 
 def draw(number: int) -> dict[str, Any]:
-    """A recipe's shape by its number."""
+    """Return a recipe's shape by its number."""
     rng = np.random.default_rng([7, number])
     size = int(rng.choice([16, 32, 64]))
     heads = int(rng.choice([1, 2, 3, 4, 6, 8, 12]))
@@ -59,7 +59,7 @@ def draw(number: int) -> dict[str, Any]:
 
 
 def cost(row: dict[str, Any]) -> float:
-    """Arithmetic of a step."""
+    """Return the arithmetic of a step."""
     config = config_of(row)
     return config.tokens_per_iter * flops_per_token(config, row["vocab_size"]) + flops_per_update(config, "cpu")
 
@@ -70,7 +70,7 @@ def config_of(row: dict[str, Any]) -> Config:
 
 
 def timed(row: dict[str, Any]) -> dict[str, float]:
-    """CPU time of the fastest step, in ms, and the machine's speed."""
+    """Return the CPU time of the fastest step, in ms, and the machine's speed."""
     import torch
 
     from hfgpt.data.blocks import TokenStream
@@ -101,12 +101,12 @@ def timed(row: dict[str, Any]) -> dict[str, float]:
 
 
 def fit(ratio: float) -> None:
-    """Least squares of relative errors with coefficients of at least zero; prints how far off each type's are."""
+    """Fit relative errors by least squares with coefficients of at least zero; print each type's errors."""
     from scipy.optimize import nnls
 
     with TABLE.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    # One machine made the table: its speed is the best that any round saw.
+    # One machine made the table: its speed is the best of all rounds.
     machine = Speed("", 0, max(float(row["gflops"]) for row in rows) * 1e9, 1,
                     max(float(row["gbytes"]) for row in rows) * 1e9,
                     min(float(row["call_ns"]) for row in rows) / 1e9, False, ratio)  # fmt: skip

@@ -25,7 +25,7 @@ BLOCK, BATCH = 256, 48
 
 
 def write_parquet(path: Path, megabytes: int) -> None:
-    """Documents of about 3 kB in row groups of a megabyte."""
+    """Write documents of about 3 kB in row groups of a megabyte."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from data_preparation import write_text
@@ -37,7 +37,7 @@ def write_parquet(path: Path, megabytes: int) -> None:
 
 
 def feed(path: Path, tokenizer: str, cache: Path, rank: int, world: int, steps: int) -> None:
-    """Take this process's share of a number of steps, one thread a process; prints seconds and tokens."""
+    """Read this process's share of a number of steps, with one thread; print seconds and tokens."""
     from hfgpt import config
     from hfgpt.data.prepare import prepare
 
@@ -51,11 +51,11 @@ def feed(path: Path, tokenizer: str, cache: Path, rank: int, world: int, steps: 
         (_,) = corpus.batches.micro_batches(step, rank, world, BATCH // world)
     seconds, core = time.perf_counter() - began, time.process_time() - core
     print(json.dumps({"seconds": seconds, "core": core, "tokens": steps * BATCH // world * BLOCK}), flush=True)
-    os._exit(0)  # without waiting for what is being read ahead
+    os._exit(0)  # without waiting for the reading ahead
 
 
 def rate(path: Path, tokenizer: str, cache: Path, world: int, steps: int) -> tuple[float, float]:
-    """Tokens a second of some processes together, and tokens a core-second: what other work on the machine leaves."""
+    """Return the tokens a second of several processes together, and the tokens a core-second."""
     command = [sys.executable, __file__, "feed", str(path), tokenizer, str(cache)]
     processes = [
         subprocess.Popen([*command, str(rank), str(world), str(steps)], stdin=-1, stdout=-1, text=True)
@@ -74,7 +74,7 @@ def rate(path: Path, tokenizer: str, cache: Path, world: int, steps: int) -> tup
 
 
 def read_line(path: Path) -> None:
-    """Cut and read a file; prints seconds and the peak memory of this process in MB."""
+    """Cut and read a file; print seconds and the peak memory of this process in MB."""
     import resource
 
     from hfgpt.data import pieces, reading
@@ -88,7 +88,7 @@ def read_line(path: Path) -> None:
 
 
 def one_line(path: Path, megabytes: int) -> dict[str, float]:
-    """The figures of a .jsonl of one line."""
+    """Return the figures of a .jsonl of one line."""
     with open(path, "w", encoding="ascii") as file:
         file.write('{"text": "')
         for _ in range(megabytes):
