@@ -32,7 +32,7 @@ from hfgpt.train.display import Display
 from hfgpt.train.folder import discard_previous
 from hfgpt.train.run import Progress, Run
 
-# A resume may change anything but these, which identify the run.
+# A resume must not change these; nor what identity() adds: the model's shape, the global batch, tokenizer and data.
 IDENTITY = ("seed", "block_size", "batch_warmup_iters", "val_fraction", "document_mask", "streaming", "optimizer")
 
 ONCE = {"optimizer": "adamw", "batch_warmup_iters": 0}  # the values before these became settings
