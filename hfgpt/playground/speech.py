@@ -14,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 
-from hfgpt.base.language import LANGUAGES, using, os_error_text
+from hfgpt.base.language import LANGUAGES, os_error_text, using
 from hfgpt.base.terminal import say
 
 Texts = Callable[[], dict[str, Any]]
