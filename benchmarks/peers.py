@@ -214,7 +214,7 @@ def clm_steps(shape: Shape, vocabulary: int, blocks: NDArray[np.int64], device: 
     the learning rate, and in that data and model are made here instead of loaded.
 
     Args:
-            blocks: (n, block_size) tokens to train on.
+        blocks: (n, block_size) tokens to train on.
     """
     import torch
     from accelerate import Accelerator

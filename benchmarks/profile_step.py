@@ -40,9 +40,9 @@ def shares(own_microseconds: dict[str, float], data: float, whole: float) -> dic
     """Return the shares of the groups in `whole`, which add up to 1.
 
     Args:
-            own_microseconds: of each operation, without its children's time.
-            data: microseconds of getting the batches, including the operations in it.
-            whole: microseconds of all steps.
+        own_microseconds: of each operation, without its children's time.
+        data: microseconds of getting the batches, including the operations in it.
+        whole: microseconds of all steps.
     """
     sums = dict.fromkeys(("matrix products", "attention", "elementwise", "optimizer"), 0.0)
     for operation, own in own_microseconds.items():

@@ -85,7 +85,7 @@ class Workshop:
         """Return what `python words…` prints; the first word is a file.
 
         Raises:
-                    AssertionError: its exit code was not `code`.
+            AssertionError: its exit code was not `code`.
         """
         assert self.server
         assert self.server.stdin
