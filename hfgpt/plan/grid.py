@@ -81,7 +81,9 @@ def candidates(survey: Survey, target: Target, budget: float | None) -> Iterator
         config = _shaped(survey, dict(zip(grid, values, strict=True)), target.processes)
         if config is None:
             continue
-        suited = targets.setdefault(config.n_embd, own_target(target, config))
+        if config.n_embd not in targets:
+            targets[config.n_embd] = own_target(target, config)
+        suited = targets[config.n_embd]
         shaped, fits = no_larger_batch(replace(survey, config=config), suited)
         if fits:
             yield from _lengths(shaped, suited, budget)

@@ -148,7 +148,12 @@ def _path() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfgpt" / "speed.json"
 
 
+_unwritten: dict[Path, Speed] = {}  # what could not be cached, by the file in which it belongs
+
+
 def _read() -> Speed | None:
+    if (speed := _unwritten.get(_path())) is not None:
+        return speed
     try:
         kept = Speed(**json.loads(_path().read_text(encoding="utf-8")))
         return kept if isinstance(kept.key, str) and all(_is_measured(*pair) for pair in vars(kept).items()) else None
@@ -170,5 +175,7 @@ def _write(speed: Speed) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(asdict(speed)))
-    except OSError:  # if it cannot be written, the next plan takes a quarter of a second longer
-        return
+    except OSError:  # the next plan takes a quarter of a second longer
+        _unwritten[path] = speed
+    else:
+        _unwritten.pop(path, None)

@@ -95,6 +95,18 @@ def test_the_speed_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch, tm
     assert speed.this_machine().float32 == 1.0
 
 
+def test_a_speed_that_cannot_be_kept_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A plan asks for it once a candidate: measured each time, a plan for a time took minutes without a word."""
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    first = speed.this_machine()
+    monkeypatch.setattr(speed, "measure", lambda: pytest.fail("measured a second time"))
+    assert speed.this_machine() == first
+    speed.learn(start=4.0)
+    assert speed.this_machine().start == 4.0
+
+
 @pytest.mark.parametrize(
     "change",
     [{"when": "x"}, {"float32": 0}, {"bandwidth": math.nan}, {"call": None}, {"cores": -1}, {"start": []}],
