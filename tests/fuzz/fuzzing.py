@@ -21,6 +21,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -250,8 +251,12 @@ def fuzz(request: pytest.FixtureRequest) -> Fuzz:
                 check(example)
 
         some.hypothesis.inner_test.__qualname__ = check.__qualname__  # type: ignore[attr-defined]  # its place in the database
-        while time.monotonic() < end:
-            some()
+        try:
+            while time.monotonic() < end:
+                some()
+        except BaseException:  # pytest tells of it only when every target has had its time
+            traceback.print_exc(file=sys.__stderr__)
+            raise
         print(f"{tried:,} inputs", end=" ")
 
     return run
