@@ -76,7 +76,7 @@ def _write(writer: gguf.GGUFWriter, path: Path) -> None:
         writer.write_tensors_to_file()
         end = max(file.tell() for file in writer.fout or ())
         writer.close()
-    except OSError:
+    except BaseException:
         for file in writer.fout or ():
             with contextlib.suppress(OSError):  # else Python prints a traceback when it lets the file go
                 file.close()
