@@ -3,7 +3,7 @@
     python benchmarks/loss_laws.py [--chinese FILE] [--try]      --try: only report, write nothing
 
 In:  benchmarks/results/loss_runs.csv (loss_runs.py) and loss_pairs.csv (loss_pairs.py), finished blind tests
-     (forecast.py), the runs in tests/fixtures/curves, and a few published ones.
+     (forecast.py), searches for the best recipe (regret.py), the runs in tests/fixtures/curves, and a few published ones.
 Out: the coefficients in hfgpt/plan/laws.json; on the screen the errors, each text left out in turn.
 """
 
@@ -24,7 +24,7 @@ import yaml
 from loss_runs import CHINESE, TABLE, recipe, text
 
 from hfgpt.config import Config, build
-from hfgpt.plan import laws, loss, ngrams
+from hfgpt.plan import grid, laws, loss, ngrams
 from hfgpt.plan.survey import BYTE_ENTRIES, Statistics
 
 # Each coefficient begins at its prior, and may leave it by its deviation (of the logarithm).
@@ -45,7 +45,7 @@ SIGNED = {
     "floor order": (0.0, 0.3), "muon rate": (float(np.log(0.03)), 0.4), "muon rate steps": (0.1, 0.07),
     "muon rate width": (0.1, 0.1),
 }  # fmt: skip
-ODDS = ("odds", "odds epochs", "odds width", "odds layers", "odds dropout", "odds text", "odds muon")
+ODDS = ("odds", "odds epochs", "odds dropout", "odds width", "odds block", "odds text", "odds muon")
 NOISE = 0.04  # nats: of a loss over the blocks that a row was evaluated on
 TEXT = 0.1  # nats: by which texts differ from the law, about
 SHORT = 150  # steps, below which a run counts half: nobody plans such runs
@@ -91,7 +91,7 @@ class Example(NamedTuple):
         return self.config.tokens_per_iter * self.config.max_iters / self.train_tokens
 
 
-KINDS = {"tang300": "Chinese", "docs-zh": "Chinese"}  # left out together
+KINDS = dict.fromkeys(("tang300", "docs-zh", "hb-zh", "manzh"), "Chinese")  # left out together
 
 
 def rows() -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def examples(measured: Callable[[str, int], Statistics]) -> list[Example]:
             out.append(Example(loss_pairs.recipe(row, steps), row["vocabulary"], row["train_tokens"], text_of, best,
                                end, name, train_loss, row["number"], share))  # fmt: skip
     out += [Example(*run, name="shakespeare") for run in others(measured)]
-    return out + tested()
+    return out + tested() + searched()
 
 
 def tested() -> list[Example]:
@@ -140,6 +140,24 @@ def tested() -> list[Example]:
             out.append(Example(build(own | steps, "run"), len(set(stretch)) + BYTE_ENTRIES, len(stretch) * 9 // 10,
                                Statistics(*ngrams.measure(stretch)), result["best_val_loss"], result["val_loss"],
                                KINDS.get(kind, kind)))  # fmt: skip
+    return out
+
+
+def searched() -> list[Example]:
+    """The runs of regret.py, of the dial and of the search."""
+    out = []
+    for path in sorted(TABLE.parent.glob("regret-*.jsonl")):
+        known, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        name = path.stem.split("-", 1)[1].rpartition("-")[0]
+        for line in lines:
+            shape = {key: line["values"][key] for key in loss_pairs.SHAPE if key in line["values"]}
+            heads = {"n_head": max(1, shape["n_embd"] // grid.HEAD)}
+            config = loss_pairs.recipe(heads | shape | {"max_iters": line["result"]["steps"]})
+            ends = line["result"]["val_loss"]
+            best = line["result"].get("best_val_loss", ends)
+            out.append(Example(config, known["vocabulary"], known["train_tokens"],
+                               Statistics(tuple(known["orders"]), known["characters"]), best, ends,
+                               KINDS.get(name, name)))  # fmt: skip
     return out
 
 
@@ -206,7 +224,7 @@ def fit_odds(runs: Sequence[Example]) -> dict[str, float]:
     features = np.array([
         [loss.odds(unit | {key: 1.0}, run.config, run.vocabulary, run.train_tokens) for key in ODDS] for run in runs
     ])  # fmt: skip
-    happened, weights, ridge = np.array([overfitted(run) for run in runs], dtype=float), np.zeros(len(ODDS)), 0.05
+    happened, weights, ridge = np.array([overfitted(run) for run in runs], dtype=float), np.zeros(len(ODDS)), 0.02
     for _ in range(50):
         chance = 1 / (1 + np.exp(-features @ weights))
         slope = (features * (chance * (1 - chance))[:, None]).T @ features + ridge * np.eye(len(ODDS))

@@ -1,8 +1,10 @@
 """Runs and short trials of the same recipes: how well a trial predicts the run, and a curve its end.
 
     python benchmarks/loss_pairs.py --seconds 200        draws and trains for so long; resumes where the table ends
+    python benchmarks/loss_pairs.py --text FILE …        the same on stretches of these files
 
-In:  stretches of texts that every machine has or the project ships; recipes from the dial, or drawn.
+In:  stretches of texts that every machine has or the project ships, or of any files; recipes at the dial's rates, or at
+     usual ones.
 Out: benchmarks/results/loss_pairs.csv: one line per recipe, with the text's statistics, so that a fit needs no text.
 
 Losses depend only on the seed, so a busy machine gives the same table.
@@ -16,6 +18,7 @@ import gzip
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +34,18 @@ from hfgpt.plan import grid, ngrams
 HERE = Path(__file__).parent
 TABLE = HERE / "results" / "loss_pairs.csv"
 CHINESE = HERE.parent / "docs" / "course" / "tang300.txt"
-LENGTHS = (20_000, 40_000, 80_000, 160_000, 320_000, 640_000, 2_000_000)  # characters, or as many as the text has
+LENGTHS = (40_000, 160_000, 320_000, 640_000, 2_000_000)  # characters, or as many as the text has
 FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the run, at which it is evaluated
-TRIALS = (0.033, 0.1)  # of its steps
-LONGEST = 25.0  # seconds of a run, about
+TRIALS = (0.03, 0.07, 0.1)  # of its steps
+SHORTEST, LONGEST = 8.0, 40.0  # seconds of a run, about; rows 0 to 37 took 4 to 25
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters", "optimizer", "learning_rate",
          "muon_learning_rate", "dropout")  # fmt: skip
 
 
 def text(name: str) -> str:
-    """A text by the name that the table gives it."""
+    """A text by the name that the table gives it, or by its path."""
+    if os.sep in name:
+        return Path(name).read_text(encoding="utf-8")
     if name == "shakespeare":
         import hfgpt.data
 
@@ -61,13 +66,13 @@ def text(name: str) -> str:
 TEXTS = ("shakespeare", "topics", "code", "tang300", "docs-en", "docs-zh")
 
 
-def draw(number: int) -> dict[str, Any]:
-    """A stretch of a text and a recipe: a function of the number alone."""
+def draw(number: int, texts: Sequence[str] = TEXTS) -> dict[str, Any]:
+    """A stretch of one of the texts and a recipe: a function of the number and the texts."""
     rng = np.random.default_rng([15, number])
     while True:
         heads = int(rng.choice([2, 3, 4, 6]))
         row = {
-            "text": TEXTS[number % len(TEXTS)],
+            "text": texts[number % len(texts)],
             "characters": int(rng.choice(LENGTHS)),
             "from": round(float(rng.random()), 4),
             "n_layer": int(rng.choice([1, 2, 3, 4])),
@@ -75,14 +80,14 @@ def draw(number: int) -> dict[str, Any]:
             "n_embd": 32 * heads,
             "block_size": int(rng.choice([32, 64, 128])),
             "batch_size": int(rng.choice([8, 16, 32])),
-            "max_iters": int(np.exp(rng.uniform(np.log(500), np.log(3000)))),
+            "max_iters": int(np.exp(rng.uniform(np.log(500), np.log(4000)))),
             "optimizer": "muon" if rng.random() < 0.75 else "adamw",
             "dropout": float(rng.choice([0.0, 0.1, 0.2], p=[0.7, 0.15, 0.15])),
         }
         muon = row["optimizer"] == "muon"
         shape = (row["n_layer"], row["n_embd"], row["block_size"], row["batch_size"], muon)
-        seconds = row["max_iters"] * step_seconds(*shape, speed=60e9, fixed=(1.2e-3, 2e-3))
-        if 4 < seconds < LONGEST:
+        seconds = row["max_iters"] * step_seconds(*shape, speed=90e9, fixed=(1e-3, 2e-3))
+        if SHORTEST < seconds < LONGEST:
             break
     rates = grid.rates_for(recipe(row | {"learning_rate": 1e-3, "muon_learning_rate": 0.03}))
     if rng.random() < 0.3:  # as a person sets them
@@ -122,6 +127,7 @@ def run(row: dict[str, Any]) -> dict[str, Any]:
         tried.append(f"{short.max_iters}:{trial.train(short, tokens, []).val_losses[-1]:.4f}")
     return {
         **row,
+        "text": Path(row["text"]).stem,
         "characters": length,
         "orders": " ".join(map(str, ngrams.measure(stretch)[0])),
         "vocabulary": vocabulary,
@@ -155,11 +161,13 @@ def rows() -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=200)
+    parser.add_argument("--text", action="append", help="a file in place of the usual texts; may be repeated")
     options = parser.parse_args()
+    texts = [str(Path(name).resolve()) for name in options.text] if options.text else TEXTS
     ends = time.monotonic() + options.seconds
     number = max(table.numbers(TABLE), default=-1) + 1
     while time.monotonic() < ends:
-        line = {"number": number, **run(draw(number))}
+        line = {"number": number, **run(draw(number, texts))}
         table.append(TABLE, line)
         print(line, file=sys.stderr, flush=True)
         number += 1

@@ -3,8 +3,8 @@
     python benchmarks/regret.py --text FILE --seconds 60 --trials 30 [--until 200]     resumes where its table ends
 
 In:  a text and a time for each run, including its start; the machine should be otherwise idle.
-Out: benchmarks/results/regret-NAME-SECONDS.jsonl: one line per run, of the dial and of the search; on the screen the
-     regret.
+Out: benchmarks/results/regret-NAME-SECONDS.jsonl: the text's statistics, so that a fit needs no text, then one line per
+     run, of the dial and of the search; on the screen the regret.
 
 The search is Optuna's (a seeded tree of Parzen estimators) over the dial's own grid (hfgpt/plan/grid.py), both learning
 rates and dropout. Every run is the command that a user types, with `time_budget`, so that each gets the same time. The
@@ -22,11 +22,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import loss_pairs
 import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from hfgpt.plan import grid
+from hfgpt.plan import grid, ngrams
+from hfgpt.plan.survey import BYTE_ENTRIES
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parent / "scripts"
@@ -74,6 +76,14 @@ def chosen(text: str, seconds: int, folder: Path) -> tuple[dict[str, Any], float
     return values, time.monotonic() - began
 
 
+def counted(name: str) -> dict[str, Any]:
+    """What the loss laws read of a text."""
+    whole = loss_pairs.text(name)
+    orders, characters = ngrams.measure(whole)
+    return {"orders": orders, "characters": characters, "vocabulary": len(set(whole)) + BYTE_ENTRIES,
+            "train_tokens": len(whole) * 9 // 10}  # fmt: skip
+
+
 def search(lines: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """The next point, after those that the table has."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -118,6 +128,8 @@ def main() -> None:
             file.write(json.dumps(line) + "\n")
         print(line, file=sys.stderr, flush=True)
 
+    if not lines:
+        keep({"by": "text", **counted(options.text)})
     while time.monotonic() - began < options.until:
         searched = [line for line in lines if line["by"] == "search"]
         with tempfile.TemporaryDirectory() as scratch:

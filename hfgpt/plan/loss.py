@@ -9,7 +9,7 @@ terms of the parameters and of the tokens. Repeated tokens count less and less, 
 between its irreducible loss and its unigram entropy, comes from counting its n-grams (hfgpt/plan/survey.py).
 
 A logistic regression predicts whether the loss rises again after its lowest, from the passes over the text, its size,
-the model's width and depth, dropout and the optimizer; the odds determine by how much.
+the model's width, dropout, the block size and the optimizer; the odds determine by how much.
 
 All coefficients were fitted on small runs by benchmarks/loss_laws.py; they hold for characters, and for models of 0.02M
 to 20M parameters. The interval's width comes from the errors on held-out texts; it is wider for a small text, whose
@@ -142,14 +142,14 @@ def lowest(law: Law, config: Config, vocab_size: int, train_tokens: int, text: S
 
 def odds(law: Law, config: Config, vocab_size: int, train_tokens: int) -> float:
     """Return the log odds that the run ends OVERFITS or more above its lowest loss."""
-    epochs = config.tokens_by(config.max_iters) / train_tokens
+    epochs = math.log(config.tokens_by(config.max_iters) / train_tokens)
     of_each = train_tokens / max(1, vocab_size - BYTE_ENTRIES)  # how often each character occurs
     return float(
         law["odds"]
-        + law["odds epochs"] * math.log(epochs)
+        + law["odds epochs"] * epochs
+        + law["odds dropout"] * 10 * config.dropout * epochs  # dropout acts longer, the more often the text is seen
         + law["odds width"] * math.log(config.n_embd / 100)
-        + law["odds layers"] * math.log(config.n_layer)
-        + law["odds dropout"] * 10 * config.dropout
+        + law["odds block"] * math.log(config.block_size / 64)
         + law["odds text"] * math.log(of_each / 1e3)
         + law["odds muon"] * (config.optimizer == "muon")
     )

@@ -193,7 +193,7 @@ def _ahead(facts: Facts) -> str | None:
         )  # fmt: skip
     twice = _longer_recipe(config)
     expected = curve.at(twice.max_iters, lambda step: learning_rate(step, twice))
-    if expected.high > facts.val[-1]:
+    if expected.loss + expected.half / 2 > facts.val[-1]:  # not likely enough to be lower: a chance of five in six
         return _level(facts)
     return _("A run of {steps:,} more steps would end at about {loss}: {override}",
              steps=config.max_iters, loss=expected, override=more.override)  # fmt: skip
