@@ -37,6 +37,7 @@ SCRIPTS = HERE.parent / "scripts"
 TEXTS = ("shakespeare", "topics", "code", "tang300")
 SIZES = (20_000, 60_000, 200_000, 600_000, 2_000_000)  # characters, at most those of the text
 BUDGETS = (60, 90, 120)  # seconds
+FILES: dict[str, Path] = {}  # the user's texts by name
 MOST_WORK = 2e13  # operations of a drawn recipe's matrix products: about 100 s on two cores
 
 
@@ -76,7 +77,8 @@ def draw(seed: int, number: int, texts: list[str]) -> dict[str, Any]:
 
 def stretch(case: dict[str, Any]) -> str:
     """Return the case's stretch of its text."""
-    whole = Path(case["text"]).read_text(encoding="utf-8") if os.sep in case["text"] else text(case["text"], CHINESE)
+    file = FILES.get(case["text"])
+    whole = file.read_text(encoding="utf-8") if file else text(case["text"], CHINESE)
     length = min(case["characters"], len(whole))
     start = int(case["from"] * (len(whole) - length))
     return whole[start : start + length]
@@ -217,7 +219,8 @@ def main() -> None:
         print(line, file=sys.stderr, flush=True)
 
     if not options.report:
-        texts = [*TEXTS, *(str(Path(name).resolve()) for name in options.text)]
+        FILES.update({Path(name).name: Path(name) for name in options.text})
+        texts = [*TEXTS, *FILES]
         with tempfile.TemporaryDirectory() as scratch:
             for number in range(options.count):
                 if not any(line["number"] == number and "said" in line for line in lines):

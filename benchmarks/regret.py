@@ -1,6 +1,7 @@
 """The regret of the dial: plan.py's choice for a time, against the best of a search over the same space.
 
     python benchmarks/regret.py --text FILE --seconds 60 --trials 30 [--until 200]     resumes where its table ends
+    python benchmarks/regret.py --text FILE --seconds 60 --dial       the dial's choice again
 
 In:  a text and a time for each run, including its start; the machine should be otherwise idle.
 Out: benchmarks/results/regret-NAME-SECONDS.jsonl: the text's statistics, so that a fit needs no text, then one line per
@@ -73,6 +74,7 @@ def chosen(text: str, seconds: int, folder: Path) -> tuple[dict[str, Any], float
                "--tokenizer=char", f"--write={path}"]  # fmt: skip
     subprocess.run(command, capture_output=True, check=True)
     values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values.pop("dataset", None)  # a path of this machine
     return values, time.monotonic() - began
 
 
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=30)
     parser.add_argument("--until", type=float, default=float("inf"), help="begin no run after so many seconds")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dial", action="store_true", help="run the dial's choice again, after a change of the laws")
     options = parser.parse_args()
     table = HERE / "results" / f"regret-{Path(options.text).stem}-{options.seconds}.jsonl"
     lines = [json.loads(line) for line in table.read_text("utf-8").splitlines()] if table.exists() else []
@@ -130,13 +133,22 @@ def main() -> None:
 
     if not lines:
         keep({"by": "text", **counted(options.text)})
+    again = options.dial
     while time.monotonic() - began < options.until:
         searched = [line for line in lines if line["by"] == "search"]
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            if not any(line["by"] == "dial" for line in lines):
+            if again or not any(line["by"] == "dial" for line in lines):
+                again = False
                 values, took = chosen(options.text, options.seconds, folder)
-                keep({"by": "dial", "values": values, "chosen_in": round(took, 1), "result": train(values, folder)})
+                keep(
+                    {
+                        "by": "dial",
+                        "values": values,
+                        "chosen_in": round(took, 1),
+                        "result": train(values | {"dataset": options.text}, folder),
+                    }
+                )
             elif len(searched) < options.trials:
                 values = search(searched, options.seed)
                 result = train(recipe(values, options.text, options.seconds), folder)
