@@ -3,7 +3,7 @@
     python benchmarks/loss_laws.py [--chinese FILE] [--try]      --try: only report, write nothing
 
 In:  benchmarks/results/loss_runs.csv (loss_runs.py) and loss_pairs.csv (loss_pairs.py), finished blind tests
-     (forecast.py), searches for the best recipe (regret.py), the runs in tests/fixtures/curves, and a few published ones.
+     (forecast.py), searches for the best recipe (regret.py), the runs in tests/fixtures/curves, and published ones.
 Out: the coefficients in hfgpt/plan/laws.json; on the screen the errors, each text left out in turn.
 """
 

@@ -141,14 +141,8 @@ def main() -> None:
             if again or not any(line["by"] == "dial" for line in lines):
                 again = False
                 values, took = chosen(options.text, options.seconds, folder)
-                keep(
-                    {
-                        "by": "dial",
-                        "values": values,
-                        "chosen_in": round(took, 1),
-                        "result": train(values | {"dataset": options.text}, folder),
-                    }
-                )
+                result = train(values | {"dataset": options.text}, folder)
+                keep({"by": "dial", "values": values, "chosen_in": round(took, 1), "result": result})
             elif len(searched) < options.trials:
                 values = search(searched, options.seed)
                 result = train(recipe(values, options.text, options.seconds), folder)
