@@ -171,7 +171,16 @@ def _sample(entries: Sequence[Entry]) -> None:
         entry.sample = prompt + text
 
 
+def _alternative(stem: str) -> str:
+    """Return what a figure shows, for who cannot see it."""
+    if known := PICTURES.get(stem.removeprefix("loss_against_")):
+        return _(known)
+    key = stem.removeprefix("final_loss").lstrip("_")
+    return _("final validation loss against {key}", key=key) if key else _("final validation loss")
+
+
 PICTURES = {
+    "isolation": N_("each parameter by itself"),
     "steps": N_("loss against steps"),
     "tokens": N_("loss against tokens"),
     "time": N_("loss against time"),
@@ -193,8 +202,7 @@ def _markdown(comparison: Comparison, sentences: Sequence[str], figures: Sequenc
     lines += [_table_line(comparison, entry) for entry in comparison.entries]
     lines += comparison.sections
     for figure in figures:
-        known = PICTURES.get(figure.stem.partition("loss_against_")[2], N_("final validation loss"))
-        lines += ["", f"![{_(known)}]({figure.name})"]
+        lines += ["", f"![{_alternative(figure.stem)}]({figure.name})"]
     written = [entry for entry in comparison.entries if entry.sample]
     if written:
         lines += ["", "## " + _("What each model writes"), ""]

@@ -104,7 +104,7 @@ def _high_rate(facts: Facts) -> Sign | None:
     if rate is None or rate < FAR * facts.rule_of_thumb or not facts.high or not begun:
         return None
     text = _(
-        "The loss stays at {loss:.2f}, where a guess costs {chance:.2f}, at a learning rate of {rate:g}: "
+        "The loss stays at {loss:.2f}, where a random guess costs {chance:.2f}, at a learning rate of {rate:g}: "
         "{times:.0f} times the rule of thumb, {usual:g} (3.1).",
         loss=facts.end, chance=facts.chance, rate=rate, times=rate / facts.rule_of_thumb, usual=facts.rule_of_thumb,
     )  # fmt: skip
