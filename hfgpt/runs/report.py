@@ -172,7 +172,7 @@ def _sample(entries: Sequence[Entry]) -> None:
 
 
 def _alternative(stem: str) -> str:
-    """Return what a figure shows, for who cannot see it."""
+    """Return a figure's alternative text."""
     if known := PICTURES.get(stem.removeprefix("loss_against_")):
         return _(known)
     key = stem.removeprefix("final_loss").lstrip("_")
