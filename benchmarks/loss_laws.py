@@ -27,7 +27,7 @@ from hfgpt.config import Config, build
 from hfgpt.plan import grid, laws, loss, ngrams
 from hfgpt.plan.survey import BYTE_ENTRIES, Statistics
 
-# Each coefficient begins at its prior, and may leave it by its deviation (of the logarithm).
+# Each coefficient starts at its prior; its deviation (of the logarithm) limits how far the fit moves it.
 PRIORS = {
     "floor": (0.7, 0.3), "floor data": (0.05, 0.7),
     "a": (0.15, 0.7), "alpha": (0.3, 0.3),
@@ -38,7 +38,7 @@ PRIORS = {
     "adamw rate cost": (0.05, 0.5), "muon rate cost": (0.05, 0.5), "embedding rate cost": (0.02, 0.5),
     "embedding rate": (4e-3, 0.3),
 }  # fmt: skip
-# These may be of either sign: prior and deviation themselves.
+# These may have either sign: prior and deviation themselves.
 SIGNED = {
     "adamw rate": (float(np.log(4e-3)), 0.5), "adamw rate steps": (0.1, 0.07), "adamw rate width": (0.4, 0.15),
     "block": (0.05, 0.1), "block trained": (-0.03, 0.05), "muon trained": (0.0, 0.1), "size trained": (-0.03, 0.05),
@@ -46,10 +46,10 @@ SIGNED = {
     "muon rate width": (0.1, 0.1),
 }  # fmt: skip
 ODDS = ("odds", "odds epochs", "odds dropout", "odds width", "odds block", "odds text", "odds muon")
-NOISE = 0.04  # nats: of a loss over the blocks that a row was evaluated on
-TEXT = 0.1  # nats: by which texts differ from the law, about
-SHORT = 150  # steps, below which a run counts half: nobody plans such runs
-USUAL = 300  # steps, from which on runs are like those that are planned: the intervals are made for these
+NOISE = 0.04  # nats: the error of a loss over the blocks on which a row was evaluated
+TEXT = 0.1  # nats: the typical difference of a text from the law
+SHORT = 150  # steps; a shorter run counts half, since such runs are not planned
+USUAL = 300  # steps; from here on runs are like planned ones, for which the intervals are made
 
 CURVES = Path(__file__).parents[1] / "tests" / "fixtures" / "curves"
 
@@ -63,11 +63,11 @@ PUBLISHED: list[tuple[dict[str, Any], float]] = [
     ({"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 64, "max_iters": 5000,
       "learning_rate": 1e-3, "dropout": 0.2}, 1.4697),
 ]  # fmt: skip
-TINY = ("shakespeare", 1_115_394, 65)  # characters, distinct ones
+TINY = ("shakespeare", 1_115_394, 65)  # characters, distinct characters
 
 
 class Example(NamedTuple):
-    """A run: what the law is given, where it ended, and where it came from."""
+    """A run: the law's input, its result, and its origin."""
 
     config: Config
     vocabulary: int
@@ -75,19 +75,19 @@ class Example(NamedTuple):
     text: Statistics
     best: float
     end: float
-    name: str  # of the text, or of its kind
+    name: str  # of the text, or of its language
     train_loss: float = float("nan")
     pair: int = -1  # of loss_pairs.csv
-    share: float = 1.0  # of the pair's run that it is as long as
+    share: float = 1.0  # length, as a share of the pair's run
 
     @property
     def given(self) -> tuple[Config, int, int, Statistics]:
-        """What the law is given."""
+        """Return the law's input."""
         return self[:4]
 
     @property
     def epochs(self) -> float:
-        """How often the text is seen."""
+        """Return how often the text is seen."""
         return self.config.tokens_per_iter * self.config.max_iters / self.train_tokens
 
 
@@ -107,7 +107,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def examples(measured: Callable[[str, int], Statistics]) -> list[Example]:
-    """Both tables, and what others ran."""
+    """Return the runs of both tables, and those of others."""
     out = []
     for row in rows():
         text_of = measured(row["text"], row["characters"])
@@ -125,7 +125,7 @@ def examples(measured: Callable[[str, int], Statistics]) -> list[Example]:
 
 
 def tested() -> list[Example]:
-    """The runs of blind tests that are over (forecast.py): what was a surprise then is known now."""
+    """Return the runs of finished blind tests (forecast.py), which are no longer blind and may be fitted."""
     out = []
     for path in sorted(TABLE.parent.glob("forecast-*.jsonl")):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -144,7 +144,7 @@ def tested() -> list[Example]:
 
 
 def searched() -> list[Example]:
-    """The runs of regret.py, of the dial and of the search."""
+    """Return the runs of regret.py, both the dial's and the search's."""
     out = []
     for path in sorted(TABLE.parent.glob("regret-*.jsonl")):
         known, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -162,7 +162,7 @@ def searched() -> list[Example]:
 
 
 def others(measured: Callable[[str, int], Statistics]) -> list[tuple[Config, int, int, Statistics, float, float]]:
-    """The runs that this folder did not make, with their lowest and last losses; all of them Shakespeare."""
+    """Return runs from elsewhere, with their lowest and last losses; all of them on Shakespeare."""
     out = []
     for folder in sorted(CURVES.glob("healthy.*")) + sorted(CURVES.glob("overfitting.*")):
         values = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
@@ -195,7 +195,7 @@ def unpack(vector: np.ndarray) -> dict[str, float]:
 def fit(runs: Sequence[Example], start: np.ndarray | None = None) -> np.ndarray:
     """Coefficients of the lowest loss in units of their deviations; robust to single runs.
 
-    Each text may differ from the law by an amount of its own, which is fitted beside it and then left away.
+    The fit includes an offset for each text, which is then dropped.
     """
     from scipy.optimize import least_squares
 
@@ -214,12 +214,12 @@ def fit(runs: Sequence[Example], start: np.ndarray | None = None) -> np.ndarray:
 
 
 def overfitted(run: Example) -> bool:
-    """Whether it ended above its lowest loss, having learnt its text; a leap of a run that learns nothing is not it."""
+    """Whether it ended above its lowest loss after learning its text; a leap of a run that learns nothing does not count."""
     return run.end > run.best + loss.OVERFITS and not run.train_loss > run.best
 
 
 def fit_odds(runs: Sequence[Example]) -> dict[str, float]:
-    """The logistic regression by Newton's method, and the power law of the rise."""
+    """Fit the logistic regression by Newton's method, and the power law of the rise."""
     unit = {key: 0.0 for key in ODDS}
     features = np.array([
         [loss.odds(unit | {key: 1.0}, run.config, run.vocabulary, run.train_tokens) for key in ODDS] for run in runs
@@ -240,7 +240,7 @@ def fit_odds(runs: Sequence[Example]) -> dict[str, float]:
 
 
 def spreads(runs: Sequence[Example], off: np.ndarray) -> dict[str, float]:
-    """How wide the intervals are, from errors on texts that were left out: alone, and after a trial of the recipe."""
+    """Return the intervals' widths, from errors on texts left out of the fit: alone, and after a trial of the recipe."""
     usual = [i for i, run in enumerate(runs) if run.config.max_iters >= USUAL and run.end < run.best + loss.OVERFITS
              and run.share == 1]  # fmt: skip
     size = np.array([min(1.0, run.train_tokens / loss.LARGE) for run in runs])
@@ -295,7 +295,7 @@ def main() -> None:
     print(f"overfitting: happened in {happened.sum()} of {len(runs)}, foreseen in {np.sum(foreseen & happened)} of "
           f"these; said in {np.sum(foreseen & ~happened)} where it did not happen; of the {often.sum()} that saw their "
           f"text more than twice, {np.sum((foreseen == happened) & often)} foreseen rightly")  # fmt: skip
-    own = [run for run in runs if run.config.max_iters < 5000]  # not the published ones
+    own = [run for run in runs if run.config.max_iters < 5000]  # without the published ones
     law["most tokens"] = float(max(run.config.tokens_per_iter * run.config.max_iters for run in own))
     law["most body"] = float(max(loss.body(run.config, run.vocabulary) for run in own))
     if not options.only:

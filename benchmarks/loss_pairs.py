@@ -43,7 +43,7 @@ SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters",
 
 
 def text(name: str) -> str:
-    """A text by the name that the table gives it, or by its path."""
+    """Return a text by its name in the table, or by its path."""
     if os.sep in name:
         return Path(name).read_text(encoding="utf-8")
     if name == "shakespeare":
@@ -67,7 +67,7 @@ TEXTS = ("shakespeare", "topics", "code", "tang300", "docs-en", "docs-zh")
 
 
 def draw(number: int, texts: Sequence[str] = TEXTS) -> dict[str, Any]:
-    """A stretch of one of the texts and a recipe: a function of the number and the texts."""
+    """Draw a stretch of one of the texts and a recipe; they depend only on the number and the texts."""
     rng = np.random.default_rng([15, number])
     while True:
         heads = int(rng.choice([2, 3, 4, 6]))
@@ -96,14 +96,14 @@ def draw(number: int, texts: Sequence[str] = TEXTS) -> dict[str, Any]:
 
 
 def recipe(row: dict[str, Any], steps: int | None = None) -> Config:
-    """The config of a row, or of a trial of it."""
+    """Return the config of a row, or of a trial of it."""
     own = {key: row[key] for key in SHAPE} | {"max_iters": steps or row["max_iters"]}
     fixed = {"beta2": 0.99, "muon_momentum": 0.9, "min_lr": 0.0, "eval_iters": 20, "tokenizer": "char"}
     return build({**own, **fixed, "warmup_iters": max(1, own["max_iters"] // 20)}, "run")
 
 
 def run(row: dict[str, Any]) -> dict[str, Any]:
-    """Train a row and its trials; returns the line of the table."""
+    """Train a row and its trials; return the line of the table."""
     import torch
 
     from hfgpt.plan import trial
@@ -140,7 +140,7 @@ def run(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """The lines of the table, numbers as numbers, curves and trials as pairs of a step and a loss."""
+    """Return the lines of the table: numbers as numbers, curves and trials as pairs of a step and a loss."""
     out = []
     with TABLE.open(encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):

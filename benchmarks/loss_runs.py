@@ -33,7 +33,7 @@ MOST_CODE = 2_000_000  # characters of the standard library
 
 
 class Series(NamedTuple):
-    """Runs numbered below `end`: their seconds, their least steps, their smallest batch and block.
+    """Limits of the runs numbered below `end`: their seconds, least steps, smallest batch and block.
 
     Their length follows from a speed (operations a second) and fixed costs (seconds a block and a step).
     """
@@ -57,7 +57,7 @@ FRACTIONS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the run, at which it is evalu
 
 
 def text(name: str, chinese: str) -> str:
-    """A text by the name that the table gives it."""
+    """Return a text by its name in the table."""
     if name == "shakespeare":
         import hfgpt.data
 
@@ -82,7 +82,7 @@ LENGTHS = {
 
 
 def draw(number: int) -> dict[str, Any]:
-    """The text and the recipe of a run: a function of its number alone."""
+    """Draw the text and the recipe of a run; they depend only on its number."""
     if LONG_FROM <= number < LONG_FROM + len(LONG):
         return long(*LONG[number - LONG_FROM])
     rng = np.random.default_rng([2026, number])
@@ -126,7 +126,7 @@ LONG_FROM = 129
 
 
 def long(text: str, characters: int, layers: int, width: int, block: int, batch: int, steps: int) -> dict[str, Any]:
-    """One of LONG, by Muon."""
+    """Return one of LONG, with Muon."""
     return {
         "text": text,
         "characters": characters,
@@ -147,7 +147,7 @@ def long(text: str, characters: int, layers: int, width: int, block: int, batch:
 def step_seconds(
     layers: int, width: int, block: int, batch: int, muon: bool, speed: float, fixed: tuple[float, float]
 ) -> float:
-    """About how long one thread takes for a step, so that the runs end in good time."""
+    """Estimate how long one thread takes for a step, so that the runs do not take too long."""
     shape = build(
         {
             "n_layer": layers,
@@ -163,7 +163,7 @@ def step_seconds(
 
 
 def recipe(row: dict[str, Any]) -> Config:
-    """The config of a drawn row; what all rows share is what fast_cpu.yaml has."""
+    """Return the config of a drawn row; the values that all rows share are those of fast_cpu.yaml."""
     steps = row["max_iters"]
     fixed = {"beta2": 0.99, "muon_momentum": 0.9, "min_lr": 0.0, "warmup_iters": max(5, steps // 20), "eval_iters": 10}
     own = {key: value for key, value in row.items() if key in Config.model_fields}
@@ -171,7 +171,7 @@ def recipe(row: dict[str, Any]) -> Config:
 
 
 def encode(characters: str) -> tuple[TokenStream, TokenStream, int]:
-    """Characters as ids, the first nine tenths for training; the vocabulary as the tokenizer 'char' has it."""
+    """Return the text as ids, the first nine tenths for training; the vocabulary is that of the tokenizer 'char'."""
     made = tokenizer.train_char([characters])
     ids = np.concatenate(encoding.encoder(made.backend_tokenizer.to_str())([characters]))
     cut = int(len(ids) * 0.9)
@@ -179,7 +179,7 @@ def encode(characters: str) -> tuple[TokenStream, TokenStream, int]:
 
 
 def run(row: dict[str, Any], chinese: str) -> dict[str, Any]:
-    """Train a drawn row; returns the line of the table."""
+    """Train a drawn row; return the line of the table."""
     import torch
 
     from hfgpt.plan import trial

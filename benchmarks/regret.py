@@ -44,7 +44,7 @@ START = 1000  # steps, which time_budget replaces
 
 
 def recipe(values: dict[str, Any], text: str, seconds: int) -> dict[str, Any]:
-    """The recipe of a point of the space; what it leaves open is as the dial has it."""
+    """Return the recipe of a point of the space; all other values are those of the dial."""
     fixed = {
         "n_head": max(1, values["n_embd"] // grid.HEAD), "beta2": 0.99, "min_lr": 0.0, "muon_momentum": 0.9,
         "max_iters": START, "warmup_iters": START // 20, "eval_interval": START, "tokenizer": "char",
@@ -54,7 +54,7 @@ def recipe(values: dict[str, Any], text: str, seconds: int) -> dict[str, Any]:
 
 
 def train(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Train a recipe by the command; its last loss, its steps and its seconds."""
+    """Train a recipe with the command; return its last loss, its steps and its seconds."""
     path, out = folder / "recipe.yaml", folder / "run"
     path.write_text(yaml.safe_dump(values | {"eval_iters": EVAL_ITERS}), encoding="utf-8")
     began = time.monotonic()
@@ -68,7 +68,7 @@ def train(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def chosen(text: str, seconds: int, folder: Path) -> tuple[dict[str, Any], float]:
-    """The dial's recipe, and the seconds that choosing took."""
+    """Return the dial's recipe, and the seconds that its choice took."""
     path, began = folder / "chosen.yaml", time.monotonic()
     command = [sys.executable, str(SCRIPTS / "plan.py"), f"--time-budget={seconds}s", f"--data={text}",
                "--tokenizer=char", f"--write={path}"]  # fmt: skip
@@ -79,7 +79,7 @@ def chosen(text: str, seconds: int, folder: Path) -> tuple[dict[str, Any], float
 
 
 def counted(name: str) -> dict[str, Any]:
-    """What the loss laws read of a text."""
+    """Return what the loss laws use of a text."""
     whole = loss_pairs.text(name)
     orders, characters = ngrams.measure(whole)
     return {"orders": orders, "characters": characters, "vocabulary": len(set(whole)) + BYTE_ENTRIES,
@@ -87,7 +87,7 @@ def counted(name: str) -> dict[str, Any]:
 
 
 def search(lines: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    """The next point, after those that the table has."""
+    """Return the next point, after those in the table."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed + len(lines), n_startup_trials=8))
     for line in lines:
@@ -98,7 +98,7 @@ def search(lines: list[dict[str, Any]], seed: int) -> dict[str, Any]:
 
 
 def report(lines: list[dict[str, Any]]) -> str:
-    """The regret so far."""
+    """Return the regret so far."""
     own = [line for line in lines if line["by"] == "dial"]
     others = [line for line in lines if line["by"] == "search"]
     if not own or not others:
