@@ -214,7 +214,7 @@ def fit(runs: Sequence[Example], start: np.ndarray | None = None) -> np.ndarray:
 
 
 def overfitted(run: Example) -> bool:
-    """Whether it ended above its lowest loss after learning its text; a leap of a run that learns nothing does not count."""
+    """Whether it ended above its lowest loss after learning its text; a leap without learning does not count."""
     return run.end > run.best + loss.OVERFITS and not run.train_loss > run.best
 
 
@@ -240,7 +240,7 @@ def fit_odds(runs: Sequence[Example]) -> dict[str, float]:
 
 
 def spreads(runs: Sequence[Example], off: np.ndarray) -> dict[str, float]:
-    """Return the intervals' widths, from errors on texts left out of the fit: alone, and after a trial of the recipe."""
+    """Return the intervals' widths, from errors on texts left out: alone, and after a trial of the recipe."""
     usual = [i for i, run in enumerate(runs) if run.config.max_iters >= USUAL and run.end < run.best + loss.OVERFITS
              and run.share == 1]  # fmt: skip
     size = np.array([min(1.0, run.train_tokens / loss.LARGE) for run in runs])
