@@ -7,8 +7,8 @@
 
 In:  recipes of this repository, run unmodified except for more evaluations, which change no weight.
 Out: for each, its validation losses by step and seed, its tokens and seconds per step, and the machine's name; and
-     their figure, docs/images/reference-curves.png. A recipe that was not run keeps its earlier curve; an interrupted
-     run gives the first part of one.
+     their figure in both languages, docs/images/reference-curves.png and …-zh.png. A recipe that was not run keeps its
+     earlier curve; an interrupted run gives the first part of one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,21 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from hfgpt import config
+from hfgpt.base.language import using
 from hfgpt.runs import reference
 from hfgpt.runs.history import History, read_run
 from hfgpt.runs.style import RUNS, drawing, save, title
 
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs/images/reference-curves.png"
+
+# The figure's words by language: its title, the loss, and what the loss is drawn over.
+WORDS = {
+    "en": {"title": "Reference curves, three seeds each, on {machine}", "loss": "validation loss (nats per character)",
+           "steps": "steps", "tokens": "tokens", "seconds": "seconds"},
+    "zh": {"title": "参考曲线，每份配方三个随机种子", "loss": "验证损失（nat/字符）",
+           "steps": "步数", "tokens": "词元数", "seconds": "时间（秒）"},
+}  # fmt: skip
 
 SEEDS = (1, 2, 3)
 
@@ -71,7 +80,8 @@ def main() -> None:
                     known[name] |= {"machine": args.machine, "step_seconds": seconds}
             entries = [known[name] for name in EVERY if name in known]
             reference.FILE.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    draw(entries)
+    draw(entries, "en", FIGURE)
+    draw(entries, "zh", FIGURE.with_stem(f"{FIGURE.stem}-zh"))
 
 
 def train(name: str, folder: Path, *overrides: str) -> None:
@@ -108,9 +118,10 @@ def step_seconds(name: str, runs: list[History], scratch: Path) -> float:
     return round(sweeps.cpu_seconds(recipe, 40 if recipe.n_embd <= 128 else 10), 5)
 
 
-def draw(entries: list[dict[str, Any]]) -> None:
+def draw(entries: list[dict[str, Any]], language: str, target: Path) -> None:
     """Draw every recipe's loss over steps, tokens and seconds: the mean of the seeds, and each seed as a thin line."""
-    with drawing():
+    words = WORDS[language]
+    with using(language), drawing():
         figure = Figure(figsize=(12, 5), layout="constrained")
         for axes, unit in zip(figure.subplots(1, 3, sharey=True), ("steps", "tokens", "seconds"), strict=True):
             for entry, colour in zip(entries, RUNS, strict=False):
@@ -119,11 +130,11 @@ def draw(entries: list[dict[str, Any]]) -> None:
                 seeds = [losses for step, losses in entry["val_loss"].items() if int(step)]
                 axes.plot(places, seeds, color=colour, lw=0.7, alpha=0.6)
                 axes.plot(places, [statistics.fmean(each) for each in seeds], color=colour, label=entry["recipe"])
-            axes.set(xscale="log", xlabel=unit)
-        figure.axes[0].set_ylabel("validation loss (nats per character)")
+            axes.set(xscale="log", xlabel=words[unit])
+        figure.axes[0].set_ylabel(words["loss"])
         figure.axes[0].legend()
-        title(figure, f"Reference curves, three seeds each, on {entries[0]['machine']}")
-        save(figure, FIGURE)
+        title(figure, words["title"].format(machine=entries[0]["machine"]))
+        save(figure, target)
 
 
 if __name__ == "__main__":
