@@ -3,7 +3,8 @@
     python benchmarks/rate_transfer.py [--seeds 3]      about 6 CPU-minutes per seed; resumes
 
 In:  the embedded Shakespeare; two layers with heads of 16 channels, at widths 64, 128 and 256, tuned at 64.
-Out: benchmarks/results/rate_transfer.csv, docs/images/rate-transfer.png, and the best rate of each width.
+Out: benchmarks/results/rate_transfer.csv, docs/images/rate-transfer.png (…-zh.png in Chinese), and the best rate of each
+     width.
 """
 
 from __future__ import annotations
@@ -21,11 +22,20 @@ import torch
 from matplotlib.figure import Figure
 
 from hfgpt import config
+from hfgpt.base.language import using
 from hfgpt.model import gpt2, optim, schedule
 from hfgpt.runs.style import RUNS, drawing, save
 
 ROOT = Path(__file__).parent.parent
 TABLE, FIGURE = ROOT / "benchmarks/results/rate_transfer.csv", ROOT / "docs/images/rate-transfer.png"
+
+# The figure's words by language.
+WORDS = {
+    "en": {"muP": "with mup_base_width: 64", "none": "without the rule", "apart": "best rates within a factor of {factor:.1f}",
+           "rate": "learning_rate (dotted: the best of each width)", "loss": "validation loss (nats per character)"},
+    "zh": {"muP": "使用 mup_base_width: 64", "none": "不用这条规则", "apart": "最佳学习率相差 {factor:.1f} 倍以内",
+           "rate": "learning_rate（虚线：各宽度的最佳值）", "loss": "验证损失（nat/字符）"},
+}  # fmt: skip
 
 WIDTHS, BASE = (64, 128, 256), 64
 RATES = [2.0 ** (power / 2) for power in range(-20, -10)]  # 0.001 to 0.022
@@ -95,7 +105,8 @@ def main() -> None:
         for width in WIDTHS:
             print(f"{rule:5} width {width:4}  best rate {best[width]:.4f}  loss {min(mean[rule, width].values()):.4f}")
         print(f"{rule:5} within a factor of {apart(mean, rule):.2f}")
-    draw(mean)
+    draw(mean, "en", FIGURE)
+    draw(mean, "zh", FIGURE.with_stem(f"{FIGURE.stem}-zh"))
 
 
 def read() -> dict[Run, float]:
@@ -124,22 +135,22 @@ def apart(mean: dict[tuple[str, int], dict[float, float]], rule: str) -> float:
     return max(best) / min(best)
 
 
-def draw(mean: dict[tuple[str, int], dict[float, float]]) -> None:
+def draw(mean: dict[tuple[str, int], dict[float, float]], language: str, target: Path) -> None:
     """Draw loss against rate, a curve for each width, without the rule and with it."""
-    with drawing():
+    words = WORDS[language]
+    with using(language), drawing():
         figure = Figure(figsize=(12, 5), layout="constrained")
         for axes, rule in zip(figure.subplots(1, 2, sharey=True), ("none", "muP"), strict=True):
             for width, colour in zip(WIDTHS, RUNS, strict=False):
                 losses = mean[rule, width]
                 axes.plot(RATES, [losses[rate] for rate in RATES], marker="o", color=colour, label=f"n_embd {width}")
                 axes.axvline(best_rate(losses), color=colour, linestyle=":")
-            name = "with mup_base_width: 64" if rule == "muP" else "without the rule"
-            heading = f"{name}:\nbest rates within a factor of {apart(mean, rule):.1f}"
-            axes.set(xscale="log", xlabel="learning_rate (dotted: the best of each width)", title=heading)
+            heading = f"{words[rule]}:\n{words['apart'].format(factor=apart(mean, rule))}"
+            axes.set(xscale="log", xlabel=words["rate"], title=heading)
             axes.set_ylim(None, max(loss for losses in mean.values() for loss in [*losses.values()][:3]) + 0.1)
             axes.legend()
-        figure.axes[0].set_ylabel("validation loss (nats per character)")
-        save(figure, FIGURE)
+        figure.axes[0].set_ylabel(words["loss"])
+        save(figure, target)
 
 
 if __name__ == "__main__":
