@@ -3,8 +3,8 @@
     python benchmarks/rate_transfer.py [--seeds 3]      about 6 CPU-minutes per seed; resumes
 
 In:  the embedded Shakespeare; two layers with heads of 16 channels, at widths 64, 128 and 256, tuned at 64.
-Out: benchmarks/results/rate_transfer.csv, docs/images/rate-transfer.png (…-zh.png in Chinese), and the best rate of each
-     width.
+Out: benchmarks/results/rate_transfer.csv, docs/images/rate-transfer.png (in Chinese rate-transfer-zh.png), and the
+     best rate of each width.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ TABLE, FIGURE = ROOT / "benchmarks/results/rate_transfer.csv", ROOT / "docs/imag
 
 # The figure's words by language.
 WORDS = {
-    "en": {"muP": "with mup_base_width: 64", "none": "without the rule", "apart": "best rates within a factor of {factor:.1f}",
-           "rate": "learning_rate (dotted: the best of each width)", "loss": "validation loss (nats per character)"},
-    "zh": {"muP": "使用 mup_base_width: 64", "none": "不用这条规则", "apart": "最佳学习率相差 {factor:.1f} 倍以内",
+    "en": {"muP": "with mup_base_width: 64", "none": "without the rule",
+           "apart": "best rates within a factor of {factor:.1f}",
+           "rate": "learning_rate (dotted: the best of each width)",
+           "loss": "validation loss (nats per character)"},
+    "zh": {"muP": "使用 mup_base_width: 64", "none": "不用这条规则",
+           "apart": "最佳学习率相差 {factor:.1f} 倍以内",
            "rate": "learning_rate（虚线：各宽度的最佳值）", "loss": "验证损失（nat/字符）"},
 }  # fmt: skip
 
