@@ -21,6 +21,7 @@ course = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(course)
 
 PAGES = [page for language in course.LANGUAGES for page in course.pages(language)]
+SMALL = "--n_layer=2 --n_head=2 --n_embd=128 --block_size=64 --dropout=0 --eval_iters=50"
 EXPERIMENT = "three long trainings; test_sweep.py reads the grid, and a grid is run from the same page"
 NOT_HERE = {
     "pip install -e .": "installs an environment",
@@ -28,6 +29,10 @@ NOT_HERE = {
     "hfgpt sweep recipes/experiments/batch_size.yaml": EXPERIMENT,
     "hfgpt sweep recipes/experiments/learning_rate.yaml": EXPERIMENT,
     "hfgpt sweep recipes/experiments/model_size.yaml": EXPERIMENT,
+    f"hfgpt sweep recipes/experiments/batch_size.yaml {SMALL}": EXPERIMENT,
+    f"hfgpt sweep recipes/experiments/learning_rate.yaml {SMALL} --batch_size=32": EXPERIMENT,
+    "hfgpt sweep recipes/experiments/model_size.yaml --batch_size=16 --block_size=64 --dropout=0 --max_iters=600 "
+    "--eval_interval=60 --eval_iters=50": EXPERIMENT,
 }
 
 
