@@ -186,7 +186,7 @@ BROKEN_YAML = {
     "a tab": ("n_layer: 1\n\tn_head: 1", "line 2"),
     "a key twice": ("n_layer: 1\nn_layer: 2", "line 2: not valid YAML: key 'n_layer' is given twice"),
     "a list": ("- n_layer: 1", "must be lines of 'key: value', not a list"),
-    "a Python object": ("seed: !!python/object/apply:os.getpid []", "line 1: not valid YAML: could not determine"),
+    "a Python object": ("seed: !!python/object/apply:os.getpid []", "line 1: not valid YAML: tags"),
     "a control character": ("seed: 1\nlicense: '\x08'", "line 2"),
     "two documents": ("seed: 1\n---\nseed: 2", "line 2"),
     "no date": ("seed: 2024-02-31", "line 1"),

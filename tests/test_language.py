@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from hfgpt.base import language
 from hfgpt.base.errors import InputError
 from hfgpt.base.units import duration
 from hfgpt.config import Config
+from hfgpt.locale import compile as compiling
 from hfgpt.plan.command import recipe_text
 
 ERRORS = ("InputError", "RunError", "Failure", "ConversionError")  # their first argument is a message, as that of _
@@ -153,6 +155,45 @@ def test_a_space_stands_beside_latin_words_and_numbers_alone() -> None:
         assert language._("Time on {device}", device="T4") == "在 T4 上的时间"
         assert language._("{low} to {high}", low=duration(70), high=duration(0.5)) == "1 分 10 秒到 500 毫秒"
         assert language._("{path!r}, line {number:,}", path="诗 集.txt", number=2) == "'诗 集.txt' 第 2 行"
+
+
+def test_durations_have_spaces_between_number_and_unit() -> None:
+    with language.using("zh"):
+        assert [duration(seconds) for seconds in (0, 0.231, 2.1, 38, 200, 3900, 300_000)] == [
+            "0 秒", "231 毫秒", "2.1 秒", "38 秒", "3 分 20 秒", "1 小时 05 分", "3.5 天",
+        ]  # fmt: skip
+
+
+def test_a_catalogue_newer_than_what_was_compiled_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clone has nothing compiled, and what `git pull` brings is newer than what is."""
+    monkeypatch.setattr(language, "CATALOGUE", tmp_path)
+    folder, source = tmp_path / "zh", tmp_path / "zh" / "a.po"
+    folder.mkdir()
+    said = []
+    for text in ("一", "二", "三"):
+        source.write_text(
+            f'msgid ""\nmsgstr "Content-Type: text/plain; charset=utf-8\\n"\n\nmsgid "x"\nmsgstr "{text}"\n'
+        )
+        if text == "三":  # older than what was compiled, as in an installed package
+            os.utime(source, (0, 0))
+        language._translations.cache_clear()
+        with language.using("zh"):
+            said.append(language._("x"))
+        if text == "一":
+            os.utime(compiling.target_of(folder), (1, 1))
+    language._translations.cache_clear()
+    assert said == ["一", "二", "二"]
+
+
+def test_the_catalogues_are_read_as_by_babel() -> None:
+    """So that no tool is needed where a clone is used without an installation."""
+    for path in sorted(CATALOGUE.glob("*.po")):
+        ours = dict(compiling.messages(path))
+        with path.open("rb") as file:
+            for message in read_po(file, locale="zh"):
+                key = message.id if isinstance(message.id, str) else "\0".join(message.id)
+                if key and message.string:
+                    assert ours[key] == (message.string if isinstance(message.string, str) else message.string[0])
 
 
 def test_what_the_system_says_of_a_file_is_translated(tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ class Reader:
         examples: arguments to type after the name, and what they do.
         notes: text at the end of --help.
         parameters: names of the recipe parameters that the command takes, and whether each is a flag.
+        called: what else people call them, and the parameter that each means.
     """
 
     def __init__(
@@ -144,8 +145,9 @@ class Reader:
         examples: Iterable[tuple[str, str]] = (),
         notes: str = "",
         parameters: Mapping[str, bool] | None = None,
+        called: Mapping[str, str] | None = None,
     ) -> None:
-        self._name, self._takes_parameters = name, parameters is not None
+        self._name, self._takes_parameters, self._called = name, parameters is not None, called or {}
         self._flags = {key for key, flag in (parameters or {}).items() if flag}
         self._positionals: list[_Positional] = []
         self._options: dict[str, _Option] = {}
@@ -192,7 +194,7 @@ class Reader:
         """Parse the words; for -h or --help, print the help page and exit instead.
 
         Raises:
-            CommandError: lists every error, if the command takes no recipe parameters.
+            CommandError: lists every error, if an argument is missing or the command takes no recipe parameters.
         """
         if {"-h", "--help"} & set(words):
             print(self.help())
@@ -201,6 +203,7 @@ class Reader:
         texts, unknown = self._parser.parse_known_args(options)
         arguments, faults = Arguments(overrides=[], faults=[]), [self._unknown(word) for word in unknown]
         faults += self._place(places, arguments)
+        is_whole = all(getattr(arguments, place.name) for place in self._positionals if place.required)
         for name, option in self._options.items():
             setattr(arguments, name, self._value(name, option, getattr(texts, name) or [], faults))
         for names in self._exclusive:
@@ -208,7 +211,7 @@ class Reader:
                 faults.append(Fault(both[0], None, _("cannot be given together with {other}", other=f"--{both[1]}")))
         for key in self._parameters:
             self._override(key, texts, arguments, faults)
-        if faults and not self._takes_parameters:
+        if faults and (not self._takes_parameters or not is_whole):
             raise CommandError(faults, typed(self._name, "--help"))
         arguments.faults = faults
         return arguments
@@ -240,13 +243,16 @@ class Reader:
 
     def _place(self, words: list[str], arguments: Arguments) -> list[Fault]:
         """Assign the positional words to the arguments."""
-        faults = list[Fault]()
+        faults = [fault for word in words if (fault := _mistyped(word))]
+        words = [word for word in words if not _mistyped(word)]
         for place in self._positionals:
             taken, words = (words, []) if place.many else (words[:1], words[1:])
             if taken and taken[0].startswith("-") and taken[0] != "-":
                 taken, words = [], [*taken, *words]
             if not taken and place.required:
-                faults.append(Fault(place.metavar, None, _("is missing: {told}", told=self._help_text(place.name))))
+                told = self._help_text(place.name)
+                missing = _("is missing") if told == place.metavar else _("is missing: {told}", told=told)
+                faults.append(Fault(place.metavar, None, missing))
             setattr(arguments, place.name, taken if place.many else taken[0] if taken else None)
         return faults + [self._stray(word) for word in words]
 
@@ -261,8 +267,14 @@ class Reader:
 
     def _unknown(self, word: str) -> Fault:
         """Return the fault for an unknown option, with the closest known one."""
+        if fault := _mistyped(word):
+            return fault
         key = word[2:].partition("=")[0]
-        names = difflib.get_close_matches(key, [*self._options, *self._parameters, "lang", "help"], n=1, cutoff=0.6)
+        known = [*self._options, *self._parameters, "lang", "help"]
+        if (name := self._called.get(key)) in known:
+            names = [str(name)]
+        else:
+            names = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
         if names:
             fix = _("did you mean {name}?", name=repr(names[0]))
         else:
@@ -316,6 +328,17 @@ class Reader:
         options = _("options")
         usage = _("usage: {command}", command=" ".join([typed(self._name), *shown, f"[{options}]", *more]))
         return f"{usage}\n\n{self._parser.format_help().strip()}"
+
+
+def _mistyped(word: str) -> Fault | None:
+    """Return the fault of an option typed with a Chinese keyboard's dash or equals sign; None for other words."""
+    if dashes := re.match(r"[\u2010-\u2015\u2212\uff0d]+-?", word):
+        fix = _("write {form}", form="--" + word[dashes.end() :].replace("＝", "="))
+        return Fault(word, None, _("begins with the dash {dash}, not with two hyphens", dash=word[0]), fix)
+    if word.startswith("--") and "＝" in word.partition("=")[0]:
+        fix = _("write {form}", form=word.replace("＝", "=", 1))
+        return Fault(word, None, _("has the full-width sign ＝ in the place of ="), fix)
+    return None
 
 
 class _Layout(argparse.HelpFormatter):

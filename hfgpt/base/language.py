@@ -11,15 +11,18 @@ Names of parameters, ``--json`` and metrics.jsonl are the same in every language
 from __future__ import annotations
 
 import gettext
+import io
 import locale
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from hfgpt.locale import compile
 
 LANGUAGES = ("en", "zh")
 VARIABLE = "HFGPT_LANG"
@@ -90,6 +93,12 @@ def listed(parts: Iterable[str]) -> str:
     return ("、" if current() == "zh" else ", ").join(parts)
 
 
+def either(parts: Sequence[str]) -> str:
+    """Join alternatives, in Chinese with spaces only beside Latin words and numbers."""
+    text = _(" or ").join(parts)
+    return re.sub(f"(?<=[{WIDE}]) (?=或)|(?<=或) (?=[{WIDE}])", "", text) if current() == "zh" else text
+
+
 def _fill(message: str, values: dict[str, Any]) -> str:
     """Fill in the fields of a Chinese message, with spaces only around Latin words and numbers."""
 
@@ -97,8 +106,9 @@ def _fill(message: str, values: dict[str, Any]) -> str:
         value = f"{{{match['field']}}}".format(**values)
         if isinstance(error := values.get(match["field"]), OSError) and error.strerror:
             value = value.replace(error.strerror, _(error.strerror))
-        left = "" if re.match(f"[{WIDE}]", value) else match["left"] or ""
-        right = "" if re.search(f"[{WIDE}]$", value) else match["right"] or ""
+        path = "/" in value  # one in Chinese keeps its spaces, which end it
+        left = "" if not path and re.match(f"[{WIDE}]", value) else match["left"] or ""
+        right = "" if not path and re.search(f"[{WIDE}]$", value) else match["right"] or ""
         return left + value + right
 
     return re.sub(FIELD, filled, message)
@@ -143,4 +153,11 @@ def _preferred() -> str:
 
 @lru_cache
 def _translations(language: str) -> gettext.NullTranslations:
+    """Return a language's catalogue, compiled anew if its sources are newer, as in a clone and after `git pull`."""
+    folder = CATALOGUE / language
+    if folder.is_dir() and not compile.is_current(folder):
+        catalogue = compile.compiled(folder)
+        with suppress(OSError):  # a folder that cannot be written keeps the old one
+            compile.write(folder, catalogue)
+        return gettext.GNUTranslations(io.BytesIO(catalogue))
     return gettext.translation("hfgpt", CATALOGUE, [language], fallback=True)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import unicodedata
+from itertools import pairwise
 from typing import TextIO
 
 from hfgpt.base.language import _
@@ -55,25 +57,46 @@ def width(text: str) -> int:
 
 
 def wrap(text: str, columns: int) -> list[str]:
-    """Wrap a paragraph to at most `columns`, breaking at spaces and between Chinese characters."""
-    lines, line = list[str](), ""
-    for piece in _pieces(" ".join(text.split())):
-        if line and width(line + piece.rstrip()) > columns:
-            lines.append(line.rstrip())
-            line = ""
-        line += piece if line else piece.lstrip()
-    return [*lines, line.rstrip()] if line.strip() else lines
+    """Wrap a paragraph to at most `columns`, see :func:`breaks`."""
+    text = " ".join(text.split())
+    places = [0, *breaks(text, columns), len(text)]
+    return [text[start:end].strip() for start, end in pairwise(places) if text[start:end].strip()]
 
 
-CLOSING = frozenset("，。、；：？！）》」』”’…")  # must not start a line
+def breaks(line: str, columns: int, *, fold: bool = False) -> list[int]:
+    """Return where to break a line so that its parts fill at most `columns`, not counting spaces at their ends.
+
+    It breaks at spaces and between Chinese characters, but not before closing punctuation, between a number and its
+    unit, or within a command. What is longer than a line stays whole, or with `fold` breaks where the line ends.
+    """
+    places, start, end = list[int](), 0, 0
+    for piece in _pieces(line):
+        if end > start and width(line[start:end] + piece.rstrip()) > columns:
+            places.append(start := end)
+        end += len(piece)
+        while fold and width(line[start:end].rstrip()) > columns:
+            fitting = next(n for n in range(end - start, 0, -1) if n == 1 or width(line[start : start + n]) <= columns)
+            places.append(start := start + fitting)
+    return places
+
+
+CLOSING = frozenset("，。、；：？！）》」』】”’…%％°·")  # must not start a line
+OPENING = frozenset("（《「『【“‘")  # must not end one
+# What is never broken: a number and its unit; a command with its options, files and values.
+WHOLE = (
+    r"[\d.,]+ ?(?:毫秒|分钟|小时|[\u4e00-\u9fff])|[\d.,]+ (?:[KMG]i?B|ms|s|d|W|kWh)\b|\d+ x \d[\d,]*"
+    r"|(?:(?:hfgpt|git) \w+|pip install|accelerate launch|python)(?: [!-~]*[-/=.\[][!-~]*)+"
+)
 
 
 def _pieces(text: str) -> list[str]:
     """Split a text wherever a line may break."""
+    whole = {at for match in re.finditer(WHOLE, text) for at in range(match.start() + 1, match.end())}
     pieces = [""]
-    for before, character in zip(" " + text, text, strict=False):
+    for at, (before, character) in enumerate(zip(" " + text, text, strict=False)):
         wide = unicodedata.east_asian_width(character) in "WF" or unicodedata.east_asian_width(before) in "WF"
-        if before == " " or (wide and character not in CLOSING and before not in "（《「『“‘" and character != " "):
+        may = before == " " or (wide and before not in OPENING)
+        if may and character not in CLOSING and character != " " and at not in whole:
             pieces.append("")
         pieces[-1] += character
     return [piece for piece in pieces if piece]

@@ -11,8 +11,10 @@ from hfgpt.base.language import _
 
 
 def seconds_of(time: str) -> int:
-    """Parse '11h30m' → 41400; 0 if the text is not of this form, or lasts decades."""
-    match = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,8})m)?(?:(\d{1,9})s)?", time.strip())
+    """Parse '11h30m' or '11小时30分' → 41400; 0 if the text is not of this form, or lasts decades."""
+    match = re.fullmatch(
+        r"(?:(\d{1,6}) ?(?:h|小时))? ?(?:(\d{1,8}) ?(?:m|min|分钟?))? ?(?:(\d{1,9}) ?(?:s|秒钟?))?", time.strip()
+    )
     hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
     return hours * 3600 + minutes * 60 + seconds
 

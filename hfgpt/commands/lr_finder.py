@@ -29,6 +29,7 @@ def reader() -> Reader:
             "--key=value changes the recipe."
         ),
         parameters=configs.PARAMETERS,
+        called=configs.CALLED,
     )
     parser.argument("recipe", _("RECIPE"), _("a YAML file, a recipe's name or a run folder"))
     parser.option("steps", "N", _("steps of the test, at least 30 (100)"), whole, 100)

@@ -12,7 +12,8 @@ from hfgpt.base.language import _
 from hfgpt.base.terminal import json_text
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
-from hfgpt.plan.command import Options, as_json, make, write
+from hfgpt.plan.command import Options, as_json, check_text, make, write
+from hfgpt.plan.survey import survey_of
 from hfgpt.plan.target import Target, find_target
 
 
@@ -38,6 +39,7 @@ def reader() -> Reader:
         _("--key=value changes the recipe, as in {command}.", command=typed("train")),
         # not the field of this name: here, the time for which a recipe is chosen
         parameters={key: flag for key, flag in configs.PARAMETERS.items() if key != "time_budget"},
+        called=configs.CALLED,
     )
     parser.argument(
         "recipe", _("RECIPE"), _("a YAML file, a recipe's name or a run folder; the defaults without"), required=False
@@ -51,6 +53,7 @@ def reader() -> Reader:
     parser.option("time_budget", _("TIME"), _("choose the whole recipe for a time, such as 3m, 1h, 1h30m"), _seconds)
     parser.option("data", _("FILE"), _("... and for this text"))
     parser.option("write", _("FILE"), _("write the recommended recipe, commented"), Path)
+    parser.flag("overwrite", _("replace the file of --write"))
     parser.option("price_per_hour", "X", _("of one device, in any currency"), _price)
     parser.option("explain", _("PARAMETER"), _("its meaning, what grows with it and by how much here"), _field)
     parser.flag("json", _("the same figures as data"))
@@ -72,7 +75,7 @@ def run(words: list[str]) -> str:
     if arguments.explain:
         return _explain(config, arguments.explain, options)
     plan = make(config, options)
-    written = write(plan, options.write, arguments.recipe) if options.write else None
+    written = write(plan, options.write, arguments.recipe, options.overwrite) if options.write else None
     if options.json:
         figures = as_json(plan, options)
         figures["written"] = str(options.write) if written else None
@@ -84,6 +87,8 @@ def run(words: list[str]) -> str:
 
 def _explain(config: Config, name: str, options: Options) -> str:
     from hfgpt.plan import guide
+
+    check_text(survey_of(config))
 
     def device(changed: Config) -> Target:
         return find_target(changed, options.gpu, options.vram, options.processes)
@@ -106,7 +111,7 @@ def read_bytes(text: str) -> int:
 
 def _seconds(text: str) -> int:
     if not (seconds := seconds_of(text)):
-        raise ValueError(_("must be a time such as 1h, 90m or 1h30m"))
+        raise ValueError(_("must be a time with its unit (h, m or s), such as 11h30m, 90m or 45s"))
     return seconds
 
 
@@ -117,7 +122,7 @@ def _price(text: str) -> float:
 
 
 def _field(text: str) -> str:
-    name = text.replace("-", "_")
+    name = configs.CALLED.get(text, text.replace("-", "_"))
     if name not in Config.model_fields:
         close = difflib.get_close_matches(name, Config.model_fields, n=1)
         if close:

@@ -21,6 +21,7 @@ def reader() -> Reader:
             ("tokens recipes/learning.yaml --push=user/name", _("... and on the Hub, as a dataset to train on")),
         ],
         parameters=configs.PARAMETERS,
+        called=configs.CALLED,
     )
     parser.argument("folder", _("FOLDER"), _("folder for the shards; must be new or empty"))
     parser.argument(

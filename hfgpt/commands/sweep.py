@@ -34,6 +34,7 @@ def reader() -> Reader:
             "`optuna-dashboard DIR/journal.log` shows it while it runs."
         ),
         parameters={key: flag for key, flag in configs.PARAMETERS.items() if key != "out_dir"},
+        called=configs.CALLED,
     )
     parser.argument("recipe", _("RECIPE"), _("a recipe, or an experiment's file"))
     parser.option("random", "N", _("N random combinations instead of all"), at_least(2))

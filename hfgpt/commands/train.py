@@ -7,11 +7,15 @@ from pathlib import Path
 
 from hfgpt import config as configs
 from hfgpt.base import loading, threads
-from hfgpt.base.command import Arguments, Reader
+from hfgpt.base.command import Arguments, Reader, typed
+from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.base.launch import launch
 from hfgpt.base.machine import process_began
 from hfgpt.base.terminal import say
+from hfgpt.base.units import duration
+from hfgpt.config import Config
+from hfgpt.model import sizes
 from hfgpt.train import origin
 
 
@@ -29,6 +33,7 @@ def reader() -> Reader:
         ],
         configs.help_text(),
         parameters=configs.PARAMETERS,
+        called=configs.CALLED,
     )
     parser.argument(
         "recipe",
@@ -68,6 +73,8 @@ def main(words: list[str]) -> int:
     if launch().rank == 0:
         for remark in configs.remarks(recipe, arguments.overrides, config):
             say(_("note: {note}", note=remark), sys.stderr)
+        if not (arguments.resume or arguments.branch_from) and (told := expectation(config)):
+            say(_("note: {note}", note=told), sys.stderr)
     threads.configure(config.cpu_threads)  # before torch is loaded
     with loading.uncollected():
         from hfgpt.train.loop import train
@@ -78,6 +85,39 @@ def main(words: list[str]) -> int:
         branch_from=arguments.branch_from,
         profile=arguments.profile,
         began=process_began(),
+    )
+
+
+LONG, SMALL = 3600, 1e15  # seconds of a run that is announced; operations that take no CPU as long
+
+
+def expectation(config: Config) -> str:
+    """Return how long a run will take on a CPU, as plan says it, if that is more than an hour; otherwise ""."""
+    work = sizes.flops_per_token(config, vocab_size=0) * config.tokens_by(config.max_iters)
+    if work < SMALL or config.time_budget or config.max_time or config.eval_only:
+        return ""
+    from hfgpt.plan import timing
+    from hfgpt.plan.survey import survey_of
+    from hfgpt.plan.target import find_target
+
+    try:
+        survey = survey_of(config)
+        target = find_target(survey.config, processes=launch().world_size)
+    except InputError:  # training says what is wrong
+        return ""
+    time = timing.time(survey, target) if target.kind == "cpu" else None
+    if time is None or time.total_seconds < LONG:
+        return ""
+    shorter = ["--time-budget", "5m", "--data", config.dataset, "--write", "mine.yaml"]
+    if config.dataset == configs.EMBEDDED_DATASET:
+        del shorter[2:4]
+    return _(
+        "on this {device} the run takes about {time} ({low} to {high}); a recipe for five minutes: {command}",
+        device=target.name,
+        time=duration(time.total_seconds),
+        low=duration(time.low_seconds),
+        high=duration(time.high_seconds),
+        command=typed("plan", *shorter),
     )
 
 

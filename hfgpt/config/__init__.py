@@ -7,7 +7,7 @@ Precedence: defaults < recipe < command line. Nothing in a recipe is executed. T
 transformers, so ``--help`` and errors appear at once.
 """
 
-from hfgpt.config.fields import EMBEDDED_DATASET, GROUPS, INSTEAD, RENAMED, Config
+from hfgpt.config.fields import CALLED, EMBEDDED_DATASET, GROUPS, INSTEAD, RENAMED, Config
 from hfgpt.config.reading import (
     PARAMETERS,
     build,
@@ -23,6 +23,7 @@ from hfgpt.config.reference import allowed, default_of, group_of, help_text, to_
 from hfgpt.config.rules import choose_tokenizer, default_warmup, resolve
 
 __all__ = [
+    "CALLED",
     "EMBEDDED_DATASET",
     "GROUPS",
     "INSTEAD",

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import N_, _
+from hfgpt.base.language import N_, _, either
 from hfgpt.base.units import divisors
 from hfgpt.config.batch_sizes import BatchSizes
 
@@ -173,7 +173,7 @@ class Config(BaseModel):
                 processes=processes,
                 batch=self.global_batch,
                 batch_size=self.batch_size,
-                options=_(" or ").join(options),
+                options=either(options),
             )
         return next(divisors(share, self.batch_size))
 
@@ -220,6 +220,26 @@ RENAMED: dict[str, Callable[[Any], tuple[str, Any]]] = {
     "wandb_log": lambda value: ("report_to", "wandb" if value else "none"),
     "wandb_project": lambda value: ("project", value),
 }
+
+# What people call the parameters elsewhere, and in Chinese; such a name is answered with ours.
+CALLED = {
+    "lr": "learning_rate", "epochs": "max_iters", "num_epochs": "max_iters", "steps": "max_iters", "iters": "max_iters",
+    "bs": "batch_size", "batch": "batch_size", "accumulation": "gradient_accumulation_steps",
+    "context_length": "block_size", "seq_len": "block_size", "max_length": "block_size", "sequence_length": "block_size",
+    "layers": "n_layer", "num_layers": "n_layer", "depth": "n_layer", "heads": "n_head", "num_heads": "n_head",
+    "width": "n_embd", "d_model": "n_embd", "embed_dim": "n_embd", "wd": "weight_decay", "clip": "grad_clip",
+    "warmup": "warmup_iters", "scheduler": "lr_schedule", "data": "dataset", "output": "out_dir", "gpu": "device",
+    "precision": "dtype", "数据集": "dataset", "数据": "dataset", "分词器": "tokenizer", "词表大小": "vocab_size",
+    "批次大小": "batch_size", "批大小": "batch_size", "上下文长度": "block_size",
+    "梯度累积": "gradient_accumulation_steps", "层数": "n_layer", "注意力头数": "n_head", "头数": "n_head",
+    "嵌入维度": "n_embd", "随机失活": "dropout", "优化器": "optimizer", "学习率": "learning_rate",
+    "Muon 的学习率": "muon_learning_rate", "权重衰减": "weight_decay", "梯度裁剪": "grad_clip", "训练步数": "max_iters",
+    "步数": "max_iters", "轮数": "max_iters", "学习率衰减方式": "lr_schedule", "学习率调度": "lr_schedule",
+    "预热步数": "warmup_iters", "衰减步数": "lr_decay_iters", "最小学习率": "min_lr", "评估间隔": "eval_interval",
+    "评估批数": "eval_iters", "日志间隔": "log_interval", "提前停止的耐心值": "early_stopping_patience", "设备": "device",
+    "数值精度": "dtype", "精度": "dtype", "编译": "compile", "激活重算": "activation_checkpointing",
+    "随机种子": "seed",
+}  # fmt: skip
 
 # Parameters of nanoGPT and the Trainer that do not exist here, each with its replacement.
 INSTEAD = {

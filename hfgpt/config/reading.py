@@ -23,9 +23,9 @@ from hfgpt.base.errors import ConfigError, Fault, InputError
 from hfgpt.base.files import check_regular
 from hfgpt.base.language import N_, _, listed, strerror
 from hfgpt.config import mix, nanogpt, rules
-from hfgpt.config.fields import INSTEAD, RENAMED, Config
+from hfgpt.config.fields import CALLED, INSTEAD, RENAMED, Config
 from hfgpt.config.reference import allowed, alternatives
-from hfgpt.config.yaml_text import LEADING_ZERO, LIMIT, RecipeLoader, leading_zero
+from hfgpt.config.yaml_text import LEADING_ZERO, LIMIT, RecipeLoader, leading_zero, said_plainly
 
 # ------------------------------------------------------------------------------------------------------- the recipe
 
@@ -43,19 +43,43 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
         return nanogpt.read_config(path, text)
     try:
         values = yaml.load(text, Loader=RecipeLoader)
+        if isinstance(values, str):
+            _check_colons(text, shown)
     except RecursionError:
         raise InputError("recipe {path}: must be lines of 'key: value', not lists within lists", path=shown) from None
     except (yaml.YAMLError, ValueError) as error:
-        place, problem = _line(error, text), _problem(error)
+        _check_colons(text, shown)
+        place, problem = _line(error, text), said_plainly(_problem(error))
         if place:
             raise InputError(
                 "recipe {path}, line {line}: not valid YAML: {problem}", path=shown, line=place, problem=problem
             ) from None
         raise InputError("recipe {path}: not valid YAML: {problem}", path=shown, problem=problem) from None
     if not isinstance(values, dict | None):
-        kind = _(type(values).__name__)
-        raise InputError("recipe {path}: must be lines of 'key: value', not a {kind}", path=shown, kind=kind)
+        kind = KINDS.get(type(values), N_("single value"))
+        raise InputError("recipe {path}: must be lines of 'key: value', not a {kind}", path=shown, kind=_(kind))
     return {str(key): value for key, value in (values or {}).items()}
+
+
+KINDS: dict[type, str] = {str: N_("line of text"), list: N_("list"), int: N_("number"), float: N_("number")}
+
+COLON = r"\s*(\w+)\s*(：\s*|:(?=[^\s/]))(.*)"  # a full-width colon, or one without a space
+
+
+def _check_colons(text: str, shown: str) -> None:
+    """Name the first line whose colon separates no key and value, if there is one. Raises InputError."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if match := re.fullmatch(COLON, line):
+            written = f"{match[1]}: {match[3]}"
+            if match[2][0] == "：":
+                raise InputError(
+                    "recipe {path}, line {line}: its colon is the full-width ：\n    → write {form}",
+                    path=shown, line=number, form=written,
+                )  # fmt: skip
+            raise InputError(
+                "recipe {path}, line {line}: a space is missing after the colon\n    → write {form}",
+                path=shown, line=number, form=written,
+            )  # fmt: skip
 
 
 def find_recipe(recipe: str | Path) -> Path:
@@ -73,9 +97,15 @@ def shipped_recipes() -> dict[str, Path]:
     """Return the shipped recipes by name ('standard', 'experiments/batch_size')."""
     package = Path(__file__).parent.parent
     for folder in (package / "recipes", package.parent / "recipes"):  # installed, or in a checkout
-        if paths := sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path.name)):
-            return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+        if found := {name: path for name in SHIPPED if (path := folder / f"{name}.yaml").exists()}:
+            return found
     return {}
+
+
+SHIPPED = (  # by name: a checkout's folder may hold recipes of the user's own
+    "fast_cpu", "finetune", "learning", "production", "quick_experiment", "shakespeare_char_cpu", "standard",
+    "experiments/batch_size", "experiments/learning_rate", "experiments/model_size", "experiments/optimizer",
+)  # fmt: skip
 
 
 def _shipped_name(path: Path) -> str:
@@ -95,7 +125,17 @@ def _read(path: Path, shown: str) -> str:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(LIMIT + 1)
     except FileNotFoundError:
-        names = listed(shipped_recipes())
+        shipped = shipped_recipes()
+        names = listed(shipped)
+        if meant := difflib.get_close_matches(path.name, shipped, n=1, cutoff=0.5) or [
+            name for name in shipped if path.name and name.startswith(path.name)
+        ]:
+            raise InputError(
+                "recipe {path}: no such file; did you mean {name}? hfgpt comes with the recipes {names}",
+                path=shown,
+                name=repr(meant[0]),
+                names=names,
+            ) from None
         raise InputError(
             "recipe {path}: no such file; hfgpt comes with the recipes {names}", path=shown, names=names
         ) from None
@@ -117,22 +157,8 @@ def _line(error: Exception, text: str) -> int | None:
     return None if position is None else text.count("\n", 0, position) + 1
 
 
-KINDS = (N_("list"), N_("str"), N_("int"), N_("float"), N_("bool"))  # what a YAML file can be besides a mapping
-
-# What PyYAML says most often, in words; others of its messages are not translated.
-PROBLEMS = (
-    N_("mapping values are not allowed here"), N_("sequence entries are not allowed here"),
-    N_("could not find expected ':'"), N_("found unexpected end of stream"),
-)  # fmt: skip
-
-
 def _problem(error: Exception) -> str:
-    said = getattr(error, "problem", None) or str(error).splitlines()[0]
-    if found := re.fullmatch(r"found character (.+) that cannot start any token", said):
-        return _("found character {character} that cannot start any token", character=found[1])
-    if found := re.fullmatch(r"expected (.+), but (?:got|found) (.+)", said):
-        return _("expected {expected}, but found {found}", expected=found[1].replace(" or ", _(" or ")), found=found[2])
-    return _(said)
+    return getattr(error, "problem", None) or str(error).splitlines()[0]
 
 
 def run_folder(recipe: str | Path) -> Path | None:
@@ -177,7 +203,7 @@ def parse_overrides(words: Iterable[str]) -> dict[str, Any]:
 
 
 def _overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[Fault]]:
-    typed = Reader("train", "", parameters=PARAMETERS).read(list(words))
+    typed = Reader("train", "", parameters=PARAMETERS, called=CALLED).read(list(words))
     values = dict[str, Any]()
     for word in typed.overrides:
         key, _equals, text = word.removeprefix("--").partition("=")
@@ -244,6 +270,8 @@ def _unusable(value: Any) -> str:
 
 
 def _closest(key: str) -> str:
+    if key in CALLED:
+        return _("did you mean {name}?", name=repr(CALLED[key]))
     names = difflib.get_close_matches(key, [*Config.model_fields, *RENAMED], n=1, cutoff=0.6)
     return _("did you mean {name}?", name=repr(names[0])) if names else _("--help lists all parameters")
 

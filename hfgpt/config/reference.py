@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from hfgpt.base.language import _, listed
+from hfgpt.base.language import _, either, listed
 from hfgpt.base.terminal import visible, wrap
 from hfgpt.config.fields import GROUPS, WORDS, Config
 from hfgpt.config.mix import as_list
@@ -33,14 +33,16 @@ def allowed(key: str) -> str:
     names = {
         int: _("an integer"),
         float: _("a number"),
-        bool: _("true or false"),
         str: _("text"),
         type(None): _("nothing (null)"),
     }
     parts = list[str]()
     for option in alternatives(field.annotation):
-        parts += map(repr, get_args(option)) if get_origin(option) is Literal else [names[option]]
-    words = _(" or ").join(parts) if len(parts) < 3 else _("one of {choices}", choices=listed(parts))
+        if option is bool:
+            parts += ["true", "false"]
+        else:
+            parts += map(repr, get_args(option)) if get_origin(option) is Literal else [names[option]]
+    words = either(parts) if len(parts) < 3 else _("one of {choices}", choices=listed(parts))
     if bounds := _(" and ").join(_bounds(field.metadata)):
         words = _("{kind}, {bounds}", kind=words, bounds=bounds)
     return _("{what} ({unit})", what=words, unit=unit_of(key)) if unit_of(key) else words

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hfgpt.base.errors import Fault
-from hfgpt.base.language import _
+from hfgpt.base.language import _, either
 from hfgpt.base.units import divisors, seconds_of
 from hfgpt.config.fields import Config
 from hfgpt.config.mix import corpora, named
@@ -73,7 +73,7 @@ def _model(c: Config) -> Iterator[Fault]:
 def _divisors_near(width: int, heads: int) -> str:
     valid = sorted(divisors(width, width))
     below, above = [n for n in valid if n < heads][-1:], [n for n in valid if n > heads][:1]
-    return _(" or ").join(str(n) for n in below + above)
+    return either([str(n) for n in below + above])
 
 
 def _schedule(c: Config) -> Iterator[Fault]:
@@ -177,7 +177,7 @@ def _run(c: Config) -> Iterator[Fault]:
     for key in ("max_time", "time_budget", "process_timeout"):
         time: str | None = getattr(c, key)
         if time is not None and not seconds_of(time):
-            yield Fault(key, time, _("must be a time such as 11h30m, 90m or 45s"))
+            yield Fault(key, time, _("must be a time with its unit (h, m or s), such as 11h30m, 90m or 45s"))
     if c.eval_tasks_interval is not None and c.eval_tasks_interval % c.eval_interval:
         yield Fault(
             "eval_tasks_interval",

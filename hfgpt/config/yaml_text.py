@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from hfgpt.base.language import _
+from hfgpt.base.language import N_, _
 
 LIMIT = 200_000  # characters; a recipe has a few thousand
 
@@ -35,6 +35,31 @@ def leading_zero(text: str) -> str:
         return _("{text} can be read as {decimal} or as octal {octal}: write the number that is meant",
                  text=text, decimal=decimal, octal=octal)  # fmt: skip
     return _("{text} begins with a zero: write {decimal}", text=text[:40], decimal=decimal[:40])
+
+
+# PyYAML's messages, and what each says in a recipe.
+PLAINLY = (
+    ("mapping values are not allowed", N_("the line has two values, or begins with too many spaces")),
+    ("could not find expected ':'", N_("the line is not of the form 'key: value'")),
+    ("that cannot start any token", N_("a value cannot begin with this character: put the value in quotes, and "
+                                       "begin lines with spaces, not tabs")),
+    ("expected <block end>", N_("the line does not begin with as many spaces as those before it")),
+    ("expected ',' or", N_("a bracket or brace is not closed")),
+    ("found unexpected end of stream", N_("a quotation mark is not closed")),
+    ("expected the node content", N_("a value is missing")),
+    ("expected alphabetic or numeric", N_("a value cannot begin with this character: put the value in quotes")),
+    ("could not determine a constructor", N_("tags (!name) are not read in a recipe")),
+    ("special characters are not allowed", N_("it contains control characters")),
+    ("found unknown escape character", N_("in double quotes, write \\\\ for a backslash")),
+    ("sequence entries are not allowed", N_("a list's item (-) cannot stand here")),
+    ("expected a single document", N_("the line --- begins a second document")),
+    ("expected ", N_("the line is not of the form 'key: value'")),
+)  # fmt: skip
+
+
+def said_plainly(problem: str) -> str:
+    """Return a message of PyYAML's in the words of a recipe and in the current language."""
+    return next((_(plain) for library, plain in PLAINLY if library in problem), problem)
 
 
 class RecipeLoader(yaml.SafeLoader):

@@ -13,7 +13,7 @@ sees the same batches.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
@@ -92,12 +92,15 @@ class TokenStream:
         return out
 
 
-def check_length(config: Config, train: TokenStream, val: TokenStream, advice: str) -> None:
+SHORTEST = 8  # tokens of a block: a shorter one teaches nothing and is not advised
+
+
+def check_length(config: Config, train: Sized, val: Sized, advice: str) -> None:
     """Raise InputError unless each split holds at least one block."""
     need = config.block_size + 1
     for name, tokens in ((_("training split"), train), (_("validation split"), val)):
         if len(tokens) < need:
-            if len(tokens) > 1:
+            if len(tokens) > SHORTEST:
                 advice = _("set block_size to at most {most}, {advice}", most=len(tokens) - 1, advice=advice)
             raise InputError(
                 "block_size = {block_size}: one block takes {need:,} tokens, and the {split} of {name!r} has "

@@ -164,12 +164,25 @@ def _binary(piece: Piece, position: int, raw: bytes) -> InputError:
     advice = _("give plain text, saved as UTF-8")
     if raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         advice = _("it looks like UTF-16: save it as UTF-8")
+    elif _is_gbk(raw):
+        advice = _(
+            "it looks like GBK (ANSI), the older Chinese encoding: save it as UTF-8, or run "
+            "`iconv -f gb18030 -t utf-8 OLD.txt > NEW.txt`"
+        )
     return InputError(
         "dataset: {path!r} is not UTF-8 text (at byte {position:,})\n    → {advice}",
         path=piece.source,
         position=position,
         advice=advice,
     )
+
+
+def _is_gbk(raw: bytes) -> bool:
+    """Whether bytes that are not UTF-8 read as Chinese in GBK: most of its characters there are common ones."""
+    text = codecs.getincrementaldecoder("gb18030")("replace").decode(raw)
+    foreign = [character for character in text if ord(character) > 127]
+    common = sum("\u4e00" <= character <= "\u9fff" or character in "，。、；：？！（）《》“”" for character in foreign)
+    return "\0" not in text and len(foreign) > 0 and common > 0.9 * len(foreign)
 
 
 # --------------------------------------------------------------------------------------------------------------- jsonl

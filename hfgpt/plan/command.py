@@ -53,6 +53,7 @@ class Options:
     time_budget: int | None = None
     data: str | None = None
     write: Path | None = None
+    overwrite: bool = False
     price_per_hour: float | None = None
     processes: int = 1
     overrides: Sequence[str] = ()
@@ -98,9 +99,30 @@ def make(config: Config, options: Options) -> Plan:
             "at; plan a dataset on the Hub with --dataset={name}",
             name=options.data,
         )
+    check_text(survey, chosen=bool(options.time_budget or options.data))
     target = find_target(survey.config, options.gpu, options.vram, options.processes)
     with about_card(target.own_memory):
         return _make(survey, target, options)
+
+
+def check_text(survey: Survey, *, chosen: bool = False) -> None:
+    """Refuse a text that is too short to train on, as training does. `chosen`: block_size will be chosen for the text.
+
+    Raises:
+        InputError: names the split that is too short.
+    """
+    config, text = survey.config, survey.text
+    if text is None or survey.approximate or survey.train_tokens is None or config.streaming:
+        return
+    val = survey.train_tokens if text.has_validation else text.characters - survey.train_tokens
+    if chosen:
+        config = config.model_copy(update={"block_size": 8})
+    if min(survey.train_tokens, val) > config.block_size:
+        return
+    from hfgpt.data.blocks import check_length  # it loads numpy
+
+    advice = _("give more text") if text.has_validation else _("give more text, or change val_fraction")
+    check_length(config, range(survey.train_tokens), range(val), advice)
 
 
 def _make(survey: Survey, target: Target, options: Options) -> Plan:
@@ -153,7 +175,7 @@ def of_its_device(
 
 
 @of_its_device
-def write(plan: Plan, path: Path, recipe: str | None) -> Config:
+def write(plan: Plan, path: Path, recipe: str | None, overwrite: bool = False) -> Config:
     """Write the recommended recipe, with its reasons and its expected cost.
 
     Raises:
@@ -188,7 +210,7 @@ def write(plan: Plan, path: Path, recipe: str | None) -> Config:
     ]
     if plan.forecast:
         head.append(plan.forecast.sentence())
-    return write_recipe(path, config, advice.reasons, "\n".join(head))
+    return write_recipe(path, config, advice.reasons, "\n".join(head), overwrite=overwrite)
 
 
 # ------------------------------------------------------------------------------------------------------ as data
@@ -314,14 +336,16 @@ def recipe_text(config: Config, reasons: Mapping[str, str], head: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_recipe(path: Path, config: Config, reasons: Mapping[str, str], head: str) -> Config:
+def write_recipe(
+    path: Path, config: Config, reasons: Mapping[str, str], head: str, *, overwrite: bool = False
+) -> Config:
     """Write a recipe file and return the config that it loads as.
 
     Raises:
-        InputError: the file exists already, or cannot be written.
+        InputError: the file exists already, without `overwrite`, or cannot be written.
     """
-    if path.exists():
-        raise InputError("write = {path!r}: exists already → choose another name, or remove it first", path=str(path))
+    if path.exists() and not overwrite:
+        raise InputError("write = {path!r}: exists already → choose another name, or add --overwrite", path=str(path))
     try:
         text = recipe_text(config, reasons, head)
         text.encode()

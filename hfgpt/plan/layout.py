@@ -15,12 +15,30 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.containers import Lines
 from rich.table import Table
 from rich.text import Text
 
-from hfgpt.base.terminal import visible
+from hfgpt.base.terminal import breaks, visible
 
 PLAIN_WIDTH = 100  # columns, if the output is not a terminal and COLUMNS is not set
+
+
+class Prose(Text):
+    """Text that breaks where Chinese and English may break: rich breaks at spaces, and long Chinese texts anywhere."""
+
+    def wrap(self, console: Console, width: int, *, no_wrap: bool | None = None, **options: Any) -> Lines:
+        """Return its lines, of at most `width` columns."""
+        if no_wrap or self.no_wrap:
+            return super().wrap(console, width, no_wrap=True, **options)
+        lines = Lines()
+        for line in self.split(allow_blank=True):
+            for part in line.divide(breaks(line.plain, width, fold=True)):
+                part.rstrip()
+                lines.append(part)
+        if justify := options.get("justify") or self.justify:
+            lines.justify(console, width, justify=justify, overflow="fold")
+        return lines
 
 
 def show(parts: Iterable[RenderableType]) -> str:
@@ -28,7 +46,8 @@ def show(parts: Iterable[RenderableType]) -> str:
     buffer = io.StringIO()
     console = Console(file=buffer, force_terminal=sys.stdout.isatty(), width=_columns(), highlight=False)
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, Text) and part.no_wrap is True)
+        to_copy = isinstance(part, Text) and part.no_wrap is True
+        console.print(part if to_copy else Group(part), soft_wrap=to_copy)  # print would make plain text of Prose
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
 
 
@@ -57,13 +76,13 @@ def table(
         else:
             grid.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        grid.add_row(*map(Text, row))
-    return Group(Text(visible(title), style="bold"), grid, Text(f"{visible(note)}\n" if note else ""))
+        grid.add_row(*map(Prose, row))
+    return Group(Prose(visible(title), style="bold"), grid, Prose(f"{visible(note)}\n" if note else ""))
 
 
 def paragraph(text: str, bold: bool = False) -> Text:
     """Return a paragraph and an empty line."""
-    return Text(f"{visible(text)}\n", style="bold" if bold else "")
+    return Prose(f"{visible(text)}\n", style="bold" if bold else "")
 
 
 def command(text: str) -> Text:

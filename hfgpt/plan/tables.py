@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from hfgpt.base.command import typed
 from hfgpt.base.language import N_, _, listed, sentences
 from hfgpt.base.units import duration, number, short, size
-from hfgpt.config import Config
+from hfgpt.config import Config, yaml_scalar
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, chart, faster, timing
 from hfgpt.plan.batches import Remedy
@@ -19,6 +19,7 @@ from hfgpt.plan.command import Options, Plan, of_its_device
 from hfgpt.plan.faster import Way
 from hfgpt.plan.layout import command, paragraph, show, table
 from hfgpt.plan.memory import BINDS
+from hfgpt.plan.survey import LEAST_COUNTED
 
 RULE = N_("chapter's rule of thumb")
 
@@ -56,7 +57,13 @@ def _next(plan: Plan, recipe: str | None, options: Options) -> str:
     if plan.choice:
         return _("Next: add --write recipes/mine.yaml, which makes a recipe of it, and train that.")
     if not plan.fits:
-        return _("Next: take a change of the tables above, and plan again with it.")
+        if not plan.recommendation.fit.fits:
+            return _("Next: take a change of the tables above, and plan again with it.")
+        after = plan.recommendation.survey.config.model_dump()
+        changes = {key: value for key, value in after.items() if value != getattr(plan.before, key)}
+        values = [f"--{key}={yaml_scalar(value)}" for key, value in changes.items()]
+        typed_before = [word for word in options.overrides if word[2:].partition("=")[0] not in changes]
+        return _("Next: {command}", command=typed("train", *([recipe] if recipe else []), *typed_before, *values))
     return _("Next: {command}", command=typed("train", *([recipe] if recipe else []), *options.overrides))
 
 
@@ -89,6 +96,8 @@ def no_forecast(plan: Plan) -> str:
         return _("No loss is forecast: the laws are about models from scratch.")
     if config.tokenizer != "char":
         return _("No loss is forecast: the laws are about characters (tokenizer: char).")
+    if plan.survey.text is not None and plan.survey.text.sample:
+        return _("No loss is forecast: that takes a text of at least {n:,} characters.", n=LEAST_COUNTED)
     return _("No loss is forecast: that takes the text, and it is not on this machine or was not read.")
 
 
@@ -114,7 +123,7 @@ def _parameters(plan: Plan) -> Group:
     ]
     rows = [(name, f"{count:,}", f"{count / parts.total:.1%}", why) for name, count, why in named]
     rows.append((_("total"), f"{parts.total:,}", "100%", _("vocabulary: {source}", source=survey.vocabulary)))
-    rows.append((_(RULE), f"{rule:,}", f"{rule / parts.total:.1%}", "12 n_layer n_embd² (5.2)"))
+    rows.append((_(RULE), f"{rule:,}", f"{rule / parts.total:.1%}", _("12 n_layer n_embd² (5.2)")))
     embeddings = parts.token_embedding + parts.position_embedding
     note = _(
         "The rule leaves out {missing}: embeddings {embeddings}, biases and norms {rest}. The output head is the token "
@@ -270,11 +279,12 @@ def _recommendation(plan: Plan, options: Options) -> Group:
     )
     if target.kind == "accelerator":
         rule = "{} x {}".format(*chapter.chapter_batch(target.memory_bytes))
-        by_chapter = sentences(by_chapter, _("For this memory it says {batch} (1.3).", batch=rule))
+        memory = f"{target.memory_bytes / 2**30:.4g} GiB"
+        by_chapter = sentences(by_chapter, _("For {memory} it says {batch} (1.3).", memory=memory, batch=rule))
     notes.append(by_chapter)
     if options.write:
         notes.append(_("Written to {path}.", path=options.write))
-    return table(_("Chosen") if choice else _("Recommended"), columns, rows, sentences(*notes))
+    return table(_("Chosen") if choice else _("Recommended"), columns, rows, "\n".join(notes))
 
 
 def _changes(way: Remedy | Way) -> str:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from hfgpt import config as configs
+from hfgpt.base import language
 from hfgpt.base.errors import ConfigError, Fault, InputError
-from hfgpt.base.language import N_, _, current, listed
+from hfgpt.base.language import N_, _, listed
 from hfgpt.config import Config
 from hfgpt.sweep.definition import Equal, Sweep, Trial
 
@@ -70,7 +71,7 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
         trials=[_with_seed(setting, seed) for seed in seeds for setting in settings],
         folder=Path(options.get("out_dir") or f"out/sweep-{name}"),
         equal=cast(Equal, equal),
-        question=_question(file.get("question")) if experiment else "",
+        question=_in_language(file.get("question", "")) if experiment else "",
         grid=not options.get("random"),
         retry_failed="retry_failed" in options,
         prune="prune" in options,
@@ -107,11 +108,11 @@ def _check_experiment(file: Mapping[str, Any]) -> None:
         raise ConfigError(faults)
 
 
-def _question(asked: Any) -> str:
-    """Return an experiment's question: one text, or the one in the current language."""
-    if isinstance(asked, dict):
-        asked = asked.get(current()) or next(iter(asked.values()), None)
-    return str(asked or "").strip()
+def _in_language(text: Any) -> str:
+    """Return a text of an experiment's file, which may be given as {en: …, zh: …}, in the current language."""
+    if isinstance(text, dict):
+        text = text.get(language.current()) or text.get("en") or next(iter(text.values()), "")
+    return str(text).strip()
 
 
 def _named_trial(source: str, entry: Any) -> Trial:
@@ -121,8 +122,10 @@ def _named_trial(source: str, entry: Any) -> Trial:
             recipe=source,
             example="{name: small, n_layer: 2}",
         )
-    title = str(entry["name"])
-    return Trial(_file_name(title), {key: value for key, value in entry.items() if key != "name"}, title=title)
+    with language.using("en"):  # the folder has one name in all languages
+        name = _in_language(entry["name"])
+    values = {key: value for key, value in entry.items() if key != "name"}
+    return Trial(_file_name(name), values, title=_in_language(entry["name"]))
 
 
 # ------------------------------------------------------------------------------------------------- the arguments typed

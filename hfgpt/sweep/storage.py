@@ -238,12 +238,13 @@ def check_folder(sweep: Sweep) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        trials = [{"seed": None, "title": "", **trial} for trial in before["trials"]]
+        trials = [{"seed": None, **trial, "title": ""} for trial in before["trials"]]
     except (OSError, *UNREADABLE):
         raise InputError("{path}: is not a sweep's record → name another --out_dir", path=path) from None
     now = json.loads(json.dumps(_identity(sweep), default=str))
     differing = [key for key in ("name", "recipe", "equal") if before.get(key) != now[key]]
-    if not differing and all(trial in now["trials"] for trial in trials):
+    # A title is in the language of the sweep that wrote it.
+    if not differing and all(trial in [{**each, "title": ""} for each in now["trials"]] for trial in trials):
         return
     raise InputError(
         "out_dir = {folder!r}: holds another sweep (other {what}) → name another --out_dir",

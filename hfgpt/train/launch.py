@@ -66,7 +66,9 @@ def make_accelerator(config: Config) -> Accelerator:
     device = state.device.type
     if config.device not in ("auto", device):
         raise InputError(
-            "device = {asked!r}: is not available here; training runs on {device!r}", asked=config.device, device=device
+            "device = {asked!r}: is not available here → leave it out, or set it to {device!r}",
+            asked=config.device,
+            device=device,
         )
     dtype = choose_dtype(config.dtype, device, config.n_embd)
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:

@@ -12,7 +12,7 @@ from hfgpt import config as configs
 from hfgpt.base.command import typed
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import _, plural
-from hfgpt.base.units import duration
+from hfgpt.base.units import duration, seconds_of
 from hfgpt.config import EMBEDDED_DATASET
 from hfgpt.config.fields import SAMPLE_TOKENS
 from hfgpt.model.gpt2 import parameter_count
@@ -46,7 +46,7 @@ def introduce(run: Run) -> None:
     if config.time_budget:
         line = _(
             "steps of {tokens:,} tokens for {time} on {processes} x {device}, micro-batch {micro_batch}",
-            time=config.time_budget,
+            time=duration(seconds_of(config.time_budget)),
             **what,
         )
     else:
@@ -56,7 +56,16 @@ def introduce(run: Run) -> None:
             **what,
         )
     run.display.say(line)
-    if run.progress.step:
+    if run.progress.step >= config.max_iters and not config.eval_only:
+        run.display.say(
+            _(
+                "training is complete: {step:,} of {steps:,} steps are done → to go on, add {option}",
+                step=run.progress.step,
+                steps=config.max_iters,
+                option=f"--max_iters={2 * config.max_iters}",
+            )
+        )
+    elif run.progress.step:
         run.display.say(_("going on after step {step}", step=run.progress.step))
 
 

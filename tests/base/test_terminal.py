@@ -48,3 +48,21 @@ def test_a_word_longer_than_a_line_is_kept_whole() -> None:
 def test_columns_of_chinese_characters_count_twice() -> None:
     assert terminal.pad("损失", 6) + "|" == "损失  |"
     assert terminal.pad("loss", 6) + "|" == "loss  |"
+
+
+@pytest.mark.parametrize("columns", range(4, 60))
+def test_lines_break_where_chinese_may(columns: int) -> None:
+    """Closing punctuation begins no line, and a number stays with its unit."""
+    text = "显存峰值约 994 MiB，比预算少；用 16 位混合精度（几乎没有代价）训练，每步 231 毫秒、共 3 分 20 秒。"
+    lines = terminal.wrap(text, columns)
+    assert "".join("".join(lines).split()) == "".join(text.split())
+    assert not [line for line in lines if line[0] in "，。；、）" or line[-1] == "（"]
+    for whole in ("994 MiB", "16 位", "231 毫秒", "3 分", "20 秒"):
+        assert any(whole in line for line in lines)
+
+
+def test_a_command_is_not_broken() -> None:
+    command = "pip install -e '.[elsewhere]'"
+    for columns in range(20, 80):
+        assert any(command in line for line in terminal.wrap(f"不在安装之内；需要时运行 {command} 安装它", columns))
+    assert terminal.wrap("It needs pip install -e '.[x]' first", 16) == ["It needs", "pip install -e '.[x]'", "first"]

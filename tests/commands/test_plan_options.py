@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import pytest
 from conftest import ROOT
 
@@ -35,7 +38,7 @@ def test_sizes(text: str, size: int) -> None:
         (["--vram", "0"], ["vram"]),
         (["--vram"], ["vram: needs a value"]),
         (["--json=yes"], ["json = 'yes': takes no value"]),
-        (["--time-budget=soon"], ["such as 1h"]),
+        (["--time-budget=5"], ["must be a time with its unit"]),
         (["--price-per-hour=-3"], ["must be a number"]),
         (["--processes=0"], ["at least 1"]),
         (["--explain=n_layr"], ["did you mean 'n_layer'"]),
@@ -53,3 +56,39 @@ def test_bad_input_is_said_all_at_once(words: list[str], messages: list[str]) ->
     with pytest.raises(InputError) as caught:
         plan.run([STANDARD, *words])
     assert all(message in str(caught.value) for message in messages), caught.value
+
+
+@pytest.mark.parametrize("said", ["层数", "n-layer", "layers"])
+def test_a_parameter_is_explained_by_its_other_names(said: str) -> None:
+    assert plan.reader().read(["--explain", said]).explain == "n_layer"
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--explain=n_layer"], ["--time-budget=45s", "--no-trials"]], ids=["plan", "explain", "time"]
+)
+def test_a_text_that_training_refuses_is_refused(tmp_path: Path, words: list[str]) -> None:
+    """With the same advice, which names no block that is too short to teach anything."""
+    short = tmp_path / "short.txt"
+    short.write_text("春眠不", encoding="utf-8")
+    given = f"--data={short}" if words[:1] == ["--time-budget=45s"] else f"--dataset={short}"
+    with pytest.raises(InputError) as caught:
+        plan.run([STANDARD, given, *words])
+    assert "one block takes" in str(caught.value)
+    assert str(caught.value).endswith("→ give more text, or change val_fraction")
+
+
+def test_what_does_not_fit_is_answered_with_the_command_that_does(capsys: pytest.CaptureFixture[str]) -> None:
+    told = plan.run([STANDARD, "--vram=1GB", "--seed=3", "--batch_size=64"]).splitlines()[-1]
+    words = shlex.split(told.partition(": ")[2])
+    assert {"--seed=3", "--batch_size=4", "--gradient_accumulation_steps=16"} < set(words)
+    assert "--batch_size=64" not in words
+    at = next(index for index, word in enumerate(words) if word.endswith(".yaml"))
+    assert "It needs" in plan.run([*words[at:], "--vram=1GB"])  # not: it does NOT fit
+
+
+def test_a_written_recipe_is_replaced_if_asked(tmp_path: Path) -> None:
+    words = [STANDARD, "--vram=8GB", "--write", str(tmp_path / "mine.yaml")]
+    plan.run(words)
+    with pytest.raises(InputError, match="exists already → choose another name, or add --overwrite"):
+        plan.run(words)
+    plan.run([*words, "--overwrite"])

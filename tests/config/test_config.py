@@ -116,7 +116,7 @@ def test_a_count_or_auto_is_read_as_a_number(recipe: Any) -> None:
         (["--n_layr"], "did you mean 'n_layer'?"),
         (["--qqqqqq=1"], "--help lists all parameters"),
         (["--no_n_layer"], "did you mean 'n_layer'?"),
-        (["--compile=maybe"], "compile = 'maybe': must be true or false"),
+        (["--compile=maybe"], "compile = 'maybe': must be one of true, false, 'auto'"),
         (["--learning_rate=fast"], "learning_rate = 'fast': must be a number"),
     ],
 )
@@ -204,15 +204,18 @@ def test_what_to_use_instead_exists(key: str) -> None:
         ("n_layer: [2\n", "line 2"),
         ("n_layer: 2\n\tn_head: 2\n", "line 2"),
         ("a: b: c\n", "line 1"),
-        ("n_layer: 2\nseed: !!python/object/apply:os.system [ls]\n", "line 2: not valid YAML: could not determine a"),
+        (
+            "n_layer: 2\nseed: !!python/object/apply:os.system [ls]\n",
+            "line 2: not valid YAML: tags (!name) are not read",
+        ),
         ("seed: !!python/name:os.system\n", "line 1"),
         ("n_layer: 2\nseed: 2024-13-45\n", "line 2: not valid YAML: month must be in 1..12"),
         ("n_layer: 2\nseed: " + "9" * 5000, "line 2"),
-        ("n_layer: 2\nseed: \x07\n", "line 2: not valid YAML: unacceptable character"),
+        ("n_layer: 2\nseed: \x07\n", "line 2: not valid YAML: it contains control characters"),
         ("seed: 1\n---\nseed: 2\n", "line 2"),
         ("seed: *nothing\n", "line 1"),
         ("- n_layer\n- 2\n", "must be lines of 'key: value', not a list"),
-        ("just words\n", "must be lines of 'key: value', not a str"),
+        ("just words\n", "must be lines of 'key: value', not a line of text"),
         ("[" * 3000, "not lists within lists"),
         (b"seed: \xff\xfe\xff\n", "cannot be read as text"),
     ],
@@ -238,7 +241,10 @@ def test_an_empty_recipe_is_all_defaults(recipe: Any) -> None:
 
 def test_a_missing_recipe_names_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(InputError, match=r"'recipes/standrad.yaml': no such file; hfgpt comes with .*standard"):
+    with pytest.raises(
+        InputError,
+        match=r"'recipes/standrad.yaml': no such file; did you mean 'standard'.* hfgpt comes with .*standard",
+    ):
         config.load("recipes/standrad.yaml")
 
 
@@ -402,7 +408,20 @@ def test_a_config_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("time", "seconds"), [("11h30m", 41_400), ("90m", 5400), ("45s", 45), (" 1h ", 3600), ("h", 0), ("", 0)]
+    ("time", "seconds"),
+    [
+        ("11h30m", 41_400),
+        ("90m", 5400),
+        ("45s", 45),
+        (" 1h ", 3600),
+        ("5min", 300),
+        ("5分钟", 300),
+        ("1小时30分", 5400),
+        ("90 秒", 90),
+        ("h", 0),
+        ("5", 0),
+        ("", 0),
+    ],
 )
 def test_times(time: str, seconds: int) -> None:
     assert seconds_of(time) == seconds
@@ -663,3 +682,71 @@ def test_the_reference_pages_are_current(tmp_path: Path) -> None:
         assert (tmp_path / language / "parameters.md").read_text("utf-8") == page, "run scripts/parameter_reference.py"
         rows = re.findall(r"^\| `(\w+)` \|", page.rsplit("\n## ", 1)[0], re.MULTILINE)
         assert sorted(rows) == sorted(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_layer: 2\nbatch_size：16\n", "line 2: its colon is the full-width ：\n    → write batch_size: 16"),
+        ("batch_size： 16\n", "line 1: its colon is the full-width"),
+        ("batch_size:16\n", "line 1: a space is missing after the colon\n    → write batch_size: 16"),
+        ("a: b: c\n", "line 1: not valid YAML: the line has two values"),
+        ("seed: 1\n\tn_layer: 2\n", "line 2: not valid YAML: a value cannot begin with this character"),
+        ("dataset: 'x\n", "a quotation mark is not closed"),
+        ("val_datasets: [a, b\n", "a bracket or brace is not closed"),
+    ],
+)
+def test_a_mistyped_recipe_is_explained_in_its_own_words(recipe: Any, text: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        config.load(recipe(text))
+    assert message in str(caught.value)
+
+
+def test_a_value_may_hold_a_full_width_colon(recipe: Any) -> None:
+    assert config.load(recipe("sample_prompt: '题：'\n")).sample_prompt == "题："
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [("lr", "learning_rate"), ("epochs", "max_iters"), ("学习率", "learning_rate"), ("层数", "n_layer")],
+)
+def test_a_name_from_elsewhere_is_answered_with_ours(recipe: Any, word: str, name: str) -> None:
+    for path, words in ((None, [f"--{word}=1"]), (recipe(f"{word}: 1\n"), [])):
+        with pytest.raises(ConfigError, match=f"{word}: is not a parameter\n    → did you mean '{name}'"):
+            config.load(path, words)
+
+
+def test_every_name_that_a_page_gives_a_parameter_is_understood() -> None:
+    book = yaml.safe_load((ROOT / "hfgpt" / "plan" / "guide.yaml").read_text("utf-8"))
+    names = {entry["zh"]["name"]: key for key, entry in book.items() if "name" in entry["zh"]}
+    assert {name: config.CALLED.get(name) for name in names} == names
+    assert set(config.CALLED.values()) <= set(config.Config.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["—batch_size=16"], "begins with the dash —, not with two hyphens\n    → write --batch_size=16"),
+        (["――batch_size=16"], "write --batch_size=16"),
+        (["－－batch_size＝16"], "write --batch_size=16"),
+        (["--batch_size＝16"], "has the full-width sign ＝ in the place of =\n    → write --batch_size=16"),
+    ],
+)
+def test_signs_of_a_chinese_keyboard_are_named(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.load(None, words)
+    assert message in str(caught.value)
+
+
+def test_the_shipped_recipes_are_those_of_the_repository() -> None:
+    """A recipe that `plan --write recipes/mine.yaml` has made in a checkout is not among them."""
+    told = subprocess.run(["git", "ls-files", "recipes"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    if not told:
+        pytest.skip("not a git checkout")
+    names = {path.removeprefix("recipes/").removesuffix(".yaml") for path in told.split() if path.endswith(".yaml")}
+    assert set(config.shipped_recipes()) == names
+
+
+def test_the_beginning_of_a_recipes_name_is_answered_with_the_name() -> None:
+    with pytest.raises(InputError, match="did you mean 'quick_experiment'"):
+        config.load("quick")

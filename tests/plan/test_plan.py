@@ -47,8 +47,9 @@ def test_numbers_that_nothing_has_are_refused(word: str) -> None:
     assert len(str(caught.value)) < 1000
 
 
-def test_all_but_nothing_of_a_text_for_validation_can_be_planned() -> None:
-    assert figures("--val_fraction=0.999999999999")["loss"] is None
+def test_all_but_nothing_of_a_text_for_validation_is_refused_as_by_training() -> None:
+    with pytest.raises(InputError, match=r"has 0\n.*or change val_fraction"):
+        plan.run([STANDARD, "--val_fraction=0.999999999999"])
 
 
 def test_a_step_of_a_billion_sequences_is_planned_at_once() -> None:
