@@ -22,7 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from hfgpt.base import language
-from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError
+from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError, first_line
 from hfgpt.base.language import _, os_error_text, strerror
 from hfgpt.base.terminal import say, visible
 
@@ -55,6 +55,15 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
             if error.filename is None:  # perhaps of the output
                 raise
             status = _file_failed(error)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            _complain(
+                _(
+                    "out of memory: {reason}\n    → end other programs, or take a smaller model, batch or context",
+                    reason=first_line(error) if str(error) else _("the system gives no more"),
+                )
+            )
         finally:
             sys.stdout.flush()  # otherwise the interpreter reports the broken stream at exit
     except OSError as error:
@@ -131,6 +140,12 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
         elif reconfigure := getattr(getattr(sys, name), "reconfigure", None):
             reconfigure(errors="hfgpt")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python or torch, which is not imported here, got no memory from the system or from a device."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _file_failed(error: OSError) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
 
 from hfgpt.base import shell
@@ -51,6 +53,35 @@ def test_the_exit_code_is_mains(returned: int | None, code: int) -> None:
     with pytest.raises(SystemExit) as left:
         shell.run(lambda words: returned, [])
     assert left.value.code == code
+
+
+def take_from_python() -> object:
+    return bytearray(1 << 60)
+
+
+def take_from_torch() -> object:
+    return torch.empty(1 << 50)
+
+
+@pytest.mark.parametrize("take", [take_from_python, take_from_torch])
+def test_no_memory_is_one_message(take: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> None:
+    def main(words: list[str]) -> None:
+        take()
+
+    with pytest.raises(SystemExit) as left:
+        shell.run(main, [])
+    assert left.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith("out of memory: ")
+    assert len(message.splitlines()) == 2
+
+
+def test_another_error_of_torch_is_not_taken_for_it() -> None:
+    def main(words: list[str]) -> None:
+        torch.zeros(2) @ torch.zeros(3)
+
+    with pytest.raises(RuntimeError, match="size"):
+        shell.run(main, [])
 
 
 def test_another_pipe_that_breaks_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
