@@ -155,6 +155,8 @@ def test_a_space_stands_beside_latin_words_and_numbers_alone() -> None:
         assert language._("Time on {device}", device="T4") == "在 T4 上的时间"
         assert language._("{low} to {high}", low=duration(70), high=duration(0.5)) == "1 分 10 秒到 500 毫秒"
         assert language._("{path!r}, line {number:,}", path="诗 集.txt", number=2) == "'诗 集.txt' 第 2 行"
+        told = "{folder} on the validation split of {dataset}, {blocks} blocks:"
+        assert language._(told, folder="out/诗", dataset="诗", blocks=3) == "out/诗 在诗的验证集上，3 个块："
 
 
 def test_durations_have_spaces_between_number_and_unit() -> None:

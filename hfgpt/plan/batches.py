@@ -172,7 +172,7 @@ def recommend(survey: Survey, target: Target, reasons: dict[str, str] | None = N
             reasons |= dict.fromkeys(values, _("to fit the memory (chapter 6.1)"))
     survey = with_batch(survey, best.batch_size)
     if best.fits and "batch_size" not in reasons:
-        limit, sequences = f"{target.memory_bytes / GIB:.4g} GiB", survey.config.global_batch
+        limit, sequences = f"{target.memory_bytes / GIB:.4g} GiB", f"{survey.config.global_batch:,}"
         reasons["batch_size"] = _("fits {memory}; {n} sequences a step", memory=limit, n=sequences)
         reasons["gradient_accumulation_steps"] = _("{n} sequences a step", n=sequences)
     return Recommendation(survey, best, needs, reasons)

@@ -105,6 +105,9 @@ def make(config: Config, options: Options) -> Plan:
         return _make(survey, target, options)
 
 
+LEAST_BLOCK = 32  # tokens: the shortest block that is chosen for a text
+
+
 def check_text(survey: Survey, *, chosen: bool = False) -> None:
     """Refuse a text that is too short to train on, as training does. `chosen`: block_size will be chosen for the text.
 
@@ -116,7 +119,7 @@ def check_text(survey: Survey, *, chosen: bool = False) -> None:
         return
     val = survey.train_tokens if text.has_validation else text.characters - survey.train_tokens
     if chosen:
-        config = config.model_copy(update={"block_size": 8})
+        config = config.model_copy(update={"block_size": LEAST_BLOCK})
     if min(survey.train_tokens, val) > config.block_size:
         return
     from hfgpt.data.blocks import check_length  # it loads numpy

@@ -269,3 +269,16 @@ def test_a_text_of_one_character_has_a_plan(tmp_path: Path) -> None:
     (tmp_path / "same.txt").write_text("[" * 100_000)
     said = figures(f"--dataset={tmp_path / 'same.txt'}", "--tokenizer=char", "--no_trials", "--device=cpu")
     assert said["tokens"]
+
+
+@pytest.mark.parametrize("columns", [60, 79, 80, 100, 101, 103])
+@pytest.mark.parametrize("recipe", ["standard", "finetune"])
+def test_no_line_of_a_chinese_plan_begins_with_punctuation(
+    recipe: str, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with language.using("zh"):
+        lines = plan.run([recipe, "--gpu=T4"]).splitlines()
+        lines += plan.run([recipe, "--gpu=T4", "--explain=block_size"]).splitlines()
+    assert [line for line in lines if line.strip()[:1] in tuple("，。；、）")] == []
+    assert [line for line in lines if re.search(r"(^|\s{2,})(毫秒|秒|[KMG]iB|位)(\s|$)", line)] == []

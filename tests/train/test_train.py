@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from survival import do_train, figures
 
 from hfgpt import config
+from hfgpt.base import language
 from hfgpt.base.errors import InputError, RunError
 from hfgpt.model import gpt2 as model
 from hfgpt.model import optim, schedule
@@ -303,9 +304,19 @@ def test_resume_with_another_micro_batch_goes_on_with_the_same_batches(tiny: dic
     assert series(do_train(parts, resume=True), "train_loss") == pytest.approx(series(whole, "train_loss"), rel=1e-5)
 
 
-def test_a_finished_run_resumes_to_its_end(tiny: dict[str, Any]) -> None:
+def test_a_finished_run_resumes_to_its_end(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     before = figures(do_train(tiny))
+    capsys.readouterr()
     assert figures(do_train(tiny, resume=True)) == before
+    assert "training is complete: 8 of 8 steps are done → to go on, add --max_iters=16\n" in capsys.readouterr().out
+
+
+def test_a_time_budget_is_announced_in_the_readers_language(
+    tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with language.using("zh"):
+        do_train(tiny | {"time_budget": "8s"})
+    assert "训练 8 秒" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------- how a run ends
