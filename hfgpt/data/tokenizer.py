@@ -22,12 +22,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _
-from hfgpt.config import Config
 from hfgpt.data.tokenizer_file import check_file, faults_as_messages, panics_as_messages
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+    from hfgpt.config import Config  # a command that only samples does not load it
 
 TRAINED = ("char", "bpe")
 
