@@ -7,6 +7,7 @@ killed by a real SIGKILL. So fifty kills take minutes instead of half an hour of
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import multiprocessing
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 
 from hfgpt import config
 from hfgpt.base.errors import InputError, RunError
+from hfgpt.model.gpt2 import LanguageModel
 from hfgpt.runs import metrics
 from hfgpt.train import checkpoint, launch, states
 from hfgpt.train import loop as train
@@ -241,6 +243,17 @@ def wait_for_step(folder: Path, step: int, process: Attempt | None = None, secon
                 return
         time.sleep(0.02)
     raise AssertionError(f"{folder} never came to step {step}")
+
+
+def multiply_losses(monkeypatch: pytest.MonkeyPatch, *passes: int, by: float) -> None:
+    """Multiply the loss of these training forward passes, counted from 1 in this process, by a number."""
+    forward, count = LanguageModel.forward, itertools.count(1)
+
+    def multiplied(self: LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = forward(self, input_ids, targets)
+        return loss * by if self.training and next(count) in passes else loss
+
+    monkeypatch.setattr(LanguageModel, "forward", multiplied)
 
 
 def with_scaler(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:

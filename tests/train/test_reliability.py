@@ -34,6 +34,7 @@ from survival import (
     figures,
     finish,
     launch_two,
+    multiply_losses,
     ranks,
     wait_for_step,
     with_scaler,
@@ -42,7 +43,6 @@ from survival import (
 from hfgpt import config
 from hfgpt.base.errors import InputError, RunError
 from hfgpt.base.files import sha256
-from hfgpt.model import gpt2 as model
 from hfgpt.train import checkpoint
 from hfgpt.train import loop as train
 from hfgpt.train.start import start
@@ -325,22 +325,10 @@ def do_train(values: dict[str, Any]) -> dict[str, Any]:
     return checkpoint.newest_valid(resolved.run_dir, pytest.fail).state["progress"]
 
 
-def multiply_loss(monkeypatch: pytest.MonkeyPatch, step: int, by: float) -> None:
-    real, count = model.LanguageModel.forward, 0
-
-    def forward(self: model.LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        nonlocal count
-        count += self.training
-        loss = real(self, input_ids, targets)
-        return loss * by if self.training and count == step else loss
-
-    monkeypatch.setattr(model.LanguageModel, "forward", forward)
-
-
 def test_a_spike_is_left_out(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    multiply_loss(monkeypatch, 5, 1000)
+    multiply_losses(monkeypatch, 5, by=1000)
     assert do_train(tiny | {"spike_guard": 5.0})["spikes"] == 1
     assert "warning: step 5: gradient norm" in capfd.readouterr().err
     rows = figures(Path(tiny["out_dir"]))
@@ -375,7 +363,7 @@ def test_overflows_of_loss_scaling_are_skipped_and_counted(
 
 def test_a_spike_under_loss_scaling(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     with_scaler(monkeypatch, 4.0)
-    multiply_loss(monkeypatch, 5, 100)
+    multiply_losses(monkeypatch, 5, by=100)
     progress = do_train(tiny | {"spike_guard": 5.0})
     assert (progress["spikes"], progress["overflows"]) == (1, 0)
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from survival import differences, with_scaler
+from survival import differences, multiply_losses, with_scaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfgpt import config
 from hfgpt.base.errors import RunError
-from hfgpt.model import gpt2
 from hfgpt.runs import metrics
 from hfgpt.train import loop, memory, step
 from hfgpt.train.collective import Waiting
@@ -82,11 +81,11 @@ def test_looking_a_step_late_changes_nothing(
 ) -> None:
     """It holds even if the spike guard skips step 5."""
     values = tiny | {"max_iters": 12, "log_interval": 5, "dropout": 0.1} | values
-    spoil(monkeypatch, 5, factor=30.0)
+    multiply_losses(monkeypatch, 5, by=30.0)
     looked = run(values, "looked")
     for module in (step, loop):
         monkeypatch.setattr(module, "must_look", lambda run: False)
-    spoil(monkeypatch, 5, factor=30.0)
+    multiply_losses(monkeypatch, 5, by=30.0)
     assert differences(looked, run(values, "behind")) == []
     spikes = json.loads((looked / "checkpoint-12" / "state.json").read_text(encoding="utf-8"))["progress"]["spikes"]
     assert spikes == ("spike_guard" in values)
@@ -165,22 +164,11 @@ def test_nothing_is_compiled_anew_after_the_trial(tiny: dict[str, Any], behind: 
     assert len(graphs) == 2
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, *passes: int, factor: float = math.inf) -> None:
-    """Multiply the loss of these training forward passes by a number."""
-    real, count = gpt2.LanguageModel.forward, iter(range(1, 1000))
-
-    def forward(self: gpt2.LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        loss = real(self, input_ids, targets)
-        return loss * factor if self.training and next(count) in passes else loss
-
-    monkeypatch.setattr(gpt2.LanguageModel, "forward", forward)
-
-
 @pytest.mark.parametrize("values", OPTIONS)
 def test_an_update_that_is_not_finite_is_left_out_on_the_device(
     tiny: dict[str, Any], behind: None, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil(monkeypatch, 2)
+    multiply_losses(monkeypatch, 2, by=math.inf)
     made = start(config.build(tiny | values, "test"))
     weights = [parameter.detach().clone() for parameter in made.model.parameters()]
     applied = []
@@ -200,6 +188,6 @@ def test_an_update_that_is_not_finite_is_left_out_on_the_device(
 def test_a_run_that_diverges_stops_and_names_the_step(
     tiny: dict[str, Any], behind: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil(monkeypatch, 6, 7)
+    multiply_losses(monkeypatch, 6, 7, by=math.inf)
     with pytest.raises(RunError, match="step 6: not finite"):
         run(tiny | {"log_interval": 100}, "diverged")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
-from survival import do_train, figures
+from survival import do_train, figures, multiply_losses
 
 from hfgpt import config
 from hfgpt.base import language
@@ -355,16 +355,7 @@ def test_early_stopping(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
 
 def test_nan_stops_the_run_and_spares_the_weights(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The step is named, the update is skipped, and the previous checkpoint is good."""
-    forward = model.LanguageModel.forward
-    count = 0
-
-    def poisoned(self: model.LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        nonlocal count
-        count += self.training
-        loss = forward(self, input_ids, targets)
-        return loss * math.nan if self.training and count == 6 else loss
-
-    monkeypatch.setattr(model.LanguageModel, "forward", poisoned)
+    multiply_losses(monkeypatch, 6, by=math.nan)
     with pytest.raises(RunError, match=r"step 6: .*not finite(?s:.*)--resume"):
         do_train(tiny)
     folder = Path(tiny["out_dir"])
@@ -372,7 +363,6 @@ def test_nan_stops_the_run_and_spares_the_weights(tiny: dict[str, Any], monkeypa
     assert checkpoint.steps(folder) == [4]
     saved = checkpoint.read(folder / "checkpoint-4")
     assert all(torch.isfinite(tensor).all() for tensor in saved.model.values())
-    monkeypatch.setattr(model.LanguageModel, "forward", forward)
     assert len(figures(do_train(tiny, resume=True))) == 9
 
 
@@ -384,15 +374,7 @@ def test_a_diverged_run_is_told_to_lower_both_rates_of_muon(tiny: dict[str, Any]
 
 
 def test_bad_steps_are_left_out_up_to_the_limit(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = model.LanguageModel.forward
-    count = 0
-
-    def poisoned(self: model.LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        nonlocal count
-        count += self.training
-        return forward(self, input_ids, targets) * (math.inf if self.training and count in (2, 3, 5) else 1)
-
-    monkeypatch.setattr(model.LanguageModel, "forward", poisoned)
+    multiply_losses(monkeypatch, 2, 3, 5, by=math.inf)
     folder = do_train(tiny | {"max_bad_steps": 3})
     assert [math.isfinite(norm) for norm in series(folder, "grad_norm")] == [
         step not in (2, 3, 5) for step in range(1, 9)
