@@ -168,12 +168,7 @@ def read(path: str | Path) -> list[Record]:
     Raises:
         InputError: there is no such file, or a line before the last one is not a record; names the line.
     """
-    path = Path(path)
-    try:
-        files.check_regular(path)
-    except OSError as error:
-        raise InputError("{path}: cannot be read: {reason}", path=path, reason=strerror(error)) from None
-    lines = read_text(path).split("\n")
+    lines = read_text(Path(path)).split("\n")
     records = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -230,6 +225,7 @@ def read_text(path: Path) -> str:
         InputError: it cannot be read.
     """
     try:
+        files.check_regular(path)
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError("{path}: cannot be read: {reason}", path=path, reason=strerror(error)) from None
