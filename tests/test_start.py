@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -69,14 +70,16 @@ def test_the_cache_is_where_datasets_has_its_own(variables: dict[str, str], tmp_
     assert ours == theirs
 
 
-def test_loading_leaves_the_collector_as_it_was() -> None:
+def test_loading_leaves_the_collector_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_large_library.py").write_text("made = [{} for _ in range(1000)]\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
     frozen = gc.get_freeze_count()
     try:
         with loading.uncollected():
             assert not gc.isenabled()
-            made = [{} for _ in range(1000)]
+            importlib.import_module("a_large_library")
         assert gc.isenabled()
-        assert gc.get_freeze_count() >= frozen + len(made)
+        assert gc.get_freeze_count() >= frozen + 1000
         gc.disable()
         with loading.uncollected():
             pass
