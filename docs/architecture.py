@@ -31,7 +31,8 @@ def imports() -> dict[str, set[str]]:
                 names = [*(node.module or "").split(".")[1:2]] or [alias.name for alias in node.names]
                 used.update(names)
         used.discard(folder)
-    return {folder: used & out.keys() for folder, used in out.items() if folder != "locale"}
+    folders = out.keys() - {"locale"}  # the translations: files, and what compiles them
+    return {folder: out[folder] & folders for folder in sorted(folders)}
 
 
 def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:

@@ -12,7 +12,8 @@ from hfgpt.base.language import _
 from hfgpt.base.terminal import json_text
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
-from hfgpt.plan.command import Options, as_json, check_text, make, write
+from hfgpt.plan.command import Options, check_text, make, write
+from hfgpt.plan.figures import as_json
 from hfgpt.plan.survey import survey_of
 from hfgpt.plan.target import Target, find_target
 
