@@ -27,7 +27,7 @@ def answer(comparison: Comparison) -> list[str]:
     ended = comparison.ended
     if not ended:
         return [_("No run came to an end with a loss; see the outcomes below.")]
-    sentences = [*_best(comparison), *_certainty(comparison)]
+    sentences = [*_comparable(comparison), *_best(comparison), *_certainty(comparison)]
     axes = comparison.axes
     if len(axes) == 1 and comparison.joined:
         sentences += _trend(axes[0], ended)
@@ -36,6 +36,17 @@ def answer(comparison: Comparison) -> list[str]:
     sentences += [_at_equal(comparison, by) for by in ("tokens", "time")]
     sentences += [_cost(ended), *_trouble(comparison)]
     return [sentence for sentence in sentences if sentence]
+
+
+def _comparable(comparison: Comparison) -> list[str]:
+    """Warn of losses on different texts, or in different tokens: each has a scale of its own."""
+    if not comparison.measured_on:
+        return []
+    return [
+        _("The runs differ in {fields}: losses on different texts, or in different tokens, cannot be compared. The "
+          "order below means something only if all runs were evaluated on the same tokens.",
+          fields=listed(comparison.measured_on))
+    ]  # fmt: skip
 
 
 def _best(comparison: Comparison) -> list[str]:

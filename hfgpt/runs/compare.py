@@ -43,6 +43,10 @@ DATA_ORDER = (
 )  # fmt: skip
 
 
+# Fields that decide on which tokens the validation loss is measured.
+MEASURED_ON = ("dataset", "dataset_config", "dataset_split", "text_column", "val_fraction", "tokenizer", "vocab_size")
+
+
 @dataclass
 class Entry:
     """One run in a comparison."""
@@ -200,6 +204,12 @@ class Comparison:
         recipes = [entry.config for entry in self.entries]
         orders = {(recipe.global_batch, *(getattr(recipe, key) for key in DATA_ORDER)) for recipe in recipes if recipe}
         return len(orders) == 1 and None not in recipes
+
+    @property
+    def measured_on(self) -> list[str]:
+        """The fields in which the runs differ and which decide on which tokens their losses are measured."""
+        recipes = [entry.config for entry in self.entries if entry.config]
+        return [key for key in MEASURED_ON if len({repr(getattr(recipe, key)) for recipe in recipes}) > 1]
 
     @property
     def axes(self) -> list[str]:

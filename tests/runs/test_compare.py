@@ -105,6 +105,16 @@ def test_seeds_are_paired_where_the_order_of_the_text_is_the_same(tmp_path: Path
     assert data["settings"][1]["behind"]["paired"] is paired
 
 
+@pytest.mark.parametrize(("key", "values"), [("dataset", ("a.txt", "b.txt")), ("tokenizer", ("char", "gpt2")),
+                                             ("val_fraction", (0.1, 0.2))])  # fmt: skip
+def test_losses_on_other_texts_are_not_comparable(tmp_path: Path, key: str, values: tuple[Any, Any]) -> None:
+    made = [make_run(tmp_path / str(number), 2.0 + number, **{key: value}) for number, value in enumerate(values)]
+    said = " ".join(answer(compare.of_folders(made)))
+    assert f"The runs differ in {key}: losses on different texts, or in different tokens, cannot be compared." in said
+    same = [make_run(tmp_path / f"same{rate}", 2.0, learning_rate=rate) for rate in (1e-3, 3e-3)]
+    assert "cannot be compared" not in " ".join(answer(compare.of_folders(same)))
+
+
 def test_what_is_equal_at_the_end_of_the_shortest_run(tmp_path: Path) -> None:
     said = words(entries(tmp_path, "batch_size", {4: 2.0, 8: 1.8}))
     # Half-way, when the larger batch has seen as many tokens: 1.8 + 2.4 / 2 = 3.0.
