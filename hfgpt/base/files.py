@@ -51,6 +51,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # whoever read the output has gone, and no file is to blame
+        raise
     except Exception as error:
         if (number := _error_number(error)) is None or (isinstance(error, OSError) and error.filename is not None):
             raise

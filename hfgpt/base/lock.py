@@ -86,7 +86,7 @@ class FolderLock:
             holder, silent = self._read()
             if holder is None or _is_dead(holder, silent):
                 self._holder = self._write(holder)
-            elif holder.machine != _machine() and silent > 2 * BEAT:
+            elif holder.machine != machine() and silent > 2 * BEAT:
                 time.sleep(1.0)  # it soon touches its lock or counts as dead
             elif waiting is not None:
                 if not announced and time.monotonic() - began > MOMENT:
@@ -144,7 +144,7 @@ class FolderLock:
         try:
             with disk_errors(self._path), open(temporary, "x", encoding="utf-8") as file:
                 inode = _inode(file.fileno())
-                holder = Holder(_machine(), os.getpid(), began(os.getpid()) or 0.0, time.time(), token, inode)
+                holder = Holder(machine(), os.getpid(), began(os.getpid()) or 0.0, time.time(), token, inode)
                 json.dump(vars(holder), file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -174,7 +174,7 @@ class FolderLock:
             return None, 0.0
         if holder.inode != inode:
             return None, 0.0
-        here = holder.machine == _machine()
+        here = holder.machine == machine()
         return holder, 0.0 if here else _now(self._path.parent) - touched
 
     def _beat(self) -> None:
@@ -190,13 +190,13 @@ def holder_of(folder: Path, name: str = NAME) -> Holder | None:
 
 
 def _is_dead(holder: Holder, silent: float) -> bool:
-    if holder.machine != _machine():
+    if holder.machine != machine():
         return silent > SILENCE
     alive = began(holder.process)
     return alive is None or abs(alive - holder.began) > 1
 
 
-def _machine() -> str:
+def machine() -> str:
     """Return this machine's name, boot id and container: only within these do process numbers identify a process."""
     parts = [socket.gethostname()]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):

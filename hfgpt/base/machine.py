@@ -49,13 +49,15 @@ def _output(command: list[str]) -> str | None:
 def began(process: int) -> float | None:
     """Return when a process of this machine began, by a clock that nobody can set; None if it has ended.
 
-    Linux counts it from its own start, in seconds; whoever sets the clock moves that start, as seen from 1970.
+    Linux counts it from its own start, in seconds. psutil gives it from 1970, which whoever sets the clock moves.
     """
     try:
+        if sys.platform == "linux":
+            state, *figures = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+            return None if state == "Z" else int(figures[18]) / os.sysconf("SC_CLK_TCK")
         info = psutil.Process(process)
-        since = float(info.create_time()) - (psutil.boot_time() if sys.platform == "linux" else 0.0)
-        return None if info.status() == psutil.STATUS_ZOMBIE else since
-    except psutil.Error:
+        return None if info.status() == psutil.STATUS_ZOMBIE else float(info.create_time())
+    except (OSError, psutil.Error):
         return None
 
 

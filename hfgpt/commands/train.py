@@ -88,7 +88,7 @@ def main(words: list[str]) -> int:
     )
 
 
-LONG, SMALL = 3600, 1e15  # seconds of a run that is announced; operations that take no CPU as long
+LONG, SMALL = 3600, 2e14  # seconds of a run that is announced; operations below which no time is spent on the law
 
 
 def expectation(config: Config) -> str:
@@ -108,17 +108,21 @@ def expectation(config: Config) -> str:
     time = timing.time(survey, target) if target.kind == "cpu" else None
     if time is None or time.total_seconds < LONG:
         return ""
-    shorter = ["--time-budget", "5m", "--data", config.dataset, "--write", "mine.yaml"]
-    if config.dataset == configs.EMBEDDED_DATASET:
-        del shorter[2:4]
-    return _(
-        "on this {device} the run takes about {time} ({low} to {high}); a recipe for five minutes: {command}",
+    takes = _(
+        "on this machine ({device}) the run takes about {time}, {low} to {high}",
         device=target.name,
         time=duration(time.total_seconds),
         low=duration(time.low_seconds),
         high=duration(time.high_seconds),
-        command=typed("plan", *shorter),
     )
+    if survey.text is None:  # plan chooses recipes for a text that it can read
+        return takes
+    data = [] if config.dataset == configs.EMBEDDED_DATASET else ["--data", config.dataset]
+    plain = configs.build({}, "run")
+    data += [f"--{key}={value}" for key in ("text_column", "dataset_config", "dataset_split")
+             if (value := getattr(config, key)) != getattr(plain, key)]  # fmt: skip
+    command = typed("plan", "--time-budget", "5m", *data, "--write", "mine.yaml")
+    return _("{takes}; a recipe for five minutes: {command}", takes=takes, command=command)
 
 
 def find_recipe(arguments: Arguments) -> tuple[str | None, list[str]]:

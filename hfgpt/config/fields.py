@@ -223,7 +223,7 @@ RENAMED: dict[str, Callable[[Any], tuple[str, Any]]] = {
 
 # What people call the parameters elsewhere, and in Chinese; such a name is answered with ours.
 CALLED = {
-    "lr": "learning_rate", "epochs": "max_iters", "num_epochs": "max_iters", "steps": "max_iters", "iters": "max_iters",
+    "lr": "learning_rate", "steps": "max_iters", "iters": "max_iters",
     "bs": "batch_size", "batch": "batch_size", "accumulation": "gradient_accumulation_steps",
     "context_length": "block_size", "seq_len": "block_size", "max_length": "block_size", "sequence_length": "block_size",
     "layers": "n_layer", "num_layers": "n_layer", "depth": "n_layer", "heads": "n_head", "num_heads": "n_head",
@@ -234,7 +234,7 @@ CALLED = {
     "梯度累积": "gradient_accumulation_steps", "层数": "n_layer", "注意力头数": "n_head", "头数": "n_head",
     "嵌入维度": "n_embd", "随机失活": "dropout", "优化器": "optimizer", "学习率": "learning_rate",
     "Muon 的学习率": "muon_learning_rate", "权重衰减": "weight_decay", "梯度裁剪": "grad_clip", "训练步数": "max_iters",
-    "步数": "max_iters", "轮数": "max_iters", "学习率衰减方式": "lr_schedule", "学习率调度": "lr_schedule",
+    "步数": "max_iters", "学习率衰减方式": "lr_schedule", "学习率调度": "lr_schedule",
     "预热步数": "warmup_iters", "衰减步数": "lr_decay_iters", "最小学习率": "min_lr", "评估间隔": "eval_interval",
     "评估批数": "eval_iters", "日志间隔": "log_interval", "提前停止的耐心值": "early_stopping_patience", "设备": "device",
     "数值精度": "dtype", "精度": "dtype", "编译": "compile", "激活重算": "activation_checkpointing",
@@ -251,7 +251,10 @@ INSTEAD = {
     "per_device_train_batch_size": N_(
         "use batch_size (micro-batch) and gradient_accumulation_steps (a total over all processes)"
     ),
-    "num_train_epochs": N_("use max_iters; the plan of a recipe shows how many epochs that is"),
+    **dict.fromkeys(
+        ("num_train_epochs", "num_epochs", "epochs", "轮数"),
+        N_("use max_iters; the plan of a recipe shows how many epochs that is"),
+    ),
     "max_steps": N_("use max_iters"),
     "warmup_steps": N_("use warmup_iters"),
     "lr_scheduler_type": N_("use lr_schedule"),

@@ -39,8 +39,8 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     except RecursionError:
         raise InputError("recipe {path}: must be lines of 'key: value', not lists within lists", path=shown) from None
     except (yaml.YAMLError, ValueError) as error:
-        _check_colons(text, shown)
         place, problem = _line(error, text), said_plainly(_problem(error))
+        _check_colons(text, shown, place)
         if place:
             raise InputError(
                 "recipe {path}, line {line}: not valid YAML: {problem}", path=shown, line=place, problem=problem
@@ -54,12 +54,16 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
 
 KINDS: dict[type, str] = {str: N_("line of text"), list: N_("list"), int: N_("number"), float: N_("number")}
 
-COLON = r"\s*(\w+)\s*(：\s*|:(?=[^\s/]))(.*)"  # a full-width colon, or one without a space
+COLON = r"(\w+)\s*(：\s*|:(?=[^\s/]))(.*)"  # a full-width colon, or one without a space
 
 
-def _check_colons(text: str, shown: str) -> None:
-    """Name the first line whose colon separates no key and value, if there is one. Raises InputError."""
-    for number, line in enumerate(text.splitlines(), 1):
+def _check_colons(text: str, shown: str, last: int | None = None) -> None:
+    """Name the first line, up to the last one, whose colon separates no key and value, if there is one.
+
+    Raises:
+        InputError: there is one.
+    """
+    for number, line in enumerate(text.splitlines()[:last], 1):
         if match := re.fullmatch(COLON, line):
             written = f"{match[1]}: {match[3]}"
             if match[2][0] == "：":

@@ -178,11 +178,21 @@ def _binary(piece: Piece, position: int, raw: bytes) -> InputError:
 
 
 def _is_gbk(raw: bytes) -> bool:
-    """Whether bytes that are not UTF-8 read as Chinese in GBK: most of its characters there are common ones."""
+    """Whether bytes that are not UTF-8 read as Chinese in GB 2312, the common part of GBK.
+
+    Its Chinese characters are two bytes above 0xA0. In a Western encoding a letter with an accent stands alone, so that
+    its pair has a second byte below; in Shift-JIS most second bytes or the characters that they give are others.
+    """
     text = codecs.getincrementaldecoder("gb18030")("replace").decode(raw)
     foreign = [character for character in text if ord(character) > 127]
-    common = sum("\u4e00" <= character <= "\u9fff" or character in "，。、；：？！（）《》“”" for character in foreign)
+    common = sum(_is_common(character) for character in foreign)
     return "\0" not in text and len(foreign) > 0 and common > 0.9 * len(foreign)
+
+
+def _is_common(character: str) -> bool:
+    """Whether a character is one of GB 2312's 3,755 most frequent Chinese ones, or punctuation."""
+    encoded = character.encode("gb2312", "ignore")
+    return len(encoded) == 2 and (b"\xb0\xa1" <= encoded <= b"\xd7\xf9" or character in "，。、；：？！（）《》“”—…·")
 
 
 # --------------------------------------------------------------------------------------------------------------- jsonl

@@ -102,9 +102,11 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 # Not torch.library.custom_op, which searches all loaded modules for the source: 40 ms at every start.
-_OPERATORS = torch.library.Library("hfgpt", "DEF")
-_OPERATORS.define("add_product(Tensor(a!) total, Tensor left, Tensor right) -> ()", tags=torch.Tag.pt2_compliant_tag)
-_OPERATORS.impl("add_product", _add_product, "CompositeExplicitAutograd")  # all devices, and tensors without data
+_OPERATORS = torch.library.Library("hfgpt", "FRAGMENT")
+if not hasattr(torch.ops.hfgpt, "add_product"):  # a process that imports this module again has it already
+    _SIGNATURE = "add_product(Tensor(a!) total, Tensor left, Tensor right) -> ()"
+    _OPERATORS.define(_SIGNATURE, tags=torch.Tag.pt2_compliant_tag)
+    _OPERATORS.impl("add_product", _add_product, "CompositeExplicitAutograd")  # all devices, and tensors without data
 
 
 def _nll(

@@ -1,4 +1,4 @@
-"""The plan of a recipe: everything known about a run before it starts, as tables or as data.
+"""The plan of a recipe: everything known about a run before it starts.
 
 In:  a resolved Config, and the options of the command line (hfgpt/commands/plan.py).
 Out: a :class:`Plan`; a recipe file with the reason beside each value.
@@ -213,9 +213,6 @@ def write(plan: Plan, path: Path, recipe: str | None, overwrite: bool = False) -
     if plan.forecast:
         head.append(plan.forecast.sentence())
     return write_recipe(path, config, advice.reasons, "\n".join(head), overwrite=overwrite)
-
-
-# ------------------------------------------------------------------------------------------------------ as data
 
 
 # ----------------------------------------------------------------------------------------------- a recipe with reasons

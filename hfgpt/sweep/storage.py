@@ -13,7 +13,6 @@ import errno
 import json
 import math
 import os
-import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import psutil
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import check_regular, replace_file
 from hfgpt.base.language import _, listed, strerror
-from hfgpt.base.lock import FolderLock, Holder, holder_of
+from hfgpt.base.lock import FolderLock, Holder, holder_of, machine
 from hfgpt.base.machine import began
 from hfgpt.base.terminal import say
 from hfgpt.runs.metrics import Record, series
@@ -279,7 +278,7 @@ def note_training(path: Path, pid: int) -> None:
     """Record which process trains."""
     if (started := began(pid)) is None:  # it has already ended
         return
-    replace_file(path, json.dumps({"host": socket.gethostname(), "pid": pid, "started": started}))
+    replace_file(path, json.dumps({"host": machine(), "pid": pid, "started": started}))
 
 
 def training(path: Path) -> psutil.Process | None:
@@ -287,7 +286,7 @@ def training(path: Path) -> psutil.Process | None:
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
         alive = began(noted["pid"])
-        if noted["host"] != socket.gethostname() or alive is None or abs(alive - noted["started"]) > 1:
+        if noted["host"] != machine() or alive is None or abs(alive - noted["started"]) > 1:
             return None
         return psutil.Process(noted["pid"])
     except (OSError, psutil.Error, *UNREADABLE):

@@ -56,7 +56,7 @@ def introduce(run: Run) -> None:
             **what,
         )
     run.display.say(line)
-    if run.progress.step >= config.max_iters and not config.eval_only:
+    if run.progress.step >= config.max_iters and not (config.eval_only or config.time_budget):
         run.display.say(
             _(
                 "training is complete: {step:,} of {steps:,} steps are done → to go on, add {option}",

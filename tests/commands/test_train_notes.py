@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hfgpt import config as configs
@@ -14,6 +16,17 @@ def test_hours_on_a_cpu_are_announced_with_a_way_to_less() -> None:
         told = train.expectation(configs.load("standard", ["--device=cpu"]))
     assert "the run takes about" in told
     assert told.endswith("--time-budget 5m --write mine.yaml")
+
+
+def test_the_note_offers_a_recipe_for_a_text_that_plan_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"body": "' + "to be or not to be " * 3000 + '"}\n', encoding="utf-8")
+    with language.using("en"):
+        elsewhere = train.expectation(configs.load("standard", ["--device=cpu", "--dataset=nobody/nowhere"]))
+        local = ["--device=cpu", f"--dataset={path}", "--text_column=body"]
+        here = train.expectation(configs.load("standard", local))
+    assert "plan" not in elsewhere
+    assert here.endswith(f"--time-budget 5m --data {path} --text_column=body --write mine.yaml")
 
 
 @pytest.mark.parametrize(

@@ -690,6 +690,7 @@ def test_the_reference_pages_are_current(tmp_path: Path) -> None:
         ("n_layer: 2\nbatch_size：16\n", "line 2: its colon is the full-width ：\n    → write batch_size: 16"),
         ("batch_size： 16\n", "line 1: its colon is the full-width"),
         ("batch_size:16\n", "line 1: a space is missing after the colon\n    → write batch_size: 16"),
+        ("sample_prompt: |\n  ROMEO:hello\nval_datasets: [a\n", "a bracket or brace is not closed"),
         ("a: b: c\n", "line 1: not valid YAML: the line has two values"),
         ("seed: 1\n\tn_layer: 2\n", "line 2: not valid YAML: a value cannot begin with this character"),
         ("dataset: 'x\n", "a quotation mark is not closed"),
@@ -708,12 +709,18 @@ def test_a_value_may_hold_a_full_width_colon(recipe: Any) -> None:
 
 @pytest.mark.parametrize(
     ("word", "name"),
-    [("lr", "learning_rate"), ("epochs", "max_iters"), ("学习率", "learning_rate"), ("层数", "n_layer")],
+    [("lr", "learning_rate"), ("steps", "max_iters"), ("学习率", "learning_rate"), ("层数", "n_layer")],
 )
 def test_a_name_from_elsewhere_is_answered_with_ours(recipe: Any, word: str, name: str) -> None:
     for path, words in ((None, [f"--{word}=1"]), (recipe(f"{word}: 1\n"), [])):
         with pytest.raises(ConfigError, match=f"{word}: is not a parameter\n    → did you mean '{name}'"):
             config.load(path, words)
+
+
+@pytest.mark.parametrize("word", ["epochs", "num_epochs", "轮数"])
+def test_epochs_are_not_steps(word: str) -> None:
+    with pytest.raises(ConfigError, match="use max_iters; the plan of a recipe shows how many epochs that is"):
+        config.load(None, [f"--{word}=3"])
 
 
 def test_every_name_that_a_page_gives_a_parameter_is_understood() -> None:

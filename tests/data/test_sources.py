@@ -24,6 +24,10 @@ def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, object], str]]:
     (folder / "zeros.txt").write_bytes(b"text\0text")
     (folder / "utf16.txt").write_text("text", encoding="utf-16")
     (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
+    (folder / "gbk.txt").write_text("床前明月光，疑是地上霜。\n" * 20, encoding="gbk")
+    (folder / "german.txt").write_text("Die Würde des Menschen ist zu schützen: für groß und klein. " * 20, "cp1252")
+    (folder / "spanish.txt").write_text("El año pasado llegó un niño; ¿cuándo será él mayor? " * 20, "cp1252")
+    (folder / "japanese.txt").write_text("吾輩は猫である。名前はまだ無い。\n" * 20, encoding="shift_jis")
     (folder / "cut.txt").write_bytes("naï".encode()[:-1])
     (folder / "late.txt").write_bytes(b"fine line\n" * 1000 + b"\xff")
     (folder / "no.gz").write_bytes(b"x")
@@ -50,6 +54,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, object], str]]:
         "zeros.txt": r"not UTF-8 text \(at byte 4\)",
         "utf16.txt": "UTF-16: save it as UTF-8",
         "latin.txt": r"not UTF-8 text \(at byte 2\)",
+        "gbk.txt": "it looks like GBK .*iconv -f gb18030",
+        **dict.fromkeys(("german.txt", "spanish.txt", "japanese.txt"), "→ give plain text, saved as UTF-8"),
         "cut.txt": r"not UTF-8 text",
         "late.txt": r"not UTF-8 text \(at byte 10,000\)",
         "no.gz": r"files must end in \.txt",

@@ -113,9 +113,12 @@ def test_a_late_and_heavy_load_also_slows_the_end(tiny: dict[str, Any], monkeypa
     assert last in series(resolved.run_dir, "val_loss")
 
 
-def test_a_crash_replays_what_was_decided(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_replays_what_was_decided(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The steps after the last checkpoint are repeated with their former rates, on a slower machine too."""
-    resolved = config.build(tiny | TIMED | {"time_budget": "60s", "dropout": 0.2}, "test")
+    short = {"max_iters": 60, "warmup_iters": 3}  # as a recipe has them that was not made for this time
+    resolved = config.build(tiny | TIMED | short | {"time_budget": "60s", "dropout": 0.2}, "test")
     path = resolved.run_dir
     clock = Clock(monkeypatch, step=0.2)
     clock.killed_at = 140
@@ -126,7 +129,11 @@ def test_a_crash_replays_what_was_decided(tiny: dict[str, Any], monkeypatch: pyt
     decided = series(path, "horizon")
     assert any(step > 100 for step in decided)
     clock.killed_at, clock.step, began = 0, 0.3, clock.now
+    capsys.readouterr()
     assert train.train(resolved, resume=True, began=began) == 0
+    printed = capsys.readouterr().out
+    assert "going on after step 100" in printed
+    assert "training is complete" not in printed, "the clock decides the length, not max_iters"
     after = {row[0]: row[1:4] for row in figures(path)}
     assert {step: after[step] for step in range(101, 140)} == {step: before[step] for step in range(101, 140)}
     now = series(path, "horizon")
