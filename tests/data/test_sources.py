@@ -25,7 +25,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, object], str]]:
     (folder / "utf16.txt").write_text("text", encoding="utf-16")
     (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
     (folder / "gbk.txt").write_text("床前明月光，疑是地上霜。\n" * 20, encoding="gbk")
-    (folder / "german.txt").write_text("Die Würde des Menschen ist zu schützen: für groß und klein. " * 20, "cp1252")
+    (folder / "german.txt").write_text("Die Würde aller Menschen schützen wir, für Groß und Klein. " * 20, "cp1252")
     (folder / "spanish.txt").write_text("El año pasado llegó un niño; ¿cuándo será él mayor? " * 20, "cp1252")
     (folder / "japanese.txt").write_text("吾輩は猫である。名前はまだ無い。\n" * 20, encoding="shift_jis")
     (folder / "cut.txt").write_bytes("naï".encode()[:-1])
