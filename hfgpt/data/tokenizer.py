@@ -117,6 +117,9 @@ def load(name: str) -> PreTrainedTokenizerFast:
     try:
         with panics_as_messages():
             tokenizer = (GPT2TokenizerFast if bare else AutoTokenizer).from_pretrained(source, trust_remote_code=False)
+        # JSON can hold half a surrogate pair, which no file can; better now than when the first model is exported.
+        settings = {**tokenizer.init_kwargs, "chat_template": tokenizer.chat_template}
+        json.dumps(settings, default=str, ensure_ascii=False).encode("utf-8")
     except Exception as error:  # any library error: missing, unreachable or damaged
         where = _("no such folder here, and the Hub has no such tokenizer or could not be reached")
         if folder.is_dir():

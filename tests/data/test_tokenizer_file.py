@@ -88,6 +88,15 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
         tokenizers.load(str(tmp_path))
 
 
+@pytest.mark.parametrize("key", ["pad_token", "chat_template", "anything"])
+def test_settings_that_could_not_be_written_are_refused(tmp_path: Path, key: str) -> None:
+    folder = with_pattern(tmp_path, "a")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {key: "half \ud800"}), encoding="utf-8")
+    with pytest.raises(InputError, match="the folder holds no tokenizer that can be read"):
+        tokenizers.load(str(folder))
+
+
 def test_padding_with_a_spare_byte_changes_no_token(tmp_path: Path) -> None:
     """A run's tokens are those of its exported folder, whose tokenizer has a padding token."""
     plain, padded = tokenizers.train_char(["some text"]), tokenizers.train_char(["some text"])
