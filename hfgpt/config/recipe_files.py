@@ -66,6 +66,7 @@ def _check_colons(text: str, shown: str, last: int | None = None) -> None:
     for number, line in enumerate(text.splitlines()[:last], 1):
         if match := re.fullmatch(COLON, line):
             written = f"{match[1]}: {match[3]}"
+            written = written if len(written) <= 80 else f"{written[:80]}…"
             if match[2][0] == "：":
                 raise InputError(
                     "recipe {path}, line {line}: its colon is the full-width ：\n    → write {form}",

@@ -703,6 +703,13 @@ def test_a_mistyped_recipe_is_explained_in_its_own_words(recipe: Any, text: str,
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["a1:" + "1a:" * 3000, "batch_size：" + "1" * 9000])
+def test_a_long_line_is_not_repeated_whole(recipe: Any, text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        config.load(recipe(text))
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_value_may_hold_a_full_width_colon(recipe: Any) -> None:
     assert config.load(recipe("sample_prompt: '题：'\n")).sample_prompt == "题："
 
