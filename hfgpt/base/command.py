@@ -332,6 +332,7 @@ class Reader:
 
 def _mistyped(word: str) -> Fault | None:
     """Return the fault of an option typed with a Chinese keyboard's dash or equals sign; None for other words."""
+    word = word if len(word) <= 120 else f"{word[:120]}…"
     if dashes := re.match(r"[\u2010-\u2015\u2212\uff0d]+-?", word):
         fix = _("write {form}", form="--" + word[dashes.end() :].replace("＝", "="))
         return Fault(word, None, _("begins with the dash {dash}, not with two hyphens", dash=word[0]), fix)

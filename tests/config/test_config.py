@@ -740,6 +740,7 @@ def test_every_name_that_a_page_gives_a_parameter_is_understood() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["—" + "b" * 9000], "write --" + "b" * 119 + "…"),
         (["—batch_size=16"], "begins with the dash —, not with two hyphens\n    → write --batch_size=16"),
         (["――batch_size=16"], "write --batch_size=16"),
         (["－－batch_size＝16"], "write --batch_size=16"),
