@@ -125,7 +125,7 @@ def examples(measured: Callable[[str, int], Statistics]) -> list[Example]:
 
 
 def tested() -> list[Example]:
-    """Return the runs of finished blind tests (forecast.py), which are no longer blind and may be fitted."""
+    """Return the runs of finished blind tests (forecast.py): their results are known, so the fit may use them."""
     out = []
     for path in sorted(TABLE.parent.glob("forecast-*.jsonl")):
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -218,13 +218,15 @@ def rows_of(folder: Path, documents: list[str], group: int) -> Callable[[], Toke
     return source
 
 
-@pytest.mark.parametrize("group", [1, 7, 1000])
-def test_rows_are_neither_skipped_nor_repeated_on_resuming(
-    tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """datasets #8145: rows are skipped after load_state_dict, up to the end of those that were read together."""
+@pytest.fixture(params=[1, 7, 1000])
+def source(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], TokenSource]:
+    """Return what opens a stream of 200 rows, stored in groups of several sizes."""
     monkeypatch.setattr(pieces, "PART", 40)
-    source = rows_of(tmp_path, [f"{i:06d}" for i in range(200)], group)
+    return rows_of(tmp_path, [f"{i:06d}" for i in range(200)], request.param)
+
+
+def test_rows_are_neither_skipped_nor_repeated_on_resuming(source: Callable[[], TokenSource]) -> None:
+    """datasets #8145: rows are skipped after load_state_dict, up to the end of those that were read together."""
     runs = source().tokens()
     seen = [next(runs) for _ in range(60)]
     for at in range(0, 50, 7):
@@ -233,13 +235,8 @@ def test_rows_are_neither_skipped_nor_repeated_on_resuming(
             assert next(again)[0].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("group", [1, 7, 1000])
-def test_a_resumed_stream_can_be_resumed_again_and_again(
-    tmp_path: Path, group: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_stream_can_be_resumed_again_and_again(source: Callable[[], TokenSource]) -> None:
     """datasets #8308: the state no longer moves after a resume, so that the second resume starts from the beginning."""
-    monkeypatch.setattr(pieces, "PART", 40)
-    source = rows_of(tmp_path, [f"{i:06d}" for i in range(200)], group)
     whole = source().tokens()
     expected = [next(whole)[0].tolist() for _ in range(40)]
     place, seen = None, []
