@@ -98,33 +98,29 @@ def make(config: Config, options: Options) -> Plan:
             "at; plan a dataset on the Hub with --dataset={name}",
             name=options.data,
         )
-    check_text(survey, chosen=bool(options.time_budget or options.data))
+    if survey.config.pretrained or not (options.time_budget or options.data):  # otherwise block_size suits the text
+        check_text(survey)
     target = find_target(survey.config, options.gpu, options.vram, options.processes)
     with about_card(target.own_memory):
         return _make(survey, target, options)
 
 
-LEAST_BLOCK = 32  # tokens: the shortest block that is chosen for a text
-
-
-def check_text(survey: Survey, *, chosen: bool = False) -> None:
-    """Refuse a text that is too short to train on, as training does. `chosen`: block_size will be chosen for the text.
+def check_text(survey: Survey) -> None:
+    """Refuse a text that is too short to train on, as training does.
 
     Raises:
         InputError: names the split that is too short.
     """
     config, text = survey.config, survey.text
-    if text is None or survey.approximate or survey.train_tokens is None or config.streaming:
+    tokens, val = survey.train_tokens, survey.val_tokens
+    if text is None or survey.approximate or tokens is None or val is None or config.streaming:
         return
-    val = survey.train_tokens if text.has_validation else text.characters - survey.train_tokens
-    if chosen:
-        config = config.model_copy(update={"block_size": LEAST_BLOCK})
-    if min(survey.train_tokens, val) > config.block_size:
+    if min(tokens, val) > config.block_size:
         return
     from hfgpt.data.blocks import check_length  # it loads numpy
 
     advice = _("give more text") if text.has_validation else _("give more text, or change val_fraction")
-    check_length(config, range(survey.train_tokens), range(val), advice)
+    check_length(config, range(tokens), range(val), advice)
 
 
 def _make(survey: Survey, target: Target, options: Options) -> Plan:

@@ -55,13 +55,13 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         trials: whether candidates may be trained briefly on this machine.
 
     Raises:
-        InputError: not even the smallest model takes a useful number of steps in the time.
+        InputError: the text is too short, or not even the smallest model takes a useful number of steps in the time.
     """
     if survey.config.pretrained:
         return _fine_tune(survey, target, budget)
     ranked = sorted(grid.candidates(survey, target, budget), key=lambda candidate: candidate.loss)
     if not ranked:
-        raise InputError(
+        raise grid.too_short(survey, target) or InputError(
             "time-budget = {budget}: the smallest model does not make {steps} steps in that time on {device} → "
             "give more time",
             budget=duration(budget or 0),

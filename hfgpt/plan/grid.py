@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from hfgpt.base.errors import InputError
 from hfgpt.base.units import rounded
 from hfgpt.config import Config
 from hfgpt.config.rules import default_warmup
@@ -89,14 +90,37 @@ def candidates(survey: Survey, target: Target, budget: float | None) -> Iterator
             yield from _lengths(shaped, suited, budget)
 
 
+def too_short(survey: Survey, target: Target) -> InputError | None:
+    """Return the error of a text that is too short for every shape of the grid."""
+    grid = CPU_GRID if target.kind == "cpu" else CARD_GRID
+    block, batch = min(grid["block_size"]), min(grid["batch_size"])
+    train, val = _least(block, max(batch, target.processes))
+    tokens, val_tokens = survey.train_tokens, survey.val_tokens
+    if tokens is None or val_tokens is None or (tokens >= train and val_tokens >= val):
+        return None
+    return InputError(
+        "{name!r}: {tokens:,} tokens to train on and {val_tokens:,} to validate on are too few: the smallest run takes "
+        "{train:,} and {val:,} → give more text",
+        name=survey.config.dataset,
+        tokens=tokens,
+        val_tokens=val_tokens,
+        train=train,
+        val=val,
+    )
+
+
+def _least(block: int, sequences: int) -> tuple[int, int]:
+    """Return the fewest tokens of the training and of the validation split: a batch of blocks, and two blocks."""
+    return block * sequences, 2 * block
+
+
 def _shaped(survey: Survey, values: dict[str, Any], processes: int) -> Config | None:
     """Return the recipe with a shape of the grid; None if the text is too short for it."""
     values["n_head"] = max(1, values["n_embd"] // (HEAD if values["n_embd"] < 512 else 64))
     sequences = max(values["batch_size"], processes) // processes * processes
-    if survey.train_tokens is not None:
-        val_tokens = survey.train_tokens * survey.config.val_fraction / (1 - survey.config.val_fraction)
-        if values["block_size"] * 2 > val_tokens or values["block_size"] * sequences > survey.train_tokens:
-            return None
+    train, val = _least(values["block_size"], sequences)
+    if (survey.train_tokens or train) < train or (survey.val_tokens or val) < val:
+        return None
     fixed = {
         "batch_size": sequences // processes,
         "gradient_accumulation_steps": processes,
@@ -146,8 +170,6 @@ def affordable(survey: Survey, target: Target, budget: float | None, measured: M
     config = survey.config
     if budget is None:
         wanted = chapter.COMPUTE_OPTIMAL * chapter.count(survey)
-        if survey.train_tokens is not None:
-            wanted = min(wanted, chapter.MOST_EPOCHS * survey.train_tokens)
         return max(LEAST_STEPS, math.ceil(wanted / config.tokens_per_iter))
     once = with_length(survey, LEAST_STEPS)
     time = timing.time(once, target, measured)

@@ -81,6 +81,18 @@ class Survey:
     text: Text | None = None  # the text itself; None if it is not available
 
     @property
+    def val_tokens(self) -> int | None:
+        """Tokens of the validation split; None if the text is not available.
+
+        A split of its own is not counted: it is taken to be as long as the training split.
+        """
+        if self.text is None or self.train_tokens is None or self.text.has_validation:
+            return self.train_tokens
+        if self.approximate:
+            return round(self.train_tokens * self.config.val_fraction / (1 - self.config.val_fraction))
+        return self.text.characters - self.train_tokens
+
+    @property
     def statistics(self) -> Statistics | None:
         """The predictability of its text; None if unknown."""
         return self.text.statistics if self.text else None

@@ -63,16 +63,13 @@ def test_a_parameter_is_explained_by_its_other_names(said: str) -> None:
     assert plan.reader().read(["--explain", said]).explain == "n_layer"
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["--explain=n_layer"], ["--time-budget=45s", "--no-trials"]], ids=["plan", "explain", "time"]
-)
+@pytest.mark.parametrize("words", [[], ["--explain=n_layer"]], ids=["plan", "explain"])
 def test_a_text_that_training_refuses_is_refused(tmp_path: Path, words: list[str]) -> None:
     """With the same advice, which names no block that is too short to teach anything."""
     short = tmp_path / "short.txt"
     short.write_text("春眠不", encoding="utf-8")
-    given = f"--data={short}" if words[:1] == ["--time-budget=45s"] else f"--dataset={short}"
     with pytest.raises(InputError) as caught:
-        plan.run([STANDARD, given, *words])
+        plan.run([STANDARD, f"--dataset={short}", *words])
     assert "one block takes" in str(caught.value)
     assert str(caught.value).endswith("→ give more text, or change val_fraction")
 

@@ -331,6 +331,16 @@ def test_too_little_time_is_an_error() -> None:
         dial.choose(survey, find_target(survey.config), 5, trials=False)
 
 
+@pytest.mark.parametrize("budget", [None, 60])
+def test_a_text_too_short_for_every_shape_is_said_to_be(tmp_path: Path, budget: int | None) -> None:
+    """And one that is just long enough gets a recipe, with a time and without."""
+    short = survey_of(recipe(dataset=str(small_text(tmp_path, 400))))
+    with pytest.raises(InputError, match="360 tokens to train on and 40 to validate on are too few"):
+        dial.choose(short, find_target(short.config), budget, trials=False)
+    long_enough = survey_of(recipe(dataset=str(small_text(tmp_path, 700))))
+    assert dial.choose(long_enough, find_target(long_enough.config), budget, trials=False).survey.config.max_iters >= 50
+
+
 def test_without_trials_no_torch_is_loaded() -> None:
     code = (
         "import sys; from hfgpt.commands import plan; plan.run(['--time-budget=60s', '--no_trials']); "
