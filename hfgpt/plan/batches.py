@@ -1,7 +1,7 @@
-"""Micro-batches that fit in memory, and other ways to save memory (chapter 1.3, 6.1).
+"""Micro-batches that fit in memory, and other ways to save memory or time (chapter 1.3, 6.1, 6.2).
 
 In:  a Survey of the recipe and the Target that it runs on.
-Out: :class:`Fit`, the largest micro-batch that fits; :class:`Remedy`, what each of the chapter's remedies saves here;
+Out: :class:`Fit`, the largest micro-batch that fits; :class:`Way`, what each of the chapter's ways saves here;
      :class:`Recommendation`, a recipe that fits.
 """
 
@@ -15,13 +15,16 @@ from hfgpt.base.language import N_, _
 from hfgpt.base.units import divisors
 from hfgpt.config import Config
 from hfgpt.plan import memory as memories
+from hfgpt.plan import timing
 from hfgpt.plan.chapter import CHAPTER_BATCHES
 from hfgpt.plan.memory import Memory
 from hfgpt.plan.survey import Survey
-from hfgpt.plan.target import Target
+from hfgpt.plan.target import Target, find_target
 from hfgpt.runs.facts import smaller_model
 
 GIB = 2**30
+
+NARROWER, CHECKPOINTING = N_("16-bit arithmetic"), N_("activation checkpointing")
 
 
 @dataclass(frozen=True)
@@ -71,43 +74,70 @@ def memory(survey: Survey, target: Target) -> Memory:
 
 
 @dataclass(frozen=True)
-class Remedy:
-    """A way to save memory (chapter 6.1) and its effect on this recipe."""
+class Way:
+    """A way to save memory (chapter 6.1) or time (6.2), and its effect on this recipe."""
 
     name: str  # what is done
-    change: dict[str, Any]  # the values to set; empty if the remedy does not apply here
-    memory: Memory | None  # of one process, with the change; None if there is no change
-    chapter: str  # the saving that the chapter states
+    change: dict[str, Any]  # the values to set; empty if the way does not apply here
+    chapter: str  # the gain that the chapter states; "" if it does not mention this way
     price: str  # what it costs
+    memory: Memory | None = None  # of one process, with the change; None if there is no change
+    seconds: float | None = None  # the whole run with the change, if it is to save time
     applied: bool = False  # whether the recipe already has it
 
 
-def remedies(survey: Survey, target: Target) -> list[Remedy]:
-    """Return the remedies of the chapter's decision tree (6.1), in order, each alone, and activation checkpointing."""
+def remedies(survey: Survey, target: Target) -> list[Way]:
+    """Return the ways of the chapter's decision tree (6.1), in order, each alone, and activation checkpointing."""
     config = survey.config
+    checkpointing = {} if config.activation_checkpointing else {"activation_checkpointing": True}
     rows = [
         (N_("smaller batch"), _halved_batch(config), N_("about 50%"), N_("fewer sequences a step: noisier gradients")),
         (N_("accumulate"), _accumulated(config), "75%", N_("slower if the device was not full; the same steps")),
         (N_("shorter block"), _halved(config, "block_size"), N_("about 60%"), N_("the model sees less context")),
         (N_("smaller model"), smaller_model(config), N_("about 60%"), N_("a less able model")),
-        (N_("16-bit arithmetic"), narrower(target), "50%", N_("hardly any; the weights stay in float32")),
+        (NARROWER, narrower(target), "50%", N_("hardly any; the weights stay in float32")),
         (N_("smaller vocabulary"), _smaller_vocabulary(config), N_("for words only"), N_("longer token sequences")),
-        (
-            N_("activation checkpointing"),
-            {} if config.activation_checkpointing else {"activation_checkpointing": True},
-            N_("not mentioned"),
-            N_("about a third more time"),
-        ),
+        (CHECKPOINTING, checkpointing, N_("not mentioned"), N_("about a third more time")),
     ]
-    applied = {
-        "16-bit arithmetic": target.dtype != "float32",
-        "activation checkpointing": config.activation_checkpointing,
-    }
+    applied = {NARROWER: target.dtype != "float32", CHECKPOINTING: config.activation_checkpointing}
     out = []
     for name, values, chapter, price in rows:
         changed = replace(target, dtype=values.get("dtype", target.dtype))
         after = memory(change(survey, **values), changed) if values else None
-        out.append(Remedy(name, values, after, chapter, price, applied.get(name, False)))
+        out.append(Way(name, values, chapter, price, after, applied=applied.get(name, False)))
+    return out
+
+
+def ways(survey: Survey, target: Target, total: float) -> list[Way]:
+    """Return the chapter's ways to a faster run in its order (6.2), each by itself, and two that it does not mention.
+
+    With a larger batch_size the run sees the same number of tokens in fewer steps. The run with and without a change is
+    priced alike; the ratio is applied to `total`, the run's seconds, which may be measured.
+    """
+    config = survey.config
+    scale = total / timing.time(survey, _target_of(target, survey, {})).total_seconds
+    rows = [
+        (N_("compile"), _compiled(config, target), N_("1.5 to 2 times"), N_("a minute or two at the start")),
+        (N_("larger batch_size"), _larger(config), N_("about 1.5 times"), N_("more memory; fewer, smoother steps")),
+        (N_("evaluate less often"), {"eval_interval": config.eval_interval * 2}, N_("less time evaluating"),
+         N_("the best model is found less exactly")),
+        (N_("record less often"), {"log_interval": config.log_interval * 10}, N_("less time printing"),
+         N_("a coarser curve")),
+        (N_("smaller model"), smaller_model(config), N_("a quick test of an idea"), N_("a less able model")),
+        (N_("evaluate on less"), {"eval_iters": config.eval_iters // 4} if config.eval_iters >= 8 else {}, "",
+         N_("a noisier validation loss")),
+        (NARROWER, narrower(target), "", N_("hardly any; the weights stay in float32")),
+    ]  # fmt: skip
+    applied = {"compile": timing.compiles(config, target), NARROWER: target.dtype != "float32"}
+    out = []
+    for name, values, chapter, price in rows:
+        way = Way(name, values, chapter, price, applied=applied.get(name, False))
+        if values:
+            changed = change(survey, **values)
+            own = _target_of(target, changed, values)
+            seconds = timing.time(changed, own).total_seconds * scale
+            way = replace(way, memory=memory(changed, own), seconds=seconds)
+        out.append(way)
     return out
 
 
@@ -138,6 +168,33 @@ def _smaller_vocabulary(config: Config) -> dict[str, Any]:
     return {"vocab_size": max(257, config.vocab_size // 2)} if config.vocab_size and not config.pretrained else {}
 
 
+def _target_of(target: Target, survey: Survey, change: dict[str, Any]) -> Target:
+    """Return the device for the changed recipe, whose width and dtype decide the arithmetic."""
+    if target.kind == "cpu":
+        return find_target(survey.config, processes=target.processes)
+    if "dtype" in change:
+        return find_target(survey.config, target.name, target.memory_bytes, target.processes)
+    return target
+
+
+def _compiled(config: Config, target: Target) -> dict[str, Any]:
+    """Not priced on a CPU, where compilation takes longer than it saves in a short run."""
+    return {"compile": True} if target.kind == "accelerator" and not timing.compiles(config, target) else {}
+
+
+def _larger(config: Config) -> dict[str, Any]:
+    """Double the micro-batch, with half the accumulation or, without accumulation, half the steps."""
+    steps = config.gradient_accumulation_steps
+    if steps % 2 == 0:
+        return {"batch_size": config.batch_size * 2, "gradient_accumulation_steps": steps // 2}
+    half = max(1, config.max_iters // 2)
+    schedule = {
+        "lr_decay_iters": max(1, (config.lr_decay_iters or half) // 2),
+        "warmup_iters": (config.warmup_iters or 0) // 2,
+    }
+    return {"batch_size": config.batch_size * 2, "max_iters": half, **schedule}
+
+
 @dataclass(frozen=True)
 class Recommendation:
     """A recipe that fits."""
@@ -160,7 +217,7 @@ def recommend(survey: Survey, target: Target, reasons: dict[str, str] | None = N
     """
     reasons, needs = dict(reasons or {}), list[str]()
     best = fit(survey, target)
-    for name in ("16-bit arithmetic", "activation checkpointing", "shorter block", "smaller model"):
+    for name in (NARROWER, CHECKPOINTING, "shorter block", "smaller model"):
         while not best.fits:
             values = next(remedy.change for remedy in remedies(survey, target) if remedy.name == name)
             smaller, narrower = change(survey, **values), replace(target, dtype=values.get("dtype", target.dtype))

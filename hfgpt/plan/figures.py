@@ -10,7 +10,8 @@ import dataclasses
 from typing import Any
 
 from hfgpt.model import sizes
-from hfgpt.plan import batches, chapter, chart, faster, timing
+from hfgpt.plan import batches, chapter, chart, timing
+from hfgpt.plan.batches import Way
 from hfgpt.plan.command import Options, Plan
 from hfgpt.plan.memory import Memory
 
@@ -52,18 +53,18 @@ def as_json(plan: Plan, options: Options) -> dict[str, Any]:
         "schedule": chart.points(survey.config),
         "recommendation": _recommendation_json(plan),
         "remedies": [
-            {
-                "name": remedy.name,
-                "change": remedy.change,
-                "applied": remedy.applied,
-                "peak_bytes": remedy.memory.peak if remedy.memory else None,
-                "chapter": remedy.chapter,
-                "price": remedy.price,
-            }
+            {**_way_json(remedy), "peak_bytes": remedy.memory.peak if remedy.memory else None}
             for remedy in batches.remedies(survey, target)
         ],
-        "faster": [dataclasses.asdict(way) for way in faster.ways(survey, target, plan.time.total_seconds)],
+        "faster": [
+            {**_way_json(way), "seconds": way.seconds, "memory_bytes": way.memory.peak if way.memory else None}
+            for way in batches.ways(survey, target, plan.time.total_seconds)
+        ],
     }
+
+
+def _way_json(way: Way) -> dict[str, Any]:
+    return {key: getattr(way, key) for key in ("name", "change", "applied", "chapter", "price")}
 
 
 def _memory_json(memory: Memory) -> dict[str, Any]:

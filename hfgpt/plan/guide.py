@@ -21,7 +21,7 @@ from hfgpt.base.units import duration, number, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.plan import batches, chapter, timing
-from hfgpt.plan.layout import paragraph, show, table
+from hfgpt.plan.layout import Table, paragraph, show
 from hfgpt.plan.survey import survey_of
 from hfgpt.plan.target import Target
 
@@ -191,4 +191,4 @@ def _table(value: Any, rows: Rows, name: str) -> Any:
         typed = "\n".join(f"{key}={configs.yaml_scalar(new)}" for key, new in change.items())
         heads.append(_("{value} (now)", value=typed) if figures is present else typed)
     body = [[_(COLUMNS[key][0]), *(cell(key, figures) for _change, figures in rows)] for key in differing]
-    return table(_("On this recipe"), ["", *heads], body, words=(0,))
+    return Table(_("On this recipe"), ["", *heads], body, words=(0,))

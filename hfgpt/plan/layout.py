@@ -11,12 +11,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import rich.table
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.containers import Lines
-from rich.table import Table
 from rich.text import Text
 
 from hfgpt.base.terminal import breaks, visible
@@ -59,25 +59,33 @@ def _columns() -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
 
 
-def table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", words: Sequence[int] = (0, -1)
-) -> Group:
-    """Return a titled table with a note below it; columns in `words` are left-aligned, numbers right-aligned.
+class Table(NamedTuple):
+    """A table before it is laid out, for a terminal or a page; columns in `words` hold text, the others numbers."""
 
-    Numbers are never cut, nor are options to type if 100 columns suffice; words wrap.
-    """
-    rows = [[visible(str(cell)) for cell in row] for row in rows]
-    grid = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False, padding=(0, 1))
-    left = {index % len(columns) for index in words}
-    for index, column in enumerate(columns):
-        if index in left:
-            whole = _columns() >= PLAIN_WIDTH and any(row[index].startswith("--") for row in rows)
-            grid.add_column(column, justify="left", overflow="fold", min_width=8, no_wrap=whole)
-        else:
-            grid.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        grid.add_row(*map(Prose, row))
-    return Group(Prose(visible(title), style="bold"), grid, Prose(f"{visible(note)}\n" if note else ""))
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    note: str = ""
+    words: Sequence[int] = (0, -1)
+
+    def __rich__(self) -> Group:
+        """Return it with its title above and the note below; text is left-aligned, numbers right-aligned.
+
+        Numbers are never cut, nor are options to type if 100 columns suffice; words wrap.
+        """
+        rows = [[visible(str(cell)) for cell in row] for row in self.rows]
+        grid = rich.table.Table(box=box.SIMPLE_HEAD, show_header=any(self.columns), pad_edge=False, padding=(0, 1))
+        left = {index % len(self.columns) for index in self.words}
+        for index, column in enumerate(self.columns):
+            if index in left:
+                whole = _columns() >= PLAIN_WIDTH and any(row[index].startswith("--") for row in rows)
+                grid.add_column(column, justify="left", overflow="fold", min_width=8, no_wrap=whole)
+            else:
+                grid.add_column(column, justify="right", no_wrap=True)
+        for row in rows:
+            grid.add_row(*map(Prose, row))
+        note = Prose(f"{visible(self.note)}\n" if self.note else "")
+        return Group(Prose(visible(self.title), style="bold"), grid, note)
 
 
 def paragraph(text: str, bold: bool = False) -> Text:

@@ -1,23 +1,24 @@
 """A plan as tables that a learner can read.
 
 In:  a Plan (hfgpt/plan/command.py).
-Out: text: coloured on a terminal, plain elsewhere.
+Out: text: coloured on a terminal, plain elsewhere; or single tables, for the page.
 """
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from pathlib import Path
+
+from rich.console import RenderableType
 
 from hfgpt.base.command import typed
 from hfgpt.base.language import N_, _, listed, sentences
 from hfgpt.base.units import duration, number, short, size
 from hfgpt.config import Config, yaml_scalar
 from hfgpt.model import sizes
-from hfgpt.plan import batches, chapter, chart, faster, timing
-from hfgpt.plan.batches import Remedy
+from hfgpt.plan import batches, chapter, chart, timing
+from hfgpt.plan.batches import Way
 from hfgpt.plan.command import Options, Plan, of_its_device
-from hfgpt.plan.faster import Way
-from hfgpt.plan.layout import command, paragraph, show, table
+from hfgpt.plan.layout import Table, command, paragraph, show
 from hfgpt.plan.memory import BINDS
 from hfgpt.plan.survey import LEAST_COUNTED
 
@@ -36,17 +37,18 @@ def render(plan: Plan, recipe: str | None, options: Options) -> str:
     parts: list[RenderableType] = [
         paragraph(head, bold=True),
         paragraph(_verdict(plan)),
-        _parameters(plan),
+        parameters(plan),
         _tokens(plan),
-        _memory(plan),
-        _time(plan, options),
-        _schedule(plan),
+        memory(plan),
+        time(plan, options.price_per_hour),
+        paragraph(_("Learning rate (4.1)"), bold=True),
+        paragraph(chart.chart(plan.survey.config)),
     ]
     if not plan.fits or options.vram or options.gpu:
-        parts += [_remedies(plan), _by_memory(plan)]
+        parts += [remedies(plan), _by_memory(plan)]
     if plan.choice is None:
-        parts.append(_faster(plan))
-    parts += [_recommendation(plan, options), command(_next(plan, recipe, options))]
+        parts.append(faster(plan))
+    parts += [recommendation(plan, options.write), command(_next(plan, recipe, options))]
     return show(parts)
 
 
@@ -101,7 +103,8 @@ def no_forecast(plan: Plan) -> str:
     return _("No loss is forecast: that takes the text, and it is not on this machine or was not read.")
 
 
-def _parameters(plan: Plan) -> Group:
+def parameters(plan: Plan) -> Table:
+    """Tabulate the parameters by part."""
     survey = plan.survey
     config, parts = survey.config, sizes.parameters(survey.config, survey.vocab_size)
     rule = chapter.rules_of_thumb(config).parameters
@@ -121,21 +124,24 @@ def _parameters(plan: Plan) -> Group:
         (_("MLP"), parts.mlp, _("{blocks} x (8 n_embd² + biases)", blocks=layers)),
         (_("layer norms"), parts.norms, _("gain and bias")),
     ]
+    if parts.head:
+        named.append((_("output head"), parts.head, named[0][2]))
     rows = [(name, f"{count:,}", f"{count / parts.total:.1%}", why) for name, count, why in named]
     rows.append((_("total"), f"{parts.total:,}", "100%", _("vocabulary: {source}", source=survey.vocabulary)))
     rows.append((_(RULE), f"{rule:,}", f"{rule / parts.total:.1%}", _("12 n_layer n_embd² (5.2)")))
     embeddings = parts.token_embedding + parts.position_embedding
     note = _(
-        "The rule leaves out {missing}: embeddings {embeddings}, biases and norms {rest}. The output head is the token "
-        "embedding, used a second time.",
+        "The rule leaves out {missing}: embeddings {embeddings}, biases and norms {rest}.",
         missing=f"{parts.total - rule:,}",
-        embeddings=f"{embeddings:,}",
-        rest=f"{parts.total - rule - embeddings:,}",
+        embeddings=f"{embeddings + parts.head:,}",
+        rest=f"{parts.total - rule - embeddings - parts.head:,}",
     )
-    return table(_("Parameters"), ("", _("count"), _("share"), _("where")), rows, note)
+    if not parts.head:
+        note = sentences(note, _("The output head is the token embedding, used a second time."))
+    return Table(_("Parameters"), ("", _("count"), _("share"), _("where")), rows, note)
 
 
-def _tokens(plan: Plan) -> Group:
+def _tokens(plan: Plan) -> Table:
     survey, tokens = plan.survey, chapter.tokens(plan.survey)
     config = survey.config
     if survey.train_tokens is None:
@@ -154,7 +160,7 @@ def _tokens(plan: Plan) -> Group:
         rows.append((_("epochs"), number(tokens.epochs), _("how often the text is seen")))
     optimal = _("about {n} is compute-optimal (Hoffmann et al. 2022)", n=chapter.COMPUTE_OPTIMAL)
     rows.append((_("tokens a parameter"), f"{tokens.per_parameter:.3g}", optimal))
-    return table(_("Tokens"), ("", _("count"), ""), rows)
+    return Table(_("Tokens"), ("", _("count"), ""), rows)
 
 
 AVERAGES = {
@@ -171,7 +177,8 @@ def _steps(config: Config) -> str:
     return _("{steps}, fewer in the first {warmup:,} steps", steps=steps, warmup=config.batch_warmup_iters)
 
 
-def _memory(plan: Plan) -> Group:
+def memory(plan: Plan) -> Table:
+    """Tabulate the memory of a step by part."""
     memory, target = plan.memory, plan.target
     rules = chapter.rules_of_thumb(plan.survey.config)
     where = _("of {memory} ({device})", memory=size(target.memory_bytes), device=target.name)
@@ -198,7 +205,7 @@ def _memory(plan: Plan) -> Group:
         if target.processes > 1
         else _("Memory of a training step, {dtype}", dtype=target.dtype)
     )
-    return table(title, ("", _("size"), ""), rows)
+    return Table(title, ("", _("size"), ""), rows)
 
 
 SOURCES = {
@@ -208,39 +215,37 @@ SOURCES = {
 }
 
 
-def _time(plan: Plan, options: Options) -> Group:
-    time, target, config = plan.time, plan.target, plan.survey.config
+def time(plan: Plan, price_per_hour: float | None = None) -> Table:
+    """Tabulate the time of the run by part, and its cost."""
+    took, target, config = plan.time, plan.target, plan.survey.config
     rules = chapter.rules_of_thumb(config)
     chapter_step = _("a step of the standard recipe on an RTX 3060, from experience (5.3)")
     evaluations = _("{n} times, with a sample", n=timing.evaluations(config))
     rows = [
-        (_("a step"), duration(time.seconds_per_step), _(SOURCES[time.source])),
-        (_("tokens a second"), f"{time.tokens_per_second:,.0f}", f"MFU {time.mfu:.1%}"),
-        (_("start"), duration(time.start_seconds), _("libraries, model, text")),
-        (_("all steps"), duration(time.training_seconds), f"max_iters {config.max_iters:,}"),
-        (_("evaluation"), duration(time.evaluation_seconds), evaluations),
-        (_("saving"), duration(time.saving_seconds), _("checkpoints and the model")),
-        (_("total"), duration(time.total_seconds), _("19 of 20 runs: {range}", range=_range(time))),
+        (_("a step"), duration(took.seconds_per_step), _(SOURCES[took.source])),
+        (_("tokens a second"), f"{took.tokens_per_second:,.0f}", f"MFU {took.mfu:.1%}"),
+        (_("start"), duration(took.start_seconds), _("libraries, model, text")),
+        (_("all steps"), duration(took.training_seconds), f"max_iters {config.max_iters:,}"),
+        (_("evaluation"), duration(took.evaluation_seconds), evaluations),
+        (_("saving"), duration(took.saving_seconds), _("checkpoints and the model")),
+        (_("total"), duration(took.total_seconds), _("19 of 20 runs: {range}", range=_range(took))),
         (_(RULE), duration(rules.seconds_per_step), chapter_step),
     ]
-    cost = timing.cost(time, target, options.price_per_hour)
+    cost = timing.cost(took, target, price_per_hour)
     if cost.money is not None:
-        price = _("at {price} an hour for each device", price=f"{options.price_per_hour:g}")
+        price = _("at {price} an hour for each device", price=f"{price_per_hour:g}")
         rows.append((_("cost"), f"{cost.money:,.2f}", price))
     if cost.energy_kwh is not None:
         power = _("at most: {watts} W all the time", watts=f"{target.power_w:g}")
         rows.append((_("energy"), f"{number(cost.energy_kwh)} kWh", power))
     notes = [_("{sentence}.", sentence=target.note[:1].upper() + target.note[1:]) if target.note else ""]
-    if time.source == "probe" and time.busy:
+    if took.source == "probe" and took.busy:
         notes = [_("Other work ran on this machine while the probe measured; without it, it is faster.")]
-    return table(_("Time on {device}", device=_devices(plan)), ("", "", ""), rows, sentences(*notes))
+    return Table(_("Time on {device}", device=_devices(plan)), ("", "", ""), rows, sentences(*notes))
 
 
-def _schedule(plan: Plan) -> Group:
-    return Group(paragraph(_("Learning rate (4.1)"), bold=True), paragraph(chart.chart(plan.survey.config)))
-
-
-def _recommendation(plan: Plan, options: Options) -> Group:
+def recommendation(plan: Plan, written: Path | None = None) -> Table:
+    """Tabulate the recommended values, with the reason for each."""
     advice, target, choice = plan.recommendation, plan.target, plan.choice
     before, after = plan.before, advice.survey.config
     changed = [
@@ -282,26 +287,27 @@ def _recommendation(plan: Plan, options: Options) -> Group:
         memory = f"{target.memory_bytes / 2**30:.4g} GiB"
         by_chapter = sentences(by_chapter, _("For {memory} it says {batch} (1.3).", memory=memory, batch=rule))
     notes.append(by_chapter)
-    if options.write:
-        notes.append(_("Written to {path}.", path=options.write))
-    return table(_("Chosen") if choice else _("Recommended"), columns, rows, "\n".join(notes))
+    if written:
+        notes.append(_("Written to {path}.", path=written))
+    return Table(_("Chosen") if choice else _("Recommended"), columns, rows, "\n".join(notes))
 
 
-def _changes(way: Remedy | Way) -> str:
+def _changes(way: Way) -> str:
     """Show what to type for it, or why there is nothing to type."""
     if not way.change:
         return _("applied already") if way.applied else _("does not apply here")
     return "\n".join(f"--{key}" if value is True else f"--{key}={short(value)}" for key, value in way.change.items())
 
 
-def _remedies(plan: Plan) -> Group:
+def remedies(plan: Plan) -> Table:
+    """Tabulate the ways to save memory."""
     now = plan.memory.peak
     rows = []
     for remedy in batches.remedies(plan.survey, plan.target):
         after = "" if remedy.memory is None else size(remedy.memory.peak)
         saved = "" if remedy.memory is None else f"{1 - remedy.memory.peak / now:.0%}"
         rows.append((_(remedy.name), _changes(remedy), after, saved, _(remedy.chapter), _(remedy.price)))
-    return table(
+    return Table(
         _("If memory does not suffice (6.1), from a peak of {size}", size=size(now)),
         ("", _("change"), _("peak"), _("saves"), _("chapter"), _("what it costs")),
         rows,
@@ -309,15 +315,16 @@ def _remedies(plan: Plan) -> Group:
     )
 
 
-def _faster(plan: Plan) -> Group:
+def faster(plan: Plan) -> Table:
+    """Tabulate the ways to save time."""
     now = plan.time.total_seconds
     rows = []
-    for way in faster.ways(plan.survey, plan.target, now):
+    for way in batches.ways(plan.survey, plan.target, now):
         takes = "" if way.seconds is None else duration(way.seconds)
         gained = "" if way.seconds is None else _("{n} x", n=f"{now / way.seconds:.2f}")
         claim = _(way.chapter) if way.chapter else ""
         rows.append((_(way.name), _changes(way), takes, gained, claim, _(way.price)))
-    return table(
+    return Table(
         _("If it is too slow (6.2), from {time}", time=duration(now)),
         ("", _("change"), _("the run"), _("faster"), _("chapter"), _("what it costs")),
         rows,
@@ -325,12 +332,12 @@ def _faster(plan: Plan) -> Group:
     )
 
 
-def _by_memory(plan: Plan) -> Group:
+def _by_memory(plan: Plan) -> Table:
     rows = []
     for gib, by_chapter, best in batches.fits_by_memory(plan.survey, plan.target):
         batch = f"{best.batch_size} x {best.gradient_accumulation_steps}" if best.fits else _("nothing fits")
         rows.append((f"{gib} GB", f"{by_chapter[0]} x {by_chapter[1]}", batch, size(best.memory.needed)))
-    return table(
+    return Table(
         _("batch_size x gradient_accumulation_steps by memory (1.3)"),
         (_("memory"), _("chapter"), _("fits here"), _("needed")),
         rows,

@@ -6,12 +6,12 @@ Out: HTML in the page's own colours, light and dark (style.css).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from typing import Any
 
 from hfgpt import config as configs
-from hfgpt.base.language import listed
+from hfgpt.base.language import _, listed
 
 
 def message(text: str, kind: str = "note") -> str:
@@ -19,18 +19,22 @@ def message(text: str, kind: str = "note") -> str:
     return f'<p class="said {kind}">{escape(text)}</p>'
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", words: bool = True) -> str:
-    """A table with its own scroll bar. A row whose first cell begins with '=' is a result and is highlighted.
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], note: str = "", words: bool = True,
+    results: Collection[str] = (),
+) -> str:  # fmt: skip
+    """A table with its own scroll bar; rows that begin with one of `results`, translated, are highlighted.
 
     `words`: whether the last column holds text, which wraps. On a phone, rows of more than three cells are stacked,
     each cell with the name of its column.
     """
+    strong_rows = {_(result) for result in results}
     stacked = len(columns) > 3
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = []
     for row in rows:
-        strong = ' class="result"' if str(row[0]).startswith("=") else ""
-        cells = [escape(str(cell).removeprefix("=")) for cell in row]
+        strong = ' class="result"' if row[0] in strong_rows else ""
+        cells = [escape(str(cell)) for cell in row]
         if words:
             cells[-1] = f"<span>{cells[-1]}</span>"
         names = [f' data-label="{escape(column)}"' if stacked else "" for column in columns]
@@ -69,7 +73,6 @@ def value(given: Any) -> str:
     return f"{given:g}" if isinstance(given, float) else configs.yaml_scalar(given)
 
 
-def changes(change: dict[str, Any], between: str = "") -> str:
-    """Parameters and their new values, by default formatted for a sentence."""
-    parts = [f"{key} {value(new)}" for key, new in change.items()]
-    return between.join(parts) if between else listed(parts)
+def changes(change: dict[str, Any]) -> str:
+    """Parameters and their new values, in a sentence."""
+    return listed(f"{key} {value(new)}" for key, new in change.items())

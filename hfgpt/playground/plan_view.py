@@ -14,9 +14,9 @@ from hfgpt.base.language import N_, _, sentences
 from hfgpt.base.units import duration, number, size
 from hfgpt.config import Config
 from hfgpt.model import sizes
-from hfgpt.plan import batches, chapter, chart, faster, guide, timing
+from hfgpt.plan import chapter, chart, guide
+from hfgpt.plan import tables as figures
 from hfgpt.plan.command import Plan, of_its_device
-from hfgpt.plan.memory import BINDS
 from hfgpt.playground.knobs import suited_recipe
 from hfgpt.playground.pieces import changes, table, tile, tiles, value
 from hfgpt.runs.style import quantity
@@ -140,97 +140,13 @@ def schedule(config: Config) -> str:
 @of_its_device
 def tables(plan: Plan) -> str:
     """Tabulate parameters, memory and time by part, and what would fit."""
-    parts = [schedule(plan.survey.config), _time(plan), _memory(plan), _parameters(plan), _recommended(plan)]
+    parts = [figures.time(plan), figures.memory(plan), figures.parameters(plan), figures.recommendation(plan)]
     if plan.memory.needed > plan.target.memory_bytes:
-        parts.insert(0, _remedies(plan))
+        parts.insert(0, figures.remedies(plan))
     elif verdict(plan)[0] == "warn":
-        parts.insert(0, _faster(plan))
-    return "".join(parts)
+        parts.insert(0, figures.faster(plan))
+    shown = [table(part.title, part.columns, part.rows, part.note, results=RESULTS) for part in parts]
+    return schedule(plan.survey.config) + "".join(shown)
 
 
-PARTS = {"token_embedding": N_("token embedding"), "position_embedding": N_("position embedding"),
-         "attention": N_("attention"), "mlp": "MLP", "norms": N_("layer norms"), "head": N_("output head")}  # fmt: skip
-
-
-def _parameters(plan: Plan) -> str:
-    survey = plan.survey
-    parts = sizes.parameters(survey.config, survey.vocab_size)
-    rule = chapter.rules_of_thumb(survey.config).parameters
-    rows = [
-        (_(PARTS.get(name, name)), f"{count:,}", f"{count / parts.total:.1%}")
-        for name, count in vars(parts).items()
-        if count
-    ]
-    rows.append(("=" + _("total"), f"{parts.total:,}", "100%"))
-    rows.append((_("chapter's rule of thumb"), f"{rule:,}", "12 n_layer n_embd² (5.2)"))
-    note = _("vocabulary {count:,}: {source}", count=survey.vocab_size, source=survey.vocabulary)
-    return table(_("Where the parameters are"), ("", "", ""), rows, note)
-
-
-MEMORY = {"weights": N_("weights"), "gradients": N_("gradients"), "optimizer": N_("the optimizer's averages"),
-          "activations": N_("activations"), "logits": "logits"}  # fmt: skip
-
-
-def _memory(plan: Plan) -> str:
-    memory, target = plan.memory, plan.target
-    rows = [(_(name), size(getattr(memory, part)), "") for part, name in MEMORY.items()]
-    why = _("not all at once; reached {what}", what=_(BINDS[memory.binding]))
-    rows.append((_("peak"), size(memory.peak), why))
-    rows.append((_("allowance"), size(memory.allowance), _("libraries and fragmentation")))
-    of = _("of {memory} on {device}", memory=size(target.memory_bytes), device=target.name)
-    rows.append(("=" + _("needed"), size(memory.needed), of))
-    return table(_("Memory of a step, {dtype}", dtype=target.dtype), ("", "", ""), rows)
-
-
-def _time(plan: Plan) -> str:
-    time, target, config = plan.time, plan.target, plan.survey.config
-    count = timing.evaluations(config)
-    rows = [
-        (_("a step"), duration(time.seconds_per_step), f"{target.peak / 1e12:,.4g} TFLOP/s × {time.mfu:.0%}"),
-        (_("tokens a second"), f"{time.tokens_per_second:,.0f}", ""),
-        (_("start"), duration(time.start_seconds), ""),
-        (_("all steps"), duration(time.training_seconds), f"max_iters {config.max_iters:,}"),
-        (_("evaluation"), duration(time.evaluation_seconds), _("{count:,} times", count=count)),
-        (_("saving"), duration(time.saving_seconds), ""),
-        ("=" + _("total"), duration(time.total_seconds),
-         _("from {low} to {high}", low=duration(time.low_seconds), high=duration(time.high_seconds))),
-    ]  # fmt: skip
-    if (energy := timing.cost(time, target, None).energy_kwh) is not None:
-        rows.append((_("energy"), f"{number(energy)} kWh", _("at most")))
-    note = _("{sentence}.", sentence=target.note[:1].upper() + target.note[1:]) if target.note else ""
-    return table(_("Time on {device}", device=target.name), ("", "", ""), rows, note)
-
-
-def _recommended(plan: Plan) -> str:
-    before, advice = plan.survey.config, plan.recommendation
-    rows = [
-        (key, value(getattr(before, key)), value(new), advice.reasons.get(key, ""))
-        for key, new in advice.survey.config.model_dump().items()
-        if new != getattr(before, key)
-    ]
-    title = _("What would fit best")
-    if not rows:
-        return table(title, ("",), [(_("The batch is right as it is."),)])
-    return table(title, ["", _("now"), _("recommended"), _("why")], rows)
-
-
-def _faster(plan: Plan) -> str:
-    now = plan.time.total_seconds
-    rows = [
-        (_(way.name), changes(way.change, "\n"), duration(way.seconds), _("{n} x", n=f"{now / way.seconds:.2f}"),
-         _(way.price))
-        for way in faster.ways(plan.survey, plan.target, now)
-        if way.seconds is not None
-    ]  # fmt: skip
-    heads = ["", _("change"), _("the run"), _("faster"), _("what it costs")]
-    return table(_("If it is too slow (chapter 6.2)"), heads, rows)
-
-
-def _remedies(plan: Plan) -> str:
-    rows = [
-        (_(remedy.name), changes(remedy.change, "\n"), size(remedy.memory.needed), _(remedy.price))
-        for remedy in batches.remedies(plan.survey, plan.target)
-        if remedy.memory is not None
-    ]
-    heads = ["", _("change"), _("needed"), _("what it costs")]
-    return table(_("If memory does not suffice (chapter 6.1)"), heads, rows)
+RESULTS = (N_("total"), N_("needed"))  # the rows that stand out

@@ -19,7 +19,7 @@ import pytest
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
-from hfgpt.plan import chart, command, dial, faster, grid, laws, loss, memory, ngrams, speed, survey, tables, timing
+from hfgpt.plan import batches, chart, command, dial, grid, laws, loss, memory, ngrams, speed, survey, tables, timing
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
@@ -369,7 +369,7 @@ def target_of(what: Survey, gpu: str | None = None) -> Target:
 def test_ways_to_a_faster_run_in_the_chapter_s_order() -> None:
     what = survey_of(config.build({"n_layer": 6, "n_head": 6, "n_embd": 384, "compile": False}, "run"))
     now = timing.time(what, target_of(what, "RTX 3060")).total_seconds
-    rows = faster.ways(what, target_of(what, "RTX 3060"), now)
+    rows = batches.ways(what, target_of(what, "RTX 3060"), now)
     assert [row.name for row in rows[:5]] == [
         "compile", "larger batch_size", "evaluate less often", "record less often", "smaller model",
     ]  # fmt: skip
@@ -379,4 +379,4 @@ def test_ways_to_a_faster_run_in_the_chapter_s_order() -> None:
         assert seconds is not None
         assert seconds < now
     cpu = replace(what, config=what.config.model_copy(update={"device": "cpu"}))
-    assert not {row.name: row for row in faster.ways(cpu, target_of(cpu), now)}["compile"].change
+    assert not {row.name: row for row in batches.ways(cpu, target_of(cpu), now)}["compile"].change
