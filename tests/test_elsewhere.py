@@ -67,7 +67,7 @@ import asyncio, sys, time
 from pathlib import Path
 from hfgpt import config
 from hfgpt.playground.page import Page
-from hfgpt.playground.server import application, listen
+from hfgpt.playground.page import application, listen
 from hfgpt.playground.trainer import Trainer
 
 async def build():

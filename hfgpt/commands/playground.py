@@ -45,7 +45,7 @@ def main(words: list[str]) -> None:
     """Serve the page until Ctrl-C."""
     arguments = reader().read(words)
     try:
-        from hfgpt.playground.server import serve
+        from hfgpt.playground.page import serve
     except ModuleNotFoundError as error:
         if error.name not in ("gradio", "fastapi", "uvicorn"):
             raise

@@ -76,3 +76,8 @@ def value(given: Any) -> str:
 def changes(change: dict[str, Any]) -> str:
     """Parameters and their new values, in a sentence."""
     return listed(f"{key} {value(new)}" for key, new in change.items())
+
+
+def loss(value: float | None) -> str:
+    """A loss in a table; a dash without one."""
+    return "–" if value is None else f"{value:.4f}"

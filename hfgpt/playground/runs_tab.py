@@ -1,4 +1,4 @@
-"""The tab for comparing runs: curves, diagnoses, and the samples of each.
+"""The tab for comparing runs: curves, a table, diagnoses, and the samples of each.
 
 In:  the runs of the folder.
 Out: HTML, redrawn when a run has recorded something.
@@ -6,6 +6,8 @@ Out: HTML, redrawn when a run has recorded something.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,17 @@ import gradio as gr
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, _, current
-from hfgpt.playground import runs_view
-from hfgpt.playground.folders import WEIGHTS, compared, find
-from hfgpt.playground.pieces import message
+from hfgpt.base.lock import holder_of
+from hfgpt.base.units import duration
+from hfgpt.playground.pieces import dot, loss, message, table
 from hfgpt.playground.speech import Labels, spoken
-from hfgpt.runs import answer, metrics
-from hfgpt.runs.comparison_plots import By
-from hfgpt.runs.style import RUNS
+from hfgpt.playground.trainer import WEIGHTS, find
+from hfgpt.runs import answer, compare, metrics
+from hfgpt.runs.compare import Comparison, Entry
+from hfgpt.runs.comparison_plots import By, Curve, panel
+from hfgpt.runs.diagnose import diagnose, notes
+from hfgpt.runs.findings import Finding, Remedy
+from hfgpt.runs.style import RUNS, quantity
 
 AXES: dict[By, str] = {"steps": N_("steps"), "tokens": N_("tokens"), "time": N_("time")}
 
@@ -105,9 +111,123 @@ class RunsTab:
 def _shown(chosen: dict[str, Path], by: By) -> str:
     comparison = compared(chosen)
     sentences = answer.answer(comparison) if len(chosen) > 1 else []
-    parts = [runs_view.runs(comparison, sentences, by)]
+    parts = [runs(comparison, sentences, by)]
     for (name, path), entry, colour in zip(chosen.items(), comparison.entries, RUNS, strict=False):
         written = metrics.read_samples(path / metrics.SAMPLES) if (path / metrics.SAMPLES).exists() else {}
         steps, losses = entry.run.series("val_loss") if entry.run else ([], [])
-        parts.append(runs_view.samples(name, colour, written, dict(zip(map(int, steps), losses, strict=True))))
+        parts.append(samples(name, colour, written, dict(zip(map(int, steps), losses, strict=True))))
     return "".join(parts)
+
+
+def compared(chosen: Mapping[str, Path]) -> compare.Comparison:
+    """Compare runs under their names in the folder; also a single one.
+
+    Raises:
+        InputError: a run cannot be read, for example because it has not recorded anything yet.
+    """
+    folders = list(chosen.values())
+    if len(folders) > 1:
+        comparison = compare.of_folders(folders)
+    else:  # a single run has no comparison, but it has an outcome
+        comparison = compare.of_folders(folders * 2)
+        comparison = compare.Comparison(comparison.title, comparison.entries[:1])
+    for entry, name in zip(comparison.entries, chosen, strict=True):
+        entry.setting = name if entry.setting == entry.label else entry.setting
+        entry.label = name
+    return comparison
+
+
+SAMPLES = 6  # most samples of a run side by side: the first, the last, and evenly spaced ones
+
+CURVES = {"val_loss": N_("Validation loss (nats per token)"), "train_loss": N_("Train loss, smoothed (nats per token)")}
+
+
+def runs(comparison: Comparison, sentences: Sequence[str], by: By) -> str:
+    """Show up to six runs: curves, a table, the conclusions, and each one's diagnosis, side by side."""
+    entries = comparison.entries
+    curves = [Curve(entry.label, entry.run) for entry in entries if entry.run is not None]
+    pictures = "".join(
+        f'<figure id="{key}"><h3>{escape(_(title))}</h3>{drawn}</figure>'
+        for key, title in CURVES.items()
+        if (drawn := panel(curves, key, by))
+    )
+    heads = [_("run"), _("steps"), _("parameters"), _("time"), _("train loss"), _("validation loss"),
+             _("lowest validation loss"), _("at step")]  # fmt: skip
+    listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    coloured = list(zip(entries, RUNS, strict=False))
+    cards = "".join(_diagnosis(entry, colour) for entry, colour in coloured)
+    legend = "".join(f"<span>{dot(colour)} {escape(entry.label)}</span>" for entry, colour in coloured)
+    return (
+        f'<div class="legend">{legend}</div><div class="curves">{pictures}</div>'
+        + table("", heads, [_row(entry) for entry in entries], words=False)
+        + (f'<ul class="answer">{listed}</ul>' if listed else "")
+        + f'<div class="cards">{cards}</div>'
+    )
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    best, count, seconds = entry.best, entry.parameters, entry.last("seconds")
+    return (
+        entry.label,
+        f"{entry.steps:,}",
+        "–" if count is None else quantity(count),
+        "–" if seconds is None else duration(seconds),
+        loss(entry.last("train_eval_loss")),
+        loss(entry.last("val_loss")),
+        loss(best[0] if best else None),
+        f"{best[1]:,}" if best else "–",
+    )
+
+
+def _diagnosis(entry: Entry, colour: str) -> str:
+    assert entry.run is not None, "the page shows runs that it has read"
+    findings = diagnose(entry.run.records, entry.run.config)
+    listed = "".join(f"<li>{escape(note)}</li>" for note in notes(entry.run.records, entry.run.config))
+    state = answer.outcome(entry)
+    if entry.outcome == "running":
+        in_progress = holder_of(entry.run.path.parent) is not None
+        state = _("in progress") if in_progress else _("not finished: it can be resumed")
+    return (
+        f'<article><h3>{dot(colour)} {escape(entry.label)}</h3><p class="small">{escape(state)}</p>'
+        f"{''.join(_finding(finding) for finding in findings)}{f'<ul>{listed}</ul>' if listed else ''}</article>"
+    )
+
+
+def _finding(finding: Finding) -> str:
+    well = finding.kind == "healthy"
+    title = finding.title
+    if not well and finding.since_step:
+        title = _("{finding}, since step {step:,}", finding=title, step=finding.since_step)
+    steps = "".join(f"<li>{_remedy(remedy)}</li>" for remedy in finding.remedies)
+    return (
+        f'<p class="said {"good" if well else "bad"}"><b>{escape(title)}</b><br>{escape(finding.evidence)}</p>'
+        f"{f'<ol>{steps}</ol>' if steps else ''}"
+    )
+
+
+def _remedy(remedy: Remedy) -> str:
+    words = " ".join(f"<code>{escape(word)}</code>" for word in (remedy.override or "").split())
+    section = escape(_("(chapter {section})", section=remedy.section))
+    expected = escape(_("expect: {what}", what=remedy.expected)) if remedy.expected else ""
+    lines = [f"{escape(remedy.what)} <small>{section}</small>", words, f"<small>{expected}</small>" if expected else ""]
+    return "<br>".join(line for line in lines if line)
+
+
+def samples(name: str, colour: str, written: Mapping[int, str], losses: Mapping[int, float]) -> str:
+    """Show a run's samples at its evaluations, side by side, with the validation loss of each."""
+    steps = sorted(written)
+    if not steps:
+        return ""
+    places = sorted({round(place * (len(steps) - 1) / max(1, SAMPLES - 1)) for place in range(SAMPLES)})
+    cards = "".join(
+        f"<article><h3>{escape(_sampled(step, losses))}</h3><pre>{escape(written[step])}</pre></article>"
+        for step in (steps[place] for place in places)
+    )
+    title = escape(_("What it wrote: {run}", run=name))
+    return f'<section class="samples"><h3>{dot(colour)} {title}</h3><div class="strip">{cards}</div></section>'
+
+
+def _sampled(step: int, losses: Mapping[int, float]) -> str:
+    if step in losses:
+        return _("step {step:,} · loss {loss:.3f}", step=step, loss=losses[step])
+    return _("step {step:,}", step=step)

@@ -6,16 +6,18 @@ Out: progress, time left, losses, the log; and the actions of the two buttons. A
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
-from hfgpt.playground import runs_view
-from hfgpt.playground.pieces import message
+from hfgpt.base.units import duration
+from hfgpt.playground.pieces import loss, message, tile, tiles
 from hfgpt.playground.speech import Labels, spoken
-from hfgpt.playground.trainer import Trainer
+from hfgpt.playground.trainer import State, Trainer
 
 
 class TrainTab:
@@ -75,7 +77,7 @@ class TrainTab:
             return [message(text), _enabled(False), _enabled(False), choices, ""]
         try:
             state = self._trainer.state(chosen)
-            shown, pause = runs_view.progress(state), state.running and not state.pausing
+            shown, pause = progress(state), state.running and not state.pausing
             resume = self._trainer.can_train and not state.running and not state.finished
         except InputError as error:
             shown, pause, resume = message(str(error), "bad"), False, False
@@ -87,21 +89,57 @@ class TrainTab:
     @spoken
     def stop(self, name: str | None) -> str:
         """Ask the run to pause."""
-        try:
-            self._trainer.pause(name or "")
-        except InputError as error:
-            return message(str(error), "bad")
-        return ""
+        return _tried(self._trainer.pause, name)
 
     @spoken
     def go_on(self, name: str | None) -> str:
         """Resume the run."""
-        try:
-            self._trainer.resume(name or "")
-        except InputError as error:
-            return message(str(error), "bad")
-        return ""
+        return _tried(self._trainer.resume, name)
+
+
+def _tried(action: Callable[[str], None], name: str | None) -> str:
+    """Carry out an action on a run; return a message if it fails."""
+    try:
+        action(name or "")
+    except InputError as error:
+        return message(str(error), "bad")
+    return ""
 
 
 def _enabled(yes: bool) -> Any:
     return gr.update(interactive=yes)
+
+
+def progress(state: State) -> str:
+    """Show a run's progress: its step, the time left, its losses, and its last output."""
+    share = round(100 * state.step / state.steps) if state.steps else 0
+    left = "–" if state.seconds_left is None else duration(state.seconds_left)
+    of = _("of {steps:,}", steps=state.steps)
+    figures = tiles(
+        [
+            tile("step", _("steps"), f"{state.step:,}", of, share),
+            tile("left", _("time left"), left, f"{share}%"),
+            tile("train-loss", _("train loss"), loss(state.train_loss), ""),
+            tile("val-loss", _("validation loss"), loss(state.val_loss), ""),
+        ]
+    )
+    log = f'<pre class="log" tabindex="0">{escape(state.log)}</pre>' if state.log else ""
+    return figures + _standing(state) + log
+
+
+def _standing(state: State) -> str:
+    if state.pausing:
+        return message(_("It finishes its step, writes a checkpoint and stops."))
+    if state.running and state.step == 0:
+        return message(_("It is starting: the text is read, the model is made."))
+    if state.running:
+        return message(_("It is in progress."), "good")
+    if state.stopped_early:
+        return message(_("Early stopping has ended it: the validation loss no longer fell."), "good")
+    if state.finished:
+        return message(
+            _("It is finished: its curves and samples are under Runs, and its model writes under Text."), "good"
+        )
+    if state.step:
+        return message(_("It is paused: Resume continues from its newest checkpoint."))
+    return message(_("It ended before its first step: see below."), "bad")

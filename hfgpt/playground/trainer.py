@@ -1,4 +1,4 @@
-"""Runs that the page starts, pauses and resumes: each is a separate process, which outlives the page.
+"""The runs of the page's folder, and those that it starts: each is a separate process, which outlives the page.
 
 In:  a folder of runs, a config, and the arguments of `python` that start a training.
 Out: run folders; beside them ``.playground/`` with the recipe, the log and the process of each run started here. All
@@ -29,6 +29,8 @@ from hfgpt.sweep import storage
 from hfgpt.train.display import SAMPLED
 
 FOLDER = ".playground"
+
+WEIGHTS = "model.safetensors"
 
 LOG_BYTES = 16000  # bytes read from the end of a log
 
@@ -209,3 +211,11 @@ class Trainer:
 
 def _last(records: Sequence[metrics.Record], key: str) -> float | None:
     return next((record[key] for record in reversed(records) if key in record), None)
+
+
+def find(folder: Path, file: str) -> dict[str, Path]:
+    """Return the folders up to three levels deep that hold a file, by relative name, newest first."""
+    paths = [path for depth in ("", "*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{file}")]
+    dated = sorted(((path.stat().st_mtime, path.parent) for path in paths if path.is_file()), reverse=True)
+    inside = [path for _time, path in dated if not any(part.startswith("checkpoint-") for part in path.parts)]
+    return {str(path.relative_to(folder)) if path != folder else path.resolve().name: path for path in inside}

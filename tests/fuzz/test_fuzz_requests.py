@@ -135,8 +135,7 @@ def is_foreign(headers: dict[str, str]) -> bool:
 
 
 def test_requests(fuzz: Fuzz, runs: dict[str, Path], tmp_path: Path) -> None:
-    from hfgpt.playground.page import Page
-    from hfgpt.playground.server import application
+    from hfgpt.playground.page import Page, application
 
     shutil.copytree(runs["char"], tmp_path / "out" / "run")
     (tmp_path / "secret.txt").write_text(SECRET)

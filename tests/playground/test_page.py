@@ -31,10 +31,10 @@ from hfgpt.share import export
 pytest.importorskip("gradio", reason='needs Gradio: pip install -e ".[dev]"')
 import gradio as gr
 
-from hfgpt.playground import folders, knobs, pieces, plan_view, runs_view, text_tab
+from hfgpt.playground import knobs, pieces, plan_view, text_tab, train_tab
 from hfgpt.playground.page import Page
-from hfgpt.playground.trainer import Trainer
-from hfgpt.playground.writer import Writer
+from hfgpt.playground.text_tab import Writer
+from hfgpt.playground.trainer import Trainer, find
 
 STANDARD = "recipes/standard.yaml"
 CARD = "RTX 3060"
@@ -219,10 +219,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_runs_and_models_are_answer_by_their_names(out: Path) -> None:
-    assert sorted(folders.find(out, "metrics.jsonl")) == ["healthy.4x64", "overfitting.100k"]
-    assert list(folders.find(out, "model.safetensors")) == ["tiny"]
-    assert list(folders.find(out / "tiny", "model.safetensors")) == ["tiny"]
-    assert folders.find(out / "nowhere", "metrics.jsonl") == {}
+    assert sorted(find(out, "metrics.jsonl")) == ["healthy.4x64", "overfitting.100k"]
+    assert list(find(out, "model.safetensors")) == ["tiny"]
+    assert list(find(out / "tiny", "model.safetensors")) == ["tiny"]
+    assert find(out / "nowhere", "metrics.jsonl") == {}
 
 
 def test_runs_are_shown_side_by_side_in_both_languages(out: Path) -> None:
@@ -336,11 +336,11 @@ def test_a_prompt_comes_from_the_runs_own_text_wherever_the_page_was_started(
     (run / "recipe.yaml").write_text(configs.to_yaml(configs.build({"dataset": "诗.txt"}, "run")), encoding="utf-8")
     write_sample(run / "samples.jsonl", 10, "\n夜来风雨声")
     monkeypatch.chdir(elsewhere)
-    assert folders.opening(run) == "春眠不觉晓"
+    assert text_tab.opening(run) == "春眠不觉晓"
     (project / "诗.txt").unlink()
-    assert folders.opening(run) == "夜来风雨声"
+    assert text_tab.opening(run) == "夜来风雨声"
     (run / "samples.jsonl").unlink()
-    assert folders.opening(run) == ""
+    assert text_tab.opening(run) == ""
 
 
 # ------------------------------------------------------------------------------------------------- runs started here
@@ -423,7 +423,7 @@ def test_a_run_that_stopped_early_is_not_paused(tmp_path: Path) -> None:
     assert state.step < state.steps
     assert state.finished
     with using("zh"):
-        assert "提前停止" in runs_view.progress(state)
+        assert "提前停止" in train_tab.progress(state)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 61, "a b"])
