@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from hfgpt import config
 from hfgpt.base.language import using
 from hfgpt.model import gpt2, optim, schedule
-from hfgpt.runs.style import RUNS, drawing, save
+from hfgpt.runs.plots import RUNS, drawing, save
 
 ROOT = Path(__file__).parent.parent
 TABLE, FIGURE = ROOT / "benchmarks/results/rate_transfer.csv", ROOT / "docs/images/rate-transfer.png"

@@ -29,7 +29,7 @@ from hfgpt import config
 from hfgpt.base.language import using
 from hfgpt.runs import reference
 from hfgpt.runs.history import History, read_run
-from hfgpt.runs.style import RUNS, drawing, save, title
+from hfgpt.runs.plots import RUNS, drawing, save, title
 
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs/images/reference-curves.png"

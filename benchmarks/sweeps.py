@@ -33,7 +33,7 @@ from hfgpt.config import Config
 from hfgpt.runs import statistics
 from hfgpt.runs.history import read_run
 from hfgpt.runs.metrics import smooth
-from hfgpt.runs.style import RUNS, drawing, save, title
+from hfgpt.runs.plots import RUNS, drawing, save, title
 from hfgpt.sweep import report, storage, training
 from hfgpt.sweep.definition import Sweep, Trial, equalised
 from hfgpt.sweep.reading import define

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from hfgpt.base.errors import CommandError, Fault
 from hfgpt.base.language import LANGUAGES, _, listed
-from hfgpt.base.layout import Layout
+from hfgpt.base.terminal import Layout
 
 # ------------------------------------------------------------------------------------------------- command strings
 

@@ -66,3 +66,11 @@ def size(amount: float) -> str:
 def number(value: float) -> str:
     """Format a number with three digits, and all digits before the point: 0.259, 2.7, 68,100."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def quantity(value: float) -> str:
+    """Format a large number briefly: 16.4M, 10.65M, 1,024."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= max(size, 1e4):
+            return f"{value / size:.4g}{letter}"
+    return f"{value:,.0f}" if value == int(value) else f"{value:.4g}"

@@ -10,8 +10,8 @@ from hfgpt.base.terminal import say
 from hfgpt.runs import compare, report
 
 
-def reader() -> Reader:
-    """Return the parser of the command's arguments."""
+def main(words: list[str]) -> None:
+    """Write the report and print it."""
     parser = Reader(
         "compare",
         _("Compare finished runs: a table, pictures, and the effect of their differing values on the loss."),
@@ -24,12 +24,7 @@ def reader() -> Reader:
     parser.argument("runs", _("OUT"), _("run folders (or trainer_state.json, nanoGPT logs)"), many=True)
     parser.option("out_dir", _("DIR"), _("where the report goes (out/compare)"), default="out/compare")
     parser.flag("no_samples", _("leave out what each model writes"))
-    return parser
-
-
-def main(words: list[str]) -> None:
-    """Write the report and print it."""
-    arguments = reader().read(words)
+    arguments = parser.read(words)
     comparison = compare.of_folders(arguments.runs)
     path = report.write(comparison, arguments.out_dir, samples=not arguments.no_samples)
     say(re.sub(r"\n!\[.*", "", path.read_text(encoding="utf-8")))

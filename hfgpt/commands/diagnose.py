@@ -9,8 +9,8 @@ from hfgpt.runs import diagnose
 from hfgpt.runs.history import read_run
 
 
-def reader() -> Reader:
-    """Return the parser of the command's arguments."""
+def main(words: list[str]) -> None:
+    """Print the diagnosis."""
     parser = Reader(
         "diagnose",
         _(
@@ -26,12 +26,7 @@ def reader() -> Reader:
     )
     parser.argument("run", _("OUT"), _("run folder, metrics.jsonl, trainer_state.json or nanoGPT log"))
     parser.flag("json", _("print JSON"))
-    return parser
-
-
-def main(words: list[str]) -> None:
-    """Print the diagnosis."""
-    arguments = reader().read(words)
+    arguments = parser.read(words)
     run = read_run(arguments.run)
     if arguments.json:
         print(json_text(diagnose.as_json(run)))

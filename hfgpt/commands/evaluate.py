@@ -11,8 +11,8 @@ from hfgpt.base.terminal import pad, say
 from hfgpt.inference.exported import check_folder
 
 
-def reader() -> Reader:
-    """Return the parser of the command's arguments."""
+def main(words: list[str]) -> None:
+    """Evaluate and print."""
     parser = Reader(
         "evaluate",
         _("Evaluate a trained model on a whole split: loss, perplexity, bits per character."),
@@ -27,12 +27,7 @@ def reader() -> Reader:
     parser.option("batch_size", "N", _("sequences at a time; changes no figure (32)"), whole, 32)
     parser.option("device", _("DEVICE"), _("auto, cpu, cuda, mps … (auto)"), default="auto")
     parser.flag("json", _("print one JSON object"))
-    return parser
-
-
-def main(words: list[str]) -> None:
-    """Evaluate and print."""
-    arguments = reader().read(words)
+    arguments = parser.read(words)
     check_folder(arguments.folder)
     threads.configure()  # before torch is loaded
     with loading.uncollected():

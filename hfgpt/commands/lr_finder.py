@@ -11,8 +11,8 @@ from hfgpt.base.language import _
 from hfgpt.base.terminal import say
 
 
-def reader() -> Reader:
-    """Return the parser of the command's arguments."""
+def main(words: list[str]) -> None:
+    """Run the test and print its suggestion."""
     parser = Reader(
         "lr_finder",
         _("Suggest a learning rate for a recipe: a range test over about a hundred steps."),
@@ -34,12 +34,7 @@ def reader() -> Reader:
     parser.argument("recipe", _("RECIPE"), _("a YAML file, a recipe's name or a run folder"))
     parser.option("steps", "N", _("steps of the test, at least 30 (100)"), whole, 100)
     parser.option("picture", _("FILE"), _("where the curve goes (lr_finder.png)"), Path, Path("lr_finder.png"))
-    return parser
-
-
-def main(words: list[str]) -> None:
-    """Run the test and print its suggestion."""
-    arguments = reader().read(words)
+    arguments = parser.read(words)
     config = configs.load(arguments.recipe, arguments.overrides, arguments.faults)
     threads.configure(config.cpu_threads)
     with loading.uncollected():

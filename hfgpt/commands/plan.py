@@ -18,8 +18,13 @@ from hfgpt.plan.survey import survey_of
 from hfgpt.plan.target import Target, find_target
 
 
-def reader() -> Reader:
-    """Return the parser of the command's arguments."""
+def main(words: list[str]) -> None:
+    """Print the plan."""
+    print(run(words))
+
+
+def run(words: list[str]) -> str:
+    """Return the output for these arguments. Raises: InputError: an argument cannot be used."""
     parser = Reader(
         "plan",
         _(
@@ -58,17 +63,7 @@ def reader() -> Reader:
     parser.option("price_per_hour", "X", _("of one device, in any currency"), _price)
     parser.option("explain", _("PARAMETER"), _("its meaning, what grows with it and by how much here"), _field)
     parser.flag("json", _("the same figures as data"))
-    return parser
-
-
-def main(words: list[str]) -> None:
-    """Print the plan."""
-    print(run(words))
-
-
-def run(words: list[str]) -> str:
-    """Return the output for these arguments. Raises: InputError: an argument cannot be used."""
-    arguments = reader().read(words)
+    arguments = parser.read(words)
     config = configs.load(arguments.recipe, arguments.overrides, arguments.faults)
     options = Options(
         **{key: getattr(arguments, key) for key in Options.__dataclass_fields__ if hasattr(arguments, key)}

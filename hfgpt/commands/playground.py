@@ -11,8 +11,8 @@ from hfgpt.base.language import _
 from hfgpt.playground.guard import is_address
 
 
-def reader() -> Reader:
-    """Return the parser of the command's arguments."""
+def main(words: list[str]) -> None:
+    """Serve the page until Ctrl-C."""
     parser = Reader(
         "playground",
         _("Open a page to play with: plan a run with sliders, train it, watch runs, sample from a model."),
@@ -38,12 +38,7 @@ def reader() -> Reader:
     parser.option(
         "allow", _("NAMES"), _("other host names at which it may be reached, separated by commas"), _names, []
     )
-    return parser
-
-
-def main(words: list[str]) -> None:
-    """Serve the page until Ctrl-C."""
-    arguments = reader().read(words)
+    arguments = parser.read(words)
     try:
         from hfgpt.playground.page import serve
     except ModuleNotFoundError as error:

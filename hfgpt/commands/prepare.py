@@ -11,8 +11,8 @@ from hfgpt.base.language import _
 from hfgpt.base.terminal import say
 
 
-def reader() -> Reader:
-    """Return the parser of the command's arguments."""
+def main(words: list[str]) -> None:
+    """Write, push, and say how to train on it."""
     parser = Reader(
         "prepare",
         _("Write a recipe's dataset as token shards, for this kit, llm.c and modded-nanogpt; push them to the Hub."),
@@ -33,12 +33,7 @@ def reader() -> Reader:
     parser.option("shard_tokens", "N", _("tokens in a shard, at most (100,000,000)"), whole, 100_000_000)
     parser.option("push", _("NAME"), _("user/name of a Hub dataset to push them to"))
     parser.flag("private", _("make the Hub dataset private"))
-    return parser
-
-
-def main(words: list[str]) -> None:
-    """Write, push, and say how to train on it."""
-    arguments = reader().read(words)
+    arguments = parser.read(words)
     config = configs.load(arguments.recipe, arguments.overrides, arguments.faults)
     folder = Path(arguments.folder).expanduser()
     with loading.uncollected():

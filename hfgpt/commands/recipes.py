@@ -13,8 +13,8 @@ from hfgpt.base.language import _, strerror
 from hfgpt.base.terminal import say
 
 
-def reader() -> Reader:
-    """Return the parser of the command's arguments."""
+def main(words: list[str]) -> None:
+    """List or copy."""
     parser = Reader(
         "recipes",
         _("List the recipes that come with hfgpt, or copy them into a folder, to be changed there."),
@@ -22,12 +22,7 @@ def reader() -> Reader:
         _("A recipe's name can be given in its file's place: {command}", command=typed("train", "standard")),
     )
     parser.argument("folder", _("DIR"), _("folder to copy them into"), required=False)
-    return parser
-
-
-def main(words: list[str]) -> None:
-    """List or copy."""
-    arguments = reader().read(words)
+    arguments = parser.read(words)
     shipped = configs.shipped_recipes()
     if arguments.folder is None:
         for name, path in shipped.items():

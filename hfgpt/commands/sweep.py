@@ -13,8 +13,8 @@ from hfgpt.base.terminal import say
 from hfgpt.sweep import definition, reading
 
 
-def reader() -> Reader:
-    """Return the parser of the command's arguments."""
+def main(words: list[str]) -> int:
+    """Run the sweep and print its report."""
     parser = Reader(
         "sweep",
         _("Try many values: a grid, a random search, or one of the chapter's experiments."),
@@ -48,12 +48,7 @@ def reader() -> Reader:
     parser.flag("prune", _("stop a trial early if its loss is above the median of the others at the same share"))
     parser.flag("retry_failed", _("try again what failed (not what diverged)"))
     parser.option("out_dir", _("DIR"), _("the sweep's folder (out/sweep-<name>)"))
-    return parser
-
-
-def main(words: list[str]) -> int:
-    """Run the sweep and print its report."""
-    arguments = reader().read(words)
+    arguments = parser.read(words)
     if arguments.faults:
         raise ConfigError(arguments.faults)
     options = {key: str(value) for key in ("random", "seeds", "equal", "out_dir") if (value := getattr(arguments, key))}

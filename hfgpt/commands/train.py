@@ -19,8 +19,8 @@ from hfgpt.model import sizes
 from hfgpt.train import origin
 
 
-def reader() -> Reader:
-    """Return the parser of the command's arguments."""
+def main(words: list[str]) -> int:
+    """Train, or print the resolved recipe."""
     parser = Reader(
         "train",
         _("Train a GPT-2-style model from a recipe."),
@@ -59,12 +59,7 @@ def reader() -> Reader:
     parser.flag("overwrite", _("replace the run that out_dir holds"))
     parser.flag("profile", _("record a few steps, for Perfetto or TensorBoard, and print the ten largest operations"))
     parser.flag("print_config", _("print the resolved recipe and stop"))
-    return parser
-
-
-def main(words: list[str]) -> int:
-    """Train, or print the resolved recipe."""
-    arguments = reader().read(words)
+    arguments = parser.read(words)
     recipe, overrides = find_recipe(arguments)
     config = configs.load(recipe, overrides, arguments.faults)
     if arguments.print_config:

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.config import Config
-from hfgpt.config.batch_sizes import BatchSizes
-from hfgpt.config.fields import EVAL_BATCH
+from hfgpt.config.fields import EVAL_BATCH, BatchSizes
 
 if TYPE_CHECKING:
     import pyarrow as pa

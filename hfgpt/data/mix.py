@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfgpt.config.batch_sizes import BatchSizes
+from hfgpt.config.fields import BatchSizes
 from hfgpt.data.blocks import TokenStream, order, share_of
 
 ROUND = 4096  # rows

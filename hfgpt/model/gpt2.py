@@ -17,7 +17,7 @@ from transformers.activations import GELUTanh, NewGELUActivation
 
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
-from hfgpt.model import head, kernels, pretrained, width
+from hfgpt.model import head, kernels, optim, pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -163,7 +163,7 @@ def build(
         gpt2 = GPT2LMHeadModel._from_config(
             gpt2_config(config, vocab_size, eos_token_id), attn_implementation=kernels.ATTENTION
         )
-        width.scale_initial_weights(gpt2, config)
+        optim.scale_initial_weights(gpt2, config)
     if config.activation_checkpointing:
         gpt2.activation_checkpointing_enable()
     return LanguageModel(gpt2, eos_token_id if config.document_mask else None, config.z_loss)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hfgpt.model import sizes
-from hfgpt.plan import batches, chapter, chart, timing
+from hfgpt.model import schedule, sizes
+from hfgpt.plan import batches, chapter, timing
 from hfgpt.plan.batches import Way
 from hfgpt.plan.command import Options, Plan
 from hfgpt.plan.memory import Memory
@@ -50,7 +50,7 @@ def as_json(plan: Plan, options: Options) -> dict[str, Any]:
         },
         "cost": dataclasses.asdict(timing.cost(plan.time, target, options.price_per_hour)),
         "loss": dataclasses.asdict(plan.forecast) if plan.forecast else None,
-        "schedule": chart.points(survey.config),
+        "schedule": schedule.points(survey.config),
         "recommendation": _recommendation_json(plan),
         "remedies": [
             {**_way_json(remedy), "peak_bytes": remedy.memory.peak if remedy.memory else None}

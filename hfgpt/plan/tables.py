@@ -14,8 +14,8 @@ from hfgpt.base.command import typed
 from hfgpt.base.language import N_, _, listed, sentences
 from hfgpt.base.units import duration, number, short, size
 from hfgpt.config import Config, yaml_scalar
-from hfgpt.model import sizes
-from hfgpt.plan import batches, chapter, chart, timing
+from hfgpt.model import schedule, sizes
+from hfgpt.plan import batches, chapter, timing
 from hfgpt.plan.batches import Way
 from hfgpt.plan.command import Options, Plan, of_its_device
 from hfgpt.plan.layout import Table, command, paragraph, show
@@ -42,7 +42,7 @@ def render(plan: Plan, recipe: str | None, options: Options) -> str:
         memory(plan),
         time(plan, options.price_per_hour),
         paragraph(_("Learning rate (4.1)"), bold=True),
-        paragraph(chart.chart(plan.survey.config)),
+        paragraph(schedule.chart(plan.survey.config)),
     ]
     if not plan.fits or options.vram or options.gpu:
         parts += [remedies(plan), _by_memory(plan)]

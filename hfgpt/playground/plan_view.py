@@ -11,15 +11,14 @@ from html import escape
 
 from hfgpt.base.errors import Fault
 from hfgpt.base.language import N_, _, sentences
-from hfgpt.base.units import duration, number, size
+from hfgpt.base.units import duration, number, quantity, size
 from hfgpt.config import Config
-from hfgpt.model import sizes
-from hfgpt.plan import chapter, chart, guide
+from hfgpt.model import schedule, sizes
+from hfgpt.plan import chapter, guide
 from hfgpt.plan import tables as figures
 from hfgpt.plan.command import Plan, of_its_device
 from hfgpt.playground.knobs import suited_recipe
 from hfgpt.playground.pieces import changes, table, tile, tiles, value
-from hfgpt.runs.style import quantity
 
 LONG = {"cpu": 3600, "accelerator": 24 * 3600}  # seconds; a longer run gets a caution, not a green light
 
@@ -118,15 +117,15 @@ def _broken(item: Fault) -> str:
     return f"<li><code>{escape(key)}</code>{escape(_(': {rule}', rule=item.rule))}{fix}</li>"
 
 
-def schedule(config: Config) -> str:
+def drawn_schedule(config: Config) -> str:
     """Draw the learning rate over the run, with a sentence that describes it."""
-    points, top = chart.points(config, 400), config.learning_rate
+    points, top = schedule.points(config, 400), config.learning_rate
     last = max(2, config.max_iters)
     line = " ".join(
         f"{40 + 350 * (point['step'] - 1) / (last - 1):.1f},{10 + 90 * (1 - point['learning_rate'] / top):.1f}"
         for point in points
     )
-    title, text = escape(_("Learning rate over the run")), escape(chart.explained(config))
+    title, text = escape(_("Learning rate over the run")), escape(schedule.explained(config))
     return (
         f'<figure id="schedule"><h3>{title}</h3>'
         f'<svg viewBox="0 0 400 120" role="img" aria-label="{text}">'
@@ -146,7 +145,7 @@ def tables(plan: Plan) -> str:
     elif verdict(plan)[0] == "warn":
         parts.insert(0, figures.faster(plan))
     shown = [table(part.title, part.columns, part.rows, part.note, results=RESULTS) for part in parts]
-    return schedule(plan.survey.config) + "".join(shown)
+    return drawn_schedule(plan.survey.config) + "".join(shown)
 
 
 RESULTS = (N_("total"), N_("needed"))  # the rows that stand out

@@ -17,7 +17,7 @@ from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, _, current
 from hfgpt.base.lock import holder_of
-from hfgpt.base.units import duration
+from hfgpt.base.units import duration, quantity
 from hfgpt.playground.pieces import dot, loss, message, table
 from hfgpt.playground.speech import Labels, spoken
 from hfgpt.playground.trainer import WEIGHTS, find
@@ -26,7 +26,7 @@ from hfgpt.runs.compare import Comparison, Entry
 from hfgpt.runs.comparison_plots import By, Curve, panel
 from hfgpt.runs.diagnose import diagnose, notes
 from hfgpt.runs.findings import Finding, Remedy
-from hfgpt.runs.style import RUNS, quantity
+from hfgpt.runs.plots import RUNS
 
 AXES: dict[By, str] = {"steps": N_("steps"), "tokens": N_("tokens"), "time": N_("time")}
 

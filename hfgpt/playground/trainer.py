@@ -18,7 +18,6 @@ from pathlib import Path
 import psutil
 
 from hfgpt import config as configs
-from hfgpt.base.child import ask_to_stop, start
 from hfgpt.base.errors import InputError
 from hfgpt.base.lock import holder_of
 from hfgpt.base.terminal import visible
@@ -26,6 +25,7 @@ from hfgpt.config import Config
 from hfgpt.runs import metrics
 from hfgpt.runs.facts import Facts
 from hfgpt.sweep import storage
+from hfgpt.sweep.training import ask_to_stop, spawn
 from hfgpt.train.display import SAMPLED
 
 FOLDER = ".playground"
@@ -160,7 +160,7 @@ class Trainer:
         if busy is not None:
             raise InputError("{name}: is in progress → pause it first; two would slow each other down", name=busy)
         with self._file(name, "log").open("ab") as log:
-            child = start([*self._train, str(recipe), f"--out_dir={self._folder / name}", "--resume"], log)
+            child = spawn([*self._train, str(recipe), f"--out_dir={self._folder / name}", "--resume"], log)
         self._children.append(child)
         storage.note_training(self._file(name, "json"), child.pid)
 

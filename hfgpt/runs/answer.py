@@ -12,12 +12,11 @@ from collections.abc import Sequence
 
 from hfgpt.base import language
 from hfgpt.base.language import _, sentences
-from hfgpt.base.units import duration, is_number
+from hfgpt.base.units import duration, is_number, quantity
 from hfgpt.runs import comparison_plots, statistics
 from hfgpt.runs.compare import Comparison, Entry, Setting, mean
 from hfgpt.runs.comparison_plots import By
 from hfgpt.runs.findings import TITLES
-from hfgpt.runs.style import quantity
 
 SAME = 0.01  # relative: single-seed losses closer than this may differ by the seed alone
 

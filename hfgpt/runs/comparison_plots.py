@@ -20,10 +20,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hfgpt.base.language import _, current, using
+from hfgpt.base.units import quantity
 from hfgpt.runs import statistics
 from hfgpt.runs.history import History
 from hfgpt.runs.metrics import smooth
-from hfgpt.runs.style import (
+from hfgpt.runs.plots import (
     BLUE,
     GREY,
     MARKERS,
@@ -33,11 +34,10 @@ from hfgpt.runs.style import (
     drawing,
     fit_losses,
     plain,
-    quantity,
     save,
     title,
     validation_label,
-)  # fmt: skip
+)
 
 POINTS = 2000  # points of a curve on a page: a screen cannot show more
 

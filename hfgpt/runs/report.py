@@ -14,13 +14,13 @@ from typing import Any
 
 from hfgpt.base.files import replace_file
 from hfgpt.base.language import N_, _
-from hfgpt.base.units import duration
+from hfgpt.base.units import duration, quantity
 from hfgpt.config import unit_of
 from hfgpt.runs import answer, comparison_plots, markdown
 from hfgpt.runs.compare import Comparison, Entry, Setting
 from hfgpt.runs.comparison_plots import By, Curve, Point
+from hfgpt.runs.plots import drawing
 from hfgpt.runs.statistics import Difference
-from hfgpt.runs.style import drawing, quantity
 
 SAMPLED = 8  # most runs whose samples are shown
 

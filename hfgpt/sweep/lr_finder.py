@@ -22,7 +22,7 @@ from hfgpt.base.units import rounded
 from hfgpt.config import Config
 from hfgpt.runs import plots
 from hfgpt.runs.metrics import smooth
-from hfgpt.runs.style import is_png
+from hfgpt.runs.plots import is_png
 from hfgpt.train.start import start
 from hfgpt.train.step import global_loss, to_device, train_step
 

@@ -8,6 +8,7 @@ Out: a run folder, its output, and its outcome; or the time of one step; and :cl
 from __future__ import annotations
 
 import math
+import os
 import re
 import signal
 import subprocess
@@ -15,17 +16,40 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
+
+import psutil
 
 from hfgpt import config as configs
-from hfgpt.base import child
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import replace_file
-from hfgpt.base.language import N_, _
+from hfgpt.base.language import N_, VARIABLE, _, current
 from hfgpt.config import Config
 from hfgpt.runs.compare import Entry
 from hfgpt.runs.history import History
 from hfgpt.runs.metrics import FILE_NAME, Record, read, series
+
+OWN: dict[str, Any]
+if sys.platform == "win32":
+    # Windows has process groups instead of sessions: Ctrl-C does not reach a new group either. SIGTERM would end the
+    # process at once; Ctrl-Break can be sent to a group.
+    OWN, POLITE = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}, signal.CTRL_BREAK_EVENT
+else:
+    OWN, POLITE = {"start_new_session": True}, signal.SIGTERM
+
+
+def spawn(words: Sequence[str], log: IO[Any]) -> subprocess.Popen[bytes]:
+    """Start `python words…`, with all output going to `log` in UTF-8."""
+    extra = {VARIABLE: current(), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    return subprocess.Popen(
+        [sys.executable, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **extra}, **OWN
+    )
+
+
+def ask_to_stop(process: subprocess.Popen[bytes] | psutil.Process) -> None:
+    """Ask a training run to finish its step, write a checkpoint and end."""
+    process.send_signal(POLITE)
+
 
 PROBE_STEPS = 20  # steps of a probe that measures the step time, for equal time
 
@@ -34,7 +58,7 @@ def start(train: Sequence[str], config: Config, recipe: Path, log: Path) -> subp
     """Start or resume a training, in its own session, so that Ctrl-C reaches it only once, through the sweep."""
     write_recipe(recipe, config)
     with log.open("a") as out:
-        return child.start([*train, str(recipe), "--resume"], out)
+        return spawn([*train, str(recipe), "--resume"], out)
 
 
 def write_recipe(path: Path, config: Config) -> None:
@@ -124,7 +148,7 @@ class Signals:
     def stop_child(self) -> None:
         """Ask the current training to stop."""
         if self.child is not None and self.child.poll() is None:
-            child.ask_to_stop(self.child)
+            ask_to_stop(self.child)
 
     def __enter__(self) -> Signals:
         for number in PASSED_ON:

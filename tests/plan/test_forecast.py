@@ -19,7 +19,8 @@ import pytest
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
-from hfgpt.plan import batches, chart, command, dial, grid, laws, loss, memory, ngrams, speed, survey, tables, timing
+from hfgpt.model import schedule
+from hfgpt.plan import batches, command, dial, grid, laws, loss, memory, ngrams, speed, survey, tables, timing
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
@@ -353,11 +354,11 @@ def test_without_trials_no_torch_is_loaded() -> None:
 
 
 def test_the_schedule_is_drawn() -> None:
-    drawn = chart.chart(recipe(max_iters=1000, warmup_iters=100, learning_rate=1e-3, min_lr=1e-4)).splitlines()
-    assert len(drawn) == chart.HEIGHT + 3
+    drawn = schedule.chart(recipe(max_iters=1000, warmup_iters=100, learning_rate=1e-3, min_lr=1e-4)).splitlines()
+    assert len(drawn) == schedule.HEIGHT + 3
     assert "0.001" in drawn[0]
     assert max(map(len, drawn)) <= 80
-    points = chart.points(recipe(max_iters=1000, warmup_iters=100, learning_rate=1e-3, min_lr=1e-4))
+    points = schedule.points(recipe(max_iters=1000, warmup_iters=100, learning_rate=1e-3, min_lr=1e-4))
     assert (points[0]["step"], points[-1]["step"]) == (1, 1000)
     assert points[-1]["learning_rate"] == pytest.approx(1e-4)
 

@@ -174,7 +174,7 @@ def test_the_schedule_is_drawn() -> None:
     answer = knobs.answer(STANDARD, typed(lr_schedule="constant"), CARD)
     assert answer.plan is not None
     assert "polyline" in plan_view.tables(answer.plan)
-    assert "which then holds" in plan_view.schedule(answer.plan.survey.config)
+    assert "which then holds" in plan_view.drawn_schedule(answer.plan.survey.config)
 
 
 def test_the_recipe_to_start_from_suits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from scipy import stats
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import using
-from hfgpt.runs import compare, comparison_plots, report, style
+from hfgpt.runs import compare, comparison_plots, plots, report
 from hfgpt.runs.answer import answer
 from hfgpt.runs.compare import Comparison, Entry
 from hfgpt.runs.history import read_run
@@ -167,12 +167,12 @@ def test_one_run_is_nothing_to_compare(tmp_path: Path) -> None:
 def test_without_a_chinese_font_nothing_in_a_figure_is_a_question_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(style, "CHINESE", ("No Such Font",))
+    monkeypatch.setattr(plots, "CHINESE", ("No Such Font",))
     written: list[str] = []
 
     def save(figure: Figure, target: Path) -> Path:
         written.extend(text.get_text() for text in figure.findobj(Text) if isinstance(text, Text))
-        return style.save(figure, target)
+        return plots.save(figure, target)
 
     monkeypatch.setattr(comparison_plots, "save", save)
     made = entries(tmp_path, "dropout", {0.0: 2.2, 0.2: 1.8})
@@ -189,11 +189,11 @@ def test_a_font_that_was_installed_after_matplotlib_listed_them_is_found() -> No
     """matplotlib keeps the list in its cache folder; every matplotlib includes the font of this test."""
     code = (
         "from matplotlib import font_manager as f, get_data_path; from pathlib import Path\n"
-        "from hfgpt.base.language import using; from hfgpt.runs import style\n"
-        "font = str(Path(get_data_path(), 'fonts/ttf/STIXGeneral.ttf')); style.CHINESE = ('STIXGeneral',)\n"
+        "from hfgpt.base.language import using; from hfgpt.runs import plots\n"
+        "font = str(Path(get_data_path(), 'fonts/ttf/STIXGeneral.ttf')); plots.CHINESE = ('STIXGeneral',)\n"
         "f.fontManager.ttflist = [one for one in f.fontManager.ttflist if one.name != 'STIXGeneral']\n"
         "f.findSystemFonts = lambda: [font]\n"
-        "with using('zh'): assert style._chinese_fonts() == ['STIXGeneral'], style._chinese_fonts()\n"
+        "with using('zh'): assert plots._chinese_fonts() == ['STIXGeneral'], plots._chinese_fonts()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -13,7 +13,8 @@ import pytest
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import current, using
-from hfgpt.runs import comparison_plots, plots, style
+from hfgpt.base.units import quantity
+from hfgpt.runs import comparison_plots, plots
 from hfgpt.runs.comparison_plots import Curve, Point
 from hfgpt.runs.history import read_run
 from hfgpt.runs.metrics import MetricsWriter
@@ -124,7 +125,7 @@ def test_an_axis_is_logarithmic_where_the_values_span_much() -> None:
 
 
 def test_quantities_are_short() -> None:
-    assert [style.quantity(x) for x in (0, 16, 1024, 16_384, 81_920_000, 1.5e9)] == [
+    assert [quantity(x) for x in (0, 16, 1024, 16_384, 81_920_000, 1.5e9)] == [
         "0", "16", "1,024", "16.38k", "81.92M", "1.5B",
     ]  # fmt: skip
 
@@ -143,11 +144,11 @@ def test_drawing_needs_no_torch_and_no_pyplot() -> None:
 
 
 def test_figures_speak_chinese_only_if_a_font_can_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with using("zh"), style.drawing():
-        assert current() == ("zh" if style._chinese_fonts() else "en")
-    monkeypatch.setattr(style, "CHINESE", ("No Such Font",))
+    with using("zh"), plots.drawing():
+        assert current() == ("zh" if plots._chinese_fonts() else "en")
+    monkeypatch.setattr(plots, "CHINESE", ("No Such Font",))
     with using("zh"):
-        with style.drawing():
+        with plots.drawing():
             assert current() == "en"
-        assert style.plain("实验 a") == "?? a", "a name is never boxes"
+        assert plots.plain("实验 a") == "?? a", "a name is never boxes"
         assert width(plots.loss_curve(make_run(tmp_path / "实验"))) == 1200
