@@ -7,7 +7,7 @@ Precedence: defaults < recipe < command line. Nothing in a recipe is executed. T
 transformers, so ``--help`` and errors appear at once.
 """
 
-from hfgpt.config.fields import CALLED, EMBEDDED_DATASET, GROUPS, INSTEAD, RENAMED, Config
+from hfgpt.config.fields import CALLED, EMBEDDED_DATASET, GROUPS, INSTEAD, RENAMED, Config, with_role
 from hfgpt.config.reading import PARAMETERS, build, load, parse_overrides, remarks
 from hfgpt.config.recipe_files import find_recipe, read_recipe, run_folder, shipped_recipes
 from hfgpt.config.reference import allowed, default_of, group_of, help_text, to_yaml, unit_of, yaml_scalar
@@ -38,5 +38,6 @@ __all__ = [
     "shipped_recipes",
     "to_yaml",
     "unit_of",
+    "with_role",
     "yaml_scalar",
 ]

@@ -42,7 +42,18 @@ SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
 WORDS = r"\S"  # pattern of text that must not be empty
 
 
-def setting(group: str, unit: str, default: Any, text: str, derived: str = "", **rules: Any) -> Any:
+ROLES = {
+    "output": "says where the run goes, what it reports or how long it may take: it affects no weight",
+    "local": "says where the text is or how the machine computes: it affects no weight either",
+    "text": "decides on which tokens the validation loss is measured, and with the seed which tokens a step trains on",
+    "order": "decides, with the seed, which tokens a step trains on",
+    "identity": "may not change when a run resumes",
+    "path": "holds a path, in which ~ is expanded",
+    "paths": "holds paths separated by commas",
+}
+
+
+def setting(group: str, unit: str, default: Any, text: str, derived: str = "", roles: str = "", **rules: Any) -> Any:
     """Declare one field.
 
     Args:
@@ -51,9 +62,10 @@ def setting(group: str, unit: str, default: Any, text: str, derived: str = "", *
         default: its default value.
         text: its meaning, for --help and the reference page.
         derived: what a default of None means, in words, if :func:`hfgpt.config.rules.resolve` or the run fills it in.
+        roles: keys of ROLES, separated by spaces.
         rules: its range, as arguments of pydantic's Field (ge, gt, le, lt, pattern).
     """
-    extra: dict[str, Any] = {"group": group, "unit": unit, "derived": derived}
+    extra: dict[str, Any] = {"group": group, "unit": unit, "derived": derived, "roles": roles.split()}
     return Field(default, description=text, json_schema_extra=extra, **rules)
 
 
@@ -96,22 +108,22 @@ class Config(BaseModel):
 
     # fmt: off
     # -- data
-    dataset: str = setting("data", "", EMBEDDED_DATASET, N_("What to train on: 'shakespeare' (embedded), a text file, a folder or glob of .txt/.jsonl/.parquet (also .gz, .zst) or of token files (.bin), a Hub id, or a mix: [{name: a, weight: 3}, {name: b, weight: 1}]"), pattern=WORDS)
+    dataset: str = setting("data", "", EMBEDDED_DATASET, N_("What to train on: 'shakespeare' (embedded), a text file, a folder or glob of .txt/.jsonl/.parquet (also .gz, .zst) or of token files (.bin), a Hub id, or a mix: [{name: a, weight: 3}, {name: b, weight: 1}]"), pattern=WORDS, roles="text local path")
     bin_dtype: Literal["auto", "uint8", "uint16", "uint32", "uint64"] = setting("data", "", "auto", N_("Type of the tokens in .bin files that do not say it; auto: uint16, refused if they look like a wider type"))
-    dataset_config: str | None = setting("data", "", None, N_("Configuration name of a Hub dataset"))
-    dataset_split: str = setting("data", "", "train", N_("Split of a Hub dataset to train on"), pattern=WORDS)
-    text_column: str = setting("data", "", "text", N_("Column (of .jsonl, .parquet or Hub data) that holds the text"), pattern=WORDS)
-    val_fraction: float = setting("data", N_("share of the corpus"), 0.1, N_("Tail of the corpus kept for validation where it has no validation split"), gt=0, lt=1)
-    streaming: bool = setting("data", "", False, N_("Read the corpus as it trains instead of preparing it first; for corpora larger than the disk"))
-    tokenizer: str = setting("data", "", "auto", N_("'char', 'bpe' (byte-level, trained on the dataset), or a Hub id or folder of a tokenizer; auto: init_from's own, else 'char'"), pattern=WORDS)
-    vocab_size: int | None = setting("data", N_("tokens"), None, N_("Vocabulary to train with tokenizer 'bpe'; otherwise the tokenizer decides"), N_("8192 with tokenizer 'bpe'"), ge=257, le=1_000_000)
+    dataset_config: str | None = setting("data", "", None, N_("Configuration name of a Hub dataset"), roles="text local")
+    dataset_split: str = setting("data", "", "train", N_("Split of a Hub dataset to train on"), pattern=WORDS, roles="text")
+    text_column: str = setting("data", "", "text", N_("Column (of .jsonl, .parquet or Hub data) that holds the text"), pattern=WORDS, roles="text")
+    val_fraction: float = setting("data", N_("share of the corpus"), 0.1, N_("Tail of the corpus kept for validation where it has no validation split"), gt=0, lt=1, roles="identity text")
+    streaming: bool = setting("data", "", False, N_("Read the corpus as it trains instead of preparing it first; for corpora larger than the disk"), roles="identity order")
+    tokenizer: str = setting("data", "", "auto", N_("'char', 'bpe' (byte-level, trained on the dataset), or a Hub id or folder of a tokenizer; auto: init_from's own, else 'char'"), pattern=WORDS, roles="text local path")
+    vocab_size: int | None = setting("data", N_("tokens"), None, N_("Vocabulary to train with tokenizer 'bpe'; otherwise the tokenizer decides"), N_("8192 with tokenizer 'bpe'"), ge=257, le=1_000_000, roles="text")
     batch_size: int = setting("data", N_("sequences"), 12, N_("Sequences in one micro-batch: the maximum on a device at a time"), ge=1)
-    block_size: int = setting("data", N_("tokens"), 1024, N_("Context length: what the model sees at once; every block has this many targets"), ge=1)
+    block_size: int = setting("data", N_("tokens"), 1024, N_("Context length: what the model sees at once; every block has this many targets"), ge=1, roles="identity order")
     gradient_accumulation_steps: int = setting("data", N_("micro-batches"), 1, N_("Micro-batches in an optimizer step, in total over all processes: a step trains on batch_size x gradient_accumulation_steps sequences"), ge=1)
-    batch_warmup_iters: int = setting("data", N_("optimizer steps"), 0, N_("Steps over which the sequences in a step rise linearly from a few to batch_size x gradient_accumulation_steps; 0: all from the first step on"), ge=0, le=1_000_000)
-    document_mask: bool = setting("data", "", False, N_("Keep attention inside a document where several are packed into one block (needs a tokenizer with an end-of-text token)"))
+    batch_warmup_iters: int = setting("data", N_("optimizer steps"), 0, N_("Steps over which the sequences in a step rise linearly from a few to batch_size x gradient_accumulation_steps; 0: all from the first step on"), ge=0, le=1_000_000, roles="identity order")
+    document_mask: bool = setting("data", "", False, N_("Keep attention inside a document where several are packed into one block (needs a tokenizer with an end-of-text token)"), roles="identity order")
     # -- model
-    init_from: str = setting("model", "", "scratch", N_("'scratch', 'resume', or a Hub id or folder of a pretrained GPT-2, whose shape then replaces n_layer, n_head and n_embd"), pattern=WORDS)
+    init_from: str = setting("model", "", "scratch", N_("'scratch', 'resume', or a Hub id or folder of a pretrained GPT-2, whose shape then replaces n_layer, n_head and n_embd"), pattern=WORDS, roles="local path")
     new_embeddings: bool = setting("model", "", False, N_("Reinitialize the token embeddings of a pretrained model, for a tokenizer other than its own"))
     n_layer: int = setting("model", N_("blocks"), 12, N_("Transformer blocks: the depth"), ge=1, le=10_000)
     n_head: int = setting("model", N_("heads"), 12, N_("Attention heads a block; must divide n_embd"), ge=1, le=1_000_000)
@@ -121,7 +133,7 @@ class Config(BaseModel):
     activation_function: Literal["gelu", "gelu_new", "relu2"] = setting("model", "", "gelu", N_("Non-linearity of the MLPs: 'gelu' is exact, 'gelu_new' is GPT-2's approximation by tanh, 'relu2' is the squared ReLU"))
     tie_word_embeddings: bool = setting("model", "", True, N_("The output head is the token embedding; false: a matrix of its own"))
     # -- optimizer
-    optimizer: Literal["adamw", "muon"] = setting("optimizer", "", "adamw", N_("'adamw' for all weights, or 'muon' for the matrices inside the blocks and AdamW for the rest"))
+    optimizer: Literal["adamw", "muon"] = setting("optimizer", "", "adamw", N_("'adamw' for all weights, or 'muon' for the matrices inside the blocks and AdamW for the rest"), roles="identity")
     learning_rate: float = setting("optimizer", "", 6e-4, N_("Peak learning rate of AdamW"), gt=0)
     muon_learning_rate: float = setting("optimizer", "", 0.02, N_("Peak learning rate of Muon, the spectral norm of a step; follows the same schedule"), gt=0)
     muon_momentum: float = setting("optimizer", "", 0.95, N_("Muon's decay of the gradient average (Nesterov's)"), ge=0, lt=1)
@@ -142,38 +154,38 @@ class Config(BaseModel):
     # -- evaluation
     eval_interval: int = setting("evaluation", N_("optimizer steps"), 250, N_("Evaluate, sample and save this often, and always at the last step"), ge=1)
     eval_iters: int = setting("evaluation", N_("batches of 12 sequences"), 200, N_("Fixed blocks a split is evaluated on, or all of it where it is smaller"), ge=1)
-    val_datasets: str | None = setting("evaluation", N_("sources, separated by commas"), None, N_("Further texts to measure the loss on, each as dataset takes it: 'wiki.txt, news=data/news.jsonl' gives val_loss/wiki and val_loss/news"), N_("none"))
-    eval_tasks: str | None = setting("evaluation", N_("names, separated by commas"), None, N_("Questions to answer while training: .jsonl files with context, choices and answer, as HellaSwag's, or tasks of lm-evaluation-harness, by name or .yaml file"), N_("none"))
-    eval_tasks_interval: int | None = setting("evaluation", N_("optimizer steps"), None, N_("Answer the questions this often, a multiple of eval_interval, and at the last step"), N_("eval_interval"), ge=1)
-    eval_only: bool = setting("evaluation", "", False, N_("Evaluate once and stop"))
-    log_interval: int = setting("evaluation", N_("optimizer steps"), 10, N_("Record loss, learning rate, gradient norm and speed this often"), ge=1)
-    sample_prompt: str = setting("evaluation", "", "\n", N_("Prompt of the short text sampled at each evaluation; '' samples none"))
+    val_datasets: str | None = setting("evaluation", N_("sources, separated by commas"), None, N_("Further texts to measure the loss on, each as dataset takes it: 'wiki.txt, news=data/news.jsonl' gives val_loss/wiki and val_loss/news"), N_("none"), roles="output paths")
+    eval_tasks: str | None = setting("evaluation", N_("names, separated by commas"), None, N_("Questions to answer while training: .jsonl files with context, choices and answer, as HellaSwag's, or tasks of lm-evaluation-harness, by name or .yaml file"), N_("none"), roles="output paths")
+    eval_tasks_interval: int | None = setting("evaluation", N_("optimizer steps"), None, N_("Answer the questions this often, a multiple of eval_interval, and at the last step"), N_("eval_interval"), ge=1, roles="output")
+    eval_only: bool = setting("evaluation", "", False, N_("Evaluate once and stop"), roles="local")
+    log_interval: int = setting("evaluation", N_("optimizer steps"), 10, N_("Record loss, learning rate, gradient norm and speed this often"), ge=1, roles="output")
+    sample_prompt: str = setting("evaluation", "", "\n", N_("Prompt of the short text sampled at each evaluation; '' samples none"), roles="local")
     early_stopping_patience: int | None = setting("evaluation", N_("evaluations"), None, N_("Stop after this many evaluations without a better validation loss"), N_("never"), ge=1)
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting("evaluation", "", "none", N_("Tracker that mirrors metrics.jsonl"))
-    project: str = setting("evaluation", "", "hfgpt", N_("Project name in the tracker"), pattern=WORDS)
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = setting("evaluation", "", "none", N_("Tracker that mirrors metrics.jsonl"), roles="output")
+    project: str = setting("evaluation", "", "hfgpt", N_("Project name in the tracker"), pattern=WORDS, roles="output")
     # -- system
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = setting("system", "", "auto", N_("Where to train; auto takes the accelerator if there is one"))
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = setting("system", "", "auto", N_("Where to train; auto takes the accelerator if there is one"), roles="local")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("system", "", "auto", N_("Precision of the arithmetic, over float32 weights; auto: bfloat16 if the accelerator or CPU is fast in it, float16 on older accelerators, else float32"))
-    compile: bool | Literal["auto"] = setting("system", "", "auto", N_("Compile the model with torch.compile: slower start, faster steps; auto: on a CUDA card, if the run is long enough to benefit"))
+    compile: bool | Literal["auto"] = setting("system", "", "auto", N_("Compile the model with torch.compile: slower start, faster steps; auto: on a CUDA card, if the run is long enough to benefit"), roles="local")
     deterministic: bool = setting("system", "", False, N_("Let torch use only kernels that give the same bits each time; slower on a card, and needed there for a resume bit for bit"))
-    activation_checkpointing: bool = setting("system", "", False, N_("Recompute activations in the backward pass: less memory, about a third more time"))
-    fit: Literal["auto", "always", "never"] = setting("system", "", "auto", N_("Try a micro-batch before the first step and take a smaller one where memory does not suffice, with more accumulation: the same steps; auto: on accelerators"))
-    process_timeout: str = setting("system", N_("such as 10m, 45s"), "10m", N_("A process that waits this long for another gives up: the other has died, or the network is down"))
-    cpu_threads: int | Literal["auto"] = setting("system", N_("threads a process"), "auto", N_("Threads of a CPU run; auto: all cores, shared between the processes of this machine"))
-    num_proc: int | Literal["auto"] = setting("system", N_("processes"), "auto", N_("Processes that prepare the data; auto: one a core"))
+    activation_checkpointing: bool = setting("system", "", False, N_("Recompute activations in the backward pass: less memory, about a third more time"), roles="local")
+    fit: Literal["auto", "always", "never"] = setting("system", "", "auto", N_("Try a micro-batch before the first step and take a smaller one where memory does not suffice, with more accumulation: the same steps; auto: on accelerators"), roles="local")
+    process_timeout: str = setting("system", N_("such as 10m, 45s"), "10m", N_("A process that waits this long for another gives up: the other has died, or the network is down"), roles="output")
+    cpu_threads: int | Literal["auto"] = setting("system", N_("threads a process"), "auto", N_("Threads of a CPU run; auto: all cores, shared between the processes of this machine"), roles="output")
+    num_proc: int | Literal["auto"] = setting("system", N_("processes"), "auto", N_("Processes that prepare the data; auto: one a core"), roles="output")
     # -- run
     max_bad_steps: int = setting("run", N_("optimizer steps"), 1, N_("Stop at this many steps in a row with a NaN or infinite loss or gradient; their updates are left out. float16 overflows, which loss scaling expects, do not count"), ge=1)
     spike_guard: float | None = setting("run", N_("times the average gradient norm"), None, N_("Leave out an update whose gradient norm is more than this many times its running average"), N_("off"), gt=1)
-    out_dir: str | None = setting("run", "", None, N_("Run folder: the exported model and its checkpoints"), N_("out/<recipe name>"), pattern=WORDS)
-    max_time: str | None = setting("run", N_("such as 11h30m, 90m, 45s"), None, N_("Stop with a checkpoint after this long, before a job's time limit ends the run"), N_("no limit"))
-    seed: int = setting("run", "", 1337, N_("Decides initial weights, data order and dropout"), ge=0, lt=2**31)
-    save_total_limit: int = setting("run", N_("checkpoints"), 2, N_("Checkpoints to keep: the best and the latest are always among them"), ge=1)
-    license: str = setting("run", N_("the Hub's identifier"), "mit", N_("Licence of the trained model, for its card"), pattern=WORDS)
-    always_save_checkpoint: bool = setting("run", "", True, N_("Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end"))
+    out_dir: str | None = setting("run", "", None, N_("Run folder: the exported model and its checkpoints"), N_("out/<recipe name>"), pattern=WORDS, roles="output path")
+    max_time: str | None = setting("run", N_("such as 11h30m, 90m, 45s"), None, N_("Stop with a checkpoint after this long, before a job's time limit ends the run"), N_("no limit"), roles="output")
+    seed: int = setting("run", "", 1337, N_("Decides initial weights, data order and dropout"), ge=0, lt=2**31, roles="identity")
+    save_total_limit: int = setting("run", N_("checkpoints"), 2, N_("Checkpoints to keep: the best and the latest are always among them"), ge=1, roles="output")
+    license: str = setting("run", N_("the Hub's identifier"), "mit", N_("Licence of the trained model, for its card"), pattern=WORDS, roles="output")
+    always_save_checkpoint: bool = setting("run", "", True, N_("Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end"), roles="local")
     background_save: bool | Literal["auto"] = setting("run", "", "auto", N_("Write checkpoints and models in the background, from a copy in host memory; auto: on accelerators"))
-    push_to_hub: bool | Literal["checkpoints"] = setting("run", "", False, N_("Push the model to the Hub whenever it is the best so far, in the background; 'checkpoints': also every checkpoint, so that another machine can continue"))
-    hub_model_id: str | None = setting("run", N_("name or user/name"), None, N_("Repository to push to"), N_("the run folder's name"))
-    hub_private: bool = setting("run", "", False, N_("Make the repository private if the run creates it"))
+    push_to_hub: bool | Literal["checkpoints"] = setting("run", "", False, N_("Push the model to the Hub whenever it is the best so far, in the background; 'checkpoints': also every checkpoint, so that another machine can continue"), roles="output")
+    hub_model_id: str | None = setting("run", N_("name or user/name"), None, N_("Repository to push to"), N_("the run folder's name"), roles="output")
+    hub_private: bool = setting("run", "", False, N_("Make the repository private if the run creates it"), roles="output")
     # fmt: on
 
     @property
@@ -243,6 +255,19 @@ class Config(BaseModel):
     def repository(self) -> str:
         """Where a resolved config pushes to: 'user/name', or 'name' for the token's own account."""
         return self.hub_model_id or Path(os.path.abspath(self.run_dir)).name
+
+
+def declared(key: str) -> dict[str, Any]:
+    """Return what a field's declaration says of it: its group, unit and roles, and what a default of None means."""
+    extra = Config.model_fields[key].json_schema_extra
+    assert isinstance(extra, dict), "every field is declared with setting()"
+    return extra
+
+
+def with_role(*roles: str) -> tuple[str, ...]:
+    """Return the fields that have one of these roles."""
+    assert ROLES.keys() >= {*roles}
+    return tuple(key for key in Config.model_fields if not {*roles}.isdisjoint(declared(key)["roles"]))
 
 
 # nanoGPT's parameters with another name here; each function maps the value to our key and value.

@@ -22,7 +22,7 @@ from hfgpt.base.command import Reader
 from hfgpt.base.errors import ConfigError, Fault
 from hfgpt.base.language import _
 from hfgpt.config import mix, rules
-from hfgpt.config.fields import CALLED, INSTEAD, RENAMED, Config
+from hfgpt.config.fields import CALLED, INSTEAD, RENAMED, Config, with_role
 from hfgpt.config.recipe_files import read_recipe, run_folder
 from hfgpt.config.reference import allowed, alternatives
 from hfgpt.config.yaml_text import LEADING_ZERO, RecipeLoader, leading_zero
@@ -106,7 +106,7 @@ def _normal(key: str, value: Any) -> Any:
         return int(value)
     if key == "dataset":
         value = mix.as_text(value)
-    return os.path.expanduser(value) if key in rules.PATHS and isinstance(value, str) else value
+    return os.path.expanduser(value) if key in with_role("path") and isinstance(value, str) else value
 
 
 def _unusable(value: Any) -> str:

@@ -14,7 +14,7 @@ import yaml
 
 from hfgpt.base.language import _, either, listed
 from hfgpt.base.terminal import visible, wrap
-from hfgpt.config.fields import GROUPS, WORDS, Config
+from hfgpt.config.fields import GROUPS, WORDS, Config, declared
 from hfgpt.config.mix import as_list
 from hfgpt.config.rules import resolve
 from hfgpt.config.yaml_text import RecipeDumper
@@ -67,24 +67,18 @@ def _bounds(rules: list[Any]) -> list[str]:
 
 def unit_of(key: str) -> str:
     """Return a field's unit; "" if it is not a count."""
-    unit = str(_extra(key)["unit"])
+    unit = str(declared(key)["unit"])
     return _(unit) if unit else ""
 
 
 def group_of(key: str) -> str:
     """Return a field's group, a key of GROUPS."""
-    return str(_extra(key)["group"])
-
-
-def _extra(key: str) -> dict[str, Any]:
-    extra = Config.model_fields[key].json_schema_extra
-    assert isinstance(extra, dict), "every field is declared with setting()"
-    return extra
+    return str(declared(key)["group"])
 
 
 def default_of(key: str) -> str:
     """Return a field's default as typed, or in words if it depends on other fields; "none" if it is null."""
-    default, derived = Config.model_fields[key].default, str(_extra(key)["derived"])
+    default, derived = Config.model_fields[key].default, str(declared(key)["derived"])
     if isinstance(default, str) and not default.isprintable():
         return json.dumps(default)  # "\n", which is valid YAML too
     if derived:

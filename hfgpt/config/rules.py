@@ -12,15 +12,10 @@ from typing import Any
 from hfgpt.base.errors import Fault
 from hfgpt.base.language import _, either
 from hfgpt.base.units import divisors, seconds_of
-from hfgpt.config.fields import Config
+from hfgpt.config.fields import Config, with_role
 from hfgpt.config.mix import corpora, named
 
-PATHS = ("dataset", "tokenizer", "init_from", "out_dir")  # fields that hold a path, in which ~ is expanded
-
 MOST_SEQUENCES = 10**9  # in a step, far above any real run; keeps the search for divisors short
-
-LISTS = ("val_datasets", "eval_tasks")  # fields that hold paths separated by commas
-
 # ------------------------------------------------------------------------------------------------ rules across fields
 
 
@@ -200,10 +195,11 @@ def _run(c: Config) -> Iterator[Fault]:
         count: int | str = getattr(c, key)
         if isinstance(count, int) and count < 1:
             yield Fault(key, count, _("must be 'auto' or at least 1"))
-    for key in (*PATHS, *LISTS):
+    lists = with_role("paths")
+    for key in (*with_role("path"), *lists):
         place: str | None = getattr(c, key)
         places = [name for name, _weight in corpora(place)] if place and key == "dataset" else [place or ""]
-        if key in LISTS:
+        if key in lists:
             places = (place or "").split(",")
         if not all(map(_can_be_a_path, places)):
             yield Fault(key, place, _("is too long for a path or an id"))

@@ -21,7 +21,7 @@ from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, listed, plural
 from hfgpt.base.terminal import visible
-from hfgpt.config import Config, group_of
+from hfgpt.config import Config, group_of, with_role
 from hfgpt.runs import diagnose, markdown, metrics, plots, segments
 from hfgpt.runs.facts import Facts
 from hfgpt.runs.history import History, read_run
@@ -29,22 +29,6 @@ from hfgpt.runs.statistics import Ranking, rank
 
 # Fields derived from another one (min_lr from learning_rate), and the seed, are not differences of their own.
 DERIVED = {"min_lr", "warmup_iters", "lr_decay_iters", "seed"}
-
-# Fields that do not affect the training.
-ELSEWHERE = {"out_dir", "max_time", "cpu_threads", "num_proc", "report_to", "project", "push_to_hub", "hub_model_id",
-             "process_timeout",
-             "hub_private", "license", "val_datasets", "eval_tasks", "eval_tasks_interval", "save_total_limit",
-             "log_interval"}  # fmt: skip
-
-# Fields that, with the seed, decide which tokens a step trains on.
-DATA_ORDER = (
-    "dataset", "dataset_config", "dataset_split", "text_column", "val_fraction", "streaming", "tokenizer", "vocab_size",
-    "block_size", "document_mask", "batch_warmup_iters",
-)  # fmt: skip
-
-
-# Fields that decide on which tokens the validation loss is measured.
-MEASURED_ON = ("dataset", "dataset_config", "dataset_split", "text_column", "val_fraction", "tokenizer", "vocab_size")
 
 
 @dataclass
@@ -201,15 +185,15 @@ class Comparison:
     @property
     def same_order(self) -> bool:
         """Whether equal seeds mean equal data order in all runs."""
-        recipes = [entry.config for entry in self.entries]
-        orders = {(recipe.global_batch, *(getattr(recipe, key) for key in DATA_ORDER)) for recipe in recipes if recipe}
+        recipes, decisive = [entry.config for entry in self.entries], with_role("text", "order")
+        orders = {(recipe.global_batch, *(getattr(recipe, key) for key in decisive)) for recipe in recipes if recipe}
         return len(orders) == 1 and None not in recipes
 
     @property
     def measured_on(self) -> list[str]:
         """The fields in which the runs differ and which decide on which tokens their losses are measured."""
         recipes = [entry.config for entry in self.entries if entry.config]
-        return [key for key in MEASURED_ON if len({repr(getattr(recipe, key)) for recipe in recipes}) > 1]
+        return [key for key in with_role("text") if len({repr(getattr(recipe, key)) for recipe in recipes}) > 1]
 
     @property
     def axes(self) -> list[str]:
@@ -229,7 +213,7 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
     if len(sources) < 2:
         raise InputError("compare: needs at least two runs → {command} …", command=typed("compare", "OUT1", "OUT2"))
     runs = [read_run(source) for source in sources]
-    dumps = [run.config.model_dump(exclude=ELSEWHERE) if run.config else {} for run in runs]
+    dumps = [run.config.model_dump(exclude={*with_role("output")}) if run.config else {} for run in runs]
     differing = [key for key in Config.model_fields if len({repr(dump.get(key)) for dump in dumps}) > 1]
     keys = [key for key in differing if key not in DERIVED]
     settings = [[dump.get(key) for key in keys] for dump in dumps]

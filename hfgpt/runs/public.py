@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
+from hfgpt.config import with_role
 from hfgpt.config.mix import as_list
 from hfgpt.config.yaml_text import RecipeDumper, RecipeLoader
 
-SEVERAL = ("eval_tasks", "val_datasets")  # fields that may hold comma-separated paths
+SEVERAL = with_role("paths")
 
-SOURCES = ("dataset", "init_from", "tokenizer", *SEVERAL)  # all fields that may hold a path
+SOURCES = tuple(key for key in with_role("path", "paths") if key != "out_dir")
 
 
 def name(source: str) -> str:

@@ -15,18 +15,11 @@ from typing import Any
 
 from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.files import replace_file
-from hfgpt.config import Config
+from hfgpt.config import Config, with_role
 
 FILE_NAME = "segments.jsonl"
 
-# Where a run is stored, what it runs on and what it reports; nothing here affects a weight.
-LOCAL = frozenset({
-    "dataset", "dataset_config", "tokenizer", "init_from", "out_dir",
-    "device", "compile", "cpu_threads", "num_proc", "fit", "activation_checkpointing",
-    "log_interval", "sample_prompt", "val_datasets", "eval_tasks", "eval_tasks_interval",
-    "report_to", "project", "process_timeout", "max_time", "eval_only",
-    "save_total_limit", "always_save_checkpoint", "license", "push_to_hub", "hub_model_id", "hub_private",
-})  # fmt: skip
+LOCAL = frozenset(with_role("local", "output"))  # fields that affect no weight
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hfgpt.base.errors import UNREADABLE, InputError, first_line
 from hfgpt.base.language import _
-from hfgpt.config import Config
+from hfgpt.config import Config, with_role
 from hfgpt.config.mix import corpora
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.streaming import merged
@@ -31,11 +31,6 @@ from hfgpt.train.collective import patiently
 from hfgpt.train.display import Display
 from hfgpt.train.folder import discard_previous
 from hfgpt.train.run import Progress, Run
-
-# A resume must not change these; nor what identity() adds: the model's shape, the global batch, tokenizer and data.
-IDENTITY = ("seed", "block_size", "batch_warmup_iters", "val_fraction", "document_mask", "streaming", "optimizer")
-
-ONCE = {"optimizer": "adamw", "batch_warmup_iters": 0}  # the values before these became settings
 
 
 def save(run: Run) -> None:
@@ -126,7 +121,7 @@ def identity(run: Run) -> dict[str, Any]:
     """Return what a run and its resume must share: the model's shape and the sequence of batches."""
     shape = run.plain.gpt2.config  # not the config's, which a pretrained model overrides
     return {
-        **{key: getattr(run.config, key) for key in IDENTITY},
+        **{key: getattr(run.config, key) for key in with_role("identity")},
         **{key: getattr(shape, key) for key in ("n_layer", "n_head", "n_embd")},
         "global batch (batch_size x gradient_accumulation_steps)": run.config.global_batch,
         "tokenizer": tokenizers.fingerprint(run.corpus.tokenizer),
@@ -228,7 +223,9 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint, other_text: bool = Fa
     Raises:
         InputError: names each difference.
     """
-    then, now = {**ONCE, **saved.state["identity"]}, identity(run)
+    # What an older checkpoint does not name was not a setting then, and had the present default.
+    then = {key: Config.model_fields[key].default for key in with_role("identity")} | saved.state["identity"]
+    now = identity(run)
     if "corpus" in saved.state and then.get("data") != now["data"]:
         texts = (
             described(saved.state["corpus"], str(then.get("data"))),
