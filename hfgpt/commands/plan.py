@@ -18,13 +18,8 @@ from hfgpt.plan.survey import survey_of
 from hfgpt.plan.target import Target, find_target
 
 
-def main(words: list[str]) -> None:
-    """Print the plan."""
-    print(run(words))
-
-
-def run(words: list[str]) -> str:
-    """Return the output for these arguments. Raises: InputError: an argument cannot be used."""
+def reader() -> Reader:
+    """Return the parser of the command's arguments."""
     parser = Reader(
         "plan",
         _(
@@ -63,7 +58,17 @@ def run(words: list[str]) -> str:
     parser.option("price_per_hour", "X", _("of one device, in any currency"), _price)
     parser.option("explain", _("PARAMETER"), _("its meaning, what grows with it and by how much here"), _field)
     parser.flag("json", _("the same figures as data"))
-    arguments = parser.read(words)
+    return parser
+
+
+def main(words: list[str]) -> None:
+    """Print the plan."""
+    print(run(words))
+
+
+def run(words: list[str]) -> str:
+    """Return the output for these arguments. Raises: InputError: an argument cannot be used."""
+    arguments = reader().read(words)
     config = configs.load(arguments.recipe, arguments.overrides, arguments.faults)
     options = Options(
         **{key: getattr(arguments, key) for key in Options.__dataclass_fields__ if hasattr(arguments, key)}

@@ -19,8 +19,8 @@ MOST_SAMPLES = 10_000  # they are sampled as one batch
 LONGEST_PROMPT = 1 << 24  # characters; the model only sees the last block
 
 
-def main(words: list[str]) -> None:
-    """Load the model and print its samples: they are sampled as one batch, and the first is streamed."""
+def reader() -> Reader:
+    """Return the parser of the command's arguments."""
     parser = Reader(
         "sample",
         _("Sample text from a trained model, as it is written."),
@@ -40,7 +40,12 @@ def main(words: list[str]) -> None:
     parser.option("top_p", "P", _("choose among the most likely tokens of this probability (all)"), number)
     parser.option("seed", "N", _("the same seed writes the same text (1337)"), whole, 1337)
     parser.option("device", _("DEVICE"), _("auto, cpu, cuda, mps … (auto)"), default="auto")
-    arguments = parser.read(words)
+    return parser
+
+
+def main(words: list[str]) -> None:
+    """Load the model and print its samples: they are sampled as one batch, and the first is streamed."""
+    arguments = reader().read(words)
     drawing = (arguments.max_new_tokens, arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     sampling = Sampling(*drawing)
     prompt = read_prompt(arguments)
