@@ -91,7 +91,8 @@ class Example(NamedTuple):
         return self.config.tokens_per_iter * self.config.max_iters / self.train_tokens
 
 
-KINDS = dict.fromkeys(("tang300", "docs-zh", "hb-zh", "manzh"), "Chinese")  # left out together
+# These are left out together.
+KINDS = dict.fromkeys(("tang300", "docs-zh", "hb-zh", "manzh"), "Chinese") | {"pylib": "code"}
 
 
 def rows() -> list[dict[str, Any]]:

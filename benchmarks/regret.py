@@ -3,6 +3,8 @@
     python benchmarks/regret.py --text FILE --seconds 60 --trials 30 [--until 200]     resumes where its table ends
     python benchmarks/regret.py --text FILE --seconds 60 --dial       the dial's choice again
 
+Several processes may work on one table, each on cores of its own and with its own --seed.
+
 In:  a text and a time for each run, including its start; the machine should be otherwise idle.
 Out: benchmarks/results/regret-NAME-SECONDS.jsonl: the text's statistics, so that a fit needs no text, then one line per
      run, of the dial and of the search; on the screen the regret.
@@ -89,7 +91,7 @@ def counted(name: str) -> dict[str, Any]:
 def search(lines: list[dict[str, Any]], seed: int) -> dict[str, Any]:
     """Return the next point, after those in the table."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed + len(lines), n_startup_trials=8))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1000 * seed + len(lines), n_startup_trials=8))
     for line in lines:
         study.add_trial(
             optuna.trial.create_trial(params=line["values"], distributions=SPACE, value=line["result"]["val_loss"])
@@ -122,19 +124,21 @@ def main() -> None:
     parser.add_argument("--dial", action="store_true", help="run the dial's choice again, after a change of the laws")
     options = parser.parse_args()
     table = HERE / "results" / f"regret-{Path(options.text).stem}-{options.seconds}.jsonl"
-    lines = [json.loads(line) for line in table.read_text("utf-8").splitlines()] if table.exists() else []
     began = time.monotonic()
 
+    def read() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in table.read_text("utf-8").splitlines()] if table.exists() else []
+
     def keep(line: dict[str, Any]) -> None:
-        lines.append(line)
         with table.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         print(line, file=sys.stderr, flush=True)
 
-    if not lines:
+    if not read():
         keep({"by": "text", **counted(options.text)})
     again = options.dial
     while time.monotonic() - began < options.until:
+        lines = read()
         searched = [line for line in lines if line["by"] == "search"]
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
@@ -149,7 +153,7 @@ def main() -> None:
                 keep({"by": "search", "values": values, "result": result})
             else:
                 break
-    print(report(lines))
+    print(report(read()))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_PROC_BIND": "false", "HF_HUB_OFFLINE
 from matplotlib.figure import Figure
 
 from hfgpt import config as configs
+from hfgpt.base.language import using
 from hfgpt.config import Config
 from hfgpt.runs import statistics
 from hfgpt.runs.history import read_run
@@ -118,6 +119,16 @@ def losses(sweep: Sweep) -> dict[str, dict[int, float]]:
 
 NAMES = {"adamw": "AdamW", "muon": "Muon"}
 
+# The figure's words by language.
+WORDS = {
+    "en": {"title": "Muon and AdamW at equal time: the mean of {seeds} seeds, with its 95% interval",
+           "time": "CPU time in steps (seconds)", "loss": "loss (nats per token)",
+           "curve": "{setting}: train loss, smoothed", "end": "{setting}: validation loss at the end"},
+    "zh": {"title": "同样时间下的 Muon 与 AdamW：{seeds} 个随机种子的均值与 95% 区间",
+           "time": "训练步所用的 CPU 时间（秒）", "loss": "损失（nat/词元）",
+           "curve": "{setting}：训练损失（平滑后）", "end": "{setting}：结束时的验证损失"},
+}  # fmt: skip
+
 
 def optimizer(folder: Path) -> None:
     """Muon against AdamW: the rates by one other seed at two fifths of the time, then five seeds at equal time."""
@@ -147,12 +158,15 @@ def optimizer(folder: Path) -> None:
     write("optimizer", {"rates": tuned, "cpu_seconds_per_step": seconds, "losses": losses(study),
                         "answer": statistics.in_words(ranking)})  # fmt: skip
     report.write(study, outcomes)
-    draw(study, {"adamw": seconds["adamw"], "muon": seconds["muon"]}, ROOT / "docs/images/optimizer-time.png")
+    figure = ROOT / "docs/images/optimizer-time.png"
+    draw(study, seconds, "en", figure)
+    draw(study, seconds, "zh", figure.with_stem(f"{figure.stem}-zh"))
 
 
-def draw(study: Sweep, seconds: dict[str, float], target: Path) -> None:
+def draw(study: Sweep, seconds: dict[str, float], language: str, target: Path) -> None:
     """Draw the losses of the study's settings over CPU time: the mean of the seeds in a band of its 95% interval."""
-    with drawing():
+    words = WORDS[language]
+    with using(language), drawing():
         figure = Figure(figsize=(12, 6.5), layout="constrained")
         axes = figure.subplots()
         for (setting, trials), colour in zip(study.settings().items(), RUNS, strict=False):
@@ -163,15 +177,15 @@ def draw(study: Sweep, seconds: dict[str, float], target: Path) -> None:
             times = [step * seconds[setting.lower()] for step in common]
             means = [statistics.summarise([curve[step] for curve in curves]) for step in common]
             axes.plot(
-                times, [mean.mean for mean in means], color=colour, lw=2, label=f"{setting}: train loss, smoothed"
+                times, [mean.mean for mean in means], color=colour, lw=2, label=words["curve"].format(setting=setting)
             )
             axes.fill_between(times, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.2, lw=0)
             end = statistics.summarise([run.series("val_loss")[1][-1] for run in runs])
             axes.errorbar(times[-1:], [end.mean], [end.high - end.mean], color=colour, fmt="o", ms=8, capsize=5,
-                          label=f"{setting}: validation loss at the end")  # fmt: skip
-        axes.set(xlabel="CPU time in steps (seconds)", ylabel="loss (nats per token)", ylim=(1.75, 4.0))
+                          label=words["end"].format(setting=setting))  # fmt: skip
+        axes.set(xlabel=words["time"], ylabel=words["loss"], ylim=(1.75, 4.0))
         axes.legend()
-        title(figure, f"Muon and AdamW at equal time: the mean of {len(trials)} seeds, with its 95% interval")
+        title(figure, words["title"].format(seeds=len(trials)))
         save(figure, target)
 
 
