@@ -246,7 +246,7 @@ def test_the_comments_of_a_written_recipe_are_chinese() -> None:
 SPEAKERS = {*ERRORS, "CheckpointError", "Fault", "print", "say", "warn", "Remedy", "Finding"}
 
 
-def spoken(path: Path) -> Iterator[tuple[int, str]]:
+def in_language(path: Path) -> Iterator[tuple[int, str]]:
     """Return a module's output texts that bypass translation: line and text."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
@@ -266,4 +266,4 @@ def spoken(path: Path) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", CODE, ids=name_of)
 def test_what_is_said_goes_through_the_catalogue(path: Path) -> None:
-    assert list(spoken(path)) == []
+    assert list(in_language(path)) == []

@@ -102,7 +102,7 @@ def _folder_and_file(words: list[str], name: str, about: str, example: tuple[str
     return arguments.folder, arguments.target
 
 
-def _written(said: str, notes: Iterable[str] = ()) -> None:
-    say(said)
+def _written(message: str, notes: Iterable[str] = ()) -> None:
+    say(message)
     for note in notes:
         say(_("note: {note}", note=note))

@@ -60,4 +60,4 @@ def pull(words: list[str]) -> None:
     folder = hub.pull(arguments.repo_id, arguments.folder, revision=arguments.revision)
     say(_("{folder} is here. Next: {command}", folder=folder, command=typed("sample", folder)))
     if any(folder.glob("checkpoint-*")):
-        say(_("To go on training: {command}", command=typed("train", folder, "--resume", f"--out_dir={folder}")))
+        say(_("To continue training: {command}", command=typed("train", folder, "--resume", f"--out_dir={folder}")))

@@ -18,7 +18,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.files import check_regular
 from hfgpt.base.language import N_, _, listed, strerror
 from hfgpt.config import nanogpt
-from hfgpt.config.yaml_text import LIMIT, RecipeLoader, said_plainly
+from hfgpt.config.yaml_text import LIMIT, RecipeLoader, in_plain_words
 
 
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     except RecursionError:
         raise InputError("recipe {path}: must be lines of 'key: value', not lists within lists", path=shown) from None
     except (yaml.YAMLError, ValueError) as error:
-        place, problem = _line(error, text), said_plainly(_problem(error))
+        place, problem = _line(error, text), in_plain_words(_problem(error))
         _check_colons(text, shown, place)
         if place:
             raise InputError(

@@ -57,7 +57,7 @@ PLAINLY = (
 )  # fmt: skip
 
 
-def said_plainly(problem: str) -> str:
+def in_plain_words(problem: str) -> str:
     """Return a message of PyYAML's in the words of a recipe and in the current language."""
     return next((_(plain) for library, plain in PLAINLY if library in problem), problem)
 

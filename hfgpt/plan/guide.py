@@ -56,10 +56,10 @@ def _book() -> dict[str, Any]:
     return book
 
 
-def entry(name: str, spoken: str | None = None) -> Entry:
+def entry(name: str, in_language: str | None = None) -> Entry:
     """Return the explanation of a field of Config, in 'en' or 'zh'; by default in the current language."""
-    page, spoken = _book()[name], spoken or language.current()
-    text = page[spoken]
+    page, in_language = _book()[name], in_language or language.current()
+    text = page[in_language]
     return Entry(
         name=text.get("name", ""),
         meaning=language.of_device(text["meaning"]),
@@ -67,7 +67,7 @@ def entry(name: str, spoken: str | None = None) -> Entry:
         less=language.of_device(text.get("less", "")),
         when=language.of_device(text["when"]),
         section=page.get("section", ""),
-        recommended=page.get("recommended", "").replace(" to ", " to " if spoken == "en" else "–"),
+        recommended=page.get("recommended", "").replace(" to ", " to " if in_language == "en" else "–"),
     )
 
 
@@ -135,9 +135,9 @@ def _explain(config: Config, name: str, device: Device) -> str:
         title = _("{title}  (chapter {section})", title=title, section=text.section)
     parts: list[Any] = [paragraph(title, bold=True), paragraph(text.meaning)]
     for key, heading in HEADINGS.items():
-        if said := getattr(text, key):
+        if passage := getattr(text, key):
             finer = {"more": N_("More precise"), "less": N_("Less precise")} if name == "dtype" else {}
-            parts.append(paragraph(_("{heading}: {text}", heading=_(finer.get(key, heading)), text=said)))
+            parts.append(paragraph(_("{heading}: {text}", heading=_(finer.get(key, heading)), text=passage)))
     parts.append(paragraph(_("--{name} takes {allowed}.", name=name, allowed=configs.allowed(name))))
     parts.append(_table(_now(config, name, device), rows, name))
     return show(parts)
@@ -149,7 +149,7 @@ def as_json(config: Config, name: str, device: Device) -> dict[str, Any]:
         "parameter": name,
         "value": getattr(config, name),
         "takes": configs.allowed(name),
-        "explanation": {spoken: vars(entry(name, spoken)) for spoken in LANGUAGES},
+        "explanation": {in_language: vars(entry(name, in_language)) for in_language in LANGUAGES},
         "neighbours": [{"change": change, **figures} for change, figures in _rows(config, name, device)],
     }
 

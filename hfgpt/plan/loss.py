@@ -106,12 +106,12 @@ def spread(law: Law, train_tokens: int) -> float:
     return float(law["spread"] * min(1.0, train_tokens / LARGE) ** -law["spread size"])
 
 
-def after_trial(said: Forecast, moved: float) -> Forecast:
+def after_trial(before: Forecast, offset: float) -> Forecast:
     """Return the forecast after a trial of its recipe, which shifted it by so many nats."""
     law = laws().loss
-    narrower, end = law["spread tried"] / law["spread"], said.loss + moved
-    low, high = end - (said.loss - said.low) * narrower, end + (said.high - said.loss) * narrower
-    return replace(said, loss=end, low=low, high=high, best=said.best + moved, source="trials")
+    narrower, end = law["spread tried"] / law["spread"], before.loss + offset
+    low, high = end - (before.loss - before.low) * narrower, end + (before.high - before.loss) * narrower
+    return replace(before, loss=end, low=low, high=high, best=before.best + offset, source="trials")
 
 
 def published(config: Config, vocab_size: int, train_tokens: int | None) -> float:

@@ -121,8 +121,10 @@ class Page:
         )  # fmt: skip
         begun.then(**follow)
         train.run.input(api_name="follow", **follow)
-        train.pause.click(train.stop, [language, train.run], train.said, api_name="pause", **QUIET).then(**follow)
-        train.resume.click(train.go_on, [language, train.run], train.said, api_name="resume", **QUIET).then(**follow)
+        train.pause.click(train.stop, [language, train.run], train.notice, api_name="pause", **QUIET).then(**follow)
+        train.resume.click(train.resume_run, [language, train.run], train.notice, api_name="resume", **QUIET).then(
+            **follow
+        )
         chosen = compare | {"fn": runs.choose}
         gr.on([runs.chosen.input, runs.by.input], trigger_mode="always_last", api_name="watch", **chosen)
         self.clock.tick(**compare)

@@ -16,7 +16,7 @@ from hfgpt.base.language import _, listed
 
 def message(text: str, kind: str = "note") -> str:
     """A sentence in a frame; kind: 'note', 'good', 'warn' or 'bad'."""
-    return f'<p class="said {kind}">{escape(text)}</p>'
+    return f'<p class="notice {kind}">{escape(text)}</p>'
 
 
 def table(

@@ -22,7 +22,7 @@ from hfgpt.plan.command import recipe_text
 from hfgpt.playground import plan_view
 from hfgpt.playground.knobs import ALL, KNOBS, SHAPE, Answer, Knob, answer, settings, suited_recipe
 from hfgpt.playground.pieces import message
-from hfgpt.playground.speech import Labels, slider, spoken
+from hfgpt.playground.speech import Labels, in_language, slider
 from hfgpt.playground.trainer import Trainer
 
 HERE = "here"  # the card that stands for this machine
@@ -111,7 +111,7 @@ class PlanTab:
             "choices": [(_("the defaults"), ""), *((name, name) for name in self.recipes)],
         }
 
-    @spoken
+    @in_language
     def load(self, recipe: str) -> list[Any]:
         """Load a recipe's values into the knobs, extending sliders where needed, and suggest a name for its run."""
         try:
@@ -132,7 +132,7 @@ class PlanTab:
             return Answer(None, "", message=_("recipe {recipe!r}: is not in the list", recipe=recipe))
         return answer(recipe or None, typed, None if card == HERE else card)
 
-    @spoken
+    @in_language
     def plan(self, recipe: str, card: str, *values: Any) -> list[Any]:
         """Update everything besides the knobs, and mark those that break a rule."""
         result = self._answer(recipe, card, *values)
@@ -150,7 +150,7 @@ class PlanTab:
             shown += [result.command, plan_view.tables(result.plan), yaml]
         return shown + [gr.update(value=marks.get(key, ""), visible=key in marks) for key in self.faults]
 
-    @spoken
+    @in_language
     def recommend(self, recipe: str, card: str, *values: Any) -> list[Any]:
         """Set the knobs to the recommended values."""
         result = self._answer(recipe, card, *values).plan
@@ -162,7 +162,7 @@ class PlanTab:
             for knob in ALL
         ]
 
-    @spoken
+    @in_language
     def begin(self, name: str, recipe: str, card: str, *values: Any) -> list[Any]:
         """Start a run with these values; return a message, the tab to open and the run to watch."""
         result = self._answer(recipe, HERE, *values)

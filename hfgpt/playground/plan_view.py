@@ -26,7 +26,7 @@ LONG = {"cpu": 3600, "accelerator": 24 * 3600}  # seconds; a longer run gets a c
 def fault(fault: Fault) -> str:
     """Show a broken rule beside its value, with the fix below it."""
     fix = f'<span class="fix">→ {escape(fault.fix)}</span>' if fault.fix else ""
-    return f'<p class="said bad">{escape(fault.rule)}{fix}</p>'
+    return f'<p class="notice bad">{escape(fault.rule)}{fix}</p>'
 
 
 def explained(key: str) -> str:
@@ -99,7 +99,7 @@ def summary(plan: Plan) -> str:
                 tile("tokens", _("tokens trained on"), quantity(tokens.total), seen),
             ]
         )
-        + f'<p class="said {kind}">{escape(sentence)}</p>'
+        + f'<p class="notice {kind}">{escape(sentence)}</p>'
     )
 
 
@@ -108,7 +108,7 @@ def refused(faults: Sequence[Fault], text: str) -> str:
     items = [_broken(item) for item in faults]
     items += [f"<li>{escape(text)}</li>"] if text else []
     head = escape(_("This recipe cannot run as it stands."))
-    return f'<div class="said bad"><b>{head}</b><ul>{"".join(items)}</ul></div>'
+    return f'<div class="notice bad"><b>{head}</b><ul>{"".join(items)}</ul></div>'
 
 
 def _broken(item: Fault) -> str:

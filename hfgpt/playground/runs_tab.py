@@ -19,7 +19,7 @@ from hfgpt.base.language import N_, _, current
 from hfgpt.base.lock import holder_of
 from hfgpt.base.units import duration, quantity
 from hfgpt.playground.pieces import dot, loss, message, table
-from hfgpt.playground.speech import Labels, spoken
+from hfgpt.playground.speech import Labels, in_language
 from hfgpt.playground.trainer import WEIGHTS, find
 from hfgpt.runs import answer, compare, metrics
 from hfgpt.runs.compare import Comparison, Entry
@@ -70,7 +70,7 @@ class RunsTab:
         """The components that :meth:`watch` fills, before the list of models."""
         return [self.diagnosis, self.seen, self.chosen]
 
-    @spoken
+    @in_language
     def watch(self, names: list[str], by: By, seen: str, model: str | None) -> list[Any]:
         """Show the present runs and models; nothing if nothing has changed since `seen`.
 
@@ -78,7 +78,7 @@ class RunsTab:
         """
         return self._answer(names, by, seen, model, cleared=not names and seen.startswith(CLEARED))
 
-    @spoken
+    @in_language
     def choose(self, names: list[str], by: By, seen: str, model: str | None) -> list[Any]:
         """Show the runs that the user has chosen."""
         return self._answer(names, by, seen, model, cleared=not names)
@@ -200,7 +200,7 @@ def _finding(finding: Finding) -> str:
         title = _("{finding}, since step {step:,}", finding=title, step=finding.since_step)
     steps = "".join(f"<li>{_remedy(remedy)}</li>" for remedy in finding.remedies)
     return (
-        f'<p class="said {"good" if well else "bad"}"><b>{escape(title)}</b><br>{escape(finding.evidence)}</p>'
+        f'<p class="notice {"good" if well else "bad"}"><b>{escape(title)}</b><br>{escape(finding.evidence)}</p>'
         f"{f'<ol>{steps}</ol>' if steps else ''}"
     )
 

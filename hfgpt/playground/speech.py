@@ -20,7 +20,7 @@ from hfgpt.base.terminal import say
 Texts = Callable[[], dict[str, Any]]
 
 
-def spoken(handler: Callable[..., Any]) -> Callable[..., Any]:
+def in_language(handler: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap an event handler whose first argument is the language, so that its body uses that language.
 
     A file that the system refuses becomes one message on the page and on standard error, without a traceback.

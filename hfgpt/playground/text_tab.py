@@ -28,7 +28,7 @@ from hfgpt.config import EMBEDDED_DATASET
 from hfgpt.inference import exported
 from hfgpt.inference import sampling as sample
 from hfgpt.playground.pieces import message, tile, tiles
-from hfgpt.playground.speech import Labels, slider, spoken
+from hfgpt.playground.speech import Labels, in_language, slider
 from hfgpt.playground.trainer import WEIGHTS, find
 from hfgpt.runs import metrics
 
@@ -133,7 +133,7 @@ class TextTab:
             )
         return folders[name]
 
-    @spoken
+    @in_language
     def continue_text(
         self, name: str | None, prompt: str, temperature: Any, top_k: Any, tokens: Any, seed: Any
     ) -> Iterator[tuple[Any, str]]:
@@ -158,7 +158,7 @@ class TextTab:
         except (InputError, RuntimeError) as error:
             yield gr.skip(), _refusal(error)
 
-    @spoken
+    @in_language
     def show_losses(self, name: str | None, text: str) -> str:
         """Show a text coloured by its losses."""
         try:
@@ -167,7 +167,7 @@ class TextTab:
             return _refusal(error)
         return coloured(pieces) + _left(unknown)
 
-    @spoken
+    @in_language
     def prompts(self, name: str | None) -> list[Any]:
         """Return a prompt and a text that suit the chosen model, and the line about it."""
         folders = find(self._folder, WEIGHTS)

@@ -16,7 +16,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.base.units import duration
 from hfgpt.playground.pieces import loss, message, tile, tiles
-from hfgpt.playground.speech import Labels, spoken
+from hfgpt.playground.speech import Labels, in_language
 from hfgpt.playground.trainer import State, Trainer
 
 
@@ -47,7 +47,7 @@ class TrainTab:
                 interactive=False,
                 elem_id="resume",
             )
-        self.said = gr.HTML(elem_id="train-said", padding=False)
+        self.notice = gr.HTML(elem_id="train-notice", padding=False)
         self.progress = gr.HTML(elem_id="progress", padding=False)
         self.seen = gr.State("")
 
@@ -56,14 +56,14 @@ class TrainTab:
         """The components that :meth:`watch` fills."""
         return [self.progress, self.pause, self.resume, self.run, self.seen]
 
-    @spoken
+    @in_language
     def begin(self) -> list[Any]:
         """Show, when the page loads, the run in progress, otherwise the newest."""
         names = self._trainer.names()
         first = next((name for name in names if self._trainer.is_running(name)), next(iter(names), None))
         return self._watch(first, "")
 
-    @spoken
+    @in_language
     def watch(self, name: str | None, seen: str) -> list[Any]:
         """Show the run's progress; nothing if nothing has changed since `seen`."""
         return self._watch(name, seen)
@@ -86,13 +86,13 @@ class TrainTab:
             return [gr.skip()] * 5
         return [shown, _enabled(pause), _enabled(resume), choices, now]
 
-    @spoken
+    @in_language
     def stop(self, name: str | None) -> str:
         """Ask the run to pause."""
         return _tried(self._trainer.pause, name)
 
-    @spoken
-    def go_on(self, name: str | None) -> str:
+    @in_language
+    def resume_run(self, name: str | None) -> str:
         """Resume the run."""
         return _tried(self._trainer.resume, name)
 

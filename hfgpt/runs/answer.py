@@ -55,9 +55,9 @@ def _best(comparison: Comparison) -> list[str]:
     worst = others[-1]
     if best.final == worst.final:
         return [_("All of them end with the same validation loss, {loss:.4f}.", loss=best.final)]
-    said = _("The lowest final validation loss is {low:.4f}, with {best}; the highest is {high:.4f}, with {worst}.",
-             low=best.final, best=best.label, high=worst.final, worst=worst.label)  # fmt: skip
-    return [*_exported(comparison), said]
+    sentence = _("The lowest final validation loss is {low:.4f}, with {best}; the highest is {high:.4f}, with {worst}.",
+                 low=best.final, best=best.label, high=worst.final, worst=worst.label)  # fmt: skip
+    return [*_exported(comparison), sentence]
 
 
 def _exported(comparison: Comparison) -> list[str]:
@@ -69,12 +69,12 @@ def _exported(comparison: Comparison) -> list[str]:
     if not any(setting.final is not None and setting.final > loss * (1 + SAME) for loss, setting in known):
         return []
     (low, first), (high, last) = known[0], known[-1]
-    said = _(
+    sentence = _(
         "The models kept are those of each run's lowest loss: {low:.4f} with {first}, up to {high:.4f} with {last}.",
         low=low, first=first.label, high=high, last=last.label,
     )  # fmt: skip
     close = near(low, high) and comparison.ranking is None
-    return [sentences(said, _("Another seed may reverse their order.") if close else "")]
+    return [sentences(sentence, _("Another seed may reverse their order.") if close else "")]
 
 
 def _certainty(comparison: Comparison) -> list[str]:

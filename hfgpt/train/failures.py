@@ -160,4 +160,4 @@ def last_checkpoint(folder: Path) -> str:
 def how_to_resume(run: Run) -> str:
     """Return the command to type, quoted for a shell."""
     command = typed("train", run.folder / "recipe.yaml", "--resume")
-    return _("to go on: {command}", command=command)
+    return _("to continue: {command}", command=command)

@@ -59,7 +59,7 @@ def introduce(run: Run) -> None:
     if run.progress.step >= config.max_iters and not (config.eval_only or config.time_budget):
         run.display.say(
             _(
-                "training is complete: {step:,} of {steps:,} steps are done → to go on, add {option}",
+                "training is complete: {step:,} of {steps:,} steps are done → to continue, add {option}",
                 step=run.progress.step,
                 steps=config.max_iters,
                 option=f"--max_iters={2 * config.max_iters}",

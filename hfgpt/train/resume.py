@@ -176,7 +176,7 @@ def read_branch(path: Path, config: Config) -> checkpoint.Checkpoint:
     """
     if path.resolve().parent == config.run_dir.resolve():
         raise InputError(
-            "branch_from = {checkpoint!r}: is of the run in out_dir → set out_dir to a new folder, or go on with "
+            "branch_from = {checkpoint!r}: is of the run in out_dir → set out_dir to a new folder, or continue with "
             "--resume",
             checkpoint=str(path),
         )
@@ -237,7 +237,7 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint, other_text: bool = Fa
         elif [key for key in now if then.get(key) != now[key]] == ["data"]:
             raise InputError(
                 "{checkpoint} was trained on {then}; dataset = {dataset!r} is {now}\n    → give the run's own text "
-                "with --dataset, or go on with this one as a run of its own: --branch_from={checkpoint}",
+                "with --dataset, or continue with this one as a run of its own: --branch_from={checkpoint}",
                 checkpoint=saved.path,
                 then=texts[0],
                 dataset=run.config.dataset,
@@ -269,7 +269,7 @@ def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
     if saved.state["step"] > config.max_iters and not config.time_budget:
         raise InputError(
             "max_iters = {steps}: the run has already reached step {step} ({checkpoint}) → set max_iters to at "
-            "least {step}, or remove the later checkpoints to go on from an earlier step",
+            "least {step}, or remove the later checkpoints to continue from an earlier step",
             steps=config.max_iters,
             step=saved.state["step"],
             checkpoint=saved.path,

@@ -106,8 +106,8 @@ def test_the_row_in_use_is_marked_for_auto_too() -> None:
 def test_a_page_fits_80_columns_with_whole_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for name in ("batch_size", "n_embd", "block_size"):
-        for spoken in LANGUAGES:
-            with using(spoken):
+        for in_language in LANGUAGES:
+            with using(in_language):
                 page = guide.explain(standard(), name, device)
             assert f"{name}={getattr(standard(), name)}" in page
             assert "…" not in page.split("\n\n")[-1]

@@ -166,8 +166,8 @@ def test_what_takes_days_gets_no_green_light() -> None:
     def shown(recipe: str, **changes: Any) -> str:
         return str(make_page().plan.plan("en", recipe, "here", *typed(recipe, **changes).values())[0])
 
-    assert "said warn" in shown(STANDARD, max_iters=20_000, n_layer=12, n_embd=768, n_head=12, batch_size=64)
-    assert "said good" in shown("recipes/fast_cpu.yaml", max_iters=100)
+    assert "notice warn" in shown(STANDARD, max_iters=20_000, n_layer=12, n_embd=768, n_head=12, batch_size=64)
+    assert "notice good" in shown("recipes/fast_cpu.yaml", max_iters=100)
 
 
 def test_the_schedule_is_drawn() -> None:

@@ -370,7 +370,7 @@ def test_a_run_is_started_followed_and_paused_in_a_browser(server: Server, brows
     page.locator("#judge").click()
     expect(page.locator("#losses .heat.text span[title]").first).to_be_visible()
     page.set_viewport_size({"width": 390, "height": 844})
-    wider = "[...document.querySelectorAll('.tile, td, .said')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    wider = "[...document.querySelectorAll('.tile, td, .notice')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
     for tab in ("Plan", "Train", "Runs", "Text"):
         page.get_by_role("tab", name=tab).click()
         time.sleep(0.3)

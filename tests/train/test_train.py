@@ -308,7 +308,7 @@ def test_a_finished_run_resumes_to_its_end(tiny: dict[str, Any], capsys: pytest.
     before = figures(do_train(tiny))
     capsys.readouterr()
     assert figures(do_train(tiny, resume=True)) == before
-    assert "training is complete: 8 of 8 steps are done → to go on, add --max_iters=16\n" in capsys.readouterr().out
+    assert "training is complete: 8 of 8 steps are done → to continue, add --max_iters=16\n" in capsys.readouterr().out
 
 
 def test_a_time_budget_is_announced_in_the_readers_language(

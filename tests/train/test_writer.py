@@ -141,7 +141,7 @@ def test_a_full_disk_behind_the_steps_ends_the_run_with_a_word(
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "at_stage", full)
-    with pytest.raises(RunError, match=r"writing failed: .*No space left on device\n.*to go on: "):
+    with pytest.raises(RunError, match=r"writing failed: .*No space left on device\n.*to continue: "):
         run(tiny | {"background_save": True})
 
 
