@@ -17,6 +17,8 @@ COMPILING = 180.0  # seconds of an eager run on a card above which a minute of c
 # Seconds for the host to launch one block's kernels, forward and backward, in eager mode; the card waits for it.
 HOST_SECONDS_PER_BLOCK = 0.8e-3
 
+EAGER = 0.25  # share of a card's peak that an eager step reaches, approximately
+
 
 @dataclass(frozen=True)
 class Parameters:
@@ -102,6 +104,18 @@ def flops_per_token(config: Config, vocab_size: int) -> float:
         counted.total - counted.position_embedding - (0 if config.tie_word_embeddings else counted.token_embedding)
     )
     return 6 * weights + 12 * config.n_layer * config.n_embd * config.block_size
+
+
+def eager_seconds(config: Config, peak: float, processes: int) -> float:
+    """Return a lower bound of all steps' time without compilation: the blocks' arithmetic, or the host's launches.
+
+    Args:
+        config: with its shape. peak: FLOP/s of a card. processes: that share a step.
+    """
+    work = flops_per_token(config, vocab_size=0) * config.tokens_per_iter / processes / (peak * EAGER)
+    micro_batches = config.global_batch / processes / config.micro_batch(processes)
+    host = micro_batches * config.n_layer * HOST_SECONDS_PER_BLOCK
+    return float(config.max_iters * max(work, host))
 
 
 def flops_per_update(config: Config, kind: Kind) -> float:

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 
 from hfgpt.config import Config
 from hfgpt.config.fields import EVAL_BATCH, SAMPLE_TOKENS
-from hfgpt.model.sizes import COMPILING, HOST_SECONDS_PER_BLOCK, flops_per_token, flops_per_update, parameters
+from hfgpt.model.sizes import (
+    COMPILING,
+    HOST_SECONDS_PER_BLOCK,
+    eager_seconds,
+    flops_per_token,
+    flops_per_update,
+    parameters,
+)
 from hfgpt.plan.laws import evaluation_seconds, laws, step_seconds
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
@@ -121,7 +128,7 @@ def priced(survey: Survey, target: Target) -> Measured:
     config, processes = survey.config, target.processes
     per_process = config.of_process(processes)
     if target.speed is None:
-        return _on_card(per_process, survey.vocab_size, target)
+        return _on_card(per_process, survey.vocab_size, target, compiles(config, target))
     step = step_seconds(per_process, survey.vocab_size, target.dtype, target.speed)
     token = evaluation_seconds(per_process, survey.vocab_size, target.dtype, target.speed)
     if processes > 1:  # the processes share the cores, so each is slower by their number
@@ -134,14 +141,13 @@ SAMPLE_COST = 20  # approximate time of a token sampled singly relative to one i
 
 
 def compiles(config: Config, target: Target) -> bool:
-    """Whether a run compiles: as the recipe says; with `auto`, on a CUDA card if its steps take long."""
+    """Whether a run compiles: as the recipe says; with `auto`, on a CUDA card if an eager run would take long."""
     if config.compile != "auto":
         return config.compile
-    work = config.tokens_per_iter * config.max_iters * 6 * 12 * config.n_layer * config.n_embd**2
-    return target.kind == "accelerator" and work / (target.peak * 0.25) > COMPILING
+    return target.own_memory and eager_seconds(config, target.peak, target.processes) > COMPILING
 
 
-def _on_card(config: Config, vocab_size: int, target: Target) -> Measured:
+def _on_card(config: Config, vocab_size: int, target: Target, compiled: bool) -> Measured:
     """Price a process's step on a card: its arithmetic and, in eager mode, each operation's memory traffic.
 
     The bytes are those by which a step of GPT-2 124M on an H100 takes 44 ms eagerly and 24 ms compiled, from its
@@ -151,7 +157,7 @@ def _on_card(config: Config, vocab_size: int, target: Target) -> Measured:
     tokens, repeats = config.batch_size * config.block_size, config.gradient_accumulation_steps
     work = 4 / 3 if config.activation_checkpointing else 1.0  # a second forward pass
     once, host = tokens / rate * work, (config.n_layer + 2) * HOST_SECONDS_PER_BLOCK
-    if compiles(config, target):
+    if compiled:
         host /= 4
     else:
         moved = tokens * (EAGER_BYTES * config.n_layer * config.n_embd * work + EAGER_HEAD_BYTES * vocab_size)

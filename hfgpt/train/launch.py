@@ -84,15 +84,17 @@ def make_accelerator(config: Config) -> Accelerator:
         _be_deterministic()
     if device == "cpu":
         machine.keep_freed_memory()
+    dynamo = TorchDynamoPlugin(backend="inductor" if compiles else "no", dynamic=False)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=PRECISION[dtype],
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=steps, sync_with_dataloader=False),
-        dynamo_plugin=TorchDynamoPlugin(backend="inductor" if compiles else "no", dynamic=False),
+        dynamo_plugin=dynamo,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(config.out_dir, logging_dir=str(config.run_dir / "logs")),
     )
+    accelerator.state.dynamo_plugin = dynamo  # Accelerate keeps that of the process's first Accelerator
     if accelerator.distributed_type == DistributedType.FSDP:
         _keep_sums_wide(accelerator, dtype)
     return accelerator
@@ -251,9 +253,6 @@ def _be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-EAGER = 0.25  # share of a card's peak that an eager step reaches, approximately
-
-
 def wants_compilation(config: Config, device: str, processes: int) -> bool:
     """Whether to compile: as the recipe says; with `auto`, on a CUDA card if an eager run would take long."""
     if config.compile != "auto":
@@ -261,19 +260,7 @@ def wants_compilation(config: Config, device: str, processes: int) -> bool:
     if device != "cuda":
         return False
     peak = cards.peak_flops(torch.cuda.get_device_name(), "bfloat16") or 50e12
-    return eager_seconds(config, peak, processes) > sizes.COMPILING
-
-
-def eager_seconds(config: Config, peak: float, processes: int) -> float:
-    """Return a lower bound of all steps' time without compilation: the blocks' arithmetic, or the host's launches.
-
-    Args:
-        config: with its shape. peak: FLOP/s of a card. processes: that share a step.
-    """
-    work = sizes.flops_per_token(config, vocab_size=0) * config.tokens_per_iter / processes / (peak * EAGER)
-    micro_batches = config.global_batch / processes / config.micro_batch(processes)
-    host = micro_batches * config.n_layer * sizes.HOST_SECONDS_PER_BLOCK
-    return float(config.max_iters * max(work, host))
+    return sizes.eager_seconds(config, peak, processes) > sizes.COMPILING
 
 
 def _can_compile(device: str) -> bool:

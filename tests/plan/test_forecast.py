@@ -24,6 +24,7 @@ from hfgpt.plan import batches, command, dial, grid, laws, loss, memory, ngrams,
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
+from hfgpt.train import launch
 
 ROOT = Path(__file__).parents[2]
 ZEN4 = Speed("a machine", 0.0, 93e9, 2, 77e9, 3.5e-7, False, 1.9, 5.0)
@@ -148,6 +149,20 @@ def test_an_unmeasured_ratio_or_a_busy_machine_widens_the_range() -> None:
     assert factor(replace(ZEN4, bfloat16_ratio=None)) > sure
     assert factor(replace(ZEN4, busy=True)) > sure
     assert find_target(what.config).speed == ZEN4
+
+
+@pytest.mark.parametrize("processes", [1, 8])
+@pytest.mark.parametrize("steps", [1_000, 40_000, 600_000])
+@pytest.mark.parametrize("width", [128, 768])
+def test_plan_compiles_where_the_run_does(
+    width: int, steps: int, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the host's launches take the time, and where several cards share the work; Apple's chips do not."""
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    asked = config.build({"n_embd": width, "n_head": 2, "max_iters": steps, "batch_size": 32}, "run")
+    card = find_target(asked, "H100", processes=processes)
+    assert timing.compiles(asked, card) == launch.wants_compilation(asked, "cuda", processes)
+    assert not timing.compiles(asked, find_target(asked, "M2 Pro", processes=processes))
 
 
 def test_eager_and_compiled_are_priced_apart_on_a_card() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_compiled_module
 from survival import ROOT, figures
 
 from hfgpt import config
@@ -136,6 +136,14 @@ def test_compilation_by_itself_is_for_long_runs_on_a_card(
     assert launch.wants_compilation(recipe, "cuda", 1) == compiled
     for given in (True, False):
         assert launch.wants_compilation(recipe.model_copy(update={"compile": given}), "cuda", 1) == given
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, while it compiles
+def test_a_second_run_in_the_same_process_compiles_as_its_recipe_says(tiny: dict[str, Any]) -> None:
+    """Accelerate's state outlives a run; the first one's choice must not decide for all later ones."""
+    for compiles in (False, True, False):
+        accelerator = launch.make_accelerator(config.build(tiny | {"compile": compiles}, "test"))
+        assert is_compiled_module(accelerator.prepare(torch.nn.Linear(2, 2))) == compiles
 
 
 def test_the_accelerator_is_the_recipes(tiny: dict[str, Any]) -> None:
