@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_compiled_module
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
@@ -114,14 +114,22 @@ def memory_for_state(accelerator: Accelerator) -> tuple[int | None, str]:
 def fit(run: Run) -> None:
     """Lower the micro-batch to the largest divisor of a process's share that fits in memory. Collective.
 
+    A compiled model takes a minute to compile for each size. So if the requested size does not fit, smaller ones are
+    tried with the eager model first, which takes more memory; then the compiled one confirms what was found.
+
     Raises:
         RunError: not even one sequence fits.
     """
     mode, replicated = run.config.fit, run.accelerator.distributed_type in REPLICATED
     if mode == "never" or not replicated or (mode == "auto" and run.device.type == "cpu"):
         return
-    requested = run.micro_batch
-    while not everywhere(run, try_step(run, run.micro_batch)):
+    requested, models = run.micro_batch, [run.model]
+    while models:
+        if everywhere(run, try_step(run, models[-1], run.micro_batch)):
+            models.pop()
+            continue
+        if run.micro_batch == requested and is_compiled_module(run.model):
+            models.append(run.plain)
         if run.micro_batch == 1:
             raise RunError(
                 "step {step}: out of memory with one sequence\n    → {advice}",
@@ -145,8 +153,13 @@ def smaller(run: Run) -> Iterator[int]:
     return divisors(share, run.micro_batch - 1)
 
 
-def try_step(run: Run, size: int) -> bool:
-    """Whether a run's most demanding step with micro-batches of `size` fits on this device; changes nothing."""
+def try_step(run: Run, model: nn.Module, size: int) -> bool:
+    """Whether a run's most demanding step with micro-batches of `size` fits on this device; changes nothing.
+
+    Args:
+        run: prepared. model: the run's, in its wrappers or without them.
+        size: sequences.
+    """
     optimizer, device, accelerator = run.optimizer.optimizer, run.device, run.accelerator
     tokens = torch.zeros((size, run.config.block_size + 1), dtype=torch.long, device=device)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]  # same strides as in a step: others would trigger a recompilation
@@ -157,7 +170,7 @@ def try_step(run: Run, size: int) -> bool:
         # Skip the all-reduce: a process that fails must not leave the others waiting in one.
         with generators, accelerator.no_sync(run.model):
             rehearse(
-                lambda: accelerator.backward(run.model(input_ids=inputs, targets=targets)),
+                lambda: accelerator.backward(model(input_ids=inputs, targets=targets)),
                 optimizer,
                 micro_batches=min(2, share // size),
                 buckets=accelerator.num_processes > 1,

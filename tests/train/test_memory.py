@@ -96,7 +96,7 @@ def test_a_try_leaves_no_trace(dropped: dict[str, Any], resumed: bool) -> None:
         do_train(dropped | {"max_iters": 4, "lr_decay_iters": 8, "fit": "never"})
     run = start(config.build(dropped, "test"), resume=resumed)
     before = state_of(run)
-    assert memory.try_step(run, 12)
+    assert memory.try_step(run, run.model, 12)
     after = state_of(run)
     assert len(after) == len(before)
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
@@ -111,6 +111,36 @@ def test_when_it_tries(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mo
     tried = room_for(monkeypatch, 1000)
     memory.fit(run)
     assert len(tried) == tries
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch warns while it traces its own functions
+def test_a_compiled_model_is_not_compiled_for_every_size(
+    dropped: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """12 does not fit: the eager model tries 6, 4, 3 and 2, which fits twice, and then 2 alone is compiled."""
+    real, compiled, eager = model.LanguageModel.forward, list[int](), list[int]()
+
+    def forward(self: model.LanguageModel, input_ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling():
+            eager.append(len(input_ids))
+            if len(input_ids) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, input_ids, targets)
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        size = next(len(tensor) for tensor in inputs if tensor.dtype == torch.int64 and tensor.dim() == 2)
+        compiled.append(size)
+
+        def refuse(*_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        return refuse if size > 2 else graph.forward
+
+    run = start(config.build(dropped, "test"))
+    monkeypatch.setattr(model.LanguageModel, "forward", forward)
+    run.model = torch.compile(run.model, backend=backend, dynamic=False)
+    memory.fit(run)
+    assert (compiled, eager, run.micro_batch) == ([12, 2], [6, 4, 3, 2, 2], 2)
 
 
 def test_another_error_is_not_taken_for_it(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,7 @@ def test_nothing_is_compiled_anew_after_the_trial(tiny: dict[str, Any], behind: 
     torch._dynamo.reset()
     made = start(config.build(tiny | {"gradient_accumulation_steps": 2, "eval_iters": 3}, "test"))
     made.model = torch.compile(made.model, backend=compiles, dynamic=False, fullgraph=True)  # type: ignore[assignment]
-    assert memory.try_step(made, made.micro_batch)
+    assert memory.try_step(made, made.model, made.micro_batch)
     assert len(graphs) == 1
     for number in range(3):
         batch = step.to_device(made.corpus.batches.micro_batches(number, *made.share), made.device)
