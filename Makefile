@@ -45,7 +45,7 @@ fuzz: $(READY)
 bench: $(READY)
 	@$(BIN)/python benchmarks/bench.py $(BENCH)
 
-# What a card must show, under ten minutes. NANOGPT=path runs nanoGPT beside it; GPU="--only profile --again" its flags.
+# What a card must show, under ten minutes a call. NANOGPT=path runs nanoGPT beside it; GPU="--only profile" its flags.
 gpu: $(READY)
 	@$(BIN)/python benchmarks/gpu.py $(GPU)
 

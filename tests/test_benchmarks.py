@@ -154,6 +154,15 @@ def test_the_peers_can_have_the_same_allocator(tmp_path: Path, monkeypatch: pyte
         assert not [name for name in plain if name.startswith("MALLOC_")]
 
 
+def test_packages_beside_the_interpreter_stay_reachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine without a package index they lie in a folder of their own."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "only_here.py").touch()
+    program = "import only_here, hfgpt; print(hfgpt.__file__)"
+    done = watch.run([sys.executable, "-c", program], watch.environment(1, tmp_path), cwd=tmp_path)
+    assert done.lines == [f"{BENCHMARKS.parent / 'hfgpt' / '__init__.py'}\n"]
+
+
 def test_a_command_is_watched_until_it_has_said_enough(tmp_path: Path) -> None:
     env = watch.environment(1, tmp_path)
     program = "import time\nfor i in range(3): print('line', i)\ntime.sleep(3600)"
