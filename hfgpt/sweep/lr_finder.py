@@ -75,7 +75,7 @@ def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[fl
     losses: list[float] = []
     try:
         for step, rate in enumerate(rates):
-            batches = to_device(run.corpus.batches.micro_batches(step, *run.share), run.device)
+            batches = to_device(run.corpus.batches.micro_batches(step, *run.share), run.device, run.least_sequences)
             loss = global_loss(run, train_step(run, batches, config.tokens_per_iter, rate))
             if not math.isfinite(loss) or statistics.median([*losses[-4:], loss]) > GIVE_UP * (losses or [loss])[0]:
                 break  # a single bad batch does not end the test

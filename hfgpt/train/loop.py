@@ -108,7 +108,7 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
             return 0
         with explained(run, position=batches.state_dict()):
             began = time.perf_counter()
-            batch = to_device(batches.micro_batches(progress.step, *run.share), run.device)
+            batch = to_device(batches.micro_batches(progress.step, *run.share), run.device, run.least_sequences)
             ready = time.perf_counter()
             rate = learning_rate(progress.step + 1, run.config)
             targets = run.config.batch_sizes.at(progress.step) * run.config.block_size

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_compiled_module
 from torch import Tensor
 
 from hfgpt.base.lock import FolderLock
@@ -104,6 +104,14 @@ class Run:
     def share(self) -> tuple[int, int, int]:
         """(process, processes, micro-batch): which part of each global batch this process trains."""
         return self.accelerator.process_index, self.accelerator.num_processes, self.micro_batch
+
+    @property
+    def least_sequences(self) -> int:
+        """The sequences that a micro-batch has at least: a compiled model would be compiled anew for each other number.
+
+        During a batch warm-up they differ from step to step, and after eight of them torch would stay eager.
+        """
+        return self.micro_batch if is_compiled_module(self.model) else 1
 
     @property
     def plain(self) -> LanguageModel:

@@ -136,22 +136,22 @@ def left_out(run: Run, norm: Tensor) -> Tensor:
     return ~finite | (norm > limit)
 
 
-def to_device(blocks: Iterable[NDArray[Any]], device: torch.device) -> list[dict[str, Tensor]]:
+def to_device(blocks: Iterable[NDArray[Any]], device: torch.device, least: int = 1) -> list[dict[str, Tensor]]:
     """Turn (sequences, block_size + 1) blocks into inputs, and targets one token later, on this process's device.
 
-    An empty micro-batch becomes one sequence without targets, so that its process takes part in the collectives.
+    A micro-batch of fewer than `least` sequences is filled with sequences without targets: an empty one, so that its
+    process takes part in the collectives.
     """
     batches = []
     for block in blocks:
         tokens = torch.from_numpy(block)
-        if not len(tokens):
-            inputs = torch.zeros(1, block.shape[1] - 1, dtype=torch.int64, device=device)
-            batches.append({"input_ids": inputs, "targets": torch.full_like(inputs, IGNORED)})
-            continue
+        if (missing := least - len(tokens)) > 0:
+            tokens = torch.cat([tokens, tokens.new_full((missing, block.shape[1]), IGNORED)])
         if device.type == "cuda":  # the copy then runs while the host prepares the step
             tokens = tokens.pin_memory()
         tokens = tokens.to(device, non_blocking=True)
-        batches.append({"input_ids": tokens[:, :-1], "targets": tokens[:, 1:]})
+        inputs = tokens.clamp(min=0) if missing > 0 else tokens
+        batches.append({"input_ids": inputs[:, :-1], "targets": tokens[:, 1:]})
     return batches
 
 

@@ -164,6 +164,33 @@ def test_nothing_is_compiled_anew_after_the_trial(tiny: dict[str, Any], behind: 
     assert len(graphs) == 2
 
 
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles
+def test_a_batch_warm_up_compiles_once(tiny: dict[str, Any]) -> None:
+    """The micro-batches of its steps have different sizes; filled up, they share a graph and have the same losses."""
+    sizes = list[int]()
+
+    def compiles(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        sizes.append(next(len(tensor) for tensor in inputs if tensor.dtype == torch.int64 and tensor.dim() == 2))
+        return graph.forward
+
+    torch._dynamo.reset()
+    values = tiny | {"batch_size": 4, "gradient_accumulation_steps": 2, "batch_warmup_iters": 6, "dropout": 0.0}
+    losses = []
+    for compiled in (False, True):
+        made = start(config.build(values, "test"), overwrite=True)
+        if compiled:
+            made.model = torch.compile(made.model, backend=compiles, dynamic=False)  # type: ignore[assignment]
+        for number in range(8):
+            blocks = made.corpus.batches.micro_batches(number, *made.share)
+            batch = step.to_device(blocks, made.device, made.least_sequences)
+            targets = made.config.batch_sizes.at(number) * made.config.block_size
+            result = step.train_step(made, batch, targets, 1e-3)
+            losses.append(float(result.nll) / targets)
+        made.lock.release()
+    assert sizes == [4]
+    assert losses[8:] == pytest.approx(losses[:8], rel=1e-5)
+
+
 @pytest.mark.parametrize("values", OPTIONS)
 def test_an_update_that_is_not_finite_is_left_out_on_the_device(
     tiny: dict[str, Any], behind: None, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
