@@ -260,10 +260,9 @@ def train_over_gloo(words: list[str]) -> None:
     """Run scripts/train.py in a process group over gloo, since NCCL refuses two processes on one card."""
     import torch.distributed as dist
 
-    if torch.cuda.is_available():
-        os.environ["ACCELERATE_TORCH_DEVICE"] = "cuda:0"
-        os.environ["ACCELERATE_BYPASS_DEVICE_MAP"] = "true"  # otherwise Accelerate gives DDP the card of its own rank
     dist.init_process_group("gloo")
+    if torch.cuda.is_available():
+        os.environ["LOCAL_RANK"] = "0"  # by which Accelerate chooses the card for the model, for DDP and for barriers
     from hfgpt.commands import run
 
     sys.argv = ["train.py", *words]
