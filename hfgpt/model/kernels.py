@@ -92,9 +92,11 @@ class _Dropout(torch.autograd.Function):
 def takes_block_masks(device: torch.device, width: int, dropout: float) -> bool:
     """Whether :func:`attention` accepts a BlockMask, for which torch.compile generates FlexAttention's kernel.
 
-    The kernel does not support dropout, and needs a head width of at least 16.
+    The kernel does not support dropout, and needs a head width of at least 16. Above 128 its backward pass takes more
+    shared memory than cards of 100 KiB have, such as an RTX 3090 or 5090, and does not compile there (PyTorch #180278,
+    #198224).
     """
-    return torch.compiler.is_compiling() and device.type == "cuda" and width >= 16 and not dropout
+    return torch.compiler.is_compiling() and device.type == "cuda" and 16 <= width <= 128 and not dropout
 
 
 def attention(

@@ -253,6 +253,15 @@ def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_validate_device", lambda query, key, value: None)
 
 
+@pytest.mark.parametrize(("width", "takes"), [(8, False), (16, True), (128, True), (192, False)])
+def test_a_head_that_is_too_wide_for_some_cards_keeps_the_boolean_mask(
+    width: int, takes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert kernels.takes_block_masks(torch.device("cuda"), width, dropout=0.0) == takes
+    assert not kernels.takes_block_masks(torch.device("cuda"), width, dropout=0.1)
+
+
 def step_of(network: model.LanguageModel, run: Callable[..., Tensor], block: Tensor) -> tuple[Tensor, ...]:
     """Return the loss, and the gradients by parameter."""
     loss = run(block[:, :-1], block[:, 1:])
