@@ -19,8 +19,11 @@ from hfgpt.base import language
 from hfgpt.base.errors import InputError
 from hfgpt.base.units import duration
 from hfgpt.config import Config
+from hfgpt.data.pieces import endings
 from hfgpt.locale import compile as compiling
+from hfgpt.plan import guide
 from hfgpt.plan.command import recipe_text
+from hfgpt.runs.findings import Remedy
 
 ERRORS = ("InputError", "RunError", "Failure", "ConversionError")  # their first argument is a message, as that of _
 SAY = {"_": 1, "N_": 1, "plural": 2} | dict.fromkeys(ERRORS, 1)  # how many of the first arguments are messages
@@ -107,9 +110,37 @@ def test_chinese_texts_have_no_latin_words_but_names() -> None:
 
 
 def test_chinese_texts_have_chinese_punctuation() -> None:
-    """Between Chinese characters, punctuation is Chinese."""
+    """Between Chinese characters, punctuation is Chinese; a list of values in a sentence too."""
     wrong = re.compile(r"[一-鿿][,;:?!](?![\w/])|[一-鿿]\((?=[一-鿿])|[一-鿿]\.(?=\s|$)")
     assert [where for where, text in chinese_texts() if wrong.search(re.sub(r"{.*?}", "", text))] == []
+    with language.using("zh"):
+        assert endings() == ".txt、.jsonl、.parquet（.txt.gz、.txt.zst、.jsonl.gz、.jsonl.zst）"
+        assert {mark for name in Config.model_fields for mark in ",;(" if mark in guide.entry(name).section} == set()
+        assert Remedy("", "6.4, strategy 4; 3.1").section == "6.4 节，策略 4；3.1 节"
+
+
+# One word for each thing: the chapter's own where it has one. Left: what else it was called, which a reader takes for
+# another thing. Right: the word used everywhere.
+ONE_WORD = {
+    "教程": "教材",  # the chapter; 课程 is our course
+    "多层感知机": "前馈网络",
+    "激活重算": "激活值重算",
+    "学习率衰减方式": "学习率调度",
+    "参数搜索": "对比实验",
+    "扫描": "对比实验",
+    "继续训练": "续训",
+    "这次运行": "这次训练",
+    "运行记录": "训练记录",
+    "两次运行": "两次训练",
+}
+
+
+def test_a_thing_has_one_name_in_chinese() -> None:
+    pages = [*sorted((ROOT / "docs" / "zh").rglob("*.md")), ROOT / "README.zh-CN.md"]
+    recipes = sorted((ROOT / "recipes").rglob("*.yaml"))
+    texts = [*chinese_texts(), *((f"{page.name}:", page.read_text("utf-8")) for page in [*pages, *recipes])]
+    found = [(where, word, right) for where, text in texts for word, right in ONE_WORD.items() if word in text]
+    assert found == []
 
 
 # Fields that are numbers: those with a number's format, and those that the code names so.

@@ -312,7 +312,7 @@ class Reader:
         if len(given) > 1:
             faults.append(Fault(key, given[-1], _("is given twice on the command line")))
         elif given and given[0] is None:
-            faults.append(Fault(key, None, _("needs a value"), _("write {form}", form=f"--{key}=VALUE")))
+            faults.append(Fault(key, None, _("needs a value"), _("write {form}", form=f"--{key}={_('VALUE')}")))
         elif given:
             arguments.overrides.append(f"--{key}={given[0]}")
 

@@ -294,7 +294,7 @@ CALLED = {
     "预热步数": "warmup_iters", "衰减步数": "lr_decay_iters", "最小学习率": "min_lr", "评估间隔": "eval_interval",
     "评估批数": "eval_iters", "日志间隔": "log_interval", "提前停止的耐心值": "early_stopping_patience", "设备": "device",
     "数值精度": "dtype", "精度": "dtype", "编译": "compile", "激活重算": "activation_checkpointing",
-    "随机种子": "seed",
+    "激活值重算": "activation_checkpointing", "随机种子": "seed",
 }  # fmt: skip
 
 # Parameters of nanoGPT and the Trainer that do not exist here, each with its replacement.

@@ -30,8 +30,6 @@ KINDS = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 
 COMPRESSED = (".gz", ".zst")
 
-ENDINGS = ".txt, .jsonl, .parquet (.txt.gz, .txt.zst, .jsonl.gz, .jsonl.zst)"
-
 PART = 1 << 20  # characters (or bytes) read at a time
 
 WINDOW = 1 << 16  # how far back from there to search for a cut
@@ -66,6 +64,12 @@ class Part:
 
     texts: list[str]
     open: bool = False
+
+
+def endings() -> str:
+    """Return the file endings that can be read, as a list in a sentence."""
+    compressed = (kind + packed for kind in (".txt", ".jsonl") for packed in COMPRESSED)
+    return _("{plain} ({compressed})", plain=listed(KINDS), compressed=listed(compressed))
 
 
 def kind_of(path: Path) -> str | None:

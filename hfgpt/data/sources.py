@@ -20,7 +20,7 @@ from hfgpt.base.language import _, listed
 from hfgpt.base.terminal import say_reading
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.data import fingerprints
-from hfgpt.data.pieces import ENDINGS, Part, Piece, check_column, cut_file, kind_of, not_text, spread
+from hfgpt.data.pieces import Part, Piece, check_column, cut_file, endings, kind_of, not_text, spread
 from hfgpt.data.reading import read
 from hfgpt.data.splits import Splits, files_below, files_of_glob, glob_root, split_by_name
 from hfgpt.data.texts import TextStream
@@ -102,7 +102,7 @@ def local_files(name: str) -> tuple[Path, list[Path]] | None:
         raise InputError(
             "dataset = {name!r}: the folder holds no text\n    → put files there that end in {endings}",
             name=name,
-            endings=ENDINGS,
+            endings=endings(),
         )
     if path.is_file():
         return path.parent, [path]
@@ -112,14 +112,14 @@ def local_files(name: str) -> tuple[Path, list[Path]] | None:
         raise InputError(
             "dataset = {name!r}: no file matches\n    → check the pattern; {endings} are read",
             name=name,
-            endings=ENDINGS,
+            endings=endings(),
         )
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or kind_of(path):
         raise InputError(
             "dataset = {name!r}: no such file or folder\n"
             "    → give 'shakespeare', a file, folder or glob of {endings}, or a Hub id such as 'user/name'",
             name=name,
-            endings=ENDINGS,
+            endings=endings(),
         )
     return None
 
@@ -155,7 +155,7 @@ def _check_kinds(config: Config, paths: Iterable[Path]) -> None:
                 name=config.dataset,
                 path=str(path),
                 ending=path.suffix,
-                endings=ENDINGS,
+                endings=endings(),
             )
         kinds.setdefault(kind, path)
     if len(kinds) > 1:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfgpt.base.language import plural
+from hfgpt.base.language import _, listed, plural
 
 KEYWORDS = {
     "train": ("train", "training"),
@@ -52,13 +52,13 @@ class Splits:
         if self.unused:
             names = _names(self.unused, root)
             words.append(plural("not used: 1 ({names})", "not used: {n} ({names})", len(self.unused), names=names))
-        return "; ".join(words)
+        return _("; ").join(words)
 
 
 def _names(paths: list[Path], root: Path) -> str:
     shown = [os.path.relpath(path, root) for path in paths[:NAMED]]
     safe = [name if name.isprintable() else repr(name) for name in shown]
-    return ", ".join(safe) + (", …" if len(paths) > NAMED else "")
+    return listed([*safe, "…"] if len(paths) > NAMED else safe)
 
 
 def split_by_name(root: Path, paths: list[Path]) -> Splits:

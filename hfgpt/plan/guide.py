@@ -66,7 +66,7 @@ def entry(name: str, in_language: str | None = None) -> Entry:
         more=language.of_device(text.get("more", "")),
         less=language.of_device(text.get("less", "")),
         when=language.of_device(text["when"]),
-        section=page.get("section", ""),
+        section=language.listed(page.get("section", "").split(", ")),
         recommended=page.get("recommended", "").replace(" to ", " to " if in_language == "en" else "–"),
     )
 

@@ -6,7 +6,6 @@ Out: remedies in the chapter's order (6.2, 6.3, 6.4, 3.1, 3.3), whose overrides 
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -53,11 +52,13 @@ class Remedy:
     @property
     def section(self) -> str:
         """The chapter's section, in the current language."""
-        parts = [
-            re.sub(r", strategy (\d)", lambda match: _(", strategy {number}", number=match[1]), part)
-            for part in self.chapter.split("; ")
-        ]
-        return _("; ").join(parts)
+        parts = [part.partition(", strategy ") for part in self.chapter.split("; ")]
+        return _("; ").join(
+            _("{section}, strategy {number}", section=section, number=strategy)
+            if strategy
+            else _("{section}", section=section)
+            for section, _word, strategy in parts
+        )
 
     def contradicts(self, other: Remedy) -> bool:
         """Whether the two move one parameter in opposite directions."""

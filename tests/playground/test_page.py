@@ -230,7 +230,7 @@ def test_runs_are_shown_side_by_side_in_both_languages(out: Path) -> None:
     for language, told in (("en", "overfitting, since step"), ("zh", "过拟合")):
         shown, *_lists = tab.watch(language, ["healthy.4x64", "overfitting.100k"], "tokens", "", None)
         assert told in shown
-        assert language == "en" or "教程 6.3，策略 1" in shown
+        assert language == "en" or "教材 6.3 节，策略 1" in shown
         assert "--dropout=0.2" in shown
         assert shown.count("<svg") == 2
     alone, *_lists = tab.watch("en", ["healthy.4x64"], "time", "", None)
