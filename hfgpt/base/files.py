@@ -11,10 +11,12 @@ import errno
 import hashlib
 import os
 import re
+import select
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, strerror
@@ -78,7 +80,7 @@ def new_file(target: str | Path) -> Iterator[Path]:
     Raises:
         InputError: the file exists already, or cannot be written.
     """
-    path = Path(target).expanduser()
+    path = expanded(target)
     if path.exists():
         raise InputError("{file!r}: exists already; name another file", file=str(path))
     try:
@@ -136,6 +138,42 @@ def check_regular(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, N_("not a file"), str(path))
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` replaced by the home folder; unchanged where there is no such user."""
+    return Path(os.path.expanduser(path))
+
+
+WRITER = 3.0  # seconds that a pipe may stay without a process that writes into it
+
+
+def open_text(path: Path, encoding: str, newline: str | None = None) -> TextIO:
+    """Open a text to read, like :func:`open`. A pipe is waited for only while a process writes into it.
+
+    Raises:
+        OSError: it cannot be opened, or is a pipe without a writer.
+    """
+    if not path.is_fifo():
+        return open(path, encoding=encoding, newline=newline)
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not select.select([number], [], [], WRITER)[0] and _has_no_writer(number):
+            raise OSError(errno.EINVAL, N_("a pipe into which no process writes"), str(path))
+        os.set_blocking(number, True)
+        return open(number, encoding=encoding, newline=newline)
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def _has_no_writer(number: int) -> bool:
+    """Whether an empty pipe has no writer: reading from it does not block."""
+    try:
+        os.read(number, 1)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def replace_file(path: Path, text: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hfgpt import config as configs
 from hfgpt.base import loading
 from hfgpt.base.command import Reader, whole
+from hfgpt.base.files import expanded
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
 
@@ -35,7 +34,7 @@ def main(words: list[str]) -> None:
     parser.flag("private", _("make the Hub dataset private"))
     arguments = parser.read(words)
     config = configs.load(arguments.recipe, arguments.overrides, arguments.faults)
-    folder = Path(arguments.folder).expanduser()
+    folder = expanded(arguments.folder)
     with loading.uncollected():
         from hfgpt.data.publish import push_dataset, write_dataset
     corpus = write_dataset(config, folder, arguments.shard_tokens)

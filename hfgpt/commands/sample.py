@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from hfgpt.base import loading, threads
 from hfgpt.base.command import Reader, at_least, number, whole
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _
+from hfgpt.base.files import expanded, open_text
+from hfgpt.base.language import _, strerror
 from hfgpt.base.terminal import for_output, say
 from hfgpt.inference.exported import check_folder, left_out, load_folder
 from hfgpt.inference.sampling import Sampling, generate_many
@@ -80,7 +80,7 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         elif name == "-":
             text = sys.stdin.read(LONGEST_PROMPT + 1)
         else:
-            with open(os.path.expanduser(name), encoding="utf-8", newline="") as file:
+            with open_text(expanded(name), "utf-8", newline="") as file:
                 text = file.read(LONGEST_PROMPT + 1)
         text.encode()
         if len(text) > LONGEST_PROMPT:
@@ -89,6 +89,6 @@ def read_prompt(arguments: argparse.Namespace) -> str:
     except UnicodeError:
         reason = _("it is not UTF-8")
     except (OSError, ValueError) as error:
-        reason = str(error)
+        reason = strerror(error) if isinstance(error, OSError) else str(error)
     shown = repr(arguments.prompt if name is None else name)
     raise InputError("{key} = {value}: cannot be read as text: {reason}", key=key, value=shown, reason=reason)

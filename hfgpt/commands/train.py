@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from hfgpt import config as configs
 from hfgpt.base import loading, threads
 from hfgpt.base.command import Arguments, Reader, typed
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import expanded
 from hfgpt.base.language import _
 from hfgpt.base.launch import launch
 from hfgpt.base.machine import process_began
@@ -131,7 +131,7 @@ def find_recipe(arguments: Arguments) -> tuple[str | None, list[str]]:
     if arguments.branch_from and recipe is None:
         recipe = str(arguments.branch_from.parent)
     if isinstance(arguments.resume, origin.HubRun):
-        folder = Path(typed or f"out/{arguments.resume.name}").expanduser()
+        folder = expanded(typed or f"out/{arguments.resume.name}")
         if not arguments.faults:
             origin.bring(arguments.resume, folder)
         return recipe or str(folder), [*overrides, *([] if typed else [f"--out_dir={folder}"])]

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.files import check_regular
+from hfgpt.base.files import check_regular, open_text
 from hfgpt.base.language import N_, _, listed, strerror
 from hfgpt.config import nanogpt
 from hfgpt.config.yaml_text import LIMIT, RecipeLoader, in_plain_words
@@ -118,7 +118,7 @@ def _read(path: Path, shown: str) -> str:
     try:
         if path.name == "recipe.yaml":  # a run folder's; another may come from a pipe
             check_regular(path)
-        with path.open(encoding="utf-8-sig") as file:
+        with open_text(path, "utf-8-sig") as file:
             text = file.read(LIMIT + 1)
     except FileNotFoundError:
         shipped = shipped_recipes()

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.files import replacing
+from hfgpt.base.files import expanded, replacing
 from hfgpt.base.terminal import say_reading
 from hfgpt.config import Config
 from hfgpt.config.nanogpt import holds_bins
@@ -54,7 +54,7 @@ class Bins:
 
 def find_bins(config: Config) -> Bins | None:
     """Return the token files that `dataset` names; None if it names texts."""
-    path = Path(config.dataset).expanduser()
+    path = expanded(config.dataset)
     if path.is_dir():
         return _in_folder(path)
     if path.is_file() and _is_bin(path):
@@ -73,7 +73,7 @@ def tokens_here(config: Config) -> tuple[int, bool] | None:
 
     None if `dataset` does not name token files here. Reads only the headers, and does not use the network.
     """
-    path = Path(config.dataset).expanduser()
+    path = expanded(config.dataset)
     if not path.exists() and not any(letter in config.dataset for letter in "*?["):
         return None
     if (files := find_bins(config)) is None:

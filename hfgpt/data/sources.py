@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError, first_line
+from hfgpt.base.files import expanded
 from hfgpt.base.language import _, listed
 from hfgpt.base.terminal import say_reading
 from hfgpt.config import EMBEDDED_DATASET, Config
@@ -95,7 +96,7 @@ def local_files(name: str) -> tuple[Path, list[Path]] | None:
     Raises:
         InputError: it looks like a path, but no file matches.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         if paths := files_below(path, kind_of):
             return path, paths

@@ -15,12 +15,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from hfgpt.base.errors import InputError, first_line
+from hfgpt.base.files import expanded
 from hfgpt.base.language import _
 from hfgpt.data.tokenizer_file import check_file, faults_as_messages, panics_as_messages
 
@@ -110,7 +110,7 @@ def load(name: str) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer, GPT2TokenizerFast
 
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     bare = (folder / "vocab.json").is_file() and not (folder / "tokenizer.json").is_file()
     source = str(folder) if folder.is_dir() else name
     check_file(folder / "tokenizer.json")

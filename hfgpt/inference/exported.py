@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError, first_line
+from hfgpt.base.files import expanded
 from hfgpt.base.language import _, listed
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.tokenizer import token_ids
@@ -31,7 +32,7 @@ def check_folder(folder: str | Path) -> Path:
     Raises:
         InputError: it does not; the message says what is missing and how to get it.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     if not path.is_dir():
         if path.exists():
             raise InputError("{folder!r}: is a file, not a run folder", folder=str(folder))

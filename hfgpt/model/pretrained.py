@@ -14,6 +14,7 @@ from torch import nn
 from transformers import GPT2LMHeadModel
 
 from hfgpt.base.errors import InputError, first_line
+from hfgpt.base.files import expanded
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say_reading
 from hfgpt.config import Config
@@ -44,7 +45,7 @@ def load(config: Config) -> GPT2LMHeadModel:
 
 def _folder(source: str) -> Path:
     """Return a local folder, or the folder of the files downloaded from the Hub."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         return folder
     say_reading(source)

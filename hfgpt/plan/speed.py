@@ -19,7 +19,7 @@ from typing import Any
 
 from hfgpt.base import machine as hardware
 from hfgpt.base.errors import UNREADABLE
-from hfgpt.base.files import replace_file
+from hfgpt.base.files import expanded, replace_file
 from hfgpt.base.language import _
 
 FRESH = 30 * 86400  # seconds for which a measurement is valid
@@ -145,7 +145,7 @@ def _key() -> str:
 
 
 def _path() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfgpt" / "speed.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or expanded("~/.cache")) / "hfgpt" / "speed.json"
 
 
 _unwritten: dict[Path, Speed] = {}  # what could not be cached, by the file in which it belongs
@@ -173,6 +173,8 @@ def _is_measured(name: str, value: Any) -> bool:
 def _write(speed: Speed) -> None:
     path = _path()
     try:
+        if not path.is_absolute():  # the user has no home folder
+            raise FileNotFoundError
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(asdict(speed)))
     except OSError:  # the next plan takes a quarter of a second longer

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgpt.base.errors import UNREADABLE, InputError
+from hfgpt.base.files import expanded
 from hfgpt.base.language import _
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.config.mix import corpora
@@ -249,7 +250,7 @@ def _read_json(name: str, file: str) -> dict[str, Any] | None:
 
 def _at_hand(name: str, file: str) -> Path | None:
     """Return the path of a file in a folder or a cached Hub repository; None if it is not available."""
-    path = Path(name).expanduser() / file
+    path = expanded(name) / file
     if path.parent.is_dir():
         return path if path.is_file() else None
     from huggingface_hub import try_to_load_from_cache

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hfgpt.base.files import sha256
+from hfgpt.base.files import expanded, sha256
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.data.sources import EMBEDDED
 from hfgpt.runs.laws import Prediction
@@ -92,7 +92,7 @@ def identity_of(config: Config) -> dict[str, Any]:
 
 def data_of(config: Config) -> str | None:
     """Return the SHA-256 of a recipe's text: the embedded one or a single file; None for anything else."""
-    path = EMBEDDED if config.dataset == EMBEDDED_DATASET else Path(str(config.dataset)).expanduser()
+    path = EMBEDDED if config.dataset == EMBEDDED_DATASET else expanded(str(config.dataset))
     try:
         return _sum(path) if path.is_file() and path.stat().st_size <= LARGEST else None
     except (OSError, ValueError):

@@ -25,6 +25,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import expanded
 from hfgpt.base.lock import FolderLock
 from hfgpt.inference.exported import check_folder
 from hfgpt.runs import card, metrics
@@ -190,7 +191,7 @@ def pull(
         InputError: the folder is in use; there is no such repository or revision; it holds no GPT-2.
         HubError: there is no network, or the Hub failed.
     """
-    target = Path(os.path.abspath(Path(folder).expanduser()))
+    target = Path(os.path.abspath(expanded(folder)))
     gathering = _gathering(target, repo_id, revision)
     if target.exists() and (not target.is_dir() or any(path != gathering for path in target.iterdir())):
         raise InputError("{folder!r}: is in use already; name a new folder", folder=str(folder))

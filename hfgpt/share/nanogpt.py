@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.files import filled_at_once, filling
+from hfgpt.base.files import expanded, filled_at_once, filling
 from hfgpt.base.language import _, listed, strerror
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.meta import BYTE_IDS, char_tokenizer, read_meta
@@ -68,11 +68,11 @@ def import_checkpoint(
     Raises:
         InputError: the checkpoint, the vocabulary or the folder cannot be used; nothing was written.
     """
-    target = Path(folder).expanduser()
+    target = expanded(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError("{folder!r}: is in use already; name a new folder", folder=str(folder))
-    loaded = _load(Path(checkpoint).expanduser())
-    own = _tokenizer_for(Path(checkpoint).expanduser(), loaded, meta, tokenizer)
+    loaded = _load(expanded(checkpoint))
+    own = _tokenizer_for(expanded(checkpoint), loaded, meta, tokenizer)
     gpt2 = _to_gpt2(loaded, own.eos_token_id)
     check_finite(gpt2, checkpoint)
     if len(own) > gpt2.config.vocab_size:
@@ -231,7 +231,7 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
         InputError: the folder holds no exported GPT-2, or `target` holds a ckpt.pt.
     """
 
-    out = Path(target).expanduser()
+    out = expanded(target)
     for name in ("ckpt.pt", "meta.pkl"):
         if (out / name).exists():
             raise InputError("{file!r}: exists already; name another folder", file=str(out / name))

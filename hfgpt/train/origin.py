@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import expanded
 from hfgpt.base.language import _
 from hfgpt.base.lock import FolderLock, Holder
 from hfgpt.base.terminal import say, say_reading
@@ -54,7 +55,7 @@ def hub_run(text: str) -> HubRun:
 
 def branch(text: str) -> Path:
     """Parse the path of a checkpoint folder; raises ValueError that states the format."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not _CHECKPOINT.fullmatch(path.name) or not path.is_dir():
         raise ValueError(_("must be a checkpoint of a run, such as out/standard/checkpoint-600"))
     return path

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.files import check_regular
+from hfgpt.base.files import check_regular, expanded
 from hfgpt.data.tokenizer import token_ids
 from hfgpt.model.gpt2 import IGNORED
 from hfgpt.train.collective import total
@@ -36,7 +36,7 @@ def names_of(eval_tasks: str | None) -> tuple[list[Path], list[str]]:
     """Split a recipe's `eval_tasks` at its commas into files of questions and tasks of the harness."""
     names = [name.strip() for name in (eval_tasks or "").split(",") if name.strip()]
     files = [name for name in names if name.endswith(".jsonl")]
-    return [Path(name).expanduser() for name in files], [name for name in names if name not in files]
+    return [expanded(name) for name in files], [name for name in names if name not in files]
 
 
 def load(eval_tasks: str | None, tokenizer: PreTrainedTokenizerBase, block_size: int) -> dict[str, list[Question]]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import io
+import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,29 @@ def test_a_folder_is_filled_at_once_or_not_at_all(tmp_path: Path, exists: bool) 
         assert not list(folder.glob("*"))
     fill(None)
     assert sorted(path.name for path in folder.iterdir()) == ["a", "b"]
+
+
+def test_a_pipe_is_read_to_its_end_however_slow_its_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WRITER", 0.2)
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+
+    def write() -> None:
+        with open(path, "w", encoding="utf-8") as pipe:
+            time.sleep(0.5)
+            pipe.write("你")
+            pipe.flush()
+            time.sleep(0.1)
+            pipe.write("好\r\n")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with files.open_text(path, "utf-8", newline="") as text:
+        assert text.read() == "你好\r\n"
+    writer.join()
+
+
+def test_the_home_of_nobody_is_a_name_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert files.expanded("~/x") == Path("/home/ada/x")
+    assert files.expanded("~nobody-here/x") == Path("~nobody-here/x")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from hfgpt.base import files
 from hfgpt.base.errors import InputError
 from hfgpt.commands import sample
 
@@ -55,3 +57,12 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     path.write_bytes("你好".encode("gbk"))
     with pytest.raises(InputError, match="it is not UTF-8"):
         prompt(f"--prompt_file={path}")
+
+
+def test_a_pipe_that_nobody_writes_into_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WRITER", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"pipe': cannot be read as text: a pipe into which no process writes"):
+        prompt(f"--prompt_file={tmp_path / 'pipe'}")
+    with pytest.raises(InputError, match=r"prompt_file = '~nobody-here/x': cannot be read as text: No such file"):
+        prompt("--prompt_file=~nobody-here/x")
