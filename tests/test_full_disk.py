@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import files_of_at_most
 
 from hfgpt import config
 from hfgpt.base import shell
@@ -52,17 +51,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
     with contextlib.chdir(place):
         assert typed("export_nanogpt", "run", "nanogpt")[0] == 0
     return place
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """No file grows beyond so many bytes inside."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def typed(name: str, *words: str) -> tuple[Any, str]:

@@ -13,6 +13,7 @@ import os
 import re
 import select
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,26 @@ def new_file(target: str | Path) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise InputError("{file!r}: cannot be written: {reason}", file=str(path), reason=strerror(error)) from None
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Check, before long work, that a folder can be made or written in; makes nothing.
+
+    Raises:
+        InputError: it cannot; names the option `key`.
+    """
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    try:
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(
+            "{key} = {folder!r}: cannot be written: {reason}", key=key, folder=str(folder), reason=strerror(error)
+        ) from None
 
 
 @contextmanager

@@ -108,16 +108,22 @@ class FolderLock:
         """Check that this process still holds the folder.
 
         Raises:
-            Failure: another process took it over while this one was suspended or cut off.
+            Failure: the folder has gone, or another process took it over while this one was suspended or cut off.
         """
         if self._holder is None:
             return
         holder, _silent = self._read()
-        if holder is None or holder.token != self._holder.token:
+        if holder is None:
+            raise Failure(
+                "{folder}: was moved or deleted while this process worked in it, or its file {file} was",
+                folder=self._path.parent,
+                file=self._path.name,
+            )
+        if holder.token != self._holder.token:
             raise Failure(
                 "{folder}: was taken over by {holder} while this process was suspended or cut off from the disk",
                 folder=self._path.parent,
-                holder=holder or _("another process"),
+                holder=holder,
             )
 
     def release(self) -> None:

@@ -107,6 +107,12 @@ def local_files(name: str) -> tuple[Path, list[Path]] | None:
         )
     if path.is_file():
         return path.parent, [path]
+    if path.exists() or path.is_symlink():
+        raise InputError(
+            "dataset = {name!r}: is neither a file nor a folder, but a pipe, a device or a broken link\n"
+            "    → copy the text into a file",
+            name=name,
+        )
     if any(letter in name for letter in "*?["):
         if paths := files_of_glob(str(path)):
             return glob_root(str(path)), paths

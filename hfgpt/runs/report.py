@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hfgpt.base.files import replace_file
+from hfgpt.base.files import check_writable, replace_file
 from hfgpt.base.language import N_, _
 from hfgpt.base.units import duration, quantity
 from hfgpt.config import unit_of
@@ -32,8 +32,12 @@ def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> P
         comparison: what to compare.
         folder: created if missing; files of an earlier report are replaced.
         samples: whether to show a text from each model (up to 8), sampled with the same seed; imports torch.
+
+    Raises:
+        InputError: the folder cannot be written.
     """
     folder = Path(folder)
+    check_writable(folder, "out_dir")
     folder.mkdir(parents=True, exist_ok=True)
     if samples:
         _sample(comparison.entries)

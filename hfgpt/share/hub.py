@@ -25,7 +25,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.files import expanded
+from hfgpt.base.files import disk_errors, expanded
 from hfgpt.base.lock import FolderLock
 from hfgpt.inference.exported import check_folder
 from hfgpt.runs import card, metrics
@@ -214,7 +214,7 @@ def _gathering(target: Path, repo_id: str, revision: str | None) -> Path:
 
 def _gather(repo_id: str, gathering: Path, revision: str | None, newest: bool, api: HfApi | None) -> None:
     api = api or HfApi()
-    with explained(repo_id, api):
+    with explained(repo_id, api), disk_errors(gathering):
         checkpoints = [CHECKPOINTS]
         if newest:
             remote = patiently(lambda: api.list_repo_files(repo_id, revision=revision))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import check_writable
 from hfgpt.base.language import _
 from hfgpt.base.units import rounded
 from hfgpt.config import Config
@@ -61,6 +62,7 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
         raise InputError(
             "picture = {file!r}: exists already, and is not a PNG file → name another file", file=str(picture)
         )
+    check_writable(picture.parent, "picture")
     rates, losses = _train(config, [LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1)) for i in range(steps)])
     rate, reason = suggest(rates, losses)
     plots.range_test(rates, losses, rate, reason, picture)

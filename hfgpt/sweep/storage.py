@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.files import check_regular, replace_file
-from hfgpt.base.language import _, listed, strerror
+from hfgpt.base.files import check_regular, check_writable, replace_file
+from hfgpt.base.language import _, listed
 from hfgpt.base.lock import FolderLock, Holder, holder_of, machine
 from hfgpt.base.machine import began
 from hfgpt.base.terminal import say
@@ -53,13 +53,10 @@ class Storage:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._optuna, self._sweep = optuna, sweep
         self._by_name = {trial.name: trial for trial in sweep.trials}
-        try:
-            for name in ("locks", "logs", "trials"):
-                (sweep.folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                "out_dir = {folder!r}: cannot be written: {reason}", folder=str(sweep.folder), reason=strerror(error)
-            ) from None
+        for name in ("locks", "logs", "trials"):
+            check_writable(sweep.folder / name, "out_dir")
+        for name in ("locks", "logs", "trials"):
+            (sweep.folder / name).mkdir(parents=True, exist_ok=True)
         with self.lock():
             check_folder(sweep)
             journal = sweep.folder / "journal.log"
@@ -108,7 +105,9 @@ class Storage:
                 trial = self._by_name.get(frozen.user_attrs.get("name"))
                 lock = self._lock_of(trial) if trial else None
                 if trial and lock:
-                    return Claim(trial, self._optuna.trial.Trial(self.study, frozen._trial_id), lock, self)
+                    optuna_trial = self._optuna.trial.Trial(self.study, frozen._trial_id)
+                    self._suggest(trial, optuna_trial)  # the dead process may not have come to it
+                    return Claim(trial, optuna_trial, lock, self)
             if self._in_state("WAITING"):
                 optuna_trial = self.study.ask()
                 trial = self._by_name[optuna_trial.user_attrs["name"]]

@@ -13,7 +13,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -97,8 +98,12 @@ def _last_words(log: Path) -> str:
     return N_("it printed nothing")
 
 
-def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: str) -> float:
-    """Return the seconds per step, the median of a short run in `folder`/probes; NaN if that run fails."""
+def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: str, signals: Signals) -> float:
+    """Return the seconds per step, the median of a short run in `folder`/probes; NaN if that run fails.
+
+    Raises:
+        Stopped: a signal came, and the run has ended.
+    """
     probe = config.model_copy(
         update={"max_iters": PROBE_STEPS, "eval_interval": PROBE_STEPS, "eval_iters": 1, "log_interval": 1,
                 "warmup_iters": 1, "batch_warmup_iters": 0, "lr_decay_iters": PROBE_STEPS, "sample_prompt": "",
@@ -107,7 +112,10 @@ def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: s
     recipe = folder / "recipes" / f"probe-{name}.yaml"
     write_recipe(recipe, probe)
     with (folder / "logs" / f"probe-{name}.log").open("w") as out:
-        subprocess.run([sys.executable, *train, str(recipe), "--overwrite"], stdout=out, stderr=out, check=False)
+        process = spawn([*train, str(recipe), "--overwrite"], out)
+        with signals.passed_on(process):
+            process.wait()
+    signals.check()
     try:
         speeds = series(read(probe.run_dir / FILE_NAME), "tokens_per_second")[1]
     except InputError:
@@ -138,17 +146,33 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
-        self.child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._previous: dict[int, Any] = {}
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.received = self.received or number
         self.stop_child()
 
+    @contextmanager
+    def passed_on(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        """Forward signals to this training inside, also one that came while it was being started."""
+        self._child = process
+        if self.received:
+            self.stop_child()
+        try:
+            yield
+        finally:
+            self._child = None
+
     def stop_child(self) -> None:
         """Ask the current training to stop."""
-        if self.child is not None and self.child.poll() is None:
-            ask_to_stop(self.child)
+        if self._child is not None and self._child.poll() is None:
+            ask_to_stop(self._child)
+
+    def check(self) -> None:
+        """Raise Stopped if a signal came."""
+        if self.received:
+            raise Stopped(self.received)
 
     def __enter__(self) -> Signals:
         for number in PASSED_ON:

@@ -81,8 +81,7 @@ def _run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> Path
                 with claim:
                     config = _config(sweep, claim, seconds)
                     _run_trial(sweep, claim, config, train, signals, progress)
-            if signals.received:
-                raise Stopped(signals.received)
+            signals.check()
     with storage.lock():
         return report.write(sweep, storage.outcomes())
 
@@ -104,11 +103,12 @@ def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None
         if missing:
             say(plural("measuring a step of {n} setting", "measuring a step of {n} settings", len(missing)))
         measured: dict[str, list[float]] = {setting: [] for setting in missing}
-        for _round in range(PROBE_ROUNDS):
-            for setting, trial in missing.items():
-                measured[setting].append(
-                    training.seconds_per_step(train, sweep.config(trial), sweep.folder, trial.name)
-                )
+        with Signals() as signals:  # not before: Ctrl-C must end the wait above
+            for _round in range(PROBE_ROUNDS):
+                for setting, trial in missing.items():
+                    measured[setting].append(
+                        training.seconds_per_step(train, sweep.config(trial), sweep.folder, trial.name, signals)
+                    )
         known |= {setting: min(times) for setting, times in measured.items() if all(map(math.isfinite, times))}
         replace_file(path, json.dumps(known, indent=2) + "\n")
     return known
@@ -131,16 +131,16 @@ def _run_trial(
     log = sweep.folder / "logs" / f"{trial.name}.log"
     child = training.start(train, config, sweep.folder / "recipes" / f"{trial.name}.yaml", log)
     claim.note_process(child.pid)
-    signals.child, pruned = child, False
-    while child.poll() is None:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(POLL_SECONDS)
-        claim.report(training.records(config.run_dir), config.max_iters)
-        if sweep.prune and not pruned and claim.is_hopeless():
-            pruned = True
-            signals.stop_child()
-        progress.show(trial)
-    signals.child = None
+    pruned = False
+    with signals.passed_on(child):
+        while child.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(POLL_SECONDS)
+            claim.report(training.records(config.run_dir), config.max_iters)
+            if sweep.prune and not pruned and claim.is_hopeless():
+                pruned = True
+                signals.stop_child()
+            progress.show(trial)
     written = training.records(config.run_dir)
     claim.report(written, config.max_iters)
     if signals.received:

@@ -41,6 +41,14 @@ def explained(run: Run, position: dict[str, Any] | None = None) -> Iterator[None
     except BrokenPipeError:  # the reader of the output has closed it, which is not a disk error
         raise
     except OSError as error:
+        if not run.folder.is_dir():
+            message = _(
+                "step {step}: {folder} has gone: it was moved or deleted, or its disk is not mounted any more\n"
+                "    → bring it back, or name its new place in what follows",
+                step=run.progress.step,
+                folder=run.folder,
+            )
+            raise failed(run, message) from error
         reason = os_error_text(error)
         raise failed(run, _("step {step}: writing failed: {error}", step=run.progress.step, error=reason)) from error
     except RuntimeError as error:

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from hfgpt.base import files
+from hfgpt.base.errors import InputError
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -129,3 +130,13 @@ def test_the_home_of_nobody_is_a_name_like_any_other(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", "/home/ada")
     assert files.expanded("~/x") == Path("/home/ada/x")
     assert files.expanded("~nobody-here/x") == Path("~nobody-here/x")
+
+
+def test_a_folder_that_cannot_be_made_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "broken").symlink_to("nowhere")
+    files.check_writable(tmp_path / "new" / "folder", "out_dir")
+    for name in ("file", "file/below", "broken", "broken/below"):
+        with pytest.raises(InputError, match=rf"^out_dir = '.*{name}': cannot be written: Not a directory"):
+            files.check_writable(tmp_path / name, "out_dir")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "file"]

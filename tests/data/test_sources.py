@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,7 +48,11 @@ def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, object], str]]:
     pq.write_table(pa.table({"text": [1, 2]}), folder / "number.parquet")
     pq.write_table(pa.table({"body": ["a"], "title": ["b"]}), folder / "other.parquet")
     (folder / "p.parquet.gz").write_bytes(b"")
+    (folder / "broken.txt").symlink_to("gone.txt")
+    os.mkfifo(folder / "pipe.txt")
     expected = {
+        "broken.txt": "a pipe, a device or a broken link",
+        "pipe.txt": "a pipe, a device or a broken link",
         "empty.txt": "is empty",
         "empty": "holds no text",
         "binary.txt": r"not UTF-8 text \(at byte 0\)",

@@ -213,6 +213,14 @@ def test_the_report_holds_every_run_and_picture(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.tmp"))
 
 
+def test_a_report_that_has_no_place_is_refused(tmp_path: Path) -> None:
+    made = entries(tmp_path, "learning_rate", {1e-4: 2.2, 1e-3: 1.8})
+    (tmp_path / "broken").symlink_to("nowhere")
+    for wrong in (tmp_path / "0.001" / "recipe.yaml", tmp_path / "broken"):
+        with pytest.raises(InputError, match=r"^out_dir = .*: cannot be written: Not a directory"):
+            report.write(Comparison("Rates", made), wrong)
+
+
 def test_runs_of_other_programs_can_be_compared(tmp_path: Path) -> None:
     found = compare.of_folders([CURVES / "nanogpt_issue_97.log", CURVES / "healthy.seed_0"])
     assert [entry.label for entry in found.entries] == ["nanogpt_issue_97", "healthy.seed_0"]

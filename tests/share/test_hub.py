@@ -18,6 +18,7 @@ import hub_server
 import huggingface_hub
 import numpy as np
 import pytest
+from conftest import files_of_at_most
 from huggingface_hub import HfApi
 from safetensors.numpy import load, save
 
@@ -385,6 +386,19 @@ def test_a_pull_that_failed_leaves_no_folder_and_goes_on(server: hub_server.Hub,
     before = server.asked("GET", "/resolve/.*tokenizer_config.json")
     assert hub.pull(REPO, tmp_path / "pulled", api=client(server)).is_dir()
     assert server.asked("GET", "/resolve/.*tokenizer_config.json") == before == 1
+
+
+@pytest.mark.parametrize("size", [0, 50, 3000])
+def test_a_pull_onto_a_full_disk_is_one_message_and_goes_on(
+    server: hub_server.Hub, run: Path, tmp_path: Path, size: int
+) -> None:
+    hub.push(run, REPO, api=client(server))
+    target = tmp_path / "pulled"
+    with files_of_at_most(size), pytest.raises(InputError, match=r"pulled.*: cannot be .*: File too large"):
+        hub.pull(REPO, target, api=client(server))
+    assert not target.exists()
+    hub.pull(REPO, target, api=client(server))
+    assert (target / "model.safetensors").read_bytes() == MODEL_FILES["model.safetensors"]
 
 
 def test_what_cannot_be_pulled_is_one_message(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:

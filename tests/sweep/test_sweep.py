@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import using
 from hfgpt.sweep import reading as sweep
-from hfgpt.sweep import storage, trials
+from hfgpt.sweep import storage, training, trials
 from hfgpt.sweep.definition import Sweep, equalised
 
 ROOT = Path(__file__).parents[2]
@@ -383,16 +383,18 @@ RUNNER = """
 import sys
 from pathlib import Path
 from hfgpt.sweep import reading as sweep, trials
+recipe, folder, script, *words = sys.argv[1:]
+options = {"equal": "time"} if words else {}
 try:
-    trials.run(sweep.define(sys.argv[1], ["--learning_rate=0.1,0.2,0.3"], {"out_dir": sys.argv[2]}), [sys.argv[3]])
+    trials.run(sweep.define(recipe, ["--learning_rate=0.1,0.2,0.3", *words], {"out_dir": folder, **options}), [script])
 except trials.Stopped as stopped:
     sys.exit(128 + stopped.number)
 """
 
 
-def begin(made: Sweep, script: Path) -> subprocess.Popen[bytes]:
+def begin(made: Sweep, script: Path, *words: str) -> subprocess.Popen[bytes]:
     recipe = script.with_name("small.yaml")
-    return subprocess.Popen([sys.executable, "-c", RUNNER, str(recipe), str(made.folder), str(script)])
+    return subprocess.Popen([sys.executable, "-c", RUNNER, str(recipe), str(made.folder), str(script), *words])
 
 
 def steps_of(made: Sweep, name: str) -> list[int]:
@@ -455,6 +457,43 @@ def test_slurms_signal_stops_politely_and_nohup_is_heeded(
     assert storage.training(made.folder / "locks" / f"{first}.json") is None
     assert begin(made, stand_in()).wait(60) == 0
     assert attempts(made) == [2, 1]
+
+
+@pytest.mark.e2e
+def test_a_stop_while_steps_are_measured_leaves_no_process(define: Callable[..., Sweep], tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    held = STAND_IN.replace("DELAY", "600 if step == 5 else 0").replace('assert sys.argv[2:] == ["--resume"]', "")
+    script.write_text(held)
+    made = define("--learning_rate=0.1,0.2,0.3", "--max_time=2s", equal="time")
+    process, record = begin(made, script, "--max_time=2s"), made.folder / "probes" / names(made)[0] / "metrics.jsonl"
+    wait_for(lambda: record.exists() and '"step": 5' in record.read_text())
+    [measuring] = psutil.Process(process.pid).children()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert not measuring.is_running()
+    script.write_text(held.replace("600", "0"))
+    assert begin(made, script, "--max_time=2s").wait(60) == 0
+    assert [row["outcome"] for row in report(made)["runs"]] == ["finished"] * 3
+
+
+def test_a_signal_while_a_training_starts_reaches_it() -> None:
+    with training.Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        with signals.passed_on(process):
+            assert process.wait(60) == -signal.SIGTERM
+        with pytest.raises(training.Stopped):
+            signals.check()
+
+
+def test_a_trial_that_was_claimed_and_no_more_keeps_its_parameters(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path]
+) -> None:
+    """A sweep that was killed right after Optuna handed out a trial: the dashboard shows its values later."""
+    made = define("--learning_rate=0.1,0.2")
+    storage.Storage(made).study.ask()
+    trials.run(made, [str(stand_in())], lambda _: None)
+    assert [t.params for t in study(made).get_trials()] == [{"learning_rate": 0.1}, {"learning_rate": 0.2}]
 
 
 def test_a_clock_that_is_set_leaves_a_training_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
