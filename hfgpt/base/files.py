@@ -161,6 +161,12 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, N_("not a file"), str(path))
 
 
+def read_regular(path: Path) -> str:
+    """Return the text of a file that a run or a sweep wrote. Raises OSError: it is not a file, or cannot be read."""
+    check_regular(path)
+    return path.read_text(encoding="utf-8")
+
+
 def expanded(path: str | Path) -> Path:
     """Return a path with `~` replaced by the home folder; unchanged where there is no such user."""
     return Path(os.path.expanduser(path))

@@ -214,8 +214,10 @@ def serve(
         train: the arguments of `python` that train a recipe; empty: the page does not start runs.
 
     Raises:
-        InputError: the recipe, the port or the address cannot be used.
+        InputError: the folder, the recipe, the port or the address cannot be used.
     """
+    if os.path.lexists(folder) and not Path(folder).is_dir():
+        raise InputError("{folder!r}: is not a folder → name the folder that holds the runs", folder=str(folder))
     with listen(host, port) as listening:
         page = Page(folder, recipe, language, train)
         local = host in LOOPBACK

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,7 +216,11 @@ def _last(records: Sequence[metrics.Record], key: str) -> float | None:
 
 def find(folder: Path, file: str) -> dict[str, Path]:
     """Return the folders up to three levels deep that hold a file, by relative name, newest first."""
-    paths = [path for depth in ("", "*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{file}")]
-    dated = sorted(((path.stat().st_mtime, path.parent) for path in paths if path.is_file()), reverse=True)
+    dated = list[tuple[float, Path]]()
+    for path in [path for depth in ("", "*/", "*/*/", "*/*/*/") for path in folder.glob(f"{depth}{file}")]:
+        with suppress(OSError):  # a run may be removed meanwhile
+            if path.is_file():
+                dated.append((path.stat().st_mtime, path.parent))
+    dated.sort(reverse=True)
     inside = [path for _time, path in dated if not any(part.startswith("checkpoint-") for part in path.parts)]
     return {str(path.relative_to(folder)) if path != folder else path.resolve().name: path for path in inside}

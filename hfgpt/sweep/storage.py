@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from hfgpt.base.errors import UNREADABLE, InputError
-from hfgpt.base.files import check_regular, check_writable, replace_file
+from hfgpt.base.files import check_regular, check_writable, read_regular, replace_file
 from hfgpt.base.language import _, listed
 from hfgpt.base.lock import FolderLock, Holder, holder_of, machine
 from hfgpt.base.machine import began
@@ -71,16 +71,30 @@ class Storage:
                     if sweep.prune
                     else optuna.pruners.NopPruner(),
                 )
+                self._check_trials()
             except (*UNREADABLE, AssertionError, OSError, optuna.exceptions.OptunaError) as error:
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                     raise
                 raise InputError("{path}: is not a sweep's record → name another --out_dir", path=journal) from None
+            # The definition comes first: what an interruption leaves in the journal must not meet another sweep.
+            replace_file(sweep.folder / "sweep.json", json.dumps(_identity(sweep), indent=2, default=str) + "\n")
             outcomes = self.outcomes()
             for trial in sweep.trials:
                 outcome = outcomes.get(trial.name)
                 if outcome is None or (sweep.retry_failed and outcome.startswith("failed")):
                     self.study.enqueue_trial(trial.values, user_attrs={"name": trial.name})
-            replace_file(sweep.folder / "sweep.json", json.dumps(_identity(sweep), indent=2, default=str) + "\n")
+
+    def _check_trials(self) -> None:
+        """Check what this module stores with each trial.
+
+        Raises:
+            ValueError: it stored something else, or another sweep did.
+        """
+        for trial in self.study.get_trials(deepcopy=False):
+            noted = trial.user_attrs
+            kinds = isinstance(noted.get("outcome", ""), str), type(noted.get("reported", 0)) is int
+            if noted["name"] not in self._by_name or not all(kinds):
+                raise ValueError(noted)
 
     def lock(self) -> FolderLock:
         """Take the lock of the whole folder, for brief work."""
@@ -108,7 +122,9 @@ class Storage:
                     optuna_trial = self._optuna.trial.Trial(self.study, frozen._trial_id)
                     self._suggest(trial, optuna_trial)  # the dead process may not have come to it
                     return Claim(trial, optuna_trial, lock, self)
-            if self._in_state("WAITING"):
+            waiting = self._in_state("WAITING")
+            # Optuna hands out the first; another process may have started a longer sweep in this folder.
+            if waiting and waiting[0].user_attrs.get("name") in self._by_name:
                 optuna_trial = self.study.ask()
                 trial = self._by_name[optuna_trial.user_attrs["name"]]
                 self._suggest(trial, optuna_trial)
@@ -235,7 +251,7 @@ def check_folder(sweep: Sweep) -> None:
     if not path.exists():
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json.loads(read_regular(path))
         trials = [{"seed": None, **trial, "title": ""} for trial in before["trials"]]
     except (OSError, *UNREADABLE):
         raise InputError("{path}: is not a sweep's record → name another --out_dir", path=path) from None
@@ -283,7 +299,7 @@ def note_training(path: Path, pid: int) -> None:
 def training(path: Path) -> psutil.Process | None:
     """Return the recorded process while it trains. One on another machine is assumed to have ended with its sweep."""
     try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
+        noted = json.loads(read_regular(path))
         alive = began(noted["pid"])
         if noted["host"] != machine() or alive is None or abs(alive - noted["started"]) > 1:
             return None

@@ -23,7 +23,7 @@ import psutil
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
-from hfgpt.base.files import replace_file
+from hfgpt.base.files import check_regular, replace_file
 from hfgpt.base.language import N_, VARIABLE, _, current
 from hfgpt.config import Config
 from hfgpt.runs.compare import Entry
@@ -58,6 +58,7 @@ PROBE_STEPS = 20  # steps of a probe that measures the step time, for equal time
 def start(train: Sequence[str], config: Config, recipe: Path, log: Path) -> subprocess.Popen[bytes]:
     """Start or resume a training, in its own session, so that Ctrl-C reaches it only once, through the sweep."""
     write_recipe(recipe, config)
+    check_regular(log)
     with log.open("a") as out:
         return spawn([*train, str(recipe), "--resume"], out)
 

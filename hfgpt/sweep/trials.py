@@ -21,7 +21,7 @@ from pathlib import Path
 
 from hfgpt import config as configs
 from hfgpt.base.errors import UNREADABLE
-from hfgpt.base.files import disk_errors, replace_file
+from hfgpt.base.files import disk_errors, read_regular, replace_file
 from hfgpt.base.language import _, plural
 from hfgpt.base.terminal import visible
 from hfgpt.base.units import duration
@@ -115,10 +115,10 @@ def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None
 
 
 def _known_seconds(path: Path) -> dict[str, float]:
-    """Return earlier measurements; empty if the file is damaged."""
+    """Return earlier measurements, as far as they are numbers above 0; empty if the file is damaged."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return {str(setting): float(seconds) for setting, seconds in known.items()}
+        known = json.loads(read_regular(path))
+        return {setting: float(seconds) for setting, seconds in known.items() if 0 < seconds < math.inf}
     except (OSError, *UNREADABLE):
         return {}
 

@@ -218,6 +218,7 @@ def test_a_busy_port_is_one_message(server: Server, run_script: Any) -> None:
     ("words", "said"),
     [
         (["--recipe", "nowhere.yaml"], "no such file"),
+        (["/dev/null"], "'/dev/null': is not a folder"),
         (["--port", "0"], "from 1 to 65535"),
         (["--allow", "lab.example,http://lab.example"], "must be host names without http:// and port"),
         (["--allow", "lab.example:7860"], "must be host names without http:// and port"),

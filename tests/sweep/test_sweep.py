@@ -340,6 +340,59 @@ def test_a_journal_of_something_else_is_one_message(
         trials.run(made, [str(stand_in())], lambda _: None)
 
 
+@pytest.mark.parametrize(
+    "noted", [{"name": 5}, {"name": ["x"]}, {"name": "another"}, {"outcome": 5}, {"reported": "x"}], ids=str
+)
+def test_a_journal_with_notes_of_something_else_is_one_message(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path], noted: dict[str, Any]
+) -> None:
+    made, script = define("--learning_rate=0.1,0.2"), [str(stand_in())]
+    trials.run(made, script, lambda _: None)
+    with (made.folder / "journal.log").open("a") as journal:
+        journal.write(json.dumps({"op_code": 8, "worker_id": "x", "trial_id": 0, "user_attr": noted}) + "\n")
+    with pytest.raises(InputError, match=r"journal\.log: is not a sweep's record"):
+        trials.run(made, script, lambda _: None)
+
+
+def test_a_longer_search_that_begins_beside_a_shorter_one_keeps_its_trials(define: Callable[..., Sweep]) -> None:
+    short = storage.Storage(define("--learning_rate=1e-3..1e-1", random="2"))
+    long = storage.Storage(define("--learning_rate=1e-3..1e-1", random="3"))
+    claims = [short.claim(), short.claim(), short.claim()]
+    assert [claim is not None for claim in claims] == [True, True, False]
+    assert long.claim() is not None
+
+
+def test_a_sweep_that_is_killed_at_its_start_keeps_its_folder(
+    define: Callable[..., Sweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its trials are in the journal: another sweep must not take them for its own."""
+    with monkeypatch.context() as patched:
+        patched.setattr(optuna.Study, "enqueue_trial", killed)
+        with pytest.raises(KeyboardInterrupt):
+            storage.Storage(define("--learning_rate=0.1,0.2"))
+    with pytest.raises(InputError, match="holds another sweep"):
+        storage.Storage(define("--learning_rate=0.3,0.4"))
+    assert storage.Storage(define("--learning_rate=0.1,0.2")).claim() is not None
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "NaN", "Infinity", "null", '"x"', "[" * 5000, "pipe"])
+def test_a_step_time_that_is_none_is_measured_again(define: Callable[..., Sweep], tmp_path: Path, seconds: str) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(STAND_IN.replace("DELAY", "0").replace('assert sys.argv[2:] == ["--resume"]', ""))
+    made = define("--batch_size=4,8", "--max_time=1s", equal="time")
+    made.folder.mkdir()
+    if seconds == "pipe":
+        os.mkfifo(made.folder / "seconds_per_step.json")
+    else:
+        (made.folder / "seconds_per_step.json").write_text(f'{{"batch_size=4": {seconds}}}')
+    trials.run(made, [str(script)], lambda _: None)
+    assert [row["steps"] for row in report(made)["runs"]] == [100, 100]
+
+
 @pytest.mark.parametrize("kept", [0.3, 0.99, -1, None], ids=str)
 def test_a_torn_line_of_the_journal_costs_that_line_alone(
     define: Callable[..., Sweep], stand_in: Callable[..., Path], kept: float | int | None
