@@ -4,7 +4,8 @@ In:  named tensors of a run, and actions that write them.
 Out: the actions done one after another, in the order in which they came.
 
 A write is as safe as in the foreground, since the action is the same. A disk error is raised at the next
-:meth:`Writer.look`. Tensors are copied into memory that is reused; from a CUDA card into pinned memory, which the card
+:meth:`Writer.look`; the actions behind it are left out, as in the foreground: a checkpoint must not name a model as the
+best that could not be written. Tensors are copied into memory that is reused; from a CUDA card into pinned memory, which the card
 fills at the speed of its bus.
 """
 
@@ -38,6 +39,7 @@ class Writer:
     def __init__(self, background: bool) -> None:
         self._pool = ThreadPoolExecutor(1, "write") if background else None
         self._pending = list[Future[None]]()
+        self._failed = False  # an action has, and nobody was told yet
         self._copies: dict[str, dict[str, Tensor]] = {}
         self._together: list[Callable[[], None]] | None = None  # start at the end of together()
         self._copied = set[str]()  # kinds copied inside together()
@@ -103,7 +105,7 @@ class Writer:
     def look(self) -> None:
         """Raise the error of a failed action, if there is one. Does not wait."""
         while self._pending and self._pending[0].done():
-            self._pending.pop(0).result()
+            self._take()
 
     def wait(self) -> None:
         """Wait until everything is written.
@@ -112,7 +114,7 @@ class Writer:
             OSError: something could not be written.
         """
         while self._pending:
-            self._pending.pop(0).result()
+            self._take()
 
     def close(self) -> None:
         """Let pending actions finish; never raises."""
@@ -122,7 +124,26 @@ class Writer:
     def _begin(self, action: Callable[[], None]) -> None:
         assert self._pool is not None
         with threads.unpinned():  # otherwise the thread would share the training thread's core
-            self._pending.append(self._pool.submit(action))
+            self._pending.append(self._pool.submit(self._run, action))
+
+    def _run(self, action: Callable[[], None]) -> None:
+        if not self._failed:
+            try:
+                action()
+            except BaseException:
+                self._failed = True
+                raise
+
+    def _take(self) -> None:
+        """Wait for the first action; raise its error, after cancelling those behind it."""
+        try:
+            self._pending.pop(0).result()
+        except BaseException:
+            for later in self._pending:
+                later.cancel()
+            self._pending.clear()
+            self._failed = False
+            raise
 
 
 def _fit(kept: dict[str, Tensor], tensors: Mapping[str, Tensor], touch: bool) -> None:

@@ -92,6 +92,26 @@ def test_actions_come_one_after_another_and_errors_come_up() -> None:
         writer.look()
 
 
+def test_what_was_to_be_written_after_a_failure_is_left_out() -> None:
+    """A checkpoint whose model could not be exported would name it as the best."""
+    writer, going, order = Writer(background=True), threading.Event(), []
+
+    def fail() -> None:
+        going.wait()
+        raise OSError("No space left on device")
+
+    with writer.together():
+        writer.do(fail)
+        writer.do(lambda: order.append("checkpoint"))
+    writer.do(lambda: order.append("another"))
+    going.set()
+    with pytest.raises(OSError, match="No space"):
+        writer.wait()
+    writer.do(lambda: order.append("rescued"))
+    writer.close()
+    assert order == ["rescued"]
+
+
 def test_writing_begins_when_all_is_copied() -> None:
     writer, began = Writer(background=True), threading.Event()
     with writer.together():
