@@ -4,13 +4,14 @@ In:  named tensors of a run, and actions that write them.
 Out: the actions done one after another, in the order in which they came.
 
 A write is as safe as in the foreground, since the action is the same. A disk error is raised at the next
-:meth:`Writer.look`; the actions behind it are left out, as in the foreground: a checkpoint must not name a model as the
-best that could not be written. Tensors are copied into memory that is reused; from a CUDA card into pinned memory, which the card
-fills at the speed of its bus.
+:meth:`Writer.look`, and the actions behind it are left out, as in the foreground: a checkpoint must not name as the
+best a model that could not be written. Tensors are copied into memory that is reused; from a CUDA card into pinned
+memory, which the card fills at the speed of its bus.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ class Writer:
     def __init__(self, background: bool) -> None:
         self._pool = ThreadPoolExecutor(1, "write") if background else None
         self._pending = list[Future[None]]()
-        self._failed = False  # an action has, and nobody was told yet
+        self._failed = threading.Event()  # set if an action failed; a new one once its error was raised
         self._copies: dict[str, dict[str, Tensor]] = {}
         self._together: list[Callable[[], None]] | None = None  # start at the end of together()
         self._copied = set[str]()  # kinds copied inside together()
@@ -124,25 +125,25 @@ class Writer:
     def _begin(self, action: Callable[[], None]) -> None:
         assert self._pool is not None
         with threads.unpinned():  # otherwise the thread would share the training thread's core
-            self._pending.append(self._pool.submit(self._run, action))
-
-    def _run(self, action: Callable[[], None]) -> None:
-        if not self._failed:
-            try:
-                action()
-            except BaseException:
-                self._failed = True
-                raise
+            self._pending.append(self._pool.submit(_run, action, self._failed))
 
     def _take(self) -> None:
-        """Wait for the first action; raise its error, after cancelling those behind it."""
+        """Wait for the first action, and raise its error."""
         try:
             self._pending.pop(0).result()
         except BaseException:
-            for later in self._pending:
-                later.cancel()
             self._pending.clear()
-            self._failed = False
+            self._failed = threading.Event()
+            raise
+
+
+def _run(action: Callable[[], None], failed: threading.Event) -> None:
+    """Run an action, unless one before it failed."""
+    if not failed.is_set():
+        try:
+            action()
+        except BaseException:
+            failed.set()
             raise
 
 
