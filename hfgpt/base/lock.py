@@ -5,9 +5,10 @@ Out: a :class:`FolderLock`, or an InputError that names the holder (machine, pro
 
 The lock is the file ``.lock`` in the folder, which names its holder. A hard link, which is atomic on NFS too, creates
 it with its whole content; the holder touches it every BEAT seconds. A lock is dead, and may be taken over, if its
-process on this machine has ended. A lock from another machine is dead after SILENCE seconds without a touch, by the
-file server's clock. A lock that was copied with its folder is ignored, since it names the original's inode. A holder
-that was suspended and lost its folder finds out in :meth:`FolderLock.check`.
+process on this machine has ended. If its process cannot be seen from here, since it is on another machine or hidden
+from this user, the lock is dead after SILENCE seconds without a touch, by the file server's clock. A lock that was
+copied with its folder is ignored, since it names the original's inode. A holder that was suspended and lost its folder
+finds out in :meth:`FolderLock.check`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from types import TracebackType
 from hfgpt.base.errors import UNREADABLE, Failure, InputError
 from hfgpt.base.files import disk_errors
 from hfgpt.base.language import _
-from hfgpt.base.machine import began
+from hfgpt.base.machine import began, is_hidden
 
 NAME = ".lock"
 
@@ -86,7 +87,7 @@ class FolderLock:
             holder, silent = self._read()
             if holder is None or _is_dead(holder, silent):
                 self._holder = self._write(holder)
-            elif holder.machine != machine() and silent > 2 * BEAT:
+            elif silent > 2 * BEAT:
                 time.sleep(1.0)  # it soon touches its lock or counts as dead
             elif waiting is not None:
                 if not announced and time.monotonic() - began > MOMENT:
@@ -150,6 +151,8 @@ class FolderLock:
         try:
             with disk_errors(self._path), open(temporary, "x", encoding="utf-8") as file:
                 inode = _inode(file.fileno())
+                with contextlib.suppress(OSError):  # other users must see who works here, whatever the umask
+                    temporary.chmod(0o644)
                 holder = Holder(machine(), os.getpid(), began(os.getpid()) or 0.0, time.time(), token, inode)
                 json.dump(vars(holder), file)
                 file.flush()
@@ -166,7 +169,11 @@ class FolderLock:
         return holder if last is not None and last.token == token else None
 
     def _read(self) -> tuple[Holder | None, float]:
-        """Return the holder or None, and how many seconds ago it touched the lock, if it is on another machine."""
+        """Return the holder or None, and how many seconds ago it touched the lock, if it cannot be seen from here.
+
+        Raises:
+            PermissionError: another user's lock.
+        """
         try:
             if not self._path.is_file():  # a pipe would be waited for, a device read without end
                 return None, 0.0
@@ -176,12 +183,13 @@ class FolderLock:
             datetime.fromtimestamp(holder.since)
             if [type(value) for value in vars(holder).values()] != [str, int, float, float, str, int]:
                 raise TypeError
+        except PermissionError:  # somebody's, then
+            raise
         except (OSError, *UNREADABLE):
             return None, 0.0
         if holder.inode != inode:
             return None, 0.0
-        here = holder.machine == machine()
-        return holder, 0.0 if here else _now(self._path.parent) - touched
+        return holder, 0.0 if _is_visible(holder) else _now(self._path.parent) - touched
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
@@ -191,12 +199,20 @@ class FolderLock:
 
 def holder_of(folder: Path, name: str = NAME) -> Holder | None:
     """Return the live process that holds a folder; None if nobody does."""
-    holder, silent = FolderLock(folder, name)._read()
+    try:
+        holder, silent = FolderLock(folder, name)._read()
+    except PermissionError:
+        return None
     return None if holder is None or _is_dead(holder, silent) else holder
 
 
+def _is_visible(holder: Holder) -> bool:
+    """Whether this process can tell if the holder still runs."""
+    return holder.machine == machine() and not is_hidden(holder.process)
+
+
 def _is_dead(holder: Holder, silent: float) -> bool:
-    if holder.machine != machine():
+    if not _is_visible(holder):
         return silent > SILENCE
     alive = began(holder.process)
     return alive is None or abs(alive - holder.began) > 1

@@ -61,6 +61,19 @@ def began(process: int) -> float | None:
         return None
 
 
+def is_hidden(process: int) -> bool:
+    """Whether another user's process runs that this user does not see, since /proc is mounted with hidepid."""
+    if sys.platform != "linux" or began(process) is not None:
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
 def process_began() -> float:
     """Return when this process started, on the clock of time.monotonic."""
     return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())

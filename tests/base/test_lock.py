@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -80,6 +83,46 @@ def test_a_clock_that_is_set_kills_no_holder(tmp_path: Path, monkeypatch: pytest
         assert process.stdout
         process.stdout.close()
         process.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs another user, and a mount of its own")
+def test_a_holder_that_another_user_cannot_see_holds_on() -> None:
+    """Clusters mount /proc with hidepid: the process seems to have ended. Its files may be for its own eyes."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    mask = os.umask(0o077)
+    process = another_process(folder)
+    os.umask(mask)
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    try:
+        other = context.Process(target=take_as_nobody, args=(folder, results))
+        other.start()
+        told = results.get(timeout=60)
+        other.join()
+        if told.startswith("cannot"):
+            pytest.skip(told)
+        assert f"is in use by process {process.pid}" in told
+    finally:
+        process.kill()
+        process.communicate()
+        shutil.rmtree(folder)
+
+
+def take_as_nobody(folder: Path, results: Any) -> None:
+    """Try to take a lock as another user, who sees only their own processes."""
+    libc, new_mounts, private = ctypes.CDLL(None), 0x20000, 0x40000 | 0x4000
+    if libc.unshare(new_mounts) or libc.mount(None, b"/", None, private, None):
+        return results.put("cannot unshare the mounts here")
+    if libc.mount(b"proc", b"/proc", b"proc", 0, b"hidepid=2"):
+        return results.put("cannot mount /proc here")
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        FolderLock(folder).acquire()
+        return results.put("took it")
+    except InputError as error:
+        return results.put(str(error))
 
 
 def take(folder: str, results: object, all_tried: object) -> None:
