@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,13 @@ def _remembered(path: Path, what: str, cache: Path, compute: Callable[[], str]) 
     key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}{what}"
     name = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     memory = cache / "hfgpt" / "digests" / name
-    if memory.exists():
-        return memory.read_text()
+    with suppress(OSError):
+        if known := memory.read_text():  # a power cut may leave an empty file
+            return known
     fact = compute()
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = memory.with_suffix(f".{secrets.token_hex(8)}")  # another machine may write the same entry
-    temporary.write_text(fact)
-    os.replace(temporary, memory)
+    with suppress(OSError):  # a cache that another user made, or a full disk: the next run computes it again
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memory.with_suffix(f".{secrets.token_hex(8)}")  # another machine may write the same entry
+        temporary.write_text(fact)
+        os.replace(temporary, memory)
     return fact

@@ -38,3 +38,15 @@ def test_a_large_files_digest_is_remembered_until_it_is_touched(
     assert sources.find(dataset(path), tmp_path).train_fingerprint != first
     path.write_text("one text")
     assert sources.find(dataset(path), tmp_path).train_fingerprint == first
+
+
+def test_a_digest_that_cannot_be_remembered_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprints, "REMEMBERED_FROM", 4)
+    path = tmp_path / "a.txt"
+    path.write_text("one text")
+    first = sources.find(dataset(path), tmp_path).train_fingerprint
+    (memory,) = (tmp_path / "hfgpt" / "digests").iterdir()
+    memory.write_text("")
+    assert sources.find(dataset(path), tmp_path).train_fingerprint == first, "a power cut has emptied the entry"
+    (tmp_path / "file").touch()
+    assert sources.find(dataset(path), tmp_path / "file").train_fingerprint == first, "the cache cannot be written"
