@@ -180,6 +180,17 @@ def test_a_silent_machine_is_waited_for(tmp_path: Path, monkeypatch: pytest.Monk
         assert time.monotonic() - began > 1.0
 
 
+def test_a_holder_whose_folder_was_moved_finds_out(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    held = FolderLock(folder).acquire()
+    folder.rename(tmp_path / "moved")
+    with pytest.raises(Failure, match=r"run: was moved or deleted while this process worked in it"):
+        held.check()
+    held.release()
+    assert not folder.exists()
+
+
 def test_a_holder_that_was_suspended_finds_out(tmp_path: Path) -> None:
     held = FolderLock(tmp_path).acquire()
     held.check()

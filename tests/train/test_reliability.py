@@ -295,6 +295,22 @@ def test_a_disk_that_is_full_between_checkpoints(
     assert differences(folder, expected) == []
 
 
+def test_a_folder_that_is_moved_while_it_trains(
+    tiny: dict[str, Any], whole: Callable[[dict[str, Any]], Path], tmp_path: Path
+) -> None:
+    """The run ends and makes no new folder; from the new place it goes on."""
+    values, log = tiny | KILLED, tmp_path / "log"
+    folder, moved = Path(values["out_dir"]), tmp_path / "moved"
+    process = attempt(values, SlowSteps(12, 1, only=True), log)
+    wait_for_step(folder, 12, process)
+    folder.rename(moved)
+    assert finish(process) == 1
+    assert f"{folder} has gone: it was moved or deleted" in log.read_text()
+    assert not folder.exists()
+    assert finish(attempt(values | {"out_dir": str(moved)})) == 0
+    assert differences(moved, whole(values)) == []
+
+
 def no_step(*_: object) -> None:
     pytest.fail("a step was made")
 
