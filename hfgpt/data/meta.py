@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer, decoders, models
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import check_regular
 from hfgpt.base.language import strerror
 from hfgpt.data.tokenizer import BYTE_TOKENS, char_of
 
@@ -46,6 +47,7 @@ def read_meta(path: str | Path) -> list[str]:
         InputError: the file cannot be read, holds other than plain data, or is not a vocabulary of single characters.
     """
     try:
+        check_regular(Path(path))
         with open(path, "rb") as file:
             raw = file.read(META_LIMIT + 1)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 from pathlib import Path
@@ -63,3 +64,9 @@ def test_hostile_files_are_one_message(name: str, tmp_path: Path) -> None:
         read_meta(tmp_path / "meta.pkl")
     assert time.process_time() - began < 5
     assert len(str(caught.value)) < 500
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "meta.pkl")
+    with pytest.raises(InputError, match=r"meta\.pkl: cannot be read: not a file"):
+        read_meta(tmp_path / "meta.pkl")
