@@ -341,15 +341,15 @@ def test_a_journal_of_something_else_is_one_message(
 
 
 @pytest.mark.parametrize(
-    "noted", [{"name": 5}, {"name": ["x"]}, {"name": "another"}, {"outcome": 5}, {"reported": "x"}], ids=str
+    "noted", [{}, {"name": 5}, {"name": ["x"]}, {"name": "another"}, {"outcome": 5}, {"reported": "x"}], ids=str
 )
-def test_a_journal_with_notes_of_something_else_is_one_message(
+def test_a_journal_with_trials_of_something_else_is_one_message(
     define: Callable[..., Sweep], stand_in: Callable[..., Path], noted: dict[str, Any]
 ) -> None:
     made, script = define("--learning_rate=0.1,0.2"), [str(stand_in())]
     trials.run(made, script, lambda _: None)
-    with (made.folder / "journal.log").open("a") as journal:
-        journal.write(json.dumps({"op_code": 8, "worker_id": "x", "trial_id": 0, "user_attr": noted}) + "\n")
+    named = {"name": names(made)[0]} if noted else {}
+    study(made).enqueue_trial({"learning_rate": 0.1}, user_attrs=named | noted)
     with pytest.raises(InputError, match=r"journal\.log: is not a sweep's record"):
         trials.run(made, script, lambda _: None)
 
