@@ -183,7 +183,7 @@ class FolderLock:
             datetime.fromtimestamp(holder.since)
             if [type(value) for value in vars(holder).values()] != [str, int, float, float, str, int]:
                 raise TypeError
-        except PermissionError:  # somebody's, then
+        except PermissionError:  # another user's
             raise
         except (OSError, *UNREADABLE):
             return None, 0.0
