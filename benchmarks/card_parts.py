@@ -342,9 +342,9 @@ PARTS: dict[str, tuple[Part, int]] = {
     "documents": (documents, 90),
     "fit": (fit, 110),
     "whole": (whole, 150),
+    "float16": (functools.partial(precision, "float16"), 80),
+    "float32": (functools.partial(precision, "float32"), 80),
     "beyond": (beyond, 80),
     "variants": (variants, 140),
-    "float32": (functools.partial(precision, "float32"), 80),
-    "float16": (functools.partial(precision, "float16"), 80),
     "gpt2-32": (functools.partial(gpt2, 32), 240),
 }

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from accelerate.utils import is_compiled_module
 from safetensors.torch import save_file
 
 from hfgpt.base import machine as hardware
@@ -48,7 +49,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # set before torch loads, to sil
 
 AIM = 2.0  # seconds of measurement per timed action
 
-LONGEST = 10.0  # seconds that a timed micro-batch may take; a slower one is reduced, and its time scaled
+LONGEST = 10.0  # seconds that a timed micro-batch may take on a CPU; a slower one is reduced, and its time scaled
+
+SHORT = 1e11  # operations of a micro-batch that takes at most a second on a slow CPU
 
 
 def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> Measured:
@@ -158,10 +161,12 @@ def peak_bytes(run: Run) -> int:
 
 
 def _fitting(run: Run, flops_per_token: float) -> int:
-    """Return the sequences of the timed micro-batch: the run's own, or as many as take LONGEST, judged by timing
-    one.
+    """Return the sequences of the timed micro-batch: the run's own, or as many as take LONGEST, judged by timing one.
+
+    On a card, or compiled, the first step says nothing about the next ones.
     """
-    if run.micro_batch * run.config.block_size * flops_per_token < 1e11:  # a second on a slow CPU
+    takes_long = run.micro_batch * run.config.block_size * flops_per_token > SHORT
+    if run.device.type != "cpu" or is_compiled_module(run.model) or not takes_long:
         return run.micro_batch
     start = time.perf_counter()
     step(run, 1, 1)

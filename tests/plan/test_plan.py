@@ -18,6 +18,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.terminal import json_text
 from hfgpt.base.units import duration
 from hfgpt.commands import plan
+from hfgpt.plan.survey import Survey
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -171,6 +172,22 @@ def test_explanations() -> None:
     with language.using("zh"):
         assert "参数量" in plan.run([STANDARD, "--explain", "n_layer"])
     assert len(json.loads(plan.run([STANDARD, "--explain=n_layer", "--json"]))["neighbours"]) == 3
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_compiled_probe_is_not_judged_by_its_first_step(
+    compiled: bool, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That step includes the compilation: judged by it, a single sequence would be timed, and stand for all."""
+    from hfgpt.plan import probe
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in (("AIM", 0.05), ("LONGEST", 1e-9), ("SHORT", 0)):
+        monkeypatch.setattr(probe, name, value)
+    shape = config.build(tiny | {"compile": compiled, "sample_prompt": ""}, "run")
+    measured = probe.probe(Survey(shape, 65, "", None, None, False))
+    assert (measured.peak_bytes is not None) == compiled, "the peak is known only of the recipe's own micro-batch"
 
 
 def test_a_probe_measures_this_machine(tiny: dict[str, Any], write_recipe: Callable[..., Path]) -> None:
