@@ -12,12 +12,14 @@ import re
 import shlex
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfgpt.base.errors import CommandError, Fault
 from hfgpt.base.language import LANGUAGES, _, listed
+from hfgpt.base.machine import local_accelerator
 from hfgpt.base.terminal import Layout
 
 # ------------------------------------------------------------------------------------------------- command strings
@@ -38,12 +40,12 @@ def quoted(*words: object) -> str:
 def typed(name: str, *words: object) -> str:
     """Return one of our commands as the user would type it, such as ``python scripts/sample.py out/standard``.
 
-    A script lies beside the one that runs, wherever it was started from.
+    A script lies beside the one that runs, wherever it was started from. Training on a CPU needs no launcher.
     """
     if installed():
         return quoted("hfgpt", name, *words)
-    script = _scripts() / f"{name}.py"
-    return quoted(*(("accelerate", "launch", script) if name == "train" else ("python", script)), *words)
+    launcher = ("accelerate", "launch") if name == "train" and local_accelerator() else ("python",)
+    return quoted(*launcher, _scripts() / f"{name}.py", *words)
 
 
 def _scripts() -> Path:
@@ -261,6 +263,10 @@ class Reader:
         return next(str(action.help) for action in self._parser._actions if action.dest == name).replace("%%", "%")
 
     def _stray(self, word: str) -> Fault:
+        key = re.match(r"-?(\w+)[=＝]", word)
+        if key and key[1] in {*self._options, *self._parameters}:
+            fix = _("write {form}", form="--" + word.removeprefix("-").replace("＝", "=", 1))
+            return Fault(repr(word), None, _("lacks its two hyphens"), fix)
         if self._takes_parameters:
             return Fault(repr(word), None, _("is not an override"), _("write --key=value; the recipe comes first"))
         return Fault(repr(word), None, _("is one word too many"))
@@ -313,6 +319,9 @@ class Reader:
             faults.append(Fault(key, given[-1], _("is given twice on the command line")))
         elif given and given[0] is None:
             faults.append(Fault(key, None, _("needs a value"), _("write {form}", form=f"--{key}={_('VALUE')}")))
+        elif given and (narrow := _narrowed(str(given[0]))):
+            fix = _("write {form}", form=f"--{key}={narrow}")
+            faults.append(Fault(key, given[0], _("has full-width characters"), fix))
         elif given:
             arguments.overrides.append(f"--{key}={given[0]}")
 
@@ -328,6 +337,13 @@ class Reader:
         options = _("options")
         usage = _("usage: {command}", command=" ".join([typed(self._name), *shown, f"[{options}]", *more]))
         return f"{usage}\n\n{self._parser.format_help().strip()}"
+
+
+def _narrowed(text: str) -> str:
+    """Return numbers typed with a Chinese keyboard, such as １０ or 0，0.1, in ASCII; "" for other values."""
+    if text.isascii() or not re.fullmatch(r"[\d.．,，、eE+\-\s]+", text):
+        return ""
+    return unicodedata.normalize("NFKC", text).replace("、", ",").strip(",")
 
 
 def _mistyped(word: str) -> Fault | None:

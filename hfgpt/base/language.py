@@ -139,11 +139,19 @@ def os_error_text(error: OSError) -> str:
     return strerror(error) if error.filename is None else f"{error.filename}: {strerror(error)}"
 
 
+def language_of(name: str) -> str | None:
+    """Return the language that a user names, as zh, zh_CN.UTF-8, cn, 中文 or English; None if it is not one of ours."""
+    name = name.strip().lower()
+    if name.startswith(("zh", "chinese", "中文")) or name == "cn":
+        return "zh"
+    return "en" if name.startswith(("en", "英文")) or name in ("c", "posix") else None
+
+
 def _preferred() -> str:
     """Return the environment's language: HFGPT_LANG, otherwise Chinese if the locale is Chinese, otherwise English."""
     named = os.environ.get(VARIABLE, "")
     if named:
-        return named if named in LANGUAGES else "en"
+        return language_of(named) or "en"
     for variable in ("LC_ALL", "LC_MESSAGES", "LANG"):
         if value := os.environ.get(variable):
             return "zh" if value.lower().startswith("zh") else "en"

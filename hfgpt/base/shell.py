@@ -88,22 +88,29 @@ def _choose_language(words: list[str]) -> list[str]:
         InputError: the language is not one of ours.
     """
     rest = list[str]()
+    if named := os.environ.get(language.VARIABLE):
+        _check_language(language.VARIABLE, named)
     while words:
         word = words.pop(0)
         if word != "--lang" and not word.startswith("--lang="):
             rest.append(word)
             continue
         chosen = word[7:] if "=" in word else words.pop(0) if words else ""
-        if chosen not in language.LANGUAGES:
-            rule = _("must be {choices}", choices=" | ".join(language.LANGUAGES))
-            raise InputError(str(Fault("lang", chosen, rule)))
-        os.environ[language.VARIABLE] = chosen
+        os.environ[language.VARIABLE] = _check_language("lang", chosen)
     if language.current() == "zh" and not _can_show("中"):
         os.environ[language.VARIABLE] = "en"
     if language.current() == "zh":
         for variable in PROGRESS_BARS:
             os.environ.setdefault(variable, "1")
     return rest
+
+
+def _check_language(key: str, named: str) -> str:
+    """Return the language that a user names."""
+    chosen = language.language_of(named)
+    if chosen is None:
+        raise InputError(str(Fault(key, named, _("must be {choices}", choices=" | ".join(language.LANGUAGES)))))
+    return chosen
 
 
 def _can_show(text: str) -> bool:

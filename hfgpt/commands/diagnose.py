@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import count
+from pathlib import Path
+
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
 from hfgpt.base.terminal import json_text, say
 from hfgpt.runs import diagnose
 from hfgpt.runs.history import read_run
+
+
+def unused(folder: Path) -> Path:
+    """Return the first of NAME-2, NAME-3 … that does not exist beside a folder."""
+    return next(path for n in count(2) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
 
 
 def main(words: list[str]) -> None:
@@ -36,12 +44,12 @@ def main(words: list[str]) -> None:
         say(_("{name}: {step} of {steps} steps", name=run.name, step=step, steps=f"{run.config.max_iters:,}") + "\n")
     else:
         say(_("{name}: {step} steps", name=run.name, step=step) + "\n")
-    summary = diagnose.summary(run.records, run.config)
-    say(summary)
+    say(diagnose.summary(run.records, run.config))
     if run.config is None or run.path.name != "metrics.jsonl":
         return
     folder = run.path.parent
-    if "--" in summary:  # it has something to try
-        say("\n" + _("to try a change: {command} CHANGE --out_dir=NEW_FOLDER", command=typed("train", folder)))
+    if override := diagnose.suggestion(run.records, run.config):
+        words = [*override.split(), f"--out_dir={unused(folder)}"]
+        say("\n" + _("To try this first: {command}", command=typed("train", folder, *words)))
     elif (folder / "model.safetensors").is_file():
         say("\n" + _("Next: {command}", command=typed("sample", folder)))

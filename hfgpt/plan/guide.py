@@ -90,6 +90,8 @@ def neighbours(config: Config, name: str) -> list[dict[str, Any]]:
         return [{name: share} for share in sorted({0.0, 0.1, 0.2, value})]
     if name == "dtype":
         return [{name: dtype} for dtype in ("float32", "bfloat16")]
+    if name == "optimizer":
+        return [{name: kind} for kind in ("adamw", "muon")]
     if isinstance(value, bool):
         return [{name: False}, {name: True}]
     if isinstance(value, int):
@@ -139,7 +141,8 @@ def _explain(config: Config, name: str, device: Device) -> str:
             finer = {"more": N_("More precise"), "less": N_("Less precise")} if name == "dtype" else {}
             parts.append(paragraph(_("{heading}: {text}", heading=_(finer.get(key, heading)), text=passage)))
     parts.append(paragraph(_("--{name} takes {allowed}.", name=name, allowed=configs.allowed(name))))
-    parts.append(_table(_now(config, name, device), rows, name))
+    if rows:
+        parts.append(_table(_now(config, name, device), rows, name))
     return show(parts)
 
 

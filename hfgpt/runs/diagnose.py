@@ -20,7 +20,7 @@ from hfgpt.config import Config
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import laws, reference, rules
 from hfgpt.runs.facts import MEMORISING, REPEATS, Facts, finite
-from hfgpt.runs.findings import Finding, Remedy, change, following, longer
+from hfgpt.runs.findings import Finding, Kind, Remedy, change, following, longer
 from hfgpt.runs.history import History
 from hfgpt.runs.metrics import Record
 
@@ -116,20 +116,47 @@ def _as_data(finding: Finding) -> dict[str, Any]:
 
 
 # With these findings a longer run is not advised, whatever the curve does.
-NOT_LONGER = {"diverged", "learning_rate_too_high", "overfitting", "data_starved"}
+NOT_LONGER: set[Kind] = {"diverged", "learning_rate_too_high", "overfitting", "data_starved"}
 
 
 def _notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
-    """Yield the notes on a run."""
+    """Return the notes on a run."""
     kinds = {finding.kind for finding in findings}
-    every = [_standing, _one_spike, _clipping, _slow_start, _evaluating]
     if "diverged" in kinds:
-        every = [_slow_start, _evaluating]
-    elif not kinds & NOT_LONGER:
-        # The law that predicts a longer run fails once the text is memorised.
-        ahead = [] if rules.gap(facts) else [_ahead if facts.config else _level]
-        every = [_standing, _falls, *ahead, *every[1:]]
-    return [note for make in every if (note := make(facts)) is not None]
+        every = [_slow_start(facts), _evaluating(facts)]
+    else:
+        outlook = [] if kinds & NOT_LONGER else _outlook(facts, kinds)
+        every = [
+            _standing(facts),
+            *outlook,
+            _one_spike(facts),
+            _clipping(facts),
+            _slow_start(facts),
+            _evaluating(facts),
+        ]
+    return [note for note in every if note is not None]
+
+
+def _outlook(facts: Facts, kinds: set[Kind]) -> list[str | None]:
+    """Say where the run is going, and what a longer one would reach."""
+    if rules.gap(facts):  # the law that predicts a longer run fails once the text is memorised
+        return [_falls(facts)]
+    ahead = _ahead(facts) if facts.config else _level(facts)
+    if ahead is None and facts.config and facts.finished and kinds == {"healthy"}:
+        ahead = _("A lower loss takes a longer run ({override}), and often more text.", override=longer(facts).override)
+    return [_falls(facts), ahead]
+
+
+def suggestion(records: Sequence[Record], config: Config) -> str | None:
+    """Return the overrides of the first advice that can be typed as it is; None if there is none."""
+    facts = Facts(records, config)
+    findings = _diagnose(facts)
+    given = [remedy.override for finding in findings for remedy in finding.remedies]
+    for override in given:
+        if override and _("PATH_OR_HUB_ID") not in override:
+            return override
+    override = longer(facts).override
+    return override if override and any(override in note for note in _notes(facts, findings)) else None
 
 
 def _standing(facts: Facts) -> str | None:
@@ -238,18 +265,13 @@ def _clipping(facts: Facts) -> str | None:
     if not clip or len(norms) < 10:
         return None
     share, median = sum(norm > clip for norm in norms) / len(norms), statistics.median(norms)
-    if share >= rules.CLIPPED and median < rules.CLIPPED_BY * clip:  # see rules.clipping_always
+    if share and median < rules.CLIPPED_BY * clip:  # see rules.clipping_always
         return _(
-            "Gradient clipping was active in {share:.0%} of the recorded steps, and harmless: half of the norms are "
-            "below {median:.2g}, where grad_clip is {clip:g}.", share=share, median=median, clip=clip,
+            "Gradient clipping was active in {share:.0%} of the recorded steps, which is usual: half of the norms are "
+            "below {median:.2g}, and grad_clip is {clip:g}.", share=share, median=median, clip=clip,
         )  # fmt: skip
-    if share >= rules.CLIPPED:
-        return _("Gradient clipping was active in {share:.0%} of the recorded steps.", share=share)
     if share:
-        return _(
-            "Gradient clipping was active in {share:.0%} of the recorded steps, which is usual: only if nearly all are "
-            "clipped by much is the learning rate too high (3.3).", share=share,
-        )  # fmt: skip
+        return _("Gradient clipping was active in {share:.0%} of the recorded steps.", share=share)
     return _("Gradient clipping was never active: the largest norm is {norm:.2g}, grad_clip {clip:g}.",
              norm=max(norms), clip=clip)  # fmt: skip
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from hfgpt.base.language import N_, _, listed
-from hfgpt.base.units import duration, is_number, rounded
+from hfgpt.base.units import duration, is_number, rounded, seconds_of
 from hfgpt.config import Config
 from hfgpt.runs.facts import REPEATS, Facts, smaller_model
 
@@ -142,9 +142,16 @@ def _lower(facts: Facts) -> str:
 
 
 def longer(facts: Facts) -> Remedy:
-    """Double the steps."""
+    """Double the length."""
     c = facts.config
-    return change(_("train longer"), "6.4, strategy 3", c, **({"max_iters": 2 * c.max_iters} if c else {}))
+    return change(_("train longer"), "6.4, strategy 3", c, **(_length(c, 2 * c.max_iters) if c else {}))
+
+
+def _length(config: Config, steps: int) -> dict[str, Any]:
+    """Return the field that gives a run so many steps: its time, where the time decides."""
+    if config.time_budget is None:
+        return {"max_iters": steps}
+    return {"time_budget": f"{round(seconds_of(config.time_budget) * steps / config.max_iters)}s"}
 
 
 SOONER = 1.5  # times the best evaluation's step: the length of a run that ends before it learns the text by heart
@@ -164,7 +171,7 @@ def sooner(facts: Facts) -> Remedy | None:
     steps = round(SOONER * best / c.eval_interval) * c.eval_interval or round(SOONER * best)
     if not 0 < steps < 0.9 * c.max_iters:
         return None
-    return change(what, "6.3, strategy 5", c, max_iters=steps).expecting(expected)
+    return change(what, "6.3, strategy 5", c, **_length(c, steps)).expecting(expected)
 
 
 def calmer(facts: Facts, strongly: bool) -> list[Remedy]:
@@ -176,8 +183,11 @@ def calmer(facts: Facts, strongly: bool) -> list[Remedy]:
     """
     c, rate = facts.config, facts.peak_rate or facts.rule_of_thumb
     lower = min(rate / (10 if strongly else 2), facts.rule_of_thumb if rate > FAR * facts.rule_of_thumb else rate)
-    lowest = min((loss for loss in (*facts.losses, *facts.val)), default=0.0)
-    expected = _("no leap, and a loss below {loss:.2f}, the lowest of this run", loss=lowest)
+    if facts.val:
+        expected = _("no leap, and a validation loss below {loss:.2f}, the lowest of this run", loss=min(facts.val))
+    else:
+        lowest = min(facts.losses, default=0.0)
+        expected = _("no leap, and a loss below {loss:.2f}, the lowest of this run", loss=lowest)
     remedies = [set_rate(facts, lower).expecting(expected)]
     if c is None or not 0 < c.grad_clip <= 1:
         remedies.append(change(_("clip the gradients"), "3.3", c, grad_clip=1.0))

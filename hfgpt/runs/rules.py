@@ -43,7 +43,8 @@ def diverged(facts: Facts) -> Finding | None:
     if end <= limit:
         return None
     calm = max((step for step, loss in zip(facts.steps, facts.losses, strict=True) if loss <= limit), default=0)
-    evidence = _("The train loss began at {start:.2f} and is {end:.3g} at the end.", start=start, end=end)
+    evidence = _("The train loss began at {start:.2f}; at the end, the median of three records is {end:.3g}.",
+                 start=start, end=end)  # fmt: skip
     return Finding("diverged", int(calm), evidence, findings.calmer(facts, strongly=True))
 
 

@@ -215,7 +215,7 @@ def test_a_longer_run_is_not_foreseen_where_the_text_is_learned_by_heart() -> No
     assert any("it sees the text 5 times, and the validation loss is 0.50 above" in note for note in notes)
 
 
-@pytest.mark.parametrize(("norm", "said"), [(1.5, "harmless: half of the norms are below 1.5"), (9.0, "100% of the")])
+@pytest.mark.parametrize(("norm", "said"), [(1.5, "usual: half of the norms are below 1.5"), (9.0, "100% of the")])
 def test_gradients_that_are_clipped_a_little_are_no_reason_to_worry(norm: float, said: str) -> None:
     records = falling(1.5)
     for record in records:
