@@ -144,7 +144,7 @@ def _unknown(name: str) -> str:
     words = _words(name)[0] - _FILLER
     sharing = [card.name for card in CARDS if words & (_words(card.name)[0] - _FILLER - {"ti", "super", "pro", "max"})]
     spelled = {card.name.lower(): card.name for card in CARDS}
-    close = [spelled[low] for low in difflib.get_close_matches(name.lower(), spelled, n=4, cutoff=0.5)]
+    close = [spelled[low] for low in difflib.get_close_matches(name.lower(), spelled, n=4, cutoff=0.6)]
     if nearest := list(dict.fromkeys(sharing + close))[:4]:
         return _(
             "gpu = {name}: is not in the table of cards; the nearest are {cards}\n    → give its memory: --vram=12GB",

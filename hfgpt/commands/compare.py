@@ -27,7 +27,7 @@ def main(words: list[str]) -> None:
     arguments = parser.read(words)
     comparison = compare.of_folders(arguments.runs)
     path = report.write(comparison, arguments.out_dir, samples=not arguments.no_samples)
-    say(re.sub(r"\n!\[.*", "", path.read_text(encoding="utf-8")))
+    say(re.sub(r"\n\n!\[.*", "", path.read_text(encoding="utf-8")))
     say(_("pictures and data are in {folder}/", folder=arguments.out_dir))
     models = [
         (entry.best[0], folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 from hfgpt.base import loading, threads
 from hfgpt.base.command import Reader, one_of, whole
@@ -32,6 +33,8 @@ def main(words: list[str]) -> None:
     threads.configure()  # before torch is loaded
     with loading.uncollected():
         from hfgpt.inference.evaluation import evaluate_folder
+    if not arguments.json:
+        say(_("reading {folder}, and evaluating every block of the split", folder=arguments.folder), sys.stderr)
     result = evaluate_folder(
         arguments.folder, arguments.dataset, arguments.split, arguments.batch_size, arguments.device
     )
@@ -55,3 +58,9 @@ def main(words: list[str]) -> None:
     ]
     for name, figure, meaning in rows:
         say(f"  {pad(name, 20)}{figure}  {meaning}".rstrip())
+    if result["split"] == "val" and result["sampled"] < result["blocks"]:
+        note = _(
+            "While training, {sampled:,} of these blocks are evaluated (eval_iters): the loss there may differ "
+            "a little.", sampled=result["sampled"],
+        )  # fmt: skip
+        say(f"\n{note}")

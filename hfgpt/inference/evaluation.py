@@ -21,6 +21,7 @@ from tqdm import tqdm
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
+from hfgpt.config.fields import EVAL_BATCH
 from hfgpt.data.encoding import CharacterCounter
 from hfgpt.data.prepare import prepare
 from hfgpt.inference import exported, figures
@@ -65,7 +66,8 @@ def evaluate_folder(
         batch_size: sequences at a time; does not change the results.
         device: 'auto' or a torch device.
 
-    Returns: `loss`, `perplexity`, `bits_per_character`, `tokens`, `characters`, `blocks`, `split`, `dataset`.
+    Returns: `loss`, `perplexity`, `bits_per_character`, `tokens`, `characters`, `blocks`, `split`, `dataset`, and
+        `sampled`, the blocks that an evaluation during training takes.
 
     Raises:
         InputError: the folder, the data or an argument cannot be used.
@@ -97,6 +99,7 @@ def evaluate_folder(
         "tokens": tokens,
         "characters": characters,
         "blocks": len(indices),
+        "sampled": min(len(indices), config.eval_iters * EVAL_BATCH),
         "split": split,
         "dataset": config.dataset,
     }

@@ -14,6 +14,7 @@ from hfgpt.base.command import typed
 from hfgpt.base.language import N_, _, listed, sentences
 from hfgpt.base.units import duration, number, short, size
 from hfgpt.config import Config, yaml_scalar
+from hfgpt.config.fields import EMBEDDED_DATASET
 from hfgpt.model import schedule, sizes
 from hfgpt.plan import batches, chapter, timing
 from hfgpt.plan.batches import Way
@@ -30,7 +31,7 @@ def render(plan: Plan, recipe: str | None, options: Options) -> str:
     """Render all tables of a plan, in the order of a reader's questions: size, text, memory, time, next steps."""
     head = _(
         "{recipe}: {dataset}, on {device}",
-        recipe=recipe or _("the defaults"),
+        recipe=_("a recipe chosen for the text") if plan.choice else recipe or _("the defaults"),
         dataset=plan.survey.config.dataset,
         device=_devices(plan),
     )
@@ -66,7 +67,15 @@ def _next(plan: Plan, recipe: str | None, options: Options) -> str:
         values = [f"--{key}={yaml_scalar(value)}" for key, value in changes.items()]
         typed_before = [word for word in options.overrides if word[2:].partition("=")[0] not in changes]
         return _("Next: {command}", command=typed("train", *([recipe] if recipe else []), *typed_before, *values))
-    return _("Next: {command}", command=typed("train", *([recipe] if recipe else []), *options.overrides))
+    trains = _("Next: {command}", command=typed("train", *([recipe] if recipe else []), *options.overrides))
+    if plan.target.kind != "cpu" or plan.time.total_seconds < LONG:
+        return trains
+    dataset = plan.survey.config.dataset
+    shorter = typed("plan", "--time-budget=10m", *([] if dataset == EMBEDDED_DATASET else [f"--data={dataset}"]))
+    return trains + "\n" + _("In less time: {command}", command=shorter)
+
+
+LONG = 2 * 3600  # seconds from which a run on a CPU gets a shorter one beside it
 
 
 def _devices(plan: Plan) -> str:

@@ -102,7 +102,7 @@ class PlanTab:
     @property
     def answered(self) -> list[Any]:
         """The components that :meth:`plan` fills."""
-        return [self.summary, self.take, self.command, self.tables, self.yaml, *self.faults.values()]
+        return [self.summary, self.take, self.command, self.tables, self.yaml, *self.faults.values(), self.start]
 
     def _recipe_texts(self) -> dict[str, Any]:
         return {
@@ -136,19 +136,21 @@ class PlanTab:
     def plan(self, recipe: str, card: str, *values: Any) -> list[Any]:
         """Update everything besides the knobs, and mark those that break a rule."""
         result = self._answer(recipe, card, *values)
-        marks = {item.key: plan_view.fault(item) for item in result.faults}
+        marks, runs = {item.key: plan_view.fault(item) for item in result.faults}, False
         if result.plan is None or result.config is None:
             shown = [plan_view.refused(result.faults, result.message), gr.update(visible=False)]
             shown += [result.command, "", ""]
         else:
             kind, sentence = plan_view.verdict(result.plan)
-            if kind == "bad":
+            runs = kind != "bad"
+            if not runs:
                 marks["batch_size"] = message(sentence, "bad")
             better = result.plan.recommendation.survey.config != result.plan.survey.config
             yaml = recipe_text(result.config.model_copy(update={"out_dir": None}), {}, result.command)
             shown = [plan_view.summary(result.plan), gr.update(visible=better)]
             shown += [result.command, plan_view.tables(result.plan), yaml]
-        return shown + [gr.update(value=marks.get(key, ""), visible=key in marks) for key in self.faults]
+        shown += [gr.update(value=marks.get(key, ""), visible=key in marks) for key in self.faults]
+        return [*shown, gr.update(interactive=runs)]
 
     @in_language
     def recommend(self, recipe: str, card: str, *values: Any) -> list[Any]:

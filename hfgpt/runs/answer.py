@@ -53,7 +53,7 @@ def _best(comparison: Comparison) -> list[str]:
     if not others:
         return [_("The final validation loss is {loss:.4f}, with {best}.", loss=best.final, best=best.label)]
     worst = others[-1]
-    if best.final == worst.final:
+    if indistinct(best.final, worst.final):
         return [_("All of them end with the same validation loss, {loss:.4f}.", loss=best.final)]
     sentence = _("The lowest final validation loss is {low:.4f}, with {best}; the highest is {high:.4f}, with {worst}.",
                  low=best.final, best=best.label, high=worst.final, worst=worst.label)  # fmt: skip
@@ -91,7 +91,7 @@ def _certainty(comparison: Comparison) -> list[str]:
               for setting in lost),
         ]  # fmt: skip
     best, *others = comparison.ended
-    if others and best.final != others[0].final and near(best.final, others[0].final):
+    if others and not indistinct(best.final, others[0].final) and near(best.final, others[0].final):
         return [
             _("The second, {second}, is {difference:.4f} behind, less than {share:.0%}: another seed may reverse their "
               "order, and `sweep --seeds` measures whether it does.", second=others[0].label,
@@ -286,6 +286,11 @@ def ended(outcome: str) -> str:
         rest = reason[code.end() :]
         return _("{kind}, exit code {code}: {reason}", kind=translated, code=code[1], reason=_(rest) if rest else "")
     return _("{label}: {what}", label=translated, what=_(reason))
+
+
+def indistinct(a: float | None, b: float | None) -> bool:
+    """Whether two losses are equal to the four decimals that are shown: they may differ by rounding alone."""
+    return a is not None and b is not None and f"{a:.4f}" == f"{b:.4f}"
 
 
 def near(a: float | None, b: float | None) -> bool:

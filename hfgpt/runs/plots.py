@@ -50,6 +50,7 @@ STYLE = {
     "grid.color": "#E6E6E6",
     "axes.edgecolor": GREY,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
     "legend.frameon": False,
     "lines.solid_capstyle": "round",
 }

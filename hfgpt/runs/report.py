@@ -119,7 +119,8 @@ def _draw(comparison: Comparison, folder: Path) -> list[Path]:
         for key in comparison.axes
     }
     panels = {key: points for key, points in panels.items() if len({repr(point.value) for point in points}) > 1}
-    if len(panels) > 1:
+    ended = comparison.ended
+    if len(panels) > 1 and not answer.indistinct(ended[0].final, ended[-1].final):
         heading = _("{title}: each parameter by itself", title=comparison.heading)
         drawn.append(comparison_plots.isolation(panels, folder / "isolation.png", heading))
     return drawn

@@ -212,7 +212,7 @@ class Progress:
         if gained > 0.002 * total:
             left = _("about {time} left", time=duration((total - done) / gained * elapsed))
         at = f"{trial.label} {self._share(trial):.0%}" if trial else _("waiting for other processes")
-        line = _("sweep {share:.0%}  {at}  {left}", share=done / total, at=at, left=left)
+        line = _("sweep: {share:.0%} done; now {at}; {left}", share=done / total, at=at, left=left)
         if self._live:
             print(f"\r\033[K{visible(line)}", end="", file=sys.stderr, flush=True)
         else:
