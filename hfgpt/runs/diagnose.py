@@ -142,7 +142,7 @@ def _outlook(facts: Facts, kinds: set[Kind]) -> list[str | None]:
     if rules.gap(facts):  # the law that predicts a longer run fails once the text is memorised
         return [_falls(facts)]
     ahead = _ahead(facts) if facts.config else _level(facts)
-    if ahead is None and facts.config and facts.finished and kinds == {"healthy"}:
+    if ahead is None and facts.config and facts.finished and kinds == {"healthy"} and not _memorises(facts):
         ahead = _("A lower loss takes a longer run ({override}), and often more text.", override=longer(facts).override)
     return [_falls(facts), ahead]
 
@@ -267,8 +267,8 @@ def _clipping(facts: Facts) -> str | None:
     share, median = sum(norm > clip for norm in norms) / len(norms), statistics.median(norms)
     if share and median < rules.CLIPPED_BY * clip:  # see rules.clipping_always
         return _(
-            "Gradient clipping was active in {share:.0%} of the recorded steps, which is usual: half of the norms are "
-            "below {median:.2g}, and grad_clip is {clip:g}.", share=share, median=median, clip=clip,
+            "Gradient clipping was active in {share:.0%} of the recorded steps, which is harmless: half of the norms "
+            "are below {median:.2g}, and grad_clip is {clip:g}.", share=share, median=median, clip=clip,
         )  # fmt: skip
     if share:
         return _("Gradient clipping was active in {share:.0%} of the recorded steps.", share=share)

@@ -29,3 +29,13 @@ def test_the_next_command_works_from_the_folder_that_this_one_was_typed_in(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [program.format(here=tmp_path)])
     assert typed("sample", "out/a") == command
+
+
+@pytest.mark.parametrize(("card", "launcher"), [(None, "python"), ("H100", "accelerate launch")])
+def test_only_an_accelerator_takes_the_launcher(
+    card: str | None, launcher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU the launcher warns of its defaults, and prints a traceback of its own below our message."""
+    monkeypatch.setattr(sys, "argv", ["scripts/plan.py"])
+    monkeypatch.setattr("hfgpt.base.command.local_accelerator", lambda: card)
+    assert typed("train", "a.yaml") == f"{launcher} scripts/train.py a.yaml"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,24 @@ def unread(script: str, *arguments: Any, stderr: int) -> tuple[int, str]:
         process.stdout.close()  # long before Python has started
         said = process.stderr.read() if process.stderr is not None else ""
         return process.wait(timeout=240), said
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("named", "answer"),
+    [
+        ("zh_CN.UTF-8", "没有这个训练文件夹"),
+        ("中文", "没有这个训练文件夹"),
+        ("en_GB", "there is no such"),
+        ("fr", "must be en | zh"),
+    ],
+)
+def test_a_language_goes_by_its_other_names_and_is_never_ignored(named: str, answer: str) -> None:
+    environment = os.environ | {"HFGPT_LANG": named, "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, str(ROOT / "scripts/diagnose.py"), "out/none"]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 2
+    assert answer in done.stderr
 
 
 @pytest.mark.e2e

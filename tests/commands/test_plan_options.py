@@ -49,6 +49,9 @@ def test_sizes(text: str, size: int) -> None:
         (["--processes=7"], ["cannot be shared equally"]),
         (["--data=none.txt"], ["no such file"]),
         (["--time-budget=1s"], ["give more time"]),
+        (["--learning_rate=0.001，"], ["has full-width characters", "write --learning_rate=0.001"]),
+        (["--max_iters=１０", "--dropout", "０．２"], ["write --max_iters=10", "write --dropout=0.2"]),
+        (["max_iters=10", "-n_layer=2"], ["lacks its two hyphens", "write --max_iters=10", "write --n_layer=2"]),
         (["--vram=x", "--prob", "--n_head=5", "--n_layer"], ["vram = 'x'", "prob:", "n_head = 5", "n_layer: needs"]),
     ],
 )

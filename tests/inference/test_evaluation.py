@@ -199,6 +199,8 @@ def test_the_script_prints_a_table_or_json(folder: Path, run_script: Any) -> Non
     done = run_script("evaluate.py", folder, "--json", "--device=cpu")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["loss"] == pytest.approx(evaluation.evaluate_folder(folder, device="cpu")["loss"])
+    assert not done.stderr
     done = run_script("evaluate.py", folder, "--device=cpu")
     assert "bits per character" in done.stdout
+    assert "evaluating every block" in done.stderr, "a large model takes minutes"
     assert run_script("evaluate.py", folder / "none").returncode == 2

@@ -93,7 +93,18 @@ def test_heads_change_no_number_of_parameters() -> None:
 def test_a_parameter_without_effect_on_size_says_so() -> None:
     assert "its neighbours differ in neither" in guide.explain(standard(), "seed", device)
     with using("zh"):
-        assert "相邻取值" in guide.explain(standard(), "learning_rate", device)
+        assert "相邻取值" in guide.explain(standard(), "seed", device)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "dataset", "time_budget"])
+def test_a_parameter_whose_values_cannot_be_listed_says_nothing_of_neighbours(name: str) -> None:
+    assert "neighbours" not in guide.explain(standard(), name, device)
+
+
+def test_the_optimizers_are_compared() -> None:
+    page = guide.explain(standard(), "optimizer", device)
+    assert {"optimizer=adamw", "optimizer=muon"} <= set(page.split())
+    assert "peak memory" in page
 
 
 def test_the_row_in_use_is_marked_for_auto_too() -> None:

@@ -111,7 +111,7 @@ def test_a_broken_rule_is_marked_beside_its_value_in_both_languages(change: Any,
     tab = make_page().plan
     for language in ("en", "zh"):
         shown = tab.plan(language, STANDARD, CARD, *typed(**change).values())
-        marks = dict(zip(tab.faults, shown[5:], strict=True))
+        marks = dict(zip(tab.faults, shown[5:-1], strict=True))
         assert [name for name, mark in marks.items() if mark["visible"]] == [key]
         assert bool(CHINESE.search(marks[key]["value"])) == (language == "zh")
         left = re.sub(r"<[^>]*>|'\w+'", "", marks[key]["value"])
@@ -124,7 +124,7 @@ def test_what_does_not_fit_says_what_would() -> None:
     shown = tab.plan("en", STANDARD, CARD, *large.values())
     assert "does not fit" in shown[0]
     assert shown[1]["visible"], "the recommended values can be taken"
-    marks = dict(zip(tab.faults, shown[5:], strict=True))
+    marks = dict(zip(tab.faults, shown[5:-1], strict=True))
     assert marks["batch_size"]["visible"]
     values = tab.recommend("en", STANDARD, CARD, *large.values())
     taken = dict(zip((knob.key for knob in knobs.ALL), values, strict=True))
@@ -168,6 +168,17 @@ def test_what_takes_days_gets_no_green_light() -> None:
 
     assert "notice warn" in shown(STANDARD, max_iters=20_000, n_layer=12, n_embd=768, n_head=12, batch_size=64)
     assert "notice good" in shown("recipes/fast_cpu.yaml", max_iters=100)
+
+
+def test_only_what_can_run_can_be_started() -> None:
+    def start(**changes: Any) -> bool:
+        return bool(
+            make_page().plan.plan("en", STANDARD, "here", *typed(STANDARD, **changes).values())[-1]["interactive"]
+        )
+
+    assert start()
+    assert not start(n_head=5), "it breaks a rule"
+    assert not start(batch_size=256, block_size=4096, n_layer=48, n_embd=4096, n_head=32), "it does not fit"
 
 
 def test_the_schedule_is_drawn() -> None:

@@ -215,7 +215,7 @@ def test_a_longer_run_is_not_foreseen_where_the_text_is_learned_by_heart() -> No
     assert any("it sees the text 5 times, and the validation loss is 0.50 above" in note for note in notes)
 
 
-@pytest.mark.parametrize(("norm", "said"), [(1.5, "usual: half of the norms are below 1.5"), (9.0, "100% of the")])
+@pytest.mark.parametrize(("norm", "said"), [(1.5, "harmless: half of the norms are below 1.5"), (9.0, "100% of the")])
 def test_gradients_that_are_clipped_a_little_are_no_reason_to_worry(norm: float, said: str) -> None:
     records = falling(1.5)
     for record in records:
@@ -388,6 +388,32 @@ def test_a_run_of_few_evaluations_that_still_learnt_is_told_to_go_on() -> None:
     known_by_heart = [record | {"epoch": 3.0} for record in records]
     known_by_heart[-1] |= {"train_eval_loss": loss - 0.5}
     assert not any("--max_iters" in note for note in diagnose.notes(known_by_heart, recipe(max_iters=100)))
+
+
+def test_a_run_whose_time_decides_is_told_a_longer_time() -> None:
+    """Its max_iters has no effect."""
+    timed = recipe(max_iters=100, time_budget="1m40s")
+    notes = "\n".join(diagnose.notes(falling(1.5, 100), timed))
+    assert "--time_budget=200s" in notes
+    assert "--max_iters" not in notes
+    assert diagnose.suggestion(falling(1.5, 100), timed) == "--time_budget=200s"
+
+
+def test_a_healthy_run_without_a_forecast_is_told_what_would_lower_its_loss() -> None:
+    few = [record for record in falling(1.5, 100) if record["step"] in (0, 1, 90, 100)]
+    assert any(
+        "A lower loss takes a longer run (--max_iters=200" in note
+        for note in diagnose.notes(few, recipe(max_iters=100))
+    )
+
+
+def test_what_to_try_first_can_be_typed_as_it_is() -> None:
+    """More text takes a name that nobody knows yet."""
+    starved = read_run(CURVES / "overfitting.30k")
+    first = diagnose.suggestion(starved.records, starved.config)
+    assert first is not None
+    assert first.startswith("--")
+    assert "PATH" not in first
 
 
 def test_a_note_says_where_the_curve_leads() -> None:
