@@ -33,11 +33,11 @@ TABLE, FIGURE = ROOT / "benchmarks/results/rate_transfer.csv", ROOT / "docs/imag
 WORDS = {
     "en": {"muP": "with mup_base_width: 64", "none": "without the rule",
            "apart": "best rates within a factor of {factor:.1f}",
-           "rate": "learning_rate (dotted: the best of each width)",
+           "rate": "learning_rate (dotted: the best, fitted)",
            "loss": "validation loss (nats per character)"},
     "zh": {"muP": "使用 mup_base_width: 64", "none": "不用这条规则",
            "apart": "最佳学习率相差 {factor:.1f} 倍以内",
-           "rate": "learning_rate（虚线：各宽度的最佳值）", "loss": "验证损失（nat/字符）"},
+           "rate": "learning_rate（虚线：拟合出的最佳值）", "loss": "验证损失（nat/字符）"},
 }  # fmt: skip
 
 WIDTHS, BASE = (64, 128, 256), 64
@@ -148,7 +148,7 @@ def draw(mean: dict[tuple[str, int], dict[float, float]], language: str, target:
                 losses = mean[rule, width]
                 axes.plot(RATES, [losses[rate] for rate in RATES], marker="o", color=colour, label=f"n_embd {width}")
                 axes.axvline(best_rate(losses), color=colour, linestyle=":")
-            heading = f"{words[rule]}:\n{words['apart'].format(factor=apart(mean, rule))}"
+            heading = f"{words[rule]}\n{words['apart'].format(factor=apart(mean, rule))}"
             axes.set(xscale="log", xlabel=words["rate"], title=heading)
             axes.set_ylim(None, max(loss for losses in mean.values() for loss in [*losses.values()][:3]) + 0.1)
             axes.legend()

@@ -148,7 +148,7 @@ def _outlook(facts: Facts, kinds: set[Kind]) -> list[str | None]:
 
 
 def suggestion(records: Sequence[Record], config: Config) -> str | None:
-    """Return the overrides of the first advice that can be typed as it is; None if there is none."""
+    """Return the overrides of the first advice that can be typed as it is; None without any."""
     facts = Facts(records, config)
     findings = _diagnose(facts)
     given = [remedy.override for finding in findings for remedy in finding.remedies]
