@@ -90,6 +90,16 @@ def test_no_program_takes_more_than_what_is_left_of_the_time(tmp_path: Path) -> 
     assert not [each for each in psutil.process_iter(["cmdline"]) if worker in (each.info["cmdline"] or [])]
 
 
+def test_a_trial_on_a_cpu_has_each_flag_once(tmp_path: Path) -> None:
+    """Given twice, an argument is refused, and the trial would end before the parts that it is to try."""
+    flags = ["--dataset=text", *card_parts.GPT2.flags]
+    tiny = card_parts.Bench(tmp_path, "cpu", None, math.inf).cut(flags)
+    assert {"--dataset=text", "--n_embd=16", "--dropout=0.0"} < set(tiny)
+    names = [flag.partition("=")[0] for flag in tiny]
+    assert len(names) == len(set(names)) == len(flags)
+    assert card_parts.Bench(tmp_path, "cuda", None, math.inf).cut(flags) == flags
+
+
 def test_parts_that_failed_are_tried_again_after_the_new_ones() -> None:
     parts = {"memory": {"error": "Failed"}, "resume": {"error": ""}}
     assert gpu.due(["memory", "resume", "profile"], parts) == ["profile", "memory"]
