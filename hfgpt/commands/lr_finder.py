@@ -42,4 +42,5 @@ def main(words: list[str]) -> None:
     result = lr_finder.find(config, arguments.picture, arguments.steps)
     rate = f"{result.suggestion:g}"
     say(_("suggested learning rate: {rate}  ({why})", rate=rate, why=result.reason))
+    lr_finder.draw(result, arguments.picture)  # it may fail, on a full disk: the answer is known by then
     say(_("curve: {picture}    to use it: {option}", picture=arguments.picture, option=f"--learning_rate={rate}"))

@@ -43,12 +43,12 @@ class RangeTest:
 
 
 def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
-    """Run a range test and plot it.
+    """Run a range test, which :func:`draw` then plots.
 
     Args:
         config: what to train; its learning rate and schedule are not used. With Muon, muon_learning_rate rises with
             learning_rate, at the recipe's ratio of the two.
-        picture: the path of the PNG.
+        picture: where the PNG will be, which is checked before the test.
         steps: optimizer steps over the whole range of rates; fewer if the loss rises before the end.
 
     Raises:
@@ -65,8 +65,12 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
     check_writable(picture.parent, "picture")
     rates, losses = _train(config, [LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1)) for i in range(steps)])
     rate, reason = suggest(rates, losses)
-    plots.range_test(rates, losses, rate, reason, picture)
     return RangeTest(rates, losses, rate, reason)
+
+
+def draw(test: RangeTest, picture: Path) -> None:
+    """Plot a range test. Raises OSError: the disk is full or not writable."""
+    plots.range_test(test.rates, test.losses, test.suggestion, test.reason, picture)
 
 
 def _train(config: Config, rates: Sequence[float]) -> tuple[list[float], list[float]]:
