@@ -90,9 +90,9 @@ def test_a_full_disk_is_one_message_and_nothing_half_written(made: Path, tmp_pat
 def test_a_learning_rate_is_said_though_its_curve_cannot_be_written(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with contextlib.chdir(Path(shutil.copytree(made, tmp_path / "place"))), files_of_at_most(20_000):
-        with pytest.raises(SystemExit):
-            shell.run(lambda rest: carry_out("lr_finder", rest), ["r.yaml", *SMALL, "--steps=30"])
+    place = Path(shutil.copytree(made, tmp_path / "place"))
+    with contextlib.chdir(place), files_of_at_most(20_000), pytest.raises(SystemExit):
+        shell.run(lambda rest: carry_out("lr_finder", rest), ["r.yaml", *SMALL, "--steps=30"])
     told = capsys.readouterr()
     assert "suggested learning rate: " in told.out
     assert told.err.endswith("lr_finder.png: File too large\n")
