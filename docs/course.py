@@ -71,12 +71,28 @@ def makes_run(code: str, place: Path) -> bool:
 
 
 def shown_of(printed: str, block: re.Match[str]) -> str:
-    """What the page shows of an output: all of it, or the lines from the one on that begins as the page says."""
+    """What the page shows of an output: all of it, or the lines from the one on that begins as the page says.
+
+    Raises:
+        ValueError: those lines end within a row or a paragraph.
+    """
     lines = re.sub(r"[ \t]+$", "", printed, flags=re.MULTILINE).strip("\n").splitlines(keepends=True)
     if block["first"]:
         begin = next(number for number, line in enumerate(lines) if line.startswith(block["first"]))
-        lines = lines[begin : begin + int(block["count"])]
+        end = begin + int(block["count"])
+        whole = end
+        # A row goes on where its first column is empty, so that the next line lies further in.
+        while whole < len(lines) and indent(lines[whole]) > min(map(indent, filter(str.strip, lines[begin + 1 : end]))):
+            whole += 1
+        if whole > end:
+            raise ValueError(f"from {block['first']}: {end - begin} lines end within a row → {whole - begin} lines")
+        lines = lines[begin:end]
     return "".join(lines).rstrip("\n") + "\n"
+
+
+def indent(line: str) -> int:
+    """How far in a line of output begins; a blank line does not."""
+    return len(line) - len(line.lstrip(" \n"))
 
 
 def printed_by(kind: str, code: str, place: Path, language: str) -> str:
@@ -110,29 +126,37 @@ def run(words: list[str], place: Path, language: str, code: int = 0) -> str:
 # ----------------------------------------------------------------------------------------------------- notebooks
 
 SAID = {
-    "en": "In a checkout: work at its top. Elsewhere, as on Colab: install hfgpt and copy its recipes here.",
-    "zh": "在检出的仓库里：到它的顶层工作。在别处，例如 Colab：安装 hfgpt，并把它的配方复制到这里。",
+    "en": (
+        "Works in the checkout of hfgpt that holds this notebook, or that lies here as a folder hfgpt; installs it once.",
+        "No checkout of hfgpt here. Get its source as a folder hfgpt, with git clone or from its archive; run this again.",
+    ),
+    "zh": (
+        "在笔记本所在的 hfgpt 源码目录里运行；源码也可以是旁边的文件夹 hfgpt。没有安装过就安装一次。",
+        "这里没有 hfgpt 的源码。请用 git clone 或源码压缩包取得它，放在文件夹 hfgpt 里，再运行这一格。",
+    ),
 }
 
 SETUP = """\
 # {said}
-import os, pathlib, sysconfig
+import os, pathlib, shutil, sysconfig
 here = pathlib.Path.cwd()
-top = next((folder for folder in (here, *here.parents) if (folder / "recipes").is_dir()), None)
-if top:
-    os.chdir(top)
-else:
-    %pip install --quiet hfgpt
-    !hfgpt recipes recipes
+top = next((folder for folder in (here, *here.parents, here / "hfgpt") if (folder / "docs" / "course").is_dir()), None)
+if top is None:
+    raise SystemExit("{missing}")
+os.chdir(top)
 os.environ["PATH"] = sysconfig.get_path("scripts") + os.pathsep + os.environ["PATH"]
 os.environ["HFGPT_LANG"] = "{language}"
+if not shutil.which("hfgpt"):
+    %pip install --quiet --editable .
 """
 
 
 def notebook(page: Path) -> str:
     """A page as a notebook: text, programs as they are, commands with an exclamation mark, each with its output."""
     text, language = page.read_text("utf-8"), page.parts[-3]
-    cells = [code_cell(SETUP.format(language=language, said=SAID[language]), "", "setup")]
+    text = re.sub(rf"^\[.*\]\({page.stem}\.ipynb\)\n\n", "", text, flags=re.MULTILINE)  # the link to itself
+    said, missing = SAID[language]
+    cells = [code_cell(SETUP.format(language=language, said=said, missing=missing), "", "setup")]
     end = 0
     for block in BLOCK.finditer(text):
         cells += markdown_cells(text[end : block.start()])

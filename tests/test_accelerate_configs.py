@@ -41,7 +41,7 @@ def test_precision_and_accumulation_are_left_to_the_recipe(path: Path) -> None:
 def commands(path: Path) -> list[list[str]]:
     """Return the arguments of each `accelerate launch` command in a configuration's head."""
     head = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
-    return [shlex.split(command) for command in re.findall(r"accelerate launch (.*)", head)]
+    return [shlex.split(command) for command in re.findall(r"accelerate launch (?:--quiet )?(.*)", head)]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -70,6 +70,19 @@ def check(printed: str, block: re.Match[str]) -> None:
         assert block["output"] == course.shown_of(printed, block), "run python docs/course.py"
 
 
+def test_an_excerpt_ends_with_a_whole_row() -> None:
+    """A table's cell may be wrapped: its last line is shown too."""
+    printed = "Too slow\n way     cost\n one     a third\n         more\n two     none\n\nNext: train\n"
+
+    def excerpt(lines: int) -> str:
+        page = f"```bash\nhfgpt plan\n```\n\n<!-- from Too slow, {lines} lines -->\n```text\n```\n"
+        return str(course.shown_of(printed, course.BLOCK.search(page)))
+
+    assert excerpt(4).splitlines()[-1] == "         more"
+    with pytest.raises(ValueError, match="3 lines end within a row → 4 lines"):
+        excerpt(3)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "index"], ids=name_of)
 def test_the_notebooks_are_the_pages(page: Path) -> None:
     assert page.with_suffix(".ipynb").read_text("utf-8") == course.notebook(page), (

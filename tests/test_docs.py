@@ -70,7 +70,7 @@ NOT_HERE = {
     "accelerate launch --config_file accelerate_configs/fsdp2.yaml scripts/train.py recipes/production.yaml": EIGHT,
     "accelerate launch --config_file accelerate_configs/multi_gpu.yaml --num_processes 2 scripts/train.py "
     "recipes/production.yaml": "needs two GPUs",
-    "accelerate launch --config_file accelerate_configs/single_gpu.yaml scripts/train.py recipes/standard.yaml": (
+    "accelerate launch --quiet --config_file accelerate_configs/single_gpu.yaml scripts/train.py recipes/standard.yaml": (
         "needs a GPU"
     ),
     "accelerate launch --config_file accelerate_configs/multi_node.yaml --machine_rank 0 --main_process_ip 10.0.0.1 "
@@ -95,6 +95,7 @@ NOT_HERE = {
     "hfgpt plan": PART,
     "hfgpt train": PART,
     "python scripts/plan.py": PART,
+    "python scripts/train.py": PART,
     "python scripts/train.py RECIPE": PART,
     "python scripts/diagnose.py": PART,
     "python scripts/compare.py": PART,
@@ -115,9 +116,8 @@ def run(place: Workshop, command: str) -> str:
         lines = place.shell("make", "--no-print-directory", "-n", "-o", ".venv/.ready", *words[1:]).splitlines()
         words = shlex.split(lines[0])  # the rest tells how to go on
         words[0] = Path(words[0]).name
-    launched = [word for word in words if word != "--quiet"]
-    if launched[:3] == ["accelerate", "launch", "scripts/train.py"]:
-        words = ["python", *launched[2:]]
+    if words[:2] == ["accelerate", "launch"] and "--config_file" not in words:
+        words = ["python", *words[words.index("scripts/train.py") :]]
     return place.type(words)
 
 
