@@ -127,12 +127,12 @@ def run(words: list[str], place: Path, language: str, code: int = 0) -> str:
 
 SAID = {
     "en": (
-        "Works in the checkout of hfgpt that holds this notebook, or that lies here as a folder hfgpt; installs it once.",
-        "No checkout of hfgpt here. Get its source as a folder hfgpt, with git clone or from its archive; run this again.",
+        "Works in the checkout of hfgpt around this notebook, or in one beside it named hfgpt; installs it once.",
+        "No checkout of hfgpt is here. Put its source into a folder hfgpt (git clone), and run this cell again.",
     ),
     "zh": (
         "在笔记本所在的 hfgpt 源码目录里运行；源码也可以是旁边的文件夹 hfgpt。没有安装过就安装一次。",
-        "这里没有 hfgpt 的源码。请用 git clone 或源码压缩包取得它，放在文件夹 hfgpt 里，再运行这一格。",
+        "这里没有 hfgpt 的源码。请把它放在文件夹 hfgpt 里（git clone），再运行这一格。",
     ),
 }
 

@@ -70,9 +70,8 @@ NOT_HERE = {
     "accelerate launch --config_file accelerate_configs/fsdp2.yaml scripts/train.py recipes/production.yaml": EIGHT,
     "accelerate launch --config_file accelerate_configs/multi_gpu.yaml --num_processes 2 scripts/train.py "
     "recipes/production.yaml": "needs two GPUs",
-    "accelerate launch --quiet --config_file accelerate_configs/single_gpu.yaml scripts/train.py recipes/standard.yaml": (
-        "needs a GPU"
-    ),
+    "accelerate launch --quiet --config_file accelerate_configs/single_gpu.yaml scripts/train.py "
+    "recipes/standard.yaml": "needs a GPU",
     "accelerate launch --config_file accelerate_configs/multi_node.yaml --machine_rank 0 --main_process_ip 10.0.0.1 "
     "scripts/train.py recipes/production.yaml": TWO_HOSTS,
     "accelerate launch --config_file accelerate_configs/multi_node.yaml --machine_rank 1 --main_process_ip 10.0.0.1 "
