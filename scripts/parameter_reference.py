@@ -49,8 +49,10 @@ def row(key: str) -> str:
 
 
 def main(words: list[str]) -> None:
-    reader = Reader("parameter_reference", "Write docs/en/parameters.md and docs/zh/parameters.md.", [("", "both")])
-    reader.argument("folder", "FOLDER", "the folder that holds en/ and zh/; by default docs/", required=False)
+    reader = Reader(
+        "parameter_reference", _("Write docs/en/parameters.md and docs/zh/parameters.md."), [("", _("both"))]
+    )
+    reader.argument("folder", _("FOLDER"), _("the folder that holds en/ and zh/; by default docs/"), required=False)
     folder = Path(reader.read(words).folder or Path(__file__).parent.parent / "docs")
     for language in LANGUAGES:
         with using(language):

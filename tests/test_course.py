@@ -105,4 +105,4 @@ def test_a_notebook_runs(language: str) -> None:
     for cell, before in zip(notebook.cells, shown, strict=True):
         printed = [output.text for output in cell.outputs if output.output_type == "stream"]
         assert "".join(printed).replace("\r\n", "\n") == "".join(output.text for output in before)
-    (ROOT / "schedules.png").unlink(missing_ok=True)
+    (ROOT / f"schedules{'-zh' if language == 'zh' else ''}.png").unlink(missing_ok=True)

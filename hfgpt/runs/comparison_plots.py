@@ -71,13 +71,13 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, heading:
         axes = figure.subplots()
         scale, unit = _axis(curves, by)
         palette, few = colours(len(curves)), len(curves) <= len(RUNS)
-        evaluated: list[float] = []
+        evaluated, faint = list[float](), list[Any]()
         for number, curve in enumerate(curves):
             colour, marker = palette[number], MARKERS[number % len(MARKERS)]
             for run in curve.runs if few else ():
                 steps, losses = along(run, "train_loss", by)
                 alpha = 0.45 / len(curve.runs) ** 0.5
-                axes.plot([x / scale for x in steps], smooth(losses), color=colour, lw=1.2, alpha=alpha)
+                faint += axes.plot([x / scale for x in steps], smooth(losses), color=colour, lw=1.2, alpha=alpha)
             xs, means, lows, highs = _mean(curve, by)
             places = [x / scale for x in xs]
             axes.plot(places, means, color=colour, lw=2, marker=marker, ms=5, label=plain(curve.label))
@@ -85,13 +85,18 @@ def compare_curves(curves: Sequence[Curve], by: By, target: str | Path, heading:
                 axes.fill_between(places, lows, highs, color=colour, alpha=0.15, lw=0)
             evaluated += [loss for loss in means if math.isfinite(loss)]
         _limit_losses(axes, curves, evaluated)
+        low, high = axes.get_ylim()
+        for line in faint:  # of a train loss that leaves the figure, only a steep piece would be seen
+            seen = [low <= loss <= high for loss in line.get_ydata()]
+            line.set_visible(2 * sum(seen) > len(seen))
         axes.set_xlabel(unit)
         axes.set_ylabel(validation_label())
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=by == "steps"))
         axes.xaxis.set_major_formatter(
             ticker.FuncFormatter(lambda x, _place: quantity(x) if by == "tokens" else f"{x:,.10g}")
         )
         title(figure, plain(heading or heading_against(by)))
-        legend = [_("faint: train, smoothed")] if few else []
+        legend = [_("faint: train, smoothed")] if any(line.get_visible() for line in faint) else []
         if any(curve.others for curve in curves):
             legend.append(_("band: 95% interval over seeds") if few else _("mean over seeds"))
         many = len(curves) > 12

@@ -94,6 +94,20 @@ def test_many_runs_in_one_picture(tmp_path: Path, by: comparison_plots.By, count
     assert width(comparison_plots.compare_curves(curves, by, tmp_path / "all.png")) == 1200
 
 
+def test_a_train_loss_that_leaves_the_figure_is_not_drawn(tmp_path: Path) -> None:
+    """Of a run that overfits, only a steep piece of it would be seen at the edge."""
+    pictures = {}
+    for name, trained in {"beside": 2.0, "below": 0.1, "none": None}.items():
+        (tmp_path / name).mkdir()
+        writer = MetricsWriter(tmp_path / name / "metrics.jsonl")
+        for step in range(101):
+            writer.write(step, train_loss=trained, val_loss=None if step % 20 else 2.0 + step / 1000)
+        curve = Curve("a", read_run(tmp_path / name))
+        pictures[name] = comparison_plots.compare_curves([curve], "steps", tmp_path / f"{name}.png").read_bytes()
+    assert pictures["below"] == pictures["none"]
+    assert pictures["beside"] != pictures["none"]
+
+
 def test_a_run_without_a_recipe_has_no_tokens_and_is_left_out(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a", recipe=False))
     assert comparison_plots.along(run, "val_loss", "tokens") == ([], [])
