@@ -95,7 +95,6 @@ NOT_HERE = {
     "hfgpt train": PART,
     "python scripts/plan.py": PART,
     "python scripts/train.py": PART,
-    "python scripts/train.py RECIPE": PART,
     "python scripts/diagnose.py": PART,
     "python scripts/compare.py": PART,
     "python scripts/evaluate.py": PART,
