@@ -295,6 +295,17 @@ CALLED = {
     "评估批数": "eval_iters", "日志间隔": "log_interval", "提前停止的耐心值": "early_stopping_patience", "设备": "device",
     "数值精度": "dtype", "精度": "dtype", "编译": "compile", "激活重算": "activation_checkpointing",
     "激活值重算": "activation_checkpointing", "随机种子": "seed",
+    "数据集子配置": "dataset_config", "数据集划分": "dataset_split", "文本列": "text_column", "验证集比例": "val_fraction",
+    "流式读取": "streaming", "批次预热步数": "batch_warmup_iters", "文档掩码": "document_mask", "初始权重": "init_from",
+    "重建嵌入": "new_embeddings", "前馈网络宽度": "n_inner", "激活函数": "activation_function", "共享嵌入": "tie_word_embeddings",
+    "Muon 的动量": "muon_momentum", "一阶动量系数": "beta1", "二阶动量系数": "beta2", "z 损失": "z_loss",
+    "muP 基准宽度": "mup_base_width", "衰减形状": "decay_shape", "只评估": "eval_only", "采样提示词": "sample_prompt",
+    "记录工具": "report_to", "项目名": "project", "确定性计算": "deterministic", "自动适配内存": "fit",
+    "进程等待上限": "process_timeout", "CPU 线程数": "cpu_threads", "数据处理进程数": "num_proc", "坏步上限": "max_bad_steps",
+    "突增保护": "spike_guard", "训练文件夹": "out_dir", "时间上限": "max_time", "检查点数量上限": "save_total_limit",
+    "许可证": "license", "总是保存检查点": "always_save_checkpoint", "后台保存": "background_save", "上传到 Hub": "push_to_hub",
+    "Hub 仓库名": "hub_model_id", "私有仓库": "hub_private", "二进制词元类型": "bin_dtype", "时间预算": "time_budget",
+    "其他验证集": "val_datasets", "评估任务": "eval_tasks", "任务评估间隔": "eval_tasks_interval",
 }  # fmt: skip
 
 # Parameters of nanoGPT and the Trainer that do not exist here, each with its replacement.

@@ -130,9 +130,10 @@ def explain(config: Config, name: str, device: Device) -> str:
 
 def _explain(config: Config, name: str, device: Device) -> str:
     text, rows, value = entry(name), _rows(config, name, device), getattr(config, name)
-    title = f"{name} = {configs.yaml_scalar(value)}"
+    shown = _("unset") if value is None else configs.yaml_scalar(value)
+    title = f"{name} = {shown}"
     if text.name:
-        title = _("{key} ({name}) = {value}", key=name, name=text.name, value=configs.yaml_scalar(value))
+        title = _("{key} ({name}) = {value}", key=name, name=text.name, value=shown)
     if text.section:
         title = _("{title}  (chapter {section})", title=title, section=text.section)
     parts: list[Any] = [paragraph(title, bold=True), paragraph(text.meaning)]

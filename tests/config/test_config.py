@@ -108,7 +108,7 @@ def test_a_count_or_auto_is_read_as_a_number(recipe: Any) -> None:
         (["out"], "'out': is not an override"),
         ([""], "'': is not an override"),
         (["--"], "'--': is not an override"),
-        (["-n_layer=2"], "is not an override"),
+        (["-n_layer=2"], "lacks its two hyphens"),
         (["--n_layer"], "n_layer: needs a value"),
         (["--n_layer", "--compile"], "n_layer: needs a value"),
         (["--n_layer=2", "--n_layer=3"], "given twice"),
