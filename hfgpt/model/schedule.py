@@ -58,7 +58,7 @@ def chart(config: Config) -> str:
     heights = [round(rate / top * HEIGHT * 8) for rate in rates]
     lines = []
     for row in range(HEIGHT - 1, -1, -1):
-        label = f"{top:.2g}" if row == HEIGHT - 1 else f"{min(rates):.2g}" if row == 0 else ""
+        label = f"{top:.2g}" if row == HEIGHT - 1 else "0" if row == 0 else ""
         cells = "".join(EIGHTHS[min(8, max(0, height - 8 * row))] for height in heights)
         lines.append(f"{label:>8} │{cells}".rstrip())
     end = f"{config.max_iters:,}"
