@@ -69,6 +69,7 @@ def test_an_answer_is_the_lowest_loss_per_token(tiny: dict[str, Any], questions:
         '{"context": "a", "choices": ["b", null], "answer": 0}', '{"context": "a", "choices": ["b", [2]], "answer": 0}',
         '{"context": null, "choices": ["b", "c"], "answer": 0}', '{"context": "a", "choices": [true, 1], "answer": 0}',
         '{"context": "a", "choices": [1, 2], "answer": 0.7}', '{"context": "a", "choices": [1, 2], "answer": true}',
+        '{"context": "a", "choices": ["b", "\\ud800"], "answer": 0}',
         '{"context": "a", "choices": null, "answer": 1}', '{"context": "a", "choices": ["b", "c"], "answer": Infinity}',
     ],
 )  # fmt: skip
