@@ -6,6 +6,7 @@ Out: a :class:`~hfgpt.train.run.Run` that is ready to train; or an InputError, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -185,7 +186,8 @@ def horizons_after(record: Path, step: int) -> dict[int, int]:
     They include the last step of the record, with 0 if nothing was decided there.
     """
     lines = [line for line in (metrics.read(record) if record.is_file() else []) if line["step"] > step]
-    return {int(line["step"]): int(line.get("horizon", 0)) for line in lines if "horizon" in line or line is lines[-1]}
+    decided = {int(line["step"]): int(line["horizon"]) for line in lines if 0 < line.get("horizon", 0) < math.inf}
+    return {int(line["step"]): 0 for line in lines[-1:]} | decided
 
 
 def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> FolderLock | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,7 @@ from survival import figures
 from hfgpt import config
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import metrics
-from hfgpt.train import checkpoint, horizon, meter
+from hfgpt.train import checkpoint, horizon, meter, start
 from hfgpt.train import evaluate as evaluate_module
 from hfgpt.train import loop as train
 from hfgpt.train import step as step_module
@@ -138,3 +140,12 @@ def test_a_crash_replays_what_was_decided(
     assert {step: after[step] for step in range(101, 140)} == {step: before[step] for step in range(101, 140)}
     now = series(path, "horizon")
     assert {step: length for step, length in now.items() if step < 140} == decided
+
+
+def test_a_length_that_no_run_decides_is_passed_over(tmp_path: Path) -> None:
+    lengths = ((10, 40), (20, 50), (30, 1e400), (31, -1e400), (32, math.nan), (33, -5), (34, 60))
+    record = tmp_path / "metrics.jsonl"
+    record.write_text("".join(json.dumps({"step": step, "horizon": length}) + "\n" for step, length in lengths))
+    assert start.horizons_after(record, 15) == {20: 50, 34: 60}
+    record.write_text('{"step": 41, "horizon": Infinity}\n')
+    assert start.horizons_after(record, 15) == {41: 0}
