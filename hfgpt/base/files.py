@@ -210,8 +210,11 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file and wait until it is on disk."""
-    with open(path, "w", encoding="utf-8", newline="\n") as file:
+    """Write a text file and wait until it is on disk.
+
+    Half a surrogate pair, which JSON from outside can hold, becomes an escape, as JSON spells it.
+    """
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

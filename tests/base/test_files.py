@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import threading
 import time
@@ -23,6 +24,12 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
     files.replace_file(path, "二\n")
     assert path.read_bytes() == "二\n".encode()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_a_surrogate_pair_becomes_an_escape(tmp_path: Path) -> None:
+    value = json.loads('{"text": "\\ud800 你"}')
+    files.replace_file(tmp_path / "a.json", json.dumps(value, ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == value
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
