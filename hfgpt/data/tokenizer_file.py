@@ -14,12 +14,14 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hfgpt.base.errors import InputError, first_line
+
+LONGEST = 10_000  # characters of a token, or of what a decoder inserts; a text of longer ones would fill the memory
 
 LARGEST = 2**28  # bytes; the file of a 256,000-token vocabulary has about 35 MB
 
@@ -50,6 +52,11 @@ def check_file(path: Path) -> None:
                     path=path,
                     pattern=pattern[:80],
                 )
+    if (length := max(map(len, _pieces(parsed)), default=0)) > LONGEST:
+        raise InputError(
+            "{path}: one of its tokens has {length:,} characters; they have {most:,} at most",
+            path=path, length=length, most=LONGEST,
+        )  # fmt: skip
 
 
 class _StandardError:
@@ -133,12 +140,28 @@ def faults_as_messages() -> Iterator[None]:
 
 def _patterns(part: Any) -> Iterator[str]:
     """Yield every regular expression in a part of a tokenizer.json."""
+    return _strings(part, ("Regex",))
+
+
+def _pieces(parsed: dict[str, Any]) -> Iterator[str]:
+    """Yield the texts that a tokenizer puts in place of others: its tokens, and what its parts insert."""
+    model = parsed.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, dict):
+        yield from vocabulary
+    elif isinstance(vocabulary, list):  # of tokens with their scores
+        yield from (pair[0] for pair in vocabulary if isinstance(pair, list) and pair and isinstance(pair[0], str))
+    for part in ("normalizer", "pre_tokenizer", "decoder", "added_tokens"):
+        yield from _strings(parsed.get(part), ("content", "prepend", "replacement"))
+
+
+def _strings(part: Any, keys: Sequence[str]) -> Iterator[str]:
+    """Yield every string with one of these keys in a part of a tokenizer.json."""
     parts = [part]
     while parts:
         part = parts.pop()
         if isinstance(part, dict):
-            if isinstance(part.get("Regex"), str):
-                yield part["Regex"]
+            yield from (part[key] for key in keys if isinstance(part.get(key), str))
             parts += part.values()
         elif isinstance(part, list):
             parts += part

@@ -45,6 +45,23 @@ def test_a_tokenizer_that_would_take_for_ever_is_refused(tmp_path: Path) -> None
         tokenizers.load(str(with_pattern(tmp_path, "(a+)+$")))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decoder": {"type": "Replace", "pattern": {"String": "a"}, "content": "x" * 20_000}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x" * 20_000}]}},
+        {"model": {"type": "BPE", "vocab": {"a": 0, "x" * 20_000: 1}, "merges": []}},
+        {"model": {"type": "Unigram", "vocab": [["a", 0.0], ["x" * 20_000, -1.0]], "unk_id": 0}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_token_that_would_fill_the_memory_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = with_pattern(tmp_path, "a") / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match="one of its tokens has 20,000 characters; they have 10,000 at most"):
+        tokenizers.load(str(tmp_path))
+
+
 def test_a_panic_is_a_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A pattern that passes the check may still need too many attempts."""
     tokenizer = tokenizers.load(str(with_pattern(tmp_path, "(a|aa|aaa)+$")))
