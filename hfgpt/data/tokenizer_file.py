@@ -21,7 +21,7 @@ from typing import Any
 
 from hfgpt.base.errors import InputError, first_line
 
-LONGEST = 10_000  # characters of a token, or of what a decoder inserts; a text of longer ones would fill the memory
+LONGEST = 10_000  # characters that a decoder or a normalizer inserts; longer ones at every letter would fill the memory
 
 LARGEST = 2**28  # bytes; the file of a 256,000-token vocabulary has about 35 MB
 
@@ -52,9 +52,9 @@ def check_file(path: Path) -> None:
                     path=path,
                     pattern=pattern[:80],
                 )
-    if (length := max(map(len, _pieces(parsed)), default=0)) > LONGEST:
+    if (length := max(map(len, _inserted(parsed)), default=0)) > LONGEST:
         raise InputError(
-            "{path}: one of its tokens has {length:,} characters; they have {most:,} at most",
+            "{path}: inserts a text of {length:,} characters; {most:,} are the most",
             path=path, length=length, most=LONGEST,
         )  # fmt: skip
 
@@ -143,14 +143,11 @@ def _patterns(part: Any) -> Iterator[str]:
     return _strings(part, ("Regex",))
 
 
-def _pieces(parsed: dict[str, Any]) -> Iterator[str]:
-    """Yield the texts that a tokenizer puts in place of others: its tokens, and what its parts insert."""
-    model = parsed.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, dict):
-        yield from vocabulary
-    elif isinstance(vocabulary, list):  # of tokens with their scores
-        yield from (pair[0] for pair in vocabulary if isinstance(pair, list) and pair and isinstance(pair[0], str))
+def _inserted(parsed: dict[str, Any]) -> Iterator[str]:
+    """Yield the texts that a tokenizer's parts put in place of others, and its added tokens.
+
+    The vocabulary's own tokens may be long: training merges a row of a million dashes into one.
+    """
     for part in ("normalizer", "pre_tokenizer", "decoder", "added_tokens"):
         yield from _strings(parsed.get(part), ("content", "prepend", "replacement"))
 
