@@ -84,7 +84,7 @@ def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) 
             if type(answer) not in (int, str) or not 0 <= int(answer) < len(choices) or len(choices) < 2:
                 raise ValueError
             context, choices = str(context), list(map(str, choices))
-            "".join([context, *choices]).encode()  # JSON can hold half a surrogate pair, which is no text
+            "".join([context, *choices]).encode()  # JSON can hold half a surrogate pair, which UTF-8 cannot
         except UNREADABLE:
             raise InputError(
                 "{file}, line {line}: is not a question → give a JSON object with context, choices (two or more "
