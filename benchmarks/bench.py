@@ -34,7 +34,7 @@ import table
 import watch
 from rows import ROWS, Row, Setting
 
-from hfgpt.base import machine as hardware
+from hfgpt.base import hardware
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE / "README.md"

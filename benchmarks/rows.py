@@ -28,7 +28,7 @@ from data_preparation import write_text
 from peers import GPT2, QUICK, SMALL, STANDARD, Shape, Tokens
 from table import median, summary
 
-from hfgpt.base import machine as hardware
+from hfgpt.base import hardware
 
 NANOGPT_MISSING = "no peer: NANOGPT=path, a checkout of nanoGPT, was not given"
 

@@ -49,7 +49,7 @@ class Finished:
     peak_bytes: int | None  # peak memory of its first process; None without /proc
 
 
-# glibc's names for what hfgpt sets by itself (hfgpt/base/machine.py: keep_freed_memory).
+# glibc's names for what hfgpt sets by itself (hfgpt/base/hardware.py: keep_freed_memory).
 KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 

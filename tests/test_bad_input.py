@@ -541,7 +541,7 @@ def test_a_model_is_refused_where_its_state_alone_is_more_than_the_memory(
 ) -> None:
     from accelerate import Accelerator
 
-    from hfgpt.base import machine as hardware
+    from hfgpt.base import hardware
     from hfgpt.train import memory
 
     accelerator, wide = Accelerator(cpu=True), config.build(tiny | {"n_embd": 64}, "wide")

@@ -39,7 +39,7 @@ from hfgpt.data.prepare import prepare
 from hfgpt.inference import exported as folders
 from hfgpt.inference import sampling
 from hfgpt.model import gpt2 as model
-from hfgpt.playground import folders as playground
+from hfgpt.playground import trainer as playground
 from hfgpt.runs import card, compare, metrics, plots
 from hfgpt.share import hub, hub_errors
 from hfgpt.sweep import storage
@@ -190,7 +190,7 @@ def test_a_repository_whose_paths_leave_the_folder(
         repo.commit("main", "files", files | outside, [])
         below = tmp_path / "deep" / "below"
         below.mkdir(parents=True)
-        with contextlib.suppress(InputError, hub.HubError):
+        with contextlib.suppress(InputError, hub_errors.HubError):
             hub.pull("ada/evil", below / "pulled", api=api)
     huggingface_hub.close_session()
     assert server.asked("GET", "/models/ada/evil")

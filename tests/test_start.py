@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from hfgpt import config
-from hfgpt.base import loading
+from hfgpt.base import shell
 from hfgpt.data.prepare import prepare
 
 # Each takes much of a second to import. Imports of torch and transformers themselves cannot be avoided.
@@ -46,7 +46,7 @@ def test_nothing_heavy_is_loaded_before_the_first_step(tiny: dict[str, Any], wri
     assert json.loads(done.stderr.splitlines()[-1]) == [1, []]
 
 
-@pytest.mark.parametrize(("command", "unused"), [("sample", "pydantic"), ("sample", "torch"), ("train", "torch")])
+@pytest.mark.parametrize(("command", "unused"), [("models", "pydantic"), ("models", "torch"), ("train", "torch")])
 def test_a_command_begins_without_libraries_that_it_needs_later_or_never(command: str, unused: str) -> None:
     program = f"import sys, hfgpt.commands.{command}; print({unused!r} in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -75,13 +75,13 @@ def test_loading_leaves_the_collector_as_it_was(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(tmp_path)
     frozen = gc.get_freeze_count()
     try:
-        with loading.uncollected():
+        with shell.uncollected():
             assert not gc.isenabled()
             importlib.import_module("a_large_library")
         assert gc.isenabled()
         assert gc.get_freeze_count() >= frozen + 1000
         gc.disable()
-        with loading.uncollected():
+        with shell.uncollected():
             pass
         assert not gc.isenabled()
     finally:

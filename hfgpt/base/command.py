@@ -4,8 +4,6 @@ In:  a command's arguments, options and flags, a recipe's parameters if it takes
 Out: :class:`Arguments`, or every error on the command line at once; the --help page.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import re
@@ -18,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfgpt.base.errors import CommandError, Fault
+from hfgpt.base.hardware import local_accelerator
 from hfgpt.base.language import LANGUAGES, _, listed
-from hfgpt.base.machine import local_accelerator
 from hfgpt.base.terminal import Layout
 
 # ------------------------------------------------------------------------------------------------- command strings
@@ -132,7 +130,6 @@ class Reader:
     """A command's argument parser: declare with :meth:`argument`, :meth:`option`, :meth:`flag`; then :meth:`read`.
 
     Args:
-        name: the command's name.
         about: what the command does, for --help.
         examples: arguments to type after the name, and what they do.
         notes: text at the end of --help.
@@ -162,10 +159,6 @@ class Reader:
         self._arguments = self._parser.add_argument_group(_("What it is given"))
         self._choices = self._parser.add_argument_group(_("Options"))
         self._parameters = list(parameters or {})
-        for key in self._parameters:
-            self._declare(key, argparse.SUPPRESS)
-        for key in self._flags:
-            self._declare(f"no_{key}", argparse.SUPPRESS)
 
     def argument(self, name: str, metavar: str, text: str, *, many: bool = False, required: bool = True) -> None:
         """Declare a positional argument of one word or many."""
@@ -187,8 +180,7 @@ class Reader:
         self._exclusive.append(names)
 
     def _declare(self, name: str, text: str, metavar: str = "") -> None:
-        text = text if text == argparse.SUPPRESS else text.replace("%", "%%")
-        self._choices.add_argument(f"--{name}", action="append", nargs="?", metavar=metavar, help=text)
+        self._choices.add_argument(f"--{name}", nargs="?", metavar=metavar, help=text.replace("%", "%%"))
 
     # ------------------------------------------------------------------------------------------------------- reading
 
@@ -201,15 +193,16 @@ class Reader:
         if {"-h", "--help"} & set(words):
             print(self.help())
             raise SystemExit(0)
-        places, options = self._split(words)
-        texts, unknown = self._parser.parse_known_args(options)
-        arguments, faults = Arguments(overrides=[], faults=[]), [self._unknown(word) for word in unknown]
+        places, texts = self._split(words)
+        known = {*self._options, *self._parameters, *(f"no_{key}" for key in self._flags)}
+        unknown = [(key, text) for key, given in texts.items() if key not in known for text in given]
+        arguments, faults = Arguments(overrides=[], faults=[]), [self._unknown(*word) for word in unknown]
         faults += self._place(places, arguments)
         is_whole = all(getattr(arguments, place.name) for place in self._positionals if place.required)
         for name, option in self._options.items():
-            setattr(arguments, name, self._value(name, option, getattr(texts, name) or [], faults))
+            setattr(arguments, name, self._value(name, option, texts.get(name, []), faults))
         for names in self._exclusive:
-            if len(both := [name for name in names if getattr(texts, name)]) > 1:
+            if len(both := [name for name in names if name in texts]) > 1:
                 faults.append(Fault(both[0], None, _("cannot be given together with {other}", other=f"--{both[1]}")))
         for key in self._parameters:
             self._override(key, texts, arguments, faults)
@@ -218,9 +211,9 @@ class Reader:
         arguments.faults = faults
         return arguments
 
-    def _split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Split the words into positional ones and options, each option as one word: ``--key=value`` or ``--key``."""
-        places, options, rest = list[str](), list[str](), list(words)
+    def _split(self, words: Sequence[str]) -> tuple[list[str], dict[str, list[str | None]]]:
+        """Split the words into positional ones and options, by key; ``--key`` without a value is None."""
+        places, options, rest = list[str](), dict[str, list[str | None]](), list(words)
         while rest:
             word = rest.pop(0)
             if not word.startswith("--") or word == "--":
@@ -230,7 +223,7 @@ class Reader:
             key = key.replace("-", "_")
             if not equals and rest and self._takes_next(key, rest[0]):
                 equals, text = "=", rest.pop(0)
-            options.append(f"--{key}{equals}{text}")
+            options.setdefault(key, []).append(text if equals else None)
         return places, options
 
     def _takes_next(self, key: str, word: str) -> bool:
@@ -244,7 +237,6 @@ class Reader:
         return self._takes_parameters and not no and not word.startswith("--")
 
     def _place(self, words: list[str], arguments: Arguments) -> list[Fault]:
-        """Assign the positional words to the arguments."""
         faults = [fault for word in words if (fault := _mistyped(word))]
         words = [word for word in words if not _mistyped(word)]
         for place in self._positionals:
@@ -252,15 +244,12 @@ class Reader:
             if taken and taken[0].startswith("-") and taken[0] != "-":
                 taken, words = [], [*taken, *words]
             if not taken and place.required:
-                told = self._help_text(place.name)
+                told = next(str(action.help) for action in self._parser._actions if action.dest == place.name)
+                told = told.replace("%%", "%")
                 missing = _("is missing") if told == place.metavar else _("is missing: {told}", told=told)
                 faults.append(Fault(place.metavar, None, missing))
             setattr(arguments, place.name, taken if place.many else taken[0] if taken else None)
         return faults + [self._stray(word) for word in words]
-
-    def _help_text(self, name: str) -> str:
-        """Return an argument's text in --help."""
-        return next(str(action.help) for action in self._parser._actions if action.dest == name).replace("%%", "%")
 
     def _stray(self, word: str) -> Fault:
         key = re.match(r"-?(\w+)[=＝]", word)
@@ -271,11 +260,10 @@ class Reader:
             return Fault(repr(word), None, _("is not an override"), _("write --key=value; the recipe comes first"))
         return Fault(repr(word), None, _("is one word too many"))
 
-    def _unknown(self, word: str) -> Fault:
+    def _unknown(self, key: str, text: str | None) -> Fault:
         """Return the fault for an unknown option, with the closest known one."""
-        if fault := _mistyped(word):
+        if fault := _mistyped(f"--{key}" if text is None else f"--{key}={text}"):
             return fault
-        key = word[2:].partition("=")[0]
         known = [*self._options, *self._parameters, "lang", "help"]
         if (name := self._called.get(key)) in known:
             names = [str(name)]
@@ -309,12 +297,14 @@ class Reader:
             faults.append(Fault(name, text, wrong))
         return option.read is None
 
-    def _override(self, key: str, texts: argparse.Namespace, arguments: Arguments, faults: list[Fault]) -> None:
+    def _override(
+        self, key: str, texts: dict[str, list[str | None]], arguments: Arguments, faults: list[Fault]
+    ) -> None:
         """Add the typed values of a recipe parameter to the overrides."""
-        given: list[str | None] = list(getattr(texts, key) or [])
+        given = texts.get(key, [])
         if key in self._flags:
             given = [text if text is not None else "true" for text in given]
-            given += ["false" for _text in getattr(texts, f"no_{key}") or []]
+            given += ["false" for _text in texts.get(f"no_{key}", [])]
         if len(given) > 1:
             faults.append(Fault(key, given[-1], _("is given twice on the command line")))
         elif given and given[0] is None:

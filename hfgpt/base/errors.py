@@ -4,8 +4,6 @@ In:  what is wrong: a key, its value, the rule it breaks, and how to fix it.
 Out: exceptions; a script prints only their message.
 """
 
-from __future__ import annotations
-
 import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,9 +13,7 @@ from hfgpt.base.language import _
 _short = reprlib.Repr()
 
 LONGEST = 120  # characters of a name or value shown in a message
-
 MOST = 50  # faults shown at once
-
 _short.maxstring = _short.maxother = LONGEST
 
 
@@ -70,7 +66,6 @@ class InputError(TranslatedError):
     """The user's input cannot be used; the message says which part and how to fix it. Scripts exit with 2."""
 
     def report(self) -> str:
-        """What a script prints."""
         return str(self)
 
 
@@ -85,7 +80,6 @@ class ConfigError(InputError):
         super().__init__("\n".join(lines))
 
     def report(self) -> str:
-        """What a script prints."""
         return _("The recipe cannot be used:") + f"\n{self}"
 
 
@@ -97,7 +91,6 @@ class CommandError(ConfigError):
         self._help_command = help_command
 
     def report(self) -> str:
-        """What a script prints."""
         lead, hint = _("The command cannot be carried out:"), _("{command} explains it", command=self._help_command)
         return f"{lead}\n{self}\n{hint}"
 

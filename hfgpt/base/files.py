@@ -4,8 +4,6 @@ In:  a path and its new content.
 Out: the old file or the complete new one, whatever interrupts the write.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

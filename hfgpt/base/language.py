@@ -8,8 +8,6 @@ gettext translates sentences from ``hfgpt/locale/<language>/*.po``; a sentence w
 Names of parameters, ``--json`` and metrics.jsonl are the same in every language.
 """
 
-from __future__ import annotations
-
 import gettext
 import io
 import locale

@@ -11,8 +11,6 @@ copied with its folder is ignored, since it names the original's inode. A holder
 finds out in :meth:`FolderLock.check`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -25,20 +23,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from hfgpt.base.errors import UNREADABLE, Failure, InputError
 from hfgpt.base.files import disk_errors
+from hfgpt.base.hardware import began, is_hidden
 from hfgpt.base.language import _
-from hfgpt.base.machine import began, is_hidden
 
 NAME = ".lock"
-
 BEAT = 10.0  # seconds between two touches of the lock
-
 SILENCE = 60.0  # seconds without a touch after which a holder on another machine counts as dead
-
 MOMENT = 2.0  # seconds of waiting before the user is told who holds the lock
-
 SETTLING = 0.2  # seconds for processes that take over the same dead lock to settle which one got it
 
 
@@ -48,7 +43,7 @@ class Holder:
 
     machine: str
     process: int
-    began: float  # by hfgpt.base.machine.began, since process numbers are reused
+    began: float  # by hfgpt.base.hardware.began, since process numbers are reused
     since: float
     token: str  # unique to this lock
     inode: int  # of the lock file: a copy has a different one
@@ -72,7 +67,7 @@ class FolderLock:
         self._holder: Holder | None = None
         self._ended = threading.Event()
 
-    def acquire(self, waiting: Callable[[Holder], None] | None = None) -> FolderLock:
+    def acquire(self, waiting: Callable[[Holder], None] | None = None) -> Self:
         """Acquire the folder. Waits only for a holder on another machine that may have just died.
 
         Args:
@@ -136,7 +131,7 @@ class FolderLock:
                 self._path.unlink()
         self._holder = None
 
-    def __enter__(self) -> FolderLock:
+    def __enter__(self) -> Self:
         return self if self._holder else self.acquire()
 
     def __exit__(

@@ -4,8 +4,6 @@ In:  text, including untrusted text: file names, a model's output.
 Out: the same text without terminal control sequences, in the given width.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

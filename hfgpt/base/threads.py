@@ -1,14 +1,14 @@
-"""CPU threads of a run, set before torch loads OpenMP.
+"""How this process was launched, and its CPU threads, set before torch loads OpenMP.
 
-In:  `cpu_threads` of the config, and the launcher's variables for the processes on this machine.
-Out: OMP_* variables set for this process, and :func:`unpinned` for the phases of a run outside torch.
+In:  `cpu_threads` of the config; RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which
+     torchrun, Accelerate and batch systems set.
+Out: a :class:`Launch`, or an InputError if the variables contradict each other; OMP_* variables set for this process,
+     and :func:`unpinned` for the phases of a run outside torch.
 
 Two traps make this necessary. `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, so the plain command
 would train on one core. Unbound OpenMP threads may also share a core, which multiplies the step time. This module does
 not import torch; call :func:`configure` before anything else imports it.
 """
-
-from __future__ import annotations
 
 import glob
 import os
@@ -16,9 +16,64 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from hfgpt.base.language import _
-from hfgpt.base.launch import launch
+from hfgpt.base.errors import InputError
+from hfgpt.base.language import _, listed
+
+
+class Launch(NamedTuple):
+    """This process's rank in its launch; a process started alone has rank 0 of 1."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def launch() -> Launch:
+    """Read and check the variables.
+
+    Raises:
+        InputError: a variable is not a number, or the variables it needs are missing.
+    """
+    port = os.environ.get("MASTER_PORT")
+    if port and not (port.isdecimal() and 0 < int(port[:9]) < 65536):
+        raise InputError("MASTER_PORT = {text}: must be from 1 to 65535\n    → unset it", text=repr(port))
+    rank, local_rank, world, local_world = (
+        _number(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    )
+    if local_rank is not None or (world or 1) > 1:
+        needed = {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": world}
+        missing = [name for name, value in needed.items() if value is None]
+        missing += [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            given = "LOCAL_RANK" if local_rank is not None else "WORLD_SIZE"
+            raise InputError(
+                "{given} is set, and {missing} is not: a launcher sets all of them\n    → unset {given} to train "
+                "with one process, or start with accelerate launch or torchrun",
+                given=given,
+                missing=listed(missing),
+            )
+    if (rank or 0) >= (world or 1):
+        raise InputError(
+            "RANK = {rank}: must be less than WORLD_SIZE ({world})\n    → unset both, or start with accelerate "
+            "launch or torchrun",
+            rank=rank,
+            world=world or 1,
+        )
+    return Launch(rank or 0, world or 1, local_rank or 0, local_world or 1)
+
+
+def _number(name: str) -> int | None:
+    """Return a variable's value; None if it is not set."""
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not text.isdecimal():
+        raise InputError("{name} = {text}: must be a whole number\n    → unset it", name=name, text=repr(text))
+    return int(text)
+
 
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 

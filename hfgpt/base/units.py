@@ -1,7 +1,5 @@
 """Numbers, durations and sizes, formatted and parsed."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

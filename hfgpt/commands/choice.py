@@ -4,13 +4,11 @@ In:  the arguments of a command line.
 Out: the process's exit code.
 """
 
-from __future__ import annotations
-
 import difflib
 from importlib import import_module
 
 from hfgpt import __version__
-from hfgpt.base import loading
+from hfgpt.base import shell
 from hfgpt.base.errors import CommandError, Fault
 from hfgpt.base.language import N_, _
 
@@ -35,15 +33,17 @@ COMMANDS = {
     "export_onnx": N_("write a model as an ONNX file"),
 }
 
-# The commands that share a module; any other is `main` of the module of its name.
-SHARED = {"push": "hub", "pull": "hub"} | dict.fromkeys(
-    ("import_nanogpt", "export_nanogpt", "export_gguf", "export_onnx"), "conversions"
-)
+# The commands that share a module with similar ones; any other is `main` of the module of its name.
+SHARED = {
+    "sample": "models", "evaluate": "models", "diagnose": "runs", "compare": "runs", "sweep": "sweeps",
+    "lr_finder": "sweeps", "push": "hub", "pull": "hub", "import_nanogpt": "conversions",
+    "export_nanogpt": "conversions", "export_gguf": "conversions", "export_onnx": "conversions",
+}  # fmt: skip
 
 
 def carry_out(name: str, words: list[str]) -> int | None:
     """Run a command; its module is imported only now, so that :func:`shell.run` handles its errors too."""
-    with loading.uncollected():
+    with shell.uncollected():
         module = import_module(f"hfgpt.commands.{SHARED.get(name, name)}")
     status: int | None = getattr(module, name if name in SHARED else "main")(words)
     return status

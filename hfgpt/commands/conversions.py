@@ -4,8 +4,6 @@ In:  the arguments of a command line.
 Out: a run folder, or a file of another format, with notes for the user.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from hfgpt.base import threads
@@ -65,7 +63,7 @@ def export_gguf(words: list[str]) -> None:
             "pip install -e '.[elsewhere]'."
         ),
     )
-    from hfgpt.share.gguf import to_gguf
+    from hfgpt.share.elsewhere import to_gguf
 
     notes = to_gguf(folder, target)
     _written(_("{path} is written; gguf's reader gives the same tensors and tokens back.", path=target), notes)
@@ -84,7 +82,7 @@ def export_onnx(words: list[str]) -> None:
         ),
     )
     threads.configure()  # before torch is loaded
-    from hfgpt.share.onnx import to_onnx
+    from hfgpt.share.elsewhere import to_onnx
 
     difference = f"{to_onnx(folder, target):.2g}"
     message = _("{path} is written. Largest difference of its logits from Transformers': {difference}",

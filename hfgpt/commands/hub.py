@@ -4,8 +4,6 @@ In:  the arguments of a command line.
 Out: the URL of a repository; or a run folder.
 """
 
-from __future__ import annotations
-
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say, say_reading

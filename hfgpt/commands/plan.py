@@ -1,14 +1,12 @@
 """Estimate a recipe's cost before it runs: as tables, or with --json as figures by name."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from pathlib import Path
 
 from hfgpt import config as configs
 from hfgpt.base.command import Reader, at_least, typed
-from hfgpt.base.language import _
+from hfgpt.base.language import _, about_card
 from hfgpt.base.terminal import json_text
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
@@ -62,7 +60,6 @@ def reader() -> Reader:
 
 
 def main(words: list[str]) -> None:
-    """Print the plan."""
     print(run(words))
 
 
@@ -76,14 +73,15 @@ def run(words: list[str]) -> str:
     if arguments.explain:
         return _explain(config, arguments.explain, options)
     plan = make(config, options)
-    written = write(plan, options.write, arguments.recipe, options.overwrite) if options.write else None
-    if options.json:
-        figures = as_json(plan, options)
-        figures["written"] = str(options.write) if written else None
-        return json_text(figures)
-    from hfgpt.plan import tables
+    with about_card(plan.target.own_memory):
+        written = write(plan, options.write, arguments.recipe, options.overwrite) if options.write else None
+        if options.json:
+            figures = as_json(plan, options)
+            figures["written"] = str(options.write) if written else None
+            return json_text(figures)
+        from hfgpt.plan import tables
 
-    return tables.render(plan, arguments.recipe, options)
+        return tables.render(plan, arguments.recipe, options)
 
 
 def _explain(config: Config, name: str, options: Options) -> str:
@@ -97,9 +95,6 @@ def _explain(config: Config, name: str, options: Options) -> str:
     if options.json:
         return json_text(guide.as_json(config, name, device))
     return guide.explain(config, name, device)
-
-
-# --------------------------------------------------------------------------------------------------- kinds of values
 
 
 def read_bytes(text: str) -> int:

@@ -1,7 +1,5 @@
 """Open the playground page: plan a run with sliders, train it, watch runs, sample from a model."""
 
-from __future__ import annotations
-
 import re
 
 from hfgpt.base import language

@@ -1,9 +1,7 @@
 """Write a recipe's dataset as token shards, and push them to the Hub."""
 
-from __future__ import annotations
-
 from hfgpt import config as configs
-from hfgpt.base import loading
+from hfgpt.base import shell
 from hfgpt.base.command import Reader, whole
 from hfgpt.base.files import expanded
 from hfgpt.base.language import _
@@ -35,7 +33,7 @@ def main(words: list[str]) -> None:
     arguments = parser.read(words)
     config = configs.load(arguments.recipe, arguments.overrides, arguments.faults)
     folder = expanded(arguments.folder)
-    with loading.uncollected():
+    with shell.uncollected():
         from hfgpt.data.publish import push_dataset, write_dataset
     corpus = write_dataset(config, folder, arguments.shard_tokens)
     say(

@@ -1,7 +1,5 @@
 """List the recipes that come with hfgpt, or copy them."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from hfgpt.base.terminal import say
 
 
 def main(words: list[str]) -> None:
-    """List or copy."""
     parser = Reader(
         "recipes",
         _("List the recipes that come with hfgpt, or copy them into a folder, to be changed there."),

@@ -1,18 +1,16 @@
 """Train a model from a recipe."""
 
-from __future__ import annotations
-
 import sys
 
 from hfgpt import config as configs
-from hfgpt.base import loading, threads
+from hfgpt.base import shell, threads
 from hfgpt.base.command import Arguments, Reader, typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import expanded
+from hfgpt.base.hardware import process_began
 from hfgpt.base.language import _
-from hfgpt.base.launch import launch
-from hfgpt.base.machine import process_began
 from hfgpt.base.terminal import say
+from hfgpt.base.threads import launch
 from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.model import sizes
@@ -71,7 +69,7 @@ def main(words: list[str]) -> int:
         if not (arguments.resume or arguments.branch_from) and (told := expectation(config)):
             say(_("note: {note}", note=told), sys.stderr)
     threads.configure(config.cpu_threads)  # before torch is loaded
-    with loading.uncollected():
+    with shell.uncollected():
         from hfgpt.train.loop import train
     return train(
         config,

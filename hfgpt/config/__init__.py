@@ -12,32 +12,3 @@ from hfgpt.config.reading import PARAMETERS, build, load, parse_overrides, remar
 from hfgpt.config.recipe_files import find_recipe, read_recipe, run_folder, shipped_recipes
 from hfgpt.config.reference import allowed, default_of, group_of, help_text, to_yaml, unit_of, yaml_scalar
 from hfgpt.config.rules import choose_tokenizer, default_warmup, resolve
-
-__all__ = [
-    "CALLED",
-    "EMBEDDED_DATASET",
-    "GROUPS",
-    "INSTEAD",
-    "PARAMETERS",
-    "RENAMED",
-    "Config",
-    "allowed",
-    "build",
-    "choose_tokenizer",
-    "default_of",
-    "default_warmup",
-    "find_recipe",
-    "group_of",
-    "help_text",
-    "load",
-    "parse_overrides",
-    "read_recipe",
-    "remarks",
-    "resolve",
-    "run_folder",
-    "shipped_recipes",
-    "to_yaml",
-    "unit_of",
-    "with_role",
-    "yaml_scalar",
-]

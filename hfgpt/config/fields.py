@@ -6,8 +6,6 @@ Out: an immutable :class:`Config` of individually valid values; hfgpt/config/rul
 A new parameter needs a line here and an entry in hfgpt/plan/guide.yaml.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from bisect import bisect_right
@@ -15,7 +13,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,11 +32,8 @@ GROUPS = {
 }
 
 EMBEDDED_DATASET = "shakespeare"
-
 EVAL_BATCH = 12  # sequences in an evaluation batch, independent of batch_size, so runs are compared on the same blocks
-
 SAMPLE_TOKENS = 120  # length of the sample shown at each evaluation
-
 WORDS = r"\S"  # pattern of text that must not be empty
 
 
@@ -220,7 +215,7 @@ class Config(BaseModel):
             )
         return next(divisors(share, self.batch_size))
 
-    def of_process(self, processes: int) -> Config:
+    def of_process(self, processes: int) -> Self:
         """Return the config of one process's share of a step; raises like :meth:`micro_batch`."""
         size = self.micro_batch(processes)
         steps = self.global_batch // processes // size

@@ -4,8 +4,6 @@ In:  the text of a ``config/*.py`` of nanoGPT (https://github.com/karpathy/nanoG
 Out: a recipe's keys and values.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 from collections.abc import Callable
@@ -54,7 +52,6 @@ def read_config(path: Path, text: str) -> dict[str, Any]:
 
     Args:
         path: the file's path, for messages and for finding its dataset.
-        text: its content.
 
     Raises:
         InputError: the file does more than assign values; the message names the line and the fix.
@@ -75,7 +72,13 @@ def read_config(path: Path, text: str) -> dict[str, Any]:
         _assign(statement, values, helpers, shown)
     known = {*Config.model_fields, *RENAMED, *INSTEAD}
     values = {key: value for key, value in values.items() if key not in helpers or key in known}
-    return _as_recipe(values, path) if "dataset" in values else _schedule(values)
+    if "dataset" not in values:
+        return _schedule(values)
+    recipe = _schedule({**DEFAULTS, **({} if "max_iters" in values else LONG_RUN), **values})
+    recipe["dataset"], tokenizer = _find_dataset(str(recipe["dataset"]), path)
+    if not str(recipe.get("init_from", "scratch")).startswith("gpt2"):  # pretrained models bring their own tokenizer
+        recipe.setdefault("tokenizer", tokenizer)
+    return recipe
 
 
 def _assign(statement: ast.stmt, values: dict[str, Any], helpers: set[str], shown: str) -> None:
@@ -147,15 +150,6 @@ def _schedule(values: dict[str, Any]) -> dict[str, Any]:
         if key not in ("decay_lr", "warmup_iters", "lr_decay_iters", "min_lr")
     }
     return {**kept, "lr_schedule": "constant", "warmup_iters": 0}
-
-
-def _as_recipe(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Convert nanoGPT's names and conventions to ours."""
-    recipe = _schedule({**DEFAULTS, **({} if "max_iters" in values else LONG_RUN), **values})
-    recipe["dataset"], tokenizer = _find_dataset(str(recipe["dataset"]), path)
-    if not str(recipe.get("init_from", "scratch")).startswith("gpt2"):  # pretrained models bring their own tokenizer
-        recipe.setdefault("tokenizer", tokenizer)
-    return recipe
 
 
 def _find_dataset(name: str, path: Path) -> tuple[str, str]:

@@ -5,8 +5,6 @@ In:  a recipe (YAML, a nanoGPT configuration, a run folder, or the name of a shi
 Out: one validated, immutable Config, or a ConfigError that lists every fault at once.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re
@@ -21,7 +19,7 @@ from pydantic.fields import FieldInfo
 from hfgpt.base.command import Reader
 from hfgpt.base.errors import ConfigError, Fault
 from hfgpt.base.language import _
-from hfgpt.config import mix, rules
+from hfgpt.config import rules, yaml_text
 from hfgpt.config.fields import CALLED, INSTEAD, RENAMED, Config, with_role
 from hfgpt.config.recipe_files import read_recipe, run_folder
 from hfgpt.config.reference import allowed, alternatives
@@ -92,7 +90,7 @@ def _translate(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
             faults.append(Fault(key, None, _("is not a parameter here"), _(INSTEAD[key])))
         elif key not in Config.model_fields:
             faults.append(Fault(key, None, _("is not a parameter"), _closest(key)))
-        elif (reason := _unusable(value)) or (key == "dataset" and (reason := mix.fault_of(value))):
+        elif (reason := _unusable(value)) or (key == "dataset" and (reason := yaml_text.fault_of(value))):
             faults.append(Fault(key, None, reason))
         else:
             out[key] = _normal(key, value)
@@ -105,7 +103,7 @@ def _normal(key: str, value: Any) -> Any:
     if isinstance(value, float) and int in options and float not in options and value.is_integer():
         return int(value)
     if key == "dataset":
-        value = mix.as_text(value)
+        value = yaml_text.as_text(value)
     return os.path.expanduser(value) if key in with_role("path") and isinstance(value, str) else value
 
 

@@ -4,8 +4,6 @@ In:  a path, a run folder, or the name of a shipped recipe.
 Out: a dictionary of keys and values, not yet validated; or an InputError that names file, line and fix.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re
@@ -39,7 +37,8 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     except RecursionError:
         raise InputError("recipe {path}: must be lines of 'key: value', not lists within lists", path=shown) from None
     except (yaml.YAMLError, ValueError) as error:
-        place, problem = _line(error, text), in_plain_words(_problem(error))
+        place = _line(error, text)
+        problem = in_plain_words(getattr(error, "problem", None) or str(error).splitlines()[0])
         _check_colons(text, shown, place)
         if place:
             raise InputError(
@@ -53,7 +52,6 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
 
 
 KINDS: dict[type, str] = {str: N_("line of text"), list: N_("list"), int: N_("number"), float: N_("number")}
-
 COLON = r"(\w+)\s*(：\s*|:(?=[^\s/]))(.*)"  # a full-width colon, or one without a space
 
 
@@ -84,7 +82,9 @@ def find_recipe(recipe: str | Path) -> Path:
     try:
         if path.is_dir():
             return path / "recipe.yaml"
-        return path if path.exists() else shipped_recipes().get(_shipped_name(path), path)
+        if path.exists():
+            return path
+        return shipped_recipes().get(path.with_suffix("").as_posix().removeprefix("recipes/"), path)
     except (OSError, ValueError):  # not a valid file name: reading it raises the message
         return path
 
@@ -102,11 +102,6 @@ SHIPPED = (  # by name: a checkout's folder may hold recipes of the user's own
     "fast_cpu", "finetune", "learning", "production", "quick_experiment", "shakespeare_char_cpu", "standard",
     "experiments/batch_size", "experiments/learning_rate", "experiments/model_size", "experiments/optimizer",
 )  # fmt: skip
-
-
-def _shipped_name(path: Path) -> str:
-    """Return the shipped recipe's name for a path: 'recipes/standard.yaml' → 'standard'."""
-    return path.with_suffix("").as_posix().removeprefix("recipes/")
 
 
 def _read(path: Path, shown: str) -> str:
@@ -153,22 +148,15 @@ def _line(error: Exception, text: str) -> int | None:
     return None if position is None else text.count("\n", 0, position) + 1
 
 
-def _problem(error: Exception) -> str:
-    return getattr(error, "problem", None) or str(error).splitlines()[0]
-
-
 def run_folder(recipe: str | Path) -> Path | None:
     """Return the run folder that a recipe names, as a folder or as the recipe.yaml in it; None for other recipes."""
     path = Path(os.path.expanduser(recipe))
     try:
         folder = path if path.is_dir() else path.parent
-        if not path.is_dir() and (path.name != "recipe.yaml" or not _holds_run(folder)):
+        files = (folder / name for name in ("metrics.jsonl", "model.safetensors"))
+        holds_run = any(file.exists() for file in files) or any(folder.glob("checkpoint-*"))
+        if not path.is_dir() and (path.name != "recipe.yaml" or not holds_run):
             return None
         return folder if folder.name not in ("", "..") else folder.resolve()  # so that '.' has a name
     except (OSError, ValueError):
         return None
-
-
-def _holds_run(folder: Path) -> bool:
-    names = ("metrics.jsonl", "model.safetensors")
-    return any((folder / name).exists() for name in names) or any(folder.glob("checkpoint-*"))

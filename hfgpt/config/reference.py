@@ -4,8 +4,6 @@ In:  the declarations of the fields, or a Config.
 Out: text in the current language; a recipe that loads back to the same Config.
 """
 
-from __future__ import annotations
-
 import json
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -15,9 +13,8 @@ import yaml
 from hfgpt.base.language import _, either, listed
 from hfgpt.base.terminal import visible, wrap
 from hfgpt.config.fields import GROUPS, WORDS, Config, declared
-from hfgpt.config.mix import as_list
 from hfgpt.config.rules import resolve
-from hfgpt.config.yaml_text import RecipeDumper
+from hfgpt.config.yaml_text import RecipeDumper, as_list
 
 
 def alternatives(annotation: Any) -> list[Any]:
@@ -30,12 +27,7 @@ def alternatives(annotation: Any) -> list[Any]:
 def allowed(key: str) -> str:
     """Describe the values a field accepts: 'an integer, at least 1 (sequences)'."""
     field = Config.model_fields[key]
-    names = {
-        int: _("an integer"),
-        float: _("a number"),
-        str: _("text"),
-        type(None): _("nothing (null)"),
-    }
+    names = {int: _("an integer"), float: _("a number"), str: _("text"), type(None): _("nothing (null)")}
     parts = list[str]()
     for option in alternatives(field.annotation):
         if option is bool:
@@ -110,9 +102,6 @@ def _choices(key: str) -> list[str]:
         if get_origin(option) is Literal
         for choice in get_args(option)
     ]
-
-
-# ------------------------------------------------------------------------------------------------------ writing
 
 
 def to_yaml(config: Config, *, in_folder: bool = False) -> str:

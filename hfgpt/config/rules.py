@@ -4,8 +4,6 @@ In:  a Config of individually valid values.
 Out: the rules that it breaks; the same Config with its derived defaults filled in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +11,7 @@ from hfgpt.base.errors import Fault
 from hfgpt.base.language import _, either
 from hfgpt.base.units import divisors, seconds_of
 from hfgpt.config.fields import Config, with_role
-from hfgpt.config.mix import corpora, named
+from hfgpt.config.yaml_text import corpora, named
 
 MOST_SEQUENCES = 10**9  # in a step, far above any real run; keeps the search for divisors short
 # ------------------------------------------------------------------------------------------------ rules across fields
@@ -30,13 +28,14 @@ def faults(config: Config) -> Iterator[Fault]:
 
 def _model(c: Config) -> Iterator[Fault]:
     if not c.pretrained and c.n_embd % c.n_head != 0:
-        quotient = f"{c.n_embd / c.n_head:.4g}"
+        quotient, valid = f"{c.n_embd / c.n_head:.4g}", sorted(divisors(c.n_embd, c.n_embd))
+        nearest = [n for n in valid if n < c.n_head][-1:] + [n for n in valid if n > c.n_head][:1]
         yield Fault(
             "n_head",
             c.n_head,
             _("must divide n_embd, and {n_embd} / {n_head} is {quotient} (chapter 2.2)",
               n_embd=c.n_embd, n_head=c.n_head, quotient=quotient),
-            _("set n_head to {options}", options=_divisors_near(c.n_embd, c.n_head)),
+            _("set n_head to {options}", options=either(list(map(str, nearest)))),
             ("n_embd", "init_from"),
         )  # fmt: skip
     if c.mup_base_width is not None and c.pretrained:
@@ -63,12 +62,6 @@ def _model(c: Config) -> Iterator[Fault]:
             _("set dtype to 'float32' or 'auto'"),
             ("device",),
         )
-
-
-def _divisors_near(width: int, heads: int) -> str:
-    valid = sorted(divisors(width, width))
-    below, above = [n for n in valid if n < heads][-1:], [n for n in valid if n > heads][:1]
-    return either([str(n) for n in below + above])
 
 
 def _schedule(c: Config) -> Iterator[Fault]:

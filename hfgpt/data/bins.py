@@ -7,8 +7,6 @@ A shard begins with 256 int32: a magic number, a version, the number of tokens. 
 it holds only tokens, of the type `bin_dtype`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +30,7 @@ HEADER = 256  # int32 at the start of a shard
 SHARDS = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
 
 AT_A_TIME = 1 << 20  # tokens written at a time
-
 LOOKED_AT = 1 << 16  # numbers inspected to guess the width of a file's tokens
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
@@ -194,7 +190,6 @@ def write_shards(tokens: TokenStream, folder: Path, split: str, largest: int, wi
     """Write tokens as shards ``<split>_000000.bin`` …, which llm.c, modded-nanogpt and hfgpt read.
 
     Args:
-        tokens: what to write.
         folder: must exist.
         split: 'train' or 'val'.
         largest: maximum tokens in a shard.

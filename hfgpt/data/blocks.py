@@ -12,12 +12,13 @@ sees the same batches.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,12 +144,38 @@ def share_of(global_batch: int, rank: int, world: int, micro_batch: int) -> list
     return [range(start, stop) for start, stop in pairwise(cuts)]
 
 
-class Batches:
+class AnyBatches(ABC):
+    """The interface of every source of batches."""
+
+    @abstractmethod
+    def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
+        """Yield one process's blocks for one step.
+
+        Args:
+            step: the optimizer step, from 0; steps may come in any order, except from a stream.
+            rank, world: the rank of this process, and the number of processes.
+            micro_batch: maximum sequences at a time.
+
+        Yields: int64 of shape (sequences, block_size + 1).
+        """
+
+    @abstractmethod
+    def figures(self, step: int) -> dict[str, float]:
+        """Return what metrics.jsonl records about the data seen before a step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to continue with the next step, as JSON can store it; nothing if the step decides."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 - there may be none
+        """Continue from a state."""
+
+
+class Batches(AnyBatches):
     """The global batch of each step, in an order determined by seed and step.
 
     Args:
         stream: the tokens of the training split.
-        block_size: tokens in a block.
         global_batch: sequences in a step, over all processes.
         seed: determines the order.
         warmup: steps of the batch-size warm-up, see :class:`BatchSizes`.
@@ -160,30 +187,13 @@ class Batches:
         self.n_blocks = stream.n_blocks(block_size)
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
-        """Yield one process's blocks for one step.
-
-        Args:
-            step: the optimizer step, from 0; steps may come in any order.
-            rank, world: the rank of this process, and the number of processes.
-            micro_batch: maximum sequences at a time.
-
-        Yields: int64 of shape (sequences, block_size + 1).
-        """
         first = self.sizes.before(step)
         for rows in share_of(self.sizes.at(step), rank, world, micro_batch):
             indices = order(self.n_blocks, self.seed, np.arange(first + rows.start, first + rows.stop))
             yield self.stream.blocks(indices, self.block_size)
 
     def figures(self, step: int) -> dict[str, float]:
-        """Return, for metrics.jsonl, how many epochs were seen before a step."""
-        return {"epoch": self.sizes.before(step) / self.n_blocks}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty state: the step alone determines the batch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do, see :meth:`state_dict`."""
+        return {"epoch": self.sizes.before(step) / self.n_blocks}  # how often the text was seen
 
 
 def evaluation_blocks(stream: TokenStream, block_size: int, eval_iters: int) -> NDArray[np.int64]:
@@ -199,29 +209,13 @@ def evaluation_blocks(stream: TokenStream, block_size: int, eval_iters: int) -> 
 # --------------------------------------------------------------------------------------- the next step's batch, sooner
 
 
-class AnyBatches(Protocol):
-    """The interface of every source of batches."""
-
-    def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
-        """Yield one process's blocks for one step, a micro-batch at a time: (micro_batch, block_size + 1)."""
-
-    def figures(self, step: int) -> dict[str, float]:
-        """Return what metrics.jsonl records about the data seen before a step."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a run needs to continue with the next step: a small dict that JSON can store."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-
-
 class _Prepared(NamedTuple):
     request: tuple[int, int, int, int]
     before: dict[str, Any]  # the state before these batches were drawn
     batches: Future[list[NDArray[np.int64]]]
 
 
-class Prefetched:
+class Prefetched(AnyBatches):
     """Batches whose next step is prepared in a thread; the state is that of the last requested step."""
 
     def __init__(self, batches: AnyBatches) -> None:
@@ -230,7 +224,6 @@ class Prefetched:
         self._next: _Prepared | None = None
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
-        """See :class:`AnyBatches`."""
         request = (step, rank, world, micro_batch)
         if self._next is None or self._next.request != request:
             self._forget()
@@ -251,15 +244,12 @@ class Prefetched:
             self._next = None
 
     def figures(self, step: int) -> dict[str, float]:
-        """See :class:`AnyBatches`."""
         return self._batches.figures(step)
 
     def state_dict(self) -> dict[str, Any]:
-        """See :class:`AnyBatches`."""
         return self._batches.state_dict() if self._next is None else self._next.before
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See :class:`AnyBatches`."""
         if self._next is not None:
             self._next.batches.exception()
             self._next = None

@@ -27,11 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 ABSENT = 0xFFFF_FFFF  # in the char encoder's table: a character outside the vocabulary
-
 SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")  # Unicode's White_Space
-
 WORD = re.compile(rf"{SPACE.pattern}*{SPACE.pattern.replace('[', '[^')}+|{SPACE.pattern}+")
-
 KNOWN_WORDS = 1 << 18  # about this many words are cached, in some 50 MB
 
 Encoder = Callable[[list[str]], list[NDArray[Any]]]

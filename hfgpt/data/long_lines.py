@@ -4,8 +4,6 @@ In:  the bytes of a .jsonl line, in chunks, and the column's name.
 Out: the column's text in fragments, in the memory of a few chunks.
 """
 
-from __future__ import annotations
-
 import codecs
 import json
 import re
@@ -24,9 +22,7 @@ STRING = re.compile(
 )
 
 SPACE = re.compile(r"[ \t\r\n]*+")
-
 OTHER = re.compile(r'[^"\[\]{},]++')  # a skipped value, up to a character that may end it
-
 KEY_LIMIT = 1 << 16  # characters
 
 
@@ -43,7 +39,6 @@ class LongLine:
 
     Args:
         chunks: the line's bytes in UTF-8, without the newline.
-        column: the column to read.
 
     After :meth:`fragments` has ended, `keys` holds the keys of the object.
     """

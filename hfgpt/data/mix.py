@@ -7,17 +7,14 @@ The pattern depends only on seed and position. Each ROUND of rows holds each cor
 row, in shuffled order; over many rounds the shares are exact.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfgpt.config.fields import BatchSizes
-from hfgpt.data.blocks import TokenStream, order, share_of
+from hfgpt.data.blocks import AnyBatches, TokenStream, order, share_of
 
 ROUND = 4096  # rows
 
@@ -68,7 +65,7 @@ class Pattern:
         return corpora, numbers
 
 
-class MixedBatches:
+class MixedBatches(AnyBatches):
     """The global batch of each step from several corpora, in an order determined by seed and step."""
 
     def __init__(
@@ -85,7 +82,6 @@ class MixedBatches:
         self._pattern = Pattern(weights, seed)
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
-        """Like :meth:`hfgpt.data.blocks.Batches.micro_batches`."""
         first = self._sizes.before(step)
         for rows in share_of(self._sizes.at(step), rank, world, micro_batch):
             corpora, numbers = self._pattern.rows(first + rows.start, len(rows))
@@ -97,20 +93,12 @@ class MixedBatches:
             yield out
 
     def figures(self, step: int) -> dict[str, float]:
-        """Return, for metrics.jsonl, each corpus's share of the rows before a step, and its epochs."""
         counts = self._pattern.counts(self._sizes.before(step))
         blocks = [stream.n_blocks(self._block_size) for stream in self._streams]
         figures = shares_seen(self._names, counts)
         return figures | {
             f"epoch/{name}": float(n) / of for name, n, of in zip(self._names, counts, blocks, strict=True)
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return an empty state: the step alone determines the batch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do, see :meth:`state_dict`."""
 
 
 def shares_seen(names: Sequence[str], counts: NDArray[np.int64]) -> dict[str, float]:

@@ -4,17 +4,13 @@ In:  the tokens of both splits.
 Out: nats per token on the validation split.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
 from hfgpt.data.blocks import TokenStream
 
 MOST = 200_000  # tokens that are counted, and a quarter as many that are predicted
-
 STRETCHES = 8  # of the split, from which they are taken
-
 PRIORS = (1.0, 3.0, 10.0, 30.0, 100.0)  # weights of the single tokens' frequencies, in tokens
 
 
@@ -61,5 +57,4 @@ def _read(stream: TokenStream, start: int, count: int) -> NDArray[np.int64]:
 
 
 def _pairs(parts: list[NDArray[np.int64]], size: int) -> NDArray[np.int64]:
-    """Return each pair of neighbours as one number."""
     return np.concatenate([part[:-1] * size + part[1:] for part in parts])

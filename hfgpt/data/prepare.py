@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
-from hfgpt.config import Config, mix
-from hfgpt.config.mix import corpora
+from hfgpt.config import Config, yaml_text
+from hfgpt.config.yaml_text import corpora
 from hfgpt.data import reading, sources
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.bins import Bins, find_bins, map_tokens
 from hfgpt.data.blocks import AnyBatches, Batches, Prefetched, TokenStream, check_length
-from hfgpt.data.fingerprints import content_digest, highest_token, key_of
-from hfgpt.data.meta import char_tokenizer, read_meta
 from hfgpt.data.mix import MixedBatches, blend
+from hfgpt.data.pieces import content_digest, highest_token, key_of
 from hfgpt.data.sources import Sources
 from hfgpt.data.streamed import evaluated_tokens, stream
+from hfgpt.data.tokenizer import char_tokenizer, read_meta
 from hfgpt.data.tokens import the_only_one, tokenise
 
 if TYPE_CHECKING:
@@ -203,7 +203,6 @@ def _sample(named: Iterable[_Named]) -> Iterator[str]:
 
 
 def _tokens_of(corpus: _Named, tokenizer: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
-    """Return the tokens of one corpus."""
     if isinstance(corpus.texts, Bins):
         return _tokens_of_bins(corpus.config, corpus.texts, tokenizer, cache)
     texts, mark = corpus.texts, tokenizers.fingerprint(tokenizer)
@@ -217,7 +216,6 @@ def _tokens_of(corpus: _Named, tokenizer: PreTrainedTokenizerFast, cache: Path) 
 
 
 def _tokens_of_bins(config: Config, files: Bins, tokenizer: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
-    """Return the memory-mapped tokens of token files."""
     size = tokenizers.vocabulary_size(tokenizer)
     train, val = ([map_tokens(path, config.bin_dtype) for path in paths] for paths in (files.train, files.val))
     for path, tokens in zip([*files.train, *files.val], [*train, *val], strict=True):
@@ -249,23 +247,30 @@ def _from_tokens(
     config: Config, named: list[_Named], tokens: list[_Tokens], tokenizer: PreTrainedTokenizerFast
 ) -> Corpus:
     """Build the Corpus for prepared tokens of one corpus or a mix."""
+    train, val = [part.train for part in tokens], [part.val for part in tokens]
+    size, seed, warmup = config.global_batch, config.seed, config.batch_warmup_iters
+    batches: AnyBatches = Batches(train[0], config.block_size, size, seed, warmup)
+    if len(named) > 1:
+        by_label = {corpus.label: stream for corpus, stream in zip(named, train, strict=True)}
+        weights = [corpus.weight for corpus in named]
+        batches = MixedBatches(by_label, weights, config.block_size, size, seed, warmup)
+    prints = [part.fingerprint for part in tokens]
+    return _corpus(config, named, tokenizer, train, val, batches, prints, sum(map(len, train)))
+
+
+def _corpus(
+    config: Config, named: list[_Named], tokenizer: PreTrainedTokenizerFast, train: list[TokenStream],
+    val: list[TokenStream], batches: AnyBatches, prints: list[str], train_tokens: int | None,
+) -> Corpus:  # fmt: skip
+    """Return the Corpus; a mix is evaluated on each corpus in the share of its weight, and on each alone."""
+    ready = Prefetched(batches)
     if len(named) == 1:
-        [only] = tokens
-        batches = Batches(only.train, config.block_size, config.global_batch, config.seed, config.batch_warmup_iters)
-        return Corpus(tokenizer, only.train, only.val, Prefetched(batches), only.fingerprint, len(only.train))
+        return Corpus(tokenizer, train[0], val[0], ready, prints[0], train_tokens)
     weights = [corpus.weight for corpus in named]
-    train = {corpus.label: part.train for corpus, part in zip(named, tokens, strict=True)}
-    warmup = config.batch_warmup_iters
-    mixed = MixedBatches(train, weights, config.block_size, config.global_batch, config.seed, warmup)
-    return Corpus(
-        tokenizer,
-        blend([part.train for part in tokens], weights, config.block_size),
-        blend([part.val for part in tokens], weights, config.block_size),
-        Prefetched(mixed),
-        key_of(*(part.fingerprint for part in tokens), *(f"{weight:g}" for weight in weights)),
-        sum(len(part.train) for part in tokens),
-        {corpus.label: part.val for corpus, part in zip(named, tokens, strict=True)},
-    )
+    blended_train, blended_val = (blend(streams, weights, config.block_size) for streams in (train, val))
+    key = key_of(*prints, *(f"{weight:g}" for weight in weights))
+    each = {corpus.label: stream for corpus, stream in zip(named, val, strict=True)}
+    return Corpus(tokenizer, blended_train, blended_val, ready, key, train_tokens, each)
 
 
 def _further(
@@ -273,7 +278,7 @@ def _further(
 ) -> dict[str, TokenStream]:
     """Return the tokens of `val_datasets` by name: each one's validation split, or all of it if there is not one."""
     sets = dict[str, TokenStream]()
-    for name, source in mix.named(config.val_datasets):
+    for name, source in yaml_text.named(config.val_datasets):
         if name in taken:
             raise InputError(
                 "val_datasets: {name!r} is the name of a corpus of the mix → write other={name}", name=name
@@ -326,14 +331,5 @@ def _from_stream(
     marks += [tokenizers.fingerprint(tokenizer), str(need)]
     if opened.lanes > 1:
         marks.append(f"{opened.lanes} lanes")
-    if len(named) == 1:
-        return Corpus(tokenizer, opened.train[0], opened.val[0], Prefetched(opened.batches), key_of(*marks))
-    return Corpus(
-        tokenizer,
-        blend(opened.train, weights, config.block_size),
-        blend(opened.val, weights, config.block_size),
-        Prefetched(opened.batches),
-        key_of(*marks, *(f"{weight:g}" for weight in weights)),
-        None,
-        dict(zip(labels, opened.val, strict=True)),
-    )
+    prints = marks if len(named) > 1 else [key_of(*marks)]
+    return _corpus(config, named, tokenizer, opened.train, opened.val, opened.batches, prints, None)

@@ -5,8 +5,6 @@ Out: ``train_000000.bin`` …, ``val_000000.bin`` …, the tokenizer's files, a 
      Hub dataset, and llm.c and modded-nanogpt read the shards.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -15,7 +13,7 @@ from hfgpt.base.errors import Failure, InputError, first_line
 from hfgpt.base.files import WRITING, filled_at_once, write_text
 from hfgpt.base.language import _, strerror
 from hfgpt.config import Config
-from hfgpt.config.mix import corpora
+from hfgpt.config.yaml_text import corpora
 from hfgpt.data.bins import write_shards
 from hfgpt.data.prepare import Corpus, prepare
 from hfgpt.data.tokenizer import vocabulary_size

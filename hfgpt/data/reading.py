@@ -4,8 +4,6 @@ In:  a :class:`~hfgpt.data.pieces.Piece`.
 Out: its texts in order, as :class:`~hfgpt.data.pieces.Part` of about a million characters each.
 """
 
-from __future__ import annotations
-
 import codecs
 import gzip
 import json
@@ -26,9 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 DAMAGED = (OSError, EOFError, zlib.error, zstandard.ZstdError)
-
 LONG = 8  # parts; a longer line or document is read in fragments
-
 ROWS = 256  # table rows read at a time
 
 
@@ -242,7 +238,6 @@ class _LongBytes:
 
 
 def _json_text(piece: Piece, position: int, line: bytes) -> str | None:
-    """Return the text of one line."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:

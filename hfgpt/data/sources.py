@@ -20,8 +20,7 @@ from hfgpt.base.files import expanded
 from hfgpt.base.language import _, listed
 from hfgpt.base.terminal import say_reading
 from hfgpt.config import EMBEDDED_DATASET, Config
-from hfgpt.data import fingerprints
-from hfgpt.data.pieces import Part, Piece, check_column, cut_file, endings, kind_of, not_text, spread
+from hfgpt.data.pieces import Part, Piece, check_column, cut_file, endings, fingerprint_of, kind_of, not_text, spread
 from hfgpt.data.reading import read
 from hfgpt.data.splits import Splits, files_below, files_of_glob, glob_root, split_by_name
 from hfgpt.data.texts import TextStream
@@ -30,9 +29,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 EMBEDDED = Path(__file__).parent / "shakespeare.txt.gz"
-
 VALIDATION_SPLITS = ("validation", "val", "valid", "test")
-
 ROWS = 4096  # rows of a Hub dataset in a piece
 
 
@@ -142,7 +139,7 @@ def _from_files(config: Config, splits: Splits, root: Path, cache: Path) -> Sour
             for paths in (splits.train, splits.val)
         )
         prints = [
-            fingerprints.of_files(paths, config.text_column, cache, by_name=config.streaming)
+            fingerprint_of(paths, config.text_column, cache, by_name=config.streaming)
             for paths in (splits.train, splits.val)
         ]
     except OSError as error:

@@ -7,8 +7,6 @@ See https://huggingface.co/docs/datasets/repository_structure: a keyword such as
 stands alone in the name of a folder or file, between the separators ``-._``, a space, or digits.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import glob
 import os
@@ -26,7 +24,6 @@ KEYWORDS = {
 }
 
 SEPARATORS = "-._ 0-9"
-
 NAMED = 3  # files of each split named in the message
 
 
@@ -105,9 +102,6 @@ def _split_of(names: Iterable[str], end: str) -> str | None:
         if any(re.fullmatch(pattern, name, re.DOTALL | re.IGNORECASE) for name in names):
             return split
     return None
-
-
-# --------------------------------------------------------------------------------------------------------------- files
 
 
 def files_below(folder: Path, wanted: Callable[[Path], object]) -> list[Path]:

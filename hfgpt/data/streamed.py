@@ -84,15 +84,7 @@ def stream(
     config: Config, names: Sequence[str], texts: Sequence[Sources], weights: Sequence[float],
     tokenizer: PreTrainedTokenizerFast,
 ) -> Streamed:  # fmt: skip
-    """Open the corpora, hold out the evaluation tokens, and distribute the rows of a batch over lanes.
-
-    Args:
-        config: resolved.
-        names: the corpora's names in metrics.jsonl.
-        texts: the corpora.
-        weights: the corpora's weights.
-        tokenizer: for all corpora.
-    """
+    """Open the corpora, hold out the evaluation tokens, and distribute the rows of a batch over lanes."""
     encode = _encode(tokenizer)
     n = evaluated_tokens(config)
     needs = [max(config.block_size + 1, int(n * weight / sum(weights))) for weight in weights]

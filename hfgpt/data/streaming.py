@@ -9,30 +9,24 @@ never on the number of processes. So a process reads only the lanes whose rows i
 same on any number of processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.units import divisors
-from hfgpt.data.blocks import TokenStream, permutation, share_of
+from hfgpt.data.blocks import AnyBatches, TokenStream, permutation, share_of
 from hfgpt.data.mix import Pattern, shares_seen
 from hfgpt.data.pieces import Part
 from hfgpt.data.texts import Place, TextStream
 
 SHUFFLE_WINDOW = 1024  # blocks in the shuffle windows of all lanes
-
 SMALLEST_WINDOW = 64  # minimum blocks in a lane's shuffle window
-
 MOST_LANES = 64  # each holds a window and a part's tokens in memory
-
 UNITS = 4  # minimum pieces or files in a lane
-
 EMPTY_EPOCHS = 1000  # in a row; one lane's epoch may contain only files without text
 
 
@@ -49,7 +43,6 @@ class TokenSource:
     part.
 
     Args:
-        texts: to read.
         encode: converts a part to tokens.
         first: where the split begins, as :meth:`head` returns it; earlier text is skipped in every epoch.
     """
@@ -100,29 +93,13 @@ def _without_token(position: Place | None) -> Place | None:
     return {key: value for key, value in position.items() if key != "token"} if position else None
 
 
-class Rows(Protocol):
-    """An endless sequence of blocks that can be resumed."""
-
-    def take(self, n: int) -> NDArray[Any]:
-        """Return the next n blocks: (n, block_size + 1)."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resume needs: a small dict that JSON can store."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
-
-
 class Lane:
     """The blocks of one lane, shuffled a window at a time. The next window is read in the background. The state is
     where the window began in the stream, and how many of its blocks are used.
 
     Args:
-        source: the tokens.
-        block_size: targets in a block.
         window: blocks in a shuffle window.
         seed: numbers that determine the order in each window.
-        readers: reader threads.
     """
 
     def __init__(
@@ -134,11 +111,11 @@ class Lane:
         self.load_state_dict({"window": 0, "taken": 0, "position": None})
 
     def state_dict(self) -> dict[str, Any]:
-        """See :class:`Rows`."""
+        """Return what a resume needs: a small dict that JSON can store."""
         return {"window": self._number, "taken": self._taken, "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See :class:`Rows`."""
+        """Continue from a state."""
         if self._next:
             self._next.exception()  # let the reader finish, since a source supports one reader at a time
         self._number, self._taken, self._position = state["window"], state["taken"], state["position"]
@@ -152,7 +129,7 @@ class Lane:
             self._next = self._readers.submit(next, self._windows)
 
     def take(self, n: int) -> NDArray[Any]:
-        """See :class:`Rows`."""
+        """Return the next n blocks: (n, block_size + 1)."""
         out = []
         while n:
             if self._window is None or self._taken == len(self._window):
@@ -199,12 +176,10 @@ class MixedLane:
         self._lanes, self._pattern, self._row = lanes, pattern, 0
 
     def begin(self) -> None:
-        """See :meth:`Lane.begin`."""
         for lane in self._lanes:
             lane.begin()
 
     def take(self, n: int) -> NDArray[Any]:
-        """See :class:`Rows`."""
         corpora, _numbers = self._pattern.rows(self._row, n)
         self._row += n
         taken = {i: self._lanes[i].take(int((corpora == i).sum())) for i in np.unique(corpora)}
@@ -214,17 +189,17 @@ class MixedLane:
         return out
 
     def state_dict(self) -> dict[str, Any]:
-        """See :class:`Rows`."""
+        """See :class:`Lane`."""
         return {"row": self._row, "corpora": [lane.state_dict() for lane in self._lanes]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See :class:`Rows`."""
+        """See :class:`Lane`."""
         self._row = state["row"]
         for lane, saved in zip(self._lanes, state["corpora"], strict=True):
             lane.load_state_dict(saved)
 
 
-class StreamBatches:
+class StreamBatches(AnyBatches):
     """The global batch of each step, from lanes; it does not depend on the number of processes.
 
     Args:
@@ -249,7 +224,6 @@ class StreamBatches:
         self._lanes: dict[int, Lane | MixedLane] = {}
 
     def micro_batches(self, step: int, rank: int, world: int, micro_batch: int) -> Iterator[NDArray[np.int64]]:
-        """Like :meth:`hfgpt.data.blocks.Batches.micro_batches`, but steps must be requested in order."""
         assert step == self._step, f"a stream goes forward only: step {self._step} is next, not {step}"
         each, share = self._global_batch // self._count, self._global_batch // world
         needed = range(rank * share // each, -(-(rank + 1) * share // each))
@@ -277,7 +251,6 @@ class StreamBatches:
         return lane
 
     def figures(self, step: int) -> dict[str, float]:
-        """Return, for metrics.jsonl, each corpus's share of the rows before a step, for a mix."""
         if not self._patterns:
             return {}
         rows = step * self._global_batch // self._count
@@ -290,7 +263,6 @@ class StreamBatches:
         return {"step": self._step, "lanes": lanes}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the merged states of all processes, in this process or another."""
         if "lanes" not in state:  # a checkpoint from before lanes existed
             state = {"step": state["step"], "lanes": {"0": state}}
         self._step, self._loaded = state["step"], state["lanes"]

@@ -7,8 +7,6 @@ The tokenizers library is written in Rust. If a pattern needs too many attempts 
 Exception` misses. Such patterns repeat something that itself repeats, as in ``(a+)+``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

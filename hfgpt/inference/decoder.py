@@ -9,8 +9,6 @@ block-long cache, and has no dropout to turn off. On a CPU, reading large weight
 threads read them together (:func:`affine`).
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from hfgpt.base import machine as hardware
+from hfgpt.base import hardware
 
 
 class Affine(NamedTuple):

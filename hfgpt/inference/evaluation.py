@@ -6,8 +6,6 @@ Out: the metrics of :mod:`hfgpt.inference.figures` over a whole split.
 Importing the library takes nearly a second, so training uses only the figures module.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,7 +26,6 @@ from hfgpt.inference import exported, figures
 from hfgpt.model.gpt2 import LanguageModel
 
 SPLITS = ("val", "train")
-
 COLUMNS = {"nll_sum": "float64", "tokens": "int64", "characters": "int64"}
 
 
@@ -51,11 +48,7 @@ class LanguageModelMetric(evaluate.Metric):  # type: ignore[misc, unused-ignore]
 
 
 def evaluate_folder(
-    folder: str | Path,
-    dataset: str | None = None,
-    split: str = "val",
-    batch_size: int = 32,
-    device: str = "auto",
+    folder: str | Path, dataset: str | None = None, split: str = "val", batch_size: int = 32, device: str = "auto"
 ) -> dict[str, Any]:
     """Evaluate an exported model on all blocks of a split, cut as in training.
 

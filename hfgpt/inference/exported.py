@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 SPARE_BYTE = "<0xFF>"  # a token of every character-level tokenizer, and a byte that never occurs in UTF-8
 
-# ------------------------------------------------------------------------------------------------------- the folder
-
 
 def check_folder(folder: str | Path) -> Path:
     """Return the folder, after checking, without loading them, that it holds a GPT-2 and its tokenizer.
@@ -63,7 +61,6 @@ def load_folder(folder: str | Path, device: str = "auto") -> tuple[GPT2LMHeadMod
     """Load the model (float32, in evaluation mode, on `device`) and the tokenizer of an exported folder.
 
     Args:
-        folder: see :func:`check_folder`.
         device: 'auto' means the accelerator if there is one; otherwise the name of a torch device.
 
     Raises:
@@ -89,9 +86,6 @@ def load_folder(folder: str | Path, device: str = "auto") -> tuple[GPT2LMHeadMod
         raise InputError(
             "device = {device!r}: cannot be used here: {reason}", device=device, reason=first_line(error)
         ) from None
-
-
-# ------------------------------------------------------------------------------------------------------- the pipeline
 
 
 def generation_config(config: GPT2Config, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -7,8 +7,6 @@ Everything is token-weighted: sums are accumulated in float64 and divided once a
 on the batch size, a partial last batch, or the number of processes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -41,11 +39,8 @@ def evaluate_blocks(
 
     Args:
         model: a :class:`hfgpt.model.gpt2.LanguageModel`, whose forward returns the summed NLL, in any wrapper.
-        stream: the split.
-        block_size: targets in a block.
         indices: the indices of the blocks to evaluate on, the same on every process.
         batch_size: sequences at a time.
-        device: the model's device.
         rank, world: the rank of this process, and the number of processes.
     """
     own_indices = np.asarray(indices)[rank::world]
@@ -67,12 +62,7 @@ def evaluate_blocks(
 
 
 def figures(nll_sum: float, tokens: int, characters: int) -> dict[str, float]:
-    """Return loss (nats per token), perplexity and bits per character.
-
-    Args:
-        nll_sum: summed negative log-likelihood of all targets, in nats.
-        tokens: number of targets.
-        characters: number of characters in the targets.
+    """Return loss (nats per token), perplexity and bits per character, from sums over the targets, the first in nats.
 
     Raises:
         InputError: there are no targets, or they stand for no characters.

@@ -7,8 +7,6 @@ A folder of the library has a catalogue of its own, so that a change there touch
 ``git pull``. Only the standard library is needed.
 """
 
-from __future__ import annotations
-
 import ast
 import os
 import struct
@@ -16,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LOCALE = Path(__file__).parent
-
 PLURAL = "msgstr[0]"  # Chinese has one form for all numbers
 
 

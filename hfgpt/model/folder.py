@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-
 JSON_BYTES = 2**20  # bytes; above any GPT-2's config.json or index of weight files
 
 LARGEST = {
@@ -56,9 +55,7 @@ READ = (
 )  # fmt: skip
 
 SWITCHES = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", "tie_word_embeddings")
-
 SHARES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-
 NUMBERS = {"F64", "F32", "F16", "BF16"}  # data types of weights, by their safetensors names
 
 MASKS = (
@@ -67,7 +64,6 @@ MASKS = (
 )  # buffers, not weights: older versions of Transformers saved them, in any data type
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-
 _OTHER_THINGS = N_("{path}: is not the description of a model")
 
 

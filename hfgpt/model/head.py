@@ -9,8 +9,6 @@ ignores autocast, so its products run in float32; it breaks the compiled graph; 
 the same memory (2 CPU threads). benchmarks/head.py compares the two, and will show when this changes.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 

@@ -8,8 +8,6 @@ and is slow at attention in bfloat16. These kernels are plain torch operations s
 seeds and exact resumes still work. benchmarks/README.md lists the savings.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 
@@ -109,12 +107,10 @@ def attention(
     times as long as the separate matrix products.
 
     Args:
-        module: the attention layer.
         query, key, value: (batch, n_head, time, head width).
         attention_mask: None for causal attention over the whole block; or (batch, 1, time, time), True where a query
             may attend, never ahead; or the same as a BlockMask, if :func:`takes_block_masks` allows it.
         dropout: share of the attention weights to drop.
-        kwargs: Transformers' other arguments.
 
     Returns: (batch, time, n_head, head width), and None for the weights.
     """

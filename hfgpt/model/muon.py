@@ -4,8 +4,6 @@ In:  the matrices of GPT-2's blocks, and AdamW for the rest of the model.
 Out: one torch optimizer for both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -132,13 +130,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _update(self, weights: list[nn.Parameter], group: dict[str, Any], left_out: Tensor | None) -> None:
-        """Apply Muon's step to weights of one shape at once; to this process's shards, if they are sharded.
-
-        Args:
-            weights: weights with gradients.
-            group: their parameter group.
-            left_out: true to skip the update.
-        """
+        """Apply Muon's step to weights of one shape at once; to this process's shards, if they are sharded."""
         for weight in weights:
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)

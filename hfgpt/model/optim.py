@@ -16,8 +16,6 @@ rate. The model is therefore a plain GPT-2, and Transformers computes its logits
 assumes a constant head width: raise n_head with n_embd.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -5,8 +5,6 @@ Out: AdamW's learning rate in that step; Muon's is this times the ratio of the t
      chart for the terminal, points for a page, a sentence.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -41,7 +39,6 @@ def learning_rate(step: int, config: Config) -> float:
 
 
 WIDTH, HEIGHT = 60, 8
-
 EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 

@@ -4,8 +4,6 @@ In:  a resolved Config, or a model's config.json, and the vocabulary size.
 Out: counts of numbers and of floating-point operations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -70,26 +68,16 @@ def exported_parameters(saved: Mapping[str, Any]) -> Parameters:
     return parameters(Config(**shape), int(saved["vocab_size"]))
 
 
-# ------------------------------------------------------------------------------------------------ the step's pieces
-
 Kind = Literal["cpu", "accelerator"]
 
 # Sizes of the chunks of a step, shared by the step itself and the formulas for memory and time.
 
 LOGITS = 2**24  # the head computes at most this many logits at a time,
-
 CHUNKS = 8  # unless that takes more than this many chunks
-
 QUERIES = 64  # queries in a chunk of attention on a CPU
-
 NARROW_BLOCK = 512  # longest block whose attention weights a CPU stores in bfloat16, without dropout
-
 ELEMENTS = 2**23  # numbers that Muon orthogonalises at a time: many small matrices in one product, or one large one
-
 ITERATIONS = 5  # steps of Muon's Newton-Schulz iteration
-
-
-# ------------------------------------------------------------------------------------------------------ arithmetic
 
 
 def flops_per_token(config: Config, vocab_size: int) -> float:

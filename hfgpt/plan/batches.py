@@ -5,8 +5,6 @@ Out: :class:`Fit`, the largest micro-batch that fits; :class:`Way`, what each of
      :class:`Recommendation`, a recipe that fits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +21,6 @@ from hfgpt.plan.target import Target, find_target
 from hfgpt.runs.facts import smaller_model
 
 GIB = 2**30
-
 NARROWER, CHECKPOINTING = N_("16-bit arithmetic"), N_("activation checkpointing")
 
 
@@ -89,14 +86,17 @@ class Way:
 def remedies(survey: Survey, target: Target) -> list[Way]:
     """Return the ways of the chapter's decision tree (6.1), in order, each alone, and activation checkpointing."""
     config = survey.config
+    halved = {"batch_size": config.batch_size // 2} if config.batch_size % 2 == 0 else {}
+    shorter = {"block_size": config.block_size // 2} if config.block_size > 1 else {}
+    fewer = {"vocab_size": max(257, config.vocab_size // 2)} if config.vocab_size and not config.pretrained else {}
     checkpointing = {} if config.activation_checkpointing else {"activation_checkpointing": True}
-    rows = [
-        (N_("smaller batch"), _halved_batch(config), N_("about 50%"), N_("fewer sequences a step: noisier gradients")),
+    rows: list[tuple[str, dict[str, Any], str, str]] = [
+        (N_("smaller batch"), halved, N_("about 50%"), N_("fewer sequences a step: noisier gradients")),
         (N_("accumulate"), _accumulated(config), "75%", N_("slower if the device was not full; the same steps")),
-        (N_("shorter block"), _halved(config, "block_size"), N_("about 60%"), N_("the model sees less context")),
+        (N_("shorter block"), shorter, N_("about 60%"), N_("the model sees less context")),
         (N_("smaller model"), smaller_model(config), N_("about 60%"), N_("a less able model")),
         (NARROWER, narrower(target), "50%", N_("hardly any; the weights stay in float32")),
-        (N_("smaller vocabulary"), _smaller_vocabulary(config), N_("for words only"), N_("longer token sequences")),
+        (N_("smaller vocabulary"), fewer, N_("for words only"), N_("longer token sequences")),
         (CHECKPOINTING, checkpointing, N_("not mentioned"), N_("about a third more time")),
     ]
     applied = {NARROWER: target.dtype != "float32", CHECKPOINTING: config.activation_checkpointing}
@@ -116,8 +116,10 @@ def ways(survey: Survey, target: Target, total: float) -> list[Way]:
     """
     config = survey.config
     scale = total / timing.time(survey, _target_of(target, survey, {})).total_seconds
-    rows = [
-        (N_("compile"), _compiled(config, target), N_("1.5 to 2 times"), N_("a minute or two at the start")),
+    # Not priced on a CPU, where compilation takes longer than it saves in a short run.
+    compiled = {"compile": True} if target.kind == "accelerator" and not timing.compiles(config, target) else {}
+    rows: list[tuple[str, dict[str, Any], str, str]] = [
+        (N_("compile"), compiled, N_("1.5 to 2 times"), N_("a minute or two at the start")),
         (N_("larger batch_size"), _larger(config), N_("about 1.5 times"), N_("more memory; fewer, smoother steps")),
         (N_("evaluate less often"), {"eval_interval": config.eval_interval * 2}, N_("less time evaluating"),
          N_("the best model is found less exactly")),
@@ -141,15 +143,6 @@ def ways(survey: Survey, target: Target, total: float) -> list[Way]:
     return out
 
 
-def _halved(config: Config, key: str) -> dict[str, Any]:
-    value = getattr(config, key)
-    return {key: value // 2} if value > 1 else {}
-
-
-def _halved_batch(config: Config) -> dict[str, Any]:
-    return _halved(config, "batch_size") if config.batch_size % 2 == 0 else {}
-
-
 def _accumulated(config: Config) -> dict[str, Any]:
     """A quarter of the micro-batch (or nearest divisor), with accumulation to match (chapter 1.3: 64 → 16)."""
     sizes = sorted(divisors(config.batch_size, config.batch_size - 1))
@@ -164,10 +157,6 @@ def narrower(target: Target) -> dict[str, Any]:
     return {"dtype": target.narrow} if target.dtype == "float32" and target.narrow else {}
 
 
-def _smaller_vocabulary(config: Config) -> dict[str, Any]:
-    return {"vocab_size": max(257, config.vocab_size // 2)} if config.vocab_size and not config.pretrained else {}
-
-
 def _target_of(target: Target, survey: Survey, change: dict[str, Any]) -> Target:
     """Return the device for the changed recipe, whose width and dtype decide the arithmetic."""
     if target.kind == "cpu":
@@ -175,11 +164,6 @@ def _target_of(target: Target, survey: Survey, change: dict[str, Any]) -> Target
     if "dtype" in change:
         return find_target(survey.config, target.name, target.memory_bytes, target.processes)
     return target
-
-
-def _compiled(config: Config, target: Target) -> dict[str, Any]:
-    """Not priced on a CPU, where compilation takes longer than it saves in a short run."""
-    return {"compile": True} if target.kind == "accelerator" and not timing.compiles(config, target) else {}
 
 
 def _larger(config: Config) -> dict[str, Any]:
@@ -211,8 +195,6 @@ def recommend(survey: Survey, target: Target, reasons: dict[str, str] | None = N
     The least costly remedies come first; one that saves less than a tenth is skipped.
 
     Args:
-        survey: the recipe.
-        target: the device.
         reasons: the reasons for its values, if they were recommended.
     """
     reasons, needs = dict(reasons or {}), list[str]()

@@ -4,8 +4,6 @@ In:  a Survey or a Config.
 Out: :class:`Tokens`, :class:`RulesOfThumb`; the chapter's batches, depths and learning rates.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hfgpt.config import Config
@@ -13,7 +11,6 @@ from hfgpt.model.sizes import parameters
 from hfgpt.plan.survey import Survey
 
 GIB = 2**30
-
 COMPUTE_OPTIMAL = 20  # tokens per parameter: Hoffmann et al. 2022, "Training compute-optimal large language models"
 
 

@@ -6,15 +6,11 @@ Out: a :class:`Plan`; a recipe file with the reason beside each value.
 Without --probe and --simulate nothing is measured and torch is not loaded.
 """
 
-from __future__ import annotations
-
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
 
 from hfgpt import config as configs
 from hfgpt.base import threads
@@ -34,9 +30,6 @@ from hfgpt.plan.memory import Memory
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
 from hfgpt.plan.timing import Measured, Time
-
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,6 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether a step fits the device."""
         return self.memory.needed <= self.target.memory_bytes
 
 
@@ -159,20 +151,6 @@ def _simulate(survey: Survey, target: Target) -> int:
     return simulate.peak(per_process, survey.vocab_size, target.kind, target.dtype).bytes
 
 
-def of_its_device(
-    describe: Callable[Concatenate[Plan, Parameters], Result],
-) -> Callable[Concatenate[Plan, Parameters], Result]:
-    """Make messages about a plan name its device's memory, as :func:`about_card` does."""
-
-    @wraps(describe)
-    def described(plan: Plan, /, *rest: Parameters.args, **named: Parameters.kwargs) -> Result:
-        with about_card(plan.target.own_memory):
-            return describe(plan, *rest, **named)
-
-    return described
-
-
-@of_its_device
 def write(plan: Plan, path: Path, recipe: str | None, overwrite: bool = False) -> Config:
     """Write the recommended recipe, with its reasons and its expected cost.
 

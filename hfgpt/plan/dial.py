@@ -8,13 +8,14 @@ Every shape on a grid is priced (hfgpt/plan/timing.py) and given as many steps a
 for at most a tenth of the time: this measures their step times and how far this text deviates from the laws.
 """
 
-from __future__ import annotations
-
 import math
+import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hfgpt.base import threads
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, listed
 from hfgpt.base.units import duration, number
@@ -50,7 +51,6 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
 
     Args:
         survey: the text, the vocabulary and the parts of the recipe that are not chosen here (seed, prompt, folder …).
-        target: the device.
         budget: seconds for the whole command, including start and saving; None: as long as it takes.
         trials: whether candidates may be trained briefly on this machine.
 
@@ -70,19 +70,23 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         )
     best, spent, seen = ranked[0], 0.0, None
     if trials and budget is not None and loss.covered(survey.config):
-        from hfgpt.plan import trials as tried
+        began = time.perf_counter() if "torch" not in sys.modules else None
+        threads.configure(best.config.cpu_threads)  # before torch is loaded
+        from hfgpt.plan import trial
 
-        best, seen, spent = tried.settle(ranked, target, budget, TRIALS * budget)
+        best, seen, spent = trial.settle(ranked, target, budget, TRIALS * budget, began)
     best = _finished(best, target, budget)
     second = next((other for other in ranked if grid.differs(other.config, best.config)), None)
     forecast = seen or (loss.forecast(best.survey) if loss.covered(best.config) else None)
+    keys = (*grid.CPU_GRID, "n_head", "dropout", "max_iters")
+    values = {key: getattr(second.config, key) for key in keys} if second else {}
     return Choice(
         survey=best.survey,
         target=grid.own_target(target, best.config),
         reasons=_reasons(best, ranked, budget),
         forecast=forecast,
         seconds=best.seconds,
-        second_best=_second(second) if second else None,
+        second_best=values | {"loss": round(second.loss, 4)} if second else None,
         trial_seconds=spent,
         measured=best.measured,
         busy=best.busy,
@@ -102,14 +106,6 @@ def _finished(best: Candidate, target: Target, budget: float | None) -> Candidat
 
 
 CAREFUL, PATIENCE = 8, 3  # evaluations of a run that may overfit, and its early-stopping patience
-
-
-# ---------------------------------------------------------------------------------------------------------- reasons
-
-
-def _second(candidate: Candidate) -> dict[str, Any]:
-    keys = (*grid.CPU_GRID, "n_head", "dropout", "max_iters")
-    return {key: getattr(candidate.config, key) for key in keys} | {"loss": round(candidate.loss, 4)}
 
 
 def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> dict[str, str]:
@@ -158,9 +154,6 @@ def _nearest(own: Any, others: Iterable[Any]) -> list[Any]:
         return others
     below, above = [v for v in others if v < own], [v for v in others if v > own]
     return ([max(below)] if below else []) + ([min(above)] if above else [])
-
-
-# ------------------------------------------------------------------------------------------------------ fine-tuning
 
 
 def _fine_tune(survey: Survey, target: Target, budget: float | None) -> Choice:

@@ -4,8 +4,6 @@ In:  a Plan (hfgpt/plan/command.py).
 Out: dictionaries, lists and numbers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -23,11 +21,7 @@ def as_json(plan: Plan, options: Options) -> dict[str, Any]:
     parameters = sizes.parameters(survey.config, survey.vocab_size)
     return {
         "vocabulary": {"size": survey.vocab_size, "source": survey.vocabulary},
-        "parameters": {
-            **dataclasses.asdict(parameters),
-            "total": parameters.total,
-            "rule_of_thumb": rules.parameters,
-        },
+        "parameters": {**dataclasses.asdict(parameters), "total": parameters.total, "rule_of_thumb": rules.parameters},
         "tokens": {
             **dataclasses.asdict(chapter.tokens(survey)),
             "corpus": survey.train_tokens,

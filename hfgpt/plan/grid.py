@@ -4,8 +4,6 @@ In:  a Survey (the text, and what the recipe fixes beside its shape), a Target, 
 Out: :class:`Candidate` s.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,11 +22,8 @@ from hfgpt.plan.timing import Measured
 from hfgpt.runs.facts import usual_learning_rate
 
 HEAD = 32  # channels per head in small models; 64 from a width of 512 on, as in GPT-2
-
 LEAST_STEPS = 50  # fewest steps of a run
-
 USED = 0.95  # share of the time that is planned; the rest absorbs the forecast's error
-
 SEEN = 2  # most parameters per token seen
 
 # The grids. A CPU's cover the shapes that the laws were fitted on, and a little beyond.
@@ -62,7 +57,6 @@ class Candidate:
 
     @property
     def config(self) -> Config:
-        """Its recipe."""
         return self.survey.config
 
 

@@ -4,8 +4,6 @@ In:  a Config and the name of one of its fields; the texts are in hfgpt/plan/gui
 Out: a page of text or JSON: the explanation, and computed figures for neighbouring values.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,9 +67,6 @@ def entry(name: str, in_language: str | None = None) -> Entry:
         section=language.listed(page.get("section", "").split(", ")),
         recommended=page.get("recommended", "").replace(" to ", " to " if in_language == "en" else "–"),
     )
-
-
-# ---------------------------------------------------------------------------------------------- neighbours, computed
 
 
 def neighbours(config: Config, name: str) -> list[dict[str, Any]]:

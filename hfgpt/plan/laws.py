@@ -8,8 +8,6 @@ Out: :class:`Laws`; seconds of a step, and of a token at evaluation. A step's ti
      hold on other machines.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,9 +40,6 @@ def write(**parts: dict[str, Any]) -> None:
     old = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {"step": {}, "loss": {}}
     FILE.write_text(json.dumps(old | parts, indent=1) + "\n", encoding="utf-8")
     laws.cache_clear()
-
-
-# ---------------------------------------------------------------------------------------------- the time of a CPU step
 
 
 TERMS = (

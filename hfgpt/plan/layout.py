@@ -4,8 +4,6 @@ In:  titles, rows, sentences.
 Out: text: on a terminal coloured and as wide as it is, otherwise plain and 100 columns wide.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import shutil
@@ -52,7 +50,6 @@ def show(parts: Iterable[RenderableType]) -> str:
 
 
 def _columns() -> int:
-    """Return the width of the output."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdigit() and int(columns) > 20:
         return int(columns)

@@ -16,8 +16,6 @@ to 20M parameters. The interval's width comes from the errors on held-out texts;
 parts may differ much.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +30,6 @@ from hfgpt.plan.survey import BYTE_ENTRIES, Statistics, Survey
 Law = Mapping[str, float]  # coefficients by name
 
 WIDTH = 1.96  # standard deviations of a 95% interval
-
 OVERFITS = 0.02  # nats above its lowest validation loss at which a run has overfitted
 
 
@@ -51,7 +48,6 @@ class Forecast:
     beyond: bool = False  # whether the run is longer, or the model larger, than any behind the laws
 
     def sentence(self) -> str:
-        """Describe the forecast in a sentence."""
         values = {"loss": f"{self.loss:.2f}", "low": f"{self.low:.2f}", "high": f"{self.high:.2f}"}
         text = _("Expected validation loss: {loss} ({low} to {high}).", **values)
         guess = _("The laws were fitted on shorter runs or smaller models: the interval is a guess.")

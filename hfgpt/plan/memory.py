@@ -7,8 +7,6 @@ Derived from the tensors alive at each moment of the step. hfgpt/plan/simulate.p
 without data, and a test keeps the two consistent.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from hfgpt.base.language import N_

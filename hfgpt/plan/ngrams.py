@@ -8,15 +8,11 @@ Each order is interpolated with the one below it, by Witten and Bell's weights. 
 characters are counted, from evenly spread places; this takes about half a second, and needs no torch.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 
 ORDERS = 5
-
 MOST = 250_000  # most characters that are counted
-
 PIECES = 20  # places of a longer text to sample from
 
 

@@ -9,8 +9,6 @@ the arithmetic does not depend on them, so nothing is downloaded or tokenised; a
 :func:`hfgpt.base.threads.configure` before this module is imported, as the training script does.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import tempfile
@@ -24,7 +22,7 @@ import torch
 from accelerate.utils import is_compiled_module
 from safetensors.torch import save_file
 
-from hfgpt.base import machine as hardware
+from hfgpt.base import hardware
 from hfgpt.base.files import disk_errors, sync
 from hfgpt.base.units import divisors
 from hfgpt.config.fields import SAMPLE_TOKENS
@@ -48,9 +46,7 @@ from hfgpt.train.step import to_device, train_step
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # set before torch loads, to silence its profiler
 
 AIM = 2.0  # seconds of measurement per timed action
-
 LONGEST = 10.0  # seconds that a timed micro-batch may take on a CPU; a slower one is reduced, and its time scaled
-
 SHORT = 1e11  # operations of a micro-batch that takes at most a second on a slow CPU
 
 
@@ -61,7 +57,6 @@ def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> M
     measured, so that a recipe with much accumulation need not run a whole step.
 
     Args:
-        survey: the recipe.
         processes: how many share a step; this machine times one share, without communication.
         loading: seconds that the libraries took to load; None if they were loaded already.
 

@@ -9,13 +9,11 @@ that a step of GPT-2 124M takes seconds on a laptop. hfgpt/plan/memory.py has th
 the two consistent.
 """
 
-from __future__ import annotations
-
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +25,7 @@ from torch.utils._pytree import tree_leaves
 from hfgpt.config import Config
 from hfgpt.model import gpt2 as model
 from hfgpt.model import kernels, optim
-
-Kind = Literal["cpu", "accelerator"]
+from hfgpt.model.sizes import Kind
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ Out: :class:`Speed`: FLOP/s of a matrix product, bytes/s of memory, seconds of a
      (`hfgpt/speed.json`), measured again after a month, with other cores, or soon if the machine was busy.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -17,19 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfgpt.base import machine as hardware
+from hfgpt.base import hardware
 from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.files import expanded, replace_file
 from hfgpt.base.language import _
 
 FRESH = 30 * 86400  # seconds for which a measurement is valid
-
 FRESH_IF_BUSY = 600  # ... if other work on the machine disturbed it
-
 SHARED = 0.08  # loss per further core in the parallel part of a step. Two cores of a Zen 4: 1.85 times one
-
 AIM = 0.25  # approximate seconds of the whole measurement
-
 SIZE = 64  # of the matrices: so short a product that BLAS takes one thread and other work seldom interrupts it
 
 # bfloat16 over float32 in a matrix product, if this machine's own ratio was never measured (--probe does). AMD Zen 4:
@@ -37,7 +31,6 @@ SIZE = 64  # of the matrices: so short a product that BLAS takes one thread and 
 BFLOAT16_RATIO = 1.9
 
 BUSY = 0.8  # share of all threads' time below which other work was running
-
 EMULATED = 0.1  # 16-bit types over float32 on a CPU without instructions for them
 
 

@@ -7,8 +7,6 @@ Out: a :class:`Survey`: the config with the shape of the model to train, the siz
 Nothing is downloaded, tokenised or written, and neither torch nor transformers is loaded, so that planning is instant.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,18 +17,14 @@ from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import expanded
 from hfgpt.base.language import _
 from hfgpt.config import EMBEDDED_DATASET, Config
-from hfgpt.config.mix import corpora
+from hfgpt.config.yaml_text import corpora
 from hfgpt.data.tokenizer_file import LARGEST as LARGEST_FILE
 from hfgpt.model.folder import LARGEST, read_config, read_json
 
 BYTE_ENTRIES = 256  # entries of a character vocabulary beside the characters (hfgpt/data/tokenizer.py)
-
 READ_UP_TO = 64 << 20  # largest text in bytes that is read; of a larger corpus only the size is used
-
 CHARACTERS_PER_TOKEN = 4.0  # approximate, for a BPE vocabulary on English prose
-
 ASSUMED_CHARACTERS = 100  # assumed distinct characters, if the corpus is not available
-
 GPT2_VOCABULARY = 50257
 
 # Shapes of the models that OpenAI and Hugging Face released (n_layer, n_head, n_embd), so that planning a fine-tuning
@@ -42,6 +36,24 @@ RELEASED = {
     "gpt2-large": (36, 20, 1280),
     "gpt2-xl": (48, 25, 1600),
 }
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Cross-entropies in nats per character, on the held-out end of a text."""
+
+    orders: tuple[float, ...]  # of n-gram models of order 1, 2, …
+    characters: int  # how many characters were counted
+
+    @property
+    def unigram(self) -> float:
+        """The cross-entropy from character frequencies alone."""
+        return self.orders[0]
+
+    @property
+    def best(self) -> float:
+        """The lowest of them: the best that n-grams reach on this text."""
+        return min(self.orders)
 
 
 @dataclass(frozen=True)
@@ -100,10 +112,10 @@ class Survey:
 
 
 # Counted once for the embedded Shakespeare (a test recounts), since reading it takes half of a plan's time.
+EMBEDDED_STATISTICS = Statistics((3.3297, 2.4825, 2.0988, 1.9089, 1.907), 250_000)
 EMBEDDED = Text(bytes=4_814_324, characters=4_814_324, distinct=74, has_validation=False)
 
 LEAST_COUNTED = 2000  # characters: fewer say nothing about a text
-
 MOST_SAMPLED = 4_000_000  # characters that are kept for counting
 
 
@@ -261,29 +273,3 @@ def _at_hand(name: str, file: str) -> Path | None:
     except HFValidationError:
         return None
     return Path(cached) if isinstance(cached, str) and Path(cached).is_file() else None
-
-
-# ------------------------------------------------------------------------------------------- the predictability of a
-# text
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Cross-entropies in nats per character, on the held-out end of a text."""
-
-    orders: tuple[float, ...]  # of n-gram models of order 1, 2, …
-    characters: int  # how many characters were counted
-
-    @property
-    def unigram(self) -> float:
-        """The cross-entropy from character frequencies alone."""
-        return self.orders[0]
-
-    @property
-    def best(self) -> float:
-        """The lowest of them: the best that n-grams reach on this text."""
-        return min(self.orders)
-
-
-# Counted once for the embedded Shakespeare; a test recounts.
-EMBEDDED_STATISTICS = Statistics((3.3297, 2.4825, 2.0988, 1.9089, 1.907), 250_000)

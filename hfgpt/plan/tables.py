@@ -4,8 +4,6 @@ In:  a Plan (hfgpt/plan/command.py).
 Out: text: coloured on a terminal, plain elsewhere; or single tables, for the page.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.console import RenderableType
@@ -13,20 +11,20 @@ from rich.console import RenderableType
 from hfgpt.base.command import typed
 from hfgpt.base.language import N_, _, listed, sentences
 from hfgpt.base.units import duration, number, short, size
-from hfgpt.config import Config, yaml_scalar
+from hfgpt.config import yaml_scalar
 from hfgpt.config.fields import EMBEDDED_DATASET
 from hfgpt.model import schedule, sizes
 from hfgpt.plan import batches, chapter, timing
 from hfgpt.plan.batches import Way
-from hfgpt.plan.command import Options, Plan, of_its_device
+from hfgpt.plan.command import Options, Plan
 from hfgpt.plan.layout import Table, command, paragraph, show
 from hfgpt.plan.memory import BINDS
 from hfgpt.plan.survey import LEAST_COUNTED
 
 RULE = N_("chapter's rule of thumb")
+LONG = 2 * 3600  # seconds from which a run on a CPU gets a shorter one beside it
 
 
-@of_its_device
 def render(plan: Plan, recipe: str | None, options: Options) -> str:
     """Render all tables of a plan, in the order of a reader's questions: size, text, memory, time, next steps."""
     head = _(
@@ -54,7 +52,6 @@ def render(plan: Plan, recipe: str | None, options: Options) -> str:
 
 
 def _next(plan: Plan, recipe: str | None, options: Options) -> str:
-    """Suggest what to type next."""
     if options.write:
         return _("Next: {command}", command=typed("train", str(options.write)))
     if plan.choice:
@@ -73,9 +70,6 @@ def _next(plan: Plan, recipe: str | None, options: Options) -> str:
     dataset = plan.survey.config.dataset
     shorter = typed("plan", "--time-budget=10m", *([] if dataset == EMBEDDED_DATASET else [f"--data={dataset}"]))
     return trains + "\n" + _("In less time: {command}", command=shorter)
-
-
-LONG = 2 * 3600  # seconds from which a run on a CPU gets a shorter one beside it
 
 
 def _devices(plan: Plan) -> str:
@@ -159,10 +153,13 @@ def _tokens(plan: Plan) -> Table:
         corpus = _("about {n}", n=f"{survey.train_tokens:,}")
     else:
         corpus = f"{survey.train_tokens:,}"
+    steps = f"x max_iters {config.max_iters:,}"
+    if config.batch_warmup_iters:
+        steps = _("{steps}, fewer in the first {warmup:,} steps", steps=steps, warmup=config.batch_warmup_iters)
     product = f"batch_size {config.batch_size} x block_size {config.block_size:,}"
     rows = [
         (_("a step"), f"{tokens.per_iter:,}", f"{product} x {config.gradient_accumulation_steps}"),
-        (_("the run"), f"{tokens.total:,}", _steps(config)),
+        (_("the run"), f"{tokens.total:,}", steps),
         (_("training text"), corpus, config.dataset),
     ]
     if tokens.epochs is not None:
@@ -176,14 +173,6 @@ AVERAGES = {
     "adamw": N_("AdamW's two averages"),
     "muon": N_("Muon's one average of the matrices inside the blocks, AdamW's two of the rest"),
 }
-
-
-def _steps(config: Config) -> str:
-    """Show the factors of a step's tokens."""
-    steps = f"x max_iters {config.max_iters:,}"
-    if not config.batch_warmup_iters:
-        return steps
-    return _("{steps}, fewer in the first {warmup:,} steps", steps=steps, warmup=config.batch_warmup_iters)
 
 
 def memory(plan: Plan) -> Table:

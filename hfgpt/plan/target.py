@@ -4,14 +4,11 @@ In:  a resolved Config, and the user's options for the device.
 Out: a :class:`Target`: memory, arithmetic, and the precision that `dtype: auto` resolves to.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
-from hfgpt.base import cards
-from hfgpt.base import machine as hardware
-from hfgpt.base.cards import Card
+from hfgpt.base import hardware
 from hfgpt.base.errors import InputError
+from hfgpt.base.hardware import Card
 from hfgpt.base.language import _, plural
 from hfgpt.config import Config
 from hfgpt.model.sizes import Kind
@@ -59,11 +56,11 @@ def find_target(config: Config, gpu: str | None = None, vram: int | None = None,
         return _cpu(config, vram, processes)
     note = ""
     try:
-        card = cards.find(gpu or local or REFERENCE)
+        card = hardware.find_card(gpu or local or REFERENCE)
     except InputError:
         if gpu:
             raise
-        card = cards.find(REFERENCE)
+        card = hardware.find_card(REFERENCE)
         note = _("{card} is not in the table of cards; its speed is assumed to be an {reference}'s",
                  card=local, reference=REFERENCE)  # fmt: skip
     if not (gpu or local):

@@ -4,8 +4,6 @@ In:  a Survey, the Target that it runs on and, if a probe ran, its measurements.
 Out: :class:`Time` in seconds, with a range; :class:`Cost`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -44,7 +42,6 @@ class Time:
 
     @property
     def measured(self) -> bool:
-        """Whether a probe measured it."""
         return self.source == "probe"
 
 
@@ -67,13 +64,9 @@ class Measured:
 CARD_SPREAD, PROBE_SPREAD = 0.35, 0.05
 
 BUSY_SPREAD = 0.25  # other work comes and goes
-
 CORES_SPREAD = 0.05  # per doubling of the cores beyond the two that the law was fitted on
-
 CPU_START = 4.3  # seconds from the command to the first step; two cores of a Zen 4 (benchmarks/README.md)
-
 CARD_START = 12.0  # plus the device's context
-
 DISK = 200e6  # bytes/s at which a checkpoint is written, with fsync
 
 
@@ -85,7 +78,9 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
     times = evaluations(config)
     evaluating = times * measurements.seconds_per_eval_token * evaluation_tokens(survey)
     evaluating += (times - 1) * measurements.seconds_per_sample  # nothing is sampled before the first step
-    saving = (times - 1) * (measurements.seconds_per_save or _save_seconds(survey))
+    # A checkpoint and an export are the weights twice and the optimizer's averages once.
+    written = 0.1 + 16 * parameters(config, survey.vocab_size).total / DISK
+    saving = (times - 1) * (measurements.seconds_per_save or written)
     start = CARD_START if target.kind == "accelerator" else (target.speed and target.speed.start) or CPU_START
     total, spread = training + evaluating + saving + start, _spread(target, measured)
     speed = config.tokens_per_iter / measurements.seconds_per_step
@@ -116,11 +111,6 @@ def _spread(target: Target, measured: Measured | None) -> float:
     unknown = 0.2 if target.dtype == "bfloat16" and target.speed.bfloat16_ratio is None else 0.0
     cores = CORES_SPREAD * max(0.0, math.log2(target.speed.cores) - 1)
     return math.hypot(fit_spread, 0.1, unknown, cores, BUSY_SPREAD if target.speed.busy else 0)
-
-
-def _save_seconds(survey: Survey) -> float:
-    """Return the seconds of a checkpoint and an export: the weights twice, the optimizer's averages once."""
-    return 0.1 + 16 * parameters(survey.config, survey.vocab_size).total / DISK
 
 
 def priced(survey: Survey, target: Target) -> Measured:

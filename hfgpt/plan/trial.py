@@ -1,31 +1,39 @@
-"""A brief training of a recipe in memory, to see how its loss develops before anything is decided.
+"""Brief trainings of recipes in memory: their real step times, and how this text's losses deviate from the laws.
 
-In:  a Config, and the tokens of its text (:class:`Tokens`).
-Out: :class:`Trial`: validation losses along the way, the final training loss, and the time taken.
+In:  a Config, and the tokens of its text (:class:`Tokens`); or candidates in order of expected loss.
+Out: :class:`Trial`: validation losses along the way, the final training loss, and the time taken; or the best of the
+     candidates after trials of the first few.
 
 The arithmetic is the training loop's, in one process, without folders, records or samples. Call
 :func:`hfgpt.base.threads.configure` before this module is imported, as the training script does.
 """
-
-from __future__ import annotations
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from hfgpt.base.machine import cpu_dtype, keep_freed_memory
+from hfgpt.base.hardware import cpu_dtype, keep_freed_memory
 from hfgpt.config import Config
+from hfgpt.config.fields import EVAL_BATCH
 from hfgpt.data.blocks import Batches, TokenStream, evaluation_blocks
+from hfgpt.data.prepare import prepare
 from hfgpt.inference.figures import evaluate_blocks
 from hfgpt.model import gpt2, optim
 from hfgpt.model.schedule import learning_rate
+from hfgpt.plan import batches, grid, loss, speed, timing
+from hfgpt.plan.grid import Candidate
+from hfgpt.plan.laws import laws
+from hfgpt.plan.loss import Forecast
 from hfgpt.plan.speed import BUSY
+from hfgpt.plan.survey import Survey
+from hfgpt.plan.target import Target
+from hfgpt.plan.timing import Measured
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,6 @@ def train(
 
     Args:
         config: resolved; its shape, batch, optimizer, schedule, dropout, dtype, seed and eval_iters are used.
-        tokens: the text.
         evaluate_at: steps after which the validation loss is measured; it always is after the last step.
         keep_on: called after each step; false ends the trial.
     """
@@ -120,3 +127,95 @@ def autocast(config: Config) -> AbstractContextManager[object]:
     """Autocast to the precision that a run of this recipe has on a CPU."""
     dtype = cpu_dtype(config.n_embd) if config.dtype == "auto" else config.dtype
     return torch.autocast("cpu", torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+# ------------------------------------------------------------------------------------------- the best of the candidates
+
+CLOSE = 0.06  # largest gap in nats to the best candidate by the laws; a worse one is not tried
+WARMING = 4  # steps needed to know how long one takes
+EACH = 4.0  # shortest trial in seconds; if time is short, fewer trials are run
+MOST = 4  # trials
+
+
+def settle(
+    ranked: list[Candidate], target: Target, budget: float, limit: float, began: float | None = None
+) -> tuple[Candidate, Forecast, float]:
+    """Try the first few shapes; return the best, its expected loss, and the seconds spent.
+
+    Args:
+        ranked: by expected loss, best first.
+        budget: seconds of the run that is planned.
+        limit: seconds for the trials, not counting the loading of the libraries and of the text.
+        began: when the libraries began to load, by time.perf_counter; None: they were loaded before.
+    """
+    prepared = prepare(ranked[0].config)
+    tokens = Tokens(prepared.train, prepared.val, ranked[0].survey.vocab_size)
+    if began is not None and target.speed is not None and not target.speed.busy and not speed.loaded():
+        speed.learn(start=time.perf_counter() - began + ACCELERATE)
+    began = time.perf_counter()
+    tried = list[Candidate]()
+    contenders = _contenders(ranked, min(MOST, max(1, int(limit / EACH))))
+    for number, candidate in enumerate(contenders, 1):
+        until = limit * number / len(contenders)
+        tried.append(_try(candidate, tokens, target, budget, until - (time.perf_counter() - began)))
+    best = min(tried, key=lambda candidate: candidate.loss)
+    by_law = loss.forecast(best.survey)
+    assert by_law is not None
+    if best.measured is None:  # no trial was finished
+        return best, by_law, time.perf_counter() - began
+    return best, loss.after_trial(by_law, best.loss - by_law.loss), time.perf_counter() - began
+
+
+ACCELERATE = 1.5  # seconds of a run's start beyond a trial's: Accelerate, the launcher, the folder
+
+
+def _contenders(ranked: list[Candidate], count: int) -> list[Candidate]:
+    """Return the best candidate of each of the first few shapes."""
+    chosen: list[Candidate] = []
+    for candidate in ranked:
+        if candidate.loss > ranked[0].loss + CLOSE or len(chosen) == count:
+            break
+        if all(grid.differs(candidate.config, other.config) for other in chosen):
+            chosen.append(candidate)
+    return chosen
+
+
+def _try(candidate: Candidate, tokens: Tokens, target: Target, budget: float, seconds: float) -> Candidate:
+    """Update a candidate's length by its measured steps, and its loss by the trial's deviation from the law."""
+    began = time.perf_counter()
+
+    def in_time(_: Trial) -> bool:
+        return time.perf_counter() - began < seconds
+
+    warm = grid.with_length(candidate.survey, grid.LEAST_STEPS)
+    quick = warm.config.model_copy(update={"eval_iters": 1})
+    seen = train(quick, tokens, [], lambda so_far: so_far.steps_made < WARMING and in_time(so_far))
+    if seen.busy:  # neither undisturbed times nor enough steps to judge its loss
+        return replace(candidate, busy=True)
+    left = seconds - (time.perf_counter() - began)
+    blocks = warm.config.eval_iters * EVAL_BATCH * warm.config.block_size
+    evaluating = 2 * min(blocks, len(tokens.val)) * seen.evaluation_seconds / max(1, seen.evaluated_tokens)
+    steps = int(0.85 * (left - evaluating) / max(seen.seconds_per_step, 1e-6))
+    if steps < grid.LEAST_STEPS:
+        return _planned(candidate, target, budget, seen, 0.0)
+    short = grid.with_length(candidate.survey, steps)
+    seen = train(short.config, tokens, [], in_time)
+    if seen.busy or seen.steps_made < steps:  # its schedule is unfinished
+        return replace(candidate, busy=seen.busy)
+    offset = laws().loss["offset kept"] * (seen.val_losses[-1] - grid.expected(short))
+    return _planned(candidate, target, budget, seen, offset)
+
+
+def _planned(candidate: Candidate, target: Target, budget: float, seen: Trial, offset: float) -> Candidate:
+    """Return the candidate at the length that its measured step time allows."""
+    survey = candidate.survey
+    suited = grid.own_target(target, survey.config)
+    priced = timing.priced(survey, suited)
+    evaluated = seen.evaluation_seconds / max(1, seen.evaluated_tokens)
+    measured = Measured(seen.seconds_per_step, evaluated or priced.seconds_per_eval_token, priced.seconds_per_sample)
+    most = grid.affordable(survey, suited, budget, measured)
+    share = survey.config.max_iters / max(1, grid.affordable(survey, suited, budget))
+    steps = max(grid.LEAST_STEPS, min(most, round(most * min(1.0, share))))
+    planned: Survey = grid.with_length(batches.change(survey), steps)
+    total = timing.time(planned, suited, measured).total_seconds
+    return Candidate(planned, grid.expected(planned) + offset, total, measured)

@@ -10,14 +10,12 @@ and the browser's own Sec-Fetch-Site decide, on every route, before Gradio sees 
 page does not use (uploads, files, proxy, editor) are blocked, and a request's body is limited in size.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import re
 import sys
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from hfgpt.base.command import typed
@@ -32,9 +30,7 @@ Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
 BODY_BYTES = 1 << 20  # many times the user's text and the values of the fields
-
 DEPTH = 32  # nesting depth of lists and objects in a body; the page's own have a few levels
 
 # The routes of Gradio that the page uses: its files, the description of the page, and the queue of its events.
@@ -67,7 +63,9 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):  # lifespan
             await self._application(scope, receive, send)
             return
-        headers = _headers(scope)
+        headers: dict[str, list[str]] = {}
+        for key, value in scope["headers"]:
+            headers.setdefault(key.decode("latin-1").lower(), []).append(value.decode("latin-1"))
         # the page does not use WebSockets
         status = 403 if scope["type"] == "websocket" else self._status(scope, headers)
         if status:
@@ -76,7 +74,6 @@ class Guard:
         await _checked(self._application, scope, receive, send)
 
     def _status(self, scope: Scope, headers: dict[str, list[str]]) -> int:
-        """Return the status with which to refuse the request, or 0."""
         hosts, origins = headers.get("host", []), headers.get("origin", [])
         if len(hosts) != 1 or len(origins) > 1 or not self._is_ours(_name(hosts[0])):
             return 403
@@ -109,13 +106,6 @@ class Guard:
         return name in self._named or (self._is_ours(name) and _port(parts.netloc) == _port(host))
 
 
-def _headers(scope: Scope) -> dict[str, list[str]]:
-    headers: dict[str, list[str]] = {}
-    for key, value in scope["headers"]:
-        headers.setdefault(key.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-    return headers
-
-
 def _name(host: str) -> str:
     """Normalise a Host header, without its port; empty if it is invalid."""
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]@/\s]+)(:\d{1,5})?", host)
@@ -127,7 +117,6 @@ def _port(netloc: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether a host is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -187,7 +176,9 @@ async def _checked(application: Application, scope: Scope, receive: Receive, sen
         nonlocal started
         if message["type"] == "http.response.start":
             started = True
-            message["headers"] = [*_without_sharing(message.get("headers", [])), *HEADERS]
+            # Gradio's own CORS headers admit every port of the loopback.
+            kept = (pair for pair in message.get("headers", []) if not pair[0].lower().startswith(b"access-control-"))
+            message["headers"] = [*kept, *HEADERS]
         await send(message)
 
     try:
@@ -202,7 +193,7 @@ async def _checked(application: Application, scope: Scope, receive: Receive, sen
 def _is_json(body: bytes) -> bool:
     """Whether a body is JSON that any library can handle: no Infinity, no lone surrogates, not deeply nested."""
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+        value = json.loads(body.decode())
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return False
@@ -211,12 +202,3 @@ def _is_json(body: bytes) -> bool:
         inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
         level = [value for values in inner for value in values]
     return not level
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
-
-
-def _without_sharing(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Drop the CORS headers, since Gradio's own rule admits every port of the loopback."""
-    return [(key, value) for key, value in headers if not key.lower().startswith(b"access-control-")]

@@ -4,15 +4,13 @@ In:  a recipe, and the values on the page.
 Out: an :class:`Answer`: the plan and the command, or the rules that the values break.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from hfgpt import config as configs
-from hfgpt.base import machine
+from hfgpt.base import hardware
 from hfgpt.base.command import typed as typed_command
 from hfgpt.base.errors import ConfigError, Fault, InputError
 from hfgpt.config import Config
@@ -31,16 +29,11 @@ class Knob:
 
     @property
     def slides(self) -> bool:
-        """Whether it is a slider."""
         return self.high > 0
 
 
 KNOBS = {
-    "batch": (
-        Knob("batch_size", 1, 128),
-        Knob("block_size", 16, 2048, 16),
-        Knob("gradient_accumulation_steps", 1, 64),
-    ),
+    "batch": (Knob("batch_size", 1, 128), Knob("block_size", 16, 2048, 16), Knob("gradient_accumulation_steps", 1, 64)),
     "model": (
         Knob("n_layer", 1, 48),
         Knob("n_head", 1, 32),
@@ -62,14 +55,10 @@ KNOBS = {
         Knob("lr_decay_iters"),
         Knob("min_lr"),
     ),
-    "system": (
-        Knob("dtype", choices=("auto", "float32", "bfloat16", "float16")),
-        Knob("activation_checkpointing"),
-    ),
+    "system": (Knob("dtype", choices=("auto", "float32", "bfloat16", "float16")), Knob("activation_checkpointing")),
 }
 
 ALL = tuple(knob for knobs in KNOBS.values() for knob in knobs)
-
 SHAPE = ("n_layer", "n_head", "n_embd")  # fixed by a pretrained model
 
 # The default recipe: the chapter's on an accelerator, one that takes seconds on a CPU.
@@ -89,7 +78,7 @@ class Answer:
 
 def suited_recipe() -> str:
     """Return a recipe that this machine trains in a reasonable time."""
-    return SUITED[machine.local_accelerator() is not None]
+    return SUITED[hardware.local_accelerator() is not None]
 
 
 def settings(recipe: str | None) -> dict[str, Any]:

@@ -8,8 +8,6 @@ Out: the page under http://HOST:PORT until Ctrl-C, on the loopback unless told o
 Each tab has its own module; this one connects and serves them. torch is loaded when the first text is sampled.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import sys
@@ -25,15 +23,14 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, strerror
 from hfgpt.base.terminal import say
 from hfgpt.playground.guard import LOOPBACK, Guard
+from hfgpt.playground.pieces import Labels
 from hfgpt.playground.plan_tab import PlanTab
 from hfgpt.playground.runs_tab import RunsTab
-from hfgpt.playground.speech import Labels
 from hfgpt.playground.text_tab import TextTab
 from hfgpt.playground.train_tab import TrainTab
 from hfgpt.playground.trainer import Trainer
 
 REFRESH = 2.0  # seconds between two refreshes of the runs
-
 QUIET: dict[str, Any] = {"show_progress": "hidden"}
 
 # Tells the browser the page's language; otherwise it offers to translate the page.
@@ -70,11 +67,7 @@ class Page:
     """
 
     def __init__(
-        self,
-        folder: str | Path = "out",
-        recipe: str | None = None,
-        language: str = "en",
-        train: Sequence[str] = (),
+        self, folder: str | Path = "out", recipe: str | None = None, language: str = "en", train: Sequence[str] = ()
     ) -> None:
         labels, trainer = Labels(language), Trainer(Path(folder), train)
         with Blocks(title="hfgpt", analytics_enabled=False) as self.blocks:
@@ -207,7 +200,6 @@ def serve(
     """Serve the page until Ctrl-C.
 
     Args:
-        folder: holds the runs.
         recipe: to start from; None: one that suits this machine.
         host, port: where to listen. language: 'en' or 'zh', until the reader chooses.
         allow: host names, besides the loopback's, at which the page may be reached.
@@ -225,10 +217,7 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         print(_("The playground is at {address}  (Ctrl-C ends it)", address=f"http://{shown}:{port}/"), flush=True)
         if not local:
-            print(
-                _("Whoever reaches this machine can use it: it starts and pauses runs, and reads them."),
-                flush=True,
-            )
+            print(_("Whoever reaches this machine can use it: it starts and pauses runs, and reads them."), flush=True)
         config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1, ws="none")
         try:
             uvicorn.Server(config).run(sockets=[listening])

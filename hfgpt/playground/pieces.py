@@ -1,17 +1,23 @@
-"""Small pieces of HTML: sentences, tables, tiles, dots of colour.
+"""Small pieces of the page: HTML, and components and handlers in the reader's language.
 
-In:  texts and figures. Every text from outside is escaped.
-Out: HTML in the page's own colours, light and dark (style.css).
+In:  texts and figures, of which every text from outside is escaped; a component with texts, or a handler whose first
+     argument is the language.
+Out: HTML in the page's own colours, light and dark (style.css); texts and answers in the language that each request
+     specifies.
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterable, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
+import gradio as gr
+
 from hfgpt import config as configs
-from hfgpt.base.language import _, listed
+from hfgpt.base.language import LANGUAGES, _, listed, os_error_text, using
+from hfgpt.base.terminal import say
 
 
 def message(text: str, kind: str = "note") -> str:
@@ -59,7 +65,6 @@ def tile(name: str, label: str, figure: str, below: str, share: int | None = Non
 
 
 def tiles(parts: Iterable[str]) -> str:
-    """Tiles side by side."""
     return f'<div class="tiles">{"".join(parts)}</div>'
 
 
@@ -81,3 +86,82 @@ def changes(change: dict[str, Any]) -> str:
 def loss(value: float | None) -> str:
     """A loss in a table; a dash without one."""
     return "–" if value is None else f"{value:.4f}"
+
+
+Texts = Callable[[], dict[str, Any]]
+
+
+def in_language(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap an event handler whose first argument is the language, so that its body uses that language.
+
+    A file that the system refuses becomes one message on the page and on standard error, without a traceback.
+
+    Gradio runs each step of a generator in its own context, so each step sets the language again.
+    """
+
+    def steps(self: Any, language: str, *values: Any) -> Iterator[Any]:
+        generator = handler(self, *values)
+        while True:
+            with _speaking(language):
+                try:
+                    answer = next(generator)
+                except StopIteration:
+                    return
+            yield answer
+
+    def once(self: Any, language: str, *values: Any) -> Any:
+        with _speaking(language):
+            return handler(self, *values)
+
+    wrapper: Callable[..., Any] = steps if inspect.isgeneratorfunction(handler) else once
+    wrapper.__name__, wrapper.__doc__ = handler.__name__, handler.__doc__  # but not its signature, which Gradio reads
+    return wrapper
+
+
+@contextmanager
+def _speaking(language: str) -> Iterator[None]:
+    with using(_known(language)):
+        try:
+            yield
+        except OSError as error:
+            message = os_error_text(error)
+            say(message, sys.stderr)
+            raise gr.Error(message, print_exception=False) from None
+
+
+def _known(language: str) -> str:
+    return language if language in LANGUAGES else "en"
+
+
+class Labels:
+    """Components whose texts change with the language."""
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+        self._texts: list[tuple[Any, Texts]] = []
+
+    def add(self, kind: Callable[..., Any], texts: Texts, *given: Any, **more: Any) -> Any:
+        """Create a component with its texts in the first language."""
+        with using(self.language):
+            component = kind(*given, **more, **texts())
+        self._texts.append((component, texts))
+        return component
+
+    @property
+    def components(self) -> list[Any]:
+        return [component for component, _texts in self._texts]
+
+    def updates(self, language: str) -> list[Any]:
+        """Return the components' texts in another language."""
+        with using(_known(language)):
+            return [gr.update(**texts()) for _component, texts in self._texts]
+
+
+def slider(*given: Any, **more: Any) -> Any:
+    """A slider that passes typed values unchecked, so that an error is shown beside it, not in a passing note.
+
+    (A subclass would be plainer, but Gradio writes a .pyi file beside the module of any subclass.)
+    """
+    component: Any = gr.Slider(*given, **more)
+    component.preprocess = lambda value: value
+    return component

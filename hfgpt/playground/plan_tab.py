@@ -4,8 +4,6 @@ In:  the recipe to start from, the knobs' values, a card.
 Out: figures, marks beside values that break a rule, the command, the recipe file, a run.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,15 @@ from typing import Any
 import gradio as gr
 
 from hfgpt import config as configs
-from hfgpt.base import cards
+from hfgpt.base import hardware
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import N_, _, current
+from hfgpt.base.language import N_, _, about_card, current
 from hfgpt.config import Config
 from hfgpt.plan import guide
 from hfgpt.plan.command import recipe_text
 from hfgpt.playground import plan_view
 from hfgpt.playground.knobs import ALL, KNOBS, SHAPE, Answer, Knob, answer, settings, suited_recipe
-from hfgpt.playground.pieces import message
-from hfgpt.playground.speech import Labels, in_language, slider
+from hfgpt.playground.pieces import Labels, in_language, message, slider
 from hfgpt.playground.trainer import Trainer
 
 HERE = "here"  # the card that stands for this machine
@@ -62,9 +59,9 @@ class PlanTab:
     def _add(self, labels: Labels, knob: Knob) -> None:
         with gr.Column(elem_classes="knob"):
             kind, options = _control(knob, self._start[knob.key])
-            self.knobs[knob.key] = labels.add(kind, partial(_knob_texts, knob.key), **options)
+            self.knobs[knob.key] = labels.add(kind, lambda: _knob_texts(knob.key), **options)
             self.faults[knob.key] = gr.HTML(visible=False, padding=False)
-            labels.add(gr.HTML, partial(_explained, knob.key), padding=False)
+            labels.add(gr.HTML, lambda: {"value": plan_view.explained(knob.key)}, padding=False)
 
     def _add_results(self, labels: Labels) -> None:
         self.take = labels.add(
@@ -141,14 +138,15 @@ class PlanTab:
             shown = [plan_view.refused(result.faults, result.message), gr.update(visible=False)]
             shown += [result.command, "", ""]
         else:
-            kind, sentence = plan_view.verdict(result.plan)
+            better = result.plan.recommendation.survey.config != result.plan.survey.config
+            yaml = recipe_text(result.config.model_copy(update={"out_dir": None}), {}, result.command)
+            with about_card(result.plan.target.own_memory):
+                kind, sentence = plan_view.verdict(result.plan)
+                shown = [plan_view.summary(result.plan), gr.update(visible=better)]
+                shown += [result.command, plan_view.tables(result.plan), yaml]
             runs = kind != "bad"
             if not runs:
                 marks["batch_size"] = message(sentence, "bad")
-            better = result.plan.recommendation.survey.config != result.plan.survey.config
-            yaml = recipe_text(result.config.model_copy(update={"out_dir": None}), {}, result.command)
-            shown = [plan_view.summary(result.plan), gr.update(visible=better)]
-            shown += [result.command, plan_view.tables(result.plan), yaml]
         shown += [gr.update(value=marks.get(key, ""), visible=key in marks) for key in self.faults]
         return [*shown, gr.update(interactive=runs)]
 
@@ -171,8 +169,11 @@ class PlanTab:
         try:
             if result.config is None:
                 raise InputError("This recipe cannot run as it stands.")
-            if result.plan is not None and plan_view.verdict(result.plan)[0] == "bad":
-                raise InputError(plan_view.verdict(result.plan)[1])
+            if result.plan is not None:
+                with about_card(result.plan.target.own_memory):
+                    kind, sentence = plan_view.verdict(result.plan)
+                if kind == "bad":
+                    raise InputError(sentence)
             self._trainer.start(name, result.config)
         except InputError as error:
             return [message(str(error), "bad"), gr.skip(), gr.skip()]
@@ -186,17 +187,13 @@ def _card_texts() -> dict[str, Any]:
         "info": _("A card's memory and speed come from its data sheet; this machine's are measured."),
         "choices": [
             (_("this machine"), HERE),
-            *((f"{card.name} · {card.memory_bytes // cards.GIB} GB", card.name) for card in cards.CARDS),
+            *((f"{card.name} · {card.memory_bytes // hardware.GIB} GB", card.name) for card in hardware.CARDS),
         ],
     }
 
 
 def _heading(group: str) -> dict[str, Any]:
     return {"value": f"<h3>{_(HEADINGS[group])}</h3>"}
-
-
-def _explained(key: str) -> dict[str, Any]:
-    return {"value": plan_view.explained(key)}
 
 
 def _control(knob: Knob, value: Any) -> tuple[Any, dict[str, Any]]:

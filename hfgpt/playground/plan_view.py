@@ -4,8 +4,6 @@ In:  a Plan (hfgpt/plan/command.py), or faults.
 Out: HTML. The figures are those of hfgpt/plan, as plan.py prints them; nothing is computed here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from html import escape
 
@@ -16,7 +14,7 @@ from hfgpt.config import Config
 from hfgpt.model import schedule, sizes
 from hfgpt.plan import chapter, guide
 from hfgpt.plan import tables as figures
-from hfgpt.plan.command import Plan, of_its_device
+from hfgpt.plan.command import Plan
 from hfgpt.playground.knobs import suited_recipe
 from hfgpt.playground.pieces import changes, table, tile, tiles, value
 
@@ -41,7 +39,6 @@ def explained(key: str) -> str:
     return f"<details><summary>{escape(label)}</summary><dl>{''.join(parts)}</dl></details>"
 
 
-@of_its_device
 def verdict(plan: Plan) -> tuple[str, str]:
     """Return 'good', 'warn' or 'bad', and a sentence on whether a plan fits its device and the user's time."""
     memory, target, advice = plan.memory, plan.target, plan.recommendation
@@ -73,7 +70,6 @@ def verdict(plan: Plan) -> tuple[str, str]:
     )  # fmt: skip
 
 
-@of_its_device
 def summary(plan: Plan) -> str:
     """Show the four figures to watch while a slider moves, and whether the plan fits."""
     survey, memory, target, time = plan.survey, plan.memory, plan.target, plan.time
@@ -105,16 +101,13 @@ def summary(plan: Plan) -> str:
 
 def refused(faults: Sequence[Fault], text: str) -> str:
     """Show why a recipe cannot be planned: broken rules, or a message."""
-    items = [_broken(item) for item in faults]
-    items += [f"<li>{escape(text)}</li>"] if text else []
+    items = [f"<li>{escape(text)}</li>"] if text else []
+    for item in faults:
+        key = item.key if item.value is None else f"{item.key} = {value(item.value)}"
+        fix = f'<span class="fix">→ {escape(item.fix)}</span>' if item.fix else ""
+        items.append(f"<li><code>{escape(key)}</code>{escape(_(': {rule}', rule=item.rule))}{fix}</li>")
     head = escape(_("This recipe cannot run as it stands."))
     return f'<div class="notice bad"><b>{head}</b><ul>{"".join(items)}</ul></div>'
-
-
-def _broken(item: Fault) -> str:
-    key = item.key if item.value is None else f"{item.key} = {value(item.value)}"
-    fix = f'<span class="fix">→ {escape(item.fix)}</span>' if item.fix else ""
-    return f"<li><code>{escape(key)}</code>{escape(_(': {rule}', rule=item.rule))}{fix}</li>"
 
 
 def drawn_schedule(config: Config) -> str:
@@ -136,7 +129,6 @@ def drawn_schedule(config: Config) -> str:
     )
 
 
-@of_its_device
 def tables(plan: Plan) -> str:
     """Tabulate parameters, memory and time by part, and what would fit."""
     parts = [figures.time(plan), figures.memory(plan), figures.parameters(plan), figures.recommendation(plan)]

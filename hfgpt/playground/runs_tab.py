@@ -4,8 +4,6 @@ In:  the runs of the folder.
 Out: HTML, redrawn when a run has recorded something.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -18,8 +16,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, _, current
 from hfgpt.base.lock import holder_of
 from hfgpt.base.units import duration, quantity
-from hfgpt.playground.pieces import dot, loss, message, table
-from hfgpt.playground.speech import Labels, in_language
+from hfgpt.playground.pieces import Labels, dot, in_language, loss, message, table
 from hfgpt.playground.trainer import WEIGHTS, find
 from hfgpt.runs import answer, compare, metrics
 from hfgpt.runs.compare import Comparison, Entry
@@ -29,7 +26,6 @@ from hfgpt.runs.findings import Finding, Remedy
 from hfgpt.runs.plots import RUNS
 
 AXES: dict[By, str] = {"steps": N_("steps"), "tokens": N_("tokens"), "time": N_("time")}
-
 CLEARED = "cleared: "  # begins what was seen if the user has chosen no run
 
 
@@ -42,10 +38,7 @@ class RunsTab:
         with gr.Row():
             self.chosen = labels.add(
                 gr.Dropdown,
-                lambda: {
-                    "label": _("Runs"),
-                    "info": _("Up to six, side by side. A run in progress is followed."),
-                },
+                lambda: {"label": _("Runs"), "info": _("Up to six, side by side. A run in progress is followed.")},
                 choices=names,
                 value=names[:1],
                 multiselect=True,
@@ -138,7 +131,6 @@ def compared(chosen: Mapping[str, Path]) -> compare.Comparison:
 
 
 SAMPLES = 6  # most samples of a run side by side: the first, the last, and evenly spaced ones
-
 CURVES = {"val_loss": N_("Validation loss (nats per token)"), "train_loss": N_("Train loss, smoothed (nats per token)")}
 
 
@@ -183,7 +175,7 @@ def _diagnosis(entry: Entry, colour: str) -> str:
     assert entry.run is not None, "the page shows runs that it has read"
     findings = diagnose(entry.run.records, entry.run.config)
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes(entry.run.records, entry.run.config))
-    state = answer.outcome(entry)
+    state = answer.ended(entry.outcome)
     if entry.outcome == "running":
         in_progress = holder_of(entry.run.path.parent) is not None
         state = _("in progress") if in_progress else _("not finished: it can be resumed")
@@ -219,15 +211,11 @@ def samples(name: str, colour: str, written: Mapping[int, str], losses: Mapping[
     if not steps:
         return ""
     places = sorted({round(place * (len(steps) - 1) / max(1, SAMPLES - 1)) for place in range(SAMPLES)})
-    cards = "".join(
-        f"<article><h3>{escape(_sampled(step, losses))}</h3><pre>{escape(written[step])}</pre></article>"
-        for step in (steps[place] for place in places)
-    )
+    cards = ""
+    for step in (steps[place] for place in places):
+        head = _("step {step:,}", step=step)
+        if step in losses:
+            head = _("step {step:,} · loss {loss:.3f}", step=step, loss=losses[step])
+        cards += f"<article><h3>{escape(head)}</h3><pre>{escape(written[step])}</pre></article>"
     title = escape(_("What it wrote: {run}", run=name))
     return f'<section class="samples"><h3>{dot(colour)} {title}</h3><div class="strip">{cards}</div></section>'
-
-
-def _sampled(step: int, losses: Mapping[int, float]) -> str:
-    if step in losses:
-        return _("step {step:,} · loss {loss:.3f}", step=step, loss=losses[step])
-    return _("step {step:,}", step=step)

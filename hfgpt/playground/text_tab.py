@@ -4,13 +4,10 @@ In:  a model of the folder, a prompt, sampling options; or a text.
 Out: the text as it grows; or the text in the colours of its losses. torch is loaded with the first of them.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -18,19 +15,104 @@ from typing import Any
 
 import gradio as gr
 
-from hfgpt import config as configs
 from hfgpt.base import threads
 from hfgpt.base.errors import InputError, first_line
-from hfgpt.base.files import check_regular
 from hfgpt.base.language import N_, _, plural
 from hfgpt.base.units import duration
-from hfgpt.config import EMBEDDED_DATASET
 from hfgpt.inference import exported
 from hfgpt.inference import sampling as sample
-from hfgpt.playground.pieces import message, tile, tiles
-from hfgpt.playground.speech import Labels, in_language, slider
-from hfgpt.playground.trainer import WEIGHTS, find
-from hfgpt.runs import metrics
+from hfgpt.playground.pieces import Labels, in_language, message, slider, tile, tiles
+from hfgpt.playground.trainer import WEIGHTS, find, opening
+
+SHOWN_EVERY = 0.05  # seconds between two updates of a text in the browser
+MOST_TOKENS = 2000  # of the user's own text
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a text, and the loss of its tokens in nats; None for the first token."""
+
+    text: str
+    loss: float | None
+
+
+class Writer:
+    """Samples from a folder's models; the last one stays loaded until it is trained further or another is chosen."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Path, int] | None = None
+        self._loaded: Any = None
+        self._lock = threading.Lock()
+
+    def _load(self, folder: Path) -> Any:
+        key = (folder, (exported.check_folder(folder) / WEIGHTS).stat().st_mtime_ns)
+        with self._lock:
+            if key != self._key:
+                self._key, self._loaded = None, None  # free the old model's memory first
+                threads.configure()
+                self._key, self._loaded = key, exported.load_folder(folder)
+            return self._loaded
+
+    def write(self, folder: Path, prompt: str, how: sample.Sampling) -> Iterator[tuple[str, str, int]]:
+        """Yield the text so far, the prompt characters that the model does not know, and the count of sampled tokens.
+
+        Raises:
+            InputError: the folder does not hold a usable model.
+        """
+        model, tokenizer = self._load(folder)
+        unknown, shown = exported.left_out(tokenizer, prompt), 0.0
+        ids = tokenizer.encode(prompt, add_special_tokens=False) or [exported.start_id(tokenizer)]
+        decoder, text, count = sample.PieceDecoder(tokenizer), prompt, 0
+        yield text, unknown, count
+        for token in sample.draw_tokens(model, ids, len(tokenizer), tokenizer.eos_token_id, how):
+            text, count = text + decoder.add(token), count + 1
+            if time.monotonic() - shown >= SHOWN_EVERY:
+                shown = time.monotonic()
+                yield text, unknown, count
+        yield text + decoder.end(), unknown, count
+
+    def losses(self, folder: Path, text: str) -> tuple[list[Piece], str]:
+        """Return the loss of each next token of a text, and the characters that the model does not know.
+
+        Beyond the block size, each token is predicted from at least half a block.
+
+        Raises:
+            InputError: the folder does not hold a usable model, or the text is empty or too long.
+        """
+        model, tokenizer = self._load(folder)
+        coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = coded["input_ids"], coded["offset_mapping"]
+        if len(ids) < 2:
+            raise InputError("text: must have at least two tokens, of which the second is predicted")
+        if len(ids) > MOST_TOKENS:
+            raise InputError("text: has {count:,} tokens → shorten it to {most:,}", count=len(ids), most=MOST_TOKENS)
+        pieces: list[Piece] = []
+        begin = 0
+        for (_start, end), loss in zip(spans, [None, *_next_losses(model, ids)], strict=True):
+            piece = text[begin:end]
+            if piece or not pieces:
+                pieces.append(Piece(piece, loss))
+            else:  # a token inside a character, which was shown with its first byte
+                last = pieces[-1]
+                pieces[-1] = Piece(last.text, loss if last.loss is None else last.loss + (loss or 0.0))
+            begin = max(begin, end)
+        return pieces, exported.left_out(tokenizer, text)
+
+
+def _next_losses(model: Any, ids: list[int]) -> list[float]:
+    """Return the loss of each token but the first."""
+    import torch
+
+    block = model.config.n_positions
+    losses: list[float] = []
+    while len(losses) < len(ids) - 1:
+        begin = max(0, len(losses) - block // 2) if len(ids) > block else 0
+        window = torch.tensor([ids[begin : begin + block]], device=model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=window[:, :-1]).logits.float()[0]
+        every = torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="none").tolist()
+        losses += every[len(losses) - begin :]
+    return losses
 
 
 class TextTab:
@@ -197,36 +279,6 @@ def _whole(key: str, value: Any) -> int:
     raise InputError("{key} = {value!r}: must be a whole number", key=key, value=value)
 
 
-OPENING = 24  # characters of a prompt
-
-
-def opening(folder: Path) -> str:
-    """Return a prompt that suits a run's model: the beginning of its text, otherwise its last sample; "" if neither.
-
-    A text's relative path is resolved from here, then from the run's parent folders, where it was probably trained.
-    """
-    try:
-        dataset = configs.load(str(folder / "recipe.yaml")).dataset
-    except InputError:
-        return ""
-    if dataset == EMBEDDED_DATASET:
-        return "ROMEO:"
-    for place in (Path(), *folder.resolve().parents):
-        with suppress(OSError, ValueError):
-            check_regular(place / dataset)
-            with (place / dataset).open(encoding="utf-8") as file:
-                return _first_line(file.read(1000))
-    with suppress(InputError):
-        written = metrics.read_samples(folder / metrics.SAMPLES)
-        return _first_line(list(written.values())[-1]) if written else ""
-    return ""
-
-
-def _first_line(text: str) -> str:
-    line = text.strip().partition("\n")[0]
-    return line if len(line) <= OPENING else line[:OPENING].rpartition(" ")[0] or line[:OPENING]
-
-
 STRONGEST = 6.0  # nats at which the colour is strongest: one in 400
 
 
@@ -255,95 +307,3 @@ def _piece(piece: Piece) -> str:
              probability=f"{probability:.1%}" if probability >= 0.001 else f"{probability:.1e}")  # fmt: skip
     heat = min(1.0, piece.loss / STRONGEST)
     return f'<span style="--heat:{heat:.2f}" title="{escape(label)}">{shown}</span>'
-
-
-SHOWN_EVERY = 0.05  # seconds between two updates of a text in the browser
-
-MOST_TOKENS = 2000  # of the user's own text
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of a text, and the loss of its tokens in nats; None for the first token."""
-
-    text: str
-    loss: float | None
-
-
-class Writer:
-    """Samples from a folder's models; the last one stays loaded until it is trained further or another is chosen."""
-
-    def __init__(self) -> None:
-        self._key: tuple[Path, int] | None = None
-        self._loaded: Any = None
-        self._lock = threading.Lock()
-
-    def _load(self, folder: Path) -> Any:
-        key = (folder, (exported.check_folder(folder) / WEIGHTS).stat().st_mtime_ns)
-        with self._lock:
-            if key != self._key:
-                self._key, self._loaded = None, None  # free the old model's memory first
-                threads.configure()
-                self._key, self._loaded = key, exported.load_folder(folder)
-            return self._loaded
-
-    def write(self, folder: Path, prompt: str, how: sample.Sampling) -> Iterator[tuple[str, str, int]]:
-        """Yield the text so far, the prompt characters that the model does not know, and the count of sampled tokens.
-
-        Raises:
-            InputError: the folder does not hold a usable model.
-        """
-        model, tokenizer = self._load(folder)
-        unknown, shown = exported.left_out(tokenizer, prompt), 0.0
-        ids = tokenizer.encode(prompt, add_special_tokens=False) or [exported.start_id(tokenizer)]
-        decoder, text, count = sample.PieceDecoder(tokenizer), prompt, 0
-        yield text, unknown, count
-        for token in sample.draw_tokens(model, ids, len(tokenizer), tokenizer.eos_token_id, how):
-            text, count = text + decoder.add(token), count + 1
-            if time.monotonic() - shown >= SHOWN_EVERY:
-                shown = time.monotonic()
-                yield text, unknown, count
-        yield text + decoder.end(), unknown, count
-
-    def losses(self, folder: Path, text: str) -> tuple[list[Piece], str]:
-        """Return the loss of each next token of a text, and the characters that the model does not know.
-
-        Beyond the block size, each token is predicted from at least half a block.
-
-        Raises:
-            InputError: the folder does not hold a usable model, or the text is empty or too long.
-        """
-        model, tokenizer = self._load(folder)
-        coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, spans = coded["input_ids"], coded["offset_mapping"]
-        if len(ids) < 2:
-            raise InputError("text: must have at least two tokens, of which the second is predicted")
-        if len(ids) > MOST_TOKENS:
-            raise InputError("text: has {count:,} tokens → shorten it to {most:,}", count=len(ids), most=MOST_TOKENS)
-        pieces: list[Piece] = []
-        begin = 0
-        for (_start, end), loss in zip(spans, [None, *_next_losses(model, ids)], strict=True):
-            piece = text[begin:end]
-            if piece or not pieces:
-                pieces.append(Piece(piece, loss))
-            else:  # a token inside a character, which was shown with its first byte
-                last = pieces[-1]
-                pieces[-1] = Piece(last.text, loss if last.loss is None else last.loss + (loss or 0.0))
-            begin = max(begin, end)
-        return pieces, exported.left_out(tokenizer, text)
-
-
-def _next_losses(model: Any, ids: list[int]) -> list[float]:
-    """Return the loss of each token but the first."""
-    import torch
-
-    block = model.config.n_positions
-    losses: list[float] = []
-    while len(losses) < len(ids) - 1:
-        begin = max(0, len(losses) - block // 2) if len(ids) > block else 0
-        window = torch.tensor([ids[begin : begin + block]], device=model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=window[:, :-1]).logits.float()[0]
-        every = torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="none").tolist()
-        losses += every[len(losses) - begin :]
-    return losses

@@ -4,8 +4,6 @@ In:  the runs of the folder.
 Out: progress, time left, losses, the log; and the actions of the two buttons. A reload shows the newest run again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -15,8 +13,7 @@ import gradio as gr
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
 from hfgpt.base.units import duration
-from hfgpt.playground.pieces import loss, message, tile, tiles
-from hfgpt.playground.speech import Labels, in_language
+from hfgpt.playground.pieces import Labels, in_language, loss, message, tile, tiles
 from hfgpt.playground.trainer import State, Trainer
 
 

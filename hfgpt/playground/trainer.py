@@ -5,8 +5,6 @@ Out: run folders; beside them ``.playground/`` with the recipe, the log and the 
      state of a run is in files, so that nothing is lost if the page is reloaded or restarted.
 """
 
-from __future__ import annotations
-
 import re
 import socket
 import subprocess
@@ -20,9 +18,10 @@ import psutil
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import check_regular
 from hfgpt.base.lock import holder_of
 from hfgpt.base.terminal import visible
-from hfgpt.config import Config
+from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.runs import metrics
 from hfgpt.runs.facts import Facts
 from hfgpt.sweep import storage
@@ -30,11 +29,8 @@ from hfgpt.sweep.training import ask_to_stop, spawn
 from hfgpt.train.display import SAMPLED
 
 FOLDER = ".playground"
-
 WEIGHTS = "model.safetensors"
-
 LOG_BYTES = 16000  # bytes read from the end of a log
-
 RECENT = 20  # records from which the time left is estimated
 
 
@@ -224,3 +220,33 @@ def find(folder: Path, file: str) -> dict[str, Path]:
     dated.sort(reverse=True)
     inside = [path for _time, path in dated if not any(part.startswith("checkpoint-") for part in path.parts)]
     return {str(path.relative_to(folder)) if path != folder else path.resolve().name: path for path in inside}
+
+
+OPENING = 24  # characters of a prompt
+
+
+def opening(folder: Path) -> str:
+    """Return a prompt that suits a run's model: the beginning of its text, otherwise its last sample; "" if neither.
+
+    A text's relative path is resolved from here, then from the run's parent folders, where it was probably trained.
+    """
+    try:
+        dataset = configs.load(str(folder / "recipe.yaml")).dataset
+    except InputError:
+        return ""
+    if dataset == EMBEDDED_DATASET:
+        return "ROMEO:"
+    for place in (Path(), *folder.resolve().parents):
+        with suppress(OSError, ValueError):
+            check_regular(place / dataset)
+            with (place / dataset).open(encoding="utf-8") as file:
+                return _first_line(file.read(1000))
+    with suppress(InputError):
+        written = metrics.read_samples(folder / metrics.SAMPLES)
+        return _first_line(list(written.values())[-1]) if written else ""
+    return ""
+
+
+def _first_line(text: str) -> str:
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= OPENING else line[:OPENING].rpartition(" ")[0] or line[:OPENING]

@@ -4,8 +4,6 @@ In:  a :class:`hfgpt.runs.compare.Comparison`.
 Out: sentences: which setting is best and whether the seeds support that, what a value does, at which cost.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence
@@ -22,7 +20,6 @@ SAME = 0.01  # relative: single-seed losses closer than this may differ by the s
 
 
 def answer(comparison: Comparison) -> list[str]:
-    """Return the conclusions from the runs."""
     ended = comparison.ended
     if not ended:
         return [_("No run came to an end with a loss; see the outcomes below.")]
@@ -248,7 +245,7 @@ def _trouble(comparison: Comparison) -> list[str]:
         for entry in setting.entries:
             trouble = [kind for kind in kinds(comparison, entry) if kind != "healthy"]
             if entry.outcome not in ("finished", "running"):
-                troubles.setdefault(outcome(entry), []).append(entry.label)
+                troubles.setdefault(ended(entry.outcome), []).append(entry.label)
             elif trouble:
                 troubles.setdefault(titles(trouble), []).append(entry.label)
         for what, labels in troubles.items():
@@ -265,11 +262,6 @@ def titles(kinds: Sequence[str]) -> str:
     """Return the titles of findings, in the current language."""
     names: dict[str, str] = {kind: title for kind, title in TITLES.items()}
     return language.listed(_(names[kind]) for kind in kinds)
-
-
-def outcome(entry: Entry) -> str:
-    """Say how a run ended, in the current language."""
-    return ended(entry.outcome)
 
 
 def ended(outcome: str) -> str:

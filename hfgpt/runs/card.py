@@ -9,8 +9,6 @@ Text from outside, such as names and samples, is escaped. No path of this machin
 transformers.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
@@ -28,18 +26,15 @@ from hfgpt.base.files import check_regular, replace_file
 from hfgpt.base.language import N_, _, listed, sentences
 from hfgpt.base.terminal import visible
 from hfgpt.config import EMBEDDED_DATASET, Config
-from hfgpt.config.mix import corpora
+from hfgpt.config.yaml_text import corpora
 from hfgpt.model import sizes
 from hfgpt.runs import markdown, metrics, public, segments
 from hfgpt.runs.metrics import Record
 from hfgpt.runs.segments import Segment
 
 FILE_NAME = "README.md"
-
 MAX_ROWS = 12
-
 LARGEST = 10**9  # upper limit of any number in a shape
-
 HUB_ID = re.compile(r"^\w[\w.-]*/\w[\w.-]*$")
 
 # Our name of a figure, the Hub's name of its metric, and the name that readers see.
@@ -61,7 +56,6 @@ def model_card(run_dir: str | Path, license: str = "mit") -> str:
     """Return the card of a run, finished or in progress, or of an imported model.
 
     Args:
-        run_dir: the run folder.
         license: the model's licence, by the Hub's name for it ('mit', 'apache-2.0', 'other' …).
 
     Raises:

@@ -6,8 +6,6 @@ Out: a :class:`Comparison`, for conclusions (answer.py) and for a report (report
 A final loss is that of the last evaluation; the best one is that of the exported model.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics
@@ -70,7 +68,6 @@ class Entry:
 
     @property
     def tokens(self) -> int | None:
-        """The number of tokens trained."""
         return self.config.tokens_by(self.steps) if self.config else None
 
     @property
@@ -120,7 +117,6 @@ class Setting:
 
     @property
     def final(self) -> float | None:
-        """The mean of the final losses."""
         return mean([entry.final for entry in self.entries])
 
     def value(self, key: str) -> Any:

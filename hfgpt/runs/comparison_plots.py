@@ -4,8 +4,6 @@ In:  the histories of runs, grouped by setting (several seeds).
 Out: PNG files, or SVG for a page. Imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import statistics as numbers
@@ -56,7 +54,6 @@ class Curve:
 
     @property
     def runs(self) -> list[History]:
-        """All seeds."""
         return [self.run, *self.others]
 
 
@@ -132,7 +129,6 @@ def panel(curves: Sequence[Curve], key: str, by: By) -> str:
     Args:
         curves: the runs; each gets its colour from :data:`RUNS`.
         key: 'val_loss', or 'train_loss', which is smoothed.
-        by: the horizontal axis.
 
     Returns:
         An <svg> element; "" if no run has this series and axis.
@@ -263,8 +259,6 @@ def isolation(panels: Mapping[str, Sequence[Point]], target: str | Path, heading
 
     Args:
         panels: by parameter, a point for each setting; its loss is the mean over the setting's seeds.
-        target: the PNG file.
-        heading: the title.
     """
     with drawing():
         rows = -(-len(panels) // 3)
@@ -293,7 +287,6 @@ def isolation(panels: Mapping[str, Sequence[Point]], target: str | Path, heading
 
 
 def _times(points: Sequence[Point], position: Any) -> dict[Any, float]:
-    """Return the mean time at each position."""
     by_place: dict[Any, list[float]] = {}
     for point in points:
         if point.seconds is not None:

@@ -6,8 +6,6 @@ Out: findings, gravest first, or the single finding `healthy`; notes; and both a
 Facts are in facts.py, rules in rules.py, remedies in findings.py. Imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -218,7 +216,8 @@ def _ahead(facts: Facts) -> str | None:
             "{gap:.2f} above the train loss already. More text would help (6.3).",
             times=2 * (facts.epochs_at(facts.last_step) or 0.0), gap=facts.val[-1] - facts.train_end,
         )  # fmt: skip
-    twice = _longer_recipe(config)
+    length = {"max_iters": 2 * config.max_iters}
+    twice = config.model_copy(update={**length, **following(config, length)})
     expected = curve.at(twice.max_iters, lambda step: learning_rate(step, twice))
     if expected.loss + expected.half / 2 > facts.val[-1]:  # not likely enough to be lower: a chance of five in six
         return _level(facts)
@@ -244,11 +243,6 @@ def _memorises(facts: Facts) -> bool:
     """Whether a run of twice the length would learn the text by heart."""
     times = 2 * (facts.epochs_at(facts.last_step) or 0.0)
     return times > REPEATS and facts.val[-1] > facts.train_end + MEMORISING
-
-
-def _longer_recipe(config: Config) -> Config:
-    new = {"max_iters": 2 * config.max_iters}
-    return config.model_copy(update={**new, **following(config, new)})
 
 
 def _one_spike(facts: Facts) -> str | None:

@@ -6,8 +6,6 @@ Out: its smoothed series, and figures derived from them: start, end, best step, 
 Imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
@@ -22,11 +20,8 @@ from hfgpt.runs.metrics import Record, series, smooth
 HIGH = 0.6
 
 UNLIKELY = 1e100  # larger values are not measurements; sums and ratios of smaller ones are finite
-
 MEMORISING = 0.4  # nats between train and validation loss from which repeats teach little
-
 REPEATS = 4.0  # epochs up to which repeated text is about as good as new (Muennighoff and others, 2023)
-
 SPIKE = 1.0  # nats above the smoothed curve
 
 # The series whose last values show divergence, and how many of them in a row must be NaN or infinite: loss
@@ -80,7 +75,6 @@ class Facts:
 
     @property
     def train_end(self) -> float:
-        """The last train loss."""
         return self.train_at(self.last_step)
 
     def train_at(self, step: float) -> float:
@@ -179,9 +173,6 @@ def finite(records: Sequence[Record], key: str) -> tuple[list[float], list[float
     steps, values = series(records, key)
     kept = [i for i, value in enumerate(values) if abs(value) < UNLIKELY]
     return [steps[i] for i in kept], [values[i] for i in kept]
-
-
-# ------------------------------------------------------ the chapter's rules of thumb, which a plan also follows
 
 
 def usual_learning_rate(parameters: int, pretrained: bool = False) -> float:

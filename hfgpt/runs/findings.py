@@ -4,12 +4,10 @@ In:  the facts of a run, and new values for some fields of its recipe.
 Out: remedies in the chapter's order (6.2, 6.3, 6.4, 3.1, 3.3), whose overrides can be appended to the command.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from hfgpt.base.language import N_, _, listed
 from hfgpt.base.units import duration, is_number, rounded, seconds_of
@@ -45,8 +43,7 @@ class Remedy:
     directions: dict[str, int] = field(default_factory=dict)
     expected: str = ""  # the figure by which to judge it; "" if another remedy of the finding names it
 
-    def expecting(self, expected: str) -> Remedy:
-        """Return the remedy with what to expect of it."""
+    def expecting(self, expected: str) -> Self:
         return replace(self, expected=expected)
 
     @property
@@ -60,7 +57,7 @@ class Remedy:
             for section, _word, strategy in parts
         )
 
-    def contradicts(self, other: Remedy) -> bool:
+    def contradicts(self, other: Self) -> bool:
         """Whether the two move one parameter in opposite directions."""
         return any(other.directions.get(key) == -direction for key, direction in self.directions.items())
 
@@ -123,9 +120,7 @@ def _typed(key: str, value: Any) -> str:
 
 # ------------------------------------------------------------------------------------------------------------ remedies
 
-
 FAR = 8.0  # factor above or below the rule of thumb's learning rate
-
 PATIENCE = 3  # early stopping's patience in evaluations, by default
 
 
@@ -142,7 +137,6 @@ def _lower(facts: Facts) -> str:
 
 
 def longer(facts: Facts) -> Remedy:
-    """Double the length."""
     c = facts.config
     return change(_("train longer"), "6.4, strategy 3", c, **(_length(c, 2 * c.max_iters) if c else {}))
 
@@ -178,7 +172,6 @@ def calmer(facts: Facts, strongly: bool) -> list[Remedy]:
     """Against oscillation and divergence: half the rate (or the rule of thumb, if far above it), clipping, warm-up.
 
     Args:
-        facts: the run's.
         strongly: use a tenth of the rate instead of half.
     """
     c, rate = facts.config, facts.peak_rate or facts.rule_of_thumb

@@ -4,8 +4,6 @@ In:  a run folder, a Trainer's ``trainer_state.json``, or the log that nanoGPT p
 Out: one :class:`History`, its records by our names (:mod:`hfgpt.runs.metrics`).
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import math
@@ -81,9 +79,6 @@ def _recipe_beside(path: Path) -> Config | None:
     return configs.load(recipe) if recipe.is_file() else None
 
 
-# ------------------------------------------------------------------------------------------------------ other programs
-
-
 # The Trainer's names → ours. Its train loss is the mean over the logged interval.
 TRAINER_NAMES = {
     "loss": "train_loss",
@@ -118,7 +113,6 @@ STEP, NUMBER = r"(\d{1,15})", r"([-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|nan|inf))"
 NANOGPT_EVALUATION = re.compile(rf"\bstep {STEP}: train loss {NUMBER}, val loss {NUMBER}")
 
 NANOGPT_STEP = re.compile(rf"\biter {STEP}: loss {NUMBER}, time {NUMBER}ms(?:, mfu {NUMBER}%)?")
-
 NANOGPT_SETTING = re.compile(r"^(?:Overriding: )?([a-z_0-9]{1,40}) = ([^#\n]{1,200})", re.MULTILINE)
 
 

@@ -10,8 +10,6 @@ All laws on a grid are fitted together by linear regression, and weighted by how
 model averaging). The priors were chosen on the curves of benchmarks/results/loss_pairs.csv. Imports numpy alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,13 +24,9 @@ Array = NDArray[np.float64]
 Rate = Callable[[int], float]  # the learning rate of a step
 
 CONFIDENCE = 0.95
-
 LEAST = 4  # fewest points to which a curve is fitted
-
 MOST = 40  # most points in a fit: more add nothing, since the drift correlates neighbours
-
 BEGIN = 0.08  # first share of the steps, left out: the fall from chance follows another law
-
 GRID = 1000  # points at which a schedule is sampled
 
 # The laws on the grid: the exponent with its prior (mean, deviation), the initial S1, the memory of S2 (both as shares
@@ -128,10 +122,7 @@ def _travelled(rate: Rate, steps: Array, memory: float) -> Travelled:
     for i, (width, fall) in enumerate(zip(widths, falls, strict=True)):
         momentum = momentum * math.exp(-width / memory) + fall
         reached[i] = momentum * width
-    return (
-        np.interp(steps, places, np.cumsum(rates * widths)),
-        np.interp(steps, places, np.cumsum(reached)),
-    )
+    return (np.interp(steps, places, np.cumsum(rates * widths)), np.interp(steps, places, np.cumsum(reached)))
 
 
 def _regress(losses: Array, here: Travelled, there: Travelled, beginning: float) -> tuple[Array, Array, Array]:

@@ -4,8 +4,6 @@ In:  names, values and samples with any content.
 Out: Markdown in which they are plain text: no HTML, no emphasis, no link, no end of a code block.
 """
 
-from __future__ import annotations
-
 import html
 import re
 

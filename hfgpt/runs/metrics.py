@@ -16,8 +16,6 @@ A number that is not finite (a diverged loss) is written as ``null``, since JSON
 A value that was not measured is left out. Imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -32,13 +30,11 @@ from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.language import strerror
 
 FILE_NAME = "metrics.jsonl"
-
 SAMPLES = "samples.jsonl"
 
 Record = dict[str, float]
 
 OF_THE_TRAINING = ("share/", "epoch/")  # figures of the corpora in a mix
-
 MOST_STEPS = 2**53  # above it, floats cannot represent every integer
 
 

@@ -7,8 +7,6 @@ Figures use the user's language if a font for it is installed, otherwise English
 object interface and the Agg backend only: no window, no global state. Imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -38,7 +36,6 @@ BLUE, SKY, VERMILION, GREEN, ORANGE, PURPLE, GREY = (
 )  # fmt: skip
 
 MARKERS = "osD^vPX"
-
 RUNS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)  # the colours of runs in a figure, in order
 
 STYLE = {
@@ -105,12 +102,10 @@ def plain(text: str) -> str:
 
 
 def loss_label() -> str:
-    """Return the label of a train loss axis."""
     return _("loss (nats per token)")
 
 
 def validation_label() -> str:
-    """Return the label of a validation loss axis."""
     return _("validation loss (nats per token)")
 
 
@@ -122,7 +117,6 @@ def colours(count: int) -> list[Any]:
 
 
 def title(figure: Figure, text: str) -> None:
-    """Set a figure's title."""
     figure.suptitle(text, x=0.01, ha="left", fontweight="bold", wrap=True)
 
 

@@ -4,8 +4,6 @@ In:  a recipe's text, whose paths may reveal users and folders.
 Out: the same recipe with only the last parts of those paths, and without the run folder's location.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import PurePosixPath, PureWindowsPath
@@ -14,11 +12,9 @@ from typing import Any
 import yaml
 
 from hfgpt.config import with_role
-from hfgpt.config.mix import as_list
-from hfgpt.config.yaml_text import RecipeDumper, RecipeLoader
+from hfgpt.config.yaml_text import RecipeDumper, RecipeLoader, as_list
 
 SEVERAL = with_role("paths")
-
 SOURCES = tuple(key for key in with_role("path", "paths") if key != "out_dir")
 
 
@@ -42,11 +38,12 @@ def recipe(text: str) -> str:
     values = yaml.load(text, RecipeLoader)
     if not isinstance(values, dict):
         return text
+    text = text if text.endswith("\n") else text + "\n"
     for key in SOURCES:
         parts = _parts(key, values.get(key))
         if (shown := _shown(parts)) != parts:
             text = _set(text, key, ",".join(shown) if key in SEVERAL else shown)
-    return _remove(_COMMENT.sub(_named, text), "out_dir")
+    return _line("out_dir").sub("", _COMMENT.sub(_named, text), count=1)
 
 
 # A derived value, written as a comment: "# tokenizer: /home/ada/model  (derived)".
@@ -114,8 +111,4 @@ def _line(key: str) -> re.Pattern[str]:
 
 def _set(text: str, key: str, value: Any) -> str:
     line = str(yaml.dump({key: value}, Dumper=RecipeDumper, allow_unicode=True, sort_keys=False, width=10**6))
-    return _line(key).sub(lambda _match: line, text if text.endswith("\n") else text + "\n", count=1)
-
-
-def _remove(text: str, key: str) -> str:
-    return _line(key).sub("", text if text.endswith("\n") else text + "\n", count=1)
+    return _line(key).sub(lambda _match: line, text, count=1)

@@ -5,8 +5,6 @@ Out: the reference at a step, with the interval in which another seed is expecte
      the text and everything that decides the losses must be the same.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
@@ -23,9 +21,7 @@ from hfgpt.runs.laws import Prediction
 from hfgpt.runs.segments import LOCAL, deciding
 
 FILE = Path(__file__).parent / "reference_curves.json"
-
 LARGEST = 64 * 2**20  # largest text in bytes that is hashed to compare it with the reference's
-
 CONFIDENCE = 0.95
 
 # Fields that neither change a weight before the run's end nor identify the recipe. The schedule itself says how long
@@ -47,7 +43,6 @@ class Reference:
 
     @property
     def seeds(self) -> int:
-        """The number of seeds."""
         return len(next(iter(self.losses.values())))
 
     def at(self, step: int) -> Prediction | None:

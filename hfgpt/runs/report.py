@@ -4,8 +4,6 @@ In:  a :class:`hfgpt.runs.compare.Comparison`.
 Out: ``report.md``, ``report.json`` (keys in English) and PNG files. Imports torch only to sample from the models.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence
@@ -29,7 +27,6 @@ def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> P
     """Write the comparison's report and figures into a folder; return the path of report.md.
 
     Args:
-        comparison: what to compare.
         folder: created if missing; files of an earlier report are replaced.
         samples: whether to show a text from each model (up to 8), sampled with the same seed; imports torch.
 
@@ -246,7 +243,7 @@ def _table_line(comparison: Comparison, entry: Entry) -> str:
     seconds, count = row["seconds"], row["parameters"]
     cells = [
         entry.label,
-        answer.outcome(entry),
+        answer.ended(entry.outcome),
         f"{entry.steps:,}",
         "–" if entry.tokens is None else quantity(entry.tokens),
         "–" if seconds is None else duration(seconds),

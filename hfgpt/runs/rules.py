@@ -8,8 +8,6 @@ losses use the same blocks each time, so in a healthy run they hardly ever rise;
 first. A new diagnosis is a function here and an entry in RULES.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Callable
@@ -21,11 +19,8 @@ from hfgpt.runs.facts import HIGH, MEMORISING, REPEATS, SPIKE, Facts, finite
 from hfgpt.runs.findings import FAR, PATIENCE, Finding
 
 RISE = 0.05  # nats: an evaluated loss does not rise by more than this by chance
-
 MEMORISED = 2.0  # ratio of validation to train loss at which the text is being memorised
-
 CLIPPED, CLIPPED_BY = 0.95, 3.0  # share of the steps, and the median norm over grad_clip (2 in nanoGPT's own CPU run)
-
 WAITING = 0.3  # share of a step spent waiting for data
 
 

@@ -5,8 +5,6 @@ Out: ``segments.jsonl`` in the run folder, one JSON object per line: ``step`` an
      what a run computes. Paths and machine settings are left out, so that the file can be shared.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +16,6 @@ from hfgpt.base.files import replace_file
 from hfgpt.config import Config, with_role
 
 FILE_NAME = "segments.jsonl"
-
 LOCAL = frozenset(with_role("local", "output"))  # fields that affect no weight
 
 

@@ -7,8 +7,6 @@ The tests are scipy's: Student's t for pairs of one seed, Welch's t without pair
 < 0.01, which modded-nanogpt requires of a record, divided by the number of pairs of settings (Bonferroni).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import statistics
@@ -19,13 +17,9 @@ from dataclasses import dataclass
 from hfgpt.base.language import _, plural, sentences
 
 LEVEL = 0.01  # the probability of a false difference between equal settings
-
 CONFIDENCE = 0.95  # confidence of the interval of a setting's mean
-
 POWER = 0.8  # the power at which the needed seeds are counted
-
 RESOLUTION = 1e-4  # nats: a smaller difference is rounding, whatever its p-value
-
 MOST_SEEDS = 1000
 
 Losses = Mapping[int, float]  # losses by seed

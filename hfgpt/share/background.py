@@ -4,8 +4,6 @@ In:  a run folder, after each export or checkpoint.
 Out: the repository, kept up to date by a thread of the main process. Imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import threading
@@ -30,11 +28,8 @@ class BackgroundPusher:
     submission retries; the run is not affected.
 
     Args:
-        run_dir: the run folder.
-        repo_id, private, overwrite: see :func:`hfgpt.share.hub.push`.
         checkpoints: also push the checkpoints, and remove those that the folder no longer has.
         warn: called with the first failure in a row, from the pushing thread.
-        api: see :func:`hfgpt.share.hub.push`.
 
     Attributes:
         problem: why the Hub lacks the last submission; None if it does not, or if nothing has failed so far.

@@ -5,8 +5,6 @@ Out: names inside the folder, and the content to push for each. Other files (a t
      nor is a link or anything behind one.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,11 +21,8 @@ FILES = (
 )  # fmt: skip
 
 LAST = ("config.json", "README.md")
-
 CHECKPOINTS = "checkpoint-*"
-
 MARKER = "COMPLETE"  # hfgpt/train/checkpoint.py writes it into a checkpoint as its last file
-
 _STEP = re.compile(r"checkpoint-(\d{1,15})")
 
 

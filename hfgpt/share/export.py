@@ -6,8 +6,6 @@ Out: config.json, generation_config.json, model.safetensors, tokenizer.json and 
 Each file is replaced atomically, so that concurrent readers see the old or the new one.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

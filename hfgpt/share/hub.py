@@ -10,8 +10,6 @@ transferred: a pull cannot contain code, and a push follows no link and names no
 Imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -31,9 +29,7 @@ from hfgpt.inference.exported import check_folder
 from hfgpt.runs import card, metrics
 from hfgpt.share import contents
 from hfgpt.share.contents import CHECKPOINTS, FILES, LAST, MARKER
-from hfgpt.share.hub_errors import HubError, explained, patiently
-
-__all__ = ["HubError", "alone", "first_line", "pull", "push"]
+from hfgpt.share.hub_errors import explained, patiently
 
 LOCK = ".push"  # a folder in the run folder: one process pushes at a time, even while another one trains
 
@@ -71,39 +67,41 @@ def push(
             process pushes this folder.
         HubError: there is no network, or the Hub failed. Pushing again resumes.
     """
-    path, api = check_folder(folder), api or HfApi()
+    path, client = check_folder(folder), api or HfApi()
     with alone(run_dir or path):
-        return _push(path, repo_id, private, revision, include_checkpoints, overwrite, license, api)
-
-
-def _push(
-    path: Path, repo_id: str, private: bool | None, revision: str | None, include_checkpoints: bool, overwrite: bool,
-    license: str, api: HfApi,
-) -> str:  # fmt: skip
-    if not (api.token or huggingface_hub.get_token()):
-        raise InputError("the Hub needs a token to push: type 'hf auth login', or set HF_TOKEN to one that may write")
-    if not (path / "README.md").is_file():
-        card.write(path, license)
-    names = [*contents.names(path, include_checkpoints), *LAST]
-    with explained(repo_id, api):
-        url = patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        repo = url.repo_id
-        if revision is not None:
-            patiently(lambda: api.create_branch(repo, branch=revision, exist_ok=True))
-        try:
-            remote = patiently(lambda: api.list_repo_files(repo, revision=revision))
-            if not overwrite and {"config.json", metrics.FILE_NAME} & {*remote}:
-                _check_same_run(path, repo, revision, api, remote)
-            stale = contents.stale(path, remote) if include_checkpoints else []
-            _commit(api, path, repo, revision, names, stale)
-        except HfHubHTTPError as error:
-            if error.response.status_code == 403:
-                raise InputError(
-                    "{repo}: the name is taken, and this token may not write to it; choose another name, or take a "
-                    "token with the role 'write'",
-                    repo=repo,
-                ) from None
-            raise
+        if not (client.token or huggingface_hub.get_token()):
+            raise InputError(
+                "the Hub needs a token to push: type 'hf auth login', or set HF_TOKEN to one that may write"
+            )
+        if not (path / "README.md").is_file():
+            card.write(path, license)
+        names = [*contents.names(path, include_checkpoints), *LAST]
+        with explained(repo_id, client):
+            url = patiently(lambda: client.create_repo(repo_id, private=private, exist_ok=True))
+            repo = url.repo_id
+            if revision is not None:
+                patiently(lambda: client.create_branch(repo, branch=revision, exist_ok=True))
+            try:
+                remote = patiently(lambda: client.list_repo_files(repo, revision=revision))
+                if not overwrite and {"config.json", metrics.FILE_NAME} & {*remote}:
+                    _check_same_run(path, repo, revision, client, remote)
+                stale = contents.stale(path, remote) if include_checkpoints else []
+                # Files that the repository already has are skipped.
+                added = [CommitOperationAdd(name, contents.public_content(path, name)) for name in names]
+                removed = [CommitOperationDelete(name) for name in stale]
+                steps = contents.checkpoint_steps(path) if any("/" in name for name in names) else []
+                message = f"Step {steps[-1]}" if steps else "Model, tokenizer and record"
+                patiently(
+                    lambda: client.create_commit(repo, [*added, *removed], commit_message=message, revision=revision)
+                )
+            except HfHubHTTPError as error:
+                if error.response.status_code == 403:
+                    raise InputError(
+                        "{repo}: the name is taken, and this token may not write to it; choose another name, or take "
+                        "a token with the role 'write'",
+                        repo=repo,
+                    ) from None
+                raise
     return str(url)
 
 
@@ -122,22 +120,6 @@ def alone(path: Path) -> Iterator[None]:
         lock.release()
         with contextlib.suppress(OSError):  # another process waits for it
             (path / LOCK).rmdir()
-
-
-def _commit(
-    api: HfApi,
-    folder: Path,
-    repo: str,
-    revision: str | None,
-    names: Sequence[str],
-    stale: Sequence[str],
-) -> None:
-    """Make one commit; files that the repository already has are skipped."""
-    added = [CommitOperationAdd(name, contents.public_content(folder, name)) for name in names]
-    removed = [CommitOperationDelete(name) for name in stale]
-    steps = contents.checkpoint_steps(folder) if any("/" in name for name in names) else []
-    message = f"Step {steps[-1]}" if steps else "Model, tokenizer and record"
-    patiently(lambda: api.create_commit(repo, [*added, *removed], commit_message=message, revision=revision))
 
 
 def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, repo_files: Sequence[str]) -> None:
@@ -169,12 +151,7 @@ def first_line(folder: Path) -> bytes:
 
 
 def pull(
-    repo_id: str,
-    folder: str | Path,
-    *,
-    revision: str | None = None,
-    newest: bool = False,
-    api: HfApi | None = None,
+    repo_id: str, folder: str | Path, *, revision: str | None = None, newest: bool = False, api: HfApi | None = None
 ) -> Path:
     """Download a repository as a run folder, ready to sample, evaluate, fine-tune or, with checkpoints, resume.
 
@@ -182,7 +159,6 @@ def pull(
 
     Args:
         repo_id: 'user/name'.
-        folder: a new or empty folder.
         revision: branch, tag or commit; None: the main branch.
         newest: for a run to be resumed: of several checkpoints, download only the newest.
         api: a client with an endpoint and a token of its own.
@@ -192,36 +168,23 @@ def pull(
         HubError: there is no network, or the Hub failed.
     """
     target = Path(os.path.abspath(expanded(folder)))
-    gathering = _gathering(target, repo_id, revision)
-    if target.exists() and (not target.is_dir() or any(path != gathering for path in target.iterdir())):
-        raise InputError("{folder!r}: is in use already; name a new folder", folder=str(folder))
-    _gather(repo_id, gathering, revision, newest, api)
-    if gathering.parent == target:  # an existing folder keeps its location and permissions
-        for path in sorted(gathering.iterdir(), key=lambda path: path.name == "config.json"):
-            path.replace(target / path.name)
-        gathering.rmdir()
-    else:
-        os.replace(gathering, target)
-    return target
-
-
-def _gathering(target: Path, repo_id: str, revision: str | None) -> Path:
-    """Return the hidden folder in which a pull collects its files, on the target's disk."""
+    # What arrives is collected on the target's disk.
     label = re.sub(r"[^\w.-]", "-", f"{repo_id}-{revision}")[:80]
     label += "-" + hashlib.sha256(f"{repo_id} {revision}".encode(errors="replace")).hexdigest()[:8]
-    return target / f".pulling-{label}" if target.is_dir() else target.with_name(f".{target.name[:80]}.pulling-{label}")
-
-
-def _gather(repo_id: str, gathering: Path, revision: str | None, newest: bool, api: HfApi | None) -> None:
-    api = api or HfApi()
-    with explained(repo_id, api), disk_errors(gathering):
+    gathering = target.with_name(f".{target.name[:80]}.pulling-{label}")
+    if target.is_dir():
+        gathering = target / f".pulling-{label}"
+    if target.exists() and (not target.is_dir() or any(path != gathering for path in target.iterdir())):
+        raise InputError("{folder!r}: is in use already; name a new folder", folder=str(folder))
+    client = api or HfApi()
+    with explained(repo_id, client), disk_errors(gathering):
         checkpoints = [CHECKPOINTS]
         if newest:
-            remote = patiently(lambda: api.list_repo_files(repo_id, revision=revision))
+            remote = patiently(lambda: client.list_repo_files(repo_id, revision=revision))
             checkpoints = contents.newest(remote)
         inside = [f"{folder}/{name}" for folder in checkpoints for name in ("*.safetensors", "*.json", MARKER)]
         patiently(
-            lambda: api.snapshot_download(
+            lambda: client.snapshot_download(
                 repo_id, revision=revision, local_dir=gathering, allow_patterns=[*FILES, *LAST, *inside]
             )
         )
@@ -232,3 +195,10 @@ def _gather(repo_id: str, gathering: Path, revision: str | None, newest: bool, a
         shutil.rmtree(gathering, ignore_errors=True)
         reason = str(error).partition(": ")[2]
         raise InputError("{repo}: not a model that hfgpt reads: {reason}", repo=repo_id, reason=reason) from None
+    if gathering.parent == target:  # an existing folder keeps its location and permissions
+        for path in sorted(gathering.iterdir(), key=lambda path: path.name == "config.json"):
+            path.replace(target / path.name)
+        gathering.rmdir()
+    else:
+        os.replace(gathering, target)
+    return target

@@ -6,8 +6,6 @@ Out: its result; or an InputError (the user can fix it) or a HubError (the netwo
 Imports neither torch nor transformers.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ from huggingface_hub.errors import (
 )
 
 from hfgpt.base.errors import Failure, InputError
-from hfgpt.base.language import _, strerror
+from hfgpt.base.language import N_, _, strerror
 
 T = TypeVar("T")
 
@@ -86,6 +84,14 @@ def explained(repo_id: str, api: HfApi) -> Iterator[None]:
         raise _failed(error, repo_id) from error
 
 
+OF_STATUS = {
+    401: N_("the Hub does not know this token (expired, revoked or mistyped): type 'hf auth login' again"),
+    403: N_("{repo}: the token has no right to write there; take a token with the role 'write', or another name"),
+    404: N_("{repo}: there is no such repository or revision"),
+    409: N_("{repo}: the name is taken; choose another"),
+}
+
+
 def _of_status(error: Exception, repo_id: str) -> Exception:
     """Return the message for the Hub's status code."""
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -95,17 +101,8 @@ def _of_status(error: Exception, repo_id: str) -> Exception:
         return InputError(
             "{repo}: there is no such repository, or it is private and the token does not reach it", repo=repo_id
         )
-    if status == 401:
-        return InputError("the Hub does not know this token (expired, revoked or mistyped): type 'hf auth login' again")
-    if status == 403:
-        return InputError(
-            "{repo}: the token has no right to write there; take a token with the role 'write', or another name",
-            repo=repo_id,
-        )
-    if status == 404:
-        return InputError("{repo}: there is no such repository or revision", repo=repo_id)
-    if status == 409:
-        return InputError("{repo}: the name is taken; choose another", repo=repo_id)
+    if message := OF_STATUS.get(status or 0):
+        return InputError(message, repo=repo_id)
     return _failed(error, repo_id)
 
 

@@ -11,8 +11,6 @@ as (in, out) here and as (out, in) there; GELU is exact there; biases are option
 padded to a multiple of 64, which is kept.
 """
 
-from __future__ import annotations
-
 import contextlib
 import pickle
 import zipfile
@@ -27,8 +25,7 @@ from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import expanded, filled_at_once, filling
 from hfgpt.base.language import _, listed, strerror
 from hfgpt.data import tokenizer as tokenizers
-from hfgpt.data.meta import BYTE_IDS, char_tokenizer, read_meta
-from hfgpt.data.tokenizer import BYTE_TOKENS
+from hfgpt.data.tokenizer import BYTE_IDS, BYTE_TOKENS, char_tokenizer, read_meta
 from hfgpt.inference import exported
 from hfgpt.model.folder import MASKS, check_finite, quiet_loading
 from hfgpt.runs import card
@@ -36,11 +33,8 @@ from hfgpt.runs.metrics import whole_step
 from hfgpt.share import export
 
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-
 COMPILED = "_orig_mod."  # torch.compile's prefix of each name
-
 ACTIVATION = "hfgpt_activation"
-
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
 
 FIXED = {
@@ -94,7 +88,6 @@ def import_checkpoint(
 
 def _load(path: Path) -> dict[str, Any]:
     """Load the checkpoint's dictionary; tensors stay on disk until they are used."""
-
     if path.is_dir():
         inside = path / "ckpt.pt"
         known = _("its checkpoint is {file}", file=inside) if inside.is_file() else _("nanoGPT writes out/ckpt.pt")
@@ -122,7 +115,6 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _is_dense(value: Any) -> bool:
     """Whether a value is a tensor that stores all its elements; with a stride of 0 it can claim any number."""
-
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
         return False
     if value.is_complex() or value.is_quantized:
@@ -131,7 +123,6 @@ def _is_dense(value: Any) -> bool:
 
 
 def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
-
     state: dict[str, Tensor] = {
         name.removeprefix(COMPILED): tensor for name, tensor in loaded["model"].items() if not name.endswith(MASKS)
     }
@@ -165,7 +156,6 @@ def _to_gpt2(loaded: dict[str, Any], eos: int | None) -> GPT2LMHeadModel:
 
 
 def _gpt2_config(args: dict[str, Any], state: dict[str, Tensor], eos: int | None) -> GPT2Config:
-
     vocab_size, width = state["transformer.wte.weight"].shape
     dropout = float(args.get("dropout", 0.0))
     layers, heads = whole_step(args["n_layer"]), whole_step(args["n_head"])
@@ -189,7 +179,6 @@ def _gpt2_config(args: dict[str, Any], state: dict[str, Tensor], eos: int | None
 def _tokenizer_for(
     checkpoint: Path, loaded: dict[str, Any], meta: str | Path | None, name: str | None
 ) -> PreTrainedTokenizerFast:
-
     if meta is None and name is None:
         settings = loaded.get("config")
         dataset = settings.get("dataset") if isinstance(settings, dict) else None
@@ -230,7 +219,6 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
     Raises:
         InputError: the folder holds no exported GPT-2, or `target` holds a ckpt.pt.
     """
-
     out = expanded(target)
     for name in ("ckpt.pt", "meta.pkl"):
         if (out / name).exists():
@@ -265,7 +253,16 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
             _("GELU is exact in nanoGPT and GPT-2's approximation here: its logits differ in the third decimal")
         )
     settings = {"dataset": name, ACTIVATION: gpt2.config.activation_function}
-    checkpoint = {"model": _to_nanogpt(gpt2), "model_args": _model_args(gpt2.config), "config": settings}
+    shape = {
+        "n_layer": own.n_layer, "n_head": own.n_head, "n_embd": own.n_embd, "block_size": own.n_positions,
+        "bias": True, "vocab_size": own.vocab_size, "dropout": float(own.resid_pdrop),
+    }  # fmt: skip
+    weights = {
+        name: tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor.clone()
+        for name, tensor in gpt2.state_dict().items()
+        if not name.endswith(MASKS)
+    }
+    checkpoint = {"model": weights, "model_args": shape, "config": settings}
     try:
         with filled_at_once(out) as temporary:
             if meta is not None:
@@ -277,33 +274,12 @@ def export_checkpoint(folder: str | Path, target: str | Path) -> list[str]:
     return notes
 
 
-def _model_args(config: GPT2Config) -> dict[str, Any]:
-    return {
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_embd": config.n_embd,
-        "block_size": config.n_positions,
-        "bias": True,
-        "vocab_size": config.vocab_size,
-        "dropout": float(config.resid_pdrop),
-    }
-
-
-def _to_nanogpt(gpt2: GPT2LMHeadModel) -> dict[str, Tensor]:
-    return {
-        name: (tensor.T.contiguous() if name.endswith(TRANSPOSED) else tensor.clone())
-        for name, tensor in gpt2.state_dict().items()
-        if not name.endswith(MASKS)
-    }
-
-
 def _meta(tokenizer: Any) -> dict[str, Any] | None:
     """Return the content of nanoGPT's meta.pkl for a character-level tokenizer; None for any other.
 
     For nanoGPT a byte token is its ASCII character, or U+FFFD if it is part of a longer character. An extra entry lists
     those ids, so that :func:`read_meta` can restore the tokenizer.
     """
-
     itos, stoi = dict[int, str](), dict[str, int]()
     vocabulary = tokenizer.get_vocab()
     for token, i in vocabulary.items():

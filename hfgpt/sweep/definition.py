@@ -6,8 +6,6 @@ Out: a :class:`Sweep`: its trials, all valid, and the config of each, with steps
 :mod:`hfgpt.sweep.trials` runs it. Everything is decided and checked here, before the first trial begins.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal

@@ -8,8 +8,6 @@ A range test finds the order of magnitude in about a hundred steps; a sweep arou
 own step, writes nothing but its picture, and leaves the recipe's run folder alone.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
@@ -28,7 +26,6 @@ from hfgpt.train.start import start
 from hfgpt.train.step import global_loss, to_device, train_step
 
 LOWEST, HIGHEST = 1e-6, 1.0
-
 GIVE_UP = 1.5  # factor of the first loss
 
 

@@ -4,8 +4,6 @@ In:  a recipe or an experiment's file (`base`, `set`, `sweep` or `trials`, `equa
 Out: a :class:`hfgpt.sweep.definition.Sweep`, checked. Nothing is written.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import re
@@ -65,10 +63,13 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
         raise InputError(
             "{recipe}: nothing to sweep → give a field several values, such as --batch_size=16,32,64", recipe=source
         )
+    trials = settings
+    if seeds != [None]:
+        trials = [replace(each, name=f"{each.name}_seed-{seed}", seed=seed) for seed in seeds for each in settings]
     sweep = Sweep(
         name=name,
         recipe=base,
-        trials=[_with_seed(setting, seed) for seed in seeds for setting in settings],
+        trials=trials,
         folder=Path(options.get("out_dir") or f"out/sweep-{name}"),
         equal=cast(Equal, equal),
         question=_in_language(file.get("question", "")) if experiment else "",
@@ -83,7 +84,6 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
 # --------------------------------------------------------------------------------------------- an experiment's file
 
 MOST_TRIALS = 10_000
-
 EXPERIMENT_KEYS = ("base", "set", "sweep", "trials", "seeds", "equal", "question")
 
 KINDS = {"set": (dict, N_("must be a mapping")), "sweep": (dict, N_("must be a mapping")),
@@ -131,7 +131,6 @@ def _named_trial(source: str, entry: Any) -> Trial:
 # ------------------------------------------------------------------------------------------------- the arguments typed
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})")
 
 
@@ -201,10 +200,6 @@ def _seeds(base: Mapping[str, Any], swept: dict[str, list[Any]], given: str) -> 
         return [None]
     first = int(base.get("seed", Config.model_fields["seed"].default))
     return list(range(first, first + _count("seeds", given)))
-
-
-def _with_seed(setting: Trial, seed: int | None) -> Trial:
-    return setting if seed is None else replace(setting, name=f"{setting.name}_seed-{seed}", seed=seed)
 
 
 # ------------------------------------------------------------------------------------------------------ the settings

@@ -7,8 +7,6 @@ Each parameter by itself, and the best at the edge of the values tried: Google's
 "Identifying bad search space boundaries" (Godbole et al., 2023).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -60,9 +58,6 @@ def comparison(sweep: Sweep, outcomes: Mapping[str, str]) -> Comparison:
     return replace(compared, remarks=remarks, sections=_isolation_tables(by_value), data=data)
 
 
-# ------------------------------------------------------------------------------------------ each parameter by itself
-
-
 def isolation(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
     """Return, per swept field, each value with its lowest mean loss over all other fields, and that loss's setting."""
     tables = {}
@@ -98,9 +93,6 @@ def _isolation_tables(by_value: Mapping[str, list[dict[str, Any]]]) -> list[str]
     return lines[:-1]
 
 
-# ------------------------------------------------------------------------------------------------ where to search next
-
-
 def beyond(sweep: Sweep, comparison: Comparison, key: str) -> list[float | int]:
     """Return two valid values past the edge if the best setting is there, spaced like those tried."""
     values = sorted({trial.values[key] for trial in sweep.trials if is_number(trial.values.get(key))})
@@ -125,9 +117,6 @@ def _is_valid(sweep: Sweep, trial: Trial, key: str, value: float | int) -> bool:
     except ConfigError:
         return False
     return True
-
-
-# ------------------------------------------------------------------------------------------------- what pruning saved
 
 
 def _pruned(sweep: Sweep, outcomes: Mapping[str, str]) -> list[str]:

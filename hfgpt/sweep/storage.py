@@ -21,9 +21,9 @@ import psutil
 
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import check_regular, check_writable, read_regular, replace_file
+from hfgpt.base.hardware import began
 from hfgpt.base.language import _, listed
 from hfgpt.base.lock import FolderLock, Holder, holder_of, machine
-from hfgpt.base.machine import began
 from hfgpt.base.terminal import say
 from hfgpt.runs.metrics import Record, series
 from hfgpt.sweep.definition import Sweep, Trial
@@ -188,7 +188,6 @@ class Claim:
         self._lock.release()
 
     def note_process(self, pid: int) -> None:
-        """Record which process trains it."""
         note_training(self._storage.process_file(self.trial), pid)
 
     def report(self, records: list[Record], max_iters: int) -> None:
@@ -205,7 +204,6 @@ class Claim:
         return bool(self._optuna_trial.should_prune())
 
     def end(self, outcome: str, value: float | None, folder: Path) -> None:
-        """Record the outcome."""
         self._optuna_trial.set_user_attr("outcome", outcome)
         self._optuna_trial.set_user_attr("folder", str(folder))
         self._storage.tell(self._optuna_trial.number, outcome, value)

@@ -5,8 +5,6 @@ Out: a run folder, its output, and its outcome; or the time of one step; and :cl
      stop of the sweep to the training, so that it writes its checkpoint.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -17,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import psutil
 
@@ -64,7 +62,6 @@ def start(train: Sequence[str], config: Config, recipe: Path, log: Path) -> subp
 
 
 def write_recipe(path: Path, config: Config) -> None:
-    """Write a config as a recipe."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, configs.to_yaml(config))
 
@@ -97,36 +94,6 @@ def _last_words(log: Path) -> str:
             if re.match(pattern, line):
                 return line[:200]
     return N_("it printed nothing")
-
-
-def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: str, signals: Signals) -> float:
-    """Return the seconds per step, the median of a short run in `folder`/probes; NaN if that run fails.
-
-    Raises:
-        Stopped: a signal came, and the run has ended.
-    """
-    probe = config.model_copy(
-        update={"max_iters": PROBE_STEPS, "eval_interval": PROBE_STEPS, "eval_iters": 1, "log_interval": 1,
-                "warmup_iters": 1, "batch_warmup_iters": 0, "lr_decay_iters": PROBE_STEPS, "sample_prompt": "",
-                "max_time": None, "out_dir": str(folder / "probes" / name)}
-    )  # fmt: skip
-    recipe = folder / "recipes" / f"probe-{name}.yaml"
-    write_recipe(recipe, probe)
-    with (folder / "logs" / f"probe-{name}.log").open("w") as out:
-        process = spawn([*train, str(recipe), "--overwrite"], out)
-        with signals.passed_on(process):
-            process.wait()
-    signals.check()
-    try:
-        speeds = series(read(probe.run_dir / FILE_NAME), "tokens_per_second")[1]
-    except InputError:
-        return math.nan
-    later = sorted(speeds[len(speeds) // 2 :])  # the first steps warm up
-    return probe.tokens_per_iter / later[len(later) // 2] if later else math.nan
-
-
-# ------------------------------------------------------------------------------------------------------- a graceful
-# stop
 
 
 PASSED_ON = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
@@ -175,7 +142,7 @@ class Signals:
         if self.received:
             raise Stopped(self.received)
 
-    def __enter__(self) -> Signals:
+    def __enter__(self) -> Self:
         for number in PASSED_ON:
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._receive)
@@ -184,3 +151,29 @@ class Signals:
     def __exit__(self, *_exception: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: str, signals: Signals) -> float:
+    """Return the seconds per step, the median of a short run in `folder`/probes; NaN if that run fails.
+
+    Raises:
+        Stopped: a signal came, and the run has ended.
+    """
+    probe = config.model_copy(
+        update={"max_iters": PROBE_STEPS, "eval_interval": PROBE_STEPS, "eval_iters": 1, "log_interval": 1,
+                "warmup_iters": 1, "batch_warmup_iters": 0, "lr_decay_iters": PROBE_STEPS, "sample_prompt": "",
+                "max_time": None, "out_dir": str(folder / "probes" / name)}
+    )  # fmt: skip
+    recipe = folder / "recipes" / f"probe-{name}.yaml"
+    write_recipe(recipe, probe)
+    with (folder / "logs" / f"probe-{name}.log").open("w") as out:
+        process = spawn([*train, str(recipe), "--overwrite"], out)
+        with signals.passed_on(process):
+            process.wait()
+    signals.check()
+    try:
+        speeds = series(read(probe.run_dir / FILE_NAME), "tokens_per_second")[1]
+    except InputError:
+        return math.nan
+    later = sorted(speeds[len(speeds) // 2 :])  # the first steps warm up
+    return probe.tokens_per_iter / later[len(later) // 2] if later else math.nan

@@ -8,8 +8,6 @@ A killed sweep resumes with the same command. Several processes share the work i
 times. A training that outlived its sweep is waited for.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
@@ -30,18 +28,78 @@ from hfgpt.runs.answer import ended
 from hfgpt.sweep import report, training
 from hfgpt.sweep.definition import Sweep, Trial, equalised
 from hfgpt.sweep.storage import Claim, Storage, wait_for
-from hfgpt.sweep.training import Signals, Stopped, records
+from hfgpt.sweep.training import Signals, records
 
 POLL_SECONDS = 1.0
-
 PROBE_ROUNDS = 2  # the step time is the lower of two interleaved measurements, since other work only slows one down
+
+
+class Progress:
+    def __init__(self, sweep: Sweep, say: Callable[[str], None], done: Collection[str] = ()) -> None:
+        self._sweep, self._say, self._complete = sweep, say, set(done)
+        self._work = dict[str, float]()
+        for trial in sweep.trials:
+            config = sweep.config(trial) if sweep.equal == "time" else equalised(sweep, trial, None)
+            self._work[trial.name] = _work(config)
+        self._began, self._before, self._last = time.monotonic(), self._done(), 0.0
+        self._live = sys.stderr.isatty()
+
+    def _share(self, trial: Trial) -> float:
+        if trial.name in self._complete:
+            return 1.0
+        recipe = self._sweep.folder / "recipes" / f"{trial.name}.yaml"
+        written = records(self._sweep.folder / "trials" / trial.name)
+        if not written or not recipe.exists():
+            return 0.0
+        share = min(1.0, written[-1]["step"] / configs.load(recipe).max_iters)
+        if share == 1.0:
+            self._complete.add(trial.name)
+        return share
+
+    def _done(self) -> float:
+        return sum(self._work[trial.name] * self._share(trial) for trial in self._sweep.trials)
+
+    def end(self, trial: Trial, text: str) -> None:
+        """Print the end of a trial on its own line."""
+        self._complete.add(trial.name)
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        """Print an event on its own line."""
+        if self._live:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        self._say(text)
+
+    def show(self, trial: Trial | None) -> None:
+        """Show the sweep's progress; `trial` is the current one, None while waiting for other processes."""
+        now = time.monotonic()
+        if now - self._last < (2 if self._live else 30):
+            return
+        self._last = now
+        total, done = sum(self._work.values()), self._done()
+        gained, elapsed = done - self._before, now - self._began
+        left = _("time left: not known yet")
+        if gained > 0.002 * total:
+            left = _("about {time} left", time=duration((total - done) / gained * elapsed))
+        at = f"{trial.label} {self._share(trial):.0%}" if trial else _("waiting for other processes")
+        line = _("sweep: {share:.0%} done; now {at}; {left}", share=done / total, at=at, left=left)
+        if self._live:
+            print(f"\r\033[K{visible(line)}", end="", file=sys.stderr, flush=True)
+        else:
+            self._say(line)
+
+
+def _work(config: Config) -> float:
+    """Estimate a run's arithmetic: tokens times weights and attention."""
+    weights = 12 * config.n_layer * config.n_embd**2 + 400 * config.n_embd
+    attention = 12 * config.n_layer * config.n_embd * config.block_size
+    return config.tokens_by(config.max_iters) * (6 * weights + attention)
 
 
 def run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None] = print) -> Path:
     """Run the remaining trials, wait for those of other processes, and write the report.
 
     Args:
-        sweep: what to run.
         train: the arguments of `python` that train a recipe, such as a script.
         say: called with each event as a line.
 
@@ -87,7 +145,6 @@ def _run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> Path
 
 
 def _config(sweep: Sweep, claim: Claim, seconds: dict[str, float]) -> Config:
-    """Return the config that the trial runs with."""
     step = seconds.get(claim.trial.setting, math.nan)
     if sweep.equal == "time" and not math.isfinite(step):
         return sweep.config(claim.trial)  # it cannot train: the trial itself will report why
@@ -153,74 +210,3 @@ def _run_trial(
     claim.end(outcome, value, config.run_dir)
     shown = _("validation loss {loss:.4f}", loss=value) if value is not None else ended(outcome)
     progress.end(trial, _("{label}: {what}", label=trial.label, what=shown))
-
-
-__all__ = ["Stopped", "run"]
-
-
-# ------------------------------------------------------------------------------------------------------------ progress
-
-
-class Progress:
-    """The progress line of a sweep."""
-
-    def __init__(self, sweep: Sweep, say: Callable[[str], None], done: Collection[str] = ()) -> None:
-        self._sweep, self._say, self._complete = sweep, say, set(done)
-        self._work = {trial.name: _work(self._expected(trial)) for trial in sweep.trials}
-        self._began, self._before, self._last = time.monotonic(), self._done(), 0.0
-        self._live = sys.stderr.isatty()
-
-    def _expected(self, trial: Trial) -> Config:
-        sweep = self._sweep
-        return sweep.config(trial) if sweep.equal == "time" else equalised(sweep, trial, None)
-
-    def _share(self, trial: Trial) -> float:
-        if trial.name in self._complete:
-            return 1.0
-        recipe = self._sweep.folder / "recipes" / f"{trial.name}.yaml"
-        written = records(self._sweep.folder / "trials" / trial.name)
-        if not written or not recipe.exists():
-            return 0.0
-        share = min(1.0, written[-1]["step"] / configs.load(recipe).max_iters)
-        if share == 1.0:
-            self._complete.add(trial.name)
-        return share
-
-    def _done(self) -> float:
-        return sum(self._work[trial.name] * self._share(trial) for trial in self._sweep.trials)
-
-    def end(self, trial: Trial, text: str) -> None:
-        """Print the end of a trial on its own line."""
-        self._complete.add(trial.name)
-        self.say(text)
-
-    def say(self, text: str) -> None:
-        """Print an event on its own line."""
-        if self._live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-        self._say(text)
-
-    def show(self, trial: Trial | None) -> None:
-        """Show the sweep's progress; `trial` is the current one, None while waiting for other processes."""
-        now = time.monotonic()
-        if now - self._last < (2 if self._live else 30):
-            return
-        self._last = now
-        total, done = sum(self._work.values()), self._done()
-        gained, elapsed = done - self._before, now - self._began
-        left = _("time left: not known yet")
-        if gained > 0.002 * total:
-            left = _("about {time} left", time=duration((total - done) / gained * elapsed))
-        at = f"{trial.label} {self._share(trial):.0%}" if trial else _("waiting for other processes")
-        line = _("sweep: {share:.0%} done; now {at}; {left}", share=done / total, at=at, left=left)
-        if self._live:
-            print(f"\r\033[K{visible(line)}", end="", file=sys.stderr, flush=True)
-        else:
-            self._say(line)
-
-
-def _work(config: Config) -> float:
-    """Estimate a run's arithmetic: tokens times weights and attention."""
-    weights = 12 * config.n_layer * config.n_embd**2 + 400 * config.n_embd
-    attention = 12 * config.n_layer * config.n_embd * config.block_size
-    return config.tokens_by(config.max_iters) * (6 * weights + attention)

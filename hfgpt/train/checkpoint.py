@@ -13,8 +13,6 @@ A write takes these stages: hidden temporary folder → fsync of each file → C
 Only then are older checkpoints deleted. Reading checks every checksum and names what is damaged. No file is a pickle.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -34,11 +32,8 @@ from hfgpt.base.language import _
 Tensors = Mapping[str, Tensor]
 
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors", "rng.safetensors")
-
 FORMAT = 1
-
 _TEMPORARY = ".writing-"
-
 _FOLDER = re.compile(r"checkpoint-(\d+)(\.old)?")
 
 

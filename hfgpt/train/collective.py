@@ -4,14 +4,12 @@ In:  numbers of this process; or an action for the main process.
 Out: the numbers of all processes, or their sums, equal on every process; or the action's error on every process.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,7 +21,6 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from hfgpt.base.errors import InputError
 
 T = TypeVar("T")
-
 UNHURRIED = timedelta(days=1)  # one process may take this long to tokenise a large corpus
 
 
@@ -62,11 +59,7 @@ def set_patience(timeout: timedelta) -> None:
 
 @contextmanager
 def patiently(patience: timedelta) -> Iterator[None]:
-    """Inside, wait as long as it takes: the main process alone has work to do, such as writing a checkpoint.
-
-    Args:
-        patience: the timeout that is restored afterwards.
-    """
+    """Wait inside as long as the main process works alone, as on a checkpoint; `patience` is restored afterwards."""
     set_patience(UNHURRIED)
     try:
         yield
@@ -91,9 +84,6 @@ def on_main(action: Callable[[], T]) -> T | None:
     return result
 
 
-# ----------------------------------------------------------------------------------- before NCCL aborts a process
-
-
 SHARE = 0.9  # share of the patience after which the message is due
 
 
@@ -115,7 +105,7 @@ class Waiting:
         self._over = False
         self._thread = threading.Thread(target=self._watch, name="waiting", daemon=True)
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -4,8 +4,6 @@ In:  the loop's measurements.
 Out: one progress bar on a terminal, plain lines elsewhere; on the main process only.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

@@ -4,8 +4,6 @@ In:  a Run at a step.
 Out: figures in the record and on the screen; a sample; the best model, exported; a checkpoint.
 """
 
-from __future__ import annotations
-
 import math
 
 from hfgpt.base.errors import InputError
@@ -20,14 +18,13 @@ from hfgpt.inference import figures as language
 from hfgpt.inference import sampling
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import card, laws, metrics
-from hfgpt.train import harness
 from hfgpt.train.collective import total
 from hfgpt.train.failures import diverged
 from hfgpt.train.meter import Meter
 from hfgpt.train.resume import export_model, save
 from hfgpt.train.run import Run
 from hfgpt.train.stop import Stop
-from hfgpt.train.tasks import accuracies
+from hfgpt.train.tasks import accuracies, harness_figures
 
 PASSES_BETWEEN_LOOKS = 8  # between two checks for a signal, when several processes evaluate
 
@@ -50,7 +47,6 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     """Measure the losses on fixed blocks of both splits, show a sample, export the best model and write a checkpoint.
 
     Args:
-        run: at a step.
         meter: measures the seconds of the run.
         stop: a signal cuts the evaluation short.
         last: this is the last evaluation, so a checkpoint is always written.
@@ -74,7 +70,7 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
         progress.evaluations_without_improvement += 1
     tasks_given = run.tasks or run.harness.names
     if tasks_given and (config.eval_only or last or progress.step % (config.eval_tasks_interval or 1) == 0 or at_end):
-        figures |= accuracies(run) | harness.figures(run)
+        figures |= accuracies(run) | harness_figures(run)
     announce(run, figures, better)
     if config.eval_only:
         return True

@@ -4,8 +4,6 @@ In:  the error, and the run that it ended.
 Out: a RunError whose message names the step, the cause, the last checkpoint and the command to type.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +28,6 @@ def explained(run: Run, position: dict[str, Any] | None = None) -> Iterator[None
     """Turn an error that the machine caused into a RunError.
 
     Args:
-        run: the run that trains inside.
         position: the state of the data before the current step drew its batches, so that a resume draws them again.
 
     Raises:

@@ -7,8 +7,6 @@ A run that is being replaced is moved to ``.previous``, and deleted when the new
 new run fails before that, the old one is restored, at once or by the next start.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -71,7 +69,6 @@ def hold(config: Config, resume: bool, overwrite: bool) -> FolderLock | None:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether the folder holds files of a run."""
     return any((folder / name).exists() for name in (metrics.FILE_NAME, "model.safetensors")) or bool(
         checkpoint.steps(folder)
     )
@@ -144,9 +141,6 @@ def copy_record(source: Path, folder: Path) -> None:
             replace_file(folder / name, (source / name).read_text(encoding="utf-8", errors="replace"))
 
 
-# ------------------------------------------------------------------------------------------- replacing a run
-
-
 def set_aside(folder: Path) -> None:
     """Move a folder's run to `.previous`. After an interruption, :func:`recover` puts it back."""
     moving = folder / MOVING
@@ -180,5 +174,4 @@ def recover(folder: Path) -> bool:
 
 
 def run_files(folder: Path) -> list[Path]:
-    """Return the files and folders of the run in a folder."""
     return [path for pattern in RUN_FILES for path in folder.glob(pattern)]

@@ -8,8 +8,6 @@ stays a function of the step and of these decisions. So a resume continues with 
 repeated with the decisions that the record holds for them.
 """
 
-from __future__ import annotations
-
 import math
 import time
 
@@ -21,24 +19,14 @@ from hfgpt.train.meter import Meter
 from hfgpt.train.run import Run
 
 FIRST = 4  # steps after which the speed is known well enough for a first decision
-
 EVERY = 0.02  # share of the time budget between two decisions
-
 LATE = 0.6  # share of the time budget at which the end is rehearsed, with a record that is nearly as long
-
 MARGIN = 0.03  # share of the time budget kept as a margin
-
 SETTLED = 0.05  # last share of the time budget, in which the decayed learning rate is not raised again
 
 
 class Horizon:
-    """Decides how many steps fit into the time; does nothing without a `time_budget`.
-
-    Args:
-        run: its config holds the budget.
-        meter: measures the speed.
-        began: when the process started, by time.monotonic.
-    """
+    """Decides how many steps fit into the time; does nothing without a `time_budget`."""
 
     def __init__(self, run: Run, meter: Meter, began: float) -> None:
         self._run, self._meter, self._recipe = run, meter, run.config
@@ -58,7 +46,9 @@ class Horizon:
         if self._budget:
             length = int(gather(self._run.device, self._choice() if self._run.main else 0).max())
             if length and length != self._run.config.max_iters:
-                self._decide(length)
+                self._run.progress.horizons.append(length)
+                self._run.record(horizon=length)
+                self._apply()
 
     def _choice(self) -> int:
         """Return the length to use from this step on; 0 to keep the present one."""
@@ -96,11 +86,6 @@ class Horizon:
         left = self._ends - time.monotonic() - ending
         length = max(step, step + int(left / each))
         return 0 if left < SETTLED * self._budget and length > self._run.config.max_iters else length
-
-    def _decide(self, length: int) -> None:
-        self._run.progress.horizons.append(length)
-        self._run.record(horizon=length)
-        self._apply()
 
     def _apply(self) -> None:
         self._run.config = lengthened(self._recipe, self._run.progress.horizons)

@@ -4,8 +4,6 @@ In:  a resolved Config, and the environment that a launcher set.
 Out: an Accelerator with the recipe's device, precision and accumulation; its tracker; or an InputError.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import warnings
@@ -27,7 +25,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.rendezvous import rendezvous
 
-from hfgpt.base import cards, machine
+from hfgpt.base import hardware
 from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import _
 from hfgpt.config import Config
@@ -83,7 +81,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.deterministic:
         _be_deterministic()
     if device == "cpu":
-        machine.keep_freed_memory()
+        hardware.keep_freed_memory()
     dynamo = TorchDynamoPlugin(backend="inductor" if compiles else "no", dynamic=False)
     accelerator = Accelerator(
         cpu=cpu,
@@ -217,7 +215,7 @@ def choose_dtype(dtype: str, device: str, n_embd: int) -> str:
         if device == "cuda":
             return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         if device == "cpu":
-            return machine.cpu_dtype(n_embd)
+            return hardware.cpu_dtype(n_embd)
         return "bfloat16" if device == "xpu" else "float32"
     if dtype == "float16" and device == "cpu":
         raise InputError("dtype = 'float16': needs an accelerator, and this run is on a CPU → set dtype to 'float32'")
@@ -259,7 +257,7 @@ def wants_compilation(config: Config, device: str, processes: int) -> bool:
         return config.compile
     if device != "cuda":
         return False
-    peak = cards.peak_flops(torch.cuda.get_device_name(), "bfloat16") or 50e12
+    peak = hardware.peak_flops(torch.cuda.get_device_name(), "bfloat16") or 50e12
     return sizes.eager_seconds(config, peak, processes) > sizes.COMPILING
 
 

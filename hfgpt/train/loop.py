@@ -9,8 +9,6 @@ Nothing else decides what a step does. So a resume needs only the step, the weig
 random generators.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -29,14 +27,13 @@ from hfgpt.train.failures import explained, explained_start, watched
 from hfgpt.train.folder import recover
 from hfgpt.train.horizon import Horizon
 from hfgpt.train.memory import fit
-from hfgpt.train.meter import Meter
+from hfgpt.train.meter import Meter, Trace
 from hfgpt.train.report import finish, introduce
 from hfgpt.train.resume import reserve, save
 from hfgpt.train.run import Run
 from hfgpt.train.start import start
 from hfgpt.train.step import StepResult, global_loss, must_look, settle, to_device, train_step
-from hfgpt.train.stop import TIME_IS_UP, Stop, describe, exit_code
-from hfgpt.train.trace import Trace
+from hfgpt.train.stop import TIME_IS_UP, Stop, describe
 
 
 def train(
@@ -80,7 +77,7 @@ def train(
                 finish(run, reason)
     finally:
         leave(run, failed=sys.exc_info()[0] is not None)
-    return exit_code(reason) if reason else 0
+    return 0 if reason in (0, TIME_IS_UP) else 128 + reason
 
 
 def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, waiting: Waiting | None = None) -> int:

@@ -8,8 +8,6 @@ Accelerate's `find_executable_batch_size` decides in each process alone, while t
 every process tries without a collective; they agree afterwards.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 from bisect import bisect_right
@@ -21,7 +19,7 @@ from accelerate.utils import DistributedType, is_compiled_module
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 
-from hfgpt.base import machine
+from hfgpt.base import hardware
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError, RunError
 from hfgpt.base.language import _
@@ -100,7 +98,7 @@ def memory_for_state(accelerator: Accelerator) -> tuple[int | None, str]:
     if device.type not in ("cpu", "mps"):
         return None, ""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    memory = machine.cpu_memory_bytes()
+    memory = hardware.cpu_memory_bytes()
     if sharded:
         owner = _("this machine has") if local == processes else _("these machines have")
         return memory * processes // local, owner
@@ -204,7 +202,6 @@ def rehearse(
 
     Args:
         forward_and_backward: one micro-batch.
-        optimizer: torch's own.
         micro_batches: 1, or 2 if the run accumulates: the second stands for all later ones.
         buckets: whether DDP holds the gradients. Without accumulation, each is then moved into its preallocated bucket
             as soon as it is computed.

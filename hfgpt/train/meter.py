@@ -4,8 +4,7 @@ In:  how long each step waited for data and trained.
 Out: the figures of a record: tokens/s, MFU, peak memory, seconds.
 """
 
-from __future__ import annotations
-
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,8 +13,11 @@ from typing import Any, NamedTuple
 
 import psutil
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from hfgpt.base import cards, machine
+from hfgpt.base import hardware
+from hfgpt.base.files import sync
+from hfgpt.base.language import _, plural
 from hfgpt.model.gpt2 import parameter_count
 from hfgpt.train.run import Run
 
@@ -102,9 +104,9 @@ def peak_flops(run: Run) -> float | None:
     """Return the peak FLOP/s of one process: a card's from the table, a CPU's by measurement; None if unknown."""
     if run.device.type == "cuda":
         dtype = "tf32" if run.dtype == "float32" else run.dtype
-        return cards.peak_flops(torch.cuda.get_device_name(run.device), dtype)
+        return hardware.peak_flops(torch.cuda.get_device_name(run.device), dtype)
     if run.device.type == "cpu":
-        return machine.measured_cpu_peak(run.dtype)
+        return hardware.measured_cpu_peak(run.dtype)
     return None
 
 
@@ -125,12 +127,7 @@ def memory_bytes(device: torch.device) -> int:
 
 
 class Power:
-    """Reads power from NVML; counts joules on top of the `joules` that the run had used before.
-
-    Args:
-        device: where the process trains.
-        joules: used by the run so far.
-    """
+    """Reads power from NVML; counts joules on top of the `joules` that the run had used before."""
 
     def __init__(self, device: torch.device, joules: float) -> None:
         self._handle, self._nvml = _open(device)
@@ -171,3 +168,92 @@ def _open(device: torch.device) -> tuple[Any, Any]:
         return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"), pynvml
     except Exception:  # not installed, no driver, a MIG slice
         return None, None
+
+
+# -------------------------------------------------------------------------------------------------------------- a trace
+
+BEFORE, RECORDED = 3, 3  # steps that warm up, and steps in the trace
+LARGEST = 10
+
+
+class Trace:
+    """Records a few steps of a run, on the main process: where the time of a step goes.
+
+    It writes ``profile/steps-….pt.trace.json`` into the run folder, for Perfetto (ui.perfetto.dev) and TensorBoard, and
+    shows the ten largest operations.
+    """
+
+    def __init__(self, run: Run, wanted: bool) -> None:
+        self._run, self._first = run, run.progress.step + BEFORE
+        self._profiler: profile | None = None
+        self._wanted = wanted and run.main and not run.config.eval_only
+
+    def look(self) -> None:
+        """Call before each step: the recording begins and ends here."""
+        if not self._wanted:
+            return
+        step = self._run.progress.step
+        if self._profiler is None and step >= self._first:
+            activities = [ProfilerActivity.CPU]
+            if self._run.device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # quiet
+            self._profiler = profile(activities=activities, profile_memory=True)
+            self._profiler.start()
+        elif step >= self._first + RECORDED:
+            self.close()
+
+    def close(self) -> None:
+        """End the recording, if there is one, and show it; say so if the run ended before it began."""
+        if not self._wanted:
+            return
+        self._wanted, profiler, self._profiler = False, self._profiler, None
+        if profiler is not None:
+            if self._run.device.type == "cuda":
+                torch.cuda.synchronize(self._run.device)
+            profiler.stop()
+        last = self._run.progress.step
+        if profiler is None or last == self._first:
+            text = _(
+                "--profile has recorded nothing: it records from step {first} on, and the run ends after step {last}",
+                first=self._first + 1,
+                last=last,
+            )
+            self._run.display.say(text)
+            return
+        folder = self._run.folder / "profile"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"steps-{self._first + 1}-{last}.pt.trace.json"
+        profiler.export_chrome_trace(str(path))
+        sync(path)
+        self._run.display.say(largest(profiler, last - self._first, on_card=self._run.device.type == "cuda"))
+        self._run.display.say(
+            _("the trace is in {file}: open it in ui.perfetto.dev, or the folder in TensorBoard", file=path)
+        )
+
+
+def largest(profiler: profile, steps: int, on_card: bool) -> str:
+    """Return the operations of some steps with the most self time: share, milliseconds, calls."""
+    key = "self_device_time_total" if on_card else "self_cpu_time_total"
+    rows = sorted(profiler.key_averages(), key=lambda row: float(getattr(row, key)), reverse=True)
+    total = sum(float(getattr(row, key)) for row in rows) or 1.0
+    lines = [
+        plural(
+            "the {largest} largest operations of {n} step:",
+            "the {largest} largest operations of {n} steps:",
+            steps,
+            largest=LARGEST,
+        )
+    ]
+    for row in rows[:LARGEST]:
+        spent = float(getattr(row, key))
+        lines.append(
+            _(
+                "  {share:6.1%}  {milliseconds:9.2f} ms  {calls:6} calls  {name}",
+                share=spent / total,
+                milliseconds=spent / 1000,
+                calls=row.count,
+                name=row.key,
+            )
+        )
+    return "\n".join(lines)

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 _HUB = re.compile(r"hf://(\w[\w.-]*/\w[\w.-]*)(?:@(\S+))?")
-
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -101,7 +100,6 @@ def bring(run: HubRun, folder: Path, api: HfApi | None = None) -> None:
     Safe to call from several processes of a machine: one downloads the run, the others find it there.
 
     Args:
-        run: its place on the Hub.
         folder: new, empty, or holding the same run.
         api: a client with its own endpoint and token.
 

@@ -4,8 +4,6 @@ In:  a Run before its first step, and after its last.
 Out: lines on the screen; at the end also the curve and the model card.
 """
 
-from __future__ import annotations
-
 import torch
 
 from hfgpt import config as configs

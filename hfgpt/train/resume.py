@@ -4,8 +4,6 @@ In:  a Run at a step; later the same recipe, and the run folder.
 Out: a checkpoint; later a Run that continues bit for bit.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
@@ -19,7 +17,7 @@ from torch import Tensor
 from hfgpt.base.errors import UNREADABLE, InputError, first_line
 from hfgpt.base.language import _
 from hfgpt.config import Config, with_role
-from hfgpt.config.mix import corpora
+from hfgpt.config.yaml_text import corpora
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.streaming import merged
 from hfgpt.model.schedule import learning_rate
@@ -216,7 +214,6 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint, other_text: bool = Fa
     """Check that a resume continues the same run.
 
     Args:
-        run: prepared.
         saved: the checkpoint that it continues from.
         other_text: whether it may continue on another text; a message then says so.
 

@@ -4,8 +4,6 @@ In:  the parts that :mod:`hfgpt.train.start` makes from a recipe.
 Out: :class:`Run`, which the loop trains, and :class:`Progress`, which a checkpoint keeps.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -76,7 +74,6 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The run folder."""
         return self.config.run_dir
 
     @property

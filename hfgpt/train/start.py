@@ -4,8 +4,6 @@ In:  a resolved Config, and whether to resume or to overwrite.
 Out: a :class:`~hfgpt.train.run.Run` that is ready to train; or an InputError, and nothing was written.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -26,7 +24,7 @@ from hfgpt.model import gpt2, optim
 from hfgpt.runs import metrics
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.share.background import BackgroundPusher
-from hfgpt.train import folder, harness, launch, memory, origin, states, tasks
+from hfgpt.train import folder, launch, memory, origin, states, tasks
 from hfgpt.train.checkpoint import Checkpoint
 from hfgpt.train.collective import on_main, set_patience
 from hfgpt.train.display import Display
@@ -144,7 +142,7 @@ def assemble(
                 "shards them → give .jsonl files of questions, or launch with DDP",
                 task=names[0],
             )
-        run.harness = on_main(lambda: harness.load(names)) or Harness(names)
+        run.harness = on_main(lambda: tasks.load_harness(names)) or Harness(names)
     return run
 
 

@@ -7,8 +7,6 @@ So a checkpoint has the same files with any engine, and no file is a pickle. Rea
 is collective; each process has its own generators.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import numpy as np
@@ -27,9 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 Averages = dict[str, dict[str, Tensor]]
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # unsharded, and on the main process
-
 EVERYWHERE = StateDictOptions(full_state_dict=True)
-
 ADAM = ("exp_avg", "exp_avg_sq")
 
 

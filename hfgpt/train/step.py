@@ -4,8 +4,6 @@ In:  a Run, this process's micro-batches of the global batch, and the step's lea
 Out: updated weights, and a :class:`StepResult`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -71,7 +69,6 @@ def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learnin
     processes; the scale undoes both.
 
     Args:
-        run: model, optimizer and Accelerate.
         batches: inputs and targets of this process, one entry per micro-batch.
         targets: the number of targets in the global batch, over all processes.
         learning_rate: AdamW's learning rate in this step.

@@ -9,13 +9,11 @@ received, and sends one after a Ctrl-C. So a different signal, or one within a s
 the process was started to ignore (nohup) stays ignored.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -29,7 +27,6 @@ SIGNALS = [
 ]
 
 BETWEEN_QUESTIONS = 0.5  # seconds, roughly, between two checks of several processes for a reason to stop
-
 _ECHO = 1.0  # a signal within so many seconds is a launcher's echo of the first
 
 
@@ -49,7 +46,7 @@ class Stop:
         self._last_exchange = 0, time.monotonic()  # the step and the time at which processes last asked each other
         self._next: int | None = None  # the step at which they ask again; None: at once
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> Self:
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._receive)
@@ -100,8 +97,3 @@ def describe(reason: int) -> str:
     if reason == TIME_IS_UP:
         return _("max_time is reached")
     return _("{signal} received", signal=signal.Signals(reason).name)
-
-
-def exit_code(reason: int) -> int:
-    """Return 128 + signal; 0 if the time was up, as the user asked."""
-    return 0 if reason == TIME_IS_UP else 128 + reason

@@ -9,8 +9,6 @@ best a model that could not be written. Tensors are copied into memory that is r
 memory, which the card fills at the speed of its bus.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -47,7 +45,6 @@ class Writer:
 
     @property
     def background(self) -> bool:
-        """Whether actions run in the background."""
         return self._pool is not None
 
     def reserve(self, kind: str, tensors: Mapping[str, Tensor]) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hfgpt.base import cards
-from hfgpt.base import machine as hardware
+from hfgpt.base import hardware
 from hfgpt.base.errors import InputError
 
 NAMES = {
@@ -64,13 +63,13 @@ NAMES = {
 
 @pytest.mark.parametrize(("typed", "card"), NAMES.items())
 def test_find_understands_torch_and_people(typed: str, card: str) -> None:
-    assert cards.find(typed).name == card
+    assert hardware.find_card(typed).name == card
 
 
-@pytest.mark.parametrize("card", cards.CARDS, ids=lambda card: card.name)
-def test_every_card_answers_to_its_own_name(card: cards.Card) -> None:
-    assert cards.find(card.name) == card
-    assert cards.find(f"  {card.name.lower().replace(' ', '-')} ") == card
+@pytest.mark.parametrize("card", hardware.CARDS, ids=lambda card: card.name)
+def test_every_card_answers_to_its_own_name(card: hardware.Card) -> None:
+    assert hardware.find_card(card.name) == card
+    assert hardware.find_card(f"  {card.name.lower().replace(' ', '-')} ") == card
 
 
 @pytest.mark.parametrize(
@@ -78,20 +77,20 @@ def test_every_card_answers_to_its_own_name(card: cards.Card) -> None:
 )
 def test_an_unknown_card_is_never_taken_for_another(name: str) -> None:
     with pytest.raises(InputError, match="not in the table"):
-        cards.find(name)
-    assert cards.peak_flops(name, "float32") is None
+        hardware.find_card(name)
+    assert hardware.peak_flops(name, "float32") is None
 
 
 def test_the_nearest_cards_are_named() -> None:
     with pytest.raises(InputError, match="RTX 2060, "):
-        cards.find("NVIDIA GeForce RTX 2060 Laptop GPU")
+        hardware.find_card("NVIDIA GeForce RTX 2060 Laptop GPU")
     with pytest.raises(InputError, match="A10, A10G"):
-        cards.find("A110")
+        hardware.find_card("A110")
 
 
 def test_figures_are_of_the_right_size() -> None:
-    for card in cards.CARDS:
-        assert 4 * cards.GIB <= card.memory_bytes <= 288 * cards.GIB
+    for card in hardware.CARDS:
+        assert 4 * hardware.GIB <= card.memory_bytes <= 288 * hardware.GIB
         assert 5e10 < card.bandwidth < 1e13
         assert 1e12 < card.float32 < 2e14
         peaks = [peak for peak in (card.bfloat16, card.float16) if peak is not None]
@@ -103,26 +102,26 @@ def test_figures_are_of_the_right_size() -> None:
 
 
 def test_a_slice_has_its_own_memory_and_its_share_of_the_speed() -> None:
-    part = cards.find("NVIDIA A100-SXM4-80GB MIG 3g.40gb")
-    assert part.memory_bytes == 40 * cards.GIB
+    part = hardware.find_card("NVIDIA A100-SXM4-80GB MIG 3g.40gb")
+    assert part.memory_bytes == 40 * hardware.GIB
     assert part.bfloat16 == pytest.approx(3 / 7 * 312e12)
     assert part.bandwidth == pytest.approx(2039e9 / 2)
-    assert cards.find("NVIDIA H100 80GB HBM3 MIG 1g.10gb").memory_bytes == 10 * cards.GIB
-    assert cards.find("NVIDIA A30 MIG 2g.12gb").bfloat16 == pytest.approx(165e12 / 2)
+    assert hardware.find_card("NVIDIA H100 80GB HBM3 MIG 1g.10gb").memory_bytes == 10 * hardware.GIB
+    assert hardware.find_card("NVIDIA A30 MIG 2g.12gb").bfloat16 == pytest.approx(165e12 / 2)
     with pytest.raises(InputError, match="not in the table"):
-        cards.find("NVIDIA X9 MIG 1g.10gb")
+        hardware.find_card("NVIDIA X9 MIG 1g.10gb")
 
 
 def test_cards_that_the_default_wheel_of_torch_has_left_behind() -> None:
-    assert {card.name for card in cards.CARDS if card.old} == {"P100", "V100 16GB", "V100 32GB"}
+    assert {card.name for card in hardware.CARDS if card.old} == {"P100", "V100 16GB", "V100 32GB"}
 
 
 def test_peaks_by_type() -> None:
-    assert cards.peak_flops("NVIDIA A100-SXM4-40GB", "bfloat16") == 312e12
-    assert cards.peak_flops("NVIDIA A100-SXM4-40GB", "tf32") == 156e12
-    assert cards.peak_flops("Tesla T4", "float16") == 65e12
-    assert cards.peak_flops("Tesla T4", "bfloat16") is None
-    assert cards.peak_flops("RTX 3060", "float32") == 12.7e12
+    assert hardware.peak_flops("NVIDIA A100-SXM4-40GB", "bfloat16") == 312e12
+    assert hardware.peak_flops("NVIDIA A100-SXM4-40GB", "tf32") == 156e12
+    assert hardware.peak_flops("Tesla T4", "float16") == 65e12
+    assert hardware.peak_flops("Tesla T4", "bfloat16") is None
+    assert hardware.peak_flops("RTX 3060", "float32") == 12.7e12
 
 
 def test_hidden_cards_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +137,7 @@ def test_this_machine() -> None:
 
 
 def test_the_table_needs_no_torch() -> None:
-    code = "import sys, hfgpt.base.machine, hfgpt.plan.survey, hfgpt.plan.timing; sys.exit('torch' in sys.modules)"
+    code = "import sys, hfgpt.base.hardware, hfgpt.plan.survey, hfgpt.plan.timing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

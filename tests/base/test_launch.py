@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.launch import Launch, launch
+from hfgpt.base.threads import Launch, launch
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"} | {

@@ -7,7 +7,7 @@ import importlib
 import sys
 import weakref
 
-from hfgpt.base.loading import uncollected
+from hfgpt.base.shell import uncollected
 
 
 class Ring:

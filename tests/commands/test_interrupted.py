@@ -24,7 +24,7 @@ sys.meta_path.insert(0, Interrupt())
 
 
 @pytest.mark.parametrize("how", ["script", "module"])
-@pytest.mark.parametrize("moment", ["hfgpt.base.shell", "hfgpt.base.language", "hfgpt.commands.diagnose", "pydantic"])
+@pytest.mark.parametrize("moment", ["hfgpt.base.shell", "hfgpt.base.language", "hfgpt.commands.runs", "pydantic"])
 def test_ctrl_c_while_a_command_starts(how: str, moment: str) -> None:
     start = (
         f"runpy.run_path({str(ROOT / 'scripts' / 'diagnose.py')!r}, run_name='__main__')"

@@ -11,11 +11,11 @@ import pytest
 
 from hfgpt.base import files
 from hfgpt.base.errors import InputError
-from hfgpt.commands import sample
+from hfgpt.commands import models
 
 
 def prompt(*words: str) -> str:
-    return sample.read_prompt(sample.reader().read(["out/run", *words]))
+    return models.read_prompt(models.reader().read(["out/run", *words]))
 
 
 def test_a_prompt_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from data_texts import (
     dataset,
 )
 
-from hfgpt.data import fingerprints, sources
+from hfgpt.data import pieces, sources
 
 
 def test_the_fingerprint_is_the_contents(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_the_fingerprint_is_the_contents(tmp_path: Path) -> None:
 def test_a_large_files_digest_is_remembered_until_it_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fingerprints, "REMEMBERED_FROM", 4)
+    monkeypatch.setattr(pieces, "REMEMBERED_FROM", 4)
     path = tmp_path / "a.txt"
     path.write_text("one text")
     first = sources.find(dataset(path), tmp_path).train_fingerprint
@@ -41,7 +41,7 @@ def test_a_large_files_digest_is_remembered_until_it_is_touched(
 
 
 def test_a_digest_that_cannot_be_remembered_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprints, "REMEMBERED_FROM", 4)
+    monkeypatch.setattr(pieces, "REMEMBERED_FROM", 4)
     path = tmp_path / "a.txt"
     path.write_text("one text")
     first = sources.find(dataset(path), tmp_path).train_fingerprint

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hfgpt.base.errors import InputError
-from hfgpt.data.meta import read_meta
+from hfgpt.data.tokenizer import read_meta
 
 CHARACTERS = ["\n", "a", "b", "é"]
 

@@ -23,7 +23,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, pipeline
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.terminal import visible
-from hfgpt.data import meta, tokenizer
+from hfgpt.data import tokenizer
 from hfgpt.inference import exported
 from hfgpt.inference import sampling as sample
 from hfgpt.inference.sampling import Sampling
@@ -208,7 +208,7 @@ def test_an_empty_prompt_begins_a_text(name: str, chars: Any, bpe: Any) -> None:
 
 
 def test_characters_without_a_token_are_named() -> None:
-    letters = meta.char_tokenizer(list("abc"))
+    letters = tokenizer.char_tokenizer(list("abc"))
     assert exported.left_out(letters, "a你b你d") == "d你"
     assert exported.left_out(tokenizer.train_char(["abc"]), "a你b你d") == ""
 

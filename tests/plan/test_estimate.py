@@ -7,7 +7,7 @@ import random
 import pytest
 
 from hfgpt import config
-from hfgpt.base import machine as hardware
+from hfgpt.base import hardware
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
 from hfgpt.model import sizes

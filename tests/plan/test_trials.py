@@ -12,7 +12,7 @@ import pytest
 from hfgpt import config
 from hfgpt.config import Config
 from hfgpt.data.prepare import prepare
-from hfgpt.plan import grid, speed, trial, trials
+from hfgpt.plan import grid, speed, trial
 from hfgpt.plan.grid import Candidate
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import survey_of
@@ -66,7 +66,7 @@ def candidates(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_trials_keep_their_time_and_measure_the_steps(candidates: list[Candidate]) -> None:
     target = find_target(candidates[0].config)
     began = time.perf_counter()
-    best, forecast, spent = trials.settle(candidates, target, 60, 3.0)
+    best, forecast, spent = trial.settle(candidates, target, 60, 3.0)
     assert spent <= time.perf_counter() - began
     if best.measured is None:  # the machine was busy
         assert best.busy
@@ -81,6 +81,6 @@ def test_steps_that_other_work_slowed_do_not_count(
     candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial.Trial, "busy", property(lambda self: True))
-    best, forecast, _ = trials.settle(candidates, find_target(candidates[0].config), 60, 1.0)
+    best, forecast, _ = trial.settle(candidates, find_target(candidates[0].config), 60, 1.0)
     assert best == replace(candidates[0], busy=True)
     assert forecast.source == "laws"

@@ -34,7 +34,7 @@ import gradio as gr
 from hfgpt.playground import knobs, pieces, plan_view, text_tab, train_tab
 from hfgpt.playground.page import Page
 from hfgpt.playground.text_tab import Writer
-from hfgpt.playground.trainer import Trainer, find
+from hfgpt.playground.trainer import Trainer, find, opening
 
 STANDARD = "recipes/standard.yaml"
 CARD = "RTX 3060"
@@ -189,10 +189,10 @@ def test_the_schedule_is_drawn() -> None:
 
 
 def test_the_recipe_to_start_from_suits_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfgpt.base import machine
+    from hfgpt.base import hardware
 
     for card, recipe in ((None, "fast_cpu"), ("RTX 3060", "standard")):
-        monkeypatch.setattr(machine, "local_accelerator", lambda card=card: card)
+        monkeypatch.setattr(hardware, "local_accelerator", lambda card=card: card)
         assert make_page(recipe=None).plan.first == f"recipes/{recipe}.yaml"
 
 
@@ -347,11 +347,11 @@ def test_a_prompt_comes_from_the_runs_own_text_wherever_the_page_was_started(
     (run / "recipe.yaml").write_text(configs.to_yaml(configs.build({"dataset": "诗.txt"}, "run")), encoding="utf-8")
     write_sample(run / "samples.jsonl", 10, "\n夜来风雨声")
     monkeypatch.chdir(elsewhere)
-    assert text_tab.opening(run) == "春眠不觉晓"
+    assert opening(run) == "春眠不觉晓"
     (project / "诗.txt").unlink()
-    assert text_tab.opening(run) == "夜来风雨声"
+    assert opening(run) == "夜来风雨声"
     (run / "samples.jsonl").unlink()
-    assert text_tab.opening(run) == ""
+    assert opening(run) == ""
 
 
 # ------------------------------------------------------------------------------------------------- runs started here

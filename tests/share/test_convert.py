@@ -18,9 +18,7 @@ from hfgpt.base.errors import ConversionError, InputError
 from hfgpt.data import tokenizer
 from hfgpt.inference import exported
 from hfgpt.model.folder import quiet_loading
-from hfgpt.share import export
-from hfgpt.share import gguf as to_gguf
-from hfgpt.share import onnx as to_onnx
+from hfgpt.share import elsewhere, export
 
 BLOCK = 48
 PROMPTS = ["now is the winter", " of our\n\n  discontent!", "glorious é 你好 summer", "by this sun"]
@@ -76,7 +74,7 @@ def test_onnx_has_the_same_logits_in_one_file(folder: Path, ids: torch.Tensor, t
     import onnxruntime
 
     target = tmp_path / "new" / "model.onnx"
-    assert 0 < to_onnx.to_onnx(folder, target) < 1e-4
+    assert 0 < elsewhere.to_onnx(folder, target) < 1e-4
     assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
 
     session = onnxruntime.InferenceSession(target)
@@ -92,9 +90,9 @@ def test_onnx_has_the_same_logits_in_one_file(folder: Path, ids: torch.Tensor, t
 
 
 def test_a_wrong_graph_is_not_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_onnx, "TOLERANCE", 0.0)
+    monkeypatch.setattr(elsewhere, "TOLERANCE", 0.0)
     with pytest.raises(ConversionError, match=r"logits differ from Transformers' by \d"):
-        to_onnx.to_onnx(folder, tmp_path / "model.onnx")
+        elsewhere.to_onnx(folder, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -105,7 +103,7 @@ def test_gguf_gives_the_tensors_back(folder: Path, ids: torch.Tensor, tmp_path: 
     """gguf's reader finds them under llama.cpp's names, and Transformers reads them by itself."""
     import gguf
 
-    assert to_gguf.to_gguf(folder, tmp_path / "model.gguf") == []
+    assert elsewhere.to_gguf(folder, tmp_path / "model.gguf") == []
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     state = GPT2LMHeadModel.from_pretrained(folder).transformer.state_dict()
@@ -124,7 +122,7 @@ def test_gguf_gives_the_tensors_back(folder: Path, ids: torch.Tensor, tmp_path: 
 
 def test_llama_cpp_reads_the_same_model(folder: Path, tmp_path: Path) -> None:
     """Its tokens and log-probabilities agree, for words, spaces, line feeds and unknown characters."""
-    to_gguf.to_gguf(folder, tmp_path / "model.gguf")
+    elsewhere.to_gguf(folder, tmp_path / "model.gguf")
     done = subprocess.run(
         [sys.executable, "-c", LLAMA_CPP, str(tmp_path / "model.gguf"), json.dumps(PROMPTS)],
         capture_output=True, text=True, timeout=120,
@@ -152,13 +150,13 @@ def test_a_file_that_reads_differently_is_not_kept(
         gguf.GGUFWriter, "add_tensor", lambda self, name, data: add(self, name, data + (name[0] == "o"))
     )
     with pytest.raises(ConversionError, match=r"output_norm\.bias, output_norm\.weight"):
-        to_gguf.to_gguf(folder, tmp_path / "model.gguf")
+        elsewhere.to_gguf(folder, tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_exact_gelu_is_noted(tmp_path: Path) -> None:
     model = write_model(tmp_path, "char", "abc", activation_function="gelu")
-    assert "its logits will differ" in to_gguf.to_gguf(model, tmp_path / "model.gguf")[0]
+    assert "its logits will differ" in elsewhere.to_gguf(model, tmp_path / "model.gguf")[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -175,7 +173,7 @@ def test_exact_gelu_is_noted(tmp_path: Path) -> None:
 def test_what_llama_cpp_cannot_hold_is_refused(tmp_path: Path, text: str, config: dict[str, Any], message: str) -> None:
     model = write_model(tmp_path / "model", "char", text, **config)
     with pytest.raises(InputError, match=message):
-        to_gguf.to_gguf(model, tmp_path / "model.gguf")
+        elsewhere.to_gguf(model, tmp_path / "model.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -187,10 +185,10 @@ def test_another_kind_of_tokenizer_is_refused(folder: Path, tmp_path: Path) -> N
     pipeline = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(pipeline | {"normalizer": {"type": "Lowercase"}}), encoding="utf-8")
     with pytest.raises(InputError, match=r"neither GPT-2's kind nor hfgpt's characters; .*convert_hf_to_gguf"):
-        to_gguf.to_gguf(tmp_path / "model", tmp_path / "model.gguf")
+        elsewhere.to_gguf(tmp_path / "model", tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("write", [to_onnx.to_onnx, to_gguf.to_gguf])
+@pytest.mark.parametrize("write", [elsewhere.to_onnx, elsewhere.to_gguf])
 def test_a_missing_package_or_a_file_that_exists_is_one_message(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], object]
 ) -> None:

@@ -26,7 +26,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.runs import metrics
 from hfgpt.share import hub
 from hfgpt.share.background import BackgroundPusher
-from hfgpt.share.hub import HubError
+from hfgpt.share.hub_errors import HubError
 from hfgpt.train import origin
 
 # huggingface_hub 2.4 passes an open file to httpx2 in a deprecated way.

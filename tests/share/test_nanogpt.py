@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfgpt import config as configs
 from hfgpt.base.errors import InputError
-from hfgpt.data import meta, tokenizer
+from hfgpt.data import tokenizer
 from hfgpt.data.prepare import prepare
 from hfgpt.inference import exported
 from hfgpt.share import export, nanogpt
@@ -309,7 +309,7 @@ def test_there_and_back_again(checkout: Path, tmp_path: Path) -> None:
     assert back["model"].keys() == first["model"].keys()
     assert all(torch.equal(back["model"][name], first["model"][name]) for name in first["model"])
     assert back["model_args"] == first["model_args"]
-    assert meta.read_meta(tmp_path / "letters" / "meta.pkl") == CHARACTERS
+    assert tokenizer.read_meta(tmp_path / "letters" / "meta.pkl") == CHARACTERS
 
 
 def test_a_model_of_ours_keeps_its_logits_but_for_gelu(tmp_path: Path) -> None:
@@ -403,11 +403,11 @@ def test_the_scripts(checkout: Path, tmp_path: Path, run_script: Any) -> None:
         pickle.dumps({"itos": {0: "a", 2: "b"}}),
         pickle.dumps({"stoi": {}}),
         pickle.dumps({"itos": {}}),
-        pickle.dumps({"itos": {0: "a"}, meta.BYTE_IDS: [0]}),
-        pickle.dumps({"itos": {0: "a"}, meta.BYTE_IDS: [1]}),
-        pickle.dumps({"itos": {0: "a"}, meta.BYTE_IDS: 7}),
-        pickle.dumps({"itos": dict(enumerate("a" * 300)), meta.BYTE_IDS: list(range(256))}),
-        pickle.dumps({"itos": dict(enumerate("a" * 256)), meta.BYTE_IDS: list(range(-256, 0))}),
+        pickle.dumps({"itos": {0: "a"}, tokenizer.BYTE_IDS: [0]}),
+        pickle.dumps({"itos": {0: "a"}, tokenizer.BYTE_IDS: [1]}),
+        pickle.dumps({"itos": {0: "a"}, tokenizer.BYTE_IDS: 7}),
+        pickle.dumps({"itos": dict(enumerate("a" * 300)), tokenizer.BYTE_IDS: list(range(256))}),
+        pickle.dumps({"itos": dict(enumerate("a" * 256)), tokenizer.BYTE_IDS: list(range(-256, 0))}),
         pickle.dumps(["a"]),
         pickle.dumps({"itos": {0: "a"}, "hook": Evil()}),
         b'cbuiltins\neval\n(S\'open("touched", "w")\'\ntR.',
@@ -417,7 +417,7 @@ def test_the_scripts(checkout: Path, tmp_path: Path, run_script: Any) -> None:
 def test_a_vocabulary_is_read_without_executing_anything(content: bytes) -> None:
     Path("meta.pkl").write_bytes(content)
     with pytest.raises(InputError, match=r"meta\.pkl"):
-        meta.read_meta("meta.pkl")
+        tokenizer.read_meta("meta.pkl")
     assert not Path("touched").exists()
 
 

@@ -435,12 +435,12 @@ def test_equal_time_measures_each_trials_step(define: Callable[..., Sweep], tmp_
 RUNNER = """
 import sys
 from pathlib import Path
-from hfgpt.sweep import reading as sweep, trials
+from hfgpt.sweep import reading as sweep, training, trials
 recipe, folder, script, *words = sys.argv[1:]
 options = {"equal": "time"} if words else {}
 try:
     trials.run(sweep.define(recipe, ["--learning_rate=0.1,0.2,0.3", *words], {"out_dir": folder, **options}), [script])
-except trials.Stopped as stopped:
+except training.Stopped as stopped:
     sys.exit(128 + stopped.number)
 """
 
