@@ -130,6 +130,7 @@ def build(capability: int) -> int:
     warnings.filterwarnings("ignore")
     pretend(capability)
     import torch
+    import torch._functorch.config as functorch
     import torch._inductor.config as inductor
     from torch._inductor.fx_passes import fuse_attention
     from torch._inductor.runtime import triton_helpers, triton_heuristics
@@ -138,6 +139,7 @@ def build(capability: int) -> int:
     # It would create tensors on the card, to look for written-out attention, which ours is not.
     fuse_attention._get_sfdp_patterns = lambda _device=None: []
     inductor.joint_graph_constant_folding = inductor.shape_padding = False  # they compute on the card
+    functorch.graphsafe_rng_functionalization = False  # it clones the card's generator
     inductor.max_autotune = inductor.triton.cudagraphs = inductor.use_static_triton_launcher = False
     kernels = list[str]()
 
