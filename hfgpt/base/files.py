@@ -90,11 +90,11 @@ def new_file(target: str | Path) -> Iterator[Path]:
         raise InputError("{file!r}: cannot be written: {reason}", file=str(path), reason=strerror(error)) from None
 
 
-def check_writable(folder: Path, key: str) -> None:
+def check_writable(folder: Path, key: str, shown: Path | None = None) -> None:
     """Check, before long work, that a folder can be made or written in; makes nothing.
 
     Raises:
-        InputError: it cannot; names the option `key`.
+        InputError: it cannot; names the option `key`, and `shown` as its value.
     """
     place = folder
     while not os.path.lexists(place) and place != place.parent:
@@ -106,7 +106,10 @@ def check_writable(folder: Path, key: str) -> None:
             pass
     except OSError as error:
         raise InputError(
-            "{key} = {folder!r}: cannot be written: {reason}", key=key, folder=str(folder), reason=strerror(error)
+            "{key} = {folder!r}: cannot be written: {reason}",
+            key=key,
+            folder=str(shown or folder),
+            reason=strerror(error),
         ) from None
 
 

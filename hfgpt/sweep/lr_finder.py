@@ -59,7 +59,7 @@ def find(config: Config, picture: Path, steps: int = 100) -> RangeTest:
         raise InputError(
             "picture = {file!r}: exists already, and is not a PNG file → name another file", file=str(picture)
         )
-    check_writable(picture.parent, "picture")
+    check_writable(picture.parent, "picture", picture)
     rates, losses = _train(config, [LOWEST * (HIGHEST / LOWEST) ** (i / (steps - 1)) for i in range(steps)])
     rate, reason = suggest(rates, losses)
     return RangeTest(rates, losses, rate, reason)

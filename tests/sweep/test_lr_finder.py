@@ -69,7 +69,7 @@ def test_the_picture_replaces_nothing_but_a_picture(tiny: dict[str, Any], tmp_pa
         with pytest.raises(InputError, match=r"picture = .*: exists already, and is not a PNG file"):
             lr_finder.find(config.build(tiny, "test"), wrong)
     assert text.read_text() == "what one has written"
-    with pytest.raises(InputError, match=r"picture = .*train\.txt': cannot be written: Not a directory"):
+    with pytest.raises(InputError, match=r"picture = .*train\.txt/lr\.png': cannot be written: Not a directory"):
         lr_finder.find(config.build(tiny | {"dataset": "not looked at.txt"}, "test"), text / "lr.png")
 
 
