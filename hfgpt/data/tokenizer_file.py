@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgpt.base.errors import InputError, first_line
+from hfgpt.base.language import strerror
 
 LONGEST = 10_000  # characters that a decoder or a normalizer inserts; longer ones at every letter would fill the memory
 
@@ -38,7 +39,9 @@ def check_file(path: Path) -> None:
                 "{path}: is larger than any tokenizer ({size:,} bytes)", path=path, size=path.stat().st_size
             )
         parsed = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        raise InputError("{path}: cannot be read: {reason}", path=path, reason=strerror(error)) from None
+    except (ValueError, RecursionError):
         raise InputError("{path}: is not the description of a tokenizer", path=path) from None
     if not isinstance(parsed, dict):
         raise InputError("{path}: is not the description of a tokenizer", path=path)

@@ -54,7 +54,7 @@ class Storage:
         self._optuna, self._sweep = optuna, sweep
         self._by_name = {trial.name: trial for trial in sweep.trials}
         for name in ("locks", "logs", "trials"):
-            check_writable(sweep.folder / name, "out_dir")
+            check_writable(sweep.folder / name, "out_dir", sweep.folder)
         for name in ("locks", "logs", "trials"):
             (sweep.folder / name).mkdir(parents=True, exist_ok=True)
         with self.lock():
