@@ -162,7 +162,7 @@ def _file_failed(error: OSError) -> int:
         _complain(_("{path}: the name is too long for a file or a folder", path=f"'{str(error.filename)[:40]}…'"))
         return 2
     _complain(os_error_text(error))
-    return 1
+    return 2 if isinstance(error, PermissionError) else 1
 
 
 def _output_failed(error: OSError) -> int:

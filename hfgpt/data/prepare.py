@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import expanded
 from hfgpt.base.language import _
 from hfgpt.base.terminal import say
 from hfgpt.config import Config, yaml_text
@@ -97,6 +98,10 @@ def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
         further = _further(config, tokenizer, cache, corpus.validation_sets)
         return replace(corpus, validation_sets=corpus.validation_sets | further)
     except OSError as error:
+        if error.filename and Path(os.fsdecode(error.filename)).is_relative_to(expanded(config.dataset)):
+            raise InputError(
+                "dataset = {name!r}: cannot be read: {reason}", name=config.dataset, reason=error
+            ) from None
         raise InputError(
             "the prepared data cannot be written: {reason}\n    → set HF_DATASETS_CACHE to a folder with room for it",
             reason=error,
