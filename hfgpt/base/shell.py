@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from hfgpt.base import language
 from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError, first_line
-from hfgpt.base.language import _, os_error_text, strerror
+from hfgpt.base.language import N_, _, os_error_text, strerror
 from hfgpt.base.terminal import say, visible
 
 SIGPIPE = 13  # Windows does not define SIGPIPE
@@ -57,6 +57,9 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
                 raise
             status = _file_failed(error)
         except (MemoryError, RuntimeError) as error:
+            if str(error) == "can't start new thread":
+                reason = N_("the system starts no more threads → end other programs, or see ulimit -u")
+                raise OSError(errno.EAGAIN, reason) from None
             if not _is_out_of_memory(error):
                 raise
             _complain(
@@ -161,8 +164,20 @@ def _file_failed(error: OSError) -> int:
     if error.errno == errno.ENAMETOOLONG:
         _complain(_("{path}: the name is too long for a file or a folder", path=f"'{str(error.filename)[:40]}…'"))
         return 2
+    if error.errno == errno.ENOENT and error.filename is None and _is_nowhere():
+        _complain(_("the current folder has been deleted → change into another one"))
+        return 2
     _complain(os_error_text(error))
     return 2 if isinstance(error, PermissionError) else 1
+
+
+def _is_nowhere() -> bool:
+    """Whether the current folder was deleted."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _output_failed(error: OSError) -> int:

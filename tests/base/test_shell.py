@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,27 @@ def test_no_memory_is_one_message(take: Callable[[], object], capsys: pytest.Cap
     message = capsys.readouterr().err
     assert message.startswith("out of memory: ")
     assert len(message.splitlines()) == 2
+
+
+def test_no_thread_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    before = threading.stack_size(2**46)  # more than there can be
+    try:
+        with pytest.raises(SystemExit) as left:
+            shell.run(lambda words: threading.Thread(target=print).start(), [])
+    finally:
+        threading.stack_size(before)
+    assert left.value.code == 1
+    assert capsys.readouterr().err == "the system starts no more threads → end other programs, or see ulimit -u\n"
+
+
+def test_a_current_folder_that_was_deleted_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    with contextlib.chdir(tmp_path / "gone"):
+        (tmp_path / "gone").rmdir()
+        with pytest.raises(SystemExit) as left:
+            shell.run(lambda words: print(Path.cwd()), [])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "the current folder has been deleted → change into another one\n"
 
 
 def test_another_error_of_torch_is_not_taken_for_it() -> None:
