@@ -92,7 +92,7 @@ def shown_of(printed: str, block: re.Match[str]) -> str:
 
 def indent(line: str) -> int:
     """How far in a line of output begins; a blank line does not."""
-    return len(line) - len(line.lstrip(" \n"))
+    return len(line) - len(line.lstrip(" "))
 
 
 def printed_by(kind: str, code: str, place: Path, language: str) -> str:

@@ -79,6 +79,7 @@ def test_an_excerpt_ends_with_a_whole_row() -> None:
         return str(course.shown_of(printed, course.BLOCK.search(page)))
 
     assert excerpt(4).splitlines()[-1] == "         more"
+    assert excerpt(5).splitlines()[-1] == " two     none"
     with pytest.raises(ValueError, match="3 lines end within a row → 4 lines"):
         excerpt(3)
 
