@@ -134,8 +134,8 @@ class LogBatches:
     def __call__(self) -> None:
         real, path = train.to_device, self.path
 
-        def logging(blocks: Any, device: torch.device) -> list[dict[str, torch.Tensor]]:
-            batches = real(blocks, device)
+        def logging(blocks: Any, *where: Any) -> list[dict[str, torch.Tensor]]:
+            batches = real(blocks, *where)
             with open(path, "a") as file:
                 file.write(json.dumps([batch["input_ids"].tolist() for batch in batches]) + "\n")
             return batches
