@@ -133,7 +133,8 @@ class Reader:
         about: what the command does, for --help.
         examples: arguments to type after the name, and what they do.
         notes: text at the end of --help.
-        parameters: names of the recipe parameters that the command takes, and whether each is a flag.
+        parameters: names of the recipe parameters that the command takes, and the kind of each: 'flag', 'text', which
+            is taken as it is, or 'value'.
         called: what else people call them, and the parameter that each means.
     """
 
@@ -143,11 +144,12 @@ class Reader:
         about: str,
         examples: Iterable[tuple[str, str]] = (),
         notes: str = "",
-        parameters: Mapping[str, bool] | None = None,
+        parameters: Mapping[str, str] | None = None,
         called: Mapping[str, str] | None = None,
     ) -> None:
         self._name, self._takes_parameters, self._called = name, parameters is not None, called or {}
-        self._flags = {key for key, flag in (parameters or {}).items() if flag}
+        self._kinds = dict(parameters or {})
+        self._flags = {key for key, kind in self._kinds.items() if kind == "flag"}
         self._positionals: list[_Positional] = []
         self._options: dict[str, _Option] = {}
         self._exclusive: list[tuple[str, ...]] = []
@@ -309,7 +311,7 @@ class Reader:
             faults.append(Fault(key, given[-1], _("is given twice on the command line")))
         elif given and given[0] is None:
             faults.append(Fault(key, None, _("needs a value"), _("write {form}", form=f"--{key}={_('VALUE')}")))
-        elif given and (narrow := _narrowed(str(given[0]))):
+        elif given and self._kinds[key] != "text" and (narrow := _narrowed(str(given[0]))):
             fix = _("write {form}", form=f"--{key}={narrow}")
             faults.append(Fault(key, given[0], _("has full-width characters"), fix))
         elif given:
@@ -333,7 +335,8 @@ def _narrowed(text: str) -> str:
     """Return numbers typed with a Chinese keyboard, such as １０ or 0，0.1, in ASCII; "" for other values."""
     if text.isascii() or not re.fullmatch(r"[\d.．,，、eE+\-\s]+", text):
         return ""
-    return unicodedata.normalize("NFKC", text).replace("、", ",").strip(",")
+    narrow = unicodedata.normalize("NFKC", text).replace("、", ",").strip(",")
+    return narrow if narrow.isascii() else ""
 
 
 def _mistyped(word: str) -> Fault | None:

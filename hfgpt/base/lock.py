@@ -193,7 +193,7 @@ class FolderLock:
 
 
 def holder_of(folder: Path, name: str = NAME) -> Holder | None:
-    """Return the live process that holds a folder; None if nobody does."""
+    """Return the live process that holds a folder; None if nobody does, or if its lock may not be read."""
     try:
         holder, silent = FolderLock(folder, name)._read()
     except PermissionError:

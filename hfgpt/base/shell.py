@@ -92,8 +92,6 @@ def _choose_language(words: list[str]) -> list[str]:
         InputError: the language is not one of ours.
     """
     rest = list[str]()
-    if named := os.environ.get(language.VARIABLE):
-        _check_language(language.VARIABLE, named)
     while words:
         word = words.pop(0)
         if word != "--lang" and not word.startswith("--lang="):
@@ -101,6 +99,8 @@ def _choose_language(words: list[str]) -> list[str]:
             continue
         chosen = word[7:] if "=" in word else words.pop(0) if words else ""
         os.environ[language.VARIABLE] = _check_language("lang", chosen)
+    if named := os.environ.get(language.VARIABLE):  # after --lang, which replaces it
+        _check_language(language.VARIABLE, named)
     if language.current() == "zh" and not _can_show("中"):
         os.environ[language.VARIABLE] = "en"
     if language.current() == "zh":

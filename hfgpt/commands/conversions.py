@@ -91,7 +91,7 @@ def export_onnx(words: list[str]) -> None:
 
 
 def _folder_and_file(words: list[str], name: str, about: str, example: tuple[str, str], more: str) -> tuple[str, str]:
-    """Return the parser of a command that writes a model as one file."""
+    """Read the words of a command that writes a model as one file; return the folder and the file."""
     reader = Reader(name, about, [example], more)
     reader.argument("folder", _("OUT"), _("run folder, or any folder with an exported GPT-2"))
     reader.argument("target", _("FILE"), _("file to make"))

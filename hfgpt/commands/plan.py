@@ -37,7 +37,7 @@ def reader() -> Reader:
         ],
         _("--key=value changes the recipe, as in {command}.", command=typed("train")),
         # not the field of this name: here, the time for which a recipe is chosen
-        parameters={key: flag for key, flag in configs.PARAMETERS.items() if key != "time_budget"},
+        parameters={key: kind for key, kind in configs.PARAMETERS.items() if key != "time_budget"},
         called=configs.CALLED,
     )
     parser.argument(

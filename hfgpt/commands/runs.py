@@ -46,6 +46,8 @@ def diagnose(words: list[str]) -> None:
     if run.config is None or run.path.name != "metrics.jsonl":
         return
     folder = run.path.parent
+    if folder.name in ("", ".."):  # typed inside the folder: a new one lies beside it
+        folder = folder.resolve()
     if override := diagnosis.suggestion(run.records, run.config):
         new = next(path for n in count(2) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
         words = [*override.split(), f"--out_dir={new}"]

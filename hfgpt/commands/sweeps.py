@@ -37,7 +37,7 @@ def sweep(words: list[str]) -> int:
             "It ends with report.md, report.json and pictures in the sweep's folder; "
             "`optuna-dashboard DIR/journal.log` shows it while it runs."
         ),
-        parameters={key: flag for key, flag in configs.PARAMETERS.items() if key != "out_dir"},
+        parameters={key: kind for key, kind in configs.PARAMETERS.items() if key != "out_dir"},
         called=configs.CALLED,
     )
     parser.argument("recipe", _("RECIPE"), _("a recipe, or an experiment's file"))

@@ -28,13 +28,16 @@ from hfgpt.config.yaml_text import LEADING_ZERO, RecipeLoader, leading_zero
 # -------------------------------------------------------------------------------------------------- the command line
 
 
-def _is_flag(key: str) -> bool:
+def _kind(key: str) -> str:
     field = Config.model_fields.get(key)
-    return (field is not None and bool in alternatives(field.annotation)) or key in ("decay_lr", "wandb_log", "bias")
+    takes = alternatives(field.annotation) if field is not None else []
+    if bool in takes or key in ("decay_lr", "wandb_log", "bias"):
+        return "flag"
+    return "text" if str in takes else "value"
 
 
-# Every parameter that a command line may set, and whether it is a flag: for base.command.Reader.
-PARAMETERS = {key: _is_flag(key) for key in (*Config.model_fields, *RENAMED, *INSTEAD)}
+# Every parameter that a command line may set, and its kind: for base.command.Reader.
+PARAMETERS = {key: _kind(key) for key in (*Config.model_fields, *RENAMED, *INSTEAD)}
 
 
 def parse_overrides(words: Iterable[str]) -> dict[str, Any]:

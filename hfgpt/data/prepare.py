@@ -98,7 +98,8 @@ def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
         further = _further(config, tokenizer, cache, corpus.validation_sets)
         return replace(corpus, validation_sets=corpus.validation_sets | further)
     except OSError as error:
-        if error.filename and Path(os.fsdecode(error.filename)).is_relative_to(expanded(config.dataset)):
+        place = Path(os.fsdecode(error.filename)) if error.filename else cache
+        if place.is_relative_to(expanded(config.dataset)) and not place.is_relative_to(cache):
             raise InputError(
                 "dataset = {name!r}: cannot be read: {reason}", name=config.dataset, reason=error
             ) from None

@@ -111,7 +111,9 @@ def alone(path: Path) -> Iterator[None]:
     try:
         (path / LOCK).mkdir(exist_ok=True)
         lock = FolderLock(path / LOCK).acquire()
-    except OSError:
+    except OSError as error:
+        if isinstance(error, PermissionError) and os.access(path, os.W_OK):
+            raise  # another user's lock
         yield
         return
     try:

@@ -45,6 +45,8 @@ def test_a_language_goes_by_its_other_names_and_is_never_ignored(named: str, ans
     done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 2
     assert answer in done.stderr
+    done = subprocess.run([*command, "--lang=en"], env=environment, capture_output=True, encoding="utf-8", check=False)
+    assert "there is no such" in done.stderr, "--lang replaces the variable"
 
 
 @pytest.mark.e2e

@@ -51,6 +51,7 @@ def test_sizes(text: str, size: int) -> None:
         (["--time-budget=1s"], ["give more time"]),
         (["--learning_rate=0.001，"], ["has full-width characters", "write --learning_rate=0.001"]),
         (["--max_iters=１０", "--dropout", "０．２"], ["write --max_iters=10", "write --dropout=0.2"]),
+        (["--max_iters=٣"], ["must be an integer"]),
         (["max_iters=10", "-n_layer=2"], ["lacks its two hyphens", "write --max_iters=10", "write --n_layer=2"]),
         (["--vram=x", "--prob", "--n_head=5", "--n_layer"], ["vram = 'x'", "prob:", "n_head = 5", "n_layer: needs"]),
     ],
@@ -92,3 +93,8 @@ def test_a_written_recipe_is_replaced_if_asked(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="exists already → choose another name, or add --overwrite"):
         plan.run(words)
     plan.run([*words, "--overwrite"])
+
+
+def test_text_may_hold_full_width_characters() -> None:
+    """A prompt of numbers in Chinese style is a prompt."""
+    assert plan.reader().read(["--sample_prompt=１２３"]).overrides == ["--sample_prompt=１２３"]

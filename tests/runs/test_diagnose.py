@@ -6,6 +6,7 @@ import json
 import math
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -521,3 +522,16 @@ def test_the_script_says_what_is_no_run(tmp_path: Path) -> None:
 def test_diagnosing_needs_no_torch() -> None:
     code = "import sys, hfgpt.runs.diagnose; assert not {'torch', 'transformers', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("place", [".", "metrics.jsonl", "../run"])
+def test_inside_a_run_folder_the_new_one_lies_beside_it(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(CURVES / "overfitting.30k", folder)
+    monkeypatch.chdir(folder)
+    done = script(place)
+    assert done.returncode == 0, done.stderr
+    new = Path(re.findall(r"--out_dir=(\S+)", done.stdout)[-1])
+    assert (folder / new).resolve() == tmp_path / "run-2"
