@@ -148,8 +148,8 @@ class Reader:
         called: Mapping[str, str] | None = None,
     ) -> None:
         self._name, self._takes_parameters, self._called = name, parameters is not None, called or {}
-        self._kinds = dict(parameters or {})
-        self._flags = {key for key, kind in self._kinds.items() if kind == "flag"}
+        self._parameters = dict(parameters or {})
+        self._flags = {key for key, kind in self._parameters.items() if kind == "flag"}
         self._positionals: list[_Positional] = []
         self._options: dict[str, _Option] = {}
         self._exclusive: list[tuple[str, ...]] = []
@@ -160,7 +160,6 @@ class Reader:
         )  # fmt: skip
         self._arguments = self._parser.add_argument_group(_("What it is given"))
         self._choices = self._parser.add_argument_group(_("Options"))
-        self._parameters = list(parameters or {})
 
     def argument(self, name: str, metavar: str, text: str, *, many: bool = False, required: bool = True) -> None:
         """Declare a positional argument of one word or many."""
@@ -311,7 +310,7 @@ class Reader:
             faults.append(Fault(key, given[-1], _("is given twice on the command line")))
         elif given and given[0] is None:
             faults.append(Fault(key, None, _("needs a value"), _("write {form}", form=f"--{key}={_('VALUE')}")))
-        elif given and self._kinds[key] != "text" and (narrow := _narrowed(str(given[0]))):
+        elif given and self._parameters[key] != "text" and (narrow := _narrowed(str(given[0]))):
             fix = _("write {form}", form=f"--{key}={narrow}")
             faults.append(Fault(key, given[0], _("has full-width characters"), fix))
         elif given:
