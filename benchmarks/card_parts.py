@@ -39,7 +39,7 @@ STEPS, WINDOW = 40, 5  # of a timed run, and between two of its records
 
 @dataclass
 class Row:
-    """One figure: its name, its value, its goal, and whether it meets it; None if there is no goal."""
+    """One figure: its name, its value, its goal, and whether it meets it; None without a goal."""
 
     what: str
     seen: float | str

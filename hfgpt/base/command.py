@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hfgpt.base.errors import CommandError, Fault
-from hfgpt.base.hardware import local_accelerator
 from hfgpt.base.language import LANGUAGES, _, listed
 from hfgpt.base.terminal import Layout
 
@@ -42,6 +41,8 @@ def typed(name: str, *words: object) -> str:
     """
     if installed():
         return quoted("hfgpt", name, *words)
+    from hfgpt.base.hardware import local_accelerator  # reads the table of cards, which most commands have no use for
+
     launcher = ("accelerate", "launch") if name == "train" and local_accelerator() else ("python",)
     return quoted(*launcher, _scripts() / f"{name}.py", *words)
 
@@ -133,8 +134,7 @@ class Reader:
         about: what the command does, for --help.
         examples: arguments to type after the name, and what they do.
         notes: text at the end of --help.
-        parameters: names of the recipe parameters that the command takes, and the kind of each: 'flag', 'text', which
-            is taken as it is, or 'value'.
+        parameters: the recipe parameters that it takes, each 'flag', 'text' (which is taken as it is) or 'value'.
         called: what else people call them, and the parameter that each means.
     """
 

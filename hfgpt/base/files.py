@@ -169,7 +169,7 @@ def read_regular(path: Path) -> str:
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with `~` replaced by the home folder; unchanged where there is no such user."""
+    """Return a path with `~` replaced by the home folder; unchanged if the user does not exist."""
     return Path(os.path.expanduser(path))
 
 

@@ -11,8 +11,6 @@ from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
 from hfgpt.base.terminal import json_text, say
 from hfgpt.runs import diagnose as diagnosis
-from hfgpt.runs import report
-from hfgpt.runs.compare import of_folders
 from hfgpt.runs.history import read_run
 
 
@@ -71,6 +69,9 @@ def compare(words: list[str]) -> None:
     parser.option("out_dir", _("DIR"), _("where the report goes (out/compare)"), default="out/compare")
     parser.flag("no_samples", _("leave out what each model writes"))
     arguments = parser.read(words)
+    from hfgpt.runs import report  # loads matplotlib, which would delay a diagnosis
+    from hfgpt.runs.compare import of_folders  # the same
+
     comparison = of_folders(arguments.runs)
     path = report.write(comparison, arguments.out_dir, samples=not arguments.no_samples)
     say(re.sub(r"\n\n!\[.*", "", path.read_text(encoding="utf-8")))

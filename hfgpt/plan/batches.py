@@ -78,7 +78,7 @@ class Way:
     change: dict[str, Any]  # the values to set; empty if the way does not apply here
     chapter: str  # the gain that the chapter states; "" if it does not mention this way
     price: str  # what it costs
-    memory: Memory | None = None  # of one process, with the change; None if there is no change
+    memory: Memory | None = None  # of one process, with the change; None if nothing changes
     seconds: float | None = None  # the whole run with the change, if it is to save time
     applied: bool = False  # whether the recipe already has it
 

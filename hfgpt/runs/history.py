@@ -64,7 +64,7 @@ def _record_file(source: Path) -> Path:
     if source.is_file():
         return source
     if not source.exists():
-        raise InputError("{source}: there is no such run folder or file", source=source)
+        raise InputError("{source}: no such run folder or file", source=source)
     by_step = sorted(source.glob("checkpoint-*/trainer_state.json"), key=lambda path: (len(path.parent.name), path))
     for candidate in (source / metrics.FILE_NAME, source / "trainer_state.json", *reversed(by_step)):
         if candidate.is_file():

@@ -87,7 +87,7 @@ def explained(repo_id: str, api: HfApi) -> Iterator[None]:
 OF_STATUS = {
     401: N_("the Hub does not know this token (expired, revoked or mistyped): type 'hf auth login' again"),
     403: N_("{repo}: the token has no right to write there; take a token with the role 'write', or another name"),
-    404: N_("{repo}: there is no such repository or revision"),
+    404: N_("{repo}: no such repository or revision"),
     409: N_("{repo}: the name is taken; choose another"),
 }
 
@@ -96,11 +96,9 @@ def _of_status(error: Exception, repo_id: str) -> Exception:
     """Return the message for the Hub's status code."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, RevisionNotFoundError):
-        return InputError("{repo}: there is no such revision", repo=repo_id)
+        return InputError("{repo}: no such revision", repo=repo_id)
     if isinstance(error, RepositoryNotFoundError):
-        return InputError(
-            "{repo}: there is no such repository, or it is private and the token does not reach it", repo=repo_id
-        )
+        return InputError("{repo}: no such repository, or it is private and the token does not reach it", repo=repo_id)
     if message := OF_STATUS.get(status or 0):
         return InputError(message, repo=repo_id)
     return _failed(error, repo_id)

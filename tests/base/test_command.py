@@ -37,5 +37,5 @@ def test_only_an_accelerator_takes_the_launcher(
 ) -> None:
     """On a CPU the launcher warns of its defaults, and prints a traceback of its own below our message."""
     monkeypatch.setattr(sys, "argv", ["scripts/plan.py"])
-    monkeypatch.setattr("hfgpt.base.command.local_accelerator", lambda: card)
+    monkeypatch.setattr("hfgpt.base.hardware.local_accelerator", lambda: card)
     assert typed("train", "a.yaml") == f"{launcher} scripts/train.py a.yaml"

@@ -24,14 +24,21 @@ def test_the_fingerprint_is_the_contents(tmp_path: Path) -> None:
     assert mark("a.txt", "one text", text_column="other") != first
 
 
-def test_a_large_files_digest_is_remembered_until_it_is_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def digested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, str | None, Path]:
+    """Return a file that is large enough to have its digest remembered, its fingerprint, and what is remembered."""
     monkeypatch.setattr(pieces, "REMEMBERED_FROM", 4)
     path = tmp_path / "a.txt"
     path.write_text("one text")
     first = sources.find(dataset(path), tmp_path).train_fingerprint
     (memory,) = (tmp_path / "hfgpt" / "digests").iterdir()
+    return path, first, memory
+
+
+def test_a_large_files_digest_is_remembered_until_it_is_touched(
+    tmp_path: Path, digested: tuple[Path, str | None, Path]
+) -> None:
+    path, first, memory = digested
     memory.write_text("remembered")
     assert sources.find(dataset(path), tmp_path).train_fingerprint != first, "it is what was remembered"
     path.write_text("two text")
@@ -40,12 +47,10 @@ def test_a_large_files_digest_is_remembered_until_it_is_touched(
     assert sources.find(dataset(path), tmp_path).train_fingerprint == first
 
 
-def test_a_digest_that_cannot_be_remembered_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "REMEMBERED_FROM", 4)
-    path = tmp_path / "a.txt"
-    path.write_text("one text")
-    first = sources.find(dataset(path), tmp_path).train_fingerprint
-    (memory,) = (tmp_path / "hfgpt" / "digests").iterdir()
+def test_a_digest_that_cannot_be_remembered_is_computed_again(
+    tmp_path: Path, digested: tuple[Path, str | None, Path]
+) -> None:
+    path, first, memory = digested
     memory.write_text("")
     assert sources.find(dataset(path), tmp_path).train_fingerprint == first, "a power cut has emptied the entry"
     (tmp_path / "file").touch()
