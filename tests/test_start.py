@@ -46,7 +46,16 @@ def test_nothing_heavy_is_loaded_before_the_first_step(tiny: dict[str, Any], wri
     assert json.loads(done.stderr.splitlines()[-1]) == [1, []]
 
 
-@pytest.mark.parametrize(("command", "unused"), [("models", "pydantic"), ("models", "torch"), ("train", "torch")])
+@pytest.mark.parametrize(
+    ("command", "unused"),
+    [
+        ("models", "pydantic"),
+        ("models", "torch"),
+        ("train", "torch"),
+        ("runs", "matplotlib"),
+        ("hub", "hfgpt.base.hardware"),
+    ],
+)
 def test_a_command_begins_without_libraries_that_it_needs_later_or_never(command: str, unused: str) -> None:
     program = f"import sys, hfgpt.commands.{command}; print({unused!r} in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
