@@ -71,8 +71,8 @@ def test_deepspeed_refuses_what_it_cannot_do() -> None:
             check_engine(config.build(values, "test"), DistributedType(said["distributed_type"]))
 
 
-# train/test_engines.py starts fsdp2.yaml, with a script that makes Accelerate behave as on cards; DeepSpeed's
-# configuration needs a package. train/test_reliability_long.py has two hosts, made of network namespaces.
+# train/test_engines.py starts fsdp2.yaml, with a script that makes Accelerate behave as on cards, and DeepSpeed's
+# configuration, where that package is installed. train/test_reliability_long.py has two hosts, made of network namespaces.
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("name", "processes"), [("cpu", 1), ("single_gpu", 1), ("multi_cpu", 2), ("multi_gpu", 2), ("multi_node", 2)]

@@ -190,7 +190,7 @@ def leave(run: Run, failed: bool) -> None:
             tracker.finish()
         return
     group = dist.group.WORLD if dist.is_initialized() else None
-    run.accelerator.end_training()
     run.model = run.plain
-    run.accelerator.free_memory()
+    run.accelerator.free_memory()  # before the group goes: DeepSpeed's engine asks it for its rank
+    run.accelerator.end_training()
     del group

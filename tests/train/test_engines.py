@@ -81,6 +81,33 @@ def test_fsdp2_compiled_has_the_losses_of_ddp(recipe: Path, tmp_path: Path) -> N
     assert losses(tmp_path / "fsdp2") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-5)
 
 
+@pytest.mark.long
+def test_deepspeed_trains_resumes_and_leaves_like_one_process(recipe: Path, run_script: Any, tmp_path: Path) -> None:
+    """DeepSpeed's configuration as it is, but for one process: its CPU backend counts two processes as one."""
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed: DS_BUILD_OPS=0 pip install deepspeed")
+    settings = str(ROOT / "accelerate_configs/deepspeed_zero2.yaml")
+    launch = ("-m", "accelerate.commands.launch", "--config_file", settings, "--num_processes=1")
+
+    def deepspeed(folder: str, *words: str) -> str:
+        # A CPU that the recipe asks for would leave DeepSpeed out.
+        words = ("--dtype=float32", "--device=auto", *words)
+        command = [sys.executable, *launch, str(ROOT / "scripts/train.py"), str(recipe), *words]
+        done = subprocess.run([*command, f"--out_dir={tmp_path / folder}"], capture_output=True, text=True, timeout=280,
+                              env={**os.environ, "DS_ACCELERATOR": "cpu"})  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "DeepSpeed" in done.stdout
+        return done.stdout
+
+    plain = run_script("train.py", recipe, "--dtype=float32", f"--out_dir={tmp_path / 'plain'}")
+    assert plain.returncode == 0, plain.stderr
+    deepspeed("whole")
+    deepspeed("halves", "--max_iters=10", "--lr_decay_iters=20")
+    assert "going on after step 10" in deepspeed("halves", "--resume", "--lr_decay_iters=20")
+    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "plain"), abs=1e-6)
+    weights = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("whole", "halves")]
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.parametrize(("key", "value"), [("spike_guard", 3.0), ("max_bad_steps", 2)])
 def test_deepspeed_updates_before_a_guard_can_look(key: str, value: Any) -> None:
     guarded = config.build({key: value}, "test")
