@@ -16,8 +16,12 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python
 
 .PHONY: docs pages train test coverage test-long fuzz bench gpu kernels check format clean
 
-# Every NVIDIA card of this machine. What the launcher is not told, it says that it assumes.
-CARDS := $(or $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c .)),1)
+# The NVIDIA cards that a run may use: those of CUDA_VISIBLE_DEVICES, otherwise all. Slices of a card are listed below
+# it, and CUDA uses one of them. What the launcher is not told, it says that it assumes.
+COMMA := ,
+LISTED = $(shell nvidia-smi --list-gpus 2>/dev/null | sed -n 's/^GPU .*/card/p; s/^ *MIG .*/slice/p')
+CARDS := $(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),$(if $(filter slice,$(LISTED)),1,$(words $(LISTED))),$(words $(subst $(COMMA), ,$(CUDA_VISIBLE_DEVICES))))
+CARDS := $(or $(filter-out 0,$(CARDS)),1)
 LAUNCH = --quiet --num_processes $(CARDS) --num_machines 1 --mixed_precision no --dynamo_backend no \
 	$(if $(filter-out 1,$(CARDS)),--multi_gpu)
 

@@ -72,7 +72,8 @@ def test_deepspeed_refuses_what_it_cannot_do() -> None:
 
 
 # train/test_engines.py starts fsdp2.yaml, with a script that makes Accelerate behave as on cards, and DeepSpeed's
-# configuration, where that package is installed. train/test_reliability_long.py has two hosts, made of network namespaces.
+# configuration, where that package is installed. train/test_reliability_long.py has two hosts, made of network
+# namespaces.
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("name", "processes"), [("cpu", 1), ("single_gpu", 1), ("multi_cpu", 2), ("multi_gpu", 2), ("multi_node", 2)]
@@ -125,3 +126,32 @@ def test_fsdp_is_version_2() -> None:
     said = yaml.safe_load((ROOT / "accelerate_configs" / "fsdp2.yaml").read_text())["fsdp_config"]
     assert said["fsdp_version"] == 2
     assert said["fsdp_transformer_layer_cls_to_wrap"] == "GPT2Block"
+
+
+@pytest.mark.parametrize(
+    ("listed", "visible", "processes"),
+    [
+        ("GPU 0: A\nGPU 1: B", None, 2),
+        ("GPU 0: A\nGPU 1: B", "1", 1),
+        ("GPU 0: A\nGPU 1: B\nGPU 2: C\nGPU 3: D", "0,3", 2),
+        ("GPU 0: A\nGPU 1: B", "", 1),  # no card: a CPU's process
+        ("GPU 0: A\n  MIG 1g.10gb     Device  0: (UUID)\n  MIG 1g.10gb     Device  1: (UUID)", None, 1),
+        ("", None, 1),
+    ],
+)
+def test_make_train_starts_a_process_for_each_card_it_may_use(
+    listed: str, visible: str | None, processes: int, tmp_path: Path
+) -> None:
+    """Two processes on one card end in an error of NCCL."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{listed}\nEND\n")
+    program.chmod(0o755)
+    own = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    own |= {"PATH": f"{tmp_path}{os.pathsep}{own['PATH']}"} | (
+        {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    )
+    shown = subprocess.run(
+        ["make", "--dry-run", "train"], cwd=ROOT, env=own, capture_output=True, text=True, check=True
+    ).stdout
+    assert f"--num_processes {processes} " in shown
+    assert ("--multi_gpu" in shown) == (processes > 1)

@@ -202,6 +202,10 @@ class Card:
         value: float | None = getattr(self, dtype)
         return value
 
+    def training_peak(self, dtype: str) -> float:
+        """Return the peak FLOP/s of a run in `dtype`: its float32 products are TF32's, a missing type float32's."""
+        return self.peak("tf32" if dtype == "float32" and self.tf32 else dtype) or self.float32
+
     @property
     def is_apple(self) -> bool:
         """Whether this is an Apple chip, which torch drives through MPS."""
@@ -319,9 +323,9 @@ def _unknown(name: str) -> str:
 EXAMPLES = ("RTX 3060", "RTX 4090", "T4", "A100 80GB", "H100 SXM", "M2 Pro")
 
 
-def peak_flops(name: str, dtype: str) -> float | None:
-    """Return a card's peak FLOP/s for 'float32', 'tf32', 'bfloat16' or 'float16'; None if unknown."""
+def training_peak(name: str, dtype: str) -> float | None:
+    """Return a named card's peak FLOP/s in a run; None if the card is not in the table."""
     try:
-        return find_card(name).peak(dtype)
+        return find_card(name).training_peak(dtype)
     except InputError:
         return None

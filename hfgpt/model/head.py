@@ -49,11 +49,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunks = min(CHUNKS, -(-tokens * vocabulary // LOGITS))
         rows = -(-tokens // chunks)
         loss = hidden.new_zeros((), dtype=torch.float32)
+        wide = torch.promote_types(weight.dtype, torch.float32)  # FSDP2 hands over a narrow weight: sum no chunks in it
         d_hidden = torch.empty_like(hidden) if with_gradient else None
         d_weight: Tensor | None = None
         with torch.autocast(device, enabled=False):
             head = weight.to(narrow)
-            if added := rows_to_add(weight, narrow):
+            if added := rows_to_add(weight):
                 head = F.pad(head, (0, 0, 0, added))
             for start in range(0, tokens, rows):
                 inputs = hidden[start : start + rows].to(narrow)
@@ -65,7 +66,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_hidden[start : start + rows] = d_logits @ head
                     d_logits = d_logits[:, :vocabulary]
                     if d_weight is None:
-                        d_weight = (d_logits.T @ inputs).to(weight.dtype)
+                        d_weight = (d_logits.T @ inputs).to(wide)
                     elif torch.compiler.is_compiling():
                         torch.ops.hfgpt.add_product(d_weight, d_logits, inputs)
                     else:
@@ -73,7 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     del d_logits  # free them before allocating new ones
         if d_hidden is not None:
             assert d_weight is not None
-            ctx.save_for_backward(d_hidden, d_weight)
+            ctx.save_for_backward(d_hidden, d_weight.to(weight.dtype))
         return loss
 
     @staticmethod
@@ -82,12 +83,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden.mul_(gradients[0]), d_weight.mul_(gradients[0]), None, None, None, None
 
 
-def rows_to_add(weight: Tensor, dtype: torch.dtype) -> int:
-    """Return how many zero rows pad the head's weight in `dtype`: on a card, up to a multiple of 64.
+def rows_to_add(weight: Tensor) -> int:
+    """Return how many zero rows pad the head's weight: on a card, up to a multiple of 64.
 
     Without them, a row of GPT-2's 50,257 logits is not a multiple of the 16 bytes that fast matrix products need.
     """
-    return -len(weight) % 64 if weight.device.type == "cuda" and weight.dtype != dtype else 0
+    return -len(weight) % 64 if weight.device.type == "cuda" else 0
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

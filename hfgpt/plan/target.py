@@ -76,9 +76,7 @@ def _on_card(config: Config, card: Card, vram: int | None, processes: int, note:
     narrow = "bfloat16" if card.bfloat16 else "float16"
     automatic = "float32" if card.is_apple else narrow  # the same choice as in hfgpt/train/run.py
     dtype = automatic if config.dtype == "auto" else config.dtype
-    peak = card.peak("tf32" if dtype == "float32" and card.tf32 else dtype)
-    if peak is None:
-        peak = card.float32
+    if card.peak(dtype) is None:
         note = _("{card} has no {dtype} arithmetic: it is as slow as float32", card=card.name, dtype=dtype)
     if card.old:
         note = _(
@@ -90,7 +88,7 @@ def _on_card(config: Config, card: Card, vram: int | None, processes: int, note:
         dtype=dtype,
         narrow=narrow,
         memory_bytes=vram or card.memory_bytes,
-        peak=peak,
+        peak=card.training_peak(dtype),
         bandwidth=card.bandwidth,
         # Compiled. Narrow matrices do not fill a card: 0.4 is what GPT-2's width of 768 reaches, 0.2 at 384
         # (nanoGPT's published times on A100: 4 days for 124M, 3 minutes for the character model).

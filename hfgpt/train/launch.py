@@ -72,7 +72,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
         raise InputError("report_to = {tracker!r}: is not installed → pip install {tracker}", tracker=config.report_to)
     steps = config.of_process(state.num_processes).gradient_accumulation_steps
-    compiles = wants_compilation(config, device, state.num_processes) and _can_compile(device)
+    compiles = wants_compilation(config, device, dtype, state.num_processes) and _can_compile(device)
     _overrule("ACCELERATE_MIXED_PRECISION", PRECISION[dtype], {"no"}, "dtype")
     _overrule("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", str(steps), {"1"}, "gradient_accumulation_steps")
     _overrule("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR" if compiles else "NO", {"NO", "no"}, "compile")
@@ -251,13 +251,13 @@ def _be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def wants_compilation(config: Config, device: str, processes: int) -> bool:
+def wants_compilation(config: Config, device: str, dtype: str, processes: int) -> bool:
     """Whether to compile: as the recipe says; with `auto`, on a CUDA card if an eager run would take long."""
     if config.compile != "auto":
         return config.compile
     if device != "cuda":
         return False
-    peak = hardware.peak_flops(torch.cuda.get_device_name(), "bfloat16") or 50e12
+    peak = hardware.training_peak(torch.cuda.get_device_name(), dtype) or 50e12
     return sizes.eager_seconds(config, peak, processes) > sizes.COMPILING
 
 

@@ -103,8 +103,7 @@ def flops_per_token(run: Run) -> float:
 def peak_flops(run: Run) -> float | None:
     """Return the peak FLOP/s of one process: a card's from the table, a CPU's by measurement; None if unknown."""
     if run.device.type == "cuda":
-        dtype = "tf32" if run.dtype == "float32" else run.dtype
-        return hardware.peak_flops(torch.cuda.get_device_name(run.device), dtype)
+        return hardware.training_peak(torch.cuda.get_device_name(run.device), run.dtype)
     if run.device.type == "cpu":
         return hardware.measured_cpu_peak(run.dtype)
     return None

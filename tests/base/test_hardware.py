@@ -78,7 +78,7 @@ def test_every_card_answers_to_its_own_name(card: hardware.Card) -> None:
 def test_an_unknown_card_is_never_taken_for_another(name: str) -> None:
     with pytest.raises(InputError, match="not in the table"):
         hardware.find_card(name)
-    assert hardware.peak_flops(name, "float32") is None
+    assert hardware.training_peak(name, "float32") is None
 
 
 def test_the_nearest_cards_are_named() -> None:
@@ -117,11 +117,16 @@ def test_cards_that_the_default_wheel_of_torch_has_left_behind() -> None:
 
 
 def test_peaks_by_type() -> None:
-    assert hardware.peak_flops("NVIDIA A100-SXM4-40GB", "bfloat16") == 312e12
-    assert hardware.peak_flops("NVIDIA A100-SXM4-40GB", "tf32") == 156e12
-    assert hardware.peak_flops("Tesla T4", "float16") == 65e12
-    assert hardware.peak_flops("Tesla T4", "bfloat16") is None
-    assert hardware.peak_flops("RTX 3060", "float32") == 12.7e12
+    assert hardware.find_card("NVIDIA A100-SXM4-40GB").peak("tf32") == 156e12
+    assert hardware.find_card("RTX 3060").peak("float32") == 12.7e12
+    assert hardware.find_card("Tesla T4").peak("bfloat16") is None
+
+
+def test_a_run_multiplies_in_what_the_card_has() -> None:
+    assert hardware.training_peak("NVIDIA A100-SXM4-40GB", "bfloat16") == 312e12
+    assert hardware.training_peak("NVIDIA A100-SXM4-40GB", "float32") == 156e12  # TF32
+    assert hardware.training_peak("Tesla T4", "float16") == 65e12
+    assert hardware.training_peak("Tesla T4", "float32") == hardware.training_peak("Tesla T4", "bfloat16") == 8.1e12
 
 
 def test_hidden_cards_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

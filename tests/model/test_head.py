@@ -56,7 +56,7 @@ def test_added_rows_change_nothing(z_loss: float, monkeypatch: pytest.MonkeyPatc
     targets[::7] = -100
     results = []
     for rows in (0, 53):
-        monkeypatch.setattr(head, "rows_to_add", lambda weight, dtype, rows=rows: rows)
+        monkeypatch.setattr(head, "rows_to_add", lambda weight, rows=rows: rows)
         loss = head.linear_cross_entropy(hidden, weight, targets, -100, z_loss) / len(targets)
         results.append((loss.detach(), *torch.autograd.grad(loss, (hidden, weight))))
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-6)
@@ -65,11 +65,28 @@ def test_added_rows_change_nothing(z_loss: float, monkeypatch: pytest.MonkeyPatc
 def test_rows_are_added_on_a_card_alone() -> None:
     with FakeTensorMode():
         for device, dtype, rows in (
-            ("cuda", torch.bfloat16, 47),
-            ("cuda", torch.float32, 0),
+            ("cuda", torch.bfloat16, 47),  # as FSDP2 hands it over
+            ("cuda", torch.float32, 47),
             ("cpu", torch.bfloat16, 0),
         ):
-            assert head.rows_to_add(torch.empty(50257, 8, device=device), dtype) == rows
+            assert head.rows_to_add(torch.empty(50257, 8, device=device, dtype=dtype)) == rows
+
+
+def test_the_gradient_of_a_narrow_weight_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight chunks: summed in bfloat16, their rounding errors would add up. FSDP2's weight is narrow."""
+    monkeypatch.setattr(head, "LOGITS", 1)
+    torch.manual_seed(0)
+    hidden, targets = torch.randn(512, 32), torch.randint(0, 64, (512,))
+    weight = torch.randn(64, 32).bfloat16()
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        leaf = weight.to(dtype, copy=True).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            head.linear_cross_entropy(hidden, leaf, targets, -100).backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    assert torch.equal(gradient(torch.bfloat16), gradient(torch.float32).bfloat16())
 
 
 def peak(step: Callable[[], Tensor]) -> int:

@@ -152,16 +152,25 @@ def test_an_unmeasured_ratio_or_a_busy_machine_widens_the_range() -> None:
 
 
 @pytest.mark.parametrize("processes", [1, 8])
-@pytest.mark.parametrize("steps", [1_000, 40_000, 600_000])
-@pytest.mark.parametrize("width", [128, 768])
+@pytest.mark.parametrize("steps", [1_000, 2_300, 40_000, 600_000])
+@pytest.mark.parametrize("width", [128, 384, 768])
+@pytest.mark.parametrize(
+    ("gpu", "driver", "dtype"),
+    [
+        ("H100", "NVIDIA H100 80GB HBM3", "bfloat16"),
+        ("H100", "NVIDIA H100 80GB HBM3", "float32"),
+        ("T4", "Tesla T4", "float16"),
+    ],
+)
 def test_plan_compiles_where_the_run_does(
-    width: int, steps: int, processes: int, monkeypatch: pytest.MonkeyPatch
+    gpu: str, driver: str, dtype: str, width: int, steps: int, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the host's launches take the time, and where several cards share the work; Apple's chips do not."""
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    asked = config.build({"n_embd": width, "n_head": 2, "max_iters": steps, "batch_size": 32}, "run")
-    card = find_target(asked, "H100", processes=processes)
-    assert timing.compiles(asked, card) == launch.wants_compilation(asked, "cuda", processes)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: driver)
+    values = {"n_embd": width, "n_head": 2, "max_iters": steps, "batch_size": 32, "dtype": dtype}
+    asked = config.build(values, "run")
+    card = find_target(asked, gpu, processes=processes)
+    assert timing.compiles(asked, card) == launch.wants_compilation(asked, "cuda", dtype, processes)
     assert not timing.compiles(asked, find_target(asked, "M2 Pro", processes=processes))
 
 

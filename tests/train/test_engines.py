@@ -158,11 +158,11 @@ def test_compilation_by_itself_is_for_long_runs_on_a_card(
     values: dict[str, Any], compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = config.build(values, "test")
-    assert not launch.wants_compilation(recipe, "cpu", 1)
+    assert not launch.wants_compilation(recipe, "cpu", "float32", 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    assert launch.wants_compilation(recipe, "cuda", 1) == compiled
+    assert launch.wants_compilation(recipe, "cuda", "bfloat16", 1) == compiled
     for given in (True, False):
-        assert launch.wants_compilation(recipe.model_copy(update={"compile": given}), "cuda", 1) == given
+        assert launch.wants_compilation(recipe.model_copy(update={"compile": given}), "cuda", "bfloat16", 1) == given
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, while it compiles
