@@ -24,6 +24,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = os.environ["OPEN
 import numpy as np  # noqa: E402
 import table  # noqa: E402
 
+from hfgpt.base import hardware  # noqa: E402
 from hfgpt.config import Config, build  # noqa: E402
 from hfgpt.model.sizes import flops_per_token, flops_per_update  # noqa: E402
 from hfgpt.plan import laws, speed  # noqa: E402
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true")
     options = parser.parse_args()
     if options.fit:
-        fit(speed.this_machine().bfloat16_ratio or speed.BFLOAT16_RATIO)
+        fit(speed.this_machine().bfloat16_ratio or hardware.usual_bfloat16_ratio())
         return
     for number in sorted(set(range(options.count)) - table.numbers(TABLE)):
         row = draw(number)

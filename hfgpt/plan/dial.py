@@ -40,6 +40,7 @@ class Choice:
     reasons: dict[str, str]  # the reason for each value
     forecast: Forecast | None  # its expected loss; None if no law of ours covers it
     seconds: float  # expected duration of the run
+    budget: float | None = None  # seconds that it was chosen for
     second_best: dict[str, Any] | None = None  # the values of the second-best shape, and its loss
     trial_seconds: float = 0.0  # seconds spent on trials
     measured: Measured | None = None  # what a trial of the recipe measured; None without a trial
@@ -86,6 +87,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         reasons=_reasons(best, ranked, budget),
         forecast=forecast,
         seconds=best.seconds,
+        budget=budget,
         second_best=values | {"loss": round(second.loss, 4)} if second else None,
         trial_seconds=spent,
         measured=best.measured,
@@ -122,7 +124,7 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
         reasons[key] = (
             _("expected loss {loss}; with {others}", loss=f"{rivals.get(chosen, best.loss):.3f}", others=rival_losses)
             if rival_losses
-            else _("the only value that fits")
+            else _("no other value suits the text, the time and the memory")
         )
     reasons["n_head"] = _("heads of {n} channels", n=config.n_embd // config.n_head)
     rate = "muon_learning_rate" if config.optimizer == "muon" else "learning_rate"

@@ -7,7 +7,7 @@ Out: :class:`Candidate` s.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 from hfgpt.base.errors import InputError
@@ -26,7 +26,7 @@ LEAST_STEPS = 50  # fewest steps of a run
 USED = 0.95  # share of the time that is planned; the rest absorbs the forecast's error
 SEEN = 2  # most parameters per token seen
 
-# The grids. A CPU's cover the shapes that the laws were fitted on, and a little beyond.
+# The grids, of the same keys. A CPU's cover the shapes that the laws were fitted on, and a little beyond.
 CPU_GRID: dict[str, tuple[Any, ...]] = {
     "n_layer": (1, 2, 3, 4, 6),
     "n_embd": (64, 96, 128, 192, 256, 320),
@@ -68,12 +68,16 @@ def own_target(target: Target, config: Config) -> Target:
     return replace(target, utilisation=0.4 * min(1.0, config.n_embd / 768))
 
 
+def _grids(target: Target) -> tuple[dict[str, tuple[Any, ...]], ...]:
+    """Return the device's grids: a short text wants a small model on a card too."""
+    return (CPU_GRID,) if target.kind == "cpu" else (CARD_GRID, CPU_GRID)
+
+
 def candidates(survey: Survey, target: Target, budget: float | None) -> Iterator[Candidate]:
     """Return every recipe of the grid that time and memory allow, with its expected loss."""
-    grid = CPU_GRID if target.kind == "cpu" else CARD_GRID
     targets: dict[int, Target] = {}
-    for values in product(*grid.values()):
-        config = _shaped(survey, dict(zip(grid, values, strict=True)), target.processes)
+    for values in chain.from_iterable(product(*grid.values()) for grid in _grids(target)):
+        config = _shaped(survey, dict(zip(CPU_GRID, values, strict=True)), target.processes)
         if config is None:
             continue
         if config.n_embd not in targets:
@@ -86,8 +90,7 @@ def candidates(survey: Survey, target: Target, budget: float | None) -> Iterator
 
 def too_short(survey: Survey, target: Target) -> InputError | None:
     """Return the error of a text that is too short for every shape of the grid."""
-    grid = CPU_GRID if target.kind == "cpu" else CARD_GRID
-    block, batch = min(grid["block_size"]), min(grid["batch_size"])
+    block, batch = min(CPU_GRID["block_size"]), min(CPU_GRID["batch_size"])
     train, val = _least(block, max(batch, target.processes))
     tokens, val_tokens = survey.train_tokens, survey.val_tokens
     if tokens is None or val_tokens is None or (tokens >= train and val_tokens >= val):

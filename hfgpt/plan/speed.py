@@ -26,12 +26,8 @@ SHARED = 0.08  # loss per further core in the parallel part of a step. Two cores
 AIM = 0.25  # approximate seconds of the whole measurement
 SIZE = 64  # of the matrices: so short a product that BLAS takes one thread and other work seldom interrupts it
 
-# bfloat16 over float32 in a matrix product, if this machine's own ratio was never measured (--probe does). AMD Zen 4:
-# 1.9 seen; with AMX the ratio is higher, so the range of the forecast is wider.
-BFLOAT16_RATIO = 1.9
-
 BUSY = 0.8  # share of all threads' time below which other work was running
-EMULATED = 0.1  # 16-bit types over float32 on a CPU without instructions for them
+EMULATED = 0.1  # float16 over float32, at most: CPUs have no instructions that torch uses for it
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,8 @@ class Speed:
         """Return the FLOP/s of a matrix product in a type, on one core."""
         if dtype == "float32":
             return self.float32
-        fast = hardware.cpu_dtype(hardware.BFLOAT16_PAYS_FROM) == dtype
-        return self.float32 * ((self.bfloat16_ratio or BFLOAT16_RATIO) if fast else EMULATED)
+        ratio = self.bfloat16_ratio or hardware.usual_bfloat16_ratio()
+        return self.float32 * (ratio if dtype == "bfloat16" else min(ratio, EMULATED))
 
     def peak(self, dtype: str) -> float:
         """Return the FLOP/s of a matrix product in a type, on all cores."""
@@ -72,7 +68,7 @@ class Speed:
             return _("measured while other work ran on this machine, which is faster without it")
         if dtype == "bfloat16" and self.bfloat16_ratio is None:
             return _("bfloat16 is assumed to be {ratio:g} times as fast as float32, until --probe measures it",
-                     ratio=BFLOAT16_RATIO)  # fmt: skip
+                     ratio=hardware.usual_bfloat16_ratio())  # fmt: skip
         return ""
 
 

@@ -91,7 +91,10 @@ def _verdict(plan: Plan) -> str:
         else _("It does NOT fit: it needs {needed}, and the device has {memory}.", **values)
     )
     takes = _("It takes about {time} ({range}).", time=duration(plan.time.total_seconds), range=_range(plan.time))
-    return sentences(fits, takes, plan.forecast.sentence() if plan.forecast else no_forecast(plan))
+    choice, spare = plan.choice, ""
+    if choice and choice.budget and plan.survey.config.early_stopping_patience and not plan.survey.config.pretrained:
+        spare = _("The {budget} are not used up: this text needs no more.", budget=duration(choice.budget))
+    return sentences(fits, takes, spare, plan.forecast.sentence() if plan.forecast else no_forecast(plan))
 
 
 def no_forecast(plan: Plan) -> str:

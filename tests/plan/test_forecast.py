@@ -69,6 +69,22 @@ def test_the_step_law_on_the_shapes_that_were_timed() -> None:
     assert max(off) < 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "ratio"), [("avx2 avx512f avx512_bf16", 1.9), ("avx2 avx512f", 0.1), ("avx2", 0.013)]
+)
+def test_bfloat16_costs_what_the_processor_makes_of_it(
+    flags: str, ratio: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without instructions for it a run seems to hang; its plan says so before."""
+    (tmp_path / "cpuinfo").write_text(f"vendor_id\t: AuthenticAMD\nflags\t\t: {flags}\n")
+    monkeypatch.setattr("hfgpt.base.hardware.CPUINFO", tmp_path / "cpuinfo")
+    unmeasured = replace(ZEN4, bfloat16_ratio=None)
+    assert unmeasured.core("bfloat16") == pytest.approx(ratio * unmeasured.float32)
+    assert f"{ratio:g} times as fast" in unmeasured.note("bfloat16")
+    assert ZEN4.core("bfloat16") == pytest.approx(1.9 * ZEN4.float32), "as measured"
+    assert unmeasured.core("float16") <= 0.1 * unmeasured.float32
+
+
 def test_a_faster_machine_takes_less_time() -> None:
     shape = recipe(n_layer=4, n_head=4, n_embd=256, batch_size=16, block_size=128)
     slow = laws.step_seconds(shape, 330, "float32", ZEN4)
@@ -340,6 +356,20 @@ def test_a_card_that_is_not_here() -> None:
     assert choice.survey.config.n_embd >= 128
     tokens = Survey(config.build({"tokenizer": "gpt2"}, "run"), 50257, "", None, None, True)
     assert dial.choose(tokens, target, 3600, trials=False).forecast is None
+
+
+def test_a_short_text_gets_a_small_model_on_a_card_too(tmp_path: Path) -> None:
+    """A card's own shapes begin where this text is learnt by heart. That the time is not used up is said first."""
+    text = small_text(tmp_path, 6_000)
+    survey = survey_of(recipe(dataset=str(text), device="auto"))
+    at_home = dial.choose(survey, find_target(recipe()), 7200, trials=False)
+    on_card = dial.choose(survey, find_target(survey.config, "T4"), 7200, trials=False)
+    assert at_home.forecast is not None
+    assert on_card.forecast is not None
+    assert on_card.forecast.loss <= at_home.forecast.loss + 1e-6
+    plan = command.make(recipe(dataset=str(text), device="auto"), command.Options(time_budget=7200, gpu="T4"))
+    said = " ".join(tables.render(plan, None, command.Options()).split())
+    assert "The 2h00m are not used up: this text needs no more. Expected validation loss" in said
 
 
 def test_a_pretrained_model_keeps_its_shape() -> None:
