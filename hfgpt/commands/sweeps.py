@@ -25,6 +25,7 @@ def sweep(words: list[str]) -> int:
         [
             ("recipes/experiments/batch_size.yaml", _("one of the chapter's experiments")),
             ("recipes/quick_experiment.yaml --batch_size 16,32,64 --learning_rate 1e-4,1e-3", _("every combination")),
+            ("recipes/quick_experiment.yaml --seeds 3", _("how much the recipe's loss varies with the seed")),
             (
                 "recipes/quick_experiment.yaml --random 20 --learning_rate 1e-4..1e-2 --dropout 0,0.1,0.2",
                 _("20 combinations, drawn at random"),
@@ -42,14 +43,25 @@ def sweep(words: list[str]) -> int:
     )
     parser.argument("recipe", _("RECIPE"), _("a recipe, or an experiment's file"))
     parser.option("random", "N", _("N random combinations instead of all"), at_least(2))
-    parser.option("seeds", "N", _("N seeds of every combination, and what they can tell apart"), at_least(2))
+    parser.option(
+        "seeds",
+        "N",
+        _("N seeds of every combination, and what they can tell apart; of the recipe, if nothing is swept"),
+        at_least(2),
+    )
     parser.option(
         "equal",
         _("WHAT"),
         _("what every trial gets the same of: steps, tokens, or time (then also --max_time=10m)"),
         one_of(*get_args(definition.Equal)),
     )
-    parser.flag("prune", _("stop a trial early if its loss is above the median of the others at the same share"))
+    parser.flag(
+        "prune",
+        _(
+            "stop a trial early if its loss is above the median of the others at the same share; from trial {n} on",
+            n=definition.STARTUP_TRIALS + 1,
+        ),
+    )
     parser.flag("retry_failed", _("try again what failed (not what diverged)"))
     parser.option("out_dir", _("DIR"), _("the sweep's folder (out/sweep-<name>)"))
     arguments = parser.read(words)

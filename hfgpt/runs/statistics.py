@@ -182,7 +182,12 @@ def in_words(ranking: Ranking) -> list[str]:
     """Describe a ranking: the winner, or which settings do not differ significantly and how many seeds would tell."""
     best, *others = ranking.settings
     if not others:
-        return []
+        alone = ranking.settings[best]
+        return [
+            _("Over {n} seeds the mean is {mean:.4f}, with a 95% interval of {low:.4f} to {high:.4f}; the seeds spread "
+              "by {spread:.4f} (standard deviation).", n=alone.count, mean=alone.mean, low=alone.low, high=alone.high,
+              spread=alone.spread)
+        ]  # fmt: skip
     if ranking.winner is not None:
         nearest = ranking.behind[others[0]]
         assert nearest is not None, "a winner was compared with every other setting"

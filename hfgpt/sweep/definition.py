@@ -18,6 +18,8 @@ from hfgpt.config import Config
 
 Equal = Literal["steps", "tokens", "time"]
 
+STARTUP_TRIALS = 4  # finished trials before one can be pruned: their median is the yardstick
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -45,6 +45,7 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
         named = [_named_trial(source, entry) for entry in file.get("trials") or []]
     fixed, typed, ranges = _read_words(words)
     swept = {key: values for key, values in (swept | typed).items() if key not in fixed}
+    _check_distinct(swept)
     base = {**base, **fixed}
     seeds = _seeds(base, swept, options.get("seeds") or (str(file["seeds"]) if experiment and "seeds" in file else ""))
     equal = options.get("equal") or (file.get("equal") if experiment else None) or "steps"
@@ -59,12 +60,19 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
     else:
         settings = named if named and not typed else _grid(swept)
     _check_number(len(settings) * len(seeds))
-    if len(settings) < 2:
+    if seeds != [None] and not settings:  # how much the recipe itself varies
+        settings = [Trial(_file_name(stem), {})]
+    if len(settings) * len(seeds) < 2:
         raise InputError(
-            "{recipe}: nothing to sweep → give a field several values, such as --batch_size=16,32,64", recipe=source
+            "{recipe}: nothing to sweep → give a field several values, such as --batch_size=16,32,64, or --seeds=3",
+            recipe=source,
         )
     trials = settings
     if seeds != [None]:
+        if "prune" in options:
+            raise InputError(
+                "prune: stops a setting's bad seeds and keeps its good ones, so its mean is too low → leave out --prune"
+            )
         trials = [replace(each, name=f"{each.name}_seed-{seed}", seed=seed) for seed in seeds for each in settings]
     sweep = Sweep(
         name=name,
@@ -150,10 +158,16 @@ def _read_words(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[An
         elif "," in text:
             parts = [part.strip() for part in text.split(",") if part.strip()]
             values = [configs.parse_overrides([f"--{key}={part}"])[key] for part in parts]
-            swept[key] = list(dict.fromkeys(values))
+            swept[key] = values
         else:
             fixed.append(word)
     return configs.parse_overrides(fixed), swept, ranges
+
+
+def _check_distinct(swept: Mapping[str, Sequence[Any]]) -> None:
+    for key, values in swept.items():
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise InputError("{key}: {value} is listed twice → --seeds=2 repeats a setting", key=key, value=twice[0])
 
 
 def _range(key: str, low: float, high: float) -> tuple[float, float]:

@@ -26,11 +26,10 @@ from hfgpt.base.language import _, listed
 from hfgpt.base.lock import FolderLock, Holder, holder_of, machine
 from hfgpt.base.terminal import say
 from hfgpt.runs.metrics import Record, series
-from hfgpt.sweep.definition import Sweep, Trial
+from hfgpt.sweep.definition import STARTUP_TRIALS, Sweep, Trial
 
-# Optuna's median rule: from the fifth finished trial on, and past this share of a trial, one whose evaluation is worse
+# Optuna's median rule: once STARTUP_TRIALS have finished, and past this share of a trial, one whose evaluation is worse
 # than the others' median at the same share is hopeless.
-STARTUP_TRIALS = 4
 WARMUP_PERCENT = 25
 
 ENTRY = b'{"op_code":'  # how each line of Optuna's journal begins

@@ -26,7 +26,7 @@ from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.runs.answer import ended
 from hfgpt.sweep import report, training
-from hfgpt.sweep.definition import Sweep, Trial, equalised
+from hfgpt.sweep.definition import STARTUP_TRIALS, Sweep, Trial, equalised
 from hfgpt.sweep.storage import Claim, Storage, wait_for
 from hfgpt.sweep.training import Signals, records
 
@@ -121,6 +121,11 @@ def _run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> Path
         plural("{folder}: {n} trial of {name}, equal {equal}", "{folder}: {n} trials of {name}, equal {equal}",
                len(sweep.trials), folder=sweep.folder, name=sweep.name, equal=_(sweep.equal))
     )  # fmt: skip
+    if sweep.prune and len(sweep.trials) <= STARTUP_TRIALS:
+        say(
+            _("--prune stops nothing here: it begins once {n} trials have finished, with a trial after them",
+              n=STARTUP_TRIALS)
+        )  # fmt: skip
     seconds = _measure_steps(sweep, train, say) if sweep.equal == "time" else {}
     ended = ("finished", "failed", "diverged", "pruned")
     done = [name for name, outcome in storage.outcomes().items() if outcome.startswith(ended)]

@@ -126,6 +126,11 @@ def test_a_random_search_leaves_out_what_is_not_valid(define: Callable[..., Swee
     [
         ((), {}, "nothing to sweep"),
         (("--batch_size=4",), {}, "nothing to sweep"),
+        (("--learning_rate=3e-3,0.003",), {}, r"learning_rate: 0\.003 is listed twice → --seeds=2"),
+        (("--learning_rate=3e-3,3e-3",), {"seeds": "2"}, r"learning_rate: 0\.003 is listed twice"),
+        (("--seed=1,1",), {}, "seed: 1 is listed twice"),
+        (("--batch_size=4,8",), {"seeds": "2", "prune": "true"}, "prune: stops a setting's bad seeds"),
+        (("--batch_size=4,8", "--seed=1,2"), {"prune": "true"}, "so its mean is too low → leave out --prune"),
         (("--batch_size=4,x",), {}, "batch_size = 'x': must be an integer"),
         (("--batchsize=4,8",), {}, "did you mean 'batch_size'"),
         (("--n_head=1,3",), {}, "n_head = 3: must divide n_embd"),
@@ -660,6 +665,28 @@ def test_seeds_may_be_listed_and_added(define: Callable[..., Sweep]) -> None:
         define("--learning_rate=0.01,0.02", "--seed=1,2", seeds="2")
 
 
+@pytest.mark.parametrize(
+    ("words", "options", "seeds"),
+    [
+        ((), {"seeds": "3"}, [1337, 1338, 1339]),
+        (("--seed=1,2",), {}, [1, 2]),
+        (("--dropout=0.1",), {"seeds": "2"}, [1337, 1338]),
+    ],
+)
+def test_seeds_alone_measure_the_spread_of_the_recipe(
+    define: Callable[..., Sweep], tmp_path: Path, words: tuple[str, ...], options: dict[str, str], seeds: list[int]
+) -> None:
+    made = define(*words, **options)
+    assert [(trial.name, trial.label) for trial in made.trials] == [
+        (f"small_seed-{seed}", f"small, seed={seed}") for seed in seeds
+    ]
+    text = trials.run(made, seeded(tmp_path), lambda _: None).read_text()
+    [row] = report(made)["settings"]
+    assert (row["label"], row["seeds"], row["behind"]) == ("small", len(seeds), None)
+    assert f"- Over {len(seeds)} seeds the mean is {row['mean']:.4f}, with a 95% interval of {row['low']:.4f}" in text
+    assert f"spread by {row['spread']:.4f} (standard deviation)" in text
+
+
 def test_each_parameter_by_itself_and_what_to_try_beyond_the_edge(define: Callable[..., Sweep], tmp_path: Path) -> None:
     made = define("--learning_rate=0.01,0.02,0.04", "--dropout=0,0.1")
     text = trials.run(made, seeded(tmp_path), lambda _: None).read_text()
@@ -693,3 +720,13 @@ def test_hopeless_trials_are_pruned_when_asked(define: Callable[..., Sweep], tmp
     without = define(words.replace("0.4", "0.25"), out_dir=str(tmp_path / "without"))
     trials.run(without, [str(script)], lambda _: None)
     assert {row["outcome"] for row in report(without)["runs"]} == {"finished"}
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_a_sweep_that_is_too_small_to_prune_says_so(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path], count: int
+) -> None:
+    told: list[str] = []
+    made = define("--learning_rate=" + ",".join(f"0.{place}1" for place in range(count)), prune="true")
+    trials.run(made, [str(stand_in())], told.append)
+    assert any("--prune stops nothing here" in line for line in told) is (count == 4)
