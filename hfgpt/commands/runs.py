@@ -62,10 +62,13 @@ def compare(words: list[str]) -> None:
         [
             ("out/batch16 out/batch32 out/batch64", _("report.md, report.json and PNG files in out/compare")),
             ("out/a out/b --out_dir=out/a_or_b", _("... in another folder")),
+            ("out/sweep-quick_experiment-dropout", _("the trials of a sweep")),
         ],
         _("Run folders, a Trainer's trainer_state.json and nanoGPT's printed logs can be mixed."),
     )
-    parser.argument("runs", _("OUT"), _("run folders (or trainer_state.json, nanoGPT logs)"), many=True)
+    parser.argument(
+        "runs", _("OUT"), _("run folders (or a sweep's folder, trainer_state.json, nanoGPT logs)"), many=True
+    )
     parser.option("out_dir", _("DIR"), _("where the report goes (out/compare)"), default="out/compare")
     parser.flag("no_samples", _("leave out what each model writes"))
     arguments = parser.read(words)

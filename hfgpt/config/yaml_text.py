@@ -146,6 +146,13 @@ def corpora(dataset: str) -> list[tuple[str, float]]:
     return [(entry["name"], float(entry["weight"])) for entry in entries]
 
 
+def in_short(dataset: str) -> str:
+    """Return a mix as its weights and corpora, such as "3 a.txt + 1 b.txt"; a single corpus unchanged."""
+    if _entries(dataset) is None:
+        return dataset
+    return " + ".join(f"{weight:g} {name}" for name, weight in corpora(dataset))
+
+
 def named(val_datasets: str | None) -> list[tuple[str, str]]:
     """Return (name, source) for each entry of `val_datasets`; without ``name=``, the name is the source's last part."""
     parts = [part.strip() for part in (val_datasets or "").split(",") if part.strip()]

@@ -70,24 +70,26 @@ def _exported(comparison: Comparison) -> list[str]:
         "The models kept are those of each run's lowest loss: {low:.4f} with {first}, up to {high:.4f} with {last}.",
         low=low, first=first.label, high=high, last=last.label,
     )  # fmt: skip
-    close = near(low, high) and comparison.ranking is None
+    close = near(low, high) and comparison.ranking is None and not comparison.measured_on
     return [sentences(sentence, _("Another seed may reverse their order.") if close else "")]
 
 
 def _certainty(comparison: Comparison) -> list[str]:
     """Say whether the best setting is better by more than chance."""
     if comparison.ranking is not None:
-        lost = [setting for setting in comparison.ended if len(setting.finals) < len(setting.entries)]
+        lost = [setting for setting in comparison.ended if len(setting.finals) < len(setting.by_seed)]
         unpaired = any(each is not None and not each.paired for each in comparison.ranking.behind.values())
         return [
             *statistics.in_words(comparison.ranking),
             *([_("The settings read the text in different orders, so seeds are not compared in pairs "
                  "(Welch's t-test).")] if unpaired and not comparison.same_order else []),
             *(_("{setting}: {lost} of {all} seeds ended without a loss, and the mean leaves them out.",
-                setting=setting.label, lost=len(setting.entries) - len(setting.finals), all=len(setting.entries))
+                setting=setting.label, lost=len(setting.by_seed) - len(setting.finals), all=len(setting.by_seed))
               for setting in lost),
         ]  # fmt: skip
     best, *others = comparison.ended
+    if comparison.measured_on:  # a seed does not make other texts comparable
+        return []
     if others and not indistinct(best.final, others[0].final) and near(best.final, others[0].final):
         return [
             _("The second, {second}, is {difference:.4f} behind, less than {share:.0%}: another seed may reverse their "
@@ -241,20 +243,18 @@ def _trouble(comparison: Comparison) -> list[str]:
     """Say which runs had trouble, with the seeds of a setting together."""
     sentences = []
     for setting in comparison.settings:
-        troubles = dict[str, list[str]]()  # the trouble → its runs
-        for entry in setting.entries:
+        troubles = dict[str, set[int]]()  # the trouble → its seeds
+        for seed, entry in [(seed, entry) for seed, entries in setting.by_seed.items() for entry in entries]:
             trouble = [kind for kind in kinds(comparison, entry) if kind != "healthy"]
             if entry.outcome not in ("finished", "running"):
-                troubles.setdefault(ended(entry.outcome), []).append(entry.label)
+                troubles.setdefault(ended(entry.outcome), set()).add(seed)
             elif trouble:
-                troubles.setdefault(titles(trouble), []).append(entry.label)
-        for what, labels in troubles.items():
-            if len(setting.entries) > 1:
-                seeds = {"n": len(labels), "all": len(setting.entries)}
-                what = _("{what} ({n} of {all} seeds)", what=what, **seeds)
-            sentences.append(
-                _("{label}: {what}", label=labels[0] if len(setting.entries) == 1 else setting.label, what=what)
-            )
+                troubles.setdefault(titles(trouble), set()).add(seed)
+        for what, seeds in troubles.items():
+            if len(setting.by_seed) > 1:
+                what = _("{what} ({n} of {all} seeds)", what=what, n=len(seeds), all=len(setting.by_seed))
+            label = setting.entries[0].label if len(setting.entries) == 1 else setting.label
+            sentences.append(_("{label}: {what}", label=label, what=what))
     return [_("The diagnosis of the single runs: {list}.", list=_("; ").join(sentences))] if sentences else []
 
 

@@ -20,9 +20,10 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, listed, plural
 from hfgpt.base.terminal import visible
 from hfgpt.config import Config, group_of, with_role
+from hfgpt.config.yaml_text import in_short
 from hfgpt.runs import diagnose, markdown, metrics, plots, segments
 from hfgpt.runs.facts import Facts
-from hfgpt.runs.history import History, read_run
+from hfgpt.runs.history import History, read_run, trials_of
 from hfgpt.runs.statistics import Ranking, rank
 
 # Fields derived from another one (min_lr from learning_rate), and the seed, are not differences of their own.
@@ -107,17 +108,27 @@ class Setting:
     entries: list[Entry]
 
     @property
+    def by_seed(self) -> dict[int, list[Entry]]:
+        """The runs by seed; a run without a recipe has a seed of its own. Runs of one seed are repetitions."""
+        groups: dict[int, list[Entry]] = {}
+        for place, entry in enumerate(self.entries):
+            groups.setdefault(entry.config.seed if entry.config else -1 - place, []).append(entry)
+        return groups
+
+    @property
+    def drawn(self) -> list[Entry]:
+        """One run of each seed: the first that has a final loss."""
+        return [next((e for e in same if e.final is not None), same[0]) for same in self.by_seed.values()]
+
+    @property
     def finals(self) -> dict[int, float]:
-        """The final losses by seed; a run without a recipe is keyed by its position."""
-        return {
-            entry.config.seed if entry.config else place: entry.final
-            for place, entry in enumerate(self.entries)
-            if entry.final is not None
-        }
+        """The final losses by seed, each the mean of its repetitions."""
+        means = {seed: mean([entry.final for entry in entries]) for seed, entries in self.by_seed.items()}
+        return {seed: loss for seed, loss in means.items() if loss is not None}
 
     @property
     def final(self) -> float | None:
-        return mean([entry.final for entry in self.entries])
+        return mean(list(self.finals.values()))
 
     def value(self, key: str) -> Any:
         """Return a value of the setting, or 'parameters'."""
@@ -203,13 +214,16 @@ class Comparison:
 def of_folders(sources: Sequence[str | Path]) -> Comparison:
     """Compare the runs of some folders, labelled by the recipe fields in which they differ, otherwise by name.
 
+    A sweep's folder stands for its trials.
+
     Raises:
         InputError: there are fewer than two runs, or one cannot be read.
     """
+    sources = [folder for source in sources for folder in trials_of(Path(source)) or [Path(source)]]
     if len(sources) < 2:
         raise InputError("compare: needs at least two runs → {command} …", command=typed("compare", "OUT1", "OUT2"))
     runs = [read_run(source) for source in sources]
-    dumps = [run.config.model_dump(exclude={*with_role("output")}) if run.config else {} for run in runs]
+    dumps = [_readable(run.config) if run.config else {} for run in runs]
     differing = [key for key in Config.model_fields if len({repr(dump.get(key)) for dump in dumps}) > 1]
     keys = [key for key in differing if key not in DERIVED]
     settings = [[dump.get(key) for key in keys] for dump in dumps]
@@ -226,6 +240,11 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
         shared = (setting or _("all runs")) if seeds and few else ""
         entries.append(Entry(label, values, run, "running" if unfinished else "finished", setting=shared))
     return Comparison("", _apart(entries), remarks=_changes(entries), sections=_measured(entries))
+
+
+def _readable(config: Config) -> dict[str, Any]:
+    """Return the fields that can differ between runs; a mix as its corpora and weights, without JSON."""
+    return {**config.model_dump(exclude={*with_role("output")}), "dataset": in_short(config.dataset)}
 
 
 def _changes(entries: Sequence[Entry]) -> list[str]:
@@ -253,7 +272,7 @@ def _measured(entries: Sequence[Entry]) -> list[str]:
     lines += [f"| {_('run')} | {' | '.join(markdown.code(key) for key in keys)} |", "|:--" + "|--:" * len(keys) + "|"]
     for entry, measured in zip(entries, figures, strict=True):
         cells = [f"{measured[key]:.4f}" if key in measured else "" for key in keys]
-        lines.append(f"| {markdown.text(entry.label)} | {' | '.join(cells)} |")
+        lines.append(f"| {markdown.cell(entry.label)} | {' | '.join(cells)} |")
     return lines
 
 

@@ -69,9 +69,22 @@ def _record_file(source: Path) -> Path:
     for candidate in (source / metrics.FILE_NAME, source / "trainer_state.json", *reversed(by_step)):
         if candidate.is_file():
             return candidate
+    if trials := trials_of(source):
+        raise InputError(
+            "{source}: is a sweep of {n} runs, such as {run} → name one of them; {report} compares them",
+            source=source,
+            n=len(trials),
+            run=trials[0],
+            report=source / "report.md",
+        )
     raise InputError(
         "{source}: no run here; it has neither {name} nor trainer_state.json", source=source, name=metrics.FILE_NAME
     )
+
+
+def trials_of(source: Path) -> list[Path]:
+    """Return the runs of a sweep's folder; empty if it is not one."""
+    return sorted(record.parent for record in source.glob(f"trials/*/{metrics.FILE_NAME}"))
 
 
 def _recipe_beside(path: Path) -> Config | None:

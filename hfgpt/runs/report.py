@@ -20,7 +20,7 @@ from hfgpt.runs.comparison_plots import By, Curve, Point
 from hfgpt.runs.plots import drawing
 from hfgpt.runs.statistics import Difference
 
-SAMPLED = 8  # most runs whose samples are shown
+SAMPLED = 8  # most settings of which a sample is shown
 
 
 def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> Path:
@@ -28,7 +28,7 @@ def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> P
 
     Args:
         folder: created if missing; files of an earlier report are replaced.
-        samples: whether to show a text from each model (up to 8), sampled with the same seed; imports torch.
+        samples: whether to show a text of each setting (up to 8), sampled with the same seed; imports torch.
 
     Raises:
         InputError: the folder cannot be written.
@@ -37,7 +37,7 @@ def write(comparison: Comparison, folder: str | Path, samples: bool = True) -> P
     check_writable(folder, "out_dir")
     folder.mkdir(parents=True, exist_ok=True)
     if samples:
-        _sample(comparison.entries)
+        _sample(comparison.settings)
     with drawing():  # the figures use these labels too
         figures = _draw(comparison, folder)
     sentences = [*answer.answer(comparison), *comparison.remarks]
@@ -124,7 +124,7 @@ def _draw(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def _curve(setting: Setting) -> Curve | None:
-    runs = [entry.run for entry in setting.entries if entry.run is not None]
+    runs = [entry.run for entry in setting.drawn if entry.run is not None]
     if not runs:
         return None
     entry = next((entry for entry in setting.entries if entry.outcome != "finished"), setting.entries[0])
@@ -139,7 +139,7 @@ def _curve(setting: Setting) -> Curve | None:
 def _draw_ends(comparison: Comparison, key: str, folder: Path) -> Path | None:
     others = [k for k in comparison.keys if k != key] if key != "parameters" else []
     points = []
-    for entry in comparison.entries:
+    for entry in [entry for setting in comparison.settings for entry in setting.drawn]:
         value = entry.value(key)
         if value is None or (entry.final is None and entry.outcome == "running"):
             continue
@@ -159,18 +159,25 @@ def _draw_ends(comparison: Comparison, key: str, folder: Path) -> Path | None:
     return comparison_plots.final_loss_against(key, points, folder / name, unit, heading, joined=joined)
 
 
-def _sample(entries: Sequence[Entry]) -> None:
-    """Sample from each exported model with the same seed, as in the chapter's third experiment."""
+def _sample(settings: Sequence[Setting]) -> None:
+    """Sample from each setting's first exported model with the same seed, as in the chapter's third experiment."""
     from hfgpt.inference import exported, sampling
 
-    for entry in entries[:SAMPLED]:
-        folder = entry.run.path.parent if entry.run else None
-        if folder is None or entry.sample or not (folder / "model.safetensors").is_file():
+    for setting in settings[:SAMPLED]:
+        entry = next((entry for entry in setting.entries if _model(entry)), None)
+        folder = _model(entry) if entry else None
+        if entry is None or folder is None or entry.sample:
             continue
         model, tokenizer = exported.load_folder(folder, "cpu")
         prompt = entry.config.sample_prompt if entry.config else "\n"
         text = "".join(sampling.generate(model, tokenizer, prompt, sampling.Sampling(max_new_tokens=200)))
         entry.sample = prompt + text
+
+
+def _model(entry: Entry) -> Path | None:
+    """Return the folder of a run's exported model."""
+    folder = entry.run.path.parent if entry.run else None
+    return folder if folder and (folder / "model.safetensors").is_file() else None
 
 
 def _alternative(stem: str) -> str:
@@ -190,7 +197,7 @@ PICTURES = {
 
 
 def _markdown(comparison: Comparison, sentences: Sequence[str], figures: Sequence[Path]) -> str:
-    lines = [f"# {markdown.text(comparison.heading)}", ""]
+    lines = [f"# {markdown.cell(comparison.heading)}", ""]
     if comparison.question:
         lines += [_("**Question:** {question}", question=markdown.cell(comparison.question)), ""]
     lines += [*(f"- {markdown.cell(sentence)}" for sentence in sentences), ""]
@@ -209,7 +216,7 @@ def _markdown(comparison: Comparison, sentences: Sequence[str], figures: Sequenc
     if written:
         lines += ["", "## " + _("What each model writes"), ""]
     for entry in written:
-        lines += [_("{label}:", label=markdown.text(entry.label)), "", markdown.block(entry.sample), ""]
+        lines += [_("{label}:", label=markdown.cell(entry.label)), "", markdown.block(entry.sample), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -13,6 +13,7 @@ from hfgpt.base.language import _, plural
 from hfgpt.base.units import duration, seconds_of
 from hfgpt.config import EMBEDDED_DATASET
 from hfgpt.config.fields import SAMPLE_TOKENS
+from hfgpt.config.yaml_text import corpora
 from hfgpt.model.gpt2 import parameter_count
 from hfgpt.runs import card, diagnose, metrics
 from hfgpt.train.collective import patiently
@@ -35,6 +36,14 @@ def introduce(run: Run) -> None:
             val=len(corpus.val),
         )
     )
+    if len(corpora(config.dataset)) > 1 and corpus.train_tokens is not None:
+        run.display.say(
+            _(
+                "the mix has these tokens until its first corpus has been read once; its corpora have {n:,} training "
+                "tokens in all",
+                n=corpus.train_tokens,
+            )
+        )
     what = {
         "tokens": config.tokens_per_iter,
         "processes": run.accelerator.num_processes,

@@ -263,6 +263,83 @@ def test_a_seed_that_diverged_is_told(tmp_path: Path) -> None:
     assert "learning_rate=0.003: 1 of 3 seeds ended without a loss" in "\n".join(answer(made))
 
 
+def test_a_setting_and_seed_run_twice_are_one_seed_with_one_mean(tmp_path: Path) -> None:
+    runs = {
+        "a": (1e-3, 1, 1.8),
+        "b": (1e-3, 2, 1.9),
+        "again": (1e-3, 1, 1.84),
+        "c": (3e-3, 1, 2.0),
+        "d": (3e-3, 2, 2.1),
+    }
+    folders = [
+        make_run(tmp_path / name, loss, learning_rate=rate, seed=seed, max_iters=100)
+        for name, (rate, seed, loss) in runs.items()
+    ]
+    made = compare.of_folders(folders)
+    for entry in made.entries:
+        entry.kinds = ["underfitting"]
+    said = "\n".join(answer(made))
+    assert "The lowest final validation loss is 1.8600, with learning_rate=0.001" in said
+    assert "ended without a loss" not in said
+    assert "learning_rate=0.001: underfitting (2 of 2 seeds)" in said
+    path = report.write(made, tmp_path / "out", samples=False)
+    settings = json.loads(path.with_suffix(".json").read_text())["settings"]
+    assert [(row["seeds"], round(row["mean"], 4)) for row in settings] == [(2, 1.86), (2, 2.05)]
+    assert [len(setting.drawn) for setting in made.settings] == [2, 2]
+
+
+def test_labels_of_a_sample_are_printed_as_they_are_in_the_table(tmp_path: Path) -> None:
+    made = entries(tmp_path, "dropout", {0.0: 1.9, 0.2: 2.1})
+    made[0].label, made[0].sample = "learning_rate=0.003, seed=1 (1)", "To be"
+    path = report.write(Comparison("tiny (1)", made), tmp_path / "out", samples=False)
+    assert path.read_text().startswith("# tiny (1)\n")
+    assert "\nlearning_rate=0.003, seed=1 (1):\n" in path.read_text()
+
+
+def test_one_seed_of_each_setting_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = seeded(tmp_path, {1e-3: [1.80, 1.82, 1.84], 3e-3: [1.90, 1.93, 1.94]})
+    for entry in made.entries[1:]:  # the first run left no model
+        assert entry.run
+        (entry.run.path.parent / "model.safetensors").touch()
+    monkeypatch.setattr("hfgpt.inference.exported.load_folder", lambda folder, device: (folder, None))
+    monkeypatch.setattr("hfgpt.inference.sampling.generate", lambda *given: [f" by {given[0].name}"])
+    text = report.write(made, tmp_path / "out").read_text()
+    assert [entry.label for entry in made.entries if entry.sample] == [
+        "learning_rate=0.001, seed=1",
+        "learning_rate=0.003, seed=0",
+    ]
+    assert text.count("```text") == 2
+
+
+def test_a_seed_is_no_advice_where_texts_differ(tmp_path: Path) -> None:
+    made = [make_run(tmp_path / name, loss, dataset=f"{name}.txt") for name, loss in (("a", 2.0), ("b", 2.001))]
+    said = " ".join(answer(compare.of_folders(made)))
+    assert "cannot be compared" in said
+    assert "seed" not in said
+
+
+def test_a_mix_is_named_by_its_weights_and_corpora(tmp_path: Path) -> None:
+    mix = [{"name": "a.txt", "weight": 3}, {"name": "[b].txt", "weight": 0.5}]
+    made = [make_run(tmp_path / "mix", 2.0, dataset=mix), make_run(tmp_path / "alone", 2.1, dataset="a.txt")]
+    for folder, record in ((made[0], {"accuracy/x": 0.5}), (made[1], {"accuracy/x": 0.4})):
+        MetricsWriter(folder / "metrics.jsonl").write(100, **record)
+    found = compare.of_folders(made)
+    assert [entry.label for entry in found.entries] == ["dataset=3 a.txt + 0.5 [b].txt", "dataset=a.txt"]
+    text = report.write(found, tmp_path / "out", samples=False).read_text()
+    assert text.count("| dataset=3 a.txt + 0.5 [b].txt |") == 2, "in both tables alike"
+
+
+def test_a_sweeps_folder_stands_for_its_trials(tmp_path: Path) -> None:
+    for rate in (1e-3, 3e-3):
+        make_run(tmp_path / f"sweep/trials/learning_rate-{rate}", 2.0, learning_rate=rate)
+    (tmp_path / "sweep/trials/waiting").mkdir()
+    other = make_run(tmp_path / "other", 1.9, learning_rate=1e-2)
+    found = compare.of_folders([tmp_path / "sweep", other])
+    assert [entry.label for entry in found.entries] == [f"learning_rate={rate}" for rate in (0.001, 0.003, 0.01)]
+    with pytest.raises(InputError, match=r"sweep: is a sweep of 2 runs, such as .*learning_rate-0\.001 → name one"):
+        read_run(tmp_path / "sweep")
+
+
 def test_the_best_rate_is_not_called_too_high(tmp_path: Path) -> None:
     made = entries(tmp_path, "learning_rate", {1e-4: 2.2, 1e-2: 1.8, 1e-1: 1.9})
     for entry in made[1:]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +116,17 @@ def test_a_file_that_is_not_there(tiny: dict[str, Any]) -> None:
         config.build(tiny | {"eval_tasks_interval": 6}, "test")
 
 
-def test_each_corpus_of_a_mix_has_its_loss(tiny: dict[str, Any], tmp_path: Path) -> None:
+def test_each_corpus_of_a_mix_has_its_loss(
+    tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capitals = tmp_path / "capitals.txt"
     capitals.write_text(Path(tiny["dataset"]).read_text().upper())
     mix = [{"name": tiny["dataset"], "weight": 3}, {"name": str(capitals), "weight": 1}]
     records = metrics.read(do_train(tiny | {"dataset": mix}) / "metrics.jsonl")
+    said = capsys.readouterr().out
+    [blended] = re.findall(r"([\d,]+) training and", said)
+    [both] = re.findall(r"until its first corpus has been read once; its corpora have ([\d,]+) training tokens", said)
+    assert int(blended.replace(",", "")) < int(both.replace(",", ""))
     for name in ("tiny.txt", "capitals.txt"):
         steps, losses = metrics.series(records, f"val_loss/{name}")
         assert steps == [0, 4, 8]
