@@ -202,13 +202,17 @@ def _ahead(facts: Facts) -> str | None:
     """Predict from the fitted learning curve: the end of a run in progress, or of one twice as long."""
     config = facts.config
     assert config is not None, "the schedule is the recipe's"
-    curve = laws.fit_curve(facts.eval_steps, facts.val, lambda step: learning_rate(step, config))
-    if curve is None:
-        return _still_falls(facts) if facts.finished else None
+
+    def rate(step: int) -> float:
+        return learning_rate(step, config)
+
     if not facts.finished:
-        expected = curve.at(config.max_iters)
-        return _("At its end, step {step:,}, the validation loss is expected at {loss}.",
-                 step=config.max_iters, loss=expected)  # fmt: skip
+        end = laws.end_of_run(facts.eval_steps, facts.val, rate, facts.past_warmup, config.max_iters)
+        return end and _("At its end, step {step:,}, the validation loss is expected at {loss}.",
+                         step=config.max_iters, loss=end)  # fmt: skip
+    curve = laws.fit_curve(facts.eval_steps, facts.val, rate)
+    if curve is None:
+        return _still_falls(facts)
     more = longer(facts)
     if _memorises(facts):
         return _(
@@ -219,6 +223,8 @@ def _ahead(facts: Facts) -> str | None:
     length = {"max_iters": 2 * config.max_iters}
     twice = config.model_copy(update={**length, **following(config, length)})
     expected = curve.at(twice.max_iters, lambda step: learning_rate(step, twice))
+    if not expected.telling:
+        return _still_falls(facts)
     if expected.loss + expected.half / 2 > facts.val[-1]:  # not likely enough to be lower: a chance of five in six
         return _level(facts)
     return _("A run of {steps:,} more steps would end at about {loss}: {override}",

@@ -27,6 +27,7 @@ CONFIDENCE = 0.95
 LEAST = 4  # fewest points to which a curve is fitted
 MOST = 40  # most points in a fit: more add nothing, since the drift correlates neighbours
 BEGIN = 0.08  # first share of the steps, left out: the fall from chance follows another law
+WIDEST = 0.25  # of the loss: half an interval as wide as this says nothing
 GRID = 1000  # points at which a schedule is sampled
 
 # The laws on the grid: the exponent with its prior (mean, deviation), the initial S1, the memory of S2 (both as shares
@@ -53,6 +54,11 @@ class Prediction:
     def half(self) -> float:
         """Half the interval's width."""
         return (self.high - self.low) / 2
+
+    @property
+    def telling(self) -> bool:
+        """Whether the interval is narrow enough to say something; one that reaches below 0 is not."""
+        return self.half <= WIDEST * self.loss
 
     def __str__(self) -> str:
         return f"{self.loss:.2f} ± {max(self.half, 0.01):.2f}"
@@ -106,6 +112,22 @@ def fit_curve(steps: Sequence[float], losses: Sequence[float], rate: Rate | None
     kept = np.unique(np.linspace(0, len(points) - 1, min(len(points), MOST)).round().astype(int))
     chosen = np.array(points, dtype=np.float64)[kept]
     return Curve(chosen[:, 0], chosen[:, 1], rate or (lambda step: 1.0))
+
+
+def end_of_run(steps: Sequence[float], losses: Sequence[float], rate: Rate, warmup: int, end: int) -> Prediction | None:
+    """Predict the loss of a run's last step.
+
+    Args:
+        steps, losses, rate: as for :func:`fit_curve`.
+        warmup: the last step of the warm-up, from which nothing can be told of the rest.
+        end: the last step.
+
+    Returns:
+        The prediction; None inside the warm-up, of a short record, or if its interval is too wide to say anything.
+    """
+    curve = fit_curve(steps, losses, rate) if steps and steps[-1] > warmup else None
+    expected = curve.at(end) if curve is not None else None
+    return expected if expected is not None and expected.telling else None
 
 
 Travelled = tuple[Array, Array]

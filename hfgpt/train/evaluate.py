@@ -93,10 +93,12 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
 
 
 def forecast(run: Run) -> laws.Prediction | None:
-    """Return the validation loss that the record predicts for the last step; None if the record is too short."""
+    """Return the validation loss that the record predicts for the last step; None if it cannot tell yet."""
     steps, losses = metrics.series(metrics.read(run.metrics.path), "val_loss")
-    curve = laws.fit_curve(steps, losses, lambda step: learning_rate(step, run.config))
-    return None if curve is None else curve.at(run.config.max_iters)
+    config = run.config
+    return laws.end_of_run(
+        steps, losses, lambda step: learning_rate(step, config), config.warmup_iters or 0, config.max_iters
+    )
 
 
 def push(run: Run) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs.history import read_run
-from hfgpt.runs.laws import Curve, fit_curve
+from hfgpt.runs.laws import Curve, end_of_run, fit_curve
 
 CURVES = Path(__file__).parents[1] / "fixtures" / "curves"
 FALLING = sorted(path.name for path in CURVES.iterdir() if path.name.startswith(("healthy.", "underfitting.")))
@@ -75,3 +75,24 @@ def test_numbers_that_are_not_finite_and_short_curves() -> None:
 def test_fitting_needs_neither_torch_nor_scipy() -> None:
     code = "import sys, hfgpt.runs.laws; assert not {'torch', 'transformers', 'scipy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_forecast_that_cannot_tell_is_not_made() -> None:
+    """A run of 40 steps that goes on to 5,000: its evaluations so far say nothing of the end."""
+
+    def rate(step: int) -> float:
+        return 3e-3 * min(1.0, step / 250)
+
+    steps = list(range(0, 81, 10))
+    losses = [5.79, 4.53, 3.80, 3.57, 3.51, 3.45, 3.42, 3.40, 3.33]
+    curve = fit_curve(steps, losses, rate)
+    assert curve is not None
+    wide = curve.at(5000)
+    assert wide.low < 0
+    assert not wide.telling
+    assert end_of_run(steps, losses, rate, 0, 5000) is None, "too wide"
+    assert end_of_run(steps, losses, rate, 80, 100) is None, "inside the warm-up"
+    near = end_of_run(steps, losses, rate, 70, 100)
+    assert near is not None
+    assert near.half < 0.25 * near.loss
+    assert end_of_run([], [], rate, 0, 100) is None
