@@ -22,9 +22,11 @@ from conftest import ROOT
 from share import test_nanogpt
 from workshop import Workshop
 
+from hfgpt import config
 from hfgpt.commands.choice import COMMANDS as INSTALLED
 from hfgpt.commands.choice import SHARED
 from hfgpt.config import RENAMED, Config
+from hfgpt.model.schedule import learning_rate
 
 DOCS = ROOT / "docs"
 ENGLISH = sorted(path.relative_to(DOCS / "en") for path in (DOCS / "en").rglob("*.md"))
@@ -156,6 +158,19 @@ def test_what_a_page_has_one_type_works(page: str, place: Workshop) -> None:
                 raise AssertionError(f"{page}: {command}\n{error}") from None
     for program in workshop.blocks(TEXTS[page], "python"):
         place.program(program)
+
+
+@pytest.mark.parametrize("page", ["docs/en/going-on.md", "docs/zh/going-on.md"])
+def test_the_change_of_a_run_is_that_of_its_commands(page: str) -> None:
+    [*typed] = (shlex.split(command) for command in COMMANDS[page] if "--out_dir=out/trunk" in command)
+    before, now = (config.load(ROOT / words[2], [w for w in words[3:] if w != "--resume"]) for words in typed)
+    [block] = [block for block in workshop.blocks(TEXTS[page], "text") if "max_iters" in block]
+    told = re.findall(r"(\w+): (\w+) → (\w+)", block)
+    assert ("max_iters", str(before.max_iters), str(now.max_iters)) in told
+    assert [(key, str(getattr(before, key)), str(getattr(now, key))) for key, *_values in told] == told
+    rates = learning_rate(before.max_iters + 1, now), learning_rate(before.max_iters, before)
+    for shown in (str(before.max_iters), str(before.max_iters + 1), *(f"{rate:.3g}" for rate in rates)):
+        assert re.search(rf"(?<![\d.]){re.escape(shown)}(?![\d.])", block), shown
 
 
 def test_what_is_not_run_is_documented() -> None:

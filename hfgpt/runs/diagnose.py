@@ -208,8 +208,10 @@ def _ahead(facts: Facts) -> str | None:
 
     if not facts.finished:
         end = laws.end_of_run(facts.eval_steps, facts.val, rate, facts.past_warmup, config.max_iters)
-        return end and _("At its end, step {step:,}, the validation loss is expected at {loss}.",
-                         step=config.max_iters, loss=end)  # fmt: skip
+        if end is None:
+            return None
+        return _("At its end, step {step:,}, the validation loss is expected at {loss}.",
+                 step=config.max_iters, loss=end)  # fmt: skip
     curve = laws.fit_curve(facts.eval_steps, facts.val, rate)
     if curve is None:
         return _still_falls(facts)

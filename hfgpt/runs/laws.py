@@ -119,7 +119,7 @@ def end_of_run(steps: Sequence[float], losses: Sequence[float], rate: Rate, warm
 
     Args:
         steps, losses, rate: as for :func:`fit_curve`.
-        warmup: the last step of the warm-up, from which nothing can be told of the rest.
+        warmup: the last step of the warm-up, which does not show how the rest will fall.
         end: the last step.
 
     Returns:
