@@ -30,13 +30,15 @@ def device(changed: Config) -> Target:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_explained_in_both_languages(name: str) -> None:
+    """In whole sentences that are no other field's."""
     english, chinese = guide.entry(name, "en"), guide.entry(name, "zh")
     assert english.name == ""
-    for text in (english.meaning, english.when):
-        assert len(text) > 10
-        assert not re.search(r"[一-鿿]", text)
-    for text in (chinese.meaning, chinese.when):
-        assert re.search(r"[一-鿿]{4}", text)
+    for part in ("meaning", "when"):
+        text, translated = getattr(english, part), getattr(chinese, part)
+        assert re.fullmatch(r"[A-Za-z0-9][^一-鿿]*[.)]", text)
+        assert re.search(r"[一-鿿]{4}.*[。）]$", translated, flags=re.DOTALL)
+        for language, own in (("en", text), ("zh", translated)):
+            assert [field for field in FIELDS if getattr(guide.entry(field, language), part) == own] == [name]
     assert bool(english.more) == bool(english.less) == bool(chinese.more) == bool(chinese.less)
 
 
