@@ -177,6 +177,7 @@ class Config(BaseModel):
     save_total_limit: int = setting("run", N_("checkpoints"), 2, N_("Checkpoints to keep: the best and the latest are always among them"), ge=1, roles="output")
     license: str = setting("run", N_("the Hub's identifier"), "mit", N_("Licence of the trained model, for its card"), pattern=WORDS, roles="output")
     always_save_checkpoint: bool = setting("run", "", True, N_("Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end"), roles="local")
+    checkpoint_interval: int | None = setting("run", N_("optimizer steps"), None, N_("Save a checkpoint this often too, without evaluating"), N_("only at evaluations"), ge=1, roles="output")
     background_save: bool | Literal["auto"] = setting("run", "", "auto", N_("Write checkpoints and models in the background, from a copy in host memory; auto: on accelerators"))
     push_to_hub: bool | Literal["checkpoints"] = setting("run", "", False, N_("Push the model to the Hub whenever it is the best so far, in the background; 'checkpoints': also every checkpoint, so that another machine can continue"), roles="output")
     hub_model_id: str | None = setting("run", N_("name or user/name"), None, N_("Repository to push to"), N_("the run folder's name"), roles="output")
@@ -298,7 +299,7 @@ CALLED = {
     "记录工具": "report_to", "项目名": "project", "确定性计算": "deterministic", "自动适配内存": "fit",
     "进程等待上限": "process_timeout", "CPU 线程数": "cpu_threads", "数据处理进程数": "num_proc", "坏步上限": "max_bad_steps",
     "突增保护": "spike_guard", "训练文件夹": "out_dir", "时间上限": "max_time", "检查点数量上限": "save_total_limit",
-    "许可证": "license", "总是保存检查点": "always_save_checkpoint", "后台保存": "background_save", "上传到 Hub": "push_to_hub",
+    "许可证": "license", "总是保存检查点": "always_save_checkpoint", "检查点间隔": "checkpoint_interval", "后台保存": "background_save", "上传到 Hub": "push_to_hub",
     "Hub 仓库名": "hub_model_id", "私有仓库": "hub_private", "二进制词元类型": "bin_dtype", "时间预算": "time_budget",
     "其他验证集": "val_datasets", "评估任务": "eval_tasks", "任务评估间隔": "eval_tasks_interval",
 }  # fmt: skip

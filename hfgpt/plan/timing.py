@@ -80,7 +80,8 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
     evaluating += (times - 1) * measurements.seconds_per_sample  # nothing is sampled before the first step
     # A checkpoint and an export are the weights twice and the optimizer's averages once.
     written = 0.1 + 16 * parameters(config, survey.vocab_size).total / DISK
-    saving = (times - 1) * (measurements.seconds_per_save or written)
+    between = config.max_iters // config.checkpoint_interval if config.checkpoint_interval else 0
+    saving = (times - 1 + between) * (measurements.seconds_per_save or written)
     start = CARD_START if target.kind == "accelerator" else (target.speed and target.speed.start) or CPU_START
     total, spread = training + evaluating + saving + start, _spread(target, measured)
     speed = config.tokens_per_iter / measurements.seconds_per_step

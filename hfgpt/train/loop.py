@@ -127,10 +127,21 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
         else:
             run.display.advance(progress.step)
         horizon.look()
+        if checkpoint_due(run):
+            settle(run, running, keep=0)
+            with meter.saving():
+                progress.seconds = meter.seconds()
+                save(run)
     settle(run, running, keep=0)
     trace.close()
     stop_early(run, meter, stop, reason)
     return reason
+
+
+def checkpoint_due(run: Run) -> bool:
+    """Whether to save now, because checkpoint_interval is over and no evaluation is about to save."""
+    interval, step = run.config.checkpoint_interval, run.progress.step
+    return interval is not None and step % interval == 0 and not evaluation_due(run)
 
 
 def is_at_end(run: Run) -> bool:

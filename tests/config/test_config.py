@@ -449,6 +449,7 @@ def test_a_default_that_is_filled_in_is_said_in_words() -> None:
     assert words == {
         "dataset_config": "none",
         "vocab_size": "8192 with tokenizer 'bpe'",
+        "checkpoint_interval": "only at evaluations",
         "warmup_iters": "5% of max_iters, at most 2000",
         "lr_decay_iters": "max_iters; with hold_cosine and wsd 80% of it",
         "n_inner": "4 x n_embd",

@@ -85,6 +85,14 @@ def test_bfloat16_costs_what_the_processor_makes_of_it(
     assert unmeasured.core("float16") <= 0.1 * unmeasured.float32
 
 
+def test_checkpoints_between_evaluations_take_time_too() -> None:
+    def saving(**values: Any) -> float:
+        survey = survey_of(recipe(max_iters=1000, eval_interval=500, **values))
+        return timing.time(survey, find_target(survey.config)).saving_seconds
+
+    assert saving(checkpoint_interval=100) == pytest.approx(saving() * (2 + 10) / 2)
+
+
 def test_a_faster_machine_takes_less_time() -> None:
     shape = recipe(n_layer=4, n_head=4, n_embd=256, batch_size=16, block_size=128)
     slow = laws.step_seconds(shape, 330, "float32", ZEN4)

@@ -404,6 +404,19 @@ def test_checkpoints_only_of_the_best(tiny: dict[str, Any]) -> None:
     assert checkpoint.steps(folder) == sorted({16, best} - {0}, reverse=True)
 
 
+def test_checkpoints_between_evaluations_are_resumed_from_to_the_same_bits(tiny: dict[str, Any]) -> None:
+    values = tiny | {"dropout": 0.1, "eval_interval": 6, "save_total_limit": 9}
+    whole = do_train(values | {"out_dir": "whole"})
+    assert checkpoint.steps(whole) == [8, 6]
+    folder = do_train(values | {"out_dir": "more", "checkpoint_interval": 2})
+    assert checkpoint.steps(folder) == [8, 6, 4, 2]
+    for later in (8, 6):
+        shutil.rmtree(folder / f"checkpoint-{later}")
+    do_train(values | {"out_dir": "more", "checkpoint_interval": 2}, resume=True)
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert series(folder, "val_loss") == series(whole, "val_loss")
+
+
 def test_max_time_stops_politely(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     folder = do_train(tiny | {"max_time": "1s", "max_iters": 100_000, "eval_interval": 100_000, "warmup_iters": 1})
     [step] = checkpoint.steps(folder)
