@@ -30,7 +30,7 @@ def device(changed: Config) -> Target:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_is_explained_in_both_languages(name: str) -> None:
-    """In whole sentences that are no other field's."""
+    """In whole sentences, and in each field's own."""
     english, chinese = guide.entry(name, "en"), guide.entry(name, "zh")
     assert english.name == ""
     for part in ("meaning", "when"):
