@@ -62,6 +62,17 @@ def test_a_learning_rate_holds_over_four_times_the_width() -> None:
 
 
 @pytest.mark.parametrize("language", BOTH)
+def test_muons_rate_holds_too(language: str) -> None:
+    mean = rate_transfer.means(rate_transfer.read())
+    with_rule, without = (rate_transfer.apart(mean, rule) for rule in ("Muon muP", "Muon"))
+    assert with_rule < 1.5 < without
+    text = page(language, "experiments")
+    for rule in ("Muon", "Muon muP"):
+        assert all(f"{rate_transfer.best_rate(mean[rule, width]):.4f}" in text for width in rate_transfer.WIDTHS)
+    assert f"{without:.1f}" in text
+
+
+@pytest.mark.parametrize("language", BOTH)
 def test_the_study_says_what_was_measured(language: str) -> None:
     data, text = table("optimizer"), page(language, "experiments")
     by_seed = {name: {int(seed): loss for seed, loss in own.items()} for name, own in data["losses"].items()}
