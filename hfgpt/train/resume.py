@@ -38,6 +38,7 @@ def save(run: Run) -> None:
         OSError: the disk is full or not writable; earlier files are untouched.
     """
     accelerator, writer = run.accelerator, run.writer
+    wait_for_writes(run)
     weights, averages = model_tensors(run), optimizer_tensors(run)
     generators = {
         name: state for part in gather_object([states.generators(accelerator)]) for name, state in part.items()
@@ -73,6 +74,7 @@ def save(run: Run) -> None:
 def export_model(run: Run, then: Callable[[], None]) -> None:
     """Write the current model for Transformers into the run folder, then run the action that needs it. Collective."""
     writer, lock = run.writer, run.lock
+    wait_for_writes(run)
     weights = model_tensors(run)
     if run.main:
         weights, gpt2 = writer.copy("weights", weights), run.plain.gpt2
@@ -106,6 +108,18 @@ def optimizer_tensors(run: Run) -> dict[str, Tensor]:
     """Return the optimizer's averages by "<weight>/<average>", like :func:`model_tensors`. Collective."""
     averages = states.averages(run.accelerator, run.plain, run.optimizer, on_device=run.writer.background)
     return checkpoint.flatten({name.removeprefix("gpt2."): means for name, means in averages.items()})
+
+
+def wait_for_writes(run: Run) -> None:
+    """Wait, without a timeout, until the main process has written what is pending. Collective.
+
+    It could not copy before. Without this, the other processes would wait for it in the next step, and give up after
+    `process_timeout` on a slow disk.
+    """
+    if run.writer.background and run.accelerator.num_processes > 1:
+        with patiently(run.patience):
+            run.writer.wait()
+            run.accelerator.wait_for_everyone()
 
 
 def wait_for_main(run: Run) -> None:

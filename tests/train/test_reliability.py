@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -417,6 +418,19 @@ def test_a_lost_process_ends_the_others(
     assert "another process of this run has ended or cannot be reached" in output
     assert "--resume" in output
     assert checkpoint.newest_valid(folder, pytest.fail).state["step"] >= 20
+
+
+@pytest.mark.e2e
+def test_processes_wait_for_a_slow_disk_longer_than_for_each_other(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path]
+) -> None:
+    """The second checkpoint waits for the first, and the main process with it."""
+    values = {"max_iters": 10, "eval_interval": 4, "process_timeout": "3s", "background_save": True}
+    recipe, script = write_recipe(tiny | values), Path(__file__).parent / "slow_disk.py"
+    launcher = survival.start([sys.executable, *survival.TWO, str(script), str(recipe)], recipe.parent)
+    output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode == 0, output
+    assert checkpoint.steps(Path(tiny["out_dir"])) == [10, 8]
 
 
 # ------------------------------------------------------------------------------------------------------- 9. streaming
