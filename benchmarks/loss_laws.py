@@ -30,10 +30,10 @@ from hfgpt.plan.survey import BYTE_ENTRIES, Statistics
 # Each coefficient starts at its prior; its deviation (of the logarithm) limits how far the fit moves it.
 PRIORS = {
     "floor": (0.7, 0.3), "floor data": (0.05, 0.7),
-    "a": (0.15, 0.7), "alpha": (0.3, 0.3),
-    "b": (0.12, 0.7), "beta": (0.35, 0.3),
-    "c": (0.1, 0.7), "gamma": (0.7, 0.4),
-    "shape": (0.005, 1.0), "dropped": (0.1, 1.0),
+    "a": (0.21, 0.7), "alpha": (0.3, 0.3),
+    "b": (0.17, 0.7), "beta": (0.35, 0.3),
+    "c": (0.14, 0.7), "gamma": (0.7, 0.4),
+    "shape": (0.007, 1.0), "dropped": (0.14, 1.0),
     "muon steps": (1.8, 0.5), "muon tokens": (1.5, 0.5), "repeats": (8.0, 0.7), "bend": (1.1, 0.2),
     "adamw rate cost": (0.05, 0.5), "muon rate cost": (0.05, 0.5), "embedding rate cost": (0.02, 0.5),
     "embedding rate": (4e-3, 0.3),
@@ -42,13 +42,15 @@ PRIORS = {
 SIGNED = {
     "adamw rate": (float(np.log(4e-3)), 0.5), "adamw rate steps": (0.1, 0.07), "adamw rate width": (0.4, 0.15),
     "block": (0.05, 0.1), "block trained": (-0.03, 0.05), "muon trained": (0.0, 0.1), "size trained": (-0.03, 0.05),
-    "floor order": (0.0, 0.3), "muon rate": (float(np.log(0.03)), 0.4), "muon rate steps": (0.1, 0.07),
+    "floor order": (0.0, 0.5), "pairs": (0.8, 0.3), "triples": (0.6, 0.3),
+    "muon rate": (float(np.log(0.03)), 0.4), "muon rate steps": (0.1, 0.07),
     "muon rate width": (0.1, 0.1),
 }  # fmt: skip
 ODDS = ("odds", "odds epochs", "odds dropout", "odds width", "odds block", "odds text", "odds muon")
 NOISE = 0.04  # nats: the error of a loss over the blocks on which a row was evaluated
 TEXT = 0.1  # nats: the typical difference of a text from the law
 SHORT = 150  # steps; a shorter run counts half, since such runs are not planned
+INSIDE = 0.96  # share of the errors on known kinds of text inside an interval: a new kind errs more, and 95% are wanted
 USUAL = 300  # steps; from here on runs are like planned ones, for which the intervals are made
 
 CURVES = Path(__file__).parents[1] / "tests" / "fixtures" / "curves"
@@ -92,7 +94,7 @@ class Example(NamedTuple):
 
 
 # These are left out together.
-KINDS = dict.fromkeys(("tang300", "docs-zh", "hb-zh", "manzh"), "Chinese") | {"pylib": "code"}
+KINDS = dict.fromkeys(("tang300", "docs-zh", "handbook-zh", "manzh"), "Chinese") | {"pylib": "code"}
 
 
 def rows() -> list[dict[str, Any]]:
@@ -115,6 +117,8 @@ def examples(measured: Callable[[str, int], Statistics]) -> list[Example]:
         out.append(Example(recipe(row), row["vocabulary"], row["train_tokens"], text_of, row["best_val_loss"],
                            row["val_loss"], KINDS.get(row["text"], row["text"]), row["train_loss"]))  # fmt: skip
     for row in loss_pairs.rows():
+        if len(row["orders"]) < ngrams.ORDERS:
+            continue  # counted by an older measure, and its text is gone
         text_of, name = Statistics(row["orders"], row["characters"]), KINDS.get(row["text"], row["text"])
         tried = [(steps, ends, ends, steps / row["max_iters"]) for steps, ends in row["trials"]]
         for steps, best, end, share in [*tried, (row["max_iters"], row["best_val_loss"], row["val_loss"], 1.0)]:
@@ -149,6 +153,8 @@ def searched() -> list[Example]:
     out = []
     for path in sorted(TABLE.parent.glob("regret-*.jsonl")):
         known, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if len(known["orders"]) < ngrams.ORDERS:
+            continue  # as above
         name = path.stem.split("-", 1)[1].rpartition("-")[0]
         for line in lines:
             shape = {key: line["values"][key] for key in loss_pairs.SHAPE if key in line["values"]}
@@ -207,11 +213,21 @@ def fit(runs: Sequence[Example], start: np.ndarray | None = None) -> np.ndarray:
         return np.concatenate([(off + own[group]) / scale, vector])
 
     scale = np.array([NOISE if run.config.max_iters >= SHORT else 2 * NOISE for run in runs])
+
+    def slopes(vector: np.ndarray) -> np.ndarray:
+        out, base, step = np.array(offsets), errors(vector), 1e-5
+        for i in range(known):
+            out[:, i] = (errors(vector + step * np.eye(1, len(vector), i)[0]) - base) / step
+        return out
+
     known = len(PRIORS) + len(SIGNED)
     texts, group = np.unique([str(run.text.orders) for run in runs], return_inverse=True)
     begin = np.zeros(known + len(texts))
     begin[:known] = 0 if start is None else start
-    return least_squares(errors, begin, loss="soft_l1", f_scale=1.5, max_nfev=40 if start is None else 12).x[:known]
+    offsets = np.concatenate([np.zeros((len(runs), len(begin))), np.eye(len(begin))])  # the slopes that are constant
+    offsets[np.arange(len(runs)), known + group] = TEXT / scale
+    most = 40 if start is None else 30
+    return least_squares(errors, begin, slopes, loss="soft_l1", f_scale=1.5, max_nfev=most).x[:known]
 
 
 def overfitted(run: Example) -> bool:
@@ -247,7 +263,7 @@ def spreads(runs: Sequence[Example], off: np.ndarray) -> dict[str, float]:
     size = np.array([min(1.0, run.train_tokens / loss.LARGE) for run in runs])
     slope = -np.polyfit(np.log(size[usual]), np.log(np.abs(off[usual]) + 0.01), 1)[0]
     power = float(np.clip(slope, 0.0, 0.5))
-    q95 = float(np.quantile(np.abs(off[usual]) * size[usual] ** power, 0.95))
+    inside = float(np.quantile(np.abs(off[usual]) * size[usual] ** power, INSIDE))
     pairs = [(max((j for j, short in enumerate(runs) if short.pair == run.pair and short.share < 1),
                   key=lambda j: runs[j].share, default=None), i)
              for i, run in enumerate(runs) if run.pair >= 0 and i in usual]  # fmt: skip
@@ -255,7 +271,7 @@ def spreads(runs: Sequence[Example], off: np.ndarray) -> dict[str, float]:
     choices = np.linspace(0, 1, 21)
     left = [np.abs(both[:, 1] - kept * both[:, 0]) for kept in choices]
     best = int(np.argmin([np.mean(np.minimum(value, 0.5) ** 2) for value in left]))
-    tried = float(np.quantile(left[best] * both[:, 2] ** power, 0.95))
+    tried = float(np.quantile(left[best] * both[:, 2] ** power, INSIDE))
     alone, after = np.abs(off[usual]), left[best]
     print(f"{len(usual)} runs of {USUAL} steps and more that did not overfit: error {np.median(alone):.3f} at the "
           f"median, {np.quantile(alone, 0.95):.3f} at 95%; as text^-{power:.2f}")  # fmt: skip
@@ -264,7 +280,7 @@ def spreads(runs: Sequence[Example], off: np.ndarray) -> dict[str, float]:
     print(
         f"{len(both)} with a trial of a tenth: {without:.3f} without; with {choices[best]:.2f} of its error {with_it}"
     )
-    return {"spread": q95 / loss.WIDTH, "spread tried": min(q95, tried) / loss.WIDTH, "spread size": power,
+    return {"spread": inside / loss.WIDTH, "spread tried": min(inside, tried) / loss.WIDTH, "spread size": power,
             "offset kept": float(choices[best])}  # fmt: skip
 
 
@@ -289,7 +305,8 @@ def main() -> None:
             off[i] = runs[i].best - loss.lowest(part, *runs[i].given)
             foreseen[i] = loss.odds(part, *runs[i].given[:3]) > 0
         own = [off[i] for i in held if runs[i].config.max_iters >= SHORT]
-        print(f"  {name}: {len(own)} runs, mean {np.mean(own):+.3f}, deviation {np.std(own):.3f}")
+        if own:
+            print(f"  {name}: {len(own)} runs, mean {np.mean(own):+.3f}, deviation {np.std(own):.3f}")
     law |= spreads(runs, off)
     happened = np.array([overfitted(run) for run in runs])
     often = np.array([run.epochs > 2 and run.share == 1 for run in runs])

