@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -26,7 +27,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.files import disk_errors, expanded
 from hfgpt.base.lock import FolderLock
 from hfgpt.inference.exported import check_folder
-from hfgpt.runs import card, metrics
+from hfgpt.runs import card, metrics, segments
 from hfgpt.share import contents
 from hfgpt.share.contents import CHECKPOINTS, FILES, LAST, MARKER
 from hfgpt.share.hub_errors import explained, patiently
@@ -125,11 +126,21 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, repo_files: Sequence[str]) -> None:
-    """Refuse to overwrite another run's model; the first line of its record identifies a run."""
-    hubs = b""
-    if metrics.FILE_NAME in repo_files:
-        hubs = patiently(lambda: Path(api.hf_hub_download(repo, metrics.FILE_NAME, revision=revision)).read_bytes())
-    if hubs.split(b"\n")[0] == first_line(folder):
+    """Refuse to overwrite another run's model, or what another machine has added to this run.
+
+    The first line of its record identifies a run.
+    """
+    records = [name for name in (metrics.FILE_NAME, segments.FILE_NAME) if name in repo_files]
+    download = partial(api.hf_hub_download, repo, revision=revision)
+    held = [Path(patiently(partial(download, name))).parent for name in records]
+    if (first_line(held[0]) if held else b"") == first_line(folder):
+        if held and (step := _steps_elsewhere(held[-1], folder)):
+            raise InputError(
+                "{repo}: holds steps of this run that this folder does not have, up to step {step}\n    → continue "
+                "them with --resume=hf://{repo}, choose another name, or replace them with --overwrite",
+                repo=repo,
+                step=step,
+            )
         return
     if contents.newest(repo_files):
         raise InputError(
@@ -141,6 +152,17 @@ def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, r
         "{repo}: the name is taken: it holds another model\n    → choose another name, or replace it with --overwrite",
         repo=repo,
     )
+
+
+def _steps_elsewhere(theirs: Path, ours: Path) -> int:
+    """Return the last evaluated step of a copy of a run that went on elsewhere; 0 if ours continues the copy.
+
+    The copy went on if it was evaluated later, or had a recipe that ours never had.
+    """
+    known = segments.read(ours)
+    steps = [metrics.series(metrics.read(folder / metrics.FILE_NAME), "val_loss")[0] for folder in (theirs, ours)]
+    last, own = (int(max(each, default=0)) for each in steps)
+    return last if last > own or any(segment not in known for segment in segments.read(theirs)) else 0
 
 
 def first_line(folder: Path) -> bytes:

@@ -195,6 +195,29 @@ def test_a_run_that_lost_its_folder_is_told_to_go_on_from_the_hub(
         hub.push(run, REPO, include_checkpoints=True, api=client(server))
 
 
+def test_steps_that_another_machine_made_are_not_overwritten(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    """The run moved on elsewhere, and the first machine resumes its own older copy."""
+    begun = RECORD + '{"step": 20, "seconds": 5, "val_loss": 3.0}\n'
+    first = '{"step": 0, "recipe": {"max_iters": 20}}\n'
+
+    def went_on(folder: Path, step: int, loss: float, length: int) -> Path:
+        return write_run(folder, **{
+            "metrics.jsonl": begun + f'{{"step": {step}, "seconds": 9, "val_loss": {loss}}}\n',
+            "segments.jsonl": first + f'{{"step": 20, "recipe": {{"max_iters": {length}}}}}\n',
+        })  # fmt: skip
+
+    hub.push(write_run(run, **{"metrics.jsonl": begun, "segments.jsonl": first}), REPO, api=client(server))
+    hub.push(went_on(tmp_path / "elsewhere", 30, 2.0, 30), REPO, api=client(server))
+    with pytest.raises(InputError, match=f"up to step 30(?s:.*)--resume=hf://{REPO}"):
+        hub.push(run, REPO, api=client(server))  # it would take the newer steps away
+    with pytest.raises(InputError, match="up to step 30"):
+        hub.push(went_on(run, 40, 1.5, 40), REPO, api=client(server))  # later, by another recipe
+    assert b"2.0" in files(server)["metrics.jsonl"]
+    hub.push(went_on(tmp_path / "elsewhere", 40, 1.9, 30), REPO, api=client(server))
+    hub.push(run, REPO, overwrite=True, api=client(server))
+    assert b"1.5" in files(server)["metrics.jsonl"]
+
+
 def test_another_model_is_not_replaced_unasked(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
     hub.push(run, REPO, api=client(server))
     other = write_run(tmp_path / "other", **{"metrics.jsonl": '{"step": 0, "seconds": 4.56, "val_loss": 4.0}\n'})
