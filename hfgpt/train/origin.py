@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import expanded
-from hfgpt.base.language import _
+from hfgpt.base.language import _, listed
 from hfgpt.base.lock import FolderLock, Holder
 from hfgpt.base.terminal import say, say_reading
 from hfgpt.config import Config, read_recipe
@@ -56,6 +56,11 @@ def branch(text: str) -> Path:
     """Parse the path of a checkpoint folder; raises ValueError that states the format."""
     path = expanded(text)
     if not _CHECKPOINT.fullmatch(path.name) or not path.is_dir():
+        run = path.parent if _CHECKPOINT.fullmatch(path.name) else path
+        there = sorted(run.glob("checkpoint-*"), key=lambda each: (len(each.name), each.name))
+        if there:
+            names = listed(each.name for each in there)
+            raise ValueError(_("must be a checkpoint of a run; {run} has {names}", run=run, names=names))
         raise ValueError(_("must be a checkpoint of a run, such as out/standard/checkpoint-600"))
     return path
 

@@ -262,13 +262,13 @@ def check_identity(run: Run, saved: checkpoint.Checkpoint, other_text: bool = Fa
         if then.get(key) != now[key]
     ]
     if lines:
-        raise InputError(
-            "{checkpoint} is a checkpoint of another run:\n{differences}\n"
-            "    → resume with its own recipe, {recipe}, or set another out_dir",
-            checkpoint=saved.path,
-            differences="\n".join(lines),
-            recipe=run.folder / "recipe.yaml",
-        )
+        recipe = saved.path.parent / "recipe.yaml"
+        remedy = _("resume with its own recipe, {recipe}, or set another out_dir", recipe=recipe)
+        if other_text:
+            remedy = _("a branch keeps these, from {recipe}; its tokenizer by --tokenizer={run}",
+                       recipe=recipe, run=saved.path.parent)  # fmt: skip
+        raise InputError("{checkpoint} is a checkpoint of another run:\n{differences}\n    → {remedy}",
+                         checkpoint=saved.path, differences="\n".join(lines), remedy=remedy)  # fmt: skip
 
 
 def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
@@ -280,7 +280,7 @@ def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
     if saved.state["step"] > config.max_iters and not config.time_budget:
         raise InputError(
             "max_iters = {steps}: the run has already reached step {step} ({checkpoint}) → set max_iters to at "
-            "least {step}, or remove the later checkpoints to continue from an earlier step",
+            "least {step}, or begin a run of its own from an earlier checkpoint, with --branch_from",
             steps=config.max_iters,
             step=saved.state["step"],
             checkpoint=saved.path,

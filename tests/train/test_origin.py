@@ -64,15 +64,21 @@ def test_what_is_not_a_branch(tiny: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is of the run in out_dir"):
         do_train(tiny | LONG, branch_from=trunk / "checkpoint-8", overwrite=True)
     elsewhere = tiny | LONG | {"out_dir": str(tmp_path / "branch")}
-    with pytest.raises(InputError, match=r"is a checkpoint of another run:(?s:.*)n_embd"):
+    with pytest.raises(
+        InputError, match=rf"of another run:(?s:.*)n_embd(?s:.*)a branch keeps these, from {trunk}/recipe"
+    ):
         do_train(elsewhere | {"n_embd": 32}, branch_from=trunk / "checkpoint-8")
     (trunk / "checkpoint-8" / "COMPLETE").unlink()
     with pytest.raises(InputError, match=r"branch_from: .* is incomplete"):
         do_train(elsewhere, branch_from=trunk / "checkpoint-8")
     assert not (tmp_path / "branch").exists()
-    for text in (str(trunk), str(trunk / "checkpoint-5"), "checkpoint-x"):
-        with pytest.raises(ValueError, match="must be a checkpoint of a run"):
+    for text in (str(trunk), str(trunk / "checkpoint-5")):
+        with pytest.raises(
+            ValueError, match=rf"must be a checkpoint of a run; {trunk} has checkpoint-\d+, checkpoint-\d+"
+        ):
             origin.branch(text)
+    with pytest.raises(ValueError, match="such as out/standard/checkpoint-600"):
+        origin.branch("checkpoint-x")
 
 
 def test_a_text_that_is_not_here_or_another_is_described(tiny: dict[str, Any], tmp_path: Path) -> None:
