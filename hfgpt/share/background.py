@@ -102,6 +102,11 @@ class BackgroundPusher:
         return frozen
 
     def _work(self) -> None:
+        try:  # a token that the Hub refuses is heard of now, not after the first hours
+            hub.check_token(self._repo_id, self._api)
+        except Exception as error:
+            self._warn(_("the run will not reach the Hub as things are, and continues: {reason}", reason=error))
+            self.problem = error
         unsent: Path | None = None  # what could not be pushed
         while True:
             with self._state:

@@ -70,10 +70,7 @@ def push(
     """
     path, client = check_folder(folder), api or HfApi()
     with alone(run_dir or path):
-        if not (client.token or huggingface_hub.get_token()):
-            raise InputError(
-                "the Hub needs a token to push: type 'hf auth login', or set HF_TOKEN to one that may write"
-            )
+        _needs_token(client)
         if not (path / "README.md").is_file():
             card.write(path, license)
         names = [*contents.names(path, include_checkpoints), *LAST]
@@ -104,6 +101,24 @@ def push(
                     ) from None
                 raise
     return str(url)
+
+
+def check_token(repo_id: str, api: HfApi | None = None) -> None:
+    """Ask the Hub whether it knows the token.
+
+    Raises:
+        InputError: there is no token, or the Hub does not know it.
+        HubError: there is no network, or the Hub failed.
+    """
+    client = api or HfApi()
+    _needs_token(client)
+    with explained(repo_id, client):
+        patiently(client.whoami)
+
+
+def _needs_token(client: HfApi) -> None:
+    if not (client.token or huggingface_hub.get_token()):
+        raise InputError("the Hub needs a token to push: type 'hf auth login', or set HF_TOKEN to one that may write")
 
 
 @contextlib.contextmanager

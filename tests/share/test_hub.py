@@ -544,6 +544,17 @@ def test_failures_in_the_background_are_one_warning(server: hub_server.Hub, run:
     assert "no right to write" in warnings[0]
 
 
+def test_a_token_that_the_hub_does_not_know_is_heard_of_before_the_first_push(
+    server: hub_server.Hub, run: Path
+) -> None:
+    warnings = list[str]()
+    pusher = BackgroundPusher(run, REPO, warn=warnings.append, api=client(server, "mistyped"))
+    assert pusher.close(timeout=60)
+    assert len(warnings) == 1
+    assert "and continues: the Hub does not know this token" in warnings[0]
+    assert pusher.problem is not None
+
+
 def test_a_push_that_failed_is_tried_again(server: hub_server.Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is retried after a while, and once more at the end; then no fault remains."""
     monkeypatch.setattr("hfgpt.share.background.RETRY", 0.05)
