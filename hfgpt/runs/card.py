@@ -69,7 +69,7 @@ def model_card(run_dir: str | Path, license: str = "mit") -> str:
     name = folder.resolve().name
     sections = [
         f"---\n{_front_matter(name, recipe, _best(evaluations), license)}---",
-        f"# {markdown.text(name)}\n\n{_what_it_is(shape, recipe)}",
+        f"# {markdown.text(name)}\n\n{_what_it_is(shape, recipe, records[0].get('branch_step') if records else None)}",
         _section(_("How to use it"), _usage(shape, recipe)),
         _figures(evaluations, recipe, folder),
         _apart(evaluations, _best(evaluations)),
@@ -150,7 +150,7 @@ def _section(heading: str, text: str) -> str:
     return f"## {heading}\n\n{text}"
 
 
-def _what_it_is(shape: dict[str, int], recipe: Config | None) -> str:
+def _what_it_is(shape: dict[str, int], recipe: Config | None, branch_step: float | None) -> str:
     lines = [
         _("A GPT-2 language model of {parameters:,} parameters: {n_layer} layers, {n_head} heads, width {n_embd}, a "
           "context of {block_size} tokens and a vocabulary of {vocab_size:,}.", **shape)
@@ -169,6 +169,9 @@ def _what_it_is(shape: dict[str, int], recipe: Config | None) -> str:
                 "Trained from scratch on {dataset} with hfgpt, tokenizer {tokenizer}, {tokens:,} tokens an optimizer "
                 "step.", **names
             ))  # fmt: skip
+        if branch_step is not None:
+            lines.append(_("It is a branch: its first {step:,} steps are those of another run, whose text and recipe "
+                           "may have been others.", step=int(branch_step)))  # fmt: skip
         if not _is_hub_id(recipe.dataset):
             lines.append(_("If the text has no validation split of its own, its last {share:.0%} was kept apart to "
                            "evaluate on.", share=recipe.val_fraction))  # fmt: skip

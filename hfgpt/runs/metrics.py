@@ -9,8 +9,8 @@ evaluation blocks) in nats per token; ``learning_rate``; ``grad_norm`` before cl
 (share of the device's peak); ``memory_bytes``; ``seconds`` since the run began, without the time between a stop and
 its resume; ``data_seconds``, spent waiting for data, per step; ``epoch``, how often the training text was seen;
 ``pairs_loss``, in the first record, what counting pairs of tokens reaches on the validation split, in nats per token;
-``branched``, in the first record of a run that continues from another's checkpoint, when it branched (seconds since
-1970).
+``branched`` and ``branch_step``, in the first record of a run that continues from another's checkpoint, when it
+branched (seconds since 1970) and from which step.
 
 A number that is not finite (a diverged loss) is written as ``null``, since JSON has no NaN, and is read as NaN.
 A value that was not measured is left out. Imports neither torch nor transformers.
@@ -81,11 +81,11 @@ class MetricsWriter:
         files.replace_file(self.path, "".join(kept))
 
 
-def copy_as_branch(source: Path, target: Path) -> None:
-    """Copy a record for a branch; ``branched`` in its first line marks it as another run on the Hub."""
+def copy_as_branch(source: Path, target: Path, step: int) -> None:
+    """Copy a record for a branch from `step`; ``branched`` in its first line marks it as another run on the Hub."""
     records = read(source)
     if records:
-        records[0]["branched"] = time.time()
+        records[0] |= {"branched": time.time(), "branch_step": step}
     files.replace_file(target, "".join(map(_to_line, records)))
 
 

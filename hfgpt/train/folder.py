@@ -116,7 +116,7 @@ def claim(config: Config, lock: FolderLock | None, use: Use, dtype: str) -> Fold
         if use.begins_anew and holds_run(folder):
             set_aside(folder)
         if use.branch_from is not None and not record.exists():
-            copy_record(use.branch_from.parent, folder)
+            copy_record(use.branch_from, folder)
         if use.step is not None:
             # An unreadable record is detected here, before anything is written.
             metrics.MetricsWriter(record).truncate_after(use.step)
@@ -132,10 +132,11 @@ def claim(config: Config, lock: FolderLock | None, use: Use, dtype: str) -> Fold
     return lock
 
 
-def copy_record(source: Path, folder: Path) -> None:
-    """Begin a branch's record with that of its parent run; the first line tells the two apart."""
+def copy_record(branch_from: Path, folder: Path) -> None:
+    """Begin a branch's record with that of the checkpoint's run; the first line tells the two apart."""
+    source, step = branch_from.parent, int(branch_from.name.rpartition("-")[2])
     if (source / metrics.FILE_NAME).is_file():
-        metrics.copy_as_branch(source / metrics.FILE_NAME, folder / metrics.FILE_NAME)
+        metrics.copy_as_branch(source / metrics.FILE_NAME, folder / metrics.FILE_NAME, step)
     for name in (metrics.SAMPLES, segments.FILE_NAME):
         if (source / name).is_file():
             replace_file(folder / name, (source / name).read_text(encoding="utf-8", errors="replace"))

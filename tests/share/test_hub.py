@@ -126,7 +126,7 @@ def test_a_branch_is_not_pushed_over_its_trunk(server: hub_server.Hub, run: Path
     hub.push(run, REPO, api=client(server))
     held = files(server)
     branch = write_run(tmp_path / "branch")
-    metrics.copy_as_branch(run / "metrics.jsonl", branch / "metrics.jsonl")
+    metrics.copy_as_branch(run / "metrics.jsonl", branch / "metrics.jsonl", 0)
     with pytest.raises(InputError, match="the name is taken: it holds another model"):
         hub.push(branch, REPO, api=client(server))
     assert files(server) == held

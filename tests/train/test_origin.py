@@ -95,6 +95,8 @@ def test_a_text_that_is_not_here_or_another_is_described(tiny: dict[str, Any], t
         do_train(other, resume=True)
     branch = do_train(other | {"out_dir": str(tmp_path / "branch")}, branch_from=trunk / "checkpoint-8")
     assert checkpoint.steps(branch)[0] == 24
+    assert "It is a branch: its first 8 steps are those of another run" in (branch / "README.md").read_text("utf-8")
+    assert "It is a branch" not in (trunk / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
