@@ -45,6 +45,10 @@ class HubRun:
 def hub_run(text: str) -> HubRun:
     """Parse ``hf://user/run`` or ``hf://user/run@revision``; raises ValueError that states the format."""
     match = _HUB.fullmatch(text)
+    if match is None and _CHECKPOINT.fullmatch(Path(text).name):
+        raise ValueError(
+            _("a run resumes from its newest checkpoint; one begins a run of its own: --branch_from={text}", text=text)
+        )
     if match is None:
         raise ValueError(
             _("must be hf://user/run, or hf://user/run@revision; without a value it resumes from the run folder")

@@ -107,6 +107,11 @@ def test_what_is_not_a_run_on_the_hub(text: str) -> None:
         origin.hub_run(text)
 
 
+def test_an_earlier_checkpoint_is_a_branch() -> None:
+    with pytest.raises(ValueError, match="--branch_from=out/trunk/checkpoint-20$"):
+        origin.hub_run("out/trunk/checkpoint-20")
+
+
 def test_names_of_runs_on_the_hub() -> None:
     assert origin.hub_run("hf://ada/bard") == origin.HubRun("ada/bard")
     assert origin.hub_run("hf://ada/bard@refs/pr/1") == origin.HubRun("ada/bard", "refs/pr/1")
