@@ -108,7 +108,7 @@ def test_what_is_not_a_run_on_the_hub(text: str) -> None:
 
 
 def test_an_earlier_checkpoint_is_a_branch() -> None:
-    with pytest.raises(ValueError, match="--branch_from=out/trunk/checkpoint-20$"):
+    with pytest.raises(ValueError, match=r"--branch_from=out/trunk/checkpoint-20$"):
         origin.hub_run("out/trunk/checkpoint-20")
 
 
