@@ -55,7 +55,9 @@ def commands(text: str) -> list[str]:
 
 
 def few_steps(words: list[str], steps: int = 2) -> list[str]:
-    """Return a training command cut to a few steps of a tiny model, and a sweep cut to two seeds."""
+    """Return a training command cut to a few steps of a tiny model, and a sweep cut to two values and two seeds."""
+    if any(word.endswith("sweep.py") for word in words):
+        words = [word if word.startswith("--") else ",".join(word.split(",")[:2]) for word in words]
     if "--seeds" in words:
         words = [*words[: words.index("--seeds") + 1], "2", *words[words.index("--seeds") + 2 :]]
     last = steps + ("--lr_schedule=wsd" in words)  # wsd decays within the run
