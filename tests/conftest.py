@@ -99,6 +99,15 @@ def _as_it_was() -> Iterator[None]:
         GradientState._reset_state()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _checkout_as_it_was() -> Iterator[None]:
+    """Fail if the tests left files at the top of the checkout, as a run with a relative `out_dir` does."""
+    before = set(os.listdir(ROOT))
+    yield
+    left = set(os.listdir(ROOT)) - before - {"build", "out", "site"}
+    assert not [name for name in left if not name.startswith(".") and not name.endswith(".egg-info")]
+
+
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file of about 12,000 characters, always the same lines of invented words: enough to learn from."""

@@ -92,7 +92,7 @@ def _verdict(plan: Plan) -> str:
     )
     takes = _("It takes about {time} ({range}).", time=duration(plan.time.total_seconds), range=_range(plan.time))
     choice, spare = plan.choice, ""
-    if choice and choice.budget and plan.survey.config.early_stopping_patience and not plan.survey.config.pretrained:
+    if choice and choice.budget and plan.survey.config.early_stopping_patience:
         spare = _("The {budget} are not used up: this text needs no more.", budget=duration(choice.budget))
     return sentences(fits, takes, spare, plan.forecast.sentence() if plan.forecast else no_forecast(plan))
 

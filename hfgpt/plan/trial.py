@@ -200,8 +200,8 @@ def _try(candidate: Candidate, tokens: Tokens, target: Target, budget: float, se
         return _planned(candidate, target, budget, seen, 0.0)
     short = grid.with_length(candidate.survey, steps)
     seen = train(short.config, tokens, [], in_time)
-    if seen.busy or seen.steps_made < steps:  # its schedule is unfinished
-        return replace(candidate, busy=seen.busy)
+    if seen.busy or seen.steps_made < steps:  # something slowed its steps, so its schedule is unfinished
+        return replace(candidate, busy=True)
     offset = laws().loss["offset kept"] * (seen.val_losses[-1] - grid.expected(short))
     return _planned(candidate, target, budget, seen, offset)
 

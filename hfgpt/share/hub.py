@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -66,7 +65,7 @@ def push(
     Raises:
         InputError: there is no exported model, no token or no right; the name is taken or not a name; or another
             process pushes this folder.
-        HubError: there is no network, or the Hub failed. Pushing again resumes.
+        HubError: the Hub cannot be reached, or it failed. Pushing again resumes.
     """
     path, client = check_folder(folder), api or HfApi()
     with alone(run_dir or path):
@@ -107,8 +106,8 @@ def check_token(repo_id: str, api: HfApi | None = None) -> None:
     """Ask the Hub whether it knows the token.
 
     Raises:
-        InputError: there is no token, or the Hub does not know it.
-        HubError: there is no network, or the Hub failed.
+        InputError: the token is missing, or the Hub does not know it.
+        HubError: the Hub cannot be reached, or it failed.
     """
     client = api or HfApi()
     _needs_token(client)
@@ -143,13 +142,20 @@ def alone(path: Path) -> Iterator[None]:
 def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, repo_files: Sequence[str]) -> None:
     """Refuse to overwrite another run's model, or what another machine has added to this run.
 
-    The first line of its record identifies a run.
+    The first line of its record identifies a run. It went on elsewhere if the Hub's copy was evaluated later than this
+    one, or had a recipe that this one never had.
     """
-    records = [name for name in (metrics.FILE_NAME, segments.FILE_NAME) if name in repo_files]
-    download = partial(api.hf_hub_download, repo, revision=revision)
-    held = [Path(patiently(partial(download, name))).parent for name in records]
-    if (first_line(held[0]) if held else b"") == first_line(folder):
-        if held and (step := _steps_elsewhere(held[-1], folder)):
+
+    def download(name: str) -> Path:
+        return Path(patiently(lambda: api.hf_hub_download(repo, name, revision=revision)))
+
+    record = download(metrics.FILE_NAME) if metrics.FILE_NAME in repo_files else None
+    if (first_line(record.parent) if record else b"") == first_line(folder):
+        if record is None:
+            return
+        theirs = segments.read(download(segments.FILE_NAME).parent) if segments.FILE_NAME in repo_files else []
+        step, own = (_last_evaluated(path) for path in (record, folder / metrics.FILE_NAME))
+        if step > own or any(segment not in segments.read(folder) for segment in theirs):
             raise InputError(
                 "{repo}: holds steps of this run that this folder does not have, up to step {step}\n    → continue "
                 "them with --resume=hf://{repo}, choose another name, or replace them with --overwrite",
@@ -169,15 +175,8 @@ def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, r
     )
 
 
-def _steps_elsewhere(theirs: Path, ours: Path) -> int:
-    """Return the last evaluated step of a copy of a run that went on elsewhere; 0 if ours continues the copy.
-
-    The copy went on if it was evaluated later, or had a recipe that ours never had.
-    """
-    known = segments.read(ours)
-    steps = [metrics.series(metrics.read(folder / metrics.FILE_NAME), "val_loss")[0] for folder in (theirs, ours)]
-    last, own = (int(max(each, default=0)) for each in steps)
-    return last if last > own or any(segment not in known for segment in segments.read(theirs)) else 0
+def _last_evaluated(record: Path) -> int:
+    return int(max(metrics.series(metrics.read(record), "val_loss")[0], default=0))
 
 
 def first_line(folder: Path) -> bytes:
@@ -204,7 +203,7 @@ def pull(
 
     Raises:
         InputError: the folder is in use; there is no such repository or revision; it holds no GPT-2.
-        HubError: there is no network, or the Hub failed.
+        HubError: the Hub cannot be reached, or it failed.
     """
     target = Path(os.path.abspath(expanded(folder)))
     # What arrives is collected on the target's disk.

@@ -129,9 +129,8 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
         horizon.look()
         if checkpoint_due(run):
             settle(run, running, keep=0)
-            with meter.saving():
-                progress.seconds = meter.seconds()
-                save(run)
+            progress.seconds = meter.seconds()
+            save(run)
     settle(run, running, keep=0)
     trace.close()
     stop_early(run, meter, stop, reason)

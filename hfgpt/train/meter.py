@@ -59,13 +59,6 @@ class Meter:
         self.evaluation_seconds = time.monotonic() - began
         self._evaluations += self.evaluation_seconds
 
-    @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Time a checkpoint between evaluations: the speed of the steps leaves it out."""
-        began = time.monotonic()
-        yield
-        self._evaluations += time.monotonic() - began
-
     def mark(self) -> Mark:
         """Return the present point; two such marks give the speed of the steps between them."""
         return Mark(self._all_steps, time.monotonic() - self._evaluations)

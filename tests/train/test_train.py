@@ -404,15 +404,18 @@ def test_checkpoints_only_of_the_best(tiny: dict[str, Any]) -> None:
     assert checkpoint.steps(folder) == sorted({16, best} - {0}, reverse=True)
 
 
-def test_checkpoints_between_evaluations_are_resumed_from_to_the_same_bits(tiny: dict[str, Any]) -> None:
+def test_checkpoints_between_evaluations_are_resumed_from_to_the_same_bits(
+    tiny: dict[str, Any], tmp_path: Path
+) -> None:
     values = tiny | {"dropout": 0.1, "eval_interval": 6, "save_total_limit": 9}
-    whole = do_train(values | {"out_dir": "whole"})
+    whole = do_train(values | {"out_dir": str(tmp_path / "whole")})
     assert checkpoint.steps(whole) == [8, 6]
-    folder = do_train(values | {"out_dir": "more", "checkpoint_interval": 2})
+    more = values | {"out_dir": str(tmp_path / "more"), "checkpoint_interval": 2}
+    folder = do_train(more)
     assert checkpoint.steps(folder) == [8, 6, 4, 2]
     for later in (8, 6):
         shutil.rmtree(folder / f"checkpoint-{later}")
-    do_train(values | {"out_dir": "more", "checkpoint_interval": 2}, resume=True)
+    do_train(more, resume=True)
     assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert series(folder, "val_loss") == series(whole, "val_loss")
 
