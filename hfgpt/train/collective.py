@@ -2,14 +2,18 @@
 
 In:  numbers of this process; or an action for the main process.
 Out: the numbers of all processes, or their sums, equal on every process; or the action's error on every process.
+
+What waits for another process is inside :func:`in_time`, which :class:`Waiting` watches; what waits for the main
+process's own work is inside :func:`patiently`, where neither it nor the timeout counts.
 """
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -39,10 +43,11 @@ def gather(device: torch.device, *values: float) -> Tensor:
     local = torch.tensor(values, dtype=torch.float64)
     if processes() == 1:
         return local[None]
-    local = local.to(device)
-    everyone = [torch.empty_like(local) for _ in range(processes())]
-    dist.all_gather(everyone, local)
-    return torch.stack(everyone).cpu()
+    with in_time():
+        local = local.to(device)
+        everyone = [torch.empty_like(local) for _ in range(processes())]
+        dist.all_gather(everyone, local)
+        return torch.stack(everyone).cpu()
 
 
 def total(device: torch.device, *values: float) -> list[float]:
@@ -62,9 +67,17 @@ def patiently(patience: timedelta) -> Iterator[None]:
     """Wait inside as long as the main process works alone, as on a checkpoint; `patience` is restored afterwards."""
     set_patience(UNHURRIED)
     try:
-        yield
+        with Waiting.active.paused() if Waiting.active else nullcontext():
+            yield
     finally:
         set_patience(patience)
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    """Have the active :class:`Waiting`, if there is one, watch what runs inside: it must end in time."""
+    with Waiting.active.action() if Waiting.active else nullcontext():
+        yield
 
 
 def on_main(action: Callable[[], T]) -> T | None:
@@ -88,7 +101,7 @@ SHARE = 0.9  # share of the patience after which the message is due
 
 
 class Waiting:
-    """Watch one action at a time from a thread, and print a message before NCCL aborts this process; a context manager.
+    """Watch actions from a thread, and print a message before NCCL aborts this process; a context manager.
 
     gloo raises an error in the waiting step, and the run explains it. NCCL's watchdog aborts the process from its own
     thread, without a message that a user could act on.
@@ -97,6 +110,8 @@ class Waiting:
         patience: seconds that NCCL's watchdog allows an action.
         tell: prints the message; called at most once, from the thread.
     """
+
+    active: "ClassVar[Waiting | None]" = None
 
     def __init__(self, patience: float, tell: Callable[[], None]) -> None:
         self._patience, self._tell = patience, tell
@@ -107,29 +122,39 @@ class Waiting:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        Waiting.active = self
         return self
 
     def __exit__(self, *_reason: object) -> None:
+        Waiting.active = None
         with self._state:
             self._over = True
             self._state.notify()
         self._thread.join()
 
+    def action(self) -> AbstractContextManager[None]:
+        """Watch what runs inside: it must end in time. An action inside another one is a part of it."""
+        return self._since(time.monotonic() if self._began is None else self._began)
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Watch nothing inside, whatever action begins there."""
+        return self._since(math.inf)
+
     @contextmanager
-    def action(self) -> Iterator[None]:
-        """Watch what runs inside: it must end in time."""
-        self._began = time.monotonic()
+    def _since(self, began: float) -> Iterator[None]:
+        before, self._began = self._began, began
         try:
             yield
         finally:
-            self._began = None
+            self._began = before
 
     def _watch(self) -> None:
         with self._state:
             while not self._over:
                 began = self._began
-                left = self._patience * SHARE if began is None else began + self._patience * SHARE - time.monotonic()
-                if began is not None and left <= 0:
+                full = self._patience * SHARE
+                left = full if began is None else began + full - time.monotonic()
+                if left <= 0:
                     self._tell()
                     return
-                self._state.wait(max(left, 0.01))
+                self._state.wait(min(full, max(left, 0.01)))

@@ -18,7 +18,7 @@ from hfgpt.inference import figures as language
 from hfgpt.inference import sampling
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import card, laws, metrics
-from hfgpt.train.collective import total
+from hfgpt.train.collective import in_time, total
 from hfgpt.train.failures import diverged
 from hfgpt.train.meter import Meter
 from hfgpt.train.resume import export_model, save
@@ -83,6 +83,7 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     # After a rise the law, which knows no learning by heart, would promise a fall.
     if run.main and better and not at_end and (expected := forecast(run)) is not None:
         run.display.say("    " + _("validation loss expected at the end: {loss}", loss=expected))
+    run.meet()  # the main process has written a sample
     last = last or at_end or patience_is_over(run)
     with run.writer.together():
         if better:
@@ -140,7 +141,8 @@ def split_sums(run: Run, stream: TokenStream, stop: Stop) -> tuple[float, int] |
         if passes % (1 if world == 1 else PASSES_BETWEEN_LOOKS) == 0 and stop.signalled():
             return None
         part = blocks[first : first + world * micro_batch]
-        sums = language.evaluate_blocks(run.model, stream, block_size, part, micro_batch, run.device, rank, world)
+        with in_time():  # with sharded weights a forward pass is a collective
+            sums = language.evaluate_blocks(run.model, stream, block_size, part, micro_batch, run.device, rank, world)
         nll, tokens, passes = nll + sums[0], tokens + sums[1], passes + 1
     return nll, tokens
 

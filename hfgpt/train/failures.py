@@ -5,7 +5,7 @@ Out: a RunError whose message names the step, the cause, the last checkpoint and
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +118,16 @@ def lost_process(error: RuntimeError) -> str:
 
 
 @contextmanager
-def watched(run: Run) -> Iterator[Waiting | None]:
-    """Watch the steps if NCCL would abort the process without a message; otherwise do nothing."""
-    if run.device.type != "cuda" or run.accelerator.num_processes == 1:
-        yield None
-        return
-    with Waiting(run.patience.total_seconds(), lambda: run.display.warn(waits_in_vain(run))) as waiting:
-        yield waiting
+def watched(run: Run) -> Iterator[None]:
+    """Watch the waits for other processes if NCCL would abort this one without a message; otherwise do nothing."""
+    watch = Waiting(run.patience.total_seconds(), lambda: run.display.warn(waits_in_vain(run)))
+    with watch if aborts(run) else nullcontext():
+        yield
+
+
+def aborts(run: Run) -> bool:
+    """Whether the backend aborts a process that waits for too long, in place of an error: NCCL does."""
+    return run.device.type == "cuda" and run.accelerator.num_processes > 1
 
 
 def waits_in_vain(run: Run) -> str:

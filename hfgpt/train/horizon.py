@@ -6,6 +6,9 @@ Out: `max_iters`, updated as the speed becomes known, so that the schedule ends,
 Each decision is a line of metrics.jsonl (``horizon`` at a step) and is saved in the checkpoints. The learning rate
 stays a function of the step and of these decisions. So a resume continues with them, and steps lost in a crash are
 repeated with the decisions that the record holds for them.
+
+The main process decides, since clocks differ. The others learn it at the steps at which all ask each other for a reason
+to stop, so that a short step does not wait for a collective of its own.
 """
 
 import math
@@ -14,7 +17,7 @@ import time
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
 from hfgpt.runs import card, diagnose, metrics
-from hfgpt.train.collective import gather
+from hfgpt.train.collective import gather, on_main, patiently
 from hfgpt.train.meter import Meter
 from hfgpt.train.run import Run
 
@@ -22,6 +25,7 @@ FIRST = 4  # steps after which the speed is known well enough for a first decisi
 EVERY = 0.02  # share of the time budget between two decisions
 LATE = 0.6  # share of the time budget at which the end is rehearsed, with a record that is nearly as long
 MARGIN = 0.03  # share of the time budget kept as a margin
+REHEARSE = -1  # in place of a length
 SETTLED = 0.05  # last share of the time budget, in which the decayed learning rate is not raised again
 
 
@@ -41,32 +45,50 @@ class Horizon:
         if self._budget and run.progress.horizons:
             self._apply()
 
-    def look(self) -> None:
-        """Update `max_iters` in the run's config if a decision is due. Collective, once per step."""
-        if self._budget:
-            length = int(gather(self._run.device, self._choice() if self._run.main else 0).max())
-            if length and length != self._run.config.max_iters:
-                self._run.progress.horizons.append(length)
-                self._run.record(horizon=length)
-                self._apply()
+    def look(self, together: bool) -> None:
+        """Update `max_iters` in the run's config if a decision is due. Collective: call it after every step.
 
-    def _choice(self) -> int:
-        """Return the length to use from this step on; 0 to keep the present one."""
-        step, recorded = self._run.progress.step, self._run.recorded_horizons
-        if step in recorded:
-            return recorded[step]
-        if step < max(recorded, default=self._from) or time.monotonic() < self._next:
-            return 0
-        if self._rehearsals and time.monotonic() >= self._rehearsals[0]:
-            self._rehearsals.pop(0)
-            self._drawing = rehearse(self._run)
+        Args:
+            together: whether the processes ask each other at this step anyway; the same on every process.
+        """
+        if not self._budget:
+            return
+        length = self._agreed(together)
+        if length == REHEARSE:
+            with patiently(self._run.patience):
+                self._drawing = on_main(lambda: rehearse(self._run)) or 0.0
             self._mark = self._meter.mark()
-            self._from = step + FIRST
-            return 0
-        self._next = time.monotonic() + EVERY * self._budget
-        return self._fitting()
+            self._from = self._run.progress.step + FIRST
+        elif length and length != self._run.config.max_iters:
+            self._run.progress.horizons.append(length)
+            self._run.record(horizon=length)
+            self._apply()
 
-    def _fitting(self) -> int:
+    def _agreed(self, together: bool) -> int:
+        """Return what every process does at this step: see :meth:`_choice`."""
+        step, recorded = self._run.progress.step, self._run.recorded_horizons
+        if step <= max(recorded, default=-1):
+            return recorded.get(step, 0)
+        at_end = step >= self._run.config.max_iters
+        if at_end or step == self._from or (together and step > self._from):
+            return int(gather(self._run.device, self._choice(at_end) if self._run.main else 0)[0])
+        return 0
+
+    def _choice(self, at_end: bool) -> int:
+        """Return the length to use from this step on; 0 to keep the present one, or REHEARSE.
+
+        Args:
+            at_end: this step would be the last one, so that there is no time for a rehearsal.
+        """
+        if time.monotonic() < self._next:
+            return 0
+        if self._rehearsals and time.monotonic() >= self._rehearsals[0] and not at_end:
+            self._rehearsals.pop(0)
+            return REHEARSE
+        self._next = time.monotonic() + EVERY * self._budget
+        return self._fitting(at_end)
+
+    def _fitting(self, at_end: bool) -> int:
         """Return how many steps the whole run can have at its present speed; 0 to keep the present length.
 
         The end takes an evaluation and the drawing; as much again is reserved for the last sample and a longer record.
@@ -74,7 +96,8 @@ class Horizon:
         """
         step, mark = self._run.progress.step, self._meter.mark()
         steps, seconds = mark.steps - self._mark.steps, mark.seconds - self._mark.seconds
-        if not steps or (steps < FIRST and seconds < 2 * EVERY * self._budget):
+        unsure = steps < FIRST and seconds < 2 * EVERY * self._budget
+        if not steps or (unsure and (self._run.progress.horizons or not at_end)):
             return 0
         each = seconds / steps
         evaluation = self._meter.evaluation_seconds

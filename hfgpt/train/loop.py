@@ -12,7 +12,6 @@ random generators.
 import math
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch.distributed as dist
@@ -21,7 +20,7 @@ from hfgpt.base.language import _, about_card
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
 from hfgpt.model.schedule import learning_rate
-from hfgpt.train.collective import Waiting, patiently
+from hfgpt.train.collective import in_time
 from hfgpt.train.evaluate import evaluate, evaluation_due, patience_is_over
 from hfgpt.train.failures import explained, explained_start, watched
 from hfgpt.train.folder import recover
@@ -63,16 +62,15 @@ def train(
     with explained_start():
         run = start(config, resume=resume, overwrite=overwrite, branch_from=branch_from)
     try:
-        with about_card(run.device.type == "cuda"), explained(run):
+        with about_card(run.device.type == "cuda"), explained(run), watched(run):
             fit(run)
             introduce(run)
             meter = Meter(run)
             deadline = began + seconds_of(config.max_time) if config.max_time else None
-            with Stop(deadline, run.device) as stop, watched(run) as waiting:
-                reason = loop(run, meter, Horizon(run, meter, began), Trace(run, profile), stop, waiting)
-            with patiently(run.patience):
-                run.writer.wait()
-                run.accelerator.wait_for_everyone()
+            with Stop(deadline, run.device) as stop:
+                reason = loop(run, meter, Horizon(run, meter, began), Trace(run, profile), stop)
+            run.writer.wait()
+            run.meet()
             if not config.eval_only:
                 finish(run, reason)
     finally:
@@ -80,18 +78,15 @@ def train(
     return 0 if reason in (0, TIME_IS_UP) else 128 + reason
 
 
-def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, waiting: Waiting | None = None) -> int:
+def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop) -> int:
     """Run the steps, with evaluations and checkpoints between them; return why it stopped early, or 0."""
     progress, batches = run.progress, run.corpus.batches
     running = list[StepResult]()  # steps that were launched, whose outcome has not been checked
     first = progress.step + 1
-    in_time = waiting.action if waiting else nullcontext  # around everything that waits for the other processes
     run.model.train()
     run.display.begin(progress.step)
     while True:
-        with in_time():
-            reason = stop_reason(run, meter, stop)
-        if reason:
+        if reason := stop_reason(run, meter, stop):
             break
         if evaluation_due(run):
             settle(run, running, keep=0)
@@ -115,8 +110,7 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
         running.append(result)
         logged = progress.step == 1 or is_at_end(run) or progress.step % run.config.log_interval == 0
         # Keep an accelerator busy: the outcome of its last step is read while the next one runs.
-        with in_time():  # an accelerator's step has only been launched: wait for it here
-            settle(run, running, keep=0 if logged or must_look(run) or evaluation_due(run) else 1)
+        settle(run, running, keep=0 if logged or must_look(run) or evaluation_due(run) else 1)
         meter.add(targets, data_seconds=ready - began, step_seconds=time.perf_counter() - ready)
         run.writer.look()
         if progress.step == first:
@@ -126,7 +120,7 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop, wai
                 log(run, meter, result)
         else:
             run.display.advance(progress.step)
-        horizon.look()
+        horizon.look(stop.asks(progress.step))
         if checkpoint_due(run):
             settle(run, running, keep=0)
             progress.seconds = meter.seconds()

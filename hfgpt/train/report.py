@@ -16,7 +16,6 @@ from hfgpt.config.fields import SAMPLE_TOKENS
 from hfgpt.config.yaml_text import corpora
 from hfgpt.model.gpt2 import parameter_count
 from hfgpt.runs import card, diagnose, metrics
-from hfgpt.train.collective import patiently
 from hfgpt.train.evaluate import patience_is_over, sample_text
 from hfgpt.train.failures import how_to_resume
 from hfgpt.train.run import Run
@@ -90,12 +89,11 @@ def finish(run: Run, reason: int) -> None:
     run.display.close()
     if reason:
         run.display.say(how_to_resume(run))
-    run.accelerator.wait_for_everyone()
+    run.meet()
     if reason:
         if run.config.push_to_hub:  # the checkpoint that another machine resumes from
             wait_for_push(run)
-            with patiently(run.patience):
-                run.accelerator.wait_for_everyone()
+            run.meet()
         return
     if not run.main:
         return

@@ -25,7 +25,7 @@ from hfgpt.runs import public, segments
 from hfgpt.runs.metrics import whole_step
 from hfgpt.share import export
 from hfgpt.train import checkpoint, states
-from hfgpt.train.collective import patiently
+from hfgpt.train.collective import in_time
 from hfgpt.train.display import Display
 from hfgpt.train.folder import discard_previous
 from hfgpt.train.run import Progress, Run
@@ -39,12 +39,12 @@ def save(run: Run) -> None:
     """
     accelerator, writer = run.accelerator, run.writer
     wait_for_writes(run)
-    weights, averages = model_tensors(run), optimizer_tensors(run)
-    generators = {
-        name: state for part in gather_object([states.generators(accelerator)]) for name, state in part.items()
-    }
-    # each process knows only the positions of its own lanes
-    data = merged(gather_object([run.corpus.batches.state_dict()]))
+    with in_time():
+        weights, averages = model_tensors(run), optimizer_tensors(run)
+        parts = gather_object([states.generators(accelerator)])
+        # each process knows only the positions of its own lanes
+        data = merged(gather_object([run.corpus.batches.state_dict()]))
+    generators = {name: state for part in parts for name, state in part.items()}
     if run.main:
         step, best, lock, pusher = run.progress.step, run.progress.best_step, run.lock, run.pusher
         state = {
@@ -75,7 +75,8 @@ def export_model(run: Run, then: Callable[[], None]) -> None:
     """Write the current model for Transformers into the run folder, then run the action that needs it. Collective."""
     writer, lock = run.writer, run.lock
     wait_for_writes(run)
-    weights = model_tensors(run)
+    with in_time():
+        weights = model_tensors(run)
     if run.main:
         weights, gpt2 = writer.copy("weights", weights), run.plain.gpt2
 
@@ -117,16 +118,14 @@ def wait_for_writes(run: Run) -> None:
     `process_timeout` on a slow disk.
     """
     if run.writer.background and run.accelerator.num_processes > 1:
-        with patiently(run.patience):
-            run.writer.wait()
-            run.accelerator.wait_for_everyone()
+        run.writer.wait()
+        run.meet()
 
 
 def wait_for_main(run: Run) -> None:
     """Wait, without a timeout, until the main process has written, unless it writes in the background. Collective."""
     if not run.writer.background:
-        with patiently(run.patience):
-            run.accelerator.wait_for_everyone()
+        run.meet()
 
 
 def identity(run: Run) -> dict[str, Any]:

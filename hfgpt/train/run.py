@@ -21,6 +21,7 @@ from hfgpt.data.prepare import Corpus
 from hfgpt.model.gpt2 import LanguageModel
 from hfgpt.runs.metrics import MetricsWriter
 from hfgpt.share.background import BackgroundPusher
+from hfgpt.train.collective import patiently
 from hfgpt.train.display import Display
 from hfgpt.train.writer import Writer
 
@@ -124,6 +125,11 @@ class Run:
     def dtype(self) -> str:
         """The precision of the arithmetic, by the recipe's name: 'float32', 'bfloat16' or 'float16'."""
         return {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[self.accelerator.mixed_precision]
+
+    def meet(self) -> None:
+        """Wait for every process, however long the main one has worked alone. Collective."""
+        with patiently(self.patience):
+            self.accelerator.wait_for_everyone()
 
     def record(self, at: int | None = None, /, **figures: float) -> None:
         """Write one line of metrics.jsonl for a step (default: the current one) and send it to the tracker."""

@@ -7,11 +7,12 @@ Out: a :class:`~hfgpt.train.run.Run` that is ready to train; or an InputError, a
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 
 from hfgpt.base import threads
 from hfgpt.base.errors import InputError
@@ -92,8 +93,9 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         check_identity(run, saved, other_text=branches and not config.streaming)
         check_length(config, saved)
     if writes:
-        if saved is not None and branch_from is None and run.main:
-            run.recorded_horizons = horizons_after(run.metrics.path, saved.state["step"])
+        if saved is not None and branch_from is None:
+            recorded = on_main(partial(horizons_after, run.metrics.path, saved.state["step"]))
+            run.recorded_horizons = broadcast_object_list([recorded])[0]
         launch.start_tracker(accelerator, config)
         begins_anew = overwrite or not resume
         step = saved.state["step"] if saved else None if begins_anew else -1

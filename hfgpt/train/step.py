@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from hfgpt.base.language import _
 from hfgpt.model import optim, schedule
 from hfgpt.model.gpt2 import IGNORED
-from hfgpt.train.collective import total
+from hfgpt.train.collective import in_time, total
 from hfgpt.train.failures import diverged
 from hfgpt.train.run import Run
 
@@ -177,11 +177,14 @@ def spike_limit(run: Run) -> float:
 def settle(run: Run, results: list[StepResult], keep: int) -> None:
     """Check and remove the updates in `results`, oldest first; the newest `keep` stay in flight.
 
+    A step on an accelerator has only been launched: here the host waits for it, and so for the other processes.
+
     Raises:
         RunError: see :func:`check_update`.
     """
-    while len(results) > keep:
-        check_update(run, results.pop(0))
+    with in_time():
+        while len(results) > keep:
+            check_update(run, results.pop(0))
 
 
 def check_update(run: Run, result: StepResult) -> None:

@@ -72,6 +72,10 @@ class Stop:
             self._next = None  # they ask each other at once
         return number
 
+    def asks(self, step: int) -> bool:
+        """Whether :meth:`requested` asks the other processes at this step; the same on every process."""
+        return processes() == 1 or self._next is None or step >= self._next
+
     def requested(self, step: int, needed: float = 0.0) -> int:
         """Return 0, the signal's number, or TIME_IS_UP. Collective: call it at every step.
 
@@ -81,7 +85,7 @@ class Stop:
             step: the number of finished steps, the same on every process.
             needed: seconds that the end takes (an evaluation, a checkpoint); the time is up that much earlier.
         """
-        if processes() > 1 and self._next is not None and step < self._next:
+        if not self.asks(step):
             return 0
         now, (last_step, last_time) = time.monotonic(), self._last_exchange
         local = self._received or (TIME_IS_UP if now + needed >= self._deadline else 0)

@@ -30,7 +30,7 @@ from hfgpt.base.files import check_regular, expanded
 from hfgpt.base.language import listed
 from hfgpt.data.tokenizer import token_ids
 from hfgpt.model.gpt2 import IGNORED
-from hfgpt.train.collective import on_main, patiently, total
+from hfgpt.train.collective import in_time, on_main, patiently, total
 from hfgpt.train.run import Harness, Run
 
 
@@ -140,7 +140,8 @@ def _answer(run: Run, question: Question) -> int:
         tokens = torch.tensor([ids], device=run.device)
         targets = tokens[:, 1:].clone()
         targets[:, :-length] = IGNORED
-        losses.append(float(run.plain(tokens[:, :-1], targets)) / length)
+        with in_time():  # with sharded weights a forward pass is a collective
+            losses.append(float(run.plain(tokens[:, :-1], targets)) / length)
     return losses.index(min(losses))
 
 

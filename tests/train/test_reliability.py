@@ -44,6 +44,7 @@ from survival import (
 from hfgpt import config
 from hfgpt.base.errors import InputError, RunError
 from hfgpt.base.files import sha256
+from hfgpt.runs.metrics import read
 from hfgpt.train import checkpoint
 from hfgpt.train import loop as train
 from hfgpt.train.start import start
@@ -431,6 +432,65 @@ def test_processes_wait_for_a_slow_disk_longer_than_for_each_other(
     output, _ = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, output
     assert checkpoint.steps(Path(tiny["out_dir"])) == [10, 8]
+
+
+def launch_odd(name: str, recipe: Path, **variables: str) -> tuple[int, str]:
+    """Start a script of this folder in two processes; return the launcher's exit code and the output."""
+    command = [sys.executable, *survival.TWO, str(Path(__file__).parent / name), str(recipe)]
+    launcher = survival.start(command, recipe.parent, **variables)
+    output, _ = launcher.communicate(timeout=200)
+    return launcher.returncode, output
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("place", "fate"), [("evaluation", "silent"), ("save", "silent"), ("save", "dead")])
+def test_a_process_lost_between_the_steps(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], place: str, fate: str
+) -> None:
+    """Under NCCL, the word about a silent process comes before the abort."""
+    recipe = write_recipe(tiny | {"process_timeout": "4s", "fit": "always"})
+    code, output = launch_odd("lost.py", recipe, TEST_PLACE=place, TEST_FATE=fate)
+    assert code == 1
+    assert "another process of this run has ended or cannot be reached" in output
+    assert ("waits for another process of this run since 3.6s" in output) == (fate == "silent"), output
+    assert "--resume" in output
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("place", ["sample", "rehearsal"])
+def test_the_main_processs_own_work_is_waited_for(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], place: str
+) -> None:
+    """It may take longer than process_timeout."""
+    values = {"sample_prompt": "A"} if place == "sample" else {"time_budget": "15s"}
+    recipe = write_recipe(tiny | values | {"process_timeout": "3s"})
+    code, output = launch_odd("lost.py", recipe, TEST_PLACE=place, TEST_FATE="busy")
+    assert code == 0, output
+    assert "waits for another process" not in output
+
+
+@pytest.mark.e2e
+def test_a_time_budget_costs_no_collective_a_step(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two processes learn what the first decides when they ask each other anyway; a resume repeats it on both."""
+    values = {"time_budget": "10s", "dropout": 0.2, "eval_interval": 10_000, "log_interval": 50}
+    values |= {"checkpoint_interval": 50, "save_total_limit": 1000}
+    recipe, folder = write_recipe(tiny | values), Path(tiny["out_dir"])
+    code, output = launch_odd("counted.py", recipe)
+    assert code == 0, output
+    last = int(figures(folder)[-1][0])
+    assert last > 200
+    assert int(re.findall(r"gathers (\d+)", output)[0]) < 40 + last / 20
+    decided = [int(line["step"]) for line in read(folder / "metrics.jsonl") if "horizon" in line]
+    shutil.copytree(folder, tmp_path / "whole")
+    for step in [step for step in checkpoint.steps(folder) if step > 50]:
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    assert decided[-1] > 50
+    code, output = launch_odd("counted.py", write_recipe(tiny | values | {"init_from": "resume"}))
+    assert code == 0, output
+    assert "going on after step 50" in output
+    assert differences(folder, tmp_path / "whole") == []
 
 
 # ------------------------------------------------------------------------------------------------------- 9. streaming

@@ -123,19 +123,19 @@ def test_the_time_of_a_step_includes_the_wait_for_the_device(
 
 def test_a_wait_for_the_device_is_watched(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL hangs when the host waits for a step, not when it launches one."""
-    told, settle = list[float](), step.settle
+    told, check_update = list[float](), step.check_update
 
-    def hangs(at: Any, results: list[step.StepResult], keep: int) -> None:
+    def hangs(at: Any, result: step.StepResult) -> None:
         while at.progress.step == 2 and not told:
             time.sleep(0.01)
-        settle(at, results, keep)
+        check_update(at, result)
 
     @contextmanager
-    def watched(at: Any) -> Iterator[Waiting]:
-        with Waiting(0.5, lambda: told.append(at.progress.step)) as waiting:
-            yield waiting
+    def watched(at: Any) -> Iterator[None]:
+        with Waiting(0.5, lambda: told.append(at.progress.step)):
+            yield
 
-    monkeypatch.setattr(loop, "settle", hangs)
+    monkeypatch.setattr(step, "check_update", hangs)
     monkeypatch.setattr(loop, "watched", watched)
     run(tiny, "hangs")
     assert told == [2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from survival import differences
 from hfgpt import config
 from hfgpt.base.errors import RunError
 from hfgpt.train import checkpoint, loop
-from hfgpt.train.collective import Waiting
+from hfgpt.train.collective import Waiting, in_time, patiently
 from hfgpt.train.writer import Writer, in_background
 
 
@@ -167,19 +168,21 @@ def test_a_full_disk_behind_the_steps_ends_the_run_with_a_word(
 
 def test_a_word_comes_before_the_patience_is_over() -> None:
     told = threading.Event()
-    with Waiting(2.0, told.set) as waiting:
-        with waiting.action():
+    with Waiting(2.0, told.set):
+        with in_time():
             time.sleep(0.05)  # a step that ends in time
         assert not told.is_set()
-        with waiting.action():
+        with in_time(), in_time():
             assert told.wait(60), "a step that does not end"
 
 
 def test_nothing_is_said_between_the_steps() -> None:
     told = threading.Event()
-    with Waiting(1.0, told.set) as waiting:
+    with Waiting(1.0, told.set):
         for _ in range(2):
-            with waiting.action():
+            with in_time():
                 time.sleep(0.01)
-            time.sleep(1.1)  # an evaluation, a checkpoint
+            time.sleep(1.1)  # this process's own work
+            with in_time(), patiently(timedelta(seconds=1)), in_time():
+                time.sleep(1.1)  # the main process's
     assert not told.is_set()
