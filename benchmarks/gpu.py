@@ -25,7 +25,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from card_parts import PARTS, Bench, card_name
+from card_bench import Bench, card_name
+from card_parts import PARTS
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "accelerate", "triton", "numpy")

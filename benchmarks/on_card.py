@@ -34,7 +34,7 @@ from peers import Shape
 
 GPT2 = Shape(n_layer=12, n_head=12, n_embd=768, block_size=1024, batch_size=12)
 TINY = Shape(n_layer=2, n_head=2, n_embd=32, block_size=32, batch_size=4)
-CAP = 3e9  # bytes of the card that `fit` may use
+CAP = 6e9  # bytes of the card that `fit` may use
 FEW = 4  # blocks of 124M where their number does not matter: all are alike, and each takes seconds to compile
 
 
@@ -233,12 +233,21 @@ def masks(device: str) -> dict[str, Any]:
 
 
 def fits(device: str, flag: str) -> dict[str, Any]:
-    """Train 20 steps of a few of 124M's blocks in capped memory; return how many finished, and the peak."""
-    from hfgpt.config import load
-    from hfgpt.train.loop import train
+    """Train 20 steps of 124M in capped memory; return how many finished, the micro-batch, and the peak.
 
+    Micro-batches of 12 do not fit eagerly: `fit` must find a smaller one that does in every step.
+    """
+    from hfgpt.config import load
+    from hfgpt.train import loop
+
+    found, fit = list[int](), loop.fit
+
+    def noted(run: Any) -> None:
+        fit(run)
+        found.append(run.micro_batch)
+
+    loop.fit = noted
     shape, vocabulary = model_of(device)
-    shape = replace(shape, n_layer=min(FEW, shape.n_layer))
     if device != "cpu":
         card = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, CAP / card))
@@ -247,10 +256,10 @@ def fits(device: str, flag: str) -> dict[str, Any]:
         tokens = peers.write_tokens(Path(scratch), "t", random[0], random[1], [f"<{i}>" for i in range(vocabulary)])
         flags = [*tokens.flags, *shape.flags, "--gradient_accumulation_steps=2", "--max_iters=20", "--log_interval=1"]
         flags += ["--eval_interval=100000", "--eval_iters=1", f"--device={device}", f"--out_dir={scratch}/run", flag]
-        train(load(None, [*flags, "--fit=always"]))
+        loop.train(load(None, [*flags, f"--fit={'always' if device == 'cpu' else 'auto'}"]))
         records = peers.records(Path(scratch) / "run" / "metrics.jsonl")
         peak = 0 if device == "cpu" else torch.cuda.max_memory_allocated()
-        return {"steps": sum("train_loss" in line for line in records), "peak": peak}
+        return {"steps": sum("train_loss" in line for line in records), "micro_batch": found[0], "peak": peak}
 
 
 # -------------------------------------------------------------------------------------- two processes on one card

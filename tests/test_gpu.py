@@ -15,16 +15,17 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import card_bench
 import card_parts
 import gpu
 import on_card
 import watch
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
+def command(*words: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """Run benchmarks/gpu.py in its own process."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words], capture_output=True, text=True, timeout=280
+        [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words], capture_output=True, text=True, timeout=timeout
     )
 
 
@@ -41,11 +42,43 @@ def test_what_a_trace_says() -> None:
 def test_speed_is_that_of_the_second_half() -> None:
     rates = [1.0, 2.0, 10.0, 12.0, 14.0]
     records = [{"tokens_per_second": rate, "memory_bytes": 100 - rate, "mfu": rate / 100} for rate in rates]
-    assert card_parts.speed([{"val_loss": 3.0}, *records]) == {
+    assert card_bench.speed([{"val_loss": 3.0}, *records]) == {
         "tokens_per_second": 12.0,
         "memory_bytes": 99.0,
         "mfu": 0.12,
     }
+
+
+def test_what_the_steps_did_not_take() -> None:
+    """Ten steps of 100 tokens at 50 tokens/s, of a run that took 25 s; a record at step 1 and every third step."""
+    speeds = [{"step": step, "tokens_per_second": 50.0, "seconds": 2.0 * step} for step in (1, 4, 7, 10)]
+    records = [{"step": 0, "val_loss": 3.0, "seconds": 1.0}, *speeds, {"step": 10, "val_loss": 2.0, "seconds": 25.0}]
+    assert card_bench.besides(records, 100) == pytest.approx(5.0)
+
+
+TRAIN = """
+import sys, time
+import model  # as it finds it when it is started itself
+exec(open("configurator.py").read())
+for step in range(0, 41, 5):
+    print(f"iter {step}: loss 3.0, time 5.00ms, mfu 1.0%", flush=True)
+    time.sleep(0.02)
+"""
+
+
+def test_nanogpts_speed_and_peak_are_read_beside_ours(tmp_path: Path) -> None:
+    """Its train.py runs as it is, in its own folder and with its own arguments."""
+    checkout = tmp_path / "checkout"
+    (checkout / "config").mkdir(parents=True)
+    (checkout / "train.py").write_text(TRAIN)
+    (checkout / "model.py").write_text("")
+    (checkout / "configurator.py").write_text("assert '--compile=True' in sys.argv[1:], sys.argv\n")
+    bench = card_bench.Bench(tmp_path, "cpu", checkout, math.inf)
+    ours = {"tokens_per_second": 1e4, "memory_bytes": 7 * 2**20}
+    rows = {row.what: row for row in card_parts.beside(bench, card_bench.GPT2, True, "124M", ours)}
+    assert rows["124M: nanoGPT"].seen == pytest.approx(4 * 16 * 5 / 0.02, rel=0.5)
+    assert rows["124M: nanoGPT's peak memory"].seen == 0.0, "there is no card here"
+    assert rows["124M: of nanoGPT's peak"].wanted == "≤ 0.7"
 
 
 def test_the_parts_are_listed() -> None:
@@ -64,15 +97,15 @@ def test_without_a_card_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
 def test_a_part_that_fails_is_told_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it raises; what its command printed is kept, since the card may be gone by then."""
 
-    def broken(_bench: card_parts.Bench) -> Iterator[card_parts.Row]:
-        yield card_parts.Row("so far", 1.0)
+    def broken(_bench: card_bench.Bench) -> Iterator[card_bench.Row]:
+        yield card_bench.Row("so far", 1.0)
         raise AssertionError("no such kernel")
 
-    def silent(bench: card_parts.Bench) -> Iterator[card_parts.Row]:
-        yield card_parts.Row("its answer", bench.run("-c", "print('first'); raise SystemExit('second')").seconds)
+    def silent(bench: card_bench.Bench) -> Iterator[card_bench.Row]:
+        yield card_bench.Row("its answer", bench.run("-c", "print('first'); raise SystemExit('second')").seconds)
 
     monkeypatch.setattr(gpu, "PARTS", {"broken": (broken, 1), "silent": (silent, 1)})
-    bench = card_parts.Bench(tmp_path, "cpu", None, math.inf)
+    bench = card_bench.Bench(tmp_path, "cpu", None, math.inf)
     first, second = (gpu.measure(name, bench) for name in gpu.PARTS)
     assert [row["what"] for row in first["rows"]] == ["so far"]
     assert first["error"] == "AssertionError: no such kernel"
@@ -84,7 +117,7 @@ def test_no_program_takes_more_than_what_is_left_of_the_time(tmp_path: Path) -> 
     """A program that hangs ends in time, and so do the processes that it has started in sessions of their own."""
     worker = "import time; print('here', flush=True); time.sleep(3600)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {worker!r}], start_new_session=True)"
-    bench = card_parts.Bench(tmp_path, "cpu", None, time.monotonic() + 3)
+    bench = card_bench.Bench(tmp_path, "cpu", None, time.monotonic() + 3)
     with pytest.raises(watch.Failed, match=r"killed after [23] s: here"):
         bench.run("-c", program)
     assert not [each for each in psutil.process_iter(["cmdline"]) if worker in (each.info["cmdline"] or [])]
@@ -92,12 +125,12 @@ def test_no_program_takes_more_than_what_is_left_of_the_time(tmp_path: Path) -> 
 
 def test_a_trial_on_a_cpu_has_each_flag_once(tmp_path: Path) -> None:
     """Given twice, an argument is refused, and the trial would end before the parts that it is to try."""
-    flags = ["--dataset=text", *card_parts.GPT2.flags]
-    tiny = card_parts.Bench(tmp_path, "cpu", None, math.inf).cut(flags)
+    flags = ["--dataset=text", *card_bench.GPT2.flags]
+    tiny = card_bench.Bench(tmp_path, "cpu", None, math.inf).cut(flags)
     assert {"--dataset=text", "--n_embd=16", "--dropout=0.0"} < set(tiny)
     names = [flag.partition("=")[0] for flag in tiny]
     assert len(names) == len(set(names)) == len(flags)
-    assert card_parts.Bench(tmp_path, "cuda", None, math.inf).cut(flags) == flags
+    assert card_bench.Bench(tmp_path, "cuda", None, math.inf).cut(flags) == flags
 
 
 def test_parts_that_failed_are_tried_again_after_the_new_ones() -> None:
@@ -121,7 +154,7 @@ def test_a_compilation_that_does_not_work_is_an_error(tmp_path: Path) -> None:
     """Otherwise an eager step would be measured as a compiled one."""
     program = "import warnings; warnings.warn('compile: true is left out, since ...'); print('went on')"
     with pytest.raises(watch.Failed, match="compile: true is left out"):
-        card_parts.Bench(tmp_path, "cpu", None, math.inf).run("-c", program)
+        card_bench.Bench(tmp_path, "cpu", None, math.inf).run("-c", program)
 
 
 @pytest.mark.e2e
@@ -136,3 +169,15 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stdout + again.stderr
     assert "memory: measured already" in again.stdout
     assert "✓ two processes on one card: " in again.stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_every_part_on_a_cpu(tmp_path: Path) -> None:
+    """As short as possible, without nanoGPT: what is run and read is right, and no part raises."""
+    path = tmp_path / "cpu.json"
+    done = command("--device=cpu", "--json", str(path), timeout=1400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = json.loads(path.read_text())["parts"]
+    assert list(parts) == list(gpu.PARTS)
+    assert all(part["rows"] for part in parts.values())
