@@ -32,6 +32,13 @@ def short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def shown(value: Any) -> str:
+    """Format a field's value for a sentence: a float with six digits at most."""
+    if value is None:
+        return _("unset")
+    return str(float(f"{value:.6g}")) if isinstance(value, float) else str(value)
+
+
 def divisors(number: int, most: int) -> Iterator[int]:
     """Return a number's divisors up to `most`, largest first."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]

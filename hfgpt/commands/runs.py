@@ -40,12 +40,14 @@ def diagnose(words: list[str]) -> None:
         say(_("{name}: {step} of {steps} steps", name=run.name, step=step, steps=f"{run.config.max_iters:,}") + "\n")
     else:
         say(_("{name}: {step} steps", name=run.name, step=step) + "\n")
-    say(diagnosis.summary(run.records, run.config))
+    say(diagnosis.summary(run.records, run.config, run.around))
     if run.config is None or run.path.name != "metrics.jsonl":
         return
     folder = run.path.parent
     if folder.name in ("", ".."):  # typed inside the folder: a new one lies beside it
         folder = folder.resolve()
+    if any(finding.kind == "interrupted" for finding in diagnosis.diagnose(run.records, run.config, run.around)):
+        say("\n" + _("To continue it: {command}", command=typed("train", folder, "--resume")))
     if override := diagnosis.suggestion(run.records, run.config):
         new = next(path for n in count(2) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
         words = [*override.split(), f"--out_dir={new}"]

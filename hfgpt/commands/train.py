@@ -1,6 +1,8 @@
 """Train a model from a recipe."""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 from hfgpt import config as configs
 from hfgpt.base import shell, threads
@@ -59,7 +61,7 @@ def main(words: list[str]) -> int:
     parser.flag("print_config", _("print the resolved recipe and stop"))
     arguments = parser.read(words)
     recipe, overrides = find_recipe(arguments)
-    config = configs.load(recipe, overrides, arguments.faults)
+    config = configs.load(recipe, overrides, arguments.faults, changes_of(arguments, recipe))
     if arguments.print_config:
         print(configs.to_yaml(config))
         return 0
@@ -116,6 +118,15 @@ def expectation(config: Config) -> str:
              if (value := getattr(config, key)) != getattr(plain, key)]  # fmt: skip
     command = typed("plan", "--time-budget", "5m", *data, "--write", "mine.yaml")
     return _("{takes}; a recipe for five minutes: {command}", takes=takes, command=command)
+
+
+def changes_of(arguments: Arguments, recipe: str | None) -> dict[str, Any]:
+    """Return how a branch from its parent run's recipe differs from it: it begins with the one at its checkpoint."""
+    checkpoint: Path | None = arguments.branch_from
+    if checkpoint is None or recipe is None:
+        return {}
+    run = configs.run_folder(recipe)
+    return origin.changes_since(checkpoint) if run and run.resolve() == checkpoint.resolve().parent else {}
 
 
 def find_recipe(arguments: Arguments) -> tuple[str | None, list[str]]:

@@ -178,7 +178,7 @@ class Config(BaseModel):
     license: str = setting("run", N_("the Hub's identifier"), "mit", N_("Licence of the trained model, for its card"), pattern=WORDS, roles="output")
     always_save_checkpoint: bool = setting("run", "", True, N_("Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end"), roles="local")
     checkpoint_interval: int | None = setting("run", N_("optimizer steps"), None, N_("Save a checkpoint this often too, without evaluating"), N_("only at evaluations"), ge=1, roles="output")
-    background_save: bool | Literal["auto"] = setting("run", "", "auto", N_("Write checkpoints and models in the background, from a copy in host memory; auto: on accelerators"))
+    background_save: bool | Literal["auto"] = setting("run", "", "auto", N_("Write checkpoints and models in the background, from a copy in host memory; auto: on accelerators"), roles="local")
     push_to_hub: bool | Literal["checkpoints"] = setting("run", "", False, N_("Push the model to the Hub whenever it is the best so far, in the background; 'checkpoints': also every checkpoint, so that another machine can continue"), roles="output")
     hub_model_id: str | None = setting("run", N_("name or user/name"), None, N_("Repository to push to"), N_("the run folder's name"), roles="output")
     hub_private: bool = setting("run", "", False, N_("Make the repository private if the run creates it"), roles="output")

@@ -162,22 +162,30 @@ def build(values: Mapping[str, Any], name: str, faults: Iterable[Fault] = ()) ->
     return config
 
 
-def load(recipe: str | Path | None, overrides: Iterable[str] = (), faults: Iterable[Fault] = ()) -> Config:
-    """Merge defaults < recipe < overrides, validate and resolve. See :func:`build` for `faults` and errors.
+def load(
+    recipe: str | Path | None,
+    overrides: Iterable[str] = (),
+    faults: Iterable[Fault] = (),
+    changes: Mapping[str, Any] | None = None,
+) -> Config:
+    """Merge defaults < recipe < changes < overrides, validate and resolve. See :func:`build` for `faults` and errors.
 
     For a run folder, or the recipe in it, `out_dir` is the folder's present location.
+
+    Args:
+        changes: values in the place of the recipe's own, as an earlier recipe of its run had them.
     """
     typed, wrong = _overrides(overrides)
-    values = _recipe_beside(recipe, typed)
+    values = _recipe_beside(recipe, typed, changes or {})
     if recipe is not None and (folder := run_folder(recipe)) is not None:
         values["out_dir"] = str(folder)
     name = Path(recipe).stem if recipe is not None else "run"
     return build({**values, **typed}, name, [*faults, *wrong])
 
 
-def _recipe_beside(recipe: str | Path | None, typed: Mapping[str, Any]) -> dict[str, Any]:
+def _recipe_beside(recipe: str | Path | None, typed: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe's values, without those that the command line sets under another name or changes indirectly."""
-    values = read_recipe(recipe) if recipe is not None else {}
+    values = {**(read_recipe(recipe) if recipe is not None else {}), **changes}
     replaced = set[str]()
     for old, to_new in RENAMED.items():  # such as decay_lr and lr_schedule
         new = to_new(None)[0]

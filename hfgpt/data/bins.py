@@ -20,7 +20,7 @@ from hfgpt.base.terminal import say_reading
 from hfgpt.config import Config
 from hfgpt.config.nanogpt import holds_bins
 from hfgpt.data.blocks import TokenStream
-from hfgpt.data.pieces import kind_of
+from hfgpt.data.pieces import kind_of, names_a_file
 from hfgpt.data.splits import files_below, files_of_glob, glob_root, split_by_name
 
 HEADER = 256  # int32 at the start of a shard
@@ -58,7 +58,7 @@ def find_bins(config: Config) -> Bins | None:
     if any(letter in config.dataset for letter in "*?["):
         paths = [file for file in files_of_glob(str(path)) if _is_bin(file)]
         return _bins(glob_root(str(path)), paths) if paths else None
-    if path.exists() or path.is_absolute() or kind_of(path) or config.dataset.count("/") != 1:
+    if path.exists() or path.is_absolute() or names_a_file(config.dataset) or config.dataset.count("/") != 1:
         return None
     downloaded = _download(config.dataset)
     return _in_folder(downloaded) if downloaded else None

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 KINDS = {".txt": "text", ".jsonl": "jsonl", ".parquet": "parquet"}
 COMPRESSED = (".gz", ".zst")
+# Endings of other files, which no Hub id has.
+OTHERS = (".bin", ".csv", ".tsv", ".json", ".md", ".text", ".log", ".html", ".xml", ".pdf", ".docx", ".epub",
+          ".npy", ".npz", ".pt", ".arrow", ".zip", ".tar", ".tgz", ".xz", ".bz2")  # fmt: skip
 PART = 1 << 20  # characters (or bytes) read at a time
 WINDOW = 1 << 16  # how far back from there to search for a cut
 SHOWN = 20  # columns listed in a message
@@ -80,6 +83,11 @@ def kind_of(path: Path) -> str | None:
     compressed = suffix in COMPRESSED
     kind = KINDS.get(Path(path.stem).suffix.lower() if compressed else suffix)
     return None if compressed and kind == "parquet" else kind
+
+
+def names_a_file(name: str) -> bool:
+    """Whether `dataset` has the ending of a file, so that it is not a Hub id."""
+    return Path(name).suffix.lower() in (*KINDS, *COMPRESSED, *OTHERS)
 
 
 def cut_file(path: Path, column: str) -> list[Piece]:

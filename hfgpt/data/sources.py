@@ -20,7 +20,18 @@ from hfgpt.base.files import expanded
 from hfgpt.base.language import _, listed
 from hfgpt.base.terminal import say_reading
 from hfgpt.config import EMBEDDED_DATASET, Config
-from hfgpt.data.pieces import Part, Piece, check_column, cut_file, endings, fingerprint_of, kind_of, not_text, spread
+from hfgpt.data.pieces import (
+    Part,
+    Piece,
+    check_column,
+    cut_file,
+    endings,
+    fingerprint_of,
+    kind_of,
+    names_a_file,
+    not_text,
+    spread,
+)
 from hfgpt.data.reading import read
 from hfgpt.data.splits import Splits, files_below, files_of_glob, glob_root, split_by_name
 from hfgpt.data.texts import TextStream
@@ -118,11 +129,13 @@ def local_files(name: str) -> tuple[Path, list[Path]] | None:
             name=name,
             endings=endings(),
         )
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or kind_of(path):
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or names_a_file(name):
         raise InputError(
             "dataset = {name!r}: no such file or folder\n"
-            "    → give 'shakespeare', a file, folder or glob of {endings}, or a Hub id such as 'user/name'",
+            "    → {path} does not exist; give 'shakespeare', a file, folder or glob of {endings}, or a Hub id such as "
+            "'user/name'",
             name=name,
+            path=path.absolute(),
             endings=endings(),
         )
     return None

@@ -14,7 +14,6 @@ import gradio as gr
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_, _, current
-from hfgpt.base.lock import holder_of
 from hfgpt.base.units import duration, quantity
 from hfgpt.playground.pieces import Labels, dot, in_language, loss, message, table
 from hfgpt.playground.trainer import WEIGHTS, find
@@ -173,12 +172,11 @@ def _row(entry: Entry) -> tuple[str, ...]:
 
 def _diagnosis(entry: Entry, colour: str) -> str:
     assert entry.run is not None, "the page shows runs that it has read"
-    findings = diagnose(entry.run.records, entry.run.config)
-    listed = "".join(f"<li>{escape(note)}</li>" for note in notes(entry.run.records, entry.run.config))
-    state = answer.ended(entry.outcome)
-    if entry.outcome == "running":
-        in_progress = holder_of(entry.run.path.parent) is not None
-        state = _("in progress") if in_progress else _("not finished: it can be resumed")
+    known = entry.run.records, entry.run.config, entry.run.around
+    findings = diagnose(*known)
+    listed = "".join(f"<li>{escape(note)}</li>" for note in notes(*known))
+    states = {"running": _("in progress"), "stopped": _("not finished: it can be resumed")}
+    state = states.get(entry.outcome) or answer.ended(entry.outcome)
     return (
         f'<article><h3>{dot(colour)} {escape(entry.label)}</h3><p class="small">{escape(state)}</p>'
         f"{''.join(_finding(finding) for finding in findings)}{f'<ul>{listed}</ul>' if listed else ''}</article>"

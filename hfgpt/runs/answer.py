@@ -12,7 +12,7 @@ from hfgpt.base import language
 from hfgpt.base.language import _, sentences
 from hfgpt.base.units import duration, is_number, quantity
 from hfgpt.runs import comparison_plots, statistics
-from hfgpt.runs.compare import Comparison, Entry, Setting, mean
+from hfgpt.runs.compare import UNDISTURBED, Comparison, Entry, Setting, mean
 from hfgpt.runs.comparison_plots import By
 from hfgpt.runs.findings import TITLES
 
@@ -23,7 +23,7 @@ def answer(comparison: Comparison) -> list[str]:
     ended = comparison.ended
     if not ended:
         return [_("No run came to an end with a loss; see the outcomes below.")]
-    sentences = [*_comparable(comparison), *_best(comparison), *_certainty(comparison)]
+    sentences = [*_comparable(comparison), *_unfinished(comparison), *_best(comparison), *_certainty(comparison)]
     axes = comparison.axes
     if len(axes) == 1 and comparison.joined:
         sentences += _trend(axes[0], ended)
@@ -42,6 +42,17 @@ def _comparable(comparison: Comparison) -> list[str]:
         _("The runs differ in {fields}: losses on different texts, or in different tokens, cannot be compared. The "
           "order below means something only if all runs were evaluated on the same tokens.",
           fields=listed(comparison.measured_on))
+    ]  # fmt: skip
+
+
+def _unfinished(comparison: Comparison) -> list[str]:
+    """Warn of runs in progress or stopped: their last loss is not that of the whole recipe."""
+    runs = [(entry, entry.config.max_iters) for entry in comparison.entries
+            if entry.config and entry.outcome in ("running", "stopped")]  # fmt: skip
+    return [
+        _("{run} is at step {step:,} of {steps:,} ({outcome}): its loss below is not that of its end.",
+          run=entry.label, step=entry.steps, steps=steps, outcome=ended(entry.outcome))
+        for entry, steps in runs
     ]  # fmt: skip
 
 
@@ -246,7 +257,7 @@ def _trouble(comparison: Comparison) -> list[str]:
         troubles = dict[str, set[int]]()  # the trouble → its seeds
         for seed, entry in [(seed, entry) for seed, entries in setting.by_seed.items() for entry in entries]:
             trouble = [kind for kind in kinds(comparison, entry) if kind != "healthy"]
-            if entry.outcome not in ("finished", "running"):
+            if entry.outcome not in UNDISTURBED:
                 troubles.setdefault(ended(entry.outcome), set()).add(seed)
             elif trouble:
                 troubles.setdefault(titles(trouble), set()).add(seed)
@@ -267,7 +278,7 @@ def titles(kinds: Sequence[str]) -> str:
 def ended(outcome: str) -> str:
     """Translate a recorded outcome such as 'finished', 'pruned at 40%' or 'failed: reason'."""
     words = {"finished": _("finished"), "running": _("running"), "diverged": _("diverged"), "failed": _("failed"),
-             "waiting": _("waiting")}  # fmt: skip
+             "waiting": _("waiting"), "stopped": _("stopped before its end")}  # fmt: skip
     kind, _colon, reason = outcome.partition(": ")
     if kind.startswith("pruned at "):
         return _("pruned at {share}", share=kind.removeprefix("pruned at "))

@@ -23,7 +23,7 @@ from hfgpt import config as configs
 from hfgpt.base.command import typed
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import check_regular, replace_file
-from hfgpt.base.language import N_, _, listed, sentences
+from hfgpt.base.language import N_, _, sentences
 from hfgpt.base.terminal import visible
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.config.yaml_text import corpora
@@ -258,7 +258,7 @@ def _recipe(recipe: Config | None, changes: Sequence[Segment], last_step: int) -
     if len(changes) > 1:
         text = _("The settings of the run's last segment, which `recipe.yaml` beside this card holds.")
     for before, now in itertools.pairwise(changes):
-        values = listed(f"{key} {old} → {new}" for key, old, new in segments.differences(before.recipe, now.recipe))
+        values = segments.in_words(before.recipe, now.recipe)
         text += "\n- " + _("From step {step:,} on: {values}", step=now.step, values=markdown.code(values))
     if last_step > recipe.max_iters:
         text += "\n\n" + _("The record continues to step {step:,}, beyond this recipe's max_iters.", step=last_step)

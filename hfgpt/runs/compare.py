@@ -17,7 +17,7 @@ from typing import Any
 
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
-from hfgpt.base.language import _, listed, plural
+from hfgpt.base.language import _, plural
 from hfgpt.base.terminal import visible
 from hfgpt.config import Config, group_of, with_role
 from hfgpt.config.yaml_text import in_short
@@ -28,6 +28,7 @@ from hfgpt.runs.statistics import Ranking, rank
 
 # Fields derived from another one (min_lr from learning_rate), and the seed, are not differences of their own.
 DERIVED = {"min_lr", "warmup_iters", "lr_decay_iters", "seed"}
+UNDISTURBED = ("finished", "running", "stopped")  # outcomes of a run whose last loss counts
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Entry:
     label: str  # the run's label, unique in the comparison
     values: dict[str, Any]  # the fields in which the runs differ, except the seed
     run: History | None  # None if nothing was recorded
-    outcome: str = "finished"  # how it ended: 'finished', 'running', 'diverged', or in words
+    outcome: str = "finished"  # how it ended: 'finished', 'running', 'stopped', 'diverged', or in words
     kinds: list[str] = field(default_factory=list)
     sample: str = ""
     setting: str = ""  # the label that all seeds of a setting share; by default the run's own
@@ -49,7 +50,7 @@ class Entry:
             self.kinds = [finding.kind for finding in diagnose.diagnose(self.run.records, self.run.config)]
             if "diverged" in self.kinds:
                 self.outcome = "diverged"
-            if self.outcome not in ("finished", "running"):
+            if self.outcome not in UNDISTURBED:
                 self.kinds = [kind for kind in self.kinds if kind != "healthy"]
 
     def last(self, key: str) -> float | None:
@@ -74,7 +75,7 @@ class Entry:
     @property
     def final(self) -> float | None:
         """The last validation loss; None if the run failed or diverged."""
-        return self.last("val_loss") if self.outcome in ("finished", "running") else None
+        return self.last("val_loss") if self.outcome in UNDISTURBED else None
 
     @property
     def best(self) -> tuple[float, int] | None:
@@ -236,9 +237,10 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
         values = {key: dump.get(key) for key in keys} if few else {}
         setting = ", ".join(f"{key}={value}" for key, value in values.items())
         label = ", ".join(filter(None, (setting, f"seed={dump['seed']}"))) if seeds and few else setting or run.name
-        unfinished = not Facts(run.records, run.config).finished
+        facts = Facts(run.records, run.config, run.around)
+        outcome = "stopped" if facts.abandoned else "finished" if facts.finished else "running"
         shared = (setting or _("all runs")) if seeds and few else ""
-        entries.append(Entry(label, values, run, "running" if unfinished else "finished", setting=shared))
+        entries.append(Entry(label, values, run, outcome, setting=shared))
     return Comparison("", _apart(entries), remarks=_changes(entries), sections=_measured(entries))
 
 
@@ -253,9 +255,7 @@ def _changes(entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         parts = segments.read(entry.run.path.parent) if entry.run else []
         for before, now in itertools.pairwise(parts):
-            changed = segments.differences(before.recipe, now.recipe)
-            values = listed(f"{key} {old} → {new}" for key, old, new in changed)
-            if values:
+            if values := segments.in_words(before.recipe, now.recipe):
                 sentences.append(
                     _("{run}: from step {step:,} on with {values}.", run=entry.label, step=now.step, values=values)
                 )

@@ -17,23 +17,29 @@ from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import laws, reference, rules
-from hfgpt.runs.facts import MEMORISING, REPEATS, Facts, finite
+from hfgpt.runs.facts import MEMORISING, REPEATS, Facts, Surroundings, finite
 from hfgpt.runs.findings import Finding, Kind, Remedy, change, following, longer
 from hfgpt.runs.history import History
 from hfgpt.runs.metrics import Record
 
 
-def diagnose(records: Sequence[Record], config: Config | None = None) -> list[Finding]:
+def diagnose(
+    records: Sequence[Record], config: Config | None = None, around: Surroundings | None = None
+) -> list[Finding]:
     """Diagnose a run.
 
     Args:
         records: as returned by :func:`hfgpt.runs.history.read_run`.
         config: the run's recipe; without one, remedies have no values, and rules that need it are skipped.
+        around: what the run's folder says; without it, an unfinished run counts as one in progress.
 
     Returns:
         The findings, gravest first; `healthy` alone if no rule applies.
     """
-    return _diagnose(Facts(records, config))
+    return _diagnose(Facts(records, config, around))
+
+
+EXPLAINED: set[Kind] = {"learning_rate_too_high", "input_bound", "interrupted"}
 
 
 def _diagnose(facts: Facts) -> list[Finding]:
@@ -42,7 +48,7 @@ def _diagnose(facts: Facts) -> list[Finding]:
     if "diverged" in kinds:  # it explains everything else
         findings = [finding for finding in findings if finding.kind == "diverged"]
     elif "learning_rate_too_high" in kinds and facts.high:  # so does a rate at which nothing is learnt
-        findings = [finding for finding in findings if finding.kind in ("learning_rate_too_high", "input_bound")]
+        findings = [finding for finding in findings if finding.kind in EXPLAINED]
     return _without_contradictions(findings) or [rules.healthy(facts)]
 
 
@@ -57,9 +63,9 @@ def _without_contradictions(findings: Sequence[Finding]) -> list[Finding]:
     return out
 
 
-def notes(records: Sequence[Record], config: Config | None = None) -> list[str]:
+def notes(records: Sequence[Record], config: Config | None = None, around: Surroundings | None = None) -> list[str]:
     """Return what is worth knowing but not alarming: the run's standing and outlook, clipping, evaluations."""
-    facts = Facts(records, config)
+    facts = Facts(records, config, around)
     return _notes(facts, _diagnose(facts))
 
 
@@ -82,9 +88,9 @@ def report(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def summary(records: Sequence[Record], config: Config | None = None) -> str:
+def summary(records: Sequence[Record], config: Config | None = None, around: Surroundings | None = None) -> str:
     """Format the findings, then the notes, without control characters for a terminal."""
-    facts = Facts(records, config)
+    facts = Facts(records, config, around)
     findings = _diagnose(facts)
     lines = [report(findings), *(_("note: {note}", note=note) for note in _notes(facts, findings))]
     return visible("\n".join(lines))
@@ -93,12 +99,12 @@ def summary(records: Sequence[Record], config: Config | None = None) -> str:
 def as_json(run: History) -> dict[str, Any]:
     """Return a run's diagnosis as plain data, in English: `run`, `last_step`, `findings` and `notes`."""
     with using("en"):
-        findings = diagnose(run.records, run.config)
+        findings = diagnose(run.records, run.config, run.around)
         return {
             "run": run.name,
             "last_step": int(run.records[-1]["step"]),
             "findings": [_as_data(finding) for finding in findings],
-            "notes": notes(run.records, run.config),
+            "notes": notes(run.records, run.config, run.around),
         }
 
 
@@ -162,6 +168,9 @@ def _standing(facts: Facts) -> str | None:
     curve = reference.of(facts.config) if facts.config is not None and facts.val else None
     if curve is None:
         return None
+    if facts.changed is not None:
+        return _("The recipe or the text changed after step {step:,}, so the run is not compared with the reference of "
+                 "{recipe}.yaml.", step=facts.changed, recipe=curve.recipe)  # fmt: skip
     places = [(int(step), loss, curve.at(int(step))) for step, loss in zip(facts.eval_steps, facts.val, strict=True)]
     step, loss, expected = next((place for place in reversed(places) if place[2] is not None), (0, 0.0, None))
     if expected is None or step == 0:

@@ -9,6 +9,7 @@ Imports neither torch nor transformers.
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -29,11 +30,20 @@ SPIKE = 1.0  # nats above the smoothed curve
 LOST_IN_A_ROW = {"train_loss": 1, "val_loss": 1, "grad_norm": 2}
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run's folder says beside its record and its recipe; nothing is known of a record without a folder."""
+
+    written: float | None = None  # when the record was last written, in seconds since 1970, if no process trains here
+    saved: int | None = None  # the step of the newest checkpoint
+    changed: int | None = None  # the step after which the recipe first changed
+
+
 class Facts:
     """A run's series and figures derived from them. Non-finite values are dropped; only `lost_at` reports them."""
 
-    def __init__(self, records: Sequence[Record], config: Config | None) -> None:
-        self.records, self.config = records, config
+    def __init__(self, records: Sequence[Record], config: Config | None, around: Surroundings | None = None) -> None:
+        self.records, self.config, self.around = records, config, around or Surroundings()
         self.steps, self.losses = finite(records, "train_loss")
         self.smoothed = smooth(self.losses)
         self.eval_steps, self.val = finite(records, "val_loss")
@@ -56,6 +66,18 @@ class Facts:
         """Whether early stopping ended the run."""
         patience = self.config.early_stopping_patience if self.config else None
         return patience is not None and bool(self.val) and len(self.val) - 1 - self.best >= patience
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the run has not reached its end, and no process works on it."""
+        return not self.finished and self.around.written is not None
+
+    @property
+    def changed(self) -> int | None:
+        """The step after which the recipe or the text first changed."""
+        branched = self.records[0].get("branch_step") if self.records and self.start is None else None
+        steps = [int(step) for step in (self.around.changed, branched) if step is not None and math.isfinite(step)]
+        return min(steps, default=None)
 
     @property
     def past_warmup(self) -> int:
@@ -116,7 +138,7 @@ class Facts:
     @property
     def pairs(self) -> float | None:
         """The loss that counting pairs of tokens reaches on this text; None if it was not recorded."""
-        return self.records[0].get("pairs_loss") if self.records else None
+        return next((record["pairs_loss"] for record in self.records if "pairs_loss" in record), None)
 
     @property
     def high(self) -> bool:

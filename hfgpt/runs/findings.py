@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 from hfgpt.base.language import N_, _, listed
-from hfgpt.base.units import duration, is_number, rounded, seconds_of
+from hfgpt.base.units import duration, is_number, rounded, seconds_of, shown
 from hfgpt.config import Config
 from hfgpt.runs.facts import REPEATS, Facts, smaller_model
 
 Kind = Literal[
     "diverged", "learning_rate_too_high", "overfitting", "data_starved", "learning_rate_too_low", "underfitting",
-    "clipping_always", "input_bound", "healthy",
+    "clipping_always", "input_bound", "interrupted", "healthy",
 ]  # fmt: skip
 
 TITLES: dict[Kind, str] = {
@@ -28,6 +28,7 @@ TITLES: dict[Kind, str] = {
     "underfitting": N_("underfitting"),
     "clipping_always": N_("gradients always clipped"),
     "input_bound": N_("waiting for data"),
+    "interrupted": N_("stopped before its end"),
     "healthy": N_("healthy"),
 }
 
@@ -81,7 +82,7 @@ def change(what: str, section: str, config: Config | None, **new: Any) -> Remedy
     """Return a remedy that sets fields and those that depend on them; without a recipe it has no values."""
     if config is None or not new:
         return Remedy(what, section)
-    values = listed(f"{key} {_shown(getattr(config, key))} → {value}" for key, value in new.items())
+    values = listed(f"{key} {shown(getattr(config, key))} → {value}" for key, value in new.items())
     numbers = {key: value for key, value in new.items() if is_number(value) and is_number(getattr(config, key))}
     return Remedy(
         _("{what}: {values}", what=what, values=values),
@@ -89,10 +90,6 @@ def change(what: str, section: str, config: Config | None, **new: Any) -> Remedy
         " ".join(_typed(*item) for item in {**new, **following(config, new)}.items()),
         {key: 1 if value > getattr(config, key) else -1 for key, value in numbers.items()},
     )
-
-
-def _shown(value: Any) -> str:
-    return _("unset") if value is None else str(value)
 
 
 def following(config: Config, new: dict[str, Any]) -> dict[str, Any]:

@@ -5,29 +5,33 @@ Out: one :class:`History`, its records by our names (:mod:`hfgpt.runs.metrics`).
 """
 
 import ast
+import itertools
 import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hfgpt import config as configs
 from hfgpt.base.errors import ConfigError, InputError
+from hfgpt.base.lock import holder_of
 from hfgpt.config import Config
-from hfgpt.runs import metrics
+from hfgpt.runs import metrics, reference, segments
+from hfgpt.runs.facts import Surroundings
 from hfgpt.runs.metrics import UNREADABLE, Record, merge, read_text, whole_step
 
 
 @dataclass(frozen=True)
 class History:
-    """A run's history: its name, its records in step order, its recipe if there is one."""
+    """A run's history: its name, its records in step order, its recipe if there is one, and what its folder says."""
 
     name: str
     path: Path
     records: list[Record]
     config: Config | None = None
+    around: Surroundings = field(default_factory=Surroundings)
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """See :func:`hfgpt.runs.metrics.series`."""
@@ -46,8 +50,10 @@ def read_run(source: str | Path) -> History:
     """
     path = _record_file(Path(source))
     config: Config | None = None
+    around = Surroundings()
     if path.suffix == ".jsonl":
         records, config = metrics.read(path), _recipe_beside(path)
+        around = surroundings(path.parent)
     elif path.suffix == ".json":
         records = read_trainer_state(path)
     else:
@@ -57,7 +63,19 @@ def read_run(source: str | Path) -> History:
             "{source}: holds no step yet: there is neither a loss nor an evaluation in {path}", source=source, path=path
         )
     name = path.parent.resolve().name if path.suffix in (".jsonl", ".json") else path.stem
-    return History(name, path, records, config)
+    return History(name, path, records, config, around)
+
+
+def surroundings(folder: Path) -> Surroundings:
+    """Return what a run's folder says beside its record and its recipe."""
+    try:
+        written = (folder / metrics.FILE_NAME).stat().st_mtime if holder_of(folder) is None else None
+        steps = [int(path.parent.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*/COMPLETE")]
+    except (OSError, ValueError):  # a folder that cannot be read, or holds what looks like a checkpoint
+        return Surroundings()
+    parts = segments.read(folder)
+    changed = (now.step for before, now in itertools.pairwise(parts) if reference.differ(before.recipe, now.recipe))
+    return Surroundings(written, max(steps, default=None), next(changed, None))
 
 
 def _record_file(source: Path) -> Path:

@@ -8,7 +8,7 @@ Names and units: ``train_loss`` (of that step's global batch), ``train_eval_loss
 evaluation blocks) in nats per token; ``learning_rate``; ``grad_norm`` before clipping; ``tokens_per_second``; ``mfu``
 (share of the device's peak); ``memory_bytes``; ``seconds`` since the run began, without the time between a stop and
 its resume; ``data_seconds``, spent waiting for data, per step; ``epoch``, how often the training text was seen;
-``pairs_loss``, in the first record, what counting pairs of tokens reaches on the validation split, in nats per token;
+``pairs_loss``, at the first evaluation, what counting pairs of tokens reaches on the validation split, in nats;
 ``branched`` and ``branch_step``, in the first record of a run that continues from another's checkpoint, when it
 branched (seconds since 1970) and from which step.
 
@@ -81,9 +81,13 @@ class MetricsWriter:
         files.replace_file(self.path, "".join(kept))
 
 
-def copy_as_branch(source: Path, target: Path, step: int) -> None:
-    """Copy a record for a branch from `step`; ``branched`` in its first line marks it as another run on the Hub."""
-    records = read(source)
+def begin_branch(target: Path, step: int, source: Path | None) -> None:
+    """Begin the record of a branch from `step`; ``branched`` in its first line marks it as another run on the Hub.
+
+    Args:
+        source: the record to copy; None for a branch on another text, whose losses do not continue the other run's.
+    """
+    records: list[Record] = read(source) if source is not None else [{"step": 0}]
     if records:
         records[0] |= {"branched": time.time(), "branch_step": step}
     files.replace_file(target, "".join(map(_to_line, records)))

@@ -18,7 +18,7 @@ from hfgpt.base.files import expanded, sha256
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.data.sources import EMBEDDED
 from hfgpt.runs.laws import Prediction
-from hfgpt.runs.segments import LOCAL, deciding
+from hfgpt.runs.segments import LOCAL, deciding, differences
 
 FILE = Path(__file__).parent / "reference_curves.json"
 LARGEST = 64 * 2**20  # largest text in bytes that is hashed to compare it with the reference's
@@ -83,6 +83,11 @@ def identity_of(config: Config) -> dict[str, Any]:
         values = {key: value for key, value in values.items() if not key.startswith("muon_")}
     changed = {key: value for key, value in values.items() if value != getattr(plain, key)}
     return {**changed, "global_batch": config.global_batch}
+
+
+def differ(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether two recipes of one run decide its losses differently."""
+    return any(key not in FREE for key, _then, _now in differences(before, now))
 
 
 def data_of(config: Config) -> str | None:

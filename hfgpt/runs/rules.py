@@ -11,6 +11,7 @@ first. A new diagnosis is a function here and an entry in RULES.
 import math
 import statistics
 from collections.abc import Callable
+from datetime import datetime
 
 from hfgpt.base.language import _, plural, sentences
 from hfgpt.base.units import duration
@@ -22,6 +23,25 @@ RISE = 0.05  # nats: an evaluated loss does not rise by more than this by chance
 MEMORISED = 2.0  # ratio of validation to train loss at which the text is being memorised
 CLIPPED, CLIPPED_BY = 0.95, 3.0  # share of the steps, and the median norm over grad_clip (2 in nanoGPT's own CPU run)
 WAITING = 0.3  # share of a step spent waiting for data
+
+
+def interrupted(facts: Facts) -> Finding | None:
+    """The run has not reached its end, and no process works on it: it was stopped, or it was killed."""
+    if not facts.abandoned:
+        return None
+    assert facts.config is not None, "without a recipe a run counts as finished"
+    assert facts.around.written is not None, "facts.abandoned"
+    when = datetime.fromtimestamp(facts.around.written).strftime("%Y-%m-%d %H:%M:%S")
+    if facts.config.time_budget:
+        end = _("The record ends at step {step:,}, before the time_budget of {time} was over.",
+                step=facts.last_step, time=facts.config.time_budget)  # fmt: skip
+    else:
+        end = _("The record ends at step {step:,} of {steps:,}.", step=facts.last_step, steps=facts.config.max_iters)
+    written = _("It was last written at {when}, and no process trains in the folder.", when=when)
+    if facts.around.saved is None:
+        return Finding("interrupted", 0, sentences(end, written, _("There is no checkpoint to resume.")))
+    saved = _("--resume continues from its newest checkpoint, of step {step:,}.", step=facts.around.saved)
+    return Finding("interrupted", 0, sentences(end, written, saved))
 
 
 def diverged(facts: Facts) -> Finding | None:
@@ -270,6 +290,7 @@ def healthy(facts: Facts) -> Finding:
 
 
 RULES: tuple[Callable[[Facts], Finding | None], ...] = (
+    interrupted,
     diverged,
     learning_rate_too_high,
     overfitting,

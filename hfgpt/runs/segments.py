@@ -13,10 +13,15 @@ from typing import Any
 
 from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.files import replace_file
+from hfgpt.base.language import listed
+from hfgpt.base.units import shown
 from hfgpt.config import Config, with_role
+from hfgpt.model.schedule import learning_rate
 
 FILE_NAME = "segments.jsonl"
 LOCAL = frozenset(with_role("local", "output"))  # fields that affect no weight
+RATES = {"warmup_iters", "lr_decay_iters", "decay_shape", "min_lr"}  # fields that only the learning rate reads
+PLACES = 1000  # steps at which two schedules are compared, at most
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,19 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, 
     """Return (key, old value, new value) for each difference; only keys in both are compared."""
     keys: Iterable[str] = (key for key in now if key in before)
     return [(key, before[key], now[key]) for key in keys if before[key] != now[key]]
+
+
+def in_words(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return the differences as text: 'max_iters 8 → 12, dropout 0.0 → 0.1'."""
+    return listed(f"{key} {shown(old)} → {shown(new)}" for key, old, new in differences(before, now))
+
+
+def matters(key: str, then: Any, config: Config, step: int) -> bool:
+    """Whether it makes a difference after `step` that a field no longer has the value `then`."""
+    if key.startswith("muon_"):
+        return config.optimizer == "muon"
+    if key not in RATES:
+        return True
+    other = config.model_copy(update={key: then})
+    steps = [*range(step + 1, config.max_iters, 1 + (config.max_iters - step) // PLACES), config.max_iters]
+    return any(learning_rate(at, config) != learning_rate(at, other) for at in steps)

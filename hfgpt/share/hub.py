@@ -73,7 +73,7 @@ def push(
         if not (path / "README.md").is_file():
             card.write(path, license)
         names = [*contents.names(path, include_checkpoints), *LAST]
-        with explained(repo_id, client):
+        with explained(repo_id, client, revision):
             url = patiently(lambda: client.create_repo(repo_id, private=private, exist_ok=True))
             repo = url.repo_id
             if revision is not None:
@@ -215,7 +215,7 @@ def pull(
     if target.exists() and (not target.is_dir() or any(path != gathering for path in target.iterdir())):
         raise InputError("{folder!r}: is in use already; name a new folder", folder=str(folder))
     client = api or HfApi()
-    with explained(repo_id, client), disk_errors(gathering):
+    with explained(repo_id, client, revision), disk_errors(gathering):
         checkpoints = [CHECKPOINTS]
         if newest:
             remote = patiently(lambda: client.list_repo_files(repo_id, revision=revision))

@@ -55,7 +55,7 @@ def _may_pass(error: Exception) -> bool:
 
 
 @contextmanager
-def explained(repo_id: str, api: HfApi) -> Iterator[None]:
+def explained(repo_id: str, api: HfApi, revision: str | None = None) -> Iterator[None]:
     """Turn the client's errors into an InputError or a HubError with a single message."""
     try:
         yield
@@ -69,13 +69,13 @@ def explained(repo_id: str, api: HfApi) -> Iterator[None]:
         raise InputError("HF_HUB_OFFLINE is set, so the Hub is not asked; unset it to push or pull") from None
     except (httpx2.ConnectError, httpx2.ConnectTimeout, LocalEntryNotFoundError) as error:
         if isinstance(error.__cause__, HfHubHTTPError):  # the Hub answered with an error status
-            raise _of_status(error.__cause__, repo_id) from None
+            raise _of_status(error.__cause__, repo_id, revision) from None
         raise HubError(
             _("{endpoint} cannot be reached ({reason}): check the network, and try again",
               endpoint=api.endpoint, reason=_reason(error))
         ) from None  # fmt: skip
     except HfHubHTTPError as error:
-        raise _of_status(error, repo_id) from None
+        raise _of_status(error, repo_id, revision) from None
     except OSError as error:
         raise InputError(
             "{path}: cannot be read or written: {reason}", path=error.filename, reason=strerror(error)
@@ -92,11 +92,15 @@ OF_STATUS = {
 }
 
 
-def _of_status(error: Exception, repo_id: str) -> Exception:
+def _of_status(error: Exception, repo_id: str, revision: str | None) -> Exception:
     """Return the message for the Hub's status code."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, RevisionNotFoundError):
-        return InputError("{repo}: no such revision", repo=repo_id)
+        return InputError(
+            "{repo}: has no revision {revision!r} → name one of its branches, tags or commits",
+            repo=repo_id,
+            revision=revision or "main",
+        )
     if isinstance(error, RepositoryNotFoundError):
         return InputError("{repo}: no such repository, or it is private and the token does not reach it", repo=repo_id)
     if message := OF_STATUS.get(status or 0):

@@ -74,7 +74,8 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     announce(run, figures, better)
     if config.eval_only:
         return True
-    if progress.step == 0 and (bound := pairs_loss(run.corpus.train, run.corpus.val)) is not None:
+    first, run.begins_text = run.begins_text or progress.step == 0, False
+    if first and (bound := pairs_loss(run.corpus.train, run.corpus.val)) is not None:
         figures["pairs_loss"] = bound
     progress.seconds = meter.seconds()
     run.record(seconds=progress.seconds, **figures)

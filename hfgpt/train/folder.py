@@ -91,6 +91,7 @@ class Use(NamedTuple):
     overwrite: bool  # move an older run to .previous
     step: int | None  # keep the record up to this step; None: there is nothing to keep
     branch_from: Path | None = None  # a checkpoint whose run's record is copied
+    other_text: bool = False  # whether the branch is on another text, so that the two records do not belong together
 
 
 def claim(config: Config, lock: FolderLock | None, use: Use, dtype: str) -> FolderLock:
@@ -116,7 +117,7 @@ def claim(config: Config, lock: FolderLock | None, use: Use, dtype: str) -> Fold
         if use.begins_anew and holds_run(folder):
             set_aside(folder)
         if use.branch_from is not None and not record.exists():
-            copy_record(use.branch_from, folder)
+            copy_record(use.branch_from, folder, use.other_text)
         if use.step is not None:
             # An unreadable record is detected here, before anything is written.
             metrics.MetricsWriter(record).truncate_after(use.step)
@@ -132,12 +133,17 @@ def claim(config: Config, lock: FolderLock | None, use: Use, dtype: str) -> Fold
     return lock
 
 
-def copy_record(branch_from: Path, folder: Path) -> None:
-    """Begin a branch's record with that of the checkpoint's run; the first line tells the two apart."""
+def copy_record(branch_from: Path, folder: Path, other_text: bool) -> None:
+    """Begin a branch's record with that of the checkpoint's run; the first line tells the two apart.
+
+    On another text it begins anew: losses on two texts do not compare.
+    """
     source, step = branch_from.parent, int(branch_from.name.rpartition("-")[2])
-    if (source / metrics.FILE_NAME).is_file():
-        metrics.copy_as_branch(source / metrics.FILE_NAME, folder / metrics.FILE_NAME, step)
-    for name in (metrics.SAMPLES, segments.FILE_NAME):
+    if other_text:
+        metrics.begin_branch(folder / metrics.FILE_NAME, step, None)
+    elif (source / metrics.FILE_NAME).is_file():
+        metrics.begin_branch(folder / metrics.FILE_NAME, step, source / metrics.FILE_NAME)
+    for name in (segments.FILE_NAME, *([] if other_text else [metrics.SAMPLES])):
         if (source / name).is_file():
             replace_file(folder / name, (source / name).read_text(encoding="utf-8", errors="replace"))
 

@@ -13,14 +13,15 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import expanded
 from hfgpt.base.language import _, listed
 from hfgpt.base.lock import FolderLock, Holder
 from hfgpt.base.terminal import say, say_reading
-from hfgpt.config import Config, read_recipe
+from hfgpt.config import Config, build, read_recipe
+from hfgpt.runs import segments
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -69,10 +70,32 @@ def branch(text: str) -> Path:
     return path
 
 
+def changes_since(checkpoint: Path) -> dict[str, Any]:
+    """Return the values by which the recipe that made a checkpoint differs from its run's present one.
+
+    Values that follow from others are None, so that they follow the branch's own. Empty if the run has kept its recipe.
+    """
+    run, step = checkpoint.parent, int(checkpoint.name.removeprefix("checkpoint-"))
+    parts = segments.read(run)
+    made = next((part.recipe for part in reversed(parts) if part.step < step), None)
+    if made is None or made == parts[-1].recipe:
+        return {}
+    last, present = parts[-1].recipe, read_recipe(run)
+    changes = {key: value for key, value in made.items() if key not in last or last[key] != value}
+    if present.get("dtype", "auto") == "auto":  # each machine chooses its own
+        changes.pop("dtype", None)
+    for key in changes.keys() & {"warmup_iters", "lr_decay_iters", "min_lr"}:
+        derived = build({**present, **changes, key: None}, run.name)
+        if getattr(derived, key) == changes[key]:
+            changes[key] = None
+    return changes
+
+
 def branch_folder(checkpoint: Path) -> Path:
-    """Return a branch's default folder, beside its parent run."""
-    run = checkpoint.resolve().parent
-    return run.with_name(f"{run.name}-from-{checkpoint.name.removeprefix('checkpoint-')}")
+    """Return a branch's default folder, beside its parent run: relative if the checkpoint was given so."""
+    run = checkpoint.parent
+    beside = run / ".." if run.name in ("", "..") else run.parent  # typed inside the run
+    return beside / f"{run.resolve().name}-from-{checkpoint.name.removeprefix('checkpoint-')}"
 
 
 def check_repository(config: Config, checkpoint: Path) -> None:

@@ -15,7 +15,7 @@ from hfgpt.config import EMBEDDED_DATASET
 from hfgpt.config.fields import SAMPLE_TOKENS
 from hfgpt.config.yaml_text import corpora
 from hfgpt.model.gpt2 import parameter_count
-from hfgpt.runs import card, diagnose, metrics
+from hfgpt.runs import card, diagnose, history, metrics
 from hfgpt.train.evaluate import patience_is_over, sample_text
 from hfgpt.train.failures import how_to_resume
 from hfgpt.train.run import Run
@@ -104,8 +104,8 @@ def finish(run: Run, reason: int) -> None:
         replace_file(folder / "recipe.yaml", configs.to_yaml(config, in_folder=True))
     plots.loss_curve(folder)
     card.write(folder, config.license)
-    run.display.say("\n" + outcome(run, metrics.series(records, "val_loss")[1]))
-    run.display.say("\n" + diagnose.summary(records, config))
+    run.display.say("\n" + outcome(run, *metrics.series(records, "val_loss")))
+    run.display.say("\n" + diagnose.summary(records, config, history.surroundings(folder)))
     if config.sample_prompt and not run.sharded:
         run.display.say("\n" + _("sampled:"))
         run.display.sample(sample_text(run, 3 * SAMPLE_TOKENS))
@@ -138,8 +138,12 @@ def wait_for_push(run: Run) -> None:
         )
 
 
-def outcome(run: Run, val: list[float]) -> str:
-    """Summarise the validation loss: at the start, at the end and at its best; `val` holds every evaluation's."""
+def outcome(run: Run, steps: list[float], val: list[float]) -> str:
+    """Summarise the validation loss: at the start, at the end and at its best.
+
+    Args:
+        steps, val: those of every evaluation in the record.
+    """
     progress, patience = run.progress, run.config.early_stopping_patience
     figures = {
         "before": val[0],
@@ -150,14 +154,18 @@ def outcome(run: Run, val: list[float]) -> str:
         "best_step": progress.best_step,
     }
     if patience_is_over(run):
-        return _(
+        line = _(
             "validation loss {before:.4f} before, {last:.4f} after {steps} steps, {time} (no better validation loss in "
             "{patience} evaluations); best {best:.4f} at step {best_step}",
             patience=patience,
             **figures,
         )
-    return _(
-        "validation loss {before:.4f} before, {last:.4f} after {steps} steps, {time}; best {best:.4f} at step "
-        "{best_step}",
-        **figures,
-    )
+    else:
+        line = _(
+            "validation loss {before:.4f} before, {last:.4f} after {steps} steps, {time}; best {best:.4f} at step "
+            "{best_step}",
+            **figures,
+        )
+    if steps[0]:
+        line += "\n" + _("  'before' is step {step}, the first evaluation on this text", step=int(steps[0]))
+    return line

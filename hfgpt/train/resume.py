@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 from accelerate.utils import gather_object
 from pydantic import TypeAdapter
@@ -16,18 +15,18 @@ from torch import Tensor
 
 from hfgpt.base.errors import UNREADABLE, InputError, first_line
 from hfgpt.base.language import _
-from hfgpt.config import Config, with_role
-from hfgpt.config.yaml_text import corpora
-from hfgpt.data import tokenizer as tokenizers
+from hfgpt.base.units import shown
+from hfgpt.config import Config
 from hfgpt.data.streaming import merged
 from hfgpt.model.schedule import learning_rate
-from hfgpt.runs import public, segments
+from hfgpt.runs import segments
 from hfgpt.runs.metrics import whole_step
 from hfgpt.share import export
 from hfgpt.train import checkpoint, states
 from hfgpt.train.collective import in_time
 from hfgpt.train.display import Display
 from hfgpt.train.folder import discard_previous
+from hfgpt.train.identity import corpus_facts, identity
 from hfgpt.train.run import Progress, Run
 
 
@@ -128,45 +127,6 @@ def wait_for_main(run: Run) -> None:
         run.meet()
 
 
-def identity(run: Run) -> dict[str, Any]:
-    """Return what a run and its resume must share: the model's shape and the sequence of batches."""
-    shape = run.plain.gpt2.config  # not the config's, which a pretrained model overrides
-    return {
-        **{key: getattr(run.config, key) for key in with_role("identity")},
-        **{key: getattr(shape, key) for key in ("n_layer", "n_head", "n_embd")},
-        "global batch (batch_size x gradient_accumulation_steps)": run.config.global_batch,
-        "tokenizer": tokenizers.fingerprint(run.corpus.tokenizer),
-        "data": run.corpus.fingerprint,
-    }
-
-
-def corpus_facts(run: Run) -> dict[str, Any]:
-    """Return what identifies the run's text on another machine: its name, without a path, and its size."""
-    names = [public.name(name) for name, _weight in corpora(run.config.dataset)]
-    corpus = run.corpus
-    return {"name": " + ".join(names), "train_tokens": corpus.train_tokens, "val_tokens": len(corpus.val)}
-
-
-def described(facts: dict[str, Any], fingerprint: str) -> str:
-    """Describe a corpus; `facts` may come from another version's checkpoint."""
-    size = _("streamed")
-    if facts.get("train_tokens"):
-        size = _("{train:,} + {val:,} tokens", train=facts["train_tokens"], val=facts.get("val_tokens", 0))
-    return _("{name!r} ({size}, fingerprint {print})", name=facts.get("name", "?"), size=size, print=fingerprint[:12])
-
-
-def check_text_is_here(error: InputError, saved: checkpoint.Checkpoint) -> InputError:
-    """Extend the error of an unreadable corpus by the text that the run was trained on, if its checkpoint names it."""
-    facts, reason = saved.state.get("corpus"), str(error).split("\n", 1)[0]
-    if facts is None or not reason.startswith("dataset = "):
-        return error
-    return InputError(
-        "{reason}\n    → give the location of this run's text with --dataset: {corpus}",
-        reason=reason,
-        corpus=described(facts, str(saved.state["identity"]["data"])),
-    )
-
-
 def find_checkpoint(config: Config, display: Display) -> checkpoint.Checkpoint | None:
     """Return the newest valid checkpoint; None if there is not one yet and the run begins.
 
@@ -223,53 +183,6 @@ def forget_best(run: Run) -> None:
     progress.evaluations_without_improvement, progress.horizons = 0, []
 
 
-def check_identity(run: Run, saved: checkpoint.Checkpoint, other_text: bool = False) -> None:
-    """Check that a resume continues the same run.
-
-    Args:
-        saved: the checkpoint that it continues from.
-        other_text: whether it may continue on another text; a message then says so.
-
-    Raises:
-        InputError: names each difference.
-    """
-    # What an older checkpoint does not name was not a setting then, and had the present default.
-    then = {key: Config.model_fields[key].default for key in with_role("identity")} | saved.state["identity"]
-    now = identity(run)
-    if "corpus" in saved.state and then.get("data") != now["data"]:
-        texts = (
-            described(saved.state["corpus"], str(then.get("data"))),
-            described(corpus_facts(run), str(now["data"])),
-        )
-        if other_text:
-            run.display.say(_("the text changes from {then} to {now}", then=texts[0], now=texts[1]))
-            del now["data"]
-        elif [key for key in now if then.get(key) != now[key]] == ["data"]:
-            raise InputError(
-                "{checkpoint} was trained on {then}; dataset = {dataset!r} is {now}\n    → give the run's own text "
-                "with --dataset, or continue with this one as a run of its own: --branch_from={checkpoint}",
-                checkpoint=saved.path,
-                then=texts[0],
-                dataset=run.config.dataset,
-                now=texts[1],
-            )
-        else:
-            then["data"], now["data"] = texts
-    lines = [
-        _("  {key}: {then!r} in the checkpoint, {now!r} now", key=key, then=then.get(key), now=now[key])
-        for key in now
-        if then.get(key) != now[key]
-    ]
-    if lines:
-        recipe = saved.path.parent / "recipe.yaml"
-        remedy = _("resume with its own recipe, {recipe}, or set another out_dir", recipe=recipe)
-        if other_text:
-            remedy = _("a branch keeps these, from {recipe}; its tokenizer by --tokenizer={run}",
-                       recipe=recipe, run=saved.path.parent)  # fmt: skip
-        raise InputError("{checkpoint} is a checkpoint of another run:\n{differences}\n    → {remedy}",
-                         checkpoint=saved.path, differences="\n".join(lines), remedy=remedy)  # fmt: skip
-
-
 def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
     """Refuse a length that the run has already passed.
 
@@ -288,21 +201,24 @@ def check_length(config: Config, saved: checkpoint.Checkpoint) -> None:
 
 def announce_changes(run: Run, saved: checkpoint.Checkpoint) -> None:
     """Print what the recipe changes in the resumed run, and how the learning rate jumps."""
-    before, step = saved.state.get("recipe"), saved.state["step"]
+    before, step, config = saved.state.get("recipe"), saved.state["step"], run.config
     if before is None:  # the checkpoint is from an earlier version
         return
-    changed = segments.differences(before, segments.deciding(run.config, run.dtype))
+    changed = segments.differences(before, segments.deciding(config, run.dtype))
     if not changed:
         return
-    lines = [f"  {key}: {then} → {now}" for key, then, now in changed]
+    lines = [f"  {key}: {shown(then)} → {shown(now)}" for key, then, now in changed]
+    for place, (key, then, _now) in enumerate(changed):
+        if not segments.matters(key, then, config, step):
+            lines[place] += "  " + _("(without effect after step {step})", step=step)
     run.display.say(_("the recipe changes after step {step}:", step=step) + "\n" + "\n".join(lines))
-    if step >= run.config.max_iters:
+    if step >= config.max_iters:
         return
-    old_config = run.config.model_copy(update={key: value for key, value, _now in changed})
+    old_config = config.model_copy(update={key: value for key, value, _now in changed})
     last, then, now = (
         learning_rate(step, old_config),
         learning_rate(step + 1, old_config),
-        learning_rate(step + 1, run.config),
+        learning_rate(step + 1, config),
     )
     if abs(now - then) > 0.01 * then:
         run.display.say(

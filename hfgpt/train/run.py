@@ -67,6 +67,7 @@ class Run:
     tasks: dict[str, list[Any]] = field(default_factory=dict)  # questions by task, see hfgpt.train.tasks
     harness: Harness = field(default_factory=lambda: Harness([]))
     progress: Progress = field(default_factory=Progress)
+    begins_text: bool = False  # whether this start is the first on its text, though not the first of its steps
     average_norm: Tensor | None = None  # the progress's average, on the device if the spike guard decides there
     recorded_horizons: dict[int, int] = field(default_factory=dict)  # decided after the step that a resume starts from
     lock: FolderLock | None = None  # on the main process, unless it only evaluates

@@ -30,11 +30,10 @@ from hfgpt.train.checkpoint import Checkpoint
 from hfgpt.train.collective import on_main, set_patience
 from hfgpt.train.display import Display
 from hfgpt.train.evaluate import count_characters
+from hfgpt.train.identity import check_identity, check_text_is_here
 from hfgpt.train.resume import (
     announce_changes,
-    check_identity,
     check_length,
-    check_text_is_here,
     find_checkpoint,
     forget_best,
     read_branch,
@@ -90,7 +89,7 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         raise error if saved is None else check_text_is_here(error, saved) from None
     run = assemble(config, accelerator, corpus, display, micro_batch)
     if saved is not None:
-        check_identity(run, saved, other_text=branches and not config.streaming)
+        run.begins_text = check_identity(run, saved, may_change_text=branches and not config.streaming)
         check_length(config, saved)
     if writes:
         if saved is not None and branch_from is None:
@@ -99,7 +98,7 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         launch.start_tracker(accelerator, config)
         begins_anew = overwrite or not resume
         step = saved.state["step"] if saved else None if begins_anew else -1
-        use = folder.Use(begins_anew, overwrite, step, branch_from)
+        use = folder.Use(begins_anew, overwrite, step, branch_from, run.begins_text)
         run.lock = lock_folder(config, lambda: folder.claim(config, lock, use, run.dtype))
         if run.lock is not None:
             undo.callback(run.lock.release)

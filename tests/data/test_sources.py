@@ -90,6 +90,8 @@ def bad_inputs(folder: Path) -> dict[str, tuple[dict[str, object], str]]:
         {"dataset": "nobody/nothing"},
         "dataset = 'nobody/nothing': no such file or folder here, and the Hub",
     )
+    for name in ("raw.bin", "data/raw.bin", "notes.md", "data/notes.csv"):  # of a file, so the Hub is not asked
+        cases[name] = ({"dataset": name}, rf"dataset = '{name}': no such file or folder\n.*{Path.cwd()}/{name} does")
     cases["Hub id, streaming"] = ({"dataset": "nobody/nothing", "streaming": True}, "the Hub did not give it")
     return cases
 

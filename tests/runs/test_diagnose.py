@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hfgpt import config
+from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
 from hfgpt.runs import diagnose
 from hfgpt.runs.history import read_run
@@ -517,6 +520,32 @@ def test_the_script_says_what_is_no_run(tmp_path: Path) -> None:
     assert (answer.returncode, answer.stdout) == (2, "")
     assert "no run here" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_a_run_that_was_killed_is_told_how_to_go_on(tmp_path: Path) -> None:
+    """Its record ends early, and no process holds its folder; while one does, it is in progress."""
+    folder = tmp_path / "killed"
+    (folder / "checkpoint-120").mkdir(parents=True)
+    (folder / "checkpoint-120" / "COMPLETE").touch()
+    (folder / "recipe.yaml").write_text("max_iters: 200\nblock_size: 64\nlog_interval: 1\n")
+    lines = falling()[:134]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.utime(folder / "metrics.jsonl", (0, 1.7e9))
+    when = datetime.fromtimestamp(1.7e9).strftime("%Y-%m-%d %H:%M:%S")
+    said = script(str(folder)).stdout
+    assert "stopped before its end\n" in said
+    assert f"ends at step 133 of 200. It was last written at {when}, and no process trains in the folder." in said
+    assert "--resume continues from its newest checkpoint, of step 120." in said
+    assert f"train.py {folder} --resume" in said
+    assert "Nothing is wrong" not in said
+    (finding,) = json.loads(script(str(folder), "--json").stdout)["findings"]
+    assert finding["kind"] == "interrupted"
+    with FolderLock(folder):
+        said = script(str(folder)).stdout
+        assert "Nothing is wrong so far." in said
+        assert "--resume" not in said
+    (folder / "recipe.yaml").write_text("max_iters: 133\nblock_size: 64\n")
+    assert "stopped before" not in script(str(folder)).stdout
 
 
 def test_diagnosing_needs_no_torch() -> None:

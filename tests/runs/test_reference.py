@@ -13,7 +13,8 @@ from conftest import ROOT
 from hfgpt import config
 from hfgpt.config import Config
 from hfgpt.data.sources import EMBEDDED
-from hfgpt.runs import diagnose, reference
+from hfgpt.runs import diagnose, reference, segments
+from hfgpt.runs.history import surroundings
 from hfgpt.runs.metrics import Record
 
 
@@ -62,6 +63,22 @@ def test_unlike_things_are_not_compared(change: str) -> None:
 ])  # fmt: skip
 def test_what_changes_no_loss_makes_no_difference(change: str) -> None:
     assert reference.of(recipe(*change.split())) is not None
+
+
+def test_a_run_that_changed_on_the_way_is_not_compared(tmp_path: Path) -> None:
+    """Its last recipe may be the reference's, although it did not train with that from the beginning."""
+    records: list[Record] = [{"step": 0, "val_loss": 5.8}, {"step": 500, "val_loss": 2.24, "train_loss": 2.2}]
+
+    def said(*then: str, records: list[Record] = records) -> str:
+        (tmp_path / "metrics.jsonl").touch()
+        segments.begin(tmp_path, 0, segments.deciding(recipe(*then), "float32"))
+        segments.begin(tmp_path, 250, segments.deciding(recipe(), "float32"))
+        return "\n".join(diagnose.notes(records, recipe(), surroundings(tmp_path)))
+
+    assert "changed after step 250, so the run is not compared with the reference of quick_exp" in said("--dropout=0.1")
+    assert "At step 500: 2.24, reference" in said("--eval_interval=10"), "it decides no loss"
+    branch: list[Record] = [{"step": 0, "branched": 1e9, "branch_step": 100}, *records[1:]]
+    assert "changed after step 100, so the run is not compared" in said(records=branch), "on another text"
 
 
 def test_the_text_is_known_by_its_content(tmp_path: Path) -> None:

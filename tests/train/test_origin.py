@@ -9,12 +9,15 @@ from typing import Any
 
 import hub_server
 import pytest
+import yaml
 from safetensors.torch import load_file
 from survival import differences, do_train, figures
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.lock import FolderLock
+from hfgpt.commands import train
 from hfgpt.runs import metrics, segments
+from hfgpt.runs.facts import Facts
 from hfgpt.share import hub
 from hfgpt.train import checkpoint, origin
 
@@ -57,6 +60,56 @@ def test_a_branch_of_wsd_ends_with_the_bits_of_the_shorter_run(tiny: dict[str, A
     shorter = wsd | {"max_iters": 16, "lr_decay_iters": 12}
     branch = do_train(shorter | {"out_dir": str(tmp_path / "branch")}, branch_from=trunk / "checkpoint-12")
     assert differences(branch, do_train(shorter | {"out_dir": str(tmp_path / "whole")})) == []
+
+
+def test_a_branch_begins_with_the_recipe_that_made_its_checkpoint(
+    tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with the trunk's last one. What followed from other values there follows from the branch's own."""
+    wsd = tiny | LONG | {"lr_schedule": "wsd", "lr_decay_iters": None, "dropout": 0.0, "beta2": 0.99}
+    trunk = do_train(wsd | {"max_iters": 8})
+    do_train(wsd | {"dropout": 0.3, "beta2": 0.9, "max_iters": 16}, resume=True)
+
+    def recipe_of(*words: str) -> dict[str, Any]:
+        capsys.readouterr()
+        train.main([*words, "--print_config"])
+        loaded: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+        return loaded
+
+    monkeypatch.chdir(tmp_path)
+    for words in ([], ["run"], ["run/recipe.yaml"]):
+        recipe = recipe_of(*words, "--branch_from=run/checkpoint-8", "--max_iters=12", "--dropout=0.1")
+        assert (recipe["beta2"], recipe["dropout"], recipe["max_iters"]) == (0.99, 0.1, 12)
+        assert recipe["out_dir"] == "run-from-8", "as typed"
+        assert "lr_decay_iters" not in recipe, "it follows max_iters"
+    later = recipe_of("--branch_from=run/checkpoint-12")
+    assert (later["beta2"], later["dropout"], later["max_iters"]) == (0.9, 0.3, 16)
+    monkeypatch.chdir(trunk)
+    assert recipe_of("--branch_from=checkpoint-8")["out_dir"] == "../run-from-8"
+
+
+def test_a_branch_on_another_text_compares_no_losses_of_the_trunk(
+    tiny: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trunk = do_train(tiny | LONG | {"max_iters": 8})
+    lines = Path(tiny["dataset"]).read_text().splitlines(keepends=True)
+    (tmp_path / "other.txt").write_text("".join(lines[100:]))
+    other = tiny | LONG | {"dataset": str(tmp_path / "other.txt"), "out_dir": str(tmp_path / "branch")}
+    other |= {"max_iters": 16, "tokenizer": str(trunk)}
+    capsys.readouterr()
+    branch = do_train(other, branch_from=trunk / "checkpoint-8")
+    said = capsys.readouterr().out
+    first = hub.first_line(branch)
+    records = metrics.read(branch / "metrics.jsonl")
+    steps, losses = metrics.series(records, "val_loss")
+    assert steps == [8, 12, 16], "not those of the trunk"
+    assert f"validation loss {losses[0]:.4f} before" in said
+    assert "'before' is step 8, the first evaluation on this text" in said
+    bound = Facts(records, None).pairs
+    assert bound is not None
+    assert bound != Facts(metrics.read(trunk / "metrics.jsonl"), None).pairs, "of the branch's own text"
+    do_train(other | {"max_iters": 20}, resume=True)
+    assert hub.first_line(branch) == first, "it stays the same run"
 
 
 def test_what_is_not_a_branch(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -66,6 +66,27 @@ def test_what_a_resume_changes_is_said(tiny: dict[str, Any], capsys: pytest.Capt
     assert "the recipe changes" not in capsys.readouterr().out, "nothing that decides the run"
 
 
+def test_changes_are_rounded_and_those_without_effect_are_marked(
+    tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    wsd = tiny | {"lr_schedule": "wsd", "max_iters": 8, "learning_rate": 3e-3}
+    path = do_train(wsd)
+    capsys.readouterr()
+    do_train(wsd | {"learning_rate": 6e-3, "max_iters": 16, "warmup_iters": 2, "grad_clip": 0.5}, resume=True)
+    said = capsys.readouterr().out
+    assert "  warmup_iters: 1 → 2  (without effect after step 8)\n" in said
+    assert "  min_lr: 0.0003 → 0.0006\n" in said
+    for line in ("  learning_rate: 0.003 → 0.006", "  lr_decay_iters: 6 → 12", "  grad_clip: 1.0 → 0.5"):
+        assert f"{line}\n" in said
+    assert "min_lr 0.0003 → 0.0006" in (path / "README.md").read_text("utf-8")
+    capsys.readouterr()
+    do_train(
+        wsd | {"learning_rate": 6e-3, "max_iters": 20, "warmup_iters": 18, "lr_decay_iters": 19, "grad_clip": 0.5},
+        resume=True,
+    )
+    assert "  warmup_iters: 2 → 18\n" in capsys.readouterr().out, "it warms up again"
+
+
 def test_the_segments_of_a_run_are_kept(tiny: dict[str, Any]) -> None:
     path = do_train(tiny)
     do_train(tiny, resume=True)

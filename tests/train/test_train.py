@@ -26,8 +26,9 @@ from hfgpt.runs import metrics
 from hfgpt.train import checkpoint, states
 from hfgpt.train import loop as train
 from hfgpt.train.failures import diverged
+from hfgpt.train.identity import check_identity, identity
 from hfgpt.train.launch import check_engine
-from hfgpt.train.resume import check_identity, identity, restore
+from hfgpt.train.resume import restore
 from hfgpt.train.run import Run
 from hfgpt.train.start import start
 from hfgpt.train.step import StepResult, to_device, train_step
