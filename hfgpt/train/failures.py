@@ -18,7 +18,7 @@ from hfgpt.base.units import duration
 from hfgpt.model.schedule import learning_rate
 from hfgpt.train import checkpoint
 from hfgpt.train.collective import SHARE, Waiting
-from hfgpt.train.memory import advice, is_out_of_memory
+from hfgpt.train.memory import advice, can_try, is_out_of_memory
 from hfgpt.train.resume import save
 from hfgpt.train.run import Run
 
@@ -52,13 +52,13 @@ def explained(run: Run, position: dict[str, Any] | None = None) -> Iterator[None
         step = run.progress.step + 1
         if is_out_of_memory(error):
             message = _(
-                "step {step}: out of memory; {saved}\n    → {advice}\n"
-                "      (or --fit=always, which finds that by itself)",
+                "step {step}: out of memory; {saved}\n    → {advice}",
                 step=step,
                 saved=rescue(run, position),
                 advice=advice(run),
             )
-            raise failed(run, message) from error
+            by_itself = "\n      " + _("(or --fit=always, which finds that by itself)") if can_try(run) else ""
+            raise failed(run, message + by_itself) from error
         if reason := lost_process(error):
             raise failed(run, _("step {step}: {reason}", step=step, reason=reason)) from error
         raise

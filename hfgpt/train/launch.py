@@ -244,10 +244,12 @@ def _be_deterministic() -> None:
     """Make torch choose kernels that sum in a fixed order, so that a step gives the same bits each time.
 
     CPU kernels already do. On a card the backward passes of attention and embeddings otherwise add their parts in the
-    order of arrival (torch: Reproducibility).
+    order of arrival (torch: Reproducibility). torch would also fill new memory, which is for programs that read what
+    they have not written.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it creates its first handle
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 

@@ -113,13 +113,25 @@ def fit(run: Run) -> None:
     """Lower the micro-batch to the largest divisor of a process's share that fits in memory. Collective.
 
     A compiled model takes a minute to compile for each size. So if the requested size does not fit, smaller ones are
-    tried with the eager model first, which takes more memory; then the compiled one confirms what was found.
+    tried with the eager model first, which takes more memory; then the compiled one confirms what was found. Where
+    nothing can be tried, a line says so.
 
     Raises:
         RunError: not even one sequence fits.
     """
-    mode, replicated = run.config.fit, run.accelerator.distributed_type in REPLICATED
-    if mode == "never" or not replicated or (mode == "auto" and run.device.type == "cpu"):
+    mode = run.config.fit
+    if mode == "never" or (mode == "auto" and run.device.type == "cpu"):
+        return
+    if not can_try(run):
+        run.display.say(
+            _(
+                "fit = {mode!r}: not tried under {engine}, where a process that runs out of memory leaves the others "
+                "waiting → should memory run out: {advice}",
+                mode=mode,
+                engine={DistributedType.FSDP: "FSDP2"}.get(run.accelerator.distributed_type, "DeepSpeed"),
+                advice=advice(run),
+            )
+        )
         return
     requested, models = run.micro_batch, [run.model]
     while models:
@@ -143,6 +155,11 @@ def fit(run: Run) -> None:
                 taken=run.micro_batch,
             )
         )
+
+
+def can_try(run: Run) -> bool:
+    """Whether a process can try a micro-batch by itself."""
+    return run.accelerator.distributed_type in REPLICATED
 
 
 def smaller(run: Run) -> Iterator[int]:

@@ -9,7 +9,8 @@ import gzip
 import itertools
 import json
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,41 @@ def test_a_prepared_stream_has_lanes_and_resumes_on_another_number_of_processes(
     alone = fresh()
     alone.load_state_dict(state)
     assert step_of(alone, 4) == step_of(whole, 4)
+
+
+def test_two_processes_share_the_reading_of_a_parquet_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So two are at least 1.8 times as fast as one: counted, since the machine's cores decide the seconds."""
+    monkeypatch.setattr(streaming, "SMALLEST_WINDOW", 8)
+    monkeypatch.setattr(pieces, "PART", 500)
+    pq.write_table(pa.table({"text": LINES}), tmp_path / "d.parquet", row_group_size=10)
+    made = recipe(tmp_path / "d.parquet", streaming=True, eval_iters=2, batch_size=12)
+    read, rows = texts.read, [0]
+
+    def counted(piece: Any) -> Iterator[Part]:
+        for part in read(piece):
+            rows[0] += len(part.texts)
+            yield part
+
+    monkeypatch.setattr(texts, "read", counted)
+
+    def settled() -> int:
+        """Return the rows read so far, once nothing is read ahead any more."""
+        before = -1
+        while rows[0] != before:
+            before = rows[0]
+            time.sleep(0.3)
+        return before
+
+    def rows_read(rank: int, world: int) -> int:
+        batches = prepare(made, tmp_path / "cache").batches
+        before = settled()
+        for number in range(300):
+            list(batches.micro_batches(number, rank, world, 12 // world))
+        return settled() - before
+
+    alone = rows_read(0, 1)
+    assert alone > 2 * len(LINES), "several epochs"
+    assert max(rows_read(rank, 2) for rank in range(2)) < alone / 1.8
 
 
 def test_a_mixed_lane_takes_each_corpus_in_its_order() -> None:

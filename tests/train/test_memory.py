@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from survival import ROOT, TWO, differences, do_train, figures
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -111,6 +112,20 @@ def test_when_it_tries(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, mo
     tried = room_for(monkeypatch, 1000)
     memory.fit(run)
     assert len(tried) == tries
+
+
+@pytest.mark.parametrize(("engine", "name"), [("FSDP", "FSDP2"), ("DEEPSPEED", "DeepSpeed")])
+def test_where_it_cannot_try_it_says_so(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], engine: str, name: str
+) -> None:
+    run = start(config.build(tiny | {"fit": "always"}, "test"))
+    tried = room_for(monkeypatch, 1000)
+    monkeypatch.setattr(run.accelerator.state, "distributed_type", DistributedType[engine])
+    memory.fit(run)
+    assert not tried
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fit = ")]
+    assert f"'always': not tried under {name}" in line
+    assert "--batch_size=2 --gradient_accumulation_steps=2" in line
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # torch warns while it traces its own functions

@@ -8,14 +8,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from survival import differences
 
 from hfgpt import config
 from hfgpt.base.errors import RunError
-from hfgpt.train import checkpoint, loop
+from hfgpt.train import checkpoint, loop, resume, step
 from hfgpt.train.collective import Waiting, in_time, patiently
+from hfgpt.train.start import start
 from hfgpt.train.writer import Writer, in_background
 
 
@@ -71,6 +73,35 @@ def test_memory_is_set_aside_before_the_first_copy() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 100, "its 1,954 pages are there"
     assert torch.equal(copied["w"], weight)
     writer.close()
+
+
+def test_a_checkpoint_delays_the_steps_by_a_copy(tiny: dict[str, Any]) -> None:
+    """The loop's thread copies weights and averages once, into memory that it has already, and does little else.
+
+    1.5 GB of GPT-2 124M are copied in less than 0.3 s where a core copies 5 GB/s.
+    """
+    large = {"n_layer": 6, "n_embd": 512, "background_save": True}
+    run = start(config.build(tiny | large, "test"))
+    batch = step.to_device(run.corpus.batches.micro_batches(0, *run.share), run.device)
+    step.train_step(run, batch, run.config.tokens_per_iter, 1e-3)
+    resume.reserve(run)
+    run.writer.wait()
+    tensors = [*resume.model_tensors(run).values(), *resume.optimizer_tensors(run).values()]
+    copies = [torch.empty_like(tensor).zero_().numpy() for tensor in tensors]
+    saving, copying = list[float](), list[float]()
+    for number in range(5):
+        run.progress.step = 1 + number
+        began = time.thread_time()
+        resume.save(run)
+        saving.append(time.thread_time() - began)
+        run.writer.wait()
+        began = time.thread_time()
+        for copy, tensor in zip(copies, tensors, strict=True):
+            np.copyto(copy, tensor.detach().numpy())
+        copying.append(time.thread_time() - began)
+    run.writer.close()
+    assert sum(tensor.nbytes for tensor in tensors) > 200e6
+    assert min(saving) < 1.5 * min(copying) + 0.02
 
 
 def test_actions_come_one_after_another_and_errors_come_up() -> None:
