@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from hfgpt.base import language
 from hfgpt.base.errors import ConfigError, Failure, Fault, InputError, RunError, first_line
@@ -38,6 +38,7 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
         words: the command line; defaults to this process's.
     """
     _open_streams()
+    _quieten_libraries()
     interrupted = _handle_ctrl_c()
     status = 1
     try:
@@ -81,8 +82,23 @@ def run(main: Callable[[list[str]], int | None], words: Sequence[str] | None = N
 
 # --------------------------------------------------------------------------------------------------------- language
 
-# The libraries' progress bars are English; our own messages say what is downloaded.
+# What libraries would write between a command's own lines, which say the same: "No files have been modified", torch's
+# remarks on its memory and sockets. The libraries read these variables when they load.
+QUIET = {"HF_HUB_VERBOSITY": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "6"}
+
+# The libraries' progress bars are English and fill a log; our own messages say what is downloaded.
 PROGRESS_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+
+
+def _quieten_libraries() -> None:
+    """Keep libraries' remarks, and where there is no terminal their progress bars, out of the output."""
+    bars = {} if _is_terminal(sys.stderr) else dict.fromkeys(PROGRESS_BARS, "1")
+    for variable, value in {**QUIET, **bars}.items():
+        os.environ.setdefault(variable, value)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def _choose_language(words: list[str]) -> list[str]:

@@ -138,10 +138,15 @@ def _rates(comparison: Comparison) -> str:
     best_rate = best.value("learning_rate")
     if not is_number(best_rate):
         return ""
+    ties = comparison.ranking.ties if comparison.ranking is not None else []
+    tied = [number(setting.value("learning_rate")) for setting in comparison.settings if setting.label in ties]
     parts = [_("{rate:g} converges best", rate=best_rate)]
+    if tied:
+        parts = [_("{rate:g} ends lowest, but is not told apart from {others}", rate=best_rate, others=listed(tied))]
     for setting in comparison.settings:
         rate = setting.value("learning_rate")
-        if setting is best or (setting.final is not None and near(setting.final, best.final)):
+        close = comparison.ranking is None and setting.final is not None and near(setting.final, best.final)
+        if setting is best or close or setting.label in ties:
             continue
         behind = None if setting.final is None or best.final is None else setting.final - best.final
         if rate < best_rate:

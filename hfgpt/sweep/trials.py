@@ -157,23 +157,50 @@ def _config(sweep: Sweep, claim: Claim, seconds: dict[str, float]) -> Config:
 
 
 def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> dict[str, float]:
-    """Return the seconds per step by setting. They are measured once and kept, so that a resume has the same length."""
+    """Return the seconds per step by setting. They are measured once and kept, so that a resume has the same length.
+
+    Settings whose steps do the same work share a measurement: otherwise its error would give one of them more steps.
+    """
     path = sweep.folder / "seconds_per_step.json"
     with wait_for(sweep.folder / "locks" / "measuring"):
-        known = _known_seconds(path)
-        missing = {setting: trials[0] for setting, trials in sweep.settings().items() if setting not in known}
-        if missing:
+        known, failed = _known_seconds(path), set[str]()
+        alike = _alike(sweep)
+        # Of the settings with the same work one is measured; if it cannot train, the next one.
+        while missing := {
+            settings[0]: sweep.settings()[settings[0]][0]
+            for same in alike
+            if not known.keys() & set(same) and (settings := [each for each in same if each not in failed])
+        }:
             say(plural("measuring a step of {n} setting", "measuring a step of {n} settings", len(missing)))
-        measured: dict[str, list[float]] = {setting: [] for setting in missing}
-        with Signals() as signals:  # not before: Ctrl-C must end the wait above
-            for _round in range(PROBE_ROUNDS):
-                for setting, trial in missing.items():
-                    measured[setting].append(
-                        training.seconds_per_step(train, sweep.config(trial), sweep.folder, trial.name, signals)
-                    )
-        known |= {setting: min(times) for setting, times in measured.items() if all(map(math.isfinite, times))}
+            measured: dict[str, list[float]] = {setting: [] for setting in missing}
+            with Signals() as signals:  # not before: Ctrl-C must end the wait above
+                for _round in range(PROBE_ROUNDS):
+                    for setting, trial in missing.items():
+                        measured[setting].append(
+                            training.seconds_per_step(train, sweep.config(trial), sweep.folder, trial.name, signals)
+                        )
+            times = {setting: min(times) for setting, times in measured.items() if all(map(math.isfinite, times))}
+            known, failed = known | times, failed | (missing.keys() - times.keys())
+        for same in alike:
+            seconds = [known[setting] for setting in same if setting in known][:1]
+            known |= {setting: second for second in seconds for setting in same if setting not in known}
         replace_file(path, json.dumps(known, indent=2) + "\n")
     return known
+
+
+# Fields that do not change the work of a step.
+FREE = {"seed", "out_dir", "learning_rate", "muon_learning_rate", "muon_momentum", "weight_decay", "grad_clip", "beta1",
+        "beta2", "max_iters", "max_time", "lr_schedule", "warmup_iters", "lr_decay_iters", "decay_shape", "min_lr",
+        "eval_interval", "eval_iters", "log_interval"}  # fmt: skip
+
+
+def _alike(sweep: Sweep) -> list[list[str]]:
+    """Return the settings, grouped by the work of a step."""
+    groups: dict[str, list[str]] = {}
+    for setting, trials in sweep.settings().items():
+        work = sweep.config(trials[0]).model_dump_json(exclude=FREE)
+        groups.setdefault(work, []).append(setting)
+    return list(groups.values())
 
 
 def _known_seconds(path: Path) -> dict[str, float]:

@@ -18,6 +18,7 @@ from scipy import stats
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import using
+from hfgpt.base.lock import FolderLock
 from hfgpt.runs import compare, comparison_plots, plots, report
 from hfgpt.runs.answer import answer
 from hfgpt.runs.compare import Comparison, Entry
@@ -130,6 +131,33 @@ def test_the_three_questions_about_the_learning_rate(tmp_path: Path) -> None:
     said = words(made)
     assert "0.001 converges best; 0.0001 is too slow (it ends 0.40 above)" in said
     assert "0.01 is too high (it ends 0.10 above); 1 diverges" in said
+
+
+def test_rates_that_cannot_be_told_apart_are_not_called_too_slow(tmp_path: Path) -> None:
+    ends = {1e-4: (3.0, 3.1, 3.2), 1e-3: (1.9, 2.2, 2.5), 1e-2: (2.5, 2.3, 2.4)}
+    runs = [
+        make_run(tmp_path / f"{rate}-{seed}", end, seed=seed, learning_rate=rate)
+        for rate, losses in ends.items()
+        for seed, end in enumerate(losses)
+    ]
+    comparison = compare.of_folders(runs)
+    assert comparison.ranking is not None
+    said = " ".join(answer(comparison))
+    assert comparison.ranking.ties == ["learning_rate=0.01", "learning_rate=0.0001"]
+    assert "Of the learning rates: 0.001 ends lowest, but is not told apart from 0.0001, 0.01." in said
+    assert "too slow" not in said
+
+
+def test_a_run_that_was_stopped_is_no_finished_one(tmp_path: Path) -> None:
+    whole = make_run(tmp_path / "whole", 2.0)
+    cut = make_run(tmp_path / "cut", 2.1, dropout=0.1)
+    lines = (cut / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (cut / "metrics.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    found = compare.of_folders([whole, cut])
+    assert [entry.outcome for entry in found.entries] == ["finished", "stopped"]
+    assert "(stopped before its end): its loss below is not that of its end." in " ".join(answer(found))
+    with FolderLock(cut):
+        assert [entry.outcome for entry in compare.of_folders([whole, cut]).entries] == ["finished", "running"]
 
 
 def test_a_diverged_run_is_told_by_its_record(tmp_path: Path) -> None:

@@ -617,8 +617,11 @@ def test_the_scripts_and_the_hubs_own_tools(server: hub_server.Hub, run: Path, t
     assert done.returncode == 0, done.stderr
     assert REPO in done.stdout
     assert server.repos[REPO].private
+    done = run_script("push.py", run, REPO, env=env)
+    assert (done.returncode, done.stderr) == (0, ""), "the client's 'No files have been modified' is not for users"
     done = run_script("pull.py", REPO, "pulled", env=env)
     assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 1, "Reading …, and no progress bars"
     assert re.search(r"sample\.py \S*/pulled", done.stdout)
     tool = Path(sys.executable).with_name("hf")
     subprocess.run([tool, "download", REPO, "--local-dir", tmp_path / "hf"], env={**os.environ, **env}, check=True)

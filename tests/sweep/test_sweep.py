@@ -428,6 +428,25 @@ def test_a_folder_that_cannot_be_written_is_one_message(
         trials.run(made, [str(stand_in())], lambda _: None)
 
 
+def test_equal_time_gives_settings_with_the_same_work_the_same_steps(
+    define: Callable[..., Sweep], tmp_path: Path
+) -> None:
+    """The error of a measurement would otherwise decide which learning rate trains longer. One that cannot train does
+    not count.
+    """
+    script = tmp_path / "train.py"
+    script.write_text(STAND_IN.replace("DELAY", "0").replace('assert sys.argv[2:] == ["--resume"]', ""))
+    made, told = define("--learning_rate=0.5,0.1,0.2", "--max_time=1s", equal="time"), list[str]()
+    trials.run(made, [str(script)], told.append)
+    assert sorted(path.name for path in (made.folder / "recipes").glob("probe-*")) == [
+        "probe-learning_rate-0.1.yaml",
+        "probe-learning_rate-0.5.yaml",
+    ]
+    steps = {row["label"]: row["steps"] for row in report(made)["runs"]}
+    assert steps["learning_rate=0.1"] == steps["learning_rate=0.2"] == 100
+    assert told.count("measuring a step of 1 setting") == 2
+
+
 def test_equal_time_measures_each_trials_step(define: Callable[..., Sweep], tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(STAND_IN.replace("DELAY", "0").replace('assert sys.argv[2:] == ["--resume"]', ""))

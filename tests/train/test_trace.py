@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -33,6 +34,16 @@ def test_a_trace_of_a_few_steps(tiny: dict[str, Any], tmp_path: Path, capsys: py
     plain = tiny | {"dropout": 0.2, "out_dir": str(tmp_path / "plain")}
     assert train.train(config.build(plain, "test")) == 0
     assert figures(Path(plain["out_dir"])) == figures(Path(tiny["out_dir"]))
+
+
+@pytest.mark.e2e
+def test_torch_writes_nothing_between_the_runs_lines(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Any
+) -> None:
+    done = run_script("train.py", write_recipe(tiny), "--profile")
+    assert done.returncode == 0, done.stderr
+    assert "the 10 largest operations" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_run_that_ends_within_the_trace(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
