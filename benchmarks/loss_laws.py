@@ -30,10 +30,10 @@ from hfgpt.plan.survey import BYTE_ENTRIES, Statistics
 # Each coefficient starts at its prior; its deviation (of the logarithm) limits how far the fit moves it.
 PRIORS = {
     "floor": (0.7, 0.3), "floor data": (0.05, 0.7),
-    "a": (0.21, 0.7), "alpha": (0.3, 0.3),
+    "a": (0.21, 0.7), "alpha": (0.34, 0.03),  # Hoffmann et al.'s: runs this short say little of large models
     "b": (0.17, 0.7), "beta": (0.35, 0.3),
     "c": (0.14, 0.7), "gamma": (0.7, 0.4),
-    "shape": (0.007, 1.0), "dropped": (0.14, 1.0),
+    "shape": (0.007, 1.0), "dropped": (1.5, 1.0),
     "muon steps": (1.8, 0.5), "muon tokens": (1.5, 0.5), "repeats": (8.0, 0.7), "bend": (1.1, 0.2),
     "adamw rate cost": (0.05, 0.5), "muon rate cost": (0.05, 0.5), "embedding rate cost": (0.02, 0.5),
     "embedding rate": (4e-3, 0.3),

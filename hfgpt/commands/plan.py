@@ -33,6 +33,7 @@ def reader() -> Reader:
                 "--time-budget 3m --data my_text.txt --write recipes/mine.yaml",
                 _("the recipe that makes the most of three minutes with this text"),
             ),
+            ("--time-budget 1h --size 300MB --gpu T4", _("... of an hour on this card, with a text that is elsewhere")),
             ("recipes/standard.yaml --explain n_layer", _("what a parameter does, computed for this recipe")),
         ],
         _("--key=value changes the recipe, as in {command}.", command=typed("train")),
@@ -51,6 +52,7 @@ def reader() -> Reader:
     parser.flag("simulate", _("check the memory formula by running a step on tensors without content"))
     parser.option("time_budget", _("TIME"), _("choose the whole recipe for a time, such as 3m, 1h, 1h30m"), _seconds)
     parser.option("data", _("FILE"), _("... and for this text"))
+    parser.option("size", _("SIZE"), _("... or for a text of this size that is elsewhere, such as 20MB"), _text_bytes)
     parser.option("write", _("FILE"), _("write the recommended recipe, commented"), Path)
     parser.flag("overwrite", _("replace the file of --write"))
     parser.option("price_per_hour", "X", _("of one device, in any currency"), _price)
@@ -103,6 +105,14 @@ def read_bytes(text: str) -> int:
     if not match or not 0 < float(match[1]) < 2**40:
         raise ValueError(_("must be a size such as 8GB or 8192MB"))
     return int(float(match[1]) * {"M": 2**20, "G": 2**30, "T": 2**40}[(match[2] or "G").upper()])
+
+
+def _text_bytes(text: str) -> int:
+    """Read '200kB', '20MB' or '5GB' as bytes, in powers of 1000 as files are listed."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d+)?)\s*([kMGT])B?", text.strip(), flags=re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise ValueError(_("must be a size with its unit, such as 200kB, 20MB or 5GB"))
+    return int(float(match[1]) * 1000 ** (1 + "KMGT".index(match[2].upper())))
 
 
 def _seconds(text: str) -> int:

@@ -16,11 +16,11 @@ from hfgpt import config as configs
 from hfgpt.base import threads
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
-from hfgpt.base.files import replace_file
+from hfgpt.base.files import expanded, replace_file
 from hfgpt.base.language import _, about_card, strerror
 from hfgpt.base.terminal import wrap
 from hfgpt.base.units import duration, size
-from hfgpt.config import Config
+from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.model import sizes
 from hfgpt.plan import batches, dial, loss, timing
 from hfgpt.plan.batches import Recommendation
@@ -44,11 +44,17 @@ class Options:
     gpu: str | None = None
     time_budget: int | None = None
     data: str | None = None
+    size: int | None = None
     write: Path | None = None
     overwrite: bool = False
     price_per_hour: float | None = None
     processes: int = 1
     overrides: Sequence[str] = ()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the whole recipe is chosen, rather than planned as given."""
+        return bool(self.time_budget or self.data or self.size)
 
 
 # ------------------------------------------------------------------------------------------------------ the plan
@@ -81,20 +87,29 @@ def make(config: Config, options: Options) -> Plan:
     Raises:
         InputError: the recipe's data, model or device is unusable or contradicts the options, or `data` is not found.
     """
+    if options.size:
+        _check_size(config, options)
     if options.data:
         config = config.model_copy(update={"dataset": options.data, "dataset_config": None, "streaming": False})
-    survey = survey_of(config)
+    survey = survey_of(config, options.size)
     if options.data and survey.text is None:
         raise InputError(
             "data = {name!r}: no such file or folder here\n    → a recipe is chosen for a text that can be looked "
-            "at; plan a dataset on the Hub with --dataset={name}",
+            "at; give its size if it is elsewhere (--size=20MB), or plan a dataset on the Hub with --dataset={name}",
             name=options.data,
         )
-    if survey.config.pretrained or not (options.time_budget or options.data):  # otherwise block_size suits the text
+    if survey.config.pretrained or not options.chooses:  # otherwise block_size suits the text
         check_text(survey)
     target = find_target(survey.config, options.gpu, options.vram, options.processes)
     with about_card(target.own_memory):
         return _make(survey, target, options)
+
+
+def _check_size(config: Config, options: Options) -> None:
+    if options.data and expanded(options.data).exists():
+        raise InputError("size: {name!r} is here, and its own size counts → leave out --size", name=options.data)
+    if options.write and not options.data and config.dataset == EMBEDDED_DATASET:
+        raise InputError("size: a recipe needs the name that its text will have → add it, as in --data=novel.txt")
 
 
 def check_text(survey: Survey) -> None:
@@ -117,8 +132,9 @@ def check_text(survey: Survey) -> None:
 
 def _make(survey: Survey, target: Target, options: Options) -> Plan:
     before, choice = survey.config, None
-    if options.time_budget or options.data:
-        trials = not options.no_trials and target.speed is not None and options.time_budget is not None
+    if options.chooses:
+        here = target.speed is not None and not options.size
+        trials = here and not options.no_trials and options.time_budget is not None
         choice = dial.choose(survey, target, options.time_budget, trials=trials)
         survey, target = choice.survey, choice.target
     measured = _probe(survey, options.processes) if options.probe else choice.measured if choice else None

@@ -29,6 +29,7 @@ from hfgpt.plan.timing import Measured
 from hfgpt.runs.facts import usual_learning_rate
 
 TRIALS = 0.1  # largest share of the time
+EQUAL = 0.002  # nats: of two recipes that differ by less, the faster one is better
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
     """
     if survey.config.pretrained:
         return _fine_tune(survey, target, budget)
-    ranked = sorted(grid.candidates(survey, target, budget), key=lambda candidate: candidate.loss)
+    ranked = sorted(grid.candidates(survey, target, budget), key=lambda each: (round(each.loss / EQUAL), each.seconds))
     if not ranked:
         raise grid.too_short(survey, target) or InputError(
             "time-budget = {budget}: the smallest model does not make {steps} steps in that time on {device} → "
@@ -78,7 +79,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         best, seen, spent = trial.settle(ranked, target, budget, TRIALS * budget, began)
     best = _finished(best, target, budget)
     second = next((other for other in ranked if grid.differs(other.config, best.config)), None)
-    forecast = seen or (loss.forecast(best.survey) if loss.covered(best.config) else None)
+    forecast = seen or loss.forecast(best.survey)
     keys = (*grid.CPU_GRID, "n_head", "dropout", "max_iters")
     values = {key: getattr(second.config, key) for key in keys} if second else {}
     return Choice(
@@ -100,13 +101,15 @@ def _finished(best: Candidate, target: Target, budget: float | None) -> Candidat
     survey, config = best.survey, best.config
     most = grid.affordable(survey, grid.own_target(target, config), budget, best.measured)
     if budget is not None and config.max_iters >= 0.9 * most:
-        return replace(best, survey=batches.change(survey, time_budget=f"{round(budget)}s"))
-    if not loss.covered(config):
+        interval = min(config.eval_interval, math.ceil(config.max_iters * OFTEN / best.seconds))
+        return replace(best, survey=batches.change(survey, time_budget=f"{round(budget)}s", eval_interval=interval))
+    if not loss.covered(config) and config.tokens_by(config.max_iters) <= 4 * (survey.train_tokens or math.inf):
         return best
     interval = max(1, math.ceil(config.max_iters / CAREFUL))
     return replace(best, survey=batches.change(survey, eval_interval=interval, early_stopping_patience=PATIENCE))
 
 
+OFTEN = 900  # most seconds between two evaluations, and so between two checkpoints
 CAREFUL, PATIENCE = 8, 3  # evaluations of a run that may overfit, and its early-stopping patience
 
 

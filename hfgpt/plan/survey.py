@@ -7,8 +7,9 @@ Out: a :class:`Survey`: the config with the shape of the model to train, the siz
 Nothing is downloaded, tokenised or written, and neither torch nor transformers is loaded, so that planning is instant.
 """
 
+import gzip
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,14 @@ class Text:
     has_validation: bool  # whether it has its own validation split
     # excerpt for counting its statistics; "" if it was not read
     sample: str = field(default="", repr=False)
+    counted: Statistics | None = None  # its statistics, if they were counted before
+    assumed: bool = False  # whether only its size is known, and English plays of this size stand for it
 
     @cached_property
     def statistics(self) -> Statistics | None:
         """Its predictability; None if it was not read, is too short or repeats one character."""
-        if self is EMBEDDED:
-            return EMBEDDED_STATISTICS
-        if len(self.sample) < LEAST_COUNTED:
-            return None
+        if self.counted or len(self.sample) < LEAST_COUNTED:
+            return self.counted
         from hfgpt.plan import ngrams  # load numpy only if there is something to count
 
         counted = Statistics(*ngrams.measure(self.sample))
@@ -106,6 +107,11 @@ class Survey:
         return self.text.characters - self.train_tokens
 
     @property
+    def assumed(self) -> bool:
+        """Whether another text stands for its own."""
+        return self.text is not None and self.text.assumed
+
+    @property
     def statistics(self) -> Statistics | None:
         """The predictability of its text; None if unknown."""
         return self.text.statistics if self.text else None
@@ -113,22 +119,29 @@ class Survey:
 
 # Counted once for the embedded Shakespeare (a test recounts), since reading it takes half of a plan's time.
 EMBEDDED_STATISTICS = Statistics((3.3277, 2.4837, 2.0968, 1.8212, 1.7177, 1.7036, 1.7159, 1.7207), 500_000)
-EMBEDDED = Text(bytes=4_814_324, characters=4_814_324, distinct=74, has_validation=False)
+EMBEDDED = Text(4_814_324, 4_814_324, distinct=74, has_validation=False, counted=EMBEDDED_STATISTICS)
 
 LEAST_COUNTED = 2000  # characters: fewer say nothing about a text
 MOST_SAMPLED = 4_000_000  # characters that are kept for counting
 
 
-def survey_of(config: Config) -> Survey:
+def survey_of(config: Config, size: int | None = None) -> Survey:
     """Look up what the config names.
+
+    Args:
+        config: resolved.
+        size: of a text that is not looked up, in bytes: English plays of this size stand for it.
 
     Raises:
         InputError: the name of the dataset or pretrained model is wrong, or it cannot be read.
     """
-    text = _text(config)
-    size, source = _vocabulary(config, text)
+    return _of_text(config, _assumed(size) if size else _text(config))
+
+
+def _of_text(config: Config, text: Text | None) -> Survey:
+    entries, source = _vocabulary(config, text)
     if config.pretrained:
-        config, size = _pretrained(config)
+        config, entries = _pretrained(config)
         source = _("that of {model}", model=config.init_from)
     tokens, approximate = None, False
     if text is not None:
@@ -136,10 +149,21 @@ def survey_of(config: Config) -> Survey:
         exact = config.tokenizer == "char" and text.distinct is not None
         tokens = int(text.characters / (1 if config.tokenizer == "char" else CHARACTERS_PER_TOKEN) * kept)
         approximate = not exact
-    return Survey(config, size, source, text.bytes if text else None, tokens, approximate, text)
+    return Survey(config, entries, source, text.bytes if text else None, tokens, approximate, text)
 
 
 # ------------------------------------------------------------------------------------------------------- corpus
+
+
+def _assumed(size: int) -> Text:
+    """Return a text of so many bytes: the start of the embedded one, or its statistics if it is not longer."""
+    if size >= EMBEDDED_STATISTICS.characters:
+        return replace(EMBEDDED, bytes=size, characters=size, assumed=True)
+    from hfgpt.data import sources
+
+    with gzip.open(sources.EMBEDDED, "rt", encoding="utf-8") as file:
+        start = file.read(size)
+    return Text(size, size, len(set(start)), False, start, assumed=True)
 
 
 def _text(config: Config) -> Text | None:

@@ -30,7 +30,7 @@ def render(plan: Plan, recipe: str | None, options: Options) -> str:
     head = _(
         "{recipe}: {dataset}, on {device}",
         recipe=_("a recipe chosen for the text") if plan.choice else recipe or _("the defaults"),
-        dataset=plan.survey.config.dataset,
+        dataset=_("{size} of text", size=size(options.size)) if options.size else plan.survey.config.dataset,
         device=_devices(plan),
     )
     parts: list[RenderableType] = [
@@ -104,6 +104,8 @@ def no_forecast(plan: Plan) -> str:
         return _("No loss is forecast: the laws are about models from scratch.")
     if config.tokenizer != "char":
         return _("No loss is forecast: the laws are about characters (tokenizer: char).")
+    if plan.survey.assumed:
+        return _("No loss is forecast: that takes the text. Below, English plays of this size stand for it.")
     if plan.survey.text is not None and plan.survey.text.sample:
         return _("No loss is forecast: that takes a text of at least {n:,} characters.", n=LEAST_COUNTED)
     return _("No loss is forecast: that takes the text, and it is not on this machine or was not read.")
@@ -149,13 +151,10 @@ def parameters(plan: Plan) -> Table:
 
 def _tokens(plan: Plan) -> Table:
     survey, tokens = plan.survey, chapter.tokens(plan.survey)
-    config = survey.config
-    if survey.train_tokens is None:
-        corpus = _("not on this machine")
-    elif survey.approximate:
-        corpus = _("about {n}", n=f"{survey.train_tokens:,}")
-    else:
-        corpus = f"{survey.train_tokens:,}"
+    config, source = survey.config, _("assumed: English plays") if survey.assumed else survey.config.dataset
+    corpus = _("not on this machine") if survey.train_tokens is None else f"{survey.train_tokens:,}"
+    if survey.approximate:
+        corpus = _("about {n}", n=corpus)
     steps = f"x max_iters {config.max_iters:,}"
     if config.batch_warmup_iters:
         steps = _("{steps}, fewer in the first {warmup:,} steps", steps=steps, warmup=config.batch_warmup_iters)
@@ -163,7 +162,7 @@ def _tokens(plan: Plan) -> Table:
     rows = [
         (_("a step"), f"{tokens.per_iter:,}", f"{product} x {config.gradient_accumulation_steps}"),
         (_("the run"), f"{tokens.total:,}", steps),
-        (_("training text"), corpus, config.dataset),
+        (_("training text"), corpus, source),
     ]
     if tokens.epochs is not None:
         rows.append((_("epochs"), number(tokens.epochs), _("how often the text is seen")))

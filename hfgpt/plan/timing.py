@@ -67,6 +67,7 @@ BUSY_SPREAD = 0.25  # other work comes and goes
 CORES_SPREAD = 0.05  # per doubling of the cores beyond the two that the law was fitted on
 CPU_START = 4.3  # seconds from the command to the first step; two cores of a Zen 4 (benchmarks/README.md)
 CARD_START = 12.0  # plus the device's context
+COMPILE_START = 60.0  # of a compiled run: a minute is usual, not measured here
 DISK = 200e6  # bytes/s at which a checkpoint is written, with fsync
 
 
@@ -83,6 +84,8 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
     between = config.max_iters // config.checkpoint_interval if config.checkpoint_interval else 0
     saving = (times - 1 + between) * (measurements.seconds_per_save or written)
     start = CARD_START if target.kind == "accelerator" else (target.speed and target.speed.start) or CPU_START
+    if target.kind == "accelerator" and compiles(config, target):
+        start += COMPILE_START
     total, spread = training + evaluating + saving + start, _spread(target, measured)
     speed = config.tokens_per_iter / measurements.seconds_per_step
     peak = (measured.peak if measured else None) or target.peak
@@ -154,10 +157,14 @@ def _on_card(config: Config, vocab_size: int, target: Target, compiled: bool) ->
         moved = tokens * (EAGER_BYTES * config.n_layer * config.n_embd * work + EAGER_HEAD_BYTES * vocab_size)
         once += moved / target.bandwidth
     update: float = flops_per_update(config, "accelerator") / (target.peak * target.utilisation)
-    update += 28 * parameters(config, vocab_size).total / target.bandwidth  # in and out: weights, gradients, averages
+    weights = parameters(config, vocab_size).total
+    update += 28 * weights / target.bandwidth  # in and out: weights, gradients, averages
+    if target.processes > 1:  # the gradients are summed behind the last backward pass, two thirds of the work
+        update += max(0.0, 8 * weights / BETWEEN_CARDS - 2 / 3 * once)
     return Measured(max(once, host) * repeats + update, 1 / (3 * rate * target.processes), 0.0)
 
 
+BETWEEN_CARDS = 50e9  # bytes/s at which cards sum their gradients: assumed, between PCIe and NVLink
 EAGER_BYTES, EAGER_HEAD_BYTES = 350.0, 24.0  # per token, for each channel of each block, and for each vocabulary entry
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from hfgpt.base.errors import InputError
@@ -48,6 +50,9 @@ def test_sizes(text: str, size: int) -> None:
         (["--gpu=t4", "--device=cpu"], ["trains on the CPU"]),
         (["--processes=7"], ["cannot be shared equally"]),
         (["--data=none.txt"], ["no such file"]),
+        (["--size=20"], ["must be a size with its unit"]),
+        (["--size=2MB", f"--data={STANDARD}"], ["its own size counts"]),
+        (["--size=2MB", "--dataset=shakespeare", "--write=x.yaml"], ["as in --data=novel.txt"]),
         (["--time-budget=1s"], ["give more time"]),
         (["--learning_rate=0.001，"], ["has full-width characters", "write --learning_rate=0.001"]),
         (["--max_iters=１０", "--dropout", "０．２"], ["write --max_iters=10", "write --dropout=0.2"]),
@@ -60,6 +65,21 @@ def test_bad_input_is_said_all_at_once(words: list[str], messages: list[str]) ->
     with pytest.raises(InputError) as caught:
         plan.run([STANDARD, *words])
     assert all(message in str(caught.value) for message in messages), caught.value
+
+
+def test_a_recipe_for_a_text_that_is_elsewhere(tmp_path: Path) -> None:
+    """By its size alone: a small text gets a small model; no loss is forecast, since the text decides it."""
+    made: dict[str, dict[str, Any]] = {}
+    for size in ("30kB", "300MB"):
+        path = tmp_path / f"{size}.yaml"
+        told = plan.run([f"--size={size}", "--data=novel.txt", "--gpu=T4", "--time-budget=1h", f"--write={path}"])
+        assert "No loss is forecast: that takes the text." in " ".join(told.split())
+        made[size] = yaml.safe_load(path.read_text())
+    small, large = made.values()
+    assert small["dataset"] == large["dataset"] == "novel.txt"
+    assert small["n_layer"] * small["n_embd"] < large["n_layer"] * large["n_embd"]
+    assert "time_budget" in large
+    assert "early_stopping_patience" in small
 
 
 @pytest.mark.parametrize("said", ["层数", "n-layer", "layers"])

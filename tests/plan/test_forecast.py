@@ -21,6 +21,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.config import Config
 from hfgpt.model import schedule
 from hfgpt.plan import batches, command, dial, grid, laws, loss, memory, ngrams, speed, survey, tables, timing
+from hfgpt.plan.dial import Choice
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
@@ -376,6 +377,50 @@ def test_a_card_that_is_not_here() -> None:
     assert choice.survey.config.n_embd >= 128
     tokens = Survey(config.build({"tokenizer": "gpt2"}, "run"), 50257, "", None, None, True)
     assert dial.choose(tokens, target, 3600, trials=False).forecast is None
+
+
+def chosen_by_size(size: float, tokenizer: str, gpu: str, hours: float, processes: int = 1) -> Choice:
+    asked = config.build({"tokenizer": tokenizer, "dataset": "elsewhere.txt"}, "run")
+    survey = survey_of(asked, int(size))
+    return dial.choose(survey, find_target(asked, gpu, processes=processes), hours * 3600, trials=False)
+
+
+@pytest.mark.parametrize(
+    ("size", "tokenizer", "gpu", "hours", "processes", "parameters", "tokens_a_step"),
+    [
+        (2e9, "gpt2", "H100", 1, 1, (60e6, 300e6), (30e3, 300e3)),
+        (60e9, "gpt2", "H100", 10, 8, (200e6, 2e9), (250e3, 2e6)),
+        (300e6, "char", "T4", 1, 1, (5e6, 60e6), (4e3, 150e3)),
+        (5e9, "char", "H100", 10, 8, (50e6, 2e9), (30e3, 2e6)),
+    ],
+    ids=["an hour of an H100", "ten of eight", "characters on a T4", "characters on eight H100"],
+)
+def test_a_card_s_time_is_used_by_a_model_of_its_size(
+    size: float,
+    tokenizer: str,
+    gpu: str,
+    hours: float,
+    processes: int,
+    parameters: tuple[float, float],
+    tokens_a_step: tuple[float, float],
+) -> None:
+    """The ranges are wide: they lie around what is usual (Hoffmann et al. 2022; Zhang et al. 2024)."""
+    choice = chosen_by_size(size, tokenizer, gpu, hours, processes)
+    chosen = choice.survey.config
+    assert parameters[0] < loss.body(chosen, choice.survey.vocab_size) < parameters[1]
+    assert tokens_a_step[0] < chosen.tokens_per_iter < tokens_a_step[1]
+    assert chosen.block_size >= 512
+    assert 0.9 * hours * 3600 < choice.seconds < hours * 3600
+    assert chosen.eval_interval * choice.seconds / chosen.max_iters < 1000, "a break in the night costs minutes"
+    assert choice.forecast is None
+
+
+def test_a_text_seen_often_gets_dropout_and_an_early_end_where_no_law_of_ours_judges_it() -> None:
+    choice = chosen_by_size(20e6, "gpt2", "RTX 4090", 1)
+    chosen = choice.survey.config
+    assert chosen.dropout == 0.1
+    assert chosen.early_stopping_patience
+    assert loss.body(chosen, choice.survey.vocab_size) < 30e6
 
 
 def test_a_short_text_gets_a_small_model_on_a_card_too(tmp_path: Path) -> None:
