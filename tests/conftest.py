@@ -20,6 +20,7 @@ import pytest
 import workshop
 import yaml
 from hypothesis import settings
+from warm_python import warm_python
 
 from hfgpt.locale.compile import compile_all
 
@@ -161,12 +162,20 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def python() -> Iterator[str]:
+    """Return the path of a Python that starts at once, with the libraries loaded; see warm_python.py."""
+    with warm_python(CACHE) as path:
+        yield path
+
+
 @pytest.fixture
-def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run_script(tmp_path: Path, python: str) -> Callable[..., subprocess.CompletedProcess[str]]:
     """run_script("train.py", *arguments) → the finished process of `python scripts/train.py …`, or of another file.
 
     It runs in `tmp_path`, so that nothing is written into the checkout. `launch` puts words before the script, as in
-    ``launch=["-m", "accelerate.commands.launch"]``; `env` adds variables.
+    ``launch=["-m", "accelerate.commands.launch"]``; `env` adds variables. `cold` starts a Python that has nothing
+    loaded, for tests of what happens before and during the imports.
     """
 
     def run(
@@ -175,9 +184,10 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         launch: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
         timeout: int = 240,
+        cold: bool = False,
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, *launch, str(ROOT / "scripts" / script), *map(str, arguments)],
+            [sys.executable if cold else python, *launch, str(ROOT / "scripts" / script), *map(str, arguments)],
             cwd=tmp_path,
             env={**os.environ, **(env or {})},
             capture_output=True,
@@ -188,17 +198,10 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     return run
 
 
-@pytest.fixture(scope="module")
-def python_server() -> Iterator[subprocess.Popen[str]]:
-    """Start a process that loads the libraries once and forks for each command that is run in a `place`."""
-    with workshop.python_server() as process:
-        yield process
-
-
 @pytest.fixture
-def place(python_server: Any, tmp_path: Path) -> workshop.Workshop:
+def place(python: str, tmp_path: Path) -> workshop.Workshop:
     """Return a copy of the checkout in which to run commands."""
-    return workshop.Workshop(tmp_path, python_server)
+    return workshop.Workshop(tmp_path, python)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import re
 import shlex
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -78,7 +77,7 @@ def test_deepspeed_refuses_what_it_cannot_do() -> None:
 @pytest.mark.parametrize(
     ("name", "processes"), [("cpu", 1), ("single_gpu", 1), ("multi_cpu", 2), ("multi_gpu", 2), ("multi_node", 2)]
 )
-def test_its_command_trains_in_as_many_processes(name: str, processes: int, tmp_path: Path) -> None:
+def test_its_command_trains_in_as_many_processes(name: str, processes: int, tmp_path: Path, python: str) -> None:
     """Run it unchanged, except for at most two processes, on this machine's CPU, for two steps of a small model."""
     path = ROOT / "accelerate_configs" / f"{name}.yaml"
     said = yaml.safe_load(path.read_text())["num_processes"]
@@ -96,7 +95,7 @@ def test_its_command_trains_in_as_many_processes(name: str, processes: int, tmp_
     cut |= {"dataset": "shakespeare", "compile": "false", "out_dir": str(tmp_path / "run"), "device": "cpu"}
     launched = [
         subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.launch", *words[:2], *changed, *words[2:]]
+            [python, "-m", "accelerate.commands.launch", *words[:2], *changed, *words[2:]]
             + [f"--{key}={value}" for key, value in cut.items() if f"--{key}={value}" not in words],
             cwd=ROOT,
             env={**os.environ, **({"ACCELERATE_USE_CPU": "true"} if name in ("multi_gpu", "multi_node") else {})},

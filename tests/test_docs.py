@@ -62,6 +62,7 @@ NOT_HERE = {
     "pip install -e '.[elsewhere]'": "installs an environment",
     "make test": TESTS,
     "make test-long": TESTS,
+    "make unit": TESTS,
     "make coverage": TESTS,
     "make check": "what continuous integration runs beside the tests",
     "make docs": "builds the site, in continuous integration",
@@ -215,6 +216,7 @@ def test_a_chinese_page_mirrors_the_english_one(english: str) -> None:
     for pattern in (r"^#+ ", r"^```\w*", r"^\|", r"!\["):
         assert len(re.findall(pattern, twin, re.M)) == len(re.findall(pattern, ours, re.M)), pattern
     assert COMMANDS[TWINS[english]] == COMMANDS[english]
+    assert workshop.blocks(twin, "sh") == workshop.blocks(ours, "sh")
     assert [without_words(block) for block in workshop.blocks(twin, "python")] == [
         without_words(block) for block in workshop.blocks(ours, "python")
     ]

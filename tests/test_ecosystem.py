@@ -32,11 +32,11 @@ TEXT = "ROMEO:\nWhat light is it?\n\nJULIET:\nThe sun."
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def place(tmp_path_factory: pytest.TempPathFactory, python: str) -> Workshop:
     """Return a folder with a checkout's files, and in out/learning a model that has learned to write letters."""
-    made = Workshop(tmp_path_factory.mktemp("ecosystem"))
+    made = Workshop(tmp_path_factory.mktemp("ecosystem"), python)
     train = "python scripts/train.py recipes/learning.yaml --block_size=64 --n_embd=32 --learning_rate=1e-2"
-    made.shell(*workshop.few_steps([*train.split(), "--eval_interval=100"], steps=100))
+    made.python(*workshop.few_steps([*train.split()[1:], "--eval_interval=100"], steps=100))
     (made.folder / "my_text.txt").write_text(TEXT, encoding="utf-8")
     return made
 

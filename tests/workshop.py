@@ -1,23 +1,13 @@
-"""A place in which the documents' commands are run: a copy of the checkout, and a quick start of Python.
-
-Importing torch and transformers takes longer than the shortened commands themselves. So one process imports them, and
-forks for each command; the child becomes `python scripts/….py …`, with its own arguments, folder, output and exit code.
-As a script, this file is that process.
-"""
+"""A place in which the documents' commands are run: a copy of the checkout."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -77,26 +67,24 @@ def _goes_on(words: list[str]) -> bool:
 class Workshop:
     """A folder with a checkout's files; `scripts/` and the library are links, recipes and runs are its own."""
 
-    def __init__(self, folder: Path, server: subprocess.Popen[str] | None = None) -> None:
-        self.folder, self.server = folder, server
+    def __init__(self, folder: Path, interpreter: str) -> None:
+        self.folder, self.interpreter = folder, interpreter
         for name in LINKED:
             (folder / name).symlink_to(ROOT / name)
         shutil.copytree(ROOT / "recipes", folder / "recipes")
 
     def python(self, *words: str, code: int = 0) -> str:
-        """Return what `python words…` prints; the first word is a file.
+        """Return what `python words…` prints.
 
         Raises:
             AssertionError: its exit code was not `code`.
         """
-        assert self.server
-        assert self.server.stdin
-        assert self.server.stdout
-        log = self.folder / ".output"
-        print(json.dumps([str(self.folder), str(log), *words]), file=self.server.stdin, flush=True)
-        ended, output = int(self.server.stdout.readline()), log.read_text(encoding="utf-8")
-        assert ended == code, f"exit code {ended}\n{output}"
-        return output
+        done = subprocess.run(
+            [self.interpreter, *words], cwd=self.folder, env={**os.environ, "COLUMNS": "100"}, timeout=240,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+        )  # fmt: skip
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}"
+        return done.stdout
 
     def type(self, words: list[str], code: int = 0) -> str:
         """Return what a command prints; a training is cut to a few steps of a tiny model."""
@@ -109,6 +97,8 @@ class Workshop:
             words = [*words, "--overwrite"]
         if by_name:
             words = ["python", "hfgpt/__main__.py", Path(words[1]).stem, *words[2:]]
+        if words[:2] == ["accelerate", "launch"]:
+            words = ["python", "-m", "accelerate.commands.launch", *words[2:]]
         return self.python(*words[1:], code=code) if words[0] == "python" else self.shell(*words)
 
     def with_checkpoints(self, words: list[str]) -> list[str]:
@@ -135,60 +125,3 @@ class Workshop:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
-
-
-@contextmanager
-def python_server() -> Iterator[subprocess.Popen[str]]:
-    """Start the process that forks, for :class:`Workshop`."""
-    wide = {**os.environ, "COLUMNS": "100"}
-    with subprocess.Popen([sys.executable, __file__], stdin=-1, stdout=-1, text=True, env=wide) as process:
-        yield process
-        assert process.stdin
-        process.stdin.close()  # ends it
-
-
-PRELOADED = (
-    "matplotlib.pyplot",
-    "hfgpt.train.loop",
-    "hfgpt.inference.figures",
-    "hfgpt.plan.command",
-    "hfgpt.sweep.trials",
-)
-
-
-def _serve() -> None:
-    for name in PRELOADED:
-        __import__(name)
-    for line in sys.stdin:
-        folder, log, *words = json.loads(line)
-        child = os.fork()
-        if not child:
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            for ours, theirs in ((nothing, 0), (output, 1), (output, 2)):
-                os.dup2(ours, theirs)
-            os.chdir(folder)
-            os._exit(_become(words))  # an ordinary exit would take longer than the command
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-
-
-def _become(words: list[str]) -> int:
-    """Run a script; return its exit code."""
-    sys.argv = words
-    try:
-        runpy.run_path(os.path.abspath(words[0]), run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
-
-
-if __name__ == "__main__":
-    _serve()

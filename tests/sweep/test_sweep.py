@@ -27,6 +27,7 @@ from hfgpt.sweep import storage, training, trials
 from hfgpt.sweep.definition import Sweep, equalised
 
 ROOT = Path(__file__).parents[2]
+OWN_PROCESS = sys.executable
 BASE = {"batch_size": 4, "block_size": 8, "n_layer": 1, "n_head": 1, "n_embd": 8, "max_iters": 100, "eval_interval": 20}
 
 # Replaces the training script in tests of the orchestration: it writes a training's record, resumes, obeys SIGTERM, and
@@ -84,8 +85,9 @@ def stand_in(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+def _trials_start_at_once(monkeypatch: pytest.MonkeyPatch, python: str) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "executable", python)
 
 
 def names(made: Sweep) -> list[str]:
@@ -471,7 +473,7 @@ except training.Stopped as stopped:
 
 def begin(made: Sweep, script: Path, *words: str) -> subprocess.Popen[bytes]:
     recipe = script.with_name("small.yaml")
-    return subprocess.Popen([sys.executable, "-c", RUNNER, str(recipe), str(made.folder), str(script), *words])
+    return subprocess.Popen([OWN_PROCESS, "-c", RUNNER, str(recipe), str(made.folder), str(script), *words])
 
 
 def steps_of(made: Sweep, name: str) -> list[int]:

@@ -24,13 +24,13 @@ from hfgpt.train import launch, states
 TRAIN_LOSS = 1  # the index in a row of figures()
 
 
-def two_processes(engine: str, recipe: Path, *words: str) -> str:
+def two_processes(python: str, engine: str, recipe: Path, *words: str) -> str:
     """Return the output of `accelerate launch` for a run on two CPU processes, with the engine's own configuration."""
     settings = ROOT / "accelerate_configs" / ("multi_cpu.yaml" if engine == "ddp" else "fsdp2.yaml")
     launch = ("-m", "accelerate.commands.launch", "--config_file", str(settings), "--num_processes=2")
     script = Path(__file__).parent / "fsdp.py"
     done = subprocess.run(
-        [sys.executable, *launch, str(script), str(recipe), *words],
+        [python, *launch, str(script), str(recipe), *words],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "TEST_ENGINE": engine},
         capture_output=True,
         text=True,
@@ -61,23 +61,23 @@ def recipe(tiny: dict[str, Any], write_recipe: Any) -> Path:
     ],
 )
 def test_fsdp2_has_the_losses_of_ddp(
-    dtype: str, bound: float, engine: str, more: tuple[str, ...], recipe: Path, tmp_path: Path
+    dtype: str, bound: float, engine: str, more: tuple[str, ...], recipe: Path, tmp_path: Path, python: str
 ) -> None:
     """All of Accelerate's FSDP2 code, as on cards; then stopped and resumed half-way."""
     flags = (f"--dtype={dtype}", "--lr_decay_iters=20", *more)  # otherwise the decay would end with a part of the run
-    two_processes("ddp", recipe, *flags, f"--out_dir={tmp_path / 'ddp'}")
-    said = two_processes(engine, recipe, *flags, f"--out_dir={tmp_path / 'fsdp2'}", "--max_iters=10")
+    two_processes(python, "ddp", recipe, *flags, f"--out_dir={tmp_path / 'ddp'}")
+    said = two_processes(python, engine, recipe, *flags, f"--out_dir={tmp_path / 'fsdp2'}", "--max_iters=10")
     assert re.search(r"engine FSDP, sharded parameters: [1-9]", said)
-    two_processes(engine, recipe, *flags, f"--out_dir={tmp_path / 'fsdp2'}", "--resume")
+    two_processes(python, engine, recipe, *flags, f"--out_dir={tmp_path / 'fsdp2'}", "--resume")
     expected = losses(tmp_path / "ddp")
     assert len(expected) == 20
     assert losses(tmp_path / "fsdp2") == pytest.approx(expected, abs=bound)
 
 
 @pytest.mark.long
-def test_fsdp2_compiled_has_the_losses_of_ddp(recipe: Path, tmp_path: Path) -> None:
-    two_processes("ddp", recipe, "--dtype=float32", f"--out_dir={tmp_path / 'ddp'}")
-    two_processes("fsdp2", recipe, "--dtype=float32", "--compile", f"--out_dir={tmp_path / 'fsdp2'}")
+def test_fsdp2_compiled_has_the_losses_of_ddp(recipe: Path, tmp_path: Path, python: str) -> None:
+    two_processes(python, "ddp", recipe, "--dtype=float32", f"--out_dir={tmp_path / 'ddp'}")
+    two_processes(python, "fsdp2", recipe, "--dtype=float32", "--compile", f"--out_dir={tmp_path / 'fsdp2'}")
     assert losses(tmp_path / "fsdp2") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-5)
 
 
