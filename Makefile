@@ -9,12 +9,12 @@ RECIPE ?= recipes/quick_experiment.yaml
 ARGS ?= $(if $(filter recipes/quick_experiment.yaml,$(RECIPE)),--overwrite)
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 READY := $(VENV)/.ready
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(BIN)/python -m pip install --quiet \
 	--constraint constraints.txt
 
-.PHONY: docs pages train test coverage test-long fuzz bench gpu kernels check format clean
+.PHONY: docs pages train test unit coverage test-long fuzz bench gpu kernels check format clean
 
 # The NVIDIA cards that a run may use: those of CUDA_VISIBLE_DEVICES, otherwise all. Slices of a card are listed below
 # it, and CUDA uses one of them. What the launcher is not told, it says that it assumes.
@@ -31,6 +31,10 @@ train: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not long"
+
+# The tests that start no scripts, for other systems and other versions of the libraries.
+unit: $(READY)
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not e2e and not long"
 
 # The tests with the share of lines that they run, which may not fall below the floor in pyproject.toml.
 coverage: $(READY)
