@@ -133,7 +133,7 @@ class Reader:
     Args:
         about: what the command does, for --help.
         examples: arguments to type after the name, and what they do.
-        notes: text at the end of --help.
+        notes: text at the end of --help, or what returns it, if it takes long.
         parameters: the recipe parameters that it takes, each 'flag', 'text' (which is taken as it is) or 'value'.
         called: what else people call them, and the parameter that each means.
     """
@@ -143,11 +143,12 @@ class Reader:
         name: str,
         about: str,
         examples: Iterable[tuple[str, str]] = (),
-        notes: str = "",
+        notes: str | Callable[[], str] = "",
         parameters: Mapping[str, str] | None = None,
         called: Mapping[str, str] | None = None,
     ) -> None:
         self._name, self._takes_parameters, self._called = name, parameters is not None, called or {}
+        self._notes = notes
         self._parameters = dict(parameters or {})
         self._flags = {key for key, kind in self._parameters.items() if kind == "flag"}
         self._positionals: list[_Positional] = []
@@ -155,7 +156,7 @@ class Reader:
         self._exclusive: list[tuple[str, ...]] = []
         shown = "\n".join(f"  {typed(name)} {words}\n      {text}" for words, text in examples)
         self._parser = argparse.ArgumentParser(
-            usage=argparse.SUPPRESS, description=f"{about}\n\n{shown}", epilog=notes,
+            usage=argparse.SUPPRESS, description=f"{about}\n\n{shown}",
             add_help=False, allow_abbrev=False, formatter_class=Layout,
         )  # fmt: skip
         self._arguments = self._parser.add_argument_group(_("What it is given"))
@@ -327,6 +328,7 @@ class Reader:
         more = ["[--key=value …]"] if self._takes_parameters else []
         options = _("options")
         usage = _("usage: {command}", command=" ".join([typed(self._name), *shown, f"[{options}]", *more]))
+        self._parser.epilog = self._notes if isinstance(self._notes, str) else self._notes()
         return f"{usage}\n\n{self._parser.format_help().strip()}"
 
 

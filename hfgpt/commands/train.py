@@ -31,7 +31,7 @@ def main(words: list[str]) -> int:
             ("--resume=hf://user/run", _("resume a run that another machine pushed, in out/run")),
             ("out/standard --branch_from=out/standard/checkpoint-600", _("a new run that continues from a checkpoint")),
         ],
-        configs.help_text(),
+        configs.help_text,
         parameters=configs.PARAMETERS,
         called=configs.CALLED,
     )
