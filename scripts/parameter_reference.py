@@ -3,10 +3,11 @@
 python scripts/parameter_reference.py [FOLDER]    the folder that holds en/ and zh/; by default docs/
 """
 
+import re
 from pathlib import Path
 
 from hfgpt import config
-from hfgpt.base import shell
+from hfgpt.base import course, shell
 from hfgpt.base.command import Reader
 from hfgpt.base.language import LANGUAGES, _, using
 from hfgpt.base.terminal import say
@@ -26,7 +27,7 @@ def reference() -> str:
     head = _("| name | default | takes | meaning |") + "\n|---|---|---|---|\n"
     for group, title in config.GROUPS.items():
         keys = [key for key in config.Config.model_fields if config.group_of(key) == group]
-        parts += [f"## {_(title)}", head + "".join(map(row, keys))]
+        parts += [f"## {linked(_(title))}", head + "".join(map(row, keys))]
     parts += [
         "## " + _("Other names"),
         _(
@@ -39,6 +40,11 @@ def reference() -> str:
         + "".join(f"| `{name}` | {_(instead)} |\n" for name, instead in config.INSTEAD.items()),
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def linked(title: str) -> str:
+    """Link the chapter's parts and sections in a heading to the pages of the course."""
+    return re.sub(r"\b([1-8])(\.\d)?\b", lambda part: f"[{part[0]}](course/{course.PAGES[int(part[1]) - 1]}.md)", title)
 
 
 def row(key: str) -> str:

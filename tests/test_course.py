@@ -14,6 +14,11 @@ import pytest
 from conftest import ROOT
 from workshop import Workshop
 
+from hfgpt.base import course as course_pages
+from hfgpt.base.language import using
+from hfgpt.config import Config
+from hfgpt.plan import guide
+
 spec = importlib.util.spec_from_file_location("course", ROOT / "docs" / "course.py")
 assert spec
 assert spec.loader
@@ -43,19 +48,25 @@ def name_of(page: Path) -> str:
 @pytest.mark.e2e
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_what_a_page_has_one_type_prints_what_it_shows(page: Path, place: Workshop) -> None:
+    """A Chinese page has the English one's commands, so those are typed whose output is compared with the page."""
     language = page.parts[-3]
     for block in course.BLOCK.finditer(page.read_text("utf-8")):
         if block["language"] == "python":
-            printed = place.program(f"import os\nos.environ['HFGPT_LANG'] = {language!r}\n{block['code']}")
-            if "out/" not in block["code"]:  # reads a run, which is shortened here
+            reads_a_run = "out/" in block["code"]  # which is shortened here
+            if not reads_a_run or language == "en":
+                printed = place.program(f"import os\nos.environ['HFGPT_LANG'] = {language!r}\n{block['code']}")
+            if not reads_a_run:
                 check(printed, block)
             continue
         for line in block["code"].splitlines():
             words = shlex.split(line, comments=True)
-            if words and shlex.join(words) not in NOT_HERE:
+            if not words or shlex.join(words) in NOT_HERE:
+                continue
+            compared = block["output"] is not None and (block["language"] == "sh" or repeats(words))
+            if compared or language == "en":
                 printed = place.type([*words, f"--lang={language}"], 2 if block["language"] == "sh" else 0)
-                if repeats(words):
-                    check(printed, block)
+            if compared:
+                check(printed, block)
 
 
 def repeats(words: list[str]) -> bool:
@@ -65,7 +76,7 @@ def repeats(words: list[str]) -> bool:
 
 
 def check(printed: str, block: re.Match[str]) -> None:
-    """The page shows the output, or the lines of it that it names."""
+    """The page shows the output, or the lines of it that it names, if it shows any."""
     if block["output"] is not None:
         assert block["output"] == course.shown_of(printed, block), "run python docs/course.py"
 
@@ -89,6 +100,17 @@ def test_the_notebooks_are_the_pages(page: Path) -> None:
     assert page.with_suffix(".ipynb").read_text("utf-8") == course.notebook(page), (
         "run python docs/course.py --notebooks"
     )
+
+
+@pytest.mark.parametrize("language", course.LANGUAGES)
+def test_a_section_that_output_names_is_in_the_page_that_it_names(language: str) -> None:
+    sections = {section for name in Config.model_fields for section in guide.entry(name).section.split(", ") if section}
+    assert len(sections) > 15
+    with using(language):
+        for section in sections:
+            assert f"\n## {section} " in (ROOT / course_pages.pages(section)).read_text("utf-8")
+        named = course_pages.pages("6.4, strategy 5; 3.1; 6.2")
+        assert [path.partition("/course/")[2][:8] for path in re.split("[,、] ?", named)] == ["6-tuning", "3-optimi"]
 
 
 @pytest.mark.e2e

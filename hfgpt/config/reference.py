@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
+from hfgpt.base import course
 from hfgpt.base.language import _, either, listed
 from hfgpt.base.terminal import visible, wrap
 from hfgpt.config.fields import GROUPS, WORDS, Config, declared
@@ -80,7 +81,10 @@ def default_of(key: str) -> str:
 
 def help_text() -> str:
     """Return the help for every field, in the chapter's groups: name, default and unit on one line, meaning below."""
-    lines = [_("Parameters, each with its default. --flag and --no_flag stand for true and false.")]
+    lines = wrap(
+        _("Parameters, each with its default. --flag and --no_flag stand for true and false. {folder} explains the "
+          "chapter's parts, under its numbers.", folder=course.folder()), 92
+    )  # fmt: skip
     for group, title in GROUPS.items():
         lines.append(f"\n{_(title)}")
         for key, field in Config.model_fields.items():

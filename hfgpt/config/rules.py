@@ -7,6 +7,7 @@ Out: the rules that it breaks; the same Config with its derived defaults filled 
 from collections.abc import Iterator
 from typing import Any
 
+from hfgpt.base import course
 from hfgpt.base.errors import Fault
 from hfgpt.base.language import _, either
 from hfgpt.base.units import divisors, seconds_of
@@ -33,8 +34,8 @@ def _model(c: Config) -> Iterator[Fault]:
         yield Fault(
             "n_head",
             c.n_head,
-            _("must divide n_embd, and {n_embd} / {n_head} is {quotient} (chapter 2.2)",
-              n_embd=c.n_embd, n_head=c.n_head, quotient=quotient),
+            _("must divide n_embd, and {n_embd} / {n_head} is {quotient} (chapter 2.2: {pages})",
+              n_embd=c.n_embd, n_head=c.n_head, quotient=quotient, pages=course.pages("2.2")),
             _("set n_head to {options}", options=either(list(map(str, nearest)))),
             ("n_embd", "init_from"),
         )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from hfgpt import config as configs
-from hfgpt.base import language
+from hfgpt.base import course, language
 from hfgpt.base.language import LANGUAGES, N_, _
 from hfgpt.base.units import duration, number, size
 from hfgpt.config import Config
@@ -130,7 +130,8 @@ def _explain(config: Config, name: str, device: Device) -> str:
     if text.name:
         title = _("{key} ({name}) = {value}", key=name, name=text.name, value=shown)
     if text.section:
-        title = _("{title}  (chapter {section})", title=title, section=text.section)
+        title = _("{title}  (chapter {section}: {pages})", title=title, section=text.section,
+                  pages=course.pages(text.section))  # fmt: skip
     parts: list[Any] = [paragraph(title, bold=True), paragraph(text.meaning)]
     for key, heading in HEADINGS.items():
         if passage := getattr(text, key):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from hfgpt.base import course
 from hfgpt.base.language import _, sentences, using
 from hfgpt.base.terminal import visible
 from hfgpt.base.units import duration
@@ -85,6 +86,8 @@ def report(findings: Sequence[Finding]) -> str:
                 lines.append(f"       {remedy.override}")
             if remedy.expected:
                 lines.append("       " + _("expect: {what}", what=remedy.expected))
+    if pages := course.pages("; ".join(remedy.chapter for finding in findings for remedy in finding.remedies)):
+        lines.append(_("The chapter's sections are explained in {pages}.", pages=pages))
     return "\n".join(lines)
 
 

@@ -134,7 +134,7 @@ def test_all_faults_come_at_once_each_with_key_value_rule_and_fix(recipe: Any) -
     assert faults["batch_size"] == "batch_size = 0: must be an integer, at least 1 (sequences)"
     assert faults["dropout"] == "dropout = 'high': must be a number, at least 0 and less than 1 (probability)"
     assert faults["n_head"].splitlines() == [
-        "n_head = 5: must divide n_embd, and 768 / 5 is 153.6 (chapter 2.2)",
+        "n_head = 5: must divide n_embd, and 768 / 5 is 153.6 (chapter 2.2: docs/en/course/2-model.md)",
         "    → set n_head to 4 or 6",
     ]
     assert all(text in str(caught.value) for text in faults.values())
