@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from hfgpt.base import threads
 from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
+from hfgpt.base.shell import needing
 from hfgpt.base.terminal import say
 from hfgpt.inference.exported import check_folder
 
@@ -63,7 +64,8 @@ def export_gguf(words: list[str]) -> None:
             "pip install -e '.[elsewhere]'."
         ),
     )
-    from hfgpt.share.elsewhere import to_gguf
+    with needing("elsewhere"):
+        from hfgpt.share.gguf import to_gguf
 
     notes = to_gguf(folder, target)
     _written(_("{path} is written; gguf's reader gives the same tensors and tokens back.", path=target), notes)
@@ -82,7 +84,8 @@ def export_onnx(words: list[str]) -> None:
         ),
     )
     threads.configure()  # before torch is loaded
-    from hfgpt.share.elsewhere import to_onnx
+    with needing("elsewhere"):
+        from hfgpt.share.onnx import to_onnx
 
     difference = f"{to_onnx(folder, target):.2g}"
     message = _("{path} is written. Largest difference of its logits from Transformers': {difference}",

@@ -15,10 +15,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hfgpt.base.errors import ConversionError, InputError
+from hfgpt.commands.choice import carry_out
 from hfgpt.data import tokenizer
 from hfgpt.inference import exported
 from hfgpt.model.folder import quiet_loading
-from hfgpt.share import elsewhere, export
+from hfgpt.share import export
+from hfgpt.share.gguf import to_gguf
+from hfgpt.share.onnx import to_onnx
 
 BLOCK = 48
 PROMPTS = ["now is the winter", " of our\n\n  discontent!", "glorious é 你好 summer", "by this sun"]
@@ -74,7 +77,7 @@ def test_onnx_has_the_same_logits_in_one_file(folder: Path, ids: torch.Tensor, t
     import onnxruntime
 
     target = tmp_path / "new" / "model.onnx"
-    assert 0 < elsewhere.to_onnx(folder, target) < 1e-4
+    assert 0 < to_onnx(folder, target) < 1e-4
     assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
 
     session = onnxruntime.InferenceSession(target)
@@ -90,9 +93,9 @@ def test_onnx_has_the_same_logits_in_one_file(folder: Path, ids: torch.Tensor, t
 
 
 def test_a_wrong_graph_is_not_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elsewhere, "TOLERANCE", 0.0)
+    monkeypatch.setattr("hfgpt.share.onnx.TOLERANCE", 0.0)
     with pytest.raises(ConversionError, match=r"logits differ from Transformers' by \d"):
-        elsewhere.to_onnx(folder, tmp_path / "model.onnx")
+        to_onnx(folder, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,7 +106,7 @@ def test_gguf_gives_the_tensors_back(folder: Path, ids: torch.Tensor, tmp_path: 
     """gguf's reader finds them under llama.cpp's names, and Transformers reads them by itself."""
     import gguf
 
-    assert elsewhere.to_gguf(folder, tmp_path / "model.gguf") == []
+    assert to_gguf(folder, tmp_path / "model.gguf") == []
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     state = GPT2LMHeadModel.from_pretrained(folder).transformer.state_dict()
@@ -122,7 +125,7 @@ def test_gguf_gives_the_tensors_back(folder: Path, ids: torch.Tensor, tmp_path: 
 
 def test_llama_cpp_reads_the_same_model(folder: Path, tmp_path: Path) -> None:
     """Its tokens and log-probabilities agree, for words, spaces, line feeds and unknown characters."""
-    elsewhere.to_gguf(folder, tmp_path / "model.gguf")
+    to_gguf(folder, tmp_path / "model.gguf")
     done = subprocess.run(
         [sys.executable, "-c", LLAMA_CPP, str(tmp_path / "model.gguf"), json.dumps(PROMPTS)],
         capture_output=True, text=True, timeout=120,
@@ -150,13 +153,13 @@ def test_a_file_that_reads_differently_is_not_kept(
         gguf.GGUFWriter, "add_tensor", lambda self, name, data: add(self, name, data + (name[0] == "o"))
     )
     with pytest.raises(ConversionError, match=r"output_norm\.bias, output_norm\.weight"):
-        elsewhere.to_gguf(folder, tmp_path / "model.gguf")
+        to_gguf(folder, tmp_path / "model.gguf")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_exact_gelu_is_noted(tmp_path: Path) -> None:
     model = write_model(tmp_path, "char", "abc", activation_function="gelu")
-    assert "its logits will differ" in elsewhere.to_gguf(model, tmp_path / "model.gguf")[0]
+    assert "its logits will differ" in to_gguf(model, tmp_path / "model.gguf")[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -173,7 +176,7 @@ def test_exact_gelu_is_noted(tmp_path: Path) -> None:
 def test_what_llama_cpp_cannot_hold_is_refused(tmp_path: Path, text: str, config: dict[str, Any], message: str) -> None:
     model = write_model(tmp_path / "model", "char", text, **config)
     with pytest.raises(InputError, match=message):
-        elsewhere.to_gguf(model, tmp_path / "model.gguf")
+        to_gguf(model, tmp_path / "model.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -185,21 +188,25 @@ def test_another_kind_of_tokenizer_is_refused(folder: Path, tmp_path: Path) -> N
     pipeline = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps(pipeline | {"normalizer": {"type": "Lowercase"}}), encoding="utf-8")
     with pytest.raises(InputError, match=r"neither GPT-2's kind nor hfgpt's characters; .*convert_hf_to_gguf"):
-        elsewhere.to_gguf(tmp_path / "model", tmp_path / "model.gguf")
+        to_gguf(tmp_path / "model", tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize("write", [elsewhere.to_onnx, elsewhere.to_gguf])
-def test_a_missing_package_or_a_file_that_exists_is_one_message(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, Path], object]
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(InputError, match=r"this needs \w+ → pip install -e '\.\[elsewhere\]'"):
-        write(folder, tmp_path / "model")
+@pytest.mark.parametrize("write", [to_onnx, to_gguf])
+def test_a_file_that_exists_is_left_alone(folder: Path, tmp_path: Path, write: Callable[[Path, Path], object]) -> None:
     (tmp_path / "model").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
         write(folder, tmp_path / "model")
     assert (tmp_path / "model").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("command", "package"), [("export_onnx", "onnxruntime"), ("export_gguf", "gguf")])
+def test_a_missing_package_is_one_message(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, package: str
+) -> None:
+    monkeypatch.delitem(sys.modules, f"hfgpt.share.{command.removeprefix('export_')}")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=rf"this needs {package} → pip install -e '\.\[elsewhere\]'"):
+        carry_out(command, [str(folder), str(tmp_path / "model")])
 
 
 @pytest.mark.e2e
