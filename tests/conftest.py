@@ -165,7 +165,7 @@ def write_recipe(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def python() -> Iterator[str]:
     """Return the path of a Python that starts at once, with the libraries loaded; see warm_python.py."""
-    with warm_python(CACHE) as path:
+    with warm_python() as path:
         yield path
 
 
@@ -174,8 +174,8 @@ def run_script(tmp_path: Path, python: str) -> Callable[..., subprocess.Complete
     """run_script("train.py", *arguments) → the finished process of `python scripts/train.py …`, or of another file.
 
     It runs in `tmp_path`, so that nothing is written into the checkout. `launch` puts words before the script, as in
-    ``launch=["-m", "accelerate.commands.launch"]``; `env` adds variables. `cold` starts a Python that has nothing
-    loaded, for tests of what happens before and during the imports.
+    ``launch=["-m", "accelerate.commands.launch"]``; `env` adds variables; `python` is another interpreter than the
+    fixture's.
     """
 
     def run(
@@ -184,10 +184,10 @@ def run_script(tmp_path: Path, python: str) -> Callable[..., subprocess.Complete
         launch: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
         timeout: int = 240,
-        cold: bool = False,
+        python: str = python,
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable if cold else python, *launch, str(ROOT / "scripts" / script), *map(str, arguments)],
+            [python, *launch, str(ROOT / "scripts" / script), *map(str, arguments)],
             cwd=tmp_path,
             env={**os.environ, **(env or {})},
             capture_output=True,

@@ -23,6 +23,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,18 +89,24 @@ OBEYED = ("PYTHONIOENCODING", "PYTHONPATH", "PYTHONUNBUFFERED")  # except these,
 
 
 @contextmanager
-def warm_python(folder: Path) -> Iterator[str]:
-    """Start the server with its files in `folder`; the value is the interpreter's path."""
+def warm_python(**variables: str) -> Iterator[str]:
+    """Start the server, with more variables in its environment; the value is the interpreter's path."""
     if not hasattr(os, "pidfd_open"):  # on other systems than Linux each command is a process of its own
         yield sys.executable
         return
-    client = folder / "python"
-    words = [sys.executable, __file__, str(folder / "socket"), str(client)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="hfgpt-") as folder,
+        subprocess.Popen(
+            [sys.executable, __file__, f"{folder}/socket", f"{folder}/python"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **variables},
+        ) as server,
+    ):
         assert server.stdin
         assert server.stdout
         assert server.stdout.readline() == b"ready\n"
-        yield str(client)
+        yield f"{folder}/python"
         server.stdin.close()
 
 

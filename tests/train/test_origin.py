@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 from survival import differences, do_train, figures
+from warm_python import warm_python
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.lock import FolderLock
@@ -203,18 +205,25 @@ def test_a_branch_is_another_run_than_its_trunk(tiny: dict[str, Any], tmp_path: 
     assert hub.first_line(branch) == first
 
 
-@pytest.mark.e2e
-def test_a_run_moves_over_the_hub_and_back(
-    tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Any, tmp_path: Path, server: hub_server.Hub
-) -> None:
-    """Two machines take turns; the run ends with the bits of one that stayed on one machine."""
+@pytest.fixture
+def online(server: hub_server.Hub, run_script: Any) -> Iterator[Any]:
+    """run_script with the Hub on the loopback, in a Python that has loaded the libraries with its address."""
     env = {"HF_ENDPOINT": server.url, "HF_TOKEN": hub_server.TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     env["NO_PROXY"] = "127.0.0.1"
+    with warm_python(**env) as python:
+        yield partial(run_script, env=env, python=python)
+
+
+@pytest.mark.e2e
+def test_a_run_moves_over_the_hub_and_back(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Any, online: Any, tmp_path: Path
+) -> None:
+    """Two machines take turns; the run ends with the bits of one that stayed on one machine."""
     recipe, whole = write_recipe(tiny | LONG), tmp_path / "whole"
     assert run_script("train.py", recipe, f"--out_dir={whole}").returncode == 0
 
     def command(script: str, *words: object) -> str:
-        done = run_script(script, *words, env=env)
+        done = online(script, *words)
         assert done.returncode == 0, done.stderr
         return str(done.stdout)
 
@@ -240,13 +249,13 @@ def test_a_run_moves_over_the_hub_and_back(
     assert "24 of 24 steps are done" in command("train.py", "--resume=hf://ada/bard", f"--out_dir={first}", text)
     shutil.rmtree(second)
     command("train.py", recipe, f"--out_dir={second}", "--seed=2", "--max_iters=4")
-    done = run_script("train.py", "--resume=hf://ada/bard", f"--out_dir={second}", env=env)
+    done = online("train.py", "--resume=hf://ada/bard", f"--out_dir={second}")
     assert done.returncode == 2
     assert "holds another run than ada/bard" in done.stderr
     shutil.rmtree(first / "checkpoint-24")
     shutil.rmtree(first / "checkpoint-16")
     shutil.rmtree(first / "checkpoint-20")
     with FolderLock(first):
-        done = run_script("train.py", "--resume=hf://ada/bard", f"--out_dir={first}", text, env=env)
+        done = online("train.py", "--resume=hf://ada/bard", f"--out_dir={first}", text)
     assert done.returncode == 2
     assert "is in use by process" in done.stderr
