@@ -47,9 +47,9 @@ def profile(bench: Bench) -> Iterator[Row]:
     yield Row("a step without a wait", seen["error"] or "none", "", "none", not seen["error"])
 
 
-def memory(bench: Bench) -> Iterator[Row]:
-    """Peak memory of an eager step of 124M against plan's formula and simulation."""
-    for name, seen in bench.inside("memory").items():
+def memory(cases: str, bench: Bench) -> Iterator[Row]:
+    """Peak memory of a step of 124M, eager or compiled, against plan's formula and simulation."""
+    for name, seen in bench.inside("memory", cases).items():
         yield Row(f"{name}: measured", seen["measured"] / 2**20, "MiB")
         for forecast in ("planned", "simulated"):
             if forecast in seen:
@@ -220,7 +220,7 @@ Part = Callable[[Bench], Iterator[Row]]
 # telling ones come first.
 PARTS: dict[str, tuple[Part, int]] = {
     "profile": (profile, 110),
-    "memory": (memory, 60),
+    "memory": (functools.partial(memory, "eager"), 60),
     "resume": (resume, 80),
     "gpt2-12": (functools.partial(gpt2, 12), 240),
     "shared": (shared, 45),
@@ -231,6 +231,7 @@ PARTS: dict[str, tuple[Part, int]] = {
     "whole": (whole, 150),
     "float16": (functools.partial(precision, "float16"), 80),
     "float32": (functools.partial(precision, "float32"), 80),
+    "memory-compiled": (functools.partial(memory, "compiled"), 150),
     "beyond": (beyond, 80),
     "variants": (variants, 140),
     "gpt2-32": (functools.partial(gpt2, 32), 240),

@@ -37,7 +37,7 @@ def main() -> int:
     if arguments.list:
         for name, (part, seconds) in PARTS.items():
             text = getattr(part, "func", part).__doc__ or ""
-            print(f"{name:10} {text.strip()} [about {seconds} s on an H100]")
+            print(f"{name:15} {text.strip()} [about {seconds} s on an H100]")
         return 0
     card = "cpu" if arguments.device == "cpu" else card_name()
     if not card:

@@ -156,21 +156,27 @@ CASES: dict[str, dict[str, Any]] = {
     "muon": {"optimizer": "muon"},
     "checkpointing": {"activation_checkpointing": True},
 }
+COMPILED: dict[str, dict[str, Any]] = {
+    "warm-up": {},
+    "compiled": {"compile": True},
+    "compiled, accumulating": {"compile": True, "gradient_accumulation_steps": 2},
+}
 
 
-def memory(device: str) -> dict[str, dict[str, int]]:
-    """Return the peak bytes of an eager step of 124M: measured, by plan's formula, and by plan's simulation."""
+def memory(device: str, cases: str = "eager") -> dict[str, dict[str, int]]:
+    """Return the peak bytes of a step of 124M: measured, by plan's formula, and an eager one's by plan's simulation."""
     from hfgpt.plan import probe, simulate
     from hfgpt.plan.memory import estimate
 
     shape, vocabulary = model_of(device)
     seen = {}
-    for name, values in CASES.items():
-        with a_run(shape, vocabulary, device, compile=False, **values) as run:  # as the formulas have it
+    for name, values in (CASES if cases == "eager" else COMPILED).items():
+        compiled = values.get("compile", False)
+        with a_run(shape, vocabulary, device, **{"compile": False, **values}) as run:
             kind, dtype = ("cpu", run.dtype) if device == "cpu" else ("accelerator", run.dtype)
             seen[name] = {
                 "measured": probe.peak_bytes(run) - before(device),
-                "planned": estimate(run.config, vocabulary, kind, dtype).peak,
+                "planned": estimate(run.config, vocabulary, kind, dtype, compiled=compiled).peak,
             }
             if name == "plain":
                 seen[name]["simulated"] = simulate.peak(run.config, vocabulary, kind, dtype).bytes

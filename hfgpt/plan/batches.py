@@ -67,7 +67,8 @@ def change(survey: Survey, **values: Any) -> Survey:
 def memory(survey: Survey, target: Target) -> Memory:
     """Return the memory of a step in one process of a target."""
     per_process = survey.config.of_process(target.processes)
-    return memories.estimate(per_process, survey.vocab_size, target.kind, target.dtype, target.processes)
+    compiled = timing.compiles(survey.config, target)
+    return memories.estimate(per_process, survey.vocab_size, target.kind, target.dtype, target.processes, compiled)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class Memory:
     logits: int  # logits of the chunk that the loss processes at a time
     peak: int  # the most alive at once; less than the sum, since not all parts are alive together
     binding: str  # the moment of the peak, a key of BINDS
+    spread: float  # the peak is likely within this share of it
     allowance: int  # not in `peak`: the device's context, libraries' workspaces, fragmentation. An estimate.
 
     @property
@@ -44,13 +45,13 @@ class Memory:
 
     @property
     def needed_low(self) -> int:
-        """The likely minimum: the formula is within 4%, and half of the allowance is assumed."""
-        return int(self.peak * 0.96) + self.allowance // 2
+        """The likely minimum, with half of the allowance."""
+        return int(self.peak * (1 - self.spread)) + self.allowance // 2
 
     @property
     def needed_high(self) -> int:
         """The likely maximum."""
-        return int(self.peak * 1.04) + self.allowance * 3 // 2
+        return int(self.peak * (1 + self.spread)) + self.allowance * 3 // 2
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,16 @@ class _Step:
     H: int
     V: int
     P: int
+    padded: int  # rows of the head's weight in its products
     narrow: int  # bytes of a number in the matrix products: 4, or 2 under mixed precision
     drop_mask: int  # bytes per element kept by dropout
     chunk: int  # rows of the logits that exist at a time
+    logit: int  # bytes that one of them takes, with its gradient
     weighs: int  # bytes of a number in unfused attention (kernels.py on a CPU); 0: fused
     document_mask: int  # bytes
     checkpointed: bool
-    accumulates: bool
+    held: bool  # memory for all gradients is taken while new ones are computed: by earlier ones, or by DDP's buckets
+    compiled: bool
     squares: bool  # the activation is relu²
     tied: bool
     state: int  # bytes of the optimizer's averages
@@ -114,10 +118,11 @@ class _Step:
         return 4 * self.C**2 + 2 * self.C * self.F
 
 
-def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
+def _step(config: Config, vocab_size: int, kind: Kind, dtype: str, processes: int, compiled: bool) -> _Step:
     batch, length, heads = config.batch_size, config.block_size, config.n_head
     drops, narrow = config.dropout > 0, 4 if dtype == "float32" else 2
-    keeps_weights = kind == "cpu" and (drops or (dtype == "bfloat16" and length <= NARROW_BLOCK))
+    slow = dtype == "bfloat16" and length <= NARROW_BLOCK and not compiled
+    keeps_weights = kind == "cpu" and (drops or slow)
     return _Step(
         N=batch * length,
         T=length,
@@ -127,18 +132,32 @@ def _step(config: Config, vocab_size: int, kind: Kind, dtype: str) -> _Step:
         H=heads,
         V=vocab_size,
         P=parameters(config, vocab_size).total,
+        padded=vocab_size if kind == "cpu" else -(-vocab_size // 64) * 64,
         narrow=narrow,
         drop_mask=1 if drops else 0,
+        logit=_logit_bytes(narrow, kind, compiled),
         chunk=-(-batch * length // min(CHUNKS, -(-batch * length * vocab_size // LOGITS))),
         weighs=(2 if dtype == "bfloat16" else 4) if keeps_weights else 0,
         document_mask=batch * length * length if config.document_mask else 0,
         checkpointed=config.activation_checkpointing,
-        accumulates=config.gradient_accumulation_steps > 1,
+        held=processes > 1 or config.gradient_accumulation_steps > 1,
+        compiled=compiled,
         squares=config.activation_function == "relu2",
         tied=config.tie_word_embeddings,
         state=8 * parameters(config, vocab_size).total - 4 * _muon_weights(config),
         update=_muon_workspace(config, kind),
     )
+
+
+def _logit_bytes(narrow: int, kind: Kind, compiled: bool) -> int:
+    """Return the bytes of a logit in the loss: eagerly it becomes its float32 gradient in place.
+
+    A compiled loss writes the gradient elsewhere: beside the logits or, on a CPU, beside their float32 exponentials,
+    which Inductor does not compute twice there.
+    """
+    if not compiled:
+        return 4 if narrow == 4 else 6
+    return 8 if kind == "cpu" else narrow + 4
 
 
 def _muon_weights(config: Config) -> int:
@@ -163,22 +182,26 @@ def _muon_workspace(config: Config, kind: Kind) -> int:
     return 20 * attention if kind == "cpu" else max(10 * mlp, 12 * attention)
 
 
-def estimate(config: Config, vocab_size: int, kind: Kind, dtype: str, processes: int = 1) -> Memory:
+def estimate(
+    config: Config, vocab_size: int, kind: Kind, dtype: str, processes: int = 1, compiled: bool = False
+) -> Memory:
     """Estimate the peak memory of a step with `config.batch_size` sequences per micro-batch, in closed form.
 
-    hfgpt/plan/simulate.py runs the same step and agrees within 4%, mostly within half a percent
-    (tests/plan/test_simulate.py). Eager mode; torch.compile usually needs less.
+    hfgpt/plan/simulate.py runs the same eager step and agrees within 4%, mostly within half a percent
+    (tests/plan/test_simulate.py). A compiled step keeps as much for its backward pass, which its partitioner decides.
+    What its kernels need meanwhile depends on how they are fused: the formula is then within 10%.
 
     Args:
         config: with the shape of the trained model; batch_size is the micro-batch of a process.
         vocab_size: rows of the token embedding.
         kind: of device: a CPU keeps more for dropout, including whole attention matrices.
         dtype: 'float32', or 'bfloat16' or 'float16' for mixed precision over float32 weights.
-        processes: with several, DDP keeps its buckets beside the gradients during accumulation.
+        processes: with several, DDP has buckets for all gradients, during accumulation beside the gradients.
+        compiled: whether torch.compile makes the step.
     """
-    s = _step(config, vocab_size, kind, dtype)
+    s = _step(config, vocab_size, kind, dtype, processes, compiled)
     moments = _moments(s)
-    if processes > 1 and s.accumulates:
+    if processes > 1 and config.gradient_accumulation_steps > 1:
         moments = {moment: value + 4 * s.P for moment, value in moments.items()}
     binding = max(moments, key=lambda moment: moments[moment])
     kept = s.L * (4 * s.N * s.C if s.checkpointed else s.block) + s.N * (8 + s.drop_mask) * s.C
@@ -187,9 +210,10 @@ def estimate(config: Config, vocab_size: int, kind: Kind, dtype: str, processes:
         gradients=4 * s.P,
         optimizer=s.state,
         activations=kept + (s.block if s.checkpointed else 0),
-        logits=s.chunk * s.V * (4 if s.narrow == 4 else 6),
+        logits=s.chunk * s.padded * s.logit,
         peak=moments[binding],
         binding=binding,
+        spread=0.1 if compiled else 0.04,
         allowance=ALLOWANCE_CPU if kind == "cpu" else ALLOWANCE_CARD + moments[binding] // 20,
     )
 
@@ -205,7 +229,7 @@ def _moments(s: _Step) -> dict[str, int]:
     """Return the bytes alive at each moment of the step that can be its peak."""
     stream = s.N * s.C
     head_gradient = 4 * s.V * s.C  # from the loss until the embedding's own gradient is added
-    always = 4 * s.P + s.state + (4 * s.P if s.accumulates else 0) + 24 * s.N  # and ids and targets
+    always = 4 * s.P + s.state + (4 * s.P if s.held else 0) + 24 * s.N  # and ids and targets
     always += s.document_mask if s.checkpointed else 0
     kept = s.L * (4 * stream if s.checkpointed else s.block + s.casts) + stream * s.drop_mask + 8 * s.N
     # The stream before and after the last norm, and its gradient, which the loss computes.
@@ -213,16 +237,18 @@ def _moments(s: _Step) -> dict[str, int]:
     # Autocast keeps the casts of all weights to the end of the forward pass, even if nothing saves them.
     ends += s.L * s.casts if s.checkpointed else s.document_mask
     # When the backward pass enters the last block, the head is done.
-    if not s.tied and s.accumulates:  # it has been added before the blocks begin
+    adds = s.held and not s.compiled  # each gradient as soon as it is computed; a compiled backward pass ends first
+    if not s.tied and adds:
         head_gradient = 0
     entering = always + kept + head_gradient + 4 * stream
     if s.checkpointed:  # that block's activations have been recomputed
         entering += s.block - 4 * stream + s.casts
     # From the last block to the first, activations are freed and gradients of weights appear.
     freed = 4 * stream if s.checkpointed else s.block + s.casts
-    gained = 0 if s.accumulates else 4 * s.matrices
+    gained = 0 if adds else 4 * s.matrices
     to_first = (s.L - 1) * (gained - freed)
-    embedding_gradients = int(s.tied) + int(s.accumulates)  # beside those that the weights keep
+    embedding_gradients = int(s.tied) + int(adds)  # beside those that the weights keep
+    ended = 8 * s.P + s.state + (4 * s.P if s.held and s.compiled else 0)
     inside = {"last block": _mlp_backward(s), **_attention_backward(s)}
     return {
         "loss": ends + _chunk_of_the_head(s),
@@ -232,19 +258,25 @@ def _moments(s: _Step) -> dict[str, int]:
             # or when only the first block's query, key and value are left
             always + head_gradient + stream * (8 + 5 * s.narrow + s.drop_mask) + max(s.L * gained, 12 * s.C**2),
         ),
-        "embedding": 8 * s.P + s.state + embedding_gradients * 4 * s.V * s.C + 4 * stream,
+        "embedding": ended + embedding_gradients * 4 * s.V * s.C + 4 * stream,
         "optimizer": 8 * s.P + s.state + s.update,
     }
 
 
 def _chunk_of_the_head(s: _Step) -> int:
-    """Return the head's peak bytes: a chunk of the logits, or the gradients of its input and of its weight."""
-    mixed, weight, rows = s.narrow == 2, s.V * s.C, s.chunk * s.C
+    """Return the head's peak bytes: a chunk of the logits, or the gradients of its input and of its weight.
+
+    Beside them is the weight that the products use, if it is narrow or padded.
+    """
+    mixed, weight, rows, chunk = s.narrow == 2, s.V * s.C, s.chunk * s.C, s.chunk * s.padded
     sum_so_far = 4 * weight if s.chunk < s.N else 0
-    logits = s.chunk * s.V * (6 if mixed else 4) + sum_so_far
-    of_input = s.narrow * (s.chunk * s.V + rows) + sum_so_far
-    of_weight = s.narrow * (s.chunk * s.V + weight) + (4 * weight if mixed else sum_so_far)
-    return max(logits, of_input, of_weight) + (2 * (weight + rows) if mixed else 0)
+    logits = chunk * s.logit + sum_so_far
+    of_input = s.narrow * (chunk + rows) + sum_so_far
+    of_weight = s.narrow * (chunk + weight) + (4 * weight if mixed else sum_so_far)
+    copied = s.narrow * s.padded * s.C if mixed or s.padded > s.V else 0
+    padding = 2 * weight if mixed and s.padded > s.V else 0  # the narrow weight beside its padded copy
+    inputs = 2 * rows if mixed else 0
+    return max(max(logits, of_input, of_weight) + inputs, padding) + copied
 
 
 def _mlp_backward(s: _Step) -> int:

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from hfgpt.config import Config
 from hfgpt.model import gpt2 as model
-from hfgpt.model import kernels, optim
+from hfgpt.model import head, kernels, optim
 from hfgpt.model.sizes import Kind
 
 
@@ -135,9 +135,9 @@ def operations_of(kind: Kind) -> Iterator[None]:
     """Run, on an accelerator, the operations that the same calls reach there; on a CPU, its own.
 
     Fake tensors of a device that torch was not built for do not exist, so the tensors say CPU and these calls are
-    made directly: dropout keeps one byte per element, attention is fused even with dropout, and layer norm under
-    autocast runs in float32. (A TorchFunctionMode would be left by `backward`, and with it checkpointing's second
-    forward pass.)
+    made directly: dropout keeps one byte per element, attention is fused even with dropout, layer norm under autocast
+    runs in float32, and the head is padded. (A TorchFunctionMode would be left by `backward`, and with it
+    checkpointing's second forward pass.)
     """
     if kind == "cpu":
         yield
@@ -148,14 +148,15 @@ def operations_of(kind: Kind) -> Iterator[None]:
         "scaled_dot_product_attention": _attention,
         "layer_norm": lambda input, *args, **kwargs: layer_norm(input.float(), *args, **kwargs),
     }
-    originals, suits = {name: getattr(F, name) for name in substitutes}, kernels.suits
+    originals, suits, rows_to_add = {name: getattr(F, name) for name in substitutes}, kernels.suits, head.rows_to_add
     try:
         kernels.suits = lambda tensor: False
+        head.rows_to_add = lambda weight: -len(weight) % 64
         for name, substitute in substitutes.items():
             setattr(F, name, substitute)
         yield
     finally:
-        kernels.suits = suits
+        kernels.suits, head.rows_to_add = suits, rows_to_add
         for name, original in originals.items():
             setattr(F, name, original)
 

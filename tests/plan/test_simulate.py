@@ -153,6 +153,67 @@ def measured(shape: Config, vocab_size: int) -> int:
         run.accelerator.end_training()
 
 
+@pytest.mark.parametrize(("values", "vocab_size"), [({}, 8192), ({"n_embd": 256, "batch_size": 1}, 330)])
+def test_ddps_buckets_are_there_from_the_beginning(values: dict[str, Any], vocab_size: int) -> None:
+    """Without accumulation too: DDP takes memory for all gradients, and moves each into it."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from hfgpt.plan import probe
+
+    shape = recipe(**values)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        run = probe.prepare(Survey(shape, vocab_size, "", None, None, False))
+        run.model = DistributedDataParallel(run.model, gradient_as_bucket_view=True)
+        probe.step(run, shape.batch_size, 1)
+        probe.step(run, shape.batch_size, 1)  # DDP lays its buckets out anew after the first
+        buckets = 4 * sizes.parameters(shape, vocab_size).total
+        measured = probe.peak_bytes(run) + buckets
+    finally:
+        dist.destroy_process_group()
+    assert memories.estimate(shape, vocab_size, "cpu", "float32", 2).peak == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.parametrize("vocab_size", [8192, 8129])
+def test_a_card_pads_the_head(vocab_size: int) -> None:
+    """In float32 too, where the weight would otherwise be used as it is."""
+    shape = recipe(batch_size=16)
+    simulated = simulate.peak(shape, vocab_size, "accelerator", "float32")
+    formula = memories.estimate(shape, vocab_size, "accelerator", "float32")
+    assert (simulated.phase, formula.binding) == ("forward", "loss")
+    assert formula.peak == pytest.approx(simulated.bytes, rel=0.005)
+
+
+def test_a_compiled_step_ends_its_backward_pass_with_all_gradients() -> None:
+    """With accumulation they are there beside the earlier ones: 20 bytes a parameter; otherwise as in an eager step."""
+    bytes_per_parameter = {}
+    for steps in (1, 2):
+        shape = recipe(batch_size=1, block_size=4, n_layer=8, n_embd=128, gradient_accumulation_steps=steps)
+        for compiled in (False, True):
+            formula = memories.estimate(shape, 80, "accelerator", "bfloat16", compiled=compiled)
+            bytes_per_parameter[steps, compiled] = formula.peak / sizes.parameters(shape, 80).total
+            assert formula.needed_low < formula.peak * (0.91 if compiled else 0.97) + formula.allowance / 2
+    assert bytes_per_parameter[1, True] == bytes_per_parameter[1, False] == pytest.approx(16, abs=0.1)
+    assert bytes_per_parameter[2, True] == pytest.approx(20, abs=0.1)
+    assert bytes_per_parameter[2, False] < 19
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles
+@pytest.mark.parametrize(
+    ("values", "vocab_size"),
+    [
+        ({"dtype": "bfloat16", "n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 8}, 8192),
+        ({"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 8}, 330),
+    ],
+)
+def test_the_formula_is_a_real_compiled_step(values: dict[str, Any], vocab_size: int) -> None:
+    shape = recipe(**values, compile=True)
+    formula = memories.estimate(shape, vocab_size, "cpu", values.get("dtype", "float32"), compiled=True)
+    assert formula.peak == pytest.approx(measured(shape, vocab_size), rel=0.04)
+
+
 REAL: list[tuple[dict[str, Any], int]] = [
     ({}, 330),
     ({"batch_size": 2, "gradient_accumulation_steps": 3}, 8192),
