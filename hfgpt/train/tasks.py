@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hfgpt.base.errors import UNREADABLE, InputError, first_line
 from hfgpt.base.files import check_regular, expanded
-from hfgpt.base.language import listed
+from hfgpt.base.language import listed, strerror
 from hfgpt.data.tokenizer import token_ids
 from hfgpt.model.gpt2 import IGNORED
 from hfgpt.train.collective import in_time, on_main, patiently, total
@@ -57,6 +57,10 @@ def load(eval_tasks: str | None, tokenizer: PreTrainedTokenizerBase, block_size:
     """
     tasks = dict[str, list[Question]]()
     files, names = names_of(eval_tasks)
+    for path in [*files, *(expanded(name) for name in names if _is_file(name))]:
+        if not path.exists():
+            raise InputError("eval_tasks = {file!r}: no such file → {path} does not exist",
+                             file=str(path), path=path.absolute())  # fmt: skip
     called = [*(path.stem for path in files), *names]
     if twice := next((name for name in called if called.count(name) > 1), None):
         raise InputError(
@@ -76,7 +80,8 @@ def _questions(path: Path, tokenizer: PreTrainedTokenizerBase, block_size: int) 
         check_regular(path)
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other characters that end a line
     except (OSError, ValueError) as error:
-        raise InputError("eval_tasks = {file!r}: cannot be read: {error}", file=str(path), error=error) from None
+        reason = strerror(error) if isinstance(error, OSError) else error
+        raise InputError("eval_tasks = {file!r}: cannot be read: {error}", file=str(path), error=reason) from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -110,8 +110,10 @@ def test_marks_and_line_separators_in_a_file_of_questions(tiny: dict[str, Any], 
 
 
 def test_a_file_that_is_not_there(tiny: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"eval_tasks = 'none.jsonl': cannot be read"):
-        do_train(tiny | {"eval_tasks": "none.jsonl"})
+    for name in ("none.jsonl", "tasks/none.yaml"):
+        absent = f"eval_tasks = '{name}': no such file → {Path.cwd()}/{name} does not exist"
+        with pytest.raises(InputError, match=re.escape(absent)):
+            do_train(tiny | {"eval_tasks": name})
     with pytest.raises(ConfigError, match=r"eval_tasks_interval = 6: must be a multiple of eval_interval \(4\)"):
         config.build(tiny | {"eval_tasks_interval": 6}, "test")
 
