@@ -103,6 +103,9 @@ def _of_status(error: Exception, repo_id: str, revision: str | None) -> Exceptio
         )
     if isinstance(error, RepositoryNotFoundError):
         return InputError("{repo}: no such repository, or it is private and the token does not reach it", repo=repo_id)
+    if status == 404 and revision is not None:
+        return InputError("{repo}: no such repository, or it has no revision {revision!r}", repo=repo_id,
+                          revision=revision)  # fmt: skip
     if message := OF_STATUS.get(status or 0):
         return InputError(message, repo=repo_id)
     return _failed(error, repo_id)
