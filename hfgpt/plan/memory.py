@@ -248,7 +248,9 @@ def _moments(s: _Step) -> dict[str, int]:
     gained = 0 if adds else 4 * s.matrices
     to_first = (s.L - 1) * (gained - freed)
     embedding_gradients = int(s.tied) + int(adds)  # beside those that the weights keep
-    ended = 8 * s.P + s.state + (4 * s.P if s.held and s.compiled else 0)
+    ended = 8 * s.P + s.state
+    if s.compiled:  # it has been seen to hold 2 bytes for each narrow weight to its end
+        ended += (4 * s.P if s.held else 0) + s.L * s.casts
     inside = {"last block": _mlp_backward(s), **_attention_backward(s)}
     return {
         "loss": ends + _chunk_of_the_head(s),

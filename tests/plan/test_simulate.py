@@ -191,12 +191,12 @@ def test_a_compiled_step_ends_its_backward_pass_with_all_gradients() -> None:
     for steps in (1, 2):
         shape = recipe(batch_size=1, block_size=4, n_layer=8, n_embd=128, gradient_accumulation_steps=steps)
         for compiled in (False, True):
-            formula = memories.estimate(shape, 80, "accelerator", "bfloat16", compiled=compiled)
+            formula = memories.estimate(shape, 80, "accelerator", "float32", compiled=compiled)
             bytes_per_parameter[steps, compiled] = formula.peak / sizes.parameters(shape, 80).total
             assert formula.needed_low < formula.peak * (0.91 if compiled else 0.97) + formula.allowance / 2
     assert bytes_per_parameter[1, True] == bytes_per_parameter[1, False] == pytest.approx(16, abs=0.1)
     assert bytes_per_parameter[2, True] == pytest.approx(20, abs=0.1)
-    assert bytes_per_parameter[2, False] < 19
+    assert bytes_per_parameter[2, False] < 18
 
 
 @pytest.mark.long
@@ -206,6 +206,7 @@ def test_a_compiled_step_ends_its_backward_pass_with_all_gradients() -> None:
     [
         ({"dtype": "bfloat16", "n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 8}, 8192),
         ({"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 8}, 330),
+        ({"dtype": "bfloat16", "n_embd": 256, "batch_size": 1, "gradient_accumulation_steps": 2}, 330),
     ],
 )
 def test_the_formula_is_a_real_compiled_step(values: dict[str, Any], vocab_size: int) -> None:
