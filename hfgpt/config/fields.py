@@ -10,7 +10,7 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -260,6 +260,7 @@ def declared(key: str) -> dict[str, Any]:
     return extra
 
 
+@cache
 def with_role(*roles: str) -> tuple[str, ...]:
     """Return the fields that have one of these roles."""
     assert ROLES.keys() >= {*roles}

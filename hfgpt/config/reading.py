@@ -209,7 +209,7 @@ def remarks(recipe: str | Path | None, overrides: Iterable[str], config: Config)
     """Return notes on typed values: those without effect, and their side effects."""
     typed = _overrides(overrides)[0]
     notes = []
-    if recipe is not None and follows(read_recipe(recipe), typed):
+    if recipe is not None and "max_iters" in typed and follows(read_recipe(recipe), typed):
         notes.append(
             _("lr_decay_iters follows max_iters to {steps}, as the two are equal in the recipe", steps=config.max_iters)
         )
