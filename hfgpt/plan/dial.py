@@ -29,7 +29,7 @@ from hfgpt.plan.timing import Measured
 from hfgpt.runs.facts import usual_learning_rate
 
 TRIALS = 0.1  # largest share of the time
-EQUAL = 0.002  # nats: of two recipes that differ by less, the faster one is better
+EQUAL, FASTER = 0.002, 0.8  # a recipe worse by so many nats at most, in this share of the time, is better
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
     """
     if survey.config.pretrained:
         return _fine_tune(survey, target, budget)
-    ranked = sorted(grid.candidates(survey, target, budget), key=lambda each: (round(each.loss / EQUAL), each.seconds))
+    ranked = sorted(grid.candidates(survey, target, budget), key=lambda candidate: candidate.loss)
     if not ranked:
         raise grid.too_short(survey, target) or InputError(
             "time-budget = {budget}: the smallest model does not make {steps} steps in that time on {device} → "
@@ -70,6 +70,10 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
             steps=grid.LEAST_STEPS,
             device=target.name,
         )
+    as_good = [candidate for candidate in ranked if candidate.loss < ranked[0].loss + EQUAL]
+    fastest = min(as_good, key=lambda candidate: candidate.seconds)
+    if fastest.seconds < FASTER * ranked[0].seconds:
+        ranked = [fastest, *(candidate for candidate in ranked if candidate is not fastest)]
     best, spent, seen = ranked[0], 0.0, None
     if trials and budget is not None and loss.covered(survey.config):
         began = time.perf_counter() if "torch" not in sys.modules else None
@@ -132,6 +136,10 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
     reasons["n_head"] = _("heads of {n} channels", n=config.n_embd // config.n_head)
     rate = "muon_learning_rate" if config.optimizer == "muon" else "learning_rate"
     by_law = _("the law's optimum for {n} steps at this width", n=f"{config.max_iters:,}")
+    if grid.large(config):
+        by_law = _("usual for models of this size")
+    if not loss.covered(config):
+        reasons["dropout"] = _("0.1 for a text that is seen more than four times, otherwise 0")
     reasons["learning_rate"] = by_law if rate == "learning_rate" else _("of the embeddings and norms, beside Muon")
     if rate == "muon_learning_rate":
         reasons[rate] = by_law
@@ -142,7 +150,7 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
     if budget is not None:
         length = _("{length}; {time} of {budget}", length=length, time=duration(best.seconds), budget=duration(budget))
     reasons["max_iters"] = length
-    reasons["warmup_iters"] = _("5% of the run")
+    reasons["warmup_iters"] = _("5% of the run, at most 2,000 steps")
     reasons["min_lr"] = _("the rate falls to zero at the end: lowest loss in a fixed time")
     reasons["eval_interval"] = _("{n} evaluations", n=-(-config.max_iters // config.eval_interval))
     if config.time_budget:

@@ -198,7 +198,7 @@ def with_length(survey: Survey, steps: int) -> Survey:
     config = config.model_copy(
         update={
             **rates,
-            "warmup_iters": max(1, min(default_warmup(steps), 200)),
+            "warmup_iters": max(1, default_warmup(steps)),
             "lr_decay_iters": steps,
             "eval_interval": max(1, math.ceil(steps / EVALUATIONS)),
             "log_interval": max(1, min(10, steps // 20)),
@@ -210,14 +210,19 @@ def with_length(survey: Survey, steps: int) -> Survey:
 EVALUATIONS = 3  # evaluations of a run, besides the one before it
 
 
+def large(config: Config) -> bool:
+    """Whether a model is larger than those for which the laws say a rate."""
+    return 12 * config.n_layer * config.n_embd**2 > 20e6
+
+
 def rates_for(config: Config) -> dict[str, float]:
     """Return both peak learning rates of a run of this shape and length.
 
     They follow the laws within the fitted range; large models use the chapter's (3.1).
     """
     law = laws().loss
-    count = 12 * config.n_layer * config.n_embd**2
-    if count > 20e6:
+    if large(config):
+        count = 12 * config.n_layer * config.n_embd**2
         return {"learning_rate": usual_learning_rate(count), "muon_learning_rate": 0.02}
     best = loss.best_rate(law, config)
     if config.optimizer == "muon":

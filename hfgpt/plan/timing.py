@@ -69,6 +69,7 @@ CPU_START = 4.3  # seconds from the command to the first step; two cores of a Ze
 CARD_START = 12.0  # plus the device's context
 COMPILE_START = 60.0  # of a compiled run: a minute is usual, not measured here
 DISK = 200e6  # bytes/s at which a checkpoint is written, with fsync
+COPY = 10e9  # bytes/s at which weights and averages are copied, to be written behind the steps (benchmarks/README.md)
 
 
 def time(survey: Survey, target: Target, measured: Measured | None = None) -> Time:
@@ -82,7 +83,10 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
     # A checkpoint and an export are the weights twice and the optimizer's averages once.
     written = 0.1 + 16 * parameters(config, survey.vocab_size).total / DISK
     between = config.max_iters // config.checkpoint_interval if config.checkpoint_interval else 0
-    saving = (times - 1 + between) * (measurements.seconds_per_save or written)
+    each = measurements.seconds_per_save or written
+    if in_background(config, target):  # the last one is waited for
+        each = min(each, 12 * parameters(config, survey.vocab_size).total / COPY)
+    saving = (times - 2 + between) * each + (measurements.seconds_per_save or written)
     start = CARD_START if target.kind == "accelerator" else (target.speed and target.speed.start) or CPU_START
     if target.kind == "accelerator" and compiles(config, target):
         start += COMPILE_START
@@ -132,6 +136,11 @@ def priced(survey: Survey, target: Target) -> Measured:
 
 
 SAMPLE_COST = 20  # approximate time of a token sampled singly relative to one in a batch
+
+
+def in_background(config: Config, target: Target) -> bool:
+    """Whether a run writes its checkpoints behind its steps: as the recipe says; with `auto`, on a card."""
+    return target.kind == "accelerator" if config.background_save == "auto" else config.background_save
 
 
 def compiles(config: Config, target: Target) -> bool:
