@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hfgpt.base import shell
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="elsewhere it is the ordinary Python")
 
 SHOWN = "import os, sys; print(sys.argv, os.getcwd(), os.environ['SAID'], input()); print('told', file=sys.stderr)"
@@ -33,7 +35,13 @@ def test_a_program_has_its_arguments_folder_environment_and_streams(python: str,
 
 def test_what_libraries_read_when_they_are_imported_gets_a_process_of_its_own(python: str) -> None:
     code = "import sys; print('torch' in sys.modules)"
-    for words, variables, loaded in (([], {}, True), ([], {"HF_TOKEN": "x"}, False), (["-X", "dev"], {}, False)):
+    cases: list[tuple[list[str], dict[str, str], bool]] = [
+        ([], {}, True),
+        ([], dict.fromkeys(shell.PROGRESS_BARS, "1") | shell.QUIET, True),  # as a command in this process leaves them
+        ([], {"HF_TOKEN": "x"}, False),
+        (["-X", "dev"], {}, False),
+    ]
+    for words, variables, loaded in cases:
         said = subprocess.check_output([python, *words, "-c", code], env={**os.environ, **variables}, text=True)
         assert said == f"{loaded}\n"
 

@@ -29,6 +29,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hfgpt.base import shell
+
 CLIENT = """#!{python} -SE
 import json, os, signal, socket, sys
 
@@ -86,6 +88,8 @@ PRELOADED = (
 # The beginnings of variables that libraries read while they are imported, or the interpreter when it starts.
 AT_IMPORT = ("CUDA", "HF_", "HUGGING", "KMP_", "LANG", "LC_", "MKL_", "MPL", "OMP_", "PYTHON", "TOKENIZERS", "XDG_")
 OBEYED = ("PYTHONIOENCODING", "PYTHONPATH", "PYTHONUNBUFFERED")  # except these, which a child obeys
+# ... and these, which every command sets without a terminal; so does the server, before it imports anything.
+SET_BY_COMMANDS = {**shell.QUIET, **dict.fromkeys(shell.PROGRESS_BARS, "1")}
 
 
 @contextmanager
@@ -100,7 +104,7 @@ def warm_python(**variables: str) -> Iterator[str]:
             [sys.executable, __file__, f"{folder}/socket", f"{folder}/python"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **variables},
+            env={**os.environ, **SET_BY_COMMANDS, **variables},
         ) as server,
     ):
         assert server.stdin
@@ -175,7 +179,7 @@ def at_import(environment: dict[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(AT_IMPORT) and name not in OBEYED and value
+        if name.startswith(AT_IMPORT) and name not in OBEYED and SET_BY_COMMANDS.get(name) != value and value
     }
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import pty
 import subprocess
 import sys
-import termios
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -374,6 +372,9 @@ def test_on_a_terminal_control_characters_are_shown_and_in_a_pipe_they_are_writt
     drawn = piped.stdout.removeprefix("red \x1b[31m\n\tend\x9b\x07")
     steering = [c for c in drawn if unicodedata.category(c) == "Cc" and c not in "\n\t"]
     assert steering, "the model must draw some for this test to mean anything"
+
+    import pty  # both are missing on Windows
+    import termios
 
     ours, theirs = pty.openpty()
     attributes = termios.tcgetattr(theirs)
