@@ -147,9 +147,8 @@ class Reader:
         parameters: Mapping[str, str] | None = None,
         called: Mapping[str, str] | None = None,
     ) -> None:
-        self._name, self._takes_parameters, self._called = name, parameters is not None, called or {}
-        self._notes = notes
-        self._parameters = dict(parameters or {})
+        self._name, self._called, self._notes = name, called or {}, notes
+        self._takes_parameters, self._parameters = parameters is not None, dict(parameters or {})
         self._flags = {key for key, kind in self._parameters.items() if kind == "flag"}
         self._positionals: list[_Positional] = []
         self._options: dict[str, _Option] = {}
@@ -326,8 +325,7 @@ class Reader:
         places = [f"{place.metavar}{' …' if place.many else ''}" for place in self._positionals]
         shown = [word if place.required else f"[{word}]" for word, place in zip(places, self._positionals, strict=True)]
         more = ["[--key=value …]"] if self._takes_parameters else []
-        options = _("options")
-        usage = _("usage: {command}", command=" ".join([typed(self._name), *shown, f"[{options}]", *more]))
+        usage = _("usage: {command}", command=" ".join([typed(self._name), *shown, f"[{_('options')}]", *more]))
         self._parser.epilog = self._notes if isinstance(self._notes, str) else self._notes()
         return f"{usage}\n\n{self._parser.format_help().strip()}"
 
