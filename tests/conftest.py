@@ -50,6 +50,8 @@ for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "OMP
     del os.environ[name]
 os.environ["OMP_NUM_THREADS"] = "1"  # a second thread only slows down models this small
 
+ENVIRONMENT = dict(os.environ)
+
 compile_all()  # compiles the translations, as an installation does
 
 sys.argv[0] = "pytest"  # otherwise `python -m pytest` looks like the installed command, and messages name its commands
@@ -87,12 +89,15 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    """Restore the environment and Accelerate's process-wide state after each test."""
-    before = dict(os.environ)
+    """Restore the environment of the session and Accelerate's process-wide state after each test.
+
+    A module's fixtures change the environment too, if they run a command in this process.
+    """
     yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
+    for name in os.environ.keys() - ENVIRONMENT.keys():
+        if not name.startswith("PYTEST_"):
+            del os.environ[name]
+    os.environ.update(ENVIRONMENT)
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 
