@@ -91,7 +91,7 @@ PROGRESS_BARS = ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_B
 
 
 def _quieten_libraries() -> None:
-    """Keep libraries' remarks, and where there is no terminal their progress bars, out of the output."""
+    """Hide what libraries write: their remarks, and their progress bars if there is no terminal."""
     bars = {} if _is_terminal(sys.stderr) else dict.fromkeys(PROGRESS_BARS, "1")
     for variable, value in {**QUIET, **bars}.items():
         os.environ.setdefault(variable, value)

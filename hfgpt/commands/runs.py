@@ -11,6 +11,7 @@ from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
 from hfgpt.base.terminal import json_text, say
 from hfgpt.runs import diagnose as diagnosis
+from hfgpt.runs.facts import Facts
 from hfgpt.runs.history import read_run
 
 
@@ -46,7 +47,7 @@ def diagnose(words: list[str]) -> None:
     folder = run.path.parent
     if folder.name in ("", ".."):  # typed inside the folder: a new one lies beside it
         folder = folder.resolve()
-    if any(finding.kind == "interrupted" for finding in diagnosis.diagnose(run.records, run.config, run.around)):
+    if Facts(run.records, run.config, run.around).abandoned:
         say("\n" + _("To continue it: {command}", command=typed("train", folder, "--resume")))
     if override := diagnosis.suggestion(run.records, run.config):
         new = next(path for n in count(2) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())

@@ -43,6 +43,7 @@ ROLES = {
     "text": "decides on which tokens the validation loss is measured, and with the seed which tokens a step trains on",
     "order": "decides, with the seed, which tokens a step trains on",
     "identity": "may not change when a run resumes",
+    "timeless": "does not change how long a step takes",
     "path": "holds a path, in which ~ is expanded",
     "paths": "holds paths separated by commas",
 }
@@ -129,26 +130,26 @@ class Config(BaseModel):
     tie_word_embeddings: bool = setting("model", "", True, N_("The output head is the token embedding; false: a matrix of its own"))
     # -- optimizer
     optimizer: Literal["adamw", "muon"] = setting("optimizer", "", "adamw", N_("'adamw' for all weights, or 'muon' for the matrices inside the blocks and AdamW for the rest"), roles="identity")
-    learning_rate: float = setting("optimizer", "", 6e-4, N_("Peak learning rate of AdamW"), gt=0)
-    muon_learning_rate: float = setting("optimizer", "", 0.02, N_("Peak learning rate of Muon, the spectral norm of a step; follows the same schedule"), gt=0)
-    muon_momentum: float = setting("optimizer", "", 0.95, N_("Muon's decay of the gradient average (Nesterov's)"), ge=0, lt=1)
-    weight_decay: float = setting("optimizer", "", 0.1, N_("Decoupled decay, on weights of two or more dimensions"), ge=0)
-    grad_clip: float = setting("optimizer", N_("gradient norm"), 1.0, N_("Gradients are scaled down to this norm; 0 turns clipping off"), ge=0)
-    beta1: float = setting("optimizer", "", 0.9, N_("AdamW's decay of the gradient average"), ge=0, lt=1)
-    beta2: float = setting("optimizer", "", 0.95, N_("AdamW's decay of the squared-gradient average"), ge=0, lt=1)
+    learning_rate: float = setting("optimizer", "", 6e-4, N_("Peak learning rate of AdamW"), gt=0, roles="timeless")
+    muon_learning_rate: float = setting("optimizer", "", 0.02, N_("Peak learning rate of Muon, the spectral norm of a step; follows the same schedule"), gt=0, roles="timeless")
+    muon_momentum: float = setting("optimizer", "", 0.95, N_("Muon's decay of the gradient average (Nesterov's)"), ge=0, lt=1, roles="timeless")
+    weight_decay: float = setting("optimizer", "", 0.1, N_("Decoupled decay, on weights of two or more dimensions"), ge=0, roles="timeless")
+    grad_clip: float = setting("optimizer", N_("gradient norm"), 1.0, N_("Gradients are scaled down to this norm; 0 turns clipping off"), ge=0, roles="timeless")
+    beta1: float = setting("optimizer", "", 0.9, N_("AdamW's decay of the gradient average"), ge=0, lt=1, roles="timeless")
+    beta2: float = setting("optimizer", "", 0.95, N_("AdamW's decay of the squared-gradient average"), ge=0, lt=1, roles="timeless")
     z_loss: float = setting("optimizer", "", 0.0, N_("Weight of a penalty on log(sum(exp(logits)))^2 in the gradients, against logits that drift; 1e-4 is usual; 0: none"), ge=0, lt=1)
     mup_base_width: int | None = setting("optimizer", N_("channels"), None, N_("The n_embd at which the learning rate was tuned: at another n_embd rates and initial weights follow by muP's rule, so that the best rate stays"), N_("no scaling"), ge=1, le=1_000_000)
     # -- schedule
-    max_iters: int = setting("schedule", N_("optimizer steps"), 5000, N_("Length of the run"), ge=1)
+    max_iters: int = setting("schedule", N_("optimizer steps"), 5000, N_("Length of the run"), ge=1, roles="timeless")
     time_budget: str | None = setting("schedule", N_("such as 90s, 20m, 3h"), None, N_("Train as many steps as fit into this time, instead of max_iters: the schedule follows the clock, and its end is evaluated in time"), N_("max_iters steps, as long as they take"))
-    lr_schedule: Literal["cosine", "hold_cosine", "wsd", "constant"] = setting("schedule", "", "cosine", N_("After the warm-up: 'cosine' falls to min_lr at lr_decay_iters (nanoGPT), 'hold_cosine' holds until lr_decay_iters and falls to min_lr at max_iters (the chapter), 'wsd' does so in decay_shape, 'constant' holds"))
-    warmup_iters: int | None = setting("schedule", N_("optimizer steps"), None, N_("Linear rise from 0 to learning_rate"), N_("5% of max_iters, at most 2000"), ge=0)
-    lr_decay_iters: int | None = setting("schedule", N_("optimizer steps"), None, N_("Where the decay ends (cosine) or begins (hold_cosine, wsd)"), N_("max_iters; with hold_cosine and wsd 80% of it"), ge=1)
-    decay_shape: Literal["linear", "cosine", "1-sqrt"] = setting("schedule", "", "linear", N_("How the rate falls with lr_schedule 'wsd'"))
-    min_lr: float | None = setting("schedule", "", None, N_("Learning rate at the end of the decay"), N_("learning_rate / 10"), ge=0)
+    lr_schedule: Literal["cosine", "hold_cosine", "wsd", "constant"] = setting("schedule", "", "cosine", N_("After the warm-up: 'cosine' falls to min_lr at lr_decay_iters (nanoGPT), 'hold_cosine' holds until lr_decay_iters and falls to min_lr at max_iters (the chapter), 'wsd' does so in decay_shape, 'constant' holds"), roles="timeless")
+    warmup_iters: int | None = setting("schedule", N_("optimizer steps"), None, N_("Linear rise from 0 to learning_rate"), N_("5% of max_iters, at most 2000"), ge=0, roles="timeless")
+    lr_decay_iters: int | None = setting("schedule", N_("optimizer steps"), None, N_("Where the decay ends (cosine) or begins (hold_cosine, wsd)"), N_("max_iters; with hold_cosine and wsd 80% of it"), ge=1, roles="timeless")
+    decay_shape: Literal["linear", "cosine", "1-sqrt"] = setting("schedule", "", "linear", N_("How the rate falls with lr_schedule 'wsd'"), roles="timeless")
+    min_lr: float | None = setting("schedule", "", None, N_("Learning rate at the end of the decay"), N_("learning_rate / 10"), ge=0, roles="timeless")
     # -- evaluation
-    eval_interval: int = setting("evaluation", N_("optimizer steps"), 250, N_("Evaluate, sample and save this often, and always at the last step"), ge=1)
-    eval_iters: int = setting("evaluation", N_("batches of 12 sequences"), 200, N_("Fixed blocks a split is evaluated on, or all of it where it is smaller"), ge=1)
+    eval_interval: int = setting("evaluation", N_("optimizer steps"), 250, N_("Evaluate, sample and save this often, and always at the last step"), ge=1, roles="timeless")
+    eval_iters: int = setting("evaluation", N_("batches of 12 sequences"), 200, N_("Fixed blocks a split is evaluated on, or all of it where it is smaller"), ge=1, roles="timeless")
     val_datasets: str | None = setting("evaluation", N_("sources, separated by commas"), None, N_("Further texts to measure the loss on, each as dataset takes it: 'wiki.txt, news=data/news.jsonl' gives val_loss/wiki and val_loss/news"), N_("none"), roles="output paths")
     eval_tasks: str | None = setting("evaluation", N_("names, separated by commas"), None, N_("Questions to answer while training: .jsonl files with context, choices and answer, as HellaSwag's, or tasks of lm-evaluation-harness, by name or .yaml file"), N_("none"), roles="output paths")
     eval_tasks_interval: int | None = setting("evaluation", N_("optimizer steps"), None, N_("Answer the questions this often, a multiple of eval_interval, and at the last step"), N_("eval_interval"), ge=1, roles="output")
@@ -173,7 +174,7 @@ class Config(BaseModel):
     spike_guard: float | None = setting("run", N_("times the average gradient norm"), None, N_("Leave out an update whose gradient norm is more than this many times its running average"), N_("off"), gt=1)
     out_dir: str | None = setting("run", "", None, N_("Run folder: the exported model and its checkpoints"), N_("out/<recipe name>"), pattern=WORDS, roles="output path")
     max_time: str | None = setting("run", N_("such as 11h30m, 90m, 45s"), None, N_("Stop with a checkpoint after this long, before a job's time limit ends the run"), N_("no limit"), roles="output")
-    seed: int = setting("run", "", 1337, N_("Decides initial weights, data order and dropout"), ge=0, lt=2**31, roles="identity")
+    seed: int = setting("run", "", 1337, N_("Decides initial weights, data order and dropout"), ge=0, lt=2**31, roles="identity timeless")
     save_total_limit: int = setting("run", N_("checkpoints"), 2, N_("Checkpoints to keep: the best and the latest are always among them"), ge=1, roles="output")
     license: str = setting("run", N_("the Hub's identifier"), "mit", N_("Licence of the trained model, for its card"), pattern=WORDS, roles="output")
     always_save_checkpoint: bool = setting("run", "", True, N_("Save a checkpoint at every evaluation; false: only where the validation loss is the best so far, and at the end"), roles="local")
@@ -235,6 +236,10 @@ class Config(BaseModel):
     def tokens_by(self, step: int) -> int:
         """Return the targets trained in the first `step` steps."""
         return self.batch_sizes.before(step) * self.block_size
+
+    def saves_behind(self, device: str) -> bool:
+        """Whether a run on this type of device writes behind its steps: as it says; with `auto`, not on a CPU."""
+        return device != "cpu" if self.background_save == "auto" else self.background_save
 
     @property
     def pretrained(self) -> bool:

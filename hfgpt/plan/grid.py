@@ -212,7 +212,7 @@ EVALUATIONS = 3  # evaluations of a run, besides the one before it
 
 def large(config: Config) -> bool:
     """Whether a model is larger than those for which the laws say a rate."""
-    return 12 * config.n_layer * config.n_embd**2 > 20e6
+    return chapter.rules_of_thumb(config).parameters > 20e6
 
 
 def rates_for(config: Config) -> dict[str, float]:
@@ -222,7 +222,7 @@ def rates_for(config: Config) -> dict[str, float]:
     """
     law = laws().loss
     if large(config):
-        count = 12 * config.n_layer * config.n_embd**2
+        count = chapter.rules_of_thumb(config).parameters
         return {"learning_rate": usual_learning_rate(count), "muon_learning_rate": 0.02}
     best = loss.best_rate(law, config)
     if config.optimizer == "muon":

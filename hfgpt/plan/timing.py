@@ -84,7 +84,7 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
     written = 0.1 + 16 * parameters(config, survey.vocab_size).total / DISK
     between = config.max_iters // config.checkpoint_interval if config.checkpoint_interval else 0
     each = measurements.seconds_per_save or written
-    if in_background(config, target):  # the last one is waited for
+    if config.saves_behind(target.kind):  # the last one is waited for
         each = min(each, 12 * parameters(config, survey.vocab_size).total / COPY)
     saving = (times - 2 + between) * each + (measurements.seconds_per_save or written)
     start = CARD_START if target.kind == "accelerator" else (target.speed and target.speed.start) or CPU_START
@@ -136,11 +136,6 @@ def priced(survey: Survey, target: Target) -> Measured:
 
 
 SAMPLE_COST = 20  # approximate time of a token sampled singly relative to one in a batch
-
-
-def in_background(config: Config, target: Target) -> bool:
-    """Whether a run writes its checkpoints behind its steps: as the recipe says; with `auto`, on a card."""
-    return target.kind == "accelerator" if config.background_save == "auto" else config.background_save
 
 
 def compiles(config: Config, target: Target) -> bool:

@@ -39,7 +39,7 @@ def interrupted(facts: Facts) -> Finding | None:
         end = _("The record ends at step {step:,} of {steps:,}.", step=facts.last_step, steps=facts.config.max_iters)
     written = _("It was last written at {when}, and no process trains in the folder.", when=when)
     if facts.around.saved is None:
-        return Finding("interrupted", 0, sentences(end, written, _("There is no checkpoint to resume.")))
+        return Finding("interrupted", 0, sentences(end, written, _("There is no checkpoint to resume from.")))
     saved = _("--resume continues from its newest checkpoint, of step {step:,}.", step=facts.around.saved)
     return Finding("interrupted", 0, sentences(end, written, saved))
 

@@ -23,7 +23,7 @@ from hfgpt.base.files import disk_errors, read_regular, replace_file
 from hfgpt.base.language import _, plural
 from hfgpt.base.terminal import visible
 from hfgpt.base.units import duration
-from hfgpt.config import Config
+from hfgpt.config import Config, with_role
 from hfgpt.runs.answer import ended
 from hfgpt.sweep import report, training
 from hfgpt.sweep.definition import STARTUP_TRIALS, Sweep, Trial, equalised
@@ -188,17 +188,11 @@ def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None
     return known
 
 
-# Fields that do not change the work of a step.
-FREE = {"seed", "out_dir", "learning_rate", "muon_learning_rate", "muon_momentum", "weight_decay", "grad_clip", "beta1",
-        "beta2", "max_iters", "max_time", "lr_schedule", "warmup_iters", "lr_decay_iters", "decay_shape", "min_lr",
-        "eval_interval", "eval_iters", "log_interval"}  # fmt: skip
-
-
 def _alike(sweep: Sweep) -> list[list[str]]:
     """Return the settings, grouped by the work of a step."""
-    groups: dict[str, list[str]] = {}
+    same_work, groups = {*with_role("output", "timeless")}, dict[str, list[str]]()
     for setting, trials in sweep.settings().items():
-        work = sweep.config(trials[0]).model_dump_json(exclude=FREE)
+        work = sweep.config(trials[0]).model_dump_json(exclude=same_work)
         groups.setdefault(work, []).append(setting)
     return list(groups.values())
 

@@ -78,7 +78,7 @@ class Horizon:
         """Return the length to use from this step on; 0 to keep the present one, or REHEARSE.
 
         Args:
-            at_end: this step would be the last one, so that there is no time for a rehearsal.
+            at_end: whether this step would be the last one; then it is too late for a rehearsal.
         """
         if time.monotonic() < self._next:
             return 0

@@ -40,7 +40,7 @@ from hfgpt.train.resume import (
     restore,
 )
 from hfgpt.train.run import Harness, Run
-from hfgpt.train.writer import Writer, in_background
+from hfgpt.train.writer import Writer
 
 
 def start(config: Config, *, resume: bool = False, overwrite: bool = False, branch_from: Path | None = None) -> Run:
@@ -134,7 +134,7 @@ def assemble(
         micro_batch=micro_batch,
         val_characters=count_characters(config, corpus),
         tasks=tasks.load(config.eval_tasks, words, model.gpt2.config.n_positions),
-        writer=Writer(in_background(config, accelerator.device.type)),
+        writer=Writer(config.saves_behind(accelerator.device.type)),
     )
     if names := tasks.names_of(config.eval_tasks)[1]:
         if run.sharded:

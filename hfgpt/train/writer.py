@@ -19,12 +19,6 @@ import torch
 from torch import Tensor
 
 from hfgpt.base import threads
-from hfgpt.config import Config
-
-
-def in_background(config: Config, device: str) -> bool:
-    """Whether a run on this device writes in the background: as the recipe says; with `auto`, on an accelerator."""
-    return device != "cpu" if config.background_save == "auto" else config.background_save
 
 
 class Writer:

@@ -25,7 +25,7 @@ from hfgpt.plan.dial import Choice
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
-from hfgpt.train import launch, writer
+from hfgpt.train import launch
 
 ROOT = Path(__file__).parents[2]
 ZEN4 = Speed("a machine", 0.0, 93e9, 2, 77e9, 3.5e-7, False, 1.9, 5.0)
@@ -424,13 +424,12 @@ def test_a_faster_recipe_is_chosen_among_equals_and_the_second_is_not_better() -
 
 
 def test_checkpoints_on_a_card_cost_a_copy_except_the_last() -> None:
-    """As train/writer.py writes them: behind the steps, unless the recipe says otherwise."""
+    """They are written behind the steps, unless the recipe says otherwise."""
     asked = config.build({"max_iters": 4000, "eval_interval": 100, "tokenizer": "gpt2"}, "run")
     what = Survey(asked, 50257, "", None, None, True)
     behind = timing.time(what, find_target(asked, "H100")).saving_seconds
     at_once = replace(what, config=asked.model_copy(update={"background_save": False}))
     assert behind < 0.5 * timing.time(at_once, find_target(asked, "H100")).saving_seconds
-    assert writer.in_background(asked, "cuda") == timing.in_background(asked, find_target(asked, "H100"))
 
 
 def test_a_text_seen_often_gets_dropout_and_an_early_end_where_no_law_of_ours_judges_it() -> None:

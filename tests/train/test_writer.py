@@ -18,7 +18,7 @@ from hfgpt.base.errors import RunError
 from hfgpt.train import checkpoint, loop, resume, step
 from hfgpt.train.collective import Waiting, in_time, patiently
 from hfgpt.train.start import start
-from hfgpt.train.writer import Writer, in_background
+from hfgpt.train.writer import Writer
 
 
 def test_what_is_written_is_what_was_there_when_it_was_copied() -> None:
@@ -165,7 +165,7 @@ def test_in_the_foreground_nothing_is_copied() -> None:
 def test_accelerators_write_behind_the_steps_by_themselves() -> None:
     cases = (("auto", "cpu", False), ("auto", "cuda", True), (True, "cpu", True), (False, "mps", False))
     for given, device, behind in cases:
-        assert in_background(config.build({"background_save": given}, "x"), device) is behind
+        assert config.build({"background_save": given}, "x").saves_behind(device) is behind
 
 
 def run(values: dict[str, Any], **how: bool) -> Path:
