@@ -71,6 +71,35 @@ def test_the_message_of_bad_input_is_still_there(tiny: dict[str, Any], write_rec
     assert "n_head" in said
 
 
+CALLS_AT_EACH_DEPTH = """
+import resource
+from hfgpt.base import shell
+
+def callee():
+    pass
+
+def call(depth):
+    for _ in range(1000):
+        callee()
+    if depth:
+        call(depth - 1)
+
+def main(words):
+    call(100)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    call(500)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+shell.run(main)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted as Linux does")
+def test_no_call_of_a_command_asks_the_system_for_memory_of_its_frame() -> None:
+    done = subprocess.run([sys.executable, "-c", CALLS_AT_EACH_DEPTH], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 500  # a piece's edge within reach is crossed 1,000 times
+
+
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (130, 130)])
 def test_the_exit_code_is_mains(returned: int | None, code: int) -> None:
     with pytest.raises(SystemExit) as left:
