@@ -34,7 +34,7 @@ import table
 import watch
 from rows import ROWS, Row, Setting
 
-from hfgpt.base import hardware
+from hfgpt.base import hardware, threads
 
 HERE = Path(__file__).parent
 RESULTS, PAGE = HERE / "results", HERE / "README.md"
@@ -62,7 +62,7 @@ def main() -> int:
             text=path_of("TEXT"),
             gpt2_tokenizer=path_of("GPT2_TOKENIZER"),
             device=arguments.device,
-            threads=hardware.cpu_cores(),
+            threads=threads.cores(),
             quick=arguments.quick,
             iterations=arguments.iterations,
             allocator=arguments.allocator,

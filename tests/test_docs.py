@@ -143,7 +143,7 @@ def prepare_coming_from(place: Workshop) -> None:
 def test_what_a_page_has_one_type_works(page: str, place: Workshop) -> None:
     if page == "docs/en/coming-from.md":
         prepare_coming_from(place)
-    if page == "docs/en/planning.md":
+    if page in ("README.md", "docs/en/planning.md"):
         shutil.copy(ROOT / "README.md", place.folder / "my_text.txt")
     if page == "docs/en/going-on.md":
         question = {"context": "To be, or not to", "choices": [" be", " eat"], "answer": 0}

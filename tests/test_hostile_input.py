@@ -249,7 +249,7 @@ PROGRESS = {"step": 2, "best_val_loss": 5.0}
     {"progress": PROGRESS | {"more": 1}}, {"progress": PROGRESS | {"best_val_loss": "x"}}, {"progress": []},
     {"progress": PROGRESS | {"step": 3}}, {"progress": PROGRESS | {"horizons": ["x"]}}, {"progress": {}},
     {"step": -1, "progress": {"step": -1}}, {"step": "2"}, {"step": 1e300}, {"identity": []}, {"processes": "1"},
-    {"data": None}, {"recipe": 5}, {"corpus": []}, {"scaler": "x"},
+    {"data": None}, {"recipe": 5}, {"corpus": []}, {"corpus": {"files": 5}}, {"scaler": "x"},
 ], ids=str)  # fmt: skip
 def test_a_state_that_no_run_writes_is_one_message(folder: Path, change: dict[str, Any]) -> None:
     """Its checksums are right, but no run writes such a state; nothing is written."""

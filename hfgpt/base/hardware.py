@@ -89,12 +89,6 @@ def process_began() -> float:
     return time.monotonic() - max(0.0, time.time() - psutil.Process().create_time())
 
 
-def cpu_cores() -> int:
-    """Return how many physical cores this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, psutil.cpu_count(logical=False) or allowed)
-
-
 def cpu_memory_bytes() -> int:
     """Return the memory that this process may use: the machine's, or its container's limit if that is less."""
     total: int = psutil.virtual_memory().total
@@ -145,6 +139,12 @@ def _cpu(key: str) -> str:
     except OSError:
         return ""
     return field[1].strip() if field else ""
+
+
+def processor() -> str:
+    """Return the processor's name and model, as the system reports them."""
+    fields = [_cpu(key) for key in ("model name", "cpu family", "model", "stepping")]
+    return " ".join(filter(None, fields)) or platform.processor()
 
 
 def measured_cpu_peak(dtype: str = "float32") -> float:

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, listed
 
@@ -100,14 +102,7 @@ def configure(cpu_threads: int | str = "auto") -> int:
         print(message.format(n=len(_physical_cores())), file=sys.stderr)
     cores = _physical_cores()
     own_cores = cores[rank * len(cores) // processes : (rank + 1) * len(cores) // processes]
-    launched = "LOCAL_RANK" in os.environ or any(key.startswith("ACCELERATE_") for key in os.environ)
-    omp_threads = os.environ.get("OMP_NUM_THREADS", "")
-    if cpu_threads != "auto":
-        threads = int(cpu_threads)
-    elif omp_threads.isdigit() and not (launched and omp_threads == "1"):
-        threads = int(omp_threads)
-    else:
-        threads = max(1, min(len(own_cores), _quota(processes)))
+    threads = _wanted(cpu_threads) or max(1, min(len(own_cores), _quota(processes)))
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     # Binding pays only if each thread has its own core; otherwise the kernel's scheduler does better.
     if (
@@ -120,6 +115,21 @@ def configure(cpu_threads: int | str = "auto") -> int:
         os.environ["OMP_PLACES"] = ",".join(f"{{{cpu}}}" for cpu in own_cores[:threads])
         os.environ["OMP_PROC_BIND"] = "true"
     return threads
+
+
+def cores(cpu_threads: int | str = "auto") -> int:
+    """Return how many physical cores a run of one process uses, before :func:`configure` or after it."""
+    available = max(1, min(len(_physical_cores()), _quota(1)))
+    return min(available, _wanted(cpu_threads) or available)
+
+
+def _wanted(cpu_threads: int | str) -> int | None:
+    """Return the number of threads that the recipe or the user's environment sets; None if neither does."""
+    if cpu_threads != "auto":
+        return int(cpu_threads)
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    launched = "LOCAL_RANK" in os.environ or any(key.startswith("ACCELERATE_") for key in os.environ)
+    return int(text) if text.isdigit() and not (launched and text == "1") else None
 
 
 def _leave_the_launchers_core() -> bool:
@@ -156,9 +166,9 @@ def unpinned() -> Iterator[None]:
 def _physical_cores() -> list[int]:
     """Return one logical CPU for each physical core that this process may run on."""
     if not hasattr(os, "sched_getaffinity"):  # macOS does not support affinity
-        return list(range(os.cpu_count() or 1))
+        return list(range(psutil.cpu_count(logical=False) or os.cpu_count() or 1))
     seen, cores = set(), []
-    for cpu in sorted(os.sched_getaffinity(0)):
+    for cpu in sorted(_all_cpus or os.sched_getaffinity(0)):  # bound, the main thread has one of them
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         core = siblings.read_text().strip() if siblings.exists() else str(cpu)
         if core not in seen:

@@ -2,7 +2,7 @@
 
 In:  nothing but the machine.
 Out: :class:`Speed`: FLOP/s of a matrix product, bytes/s of memory, seconds of a small call; in the user's cache folder
-     (`hfgpt/speed.json`), measured again after a month, with other cores, or soon if the machine was busy.
+     (`hfgpt/speed.json`), measured again after a month, on another processor, or soon if the machine was busy.
 """
 
 import json
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfgpt.base import hardware
+from hfgpt.base import hardware, threads
 from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.files import expanded, replace_file
 from hfgpt.base.language import _
@@ -37,7 +37,7 @@ class Speed:
     key: str  # what it was measured on; another key makes it stale
     when: float  # seconds since 1970
     float32: float  # FLOP/s of a matrix product on one core, by numpy's BLAS
-    cores: int  # number of cores
+    cores: int  # that a run may use
     bandwidth: float  # bytes/s of a copy in memory, read and written
     call: float  # seconds of a small numpy operation, the unit of a step's fixed costs
     busy: bool  # whether other work ran meanwhile; the machine may then be faster
@@ -72,22 +72,22 @@ class Speed:
         return ""
 
 
-def this_machine() -> Speed:
-    """Return the cached measurement, or a new one."""
+def this_machine(cpu_threads: int | str = "auto") -> Speed:
+    """Return the cached measurement, or a new one; with the cores that a run with so many `cpu_threads` uses."""
     kept, key = _read(), _key()
     if kept and kept.key == key and 0 <= time.time() - kept.when < (FRESH_IF_BUSY if kept.busy else FRESH):
-        return kept
+        return replace(kept, cores=threads.cores(cpu_threads))
     speed = measure()
     if kept and kept.key == key:
         speed = replace(speed, bfloat16_ratio=kept.bfloat16_ratio, start=kept.start)
     _write(speed)
-    return speed
+    return replace(speed, cores=threads.cores(cpu_threads))
 
 
 def loaded() -> bool:
     """Whether other processes have been running in the last minute."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return load > hardware.cpu_cores() + 0.5
+    return load > threads.cores() + 0.5
 
 
 def learn(**measured: Any) -> None:
@@ -111,7 +111,7 @@ def measure() -> Speed:
         key=_key(),
         when=time.time(),
         float32=2 * SIZE**3 / seconds,
-        cores=hardware.cpu_cores(),
+        cores=threads.cores(),
         bandwidth=2 * source.nbytes / copying,
         call=calling,
         busy=used < 0.9,
@@ -130,7 +130,7 @@ def _best(action: Callable[[], object], limit: float) -> float:
 
 
 def _key() -> str:
-    return f"{platform.node()} {platform.machine()} {platform.processor()} {hardware.cpu_cores()}"
+    return f"{platform.node()} {platform.machine()} {hardware.processor()}"
 
 
 def _path() -> Path:

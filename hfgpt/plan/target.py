@@ -101,11 +101,10 @@ def _on_card(config: Config, card: Card, vram: int | None, processes: int, note:
 
 
 def _cpu(config: Config, memory_bytes: int | None, processes: int) -> Target:
-    cores, fast = hardware.cpu_cores(), hardware.cpu_dtype(config.n_embd)
-    measured = speed.this_machine()
+    measured, fast = speed.this_machine(config.cpu_threads), hardware.cpu_dtype(config.n_embd)
     dtype = fast if config.dtype == "auto" else config.dtype
     return Target(
-        name=plural("CPU, {n} core", "CPU, {n} cores", cores),
+        name=plural("CPU, {n} core", "CPU, {n} cores", measured.cores),
         kind="cpu",
         dtype=dtype,
         narrow=fast if fast != "float32" else "",

@@ -7,8 +7,9 @@ Out: the run's identity, for its checkpoints; or an InputError that names each d
 from typing import Any
 
 from hfgpt.base.errors import InputError
+from hfgpt.base.files import expanded
 from hfgpt.base.language import _
-from hfgpt.config import Config, with_role
+from hfgpt.config import EMBEDDED_DATASET, Config, with_role
 from hfgpt.config.yaml_text import corpora
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.runs import public
@@ -29,10 +30,15 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def corpus_facts(run: Run) -> dict[str, Any]:
-    """Return what identifies the run's text on another machine: its name, without a path, and its size."""
-    names = [public.name(name) for name, _weight in corpora(run.config.dataset)]
+    """Return what identifies the run's text on another machine: its name, without a path, and its size.
+
+    `files` lists those of its corpora that are not on the Hub.
+    """
+    names = [name for name, _weight in corpora(run.config.dataset)]
     corpus = run.corpus
-    return {"name": " + ".join(names), "train_tokens": corpus.train_tokens, "val_tokens": len(corpus.val)}
+    files = [public.name(name) for name in names if name != EMBEDDED_DATASET and expanded(name).exists()]
+    return {"name": " + ".join(map(public.name, names)), "files": files,
+            "train_tokens": corpus.train_tokens, "val_tokens": len(corpus.val)}  # fmt: skip
 
 
 def described(facts: dict[str, Any], fingerprint: str) -> str:
@@ -43,7 +49,21 @@ def described(facts: dict[str, Any], fingerprint: str) -> str:
     return _("{name!r} ({size}, fingerprint {print})", name=facts.get("name", "?"), size=size, print=fingerprint[:12])
 
 
-def check_text_is_here(error: InputError, saved: checkpoint.Checkpoint) -> InputError:
+def check_files_are_here(config: Config, saved: checkpoint.Checkpoint) -> None:
+    """Refuse to look on the Hub for what was a file or folder when the run began, such as `data/poems`.
+
+    Raises:
+        InputError: it is not in this working folder; its first line says so.
+    """
+    files = (saved.state.get("corpus") or {}).get("files") or []
+    for name, _weight in corpora(config.dataset):
+        if name in files and not expanded(name).exists():
+            path = expanded(name).absolute()
+            raise InputError("dataset = {name!r}: a file or folder when the run began; {path} does not exist",
+                             name=name, path=path)  # fmt: skip
+
+
+def say_which_text(error: InputError, saved: checkpoint.Checkpoint) -> InputError:
     """Extend the error of an unreadable corpus by the text that the run was trained on, if its checkpoint names it."""
     facts, reason = saved.state.get("corpus"), str(error).split("\n", 1)[0]
     if facts is None or not reason.startswith("dataset = "):

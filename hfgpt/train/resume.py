@@ -169,6 +169,7 @@ def check_state(saved: checkpoint.Checkpoint) -> checkpoint.Checkpoint:
         unknown = state["progress"].keys() - {field.name for field in fields(Progress)}
         valid = all(type(state[key]) is kind for key, kind in forms.items())
         valid &= all(isinstance(state.get(key), dict | None) for key in ("scaler", "recipe", "corpus"))
+        valid &= isinstance((state.get("corpus") or {}).get("files", []), list)
         if unknown or not valid or state["progress"]["step"] != whole_step(state["step"]):
             raise ValueError
     except UNREADABLE:

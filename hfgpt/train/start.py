@@ -30,7 +30,7 @@ from hfgpt.train.checkpoint import Checkpoint
 from hfgpt.train.collective import on_main, set_patience
 from hfgpt.train.display import Display
 from hfgpt.train.evaluate import count_characters
-from hfgpt.train.identity import check_identity, check_text_is_here
+from hfgpt.train.identity import check_files_are_here, check_identity, say_which_text
 from hfgpt.train.resume import (
     announce_changes,
     check_length,
@@ -84,9 +84,11 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
     if saved is None and branch_from is not None:
         saved = read_branch(branch_from, config)
     try:
+        if saved is not None:
+            check_files_are_here(config, saved)
         corpus = prepare_corpus(config, accelerator)
     except InputError as error:
-        raise error if saved is None else check_text_is_here(error, saved) from None
+        raise error if saved is None else say_which_text(error, saved) from None
     run = assemble(config, accelerator, corpus, display, micro_batch)
     if saved is not None:
         run.begins_text = check_identity(run, saved, may_change_text=branches and not config.streaming)

@@ -136,7 +136,6 @@ def test_hidden_cards_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_this_machine() -> None:
-    assert hardware.cpu_cores() >= 1
     assert 2**28 < hardware.cpu_memory_bytes() < 2**44
     assert 1e8 < hardware.measured_cpu_peak("float32") < 1e14
 

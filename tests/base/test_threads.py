@@ -113,6 +113,17 @@ def test_a_containers_limit_is_kept_and_its_threads_are_not_bound(cores: pytest.
     assert "OMP_PLACES" not in os.environ
 
 
+def test_the_cores_of_a_run_are_known_before_and_after_its_threads_are_set(cores: pytest.MonkeyPatch) -> None:
+    assert (threads.cores(), threads.cores(2), threads.cores(9)) == (4, 2, 4)
+    threads.configure()
+    assert (threads.cores(), threads.cores(2)) == (4, 2)
+    cores.setenv("OMP_NUM_THREADS", "1")
+    assert threads.cores() == 1, "the user's own number"
+    cores.delenv("OMP_NUM_THREADS")
+    cores.setattr(threads, "_quota", lambda processes: 2)
+    assert threads.cores() == 2, "a container's limit"
+
+
 def run(program: str) -> list[str]:
     """Return what a Python program prints in its own process, as words."""
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -35,7 +35,7 @@ ZEN4 = Speed("a machine", 0.0, 93e9, 2, 77e9, 3.5e-7, False, 1.9, 5.0)
 def known_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Let every test plan for the same machine, without the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(speed, "this_machine", lambda: ZEN4)
+    monkeypatch.setattr(speed, "this_machine", lambda *_: ZEN4)
 
 
 def recipe(**values: Any) -> Config:

@@ -229,6 +229,24 @@ def test_the_script_prints_tables_and_help() -> None:
     assert "--time-budget" in script("--help").stdout
 
 
+@pytest.mark.e2e
+def test_the_next_plan_uses_what_a_probe_has_learnt(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """torch binds the main thread to one core; the machine is the same one then, with as many cores as before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    recipe = str(write_recipe(tiny | {"n_layer": 1, "sample_prompt": ""}))
+    first = json.loads(script(recipe, "--json").stdout)["time"]["start_seconds"]
+    before = json.loads((tmp_path / "hfgpt" / "speed.json").read_text())
+    assert script(recipe, "--probe").returncode == 0
+    learnt = json.loads((tmp_path / "hfgpt" / "speed.json").read_text())
+    assert {key: learnt[key] for key in ("key", "when", "cores")} == {
+        key: before[key] for key in ("key", "when", "cores")
+    }
+    assert before["start"] is None
+    assert json.loads(script(recipe, "--json").stdout)["time"]["start_seconds"] == learnt["start"] != first
+
+
 def test_bad_input_exits_with_two() -> None:
     done = script(STANDARD, "--vram=lots")
     assert (done.returncode, done.stdout) == (2, "")

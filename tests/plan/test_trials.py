@@ -53,7 +53,7 @@ def test_a_trial_ends_when_it_is_told_to(tiny: dict[str, Any], tmp_path: Path) -
 @pytest.fixture
 def candidates(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Candidate]:
     """Return two shapes, the law's favourite first."""
-    monkeypatch.setattr(speed, "this_machine", lambda: MACHINE)
+    monkeypatch.setattr(speed, "this_machine", lambda *_: MACHINE)
     monkeypatch.setattr(speed, "learn", lambda **_: None)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     out = []

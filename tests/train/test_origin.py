@@ -154,6 +154,22 @@ def test_a_text_that_is_not_here_or_another_is_described(tiny: dict[str, Any], t
     assert "It is a branch" not in (trunk / "README.md").read_text("utf-8")
 
 
+def test_a_folder_that_is_not_here_is_not_sought_on_the_hub(
+    tiny: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another working folder, `data/plays` is the name of a dataset on the Hub, which may even exist."""
+    (tmp_path / "data" / "plays").mkdir(parents=True)
+    (tmp_path / "data" / "plays" / "tiny.txt").write_text(Path(tiny["dataset"]).read_text())
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny | {"dataset": "data/plays", "out_dir": str(tmp_path / "run")}
+    do_train(recipe | {"max_iters": 8})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    missing = f"{tmp_path}/elsewhere/data/plays does not exist"
+    with pytest.raises(InputError, match=rf"^dataset = 'data/plays': .* began; {missing}\n.*--dataset: 'data/plays' "):
+        do_train(recipe | {"max_iters": 16}, resume=True)
+
+
 @pytest.mark.parametrize(
     "text", ["", "hf://", "hf://user", "user/run", "hf://user/run@", "hf://a/b/c", "hf://../x", "https://x/y/z"]
 )
