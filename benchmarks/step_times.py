@@ -81,16 +81,11 @@ def timed(row: dict[str, Any]) -> dict[str, float]:
     config = config_of(row).model_copy(update={"eval_iters": 1})
     tokens = config.tokens_per_iter * 4 + config.block_size + 1
     stream = TokenStream([np.random.default_rng(0).integers(row["vocab_size"], size=tokens, dtype=np.uint32)])
-    last, times = 0.0, list[float]()
 
     def keep_on(seen: trial.Trial) -> bool:
-        nonlocal last
-        if seen.steps_made > 1:
-            times.append(seen.cpu_seconds - last)
-        last = seen.cpu_seconds
-        return len(times) < 3 or sum(times) < SECONDS
+        return len(seen.cpu_times) < 4 or sum(seen.cpu_times[1:]) < SECONDS
 
-    trial.train(config, trial.Tokens(stream, stream, row["vocab_size"]), [], keep_on)
+    times = trial.train(config, trial.Tokens(stream, stream, row["vocab_size"]), [], keep_on).cpu_times[1:]
     machine = speed.measure()
     return {
         "ms": round(min(times) * 1000, 4),

@@ -3,7 +3,7 @@
 In:  `cpu_threads` of the config; RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which
      torchrun, Accelerate and batch systems set.
 Out: a :class:`Launch`, or an InputError if the variables contradict each other; OMP_* variables set for this process,
-     and :func:`unpinned` for the phases of a run outside torch.
+     :func:`unpinned` for the phases of a run outside torch, and :func:`pool` for work beside it.
 
 Two traps make this necessary. `accelerate launch` without a configuration sets OMP_NUM_THREADS=1, so the plain command
 would train on one core. Unbound OpenMP threads may also share a core, which multiplies the step time. This module does
@@ -13,7 +13,9 @@ not import torch; call :func:`configure` before anything else imports it.
 import glob
 import os
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -117,6 +119,16 @@ def configure(cpu_threads: int | str = "auto") -> int:
     return threads
 
 
+def pool(count: int, name: str) -> ThreadPoolExecutor:
+    """Return a pool of threads for work beside training: they use every core, not just that of the main thread."""
+    return ThreadPoolExecutor(count, name, initializer=_unpin)
+
+
+def _unpin() -> None:
+    if _main_cpu is not None:
+        os.sched_setaffinity(0, _all_cpus)
+
+
 def cores(cpu_threads: int | str = "auto") -> int:
     """Return how many physical cores a run of one process uses, before :func:`configure` or after it."""
     available = max(1, min(len(_physical_cores()), _quota(1)))
@@ -152,15 +164,17 @@ def _leave_the_launchers_core() -> bool:
 
 @contextmanager
 def unpinned() -> Iterator[None]:
-    """Let the main thread and its child processes use every core inside; OpenMP's binding would be inherited."""
+    """Let this thread and its child processes use every core inside; they would inherit OpenMP's binding."""
     if _main_cpu is None:
         yield
         return
-    os.sched_setaffinity(0, _all_cpus)
+    main = threading.current_thread() is threading.main_thread()
+    before = {_main_cpu} if main else os.sched_getaffinity(0)
+    _unpin()
     try:
         yield
     finally:
-        os.sched_setaffinity(0, {_main_cpu})
+        os.sched_setaffinity(0, before)
 
 
 def _physical_cores() -> list[int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hfgpt.base import threads
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import expanded
 from hfgpt.base.language import _
@@ -73,6 +74,7 @@ class _Tokens:
     fingerprint: str
 
 
+@threads.unpinned()
 def prepare(config: Config, cache_dir: Path | None = None) -> Corpus:
     """Load, tokenise and split the dataset; later calls open the result from the cache.
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from hfgpt.base import threads
 from hfgpt.config import Config
 from hfgpt.config.fields import EVAL_BATCH
 from hfgpt.data.blocks import TokenStream
@@ -142,7 +142,7 @@ def _batches(
 ) -> StreamBatches:
     seed, mixed = config.seed, len(corpora) > 1
     local = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
-    readers = ThreadPoolExecutor(max(1, process_count(config) // local), thread_name_prefix="read-ahead")
+    readers = threads.pool(max(1, process_count(config) // local), "read-ahead")
     window = SHUFFLE_WINDOW if lanes == 1 else max(SMALLEST_WINDOW, SHUFFLE_WINDOW // lanes)
     patterns = [Pattern(weights, seed, lane) for lane in range(lanes)] if mixed else []
 

@@ -52,19 +52,25 @@ class Trial:
     steps: list[int] = field(default_factory=list)  # the steps at which it was evaluated
     val_losses: list[float] = field(default_factory=list)  # nats per token at each of them
     train_loss: float = math.nan  # on blocks of the training text, at the end
-    # of the steps only, without evaluations
-    cpu_seconds: float = 0.0
-    seconds: float = 0.0
     steps_made: int = 0  # fewer than requested if `keep_on` ended it
     # seconds of one validation loss
     evaluation_seconds: float = 0.0
     evaluated_tokens: int = 0
-    times: list[float] = field(default_factory=list)  # of each step, in seconds
+    # seconds of each step, without evaluations
+    times: list[float] = field(default_factory=list)
+    cpu_times: list[float] = field(default_factory=list)  # of all threads
 
     @property
     def busy(self) -> bool:
-        """Whether other work used the cores meanwhile: the trial's threads got clearly less than they could use."""
-        return self.cpu_seconds < BUSY * torch.get_num_threads() * self.seconds
+        """Whether other work used the cores meanwhile: the trial's threads got clearly less than they could use.
+
+        The first step does not count: torch prepares much of it in one thread.
+        """
+        return sum(self.cpu_times[1:]) < BUSY * torch.get_num_threads() * sum(self.times[1:])
+
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(self.cpu_times)
 
     @property
     def seconds_per_step(self) -> float:
@@ -101,8 +107,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         trial.times.append(time.perf_counter() - began)
-        trial.seconds += trial.times[-1]
-        trial.cpu_seconds += time.process_time() - cpu
+        trial.cpu_times.append(time.process_time() - cpu)
         trial.steps_made = step
         if step in evaluate_at or step == config.max_iters:
             trial.steps.append(step)

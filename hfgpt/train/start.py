@@ -14,7 +14,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 
-from hfgpt.base import threads
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import strerror
 from hfgpt.base.lock import FolderLock
@@ -216,7 +215,7 @@ def prepare_corpus(config: Config, accelerator: Accelerator) -> preparing.Corpus
         InputError: raised on every process, so that no process waits for another.
     """
     problem: InputError | None = None
-    with threads.unpinned(), accelerator.local_main_process_first():
+    with accelerator.local_main_process_first():
         try:
             return preparing.prepare(config)
         except InputError as error:

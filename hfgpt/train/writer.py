@@ -11,7 +11,7 @@ memory, which the card fills at the speed of its bus.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import numpy as np
@@ -30,7 +30,7 @@ class Writer:
     """
 
     def __init__(self, background: bool) -> None:
-        self._pool = ThreadPoolExecutor(1, "write") if background else None
+        self._pool = threads.pool(1, "write") if background else None
         self._pending = list[Future[None]]()
         self._failed = threading.Event()  # set if an action failed; a new one once its error was raised
         self._copies: dict[str, dict[str, Tensor]] = {}
@@ -115,8 +115,7 @@ class Writer:
 
     def _begin(self, action: Callable[[], None]) -> None:
         assert self._pool is not None
-        with threads.unpinned():  # otherwise the thread would share the training thread's core
-            self._pending.append(self._pool.submit(_run, action, self._failed))
+        self._pending.append(self._pool.submit(_run, action, self._failed))
 
     def _take(self) -> None:
         """Wait for the first action, and raise its error."""

@@ -167,6 +167,41 @@ except KeyError:
     assert run(program) == []
 
 
+def test_work_beside_training_uses_every_core() -> None:
+    """A text is tokenised on all of them after torch has bound the main thread, and so are read-ahead and writing."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("no affinity on this system")
+    program = """
+import os, tempfile, threading
+from pathlib import Path
+from hfgpt.base import threads
+threads._accelerator = lambda: False
+threads._quota = lambda processes: 10_000
+all_cpus = os.sched_getaffinity(0)
+threads.configure()
+import torch
+from hfgpt import config
+from hfgpt.data import prepare, tokens
+assert os.sched_getaffinity(0) == {threads._main_cpu}, "OpenMP binds the main thread"
+with tempfile.TemporaryDirectory() as folder:
+    text = Path(folder, "text.txt")
+    text.write_text("to be or not to be, that is the question\\n" * 2000)
+    counted, count = [], tokens.process_count
+    tokens.process_count = lambda config: counted.append(count(config)) or counted[-1]
+    for streaming in (False, True):
+        recipe = {"dataset": str(text), "tokenizer": "char", "block_size": 8, "streaming": streaming}
+        batches = prepare.prepare(config.build(recipe, "run"), Path(folder, "cache")).batches
+        next(iter(batches.micro_batches(0, 0, 1, 4)))
+    assert set(counted) == {len(all_cpus)}, counted
+    assert os.sched_getaffinity(0) == {threads._main_cpu}
+    beside = {thread.name.partition("_")[0]: os.sched_getaffinity(thread.native_id)
+              for thread in threading.enumerate() if thread is not threading.main_thread()}
+    assert beside == dict.fromkeys(beside, all_cpus), beside
+    assert "read-ahead" in beside, beside
+"""
+    assert run(program) == []
+
+
 def test_without_a_binding_unpinned_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_main_cpu", None)
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
