@@ -161,8 +161,9 @@ def settle(
     tried = list[Candidate]()
     contenders = _contenders(ranked, min(MOST, max(1, int(limit / EACH))))
     for number, candidate in enumerate(contenders, 1):
-        until = limit * number / len(contenders)
-        tried.append(_try(candidate, tokens, target, budget, until - (time.perf_counter() - began)))
+        spent = time.perf_counter() - began
+        share = limit * number / len(contenders) - spent
+        tried.append(_try(candidate, tokens, target, budget, share, limit - spent))
     best = min(tried, key=lambda candidate: candidate.loss)
     by_law = loss.forecast(best.survey)
     assert by_law is not None
@@ -185,12 +186,20 @@ def _contenders(ranked: list[Candidate], count: int) -> list[Candidate]:
     return chosen
 
 
-def _try(candidate: Candidate, tokens: Tokens, target: Target, budget: float, seconds: float) -> Candidate:
-    """Update a candidate's length by its measured steps, and its loss by the trial's deviation from the law."""
+SURE = 0.75  # share of its time that a trial's steps should take: a processor that others use slows down by the second
+
+
+def _try(candidate: Candidate, tokens: Tokens, target: Target, budget: float, seconds: float, most: float) -> Candidate:
+    """Update a candidate's length by its measured steps, and its loss by the trial's deviation from the law.
+
+    Args:
+        seconds: its share of the time for trials.
+        most: what is left for all of them; a trial that is slower than foreseen may take it.
+    """
     began = time.perf_counter()
 
     def in_time(_: Trial) -> bool:
-        return time.perf_counter() - began < seconds
+        return time.perf_counter() - began < most
 
     warm = grid.with_length(candidate.survey, grid.LEAST_STEPS)
     quick = warm.config.model_copy(update={"eval_iters": 1})
@@ -200,7 +209,7 @@ def _try(candidate: Candidate, tokens: Tokens, target: Target, budget: float, se
     left = seconds - (time.perf_counter() - began)
     blocks = warm.config.eval_iters * EVAL_BATCH * warm.config.block_size
     evaluating = 2 * min(blocks, len(tokens.val)) * seen.evaluation_seconds / max(1, seen.evaluated_tokens)
-    steps = int(0.85 * (left - evaluating) / max(seen.seconds_per_step, 1e-6))
+    steps = int(SURE * (left - evaluating) / max(seen.seconds_per_step, 1e-6))
     if steps < grid.LEAST_STEPS:
         return _planned(candidate, target, budget, seen, 0.0)
     short = grid.with_length(candidate.survey, steps)

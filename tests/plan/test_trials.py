@@ -77,6 +77,26 @@ def test_trials_keep_their_time_and_measure_the_steps(candidates: list[Candidate
     assert forecast.low < forecast.loss < forecast.high
 
 
+def test_a_trial_that_is_slower_than_foreseen_keeps_its_result(
+    candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes time from the ones after it, instead of losing its own."""
+    original = trial.train
+
+    def slowed(recipe: Config, tokens: Any, evaluate_at: Any, keep_on: Any) -> trial.Trial:
+        def pausing(seen: trial.Trial) -> bool:
+            if recipe.n_embd == 32 and recipe.eval_iters > 1 and seen.times:  # not while its steps are first timed
+                time.sleep(0.45 * seen.seconds_per_step)
+            return bool(keep_on(seen))
+
+        return original(recipe, tokens, evaluate_at, pausing)
+
+    monkeypatch.setattr(trial, "train", slowed)
+    best, forecast, spent = trial.settle(candidates, find_target(candidates[0].config), 60, 8.0)
+    assert (best.measured is None, best.busy, forecast.source) == (False, False, "trials")
+    assert spent < 9
+
+
 def test_steps_that_other_work_slowed_do_not_count(
     candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
