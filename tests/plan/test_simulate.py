@@ -202,17 +202,19 @@ def test_a_compiled_step_ends_its_backward_pass_with_all_gradients() -> None:
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # torch warns while it compiles
 @pytest.mark.parametrize(
-    ("values", "vocab_size"),
+    ("values", "vocab_size", "within"),
     [
-        ({"dtype": "bfloat16", "n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 8}, 8192),
-        ({"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128, "batch_size": 8}, 330),
-        ({"dtype": "bfloat16", "n_embd": 256, "batch_size": 1, "gradient_accumulation_steps": 2}, 330),
+        ({"dtype": "bfloat16", "batch_size": 8}, 8192, 0.04),
+        ({"batch_size": 8}, 330, 0.04),
+        ({"dtype": "bfloat16", "batch_size": 1, "gradient_accumulation_steps": 2}, 330, 0.04),
+        # Inductor frees the narrow weights of so small a step earlier: what the formula's interval is for.
+        ({"dtype": "bfloat16", "batch_size": 1, "n_layer": 2, "n_head": 2, "block_size": 64}, 330, 0.1),
     ],
 )
-def test_the_formula_is_a_real_compiled_step(values: dict[str, Any], vocab_size: int) -> None:
-    shape = recipe(**values, compile=True)
+def test_the_formula_is_a_real_compiled_step(values: dict[str, Any], vocab_size: int, within: float) -> None:
+    shape = recipe(**({"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 128} | values), compile=True)
     formula = memories.estimate(shape, vocab_size, "cpu", values.get("dtype", "float32"), compiled=True)
-    assert formula.peak == pytest.approx(measured(shape, vocab_size), rel=0.04)
+    assert measured(shape, vocab_size) == pytest.approx(formula.peak, rel=within)
 
 
 REAL: list[tuple[dict[str, Any], int]] = [
