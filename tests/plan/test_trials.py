@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from hfgpt import config
 from hfgpt.config import Config
@@ -80,21 +82,26 @@ def test_trials_keep_their_time_and_measure_the_steps(candidates: list[Candidate
 def test_a_trial_that_is_slower_than_foreseen_keeps_its_result(
     candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes time from the ones after it, instead of losing its own."""
-    original = trial.train
+    """It takes time from the ones after it, instead of losing its own; by a clock of the test's own."""
+    clock = [0.0]
 
-    def slowed(recipe: Config, tokens: Any, evaluate_at: Any, keep_on: Any) -> trial.Trial:
-        def pausing(seen: trial.Trial) -> bool:
-            if recipe.n_embd == 32 and recipe.eval_iters > 1 and seen.times:  # not while its steps are first timed
-                time.sleep(0.45 * seen.seconds_per_step)
-            return bool(keep_on(seen))
+    def slowed(recipe: Config, _tokens: Any, _at: Any, keep_on: Any) -> trial.Trial:
+        first_timed, seen = recipe.eval_iters == 1, trial.Trial()
+        each = 0.0145 if recipe.n_embd == 32 and not first_timed else 0.01
+        while seen.steps_made < recipe.max_iters and keep_on(seen):
+            clock[0] += each
+            seen.times.append(each)
+            seen.cpu_times.append(each * torch.get_num_threads())
+            seen.steps_made += 1
+        seen.val_losses.append(2.0 if recipe.n_embd == 32 else 4.0)
+        return seen
 
-        return original(recipe, tokens, evaluate_at, pausing)
-
+    monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(trial, "train", slowed)
     best, forecast, spent = trial.settle(candidates, find_target(candidates[0].config), 60, 8.0)
-    assert (best.measured is None, best.busy, forecast.source) == (False, False, "trials")
-    assert spent < 9
+    assert best.measured is not None
+    assert (best.config.n_embd, best.measured.seconds_per_step, forecast.source) == (32, 0.0145, "trials")
+    assert spent <= 8
 
 
 def test_steps_that_other_work_slowed_do_not_count(
