@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def _best(action: Callable[[], object], limit: float) -> float:
     return min(times)
 
 
+@cache
 def _key() -> str:
     return f"{platform.node()} {platform.machine()} {hardware.processor()}"
 

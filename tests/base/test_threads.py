@@ -144,16 +144,21 @@ def test_the_machines_cores_are_those_that_the_process_may_use() -> None:
     assert run(program.replace("%d", str(one))) == ["1", f"{{{one}}}"]
 
 
-def test_outside_of_torch_the_main_thread_uses_every_core_and_then_its_own() -> None:
-    if not hasattr(os, "sched_setaffinity"):
-        pytest.skip("no affinity on this system")
-    program = """
+# The head of a program whose main thread torch binds to a core, beside whatever accelerator and limit there is.
+BINDS = """
 import os
 from hfgpt.base import threads
 threads._accelerator = lambda: False
 threads._quota = lambda processes: 10_000
 all_cpus = os.sched_getaffinity(0)
 threads.configure()
+"""
+
+
+def test_outside_of_torch_the_main_thread_uses_every_core_and_then_its_own() -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("no affinity on this system")
+    program = """
 os.sched_setaffinity(0, {threads._main_cpu})  # what OpenMP does to the main thread
 with threads.unpinned():
     assert os.sched_getaffinity(0) == all_cpus
@@ -164,7 +169,7 @@ try:
 except KeyError:
     assert os.sched_getaffinity(0) == {threads._main_cpu}
 """
-    assert run(program) == []
+    assert run(BINDS + program) == []
 
 
 def test_work_beside_training_uses_every_core() -> None:
@@ -172,14 +177,9 @@ def test_work_beside_training_uses_every_core() -> None:
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("no affinity on this system")
     program = """
-import os, tempfile, threading
-from pathlib import Path
-from hfgpt.base import threads
-threads._accelerator = lambda: False
-threads._quota = lambda processes: 10_000
-all_cpus = os.sched_getaffinity(0)
-threads.configure()
+import tempfile, threading
 import torch
+from pathlib import Path
 from hfgpt import config
 from hfgpt.data import prepare, tokens
 assert os.sched_getaffinity(0) == {threads._main_cpu}, "OpenMP binds the main thread"
@@ -199,7 +199,7 @@ with tempfile.TemporaryDirectory() as folder:
     assert beside == dict.fromkeys(beside, all_cpus), beside
     assert "read-ahead" in beside, beside
 """
-    assert run(program) == []
+    assert run(BINDS + program) == []
 
 
 def test_without_a_binding_unpinned_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
