@@ -58,12 +58,16 @@ def append(path: Path, line: dict[str, Any]) -> None:
         writer.writerow(line)
 
 
-def numbers(path: Path) -> set[int]:
-    """Return the column `number` of a CSV file that may not exist yet: the rows already measured."""
+def numbers(path: Path, **of: str) -> set[int]:
+    """Return the column `number` of a CSV file that may not exist yet: the rows already measured.
+
+    Args:
+        of: only those with these values.
+    """
     if not path.exists():
         return set()
     with path.open(encoding="utf-8", newline="") as file:
-        return {int(line["number"]) for line in csv.DictReader(file)}
+        return {int(line["number"]) for line in csv.DictReader(file) if of.items() <= line.items()}
 
 
 def learned(seen: Any) -> dict[str, float]:

@@ -25,6 +25,9 @@ import psutil
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, listed
 
+# The least CPU time of a step, as a share of what its threads could use; below it, other work was running.
+BUSY = 0.8
+
 
 class Launch(NamedTuple):
     """This process's rank in its launch; a process started alone has rank 0 of 1."""

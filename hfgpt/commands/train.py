@@ -80,7 +80,15 @@ def main(words: list[str]) -> int:
         branch_from=arguments.branch_from,
         profile=arguments.profile,
         began=process_began(),
+        timed=learn,
     )
+
+
+def learn(config: Config, vocab_size: int, dtype: str, seconds: float) -> None:
+    """Let the next forecasts know how long a step took on this machine."""
+    from hfgpt.plan import step_time
+
+    step_time.learn(config, vocab_size, dtype, seconds)
 
 
 LONG, SMALL = 3600, 2e14  # seconds of a run that is announced; operations below which no time is spent on the law

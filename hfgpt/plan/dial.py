@@ -61,7 +61,11 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
     """
     if survey.config.pretrained:
         return _fine_tune(survey, target, budget)
-    ranked = sorted(grid.candidates(survey, target, budget), key=lambda candidate: candidate.loss)
+
+    def rank(target: Target) -> list[Candidate]:
+        return _ranked(survey, target, budget)
+
+    ranked = rank(target)
     if not ranked:
         raise grid.too_short(survey, target) or InputError(
             "time-budget = {budget}: the smallest model does not make {steps} steps in that time on {device} → "
@@ -70,17 +74,15 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
             steps=grid.LEAST_STEPS,
             device=target.name,
         )
-    as_good = [candidate for candidate in ranked if candidate.loss < ranked[0].loss + EQUAL]
-    fastest = min(as_good, key=lambda candidate: candidate.seconds)
-    if fastest.seconds < FASTER * ranked[0].seconds:
-        ranked = [fastest, *(candidate for candidate in ranked if candidate is not fastest)]
     best, spent, seen = ranked[0], 0.0, None
     if trials and budget is not None and loss.covered(survey.config):
         began = time.perf_counter() if "torch" not in sys.modules else None
         threads.configure(best.config.cpu_threads)  # before torch is loaded
         from hfgpt.plan import trial
 
-        best, seen, spent = trial.settle(ranked, target, budget, TRIALS * budget, began)
+        settled = trial.settle(rank, target, budget, TRIALS * budget, began)
+        best, spent, seen = settled.best, settled.seconds, settled.forecast
+        ranked, target = settled.ranked, settled.target
     best = _finished(best, target, budget)
     second = next((other for other in ranked if grid.differs(other.config, best.config)), None)
     forecast = seen or loss.forecast(best.survey)
@@ -98,6 +100,16 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         measured=best.measured,
         busy=best.busy,
     )
+
+
+def _ranked(survey: Survey, target: Target, budget: float | None) -> list[Candidate]:
+    """Return the candidates by expected loss; of those equally good, a clearly faster one comes first."""
+    ranked = sorted(grid.candidates(survey, target, budget), key=lambda candidate: candidate.loss)
+    as_good = [candidate for candidate in ranked if candidate.loss < ranked[0].loss + EQUAL]
+    fastest = min(as_good, key=lambda candidate: candidate.seconds, default=None)
+    if fastest is None or fastest.seconds >= FASTER * ranked[0].seconds:
+        return ranked
+    return [fastest, *(candidate for candidate in ranked if candidate is not fastest)]
 
 
 def _finished(best: Candidate, target: Target, budget: float | None) -> Candidate:

@@ -22,8 +22,8 @@ import torch
 from accelerate.utils import is_compiled_module
 from safetensors.torch import save_file
 
-from hfgpt.base import hardware
 from hfgpt.base.files import disk_errors, sync
+from hfgpt.base.threads import BUSY
 from hfgpt.base.units import divisors
 from hfgpt.config.fields import SAMPLE_TOKENS
 from hfgpt.data.blocks import Batches, TokenStream
@@ -33,7 +33,7 @@ from hfgpt.inference import sampling as sample
 from hfgpt.model import gpt2 as models
 from hfgpt.model import optim
 from hfgpt.model.sizes import flops_per_token
-from hfgpt.plan import speed
+from hfgpt.plan import speed, step_time
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.timing import Measured
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
@@ -71,10 +71,14 @@ def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> M
         another = _timed(lambda: step(run, sequences, 2)).seconds - first.seconds if micro_batches > 1 else 0.0
         sampled = _timed(lambda: _sample(run, survey.vocab_size)).seconds if run.config.sample_prompt else 0.0
         evaluated = _timed(lambda: _evaluate(run)).seconds
-        if run.device.type == "cpu" and not first.busy:
-            _learn(loading)
+        seconds = first.seconds + (micro_batches - 1) * another
+        if run.device.type == "cpu" and processes == 1 and not first.busy:
+            if not is_compiled_module(run.model):
+                step_time.learn(run.config, survey.vocab_size, run.dtype, seconds)
+            if loading is not None:
+                speed.learn(start=loading + PREPARING)
         return Measured(
-            seconds_per_step=first.seconds + (micro_batches - 1) * another,
+            seconds_per_step=seconds,
             seconds_per_eval_token=evaluated / (run.micro_batch * run.config.block_size * processes),
             seconds_per_sample=sampled,
             seconds_per_save=_timed(lambda: _save(run), AIM / 4).seconds,
@@ -85,15 +89,6 @@ def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> M
         )
     finally:
         run.accelerator.end_training()
-
-
-def _learn(loading: float | None) -> None:
-    """Store what was learnt about this machine: the libraries' loading time, and its speed in bfloat16."""
-    measured = {} if loading is None else {"start": loading + PREPARING}
-    if hardware.cpu_dtype(hardware.BFLOAT16_PAYS_FROM) == "bfloat16":
-        narrow, wide = (hardware.measured_cpu_peak(dtype) for dtype in ("bfloat16", "float32"))
-        measured["bfloat16_ratio"] = narrow / wide
-    speed.learn(**measured)
 
 
 PREPARING = 1.5  # seconds of a run's start besides the libraries: Python, the text, the folder, the slower first step
@@ -222,7 +217,7 @@ def _timed(action: Callable[[], None], aim: float = AIM) -> Timing:
             break
     cpu = time.process_time() - cpu
     threads = torch.get_num_threads()
-    busy = not torch.accelerator.is_available() and cpu < speed.BUSY * threads * sum(times)
+    busy = not torch.accelerator.is_available() and cpu < BUSY * threads * sum(times)
     median = statistics.median(times)
     low, high = np.quantile(times, [0.25, 0.75])
     return Timing(median, float((high - low) / 2 / median), busy)

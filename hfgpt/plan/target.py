@@ -110,7 +110,7 @@ def _cpu(config: Config, memory_bytes: int | None, processes: int) -> Target:
         narrow=fast if fast != "float32" else "",
         memory_bytes=(memory_bytes or hardware.cpu_memory_bytes()) // processes,
         peak=measured.peak(dtype) / processes,
-        bandwidth=measured.bandwidth / processes,
+        bandwidth=measured.memory / processes,
         utilisation=1.0,
         power_w=None,
         processes=processes,

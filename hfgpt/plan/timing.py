@@ -17,7 +17,8 @@ from hfgpt.model.sizes import (
     flops_per_update,
     parameters,
 )
-from hfgpt.plan.laws import evaluation_seconds, laws, step_seconds
+from hfgpt.plan import step_time
+from hfgpt.plan.laws import laws
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
 
@@ -60,9 +61,10 @@ class Measured:
 
 
 # Standard deviation of the log of a forecast's error: for a card, whose speed was not measured; for a probe on a quiet
-# machine, besides the spread of its own steps. On a CPU it is the fit's own (laws.json).
+# machine, besides the spread of its own steps. On a CPU the fit (laws.json) and the machine's speeds have their own.
 CARD_SPREAD, PROBE_SPREAD = 0.35, 0.05
 
+VARIES = 0.07  # of a machine's own speed, from one hour to another
 BUSY_SPREAD = 0.25  # other work comes and goes
 CORES_SPREAD = 0.05  # per doubling of the cores beyond the two that the law was fitted on
 CPU_START = 4.3  # seconds from the command to the first step; two cores of a Zen 4 (benchmarks/README.md)
@@ -90,7 +92,7 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
     start = CARD_START if target.kind == "accelerator" else (target.speed and target.speed.start) or CPU_START
     if target.kind == "accelerator" and compiles(config, target):
         start += COMPILE_START
-    total, spread = training + evaluating + saving + start, _spread(target, measured)
+    total, spread = training + evaluating + saving + start, _spread(survey, target, measured)
     speed = config.tokens_per_iter / measurements.seconds_per_step
     peak = (measured.peak if measured else None) or target.peak
     return Time(
@@ -109,16 +111,16 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
     )
 
 
-def _spread(target: Target, measured: Measured | None) -> float:
+def _spread(survey: Survey, target: Target, measured: Measured | None) -> float:
     """Return the standard deviation of the log of the forecast's error."""
     if measured:
         return math.hypot(PROBE_SPREAD, measured.spread, BUSY_SPREAD if measured.busy else 0)
     if target.speed is None:
         return CARD_SPREAD
     fit_spread: float = laws().step["bfloat16 spread" if target.dtype == "bfloat16" else "float32 spread"]
-    unknown = 0.2 if target.dtype == "bfloat16" and target.speed.bfloat16_ratio is None else 0.0
+    unknown = step_time.spread(survey.config, survey.vocab_size, target.dtype, target.speed)
     cores = CORES_SPREAD * max(0.0, math.log2(target.speed.cores) - 1)
-    return math.hypot(fit_spread, 0.1, unknown, cores, BUSY_SPREAD if target.speed.busy else 0)
+    return math.hypot(fit_spread, unknown, VARIES, cores, BUSY_SPREAD if target.speed.busy else 0)
 
 
 def priced(survey: Survey, target: Target) -> Measured:
@@ -127,8 +129,8 @@ def priced(survey: Survey, target: Target) -> Measured:
     per_process = config.of_process(processes)
     if target.speed is None:
         return _on_card(per_process, survey.vocab_size, target, compiles(config, target))
-    step = step_seconds(per_process, survey.vocab_size, target.dtype, target.speed)
-    token = evaluation_seconds(per_process, survey.vocab_size, target.dtype, target.speed)
+    step = step_time.step_seconds(per_process, survey.vocab_size, target.dtype, target.speed)
+    token = step_time.evaluation_seconds(per_process, survey.vocab_size, target.dtype, target.speed)
     if processes > 1:  # the processes share the cores, so each is slower by their number
         step, token = step * processes, token * processes
     sample = SAMPLE_TOKENS * token * SAMPLE_COST if config.sample_prompt else 0.0

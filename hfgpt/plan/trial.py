@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hfgpt.base.hardware import cpu_dtype, keep_freed_memory
+from hfgpt.base.threads import BUSY
 from hfgpt.config import Config
 from hfgpt.config.fields import EVAL_BATCH
 from hfgpt.data.blocks import Batches, TokenStream, evaluation_blocks
@@ -26,11 +27,10 @@ from hfgpt.data.prepare import prepare
 from hfgpt.inference.figures import evaluate_blocks
 from hfgpt.model import gpt2, optim
 from hfgpt.model.schedule import learning_rate
-from hfgpt.plan import batches, grid, loss, speed, timing
+from hfgpt.plan import batches, grid, loss, speed, step_time, timing
 from hfgpt.plan.grid import Candidate
 from hfgpt.plan.laws import laws
 from hfgpt.plan.loss import Forecast
-from hfgpt.plan.speed import BUSY
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
 from hfgpt.plan.timing import Measured
@@ -142,22 +142,42 @@ EACH = 4.0  # shortest trial in seconds; if time is short, fewer trials are run
 MOST = 4  # trials
 
 
+@dataclass(frozen=True)
+class Settled:
+    """The outcome of the trials."""
+
+    best: Candidate
+    forecast: Forecast  # its expected loss
+    seconds: float  # spent on them
+    # as they were priced after a step of the first candidate was timed
+    ranked: list[Candidate]
+    target: Target
+
+
 def settle(
-    ranked: list[Candidate], target: Target, budget: float, limit: float, began: float | None = None
-) -> tuple[Candidate, Forecast, float]:
-    """Try the first few shapes; return the best, its expected loss, and the seconds spent.
+    rank: Callable[[Target], list[Candidate]],
+    target: Target,
+    budget: float,
+    limit: float,
+    began: float | None = None,
+) -> Settled:
+    """Time the best candidate's step, rank them again at the machine's true speed, and try the first few shapes.
 
     Args:
-        ranked: by expected loss, best first.
+        rank: returns the candidates for a device by expected loss, best first; at least one for `target`.
         budget: seconds of the run that is planned.
         limit: seconds for the trials, not counting the loading of the libraries and of the text.
         began: when the libraries began to load, by time.perf_counter; None: they were loaded before.
     """
+    ranked = rank(target)
     prepared = prepare(ranked[0].config)
     tokens = Tokens(prepared.train, prepared.val, ranked[0].survey.vocab_size)
     if began is not None and target.speed is not None and not target.speed.busy and not speed.loaded():
         speed.learn(start=time.perf_counter() - began + ACCELERATE)
     began = time.perf_counter()
+    if not _warm(ranked[0], tokens, target, limit).busy:
+        renewed = replace(target, speed=speed.this_machine(ranked[0].config.cpu_threads))
+        ranked, target = (again, renewed) if (again := rank(renewed)) else (ranked, target)
     tried = list[Candidate]()
     contenders = _contenders(ranked, min(MOST, max(1, int(limit / EACH))))
     for number, candidate in enumerate(contenders, 1):
@@ -167,9 +187,9 @@ def settle(
     best = min(tried, key=lambda candidate: candidate.loss)
     by_law = loss.forecast(best.survey)
     assert by_law is not None
-    if best.measured is None:  # no trial was finished
-        return best, by_law, time.perf_counter() - began
-    return best, loss.after_trial(by_law, best.loss - by_law.loss), time.perf_counter() - began
+    if best.measured is not None:  # a trial was finished
+        by_law = loss.after_trial(by_law, best.loss - by_law.loss)
+    return Settled(best, by_law, time.perf_counter() - began, ranked, target)
 
 
 ACCELERATE = 1.5  # seconds of a run's start beyond a trial's: Accelerate, the launcher, the folder
@@ -197,27 +217,33 @@ def _try(candidate: Candidate, tokens: Tokens, target: Target, budget: float, se
         most: what is left for all of them; a trial that is slower than foreseen may take it.
     """
     began = time.perf_counter()
-
-    def in_time(_: Trial) -> bool:
-        return time.perf_counter() - began < most
-
-    warm = grid.with_length(candidate.survey, grid.LEAST_STEPS)
-    quick = warm.config.model_copy(update={"eval_iters": 1})
-    seen = train(quick, tokens, [], lambda so_far: so_far.steps_made < WARMING and in_time(so_far))
+    seen = _warm(candidate, tokens, target, most)
     if seen.busy:  # neither undisturbed times nor enough steps to judge its loss
         return replace(candidate, busy=True)
     left = seconds - (time.perf_counter() - began)
-    blocks = warm.config.eval_iters * EVAL_BATCH * warm.config.block_size
+    config = candidate.config
+    blocks = config.eval_iters * EVAL_BATCH * config.block_size
     evaluating = 2 * min(blocks, len(tokens.val)) * seen.evaluation_seconds / max(1, seen.evaluated_tokens)
     steps = int(SURE * (left - evaluating) / max(seen.seconds_per_step, 1e-6))
     if steps < grid.LEAST_STEPS:
         return _planned(candidate, target, budget, seen, 0.0)
     short = grid.with_length(candidate.survey, steps)
-    seen = train(short.config, tokens, [], in_time)
+    seen = train(short.config, tokens, [], lambda _: time.perf_counter() - began < most)
     if seen.busy or seen.steps_made < steps:  # something slowed its steps, so its schedule is unfinished
         return replace(candidate, busy=True)
     offset = laws().loss["offset kept"] * (seen.val_losses[-1] - grid.expected(short))
     return _planned(candidate, target, budget, seen, offset)
+
+
+def _warm(candidate: Candidate, tokens: Tokens, target: Target, most: float) -> Trial:
+    """Run a candidate's first steps, at most `most` seconds; if undisturbed, they correct the machine's speed."""
+    began = time.perf_counter()
+    config = grid.with_length(candidate.survey, grid.LEAST_STEPS).config.model_copy(update={"eval_iters": 1})
+    seen = train(config, tokens, [], lambda so_far: so_far.steps_made < WARMING and time.perf_counter() - began < most)
+    if not seen.busy:
+        dtype = grid.own_target(target, config).dtype
+        step_time.learn(config, tokens.vocab_size, dtype, seen.seconds_per_step)
+    return seen
 
 
 def _planned(candidate: Candidate, target: Target, budget: float, seen: Trial, offset: float) -> Candidate:

@@ -12,6 +12,7 @@ random generators.
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -43,6 +44,7 @@ def train(
     branch_from: Path | None = None,
     profile: bool = False,
     began: float | None = None,
+    timed: Callable[[Config, int, str, float], None] | None = None,
 ) -> int:
     """Run a recipe to its end, or to a graceful stop; return the exit code (0, or 128 + signal).
 
@@ -53,6 +55,8 @@ def train(
         branch_from: begin from this checkpoint of another run.
         profile: record a trace of a few steps.
         began: when the process started, by time.monotonic, for `max_time` and `time_budget`; None: now.
+        timed: called at the end with the recipe, the size of its vocabulary, the precision and the median seconds of a
+            step, if they say how fast this machine's CPU is: one process, eager, undisturbed by other work.
 
     Raises:
         InputError: the recipe, the data or the folder cannot be used; nothing was written.
@@ -69,6 +73,8 @@ def train(
             deadline = began + seconds_of(config.max_time) if config.max_time else None
             with Stop(deadline, run.device) as stop:
                 reason = loop(run, meter, Horizon(run, meter, began), Trace(run, profile), stop)
+            if timed and (seconds := meter.undisturbed_step()):
+                timed(run.config, run.plain.gpt2.config.vocab_size, run.dtype, seconds)
             run.writer.wait()
             run.meet()
             if not config.eval_only:
@@ -99,7 +105,7 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop) -> 
             trace.close()
             return 0
         with explained(run, position=batches.state_dict()):
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.process_time()
             batch = to_device(batches.micro_batches(progress.step, *run.share), run.device, run.least_sequences)
             ready = time.perf_counter()
             rate = learning_rate(progress.step + 1, run.config)
@@ -111,7 +117,7 @@ def loop(run: Run, meter: Meter, horizon: Horizon, trace: Trace, stop: Stop) -> 
         logged = progress.step == 1 or is_at_end(run) or progress.step % run.config.log_interval == 0
         # Keep an accelerator busy: the outcome of its last step is read while the next one runs.
         settle(run, running, keep=0 if logged or must_look(run) or evaluation_due(run) else 1)
-        meter.add(targets, data_seconds=ready - began, step_seconds=time.perf_counter() - ready)
+        meter.add(targets, ready - began, time.perf_counter() - ready, time.process_time() - cpu)
         run.writer.look()
         if progress.step == first:
             reserve(run)

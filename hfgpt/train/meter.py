@@ -5,19 +5,23 @@ Out: the figures of a record: tokens/s, MFU, peak memory, seconds.
 """
 
 import os
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import psutil
 import torch
+from accelerate.utils import is_compiled_module
 from torch.profiler import ProfilerActivity, profile
 
 from hfgpt.base import hardware
 from hfgpt.base.files import sync
 from hfgpt.base.language import _, plural
+from hfgpt.base.threads import BUSY
 from hfgpt.model.gpt2 import parameter_count
 from hfgpt.train.run import Run
 
@@ -27,6 +31,9 @@ class Mark(NamedTuple):
 
     steps: int  # steps that this process has taken
     seconds: float  # their seconds, without evaluations
+
+
+WARMING, FEW, RECENT = 3, 10, 200  # first steps that are slower; steps that are enough for a median; steps kept
 
 
 class Meter:
@@ -40,16 +47,28 @@ class Meter:
         self._power = Power(run.device, run.progress.gpu_joules)
         self.evaluation_seconds = 0.0  # of the last evaluation
         self._evaluations, self._all_steps = 0.0, 0
+        self._recent = deque[tuple[float, float]](maxlen=RECENT)  # seconds and CPU seconds of the last whole steps
         self._flops = flops_per_token(run)
         self._steps, self._tokens, self._step_seconds, self._data_seconds = 0, 0, 0.0, 0.0
 
-    def add(self, tokens: int, data_seconds: float, step_seconds: float) -> None:
-        """Add a step of `tokens` tokens: how long it waited for its data, and how long it then took."""
+    def add(self, tokens: int, data_seconds: float, step_seconds: float, cpu_seconds: float) -> None:
+        """Add a step of `tokens` tokens: how long it waited for its data, how long it then took, and its CPU time."""
         self._tokens += tokens
         self._steps += 1
         self._all_steps += 1
         self._data_seconds += data_seconds
         self._step_seconds += step_seconds
+        if self._all_steps > WARMING and tokens == self._run.config.tokens_per_iter:
+            self._recent.append((data_seconds + step_seconds, cpu_seconds))
+
+    def undisturbed_step(self) -> float | None:
+        """Return the median seconds of the last steps, if nothing but this process's CPU decided them."""
+        run, steps = self._run, list(self._recent)
+        wall, cpu = (sum(column) for column in zip(*steps, strict=True)) if steps else (0.0, 0.0)
+        alone = run.device.type == "cpu" and run.accelerator.num_processes == 1 and not is_compiled_module(run.model)
+        if not alone or len(steps) < FEW or cpu < BUSY * torch.get_num_threads() * wall:
+            return None
+        return statistics.median(seconds for seconds, _cpu in steps)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

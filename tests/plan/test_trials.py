@@ -8,21 +8,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hfgpt import config
 from hfgpt.config import Config
 from hfgpt.data.prepare import prepare
-from hfgpt.plan import grid, speed, trial
+from hfgpt.plan import grid, speed, timing, trial
 from hfgpt.plan.grid import Candidate
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import survey_of
-from hfgpt.plan.target import find_target
+from hfgpt.plan.target import Target, find_target
 from hfgpt.runs import metrics
 from hfgpt.train.loop import train
 
-MACHINE = Speed("a machine", 0.0, 93e9, 2, 77e9, 3.5e-7, False, 1.9, 5.0)
+MACHINE = Speed("a machine", 0.0, 93e9, 177e9, 2, 77e9, 3.5e-7, False, 5.0)
 
 
 def tokens_of(recipe: Config, tmp_path: Path) -> trial.Tokens:
@@ -68,8 +69,9 @@ def candidates(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_trials_keep_their_time_and_measure_the_steps(candidates: list[Candidate]) -> None:
     target = find_target(candidates[0].config)
     began = time.perf_counter()
-    best, forecast, spent = trial.settle(candidates, target, 60, 3.0)
-    assert spent <= time.perf_counter() - began
+    done = trial.settle(lambda _: candidates, target, 60, 3.0)
+    best, forecast = done.best, done.forecast
+    assert done.seconds <= time.perf_counter() - began
     if best.measured is None:  # the machine was busy
         assert best.busy
         return
@@ -98,16 +100,40 @@ def test_a_trial_that_is_slower_than_foreseen_keeps_its_result(
 
     monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(trial, "train", slowed)
-    best, forecast, spent = trial.settle(candidates, find_target(candidates[0].config), 60, 8.0)
-    assert best.measured is not None
-    assert (best.config.n_embd, best.measured.seconds_per_step, forecast.source) == (32, 0.0145, "trials")
-    assert spent <= 8
+    done = trial.settle(lambda _: candidates, find_target(candidates[0].config), 60, 8.0)
+    assert done.best.measured is not None
+    assert (done.best.config.n_embd, done.best.measured.seconds_per_step) == (32, 0.0145)
+    assert done.forecast.source == "trials"
+    assert done.seconds <= 8
 
 
 def test_steps_that_other_work_slowed_do_not_count(
     candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial.Trial, "busy", property(lambda self: True))
-    best, forecast, _ = trial.settle(candidates, find_target(candidates[0].config), 60, 1.0)
-    assert best == replace(candidates[0], busy=True)
-    assert forecast.source == "laws"
+    done = trial.settle(lambda _: candidates, find_target(candidates[0].config), 60, 1.0)
+    assert done.best == replace(candidates[0], busy=True)
+    assert done.forecast.source == "laws"
+
+
+def test_candidates_are_ranked_again_at_the_speed_that_a_step_shows(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """On a machine that is faster than foreseen, a larger model is the best: it has to be among those tried."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setattr(trial.Trial, "busy", False)
+    survey = survey_of(config.build({**tiny, "tokenizer": "char", "device": "cpu", "dtype": "float32"}, "run"))
+    speed.learn(corrections=[2.0] * 4, covariance=np.diag([4.0] * 4).tolist())  # far slower than it is, and unsure
+    target = find_target(survey.config)
+    said = timing.time(survey, target).seconds_per_step
+    seen = list[float]()
+
+    def rank(target: Target) -> list[Candidate]:
+        seen.append(timing.time(survey, target).seconds_per_step)
+        return [Candidate(grid.with_length(survey, 500), 2.0, 20.0)]
+
+    settled = trial.settle(rank, target, 60, 2.0)
+    assert seen[0] == said
+    assert seen[1] < said / 2
+    assert timing.time(survey, settled.target).seconds_per_step == seen[1]

@@ -1,4 +1,4 @@
-"""A trace of a few steps, and a card's power: neither changes the run."""
+"""A trace of a few steps, the time of a step, and a card's power: none changes the run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from survival import figures
 
 from hfgpt import config
+from hfgpt.runs import metrics
 from hfgpt.train import loop as train
 from hfgpt.train.meter import Power
 
@@ -34,6 +36,35 @@ def test_a_trace_of_a_few_steps(tiny: dict[str, Any], tmp_path: Path, capsys: py
     plain = tiny | {"dropout": 0.2, "out_dir": str(tmp_path / "plain")}
     assert train.train(config.build(plain, "test")) == 0
     assert figures(Path(plain["out_dir"])) == figures(Path(tiny["out_dir"]))
+
+
+@pytest.mark.parametrize(
+    ("values", "share", "teaches"),
+    [
+        ({}, 0.0, True),
+        ({"optimizer": "muon", "n_embd": 32}, 0.0, True),
+        ({}, 1e6, False),  # as if other work had taken the processor
+        ({"max_iters": 8}, 0.0, False),  # too few steps
+        ({"batch_warmup_iters": 19}, 0.0, False),  # its steps are not the recipe's
+        ({"compile": True}, 0.0, False),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore")  # torch warns while it compiles
+def test_a_run_teaches_how_long_its_steps_took(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, values: dict[str, Any], share: float, teaches: bool
+) -> None:
+    monkeypatch.setattr("hfgpt.train.meter.BUSY", share)
+    recipe = config.build(tiny | {"max_iters": 20, "eval_interval": 20} | values, "test")
+    seen = list[tuple[Any, ...]]()
+    assert train.train(recipe, timed=lambda *what: seen.append(what)) == 0
+    assert len(seen) == teaches
+    for ran, vocab_size, dtype, seconds in seen:
+        speeds = [record["tokens_per_second"] for record in metrics.read(recipe.run_dir / metrics.FILE_NAME)[2:]
+                  if "tokens_per_second" in record]  # fmt: skip
+        assert (ran.n_embd, ran.optimizer, dtype) == (recipe.n_embd, recipe.optimizer, "float32")
+        assert vocab_size == load_file(recipe.run_dir / "model.safetensors")["transformer.wte.weight"].shape[0]
+        assert min(speeds) / 3 < recipe.tokens_per_iter / seconds < 3 * max(speeds)
 
 
 @pytest.mark.e2e
