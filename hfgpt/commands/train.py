@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfgpt import config as configs
 from hfgpt.base import shell, threads
@@ -17,6 +17,9 @@ from hfgpt.base.units import duration
 from hfgpt.config import Config
 from hfgpt.model import sizes
 from hfgpt.train import origin
+
+if TYPE_CHECKING:  # at run time it would load torch before the threads are set
+    from hfgpt.train.meter import Pace
 
 
 def main(words: list[str]) -> int:
@@ -84,11 +87,16 @@ def main(words: list[str]) -> int:
     )
 
 
-def learn(config: Config, vocab_size: int, dtype: str, seconds: float) -> None:
-    """Let the next forecasts know how long a step took on this machine."""
-    from hfgpt.plan import step_time
+def learn(config: Config, pace: "Pace") -> None:
+    """Let the next forecasts know how long a step and the start took on this machine.
 
-    step_time.learn(config, vocab_size, dtype, seconds)
+    A start that tokenised a text, or loaded a checkpoint, was longer than others will be: the shortest counts.
+    """
+    from hfgpt.plan import speed, step_time
+
+    step_time.learn(config, pace.vocab_size, pace.dtype, pace.step_seconds)
+    known = speed.this_machine().start
+    speed.learn(start=min(pace.start_seconds, known or pace.start_seconds))
 
 
 LONG, SMALL = 3600, 2e14  # seconds of a run that is announced; operations below which no time is spent on the law

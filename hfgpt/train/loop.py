@@ -27,7 +27,7 @@ from hfgpt.train.failures import explained, explained_start, watched
 from hfgpt.train.folder import recover
 from hfgpt.train.horizon import Horizon
 from hfgpt.train.memory import fit
-from hfgpt.train.meter import Meter, Trace
+from hfgpt.train.meter import Meter, Pace, Trace
 from hfgpt.train.report import finish, introduce
 from hfgpt.train.resume import reserve, save
 from hfgpt.train.run import Run
@@ -44,7 +44,7 @@ def train(
     branch_from: Path | None = None,
     profile: bool = False,
     began: float | None = None,
-    timed: Callable[[Config, int, str, float], None] | None = None,
+    timed: Callable[[Config, Pace], None] | None = None,
 ) -> int:
     """Run a recipe to its end, or to a graceful stop; return the exit code (0, or 128 + signal).
 
@@ -55,8 +55,8 @@ def train(
         branch_from: begin from this checkpoint of another run.
         profile: record a trace of a few steps.
         began: when the process started, by time.monotonic, for `max_time` and `time_budget`; None: now.
-        timed: called at the end with the recipe, the size of its vocabulary, the precision and the median seconds of a
-            step, if they say how fast this machine's CPU is: one process, eager, undisturbed by other work.
+        timed: called at the end with the recipe and the time that it took to start and for a step, if they say how fast
+            this machine's CPU is: one process, eager, undisturbed by other work.
 
     Raises:
         InputError: the recipe, the data or the folder cannot be used; nothing was written.
@@ -70,11 +70,12 @@ def train(
             fit(run)
             introduce(run)
             meter = Meter(run)
+            started = time.monotonic()
             deadline = began + seconds_of(config.max_time) if config.max_time else None
             with Stop(deadline, run.device) as stop:
                 reason = loop(run, meter, Horizon(run, meter, began), Trace(run, profile), stop)
-            if timed and (seconds := meter.undisturbed_step()):
-                timed(run.config, run.plain.gpt2.config.vocab_size, run.dtype, seconds)
+            if timed and (pace := meter.pace(started - began)):
+                timed(run.config, pace)
             run.writer.wait()
             run.meet()
             if not config.eval_only:

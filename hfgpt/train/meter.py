@@ -26,6 +26,15 @@ from hfgpt.model.gpt2 import parameter_count
 from hfgpt.train.run import Run
 
 
+class Pace(NamedTuple):
+    """How fast this machine's CPU was in a run of one process that nothing else disturbed."""
+
+    vocab_size: int
+    dtype: str
+    step_seconds: float  # the median
+    start_seconds: float  # from the command to the first step, and by how much longer that step took
+
+
 class Mark(NamedTuple):
     """A point in a run."""
 
@@ -47,6 +56,7 @@ class Meter:
         self._power = Power(run.device, run.progress.gpu_joules)
         self.evaluation_seconds = 0.0  # of the last evaluation
         self._evaluations, self._all_steps = 0.0, 0
+        self._first = 0.0  # seconds of the first step
         self._recent = deque[tuple[float, float]](maxlen=RECENT)  # seconds and CPU seconds of the last whole steps
         self._flops = flops_per_token(run)
         self._steps, self._tokens, self._step_seconds, self._data_seconds = 0, 0, 0.0, 0.0
@@ -58,17 +68,25 @@ class Meter:
         self._all_steps += 1
         self._data_seconds += data_seconds
         self._step_seconds += step_seconds
+        if self._all_steps == 1:
+            self._first = data_seconds + step_seconds
         if self._all_steps > WARMING and tokens == self._run.config.tokens_per_iter:
             self._recent.append((data_seconds + step_seconds, cpu_seconds))
 
-    def undisturbed_step(self) -> float | None:
-        """Return the median seconds of the last steps, if nothing but this process's CPU decided them."""
+    def pace(self, until_ready: float) -> Pace | None:
+        """Return the pace of the last steps, if nothing but this process's CPU decided it.
+
+        Args:
+            until_ready: seconds from the command to the first step.
+        """
         run, steps = self._run, list(self._recent)
         wall, cpu = (sum(column) for column in zip(*steps, strict=True)) if steps else (0.0, 0.0)
         alone = run.device.type == "cpu" and run.accelerator.num_processes == 1 and not is_compiled_module(run.model)
         if not alone or len(steps) < FEW or cpu < BUSY * torch.get_num_threads() * wall:
             return None
-        return statistics.median(seconds for seconds, _cpu in steps)
+        median = statistics.median(seconds for seconds, _cpu in steps)
+        start = until_ready + max(0.0, self._first - median)
+        return Pace(run.plain.gpt2.config.vocab_size, run.dtype, median, start)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ import pytest
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
+from hfgpt.commands.train import learn
 from hfgpt.config import Config
 from hfgpt.model import schedule
 from hfgpt.plan import (
@@ -40,6 +41,7 @@ from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
 from hfgpt.train import launch
+from hfgpt.train.meter import Pace
 
 ROOT = Path(__file__).parents[2]
 ZEN4 = Speed("a machine", 0.0, 93e9, 177e9, 2, 77e9, 3.5e-7, False, 5.0)
@@ -182,6 +184,19 @@ def test_the_speed_is_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch, tm
     assert speed.this_machine().corrections == [0.5, 0.0, 0.0, 0.0], "what a run taught stays"
     (tmp_path / "hfgpt" / "speed.json").write_text("{broken")
     assert speed.this_machine().float32 == 1.0
+
+
+def test_a_run_teaches_the_next_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    shape = recipe(n_layer=2, n_head=2, n_embd=64, dtype="float32")
+    said = timing.priced(survey_of(shape), find_target(shape)).seconds_per_step
+    for start, kept in ((7.0, 7.0), (5.0, 5.0), (9.0, 5.0)):  # a longer one tokenised its text
+        learn(shape, Pace(330, "float32", 2 * said, start))
+        assert speed.this_machine().start == kept
+    now = timing.time(survey_of(shape), find_target(shape))
+    assert 1.7 * said < now.seconds_per_step < 2 * said
+    assert now.start_seconds == 5.0
 
 
 def test_a_speed_that_cannot_be_kept_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

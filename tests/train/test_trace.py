@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -57,14 +58,17 @@ def test_a_run_teaches_how_long_its_steps_took(
     monkeypatch.setattr("hfgpt.train.meter.BUSY", share)
     recipe = config.build(tiny | {"max_iters": 20, "eval_interval": 20} | values, "test")
     seen = list[tuple[Any, ...]]()
-    assert train.train(recipe, timed=lambda *what: seen.append(what)) == 0
+    began = time.monotonic()
+    assert train.train(recipe, began=began - 2.0, timed=lambda *what: seen.append(what)) == 0
+    took = time.monotonic() - began
     assert len(seen) == teaches
-    for ran, vocab_size, dtype, seconds in seen:
+    for ran, pace in seen:
         speeds = [record["tokens_per_second"] for record in metrics.read(recipe.run_dir / metrics.FILE_NAME)[2:]
                   if "tokens_per_second" in record]  # fmt: skip
-        assert (ran.n_embd, ran.optimizer, dtype) == (recipe.n_embd, recipe.optimizer, "float32")
-        assert vocab_size == load_file(recipe.run_dir / "model.safetensors")["transformer.wte.weight"].shape[0]
-        assert min(speeds) / 3 < recipe.tokens_per_iter / seconds < 3 * max(speeds)
+        assert (ran.n_embd, ran.optimizer, pace.dtype) == (recipe.n_embd, recipe.optimizer, "float32")
+        assert pace.vocab_size == load_file(recipe.run_dir / "model.safetensors")["transformer.wte.weight"].shape[0]
+        assert min(speeds) / 3 < recipe.tokens_per_iter / pace.step_seconds < 3 * max(speeds)
+        assert 2.0 < pace.start_seconds < took + 2.0
 
 
 @pytest.mark.e2e
