@@ -206,7 +206,9 @@ def _is_measured(name: str, value: Any) -> bool:
         return True
     if name in ("corrections", "covariance"):
         shape = (len(PARTS),) * (1 if name == "corrections" else 2)
-        return np.shape(value) == shape and bool(np.isfinite(np.array(value, dtype=float)).all())
+        if np.shape(value) != shape or not np.isfinite(np.array(value, dtype=float)).all():
+            return False
+        return name == "corrections" or bool(np.linalg.eigvalsh(value).min() > 0)
     if value is None:
         return name == "start"
     return isinstance(value, int | float) and 0 < value < math.inf

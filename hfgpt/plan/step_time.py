@@ -91,7 +91,10 @@ def weighted(dtype: str, values: list[float]) -> Array:
 
 # ----------------------------------------------------------------------------------------------- what a step says
 
-NOISE = 0.1  # standard deviation of the log of a step's time: a machine's speed varies
+# Standard deviations of logs: of a step's time, since the law errs and a machine's speed varies; and of what changes in
+# a machine between two runs.
+NOISE, DRIFT = 0.1, 0.02
+MOST = 3  # standard deviations of a surprise that count: a laptop that slept during a step teaches no more
 
 
 def limits(dtype: str) -> list[int]:
@@ -118,9 +121,14 @@ def spread(config: Config, vocab_size: int, dtype: str, speed: Speed) -> float:
 
 
 def learn(config: Config, vocab_size: int, dtype: str, seconds: float) -> None:
-    """Correct this machine's speeds by the measured time of a step of one process, and store them."""
-    speed = corrected(machine.this_machine(config.cpu_threads), config, vocab_size, dtype, seconds)
-    machine.learn(corrections=speed.corrections, covariance=speed.covariance)
+    """Correct this machine's speeds by the measured time of a step of one process, and store them.
+
+    Nothing is learnt while the speeds themselves are those of a busy machine: they will be measured again.
+    """
+    speed = machine.this_machine(config.cpu_threads)
+    if not speed.busy:
+        taught = corrected(speed, config, vocab_size, dtype, seconds)
+        machine.learn(corrections=taught.corrections, covariance=taught.covariance)
 
 
 def corrected(speed: Speed, config: Config, vocab_size: int, dtype: str, seconds: float) -> Speed:
@@ -129,9 +137,12 @@ def corrected(speed: Speed, config: Config, vocab_size: int, dtype: str, seconds
     It is a Kalman filter's update: the logs of the four corrections are normal, and the step observes their sum,
     weighted by their shares of its time. A small model thus teaches what a call takes, a wide one the products.
     """
-    own, covariance = shares(config, vocab_size, dtype, speed), np.array(speed.covariance)
+    own = shares(config, vocab_size, dtype, speed)
+    covariance = np.array(speed.covariance) + DRIFT**2 * np.eye(len(PARTS))
+    variance = own @ covariance @ own + NOISE**2
     surprise = np.log(seconds / step_seconds(config, vocab_size, dtype, speed))
-    gain = covariance @ own / (own @ covariance @ own + NOISE**2)
+    surprise = np.clip(surprise, -MOST * np.sqrt(variance), MOST * np.sqrt(variance))
+    gain = covariance @ own / variance
     corrections = np.array(speed.corrections) + gain * surprise
     covariance -= np.outer(gain, own @ covariance)
     return replace(speed, corrections=corrections.tolist(), covariance=covariance.tolist())
