@@ -9,6 +9,7 @@ the arithmetic does not depend on them, so nothing is downloaded or tokenised; a
 :func:`hfgpt.base.threads.configure` before this module is imported, as the training script does.
 """
 
+import math
 import os
 import statistics
 import tempfile
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 from hfgpt.base.files import disk_errors, sync
 from hfgpt.base.threads import BUSY
 from hfgpt.base.units import divisors
+from hfgpt.config import Config
 from hfgpt.config.fields import SAMPLE_TOKENS
 from hfgpt.data.blocks import Batches, TokenStream
 from hfgpt.data.prepare import Corpus
@@ -66,31 +68,56 @@ def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> M
     run = prepare(survey, processes)
     try:
         sequences = _fitting(run, flops_per_token(survey.config, survey.vocab_size))
-        first = _timed(lambda: step(run, sequences, 1))
+
+        def look() -> None:
+            if not windows or windows[0].seconds < AIM / 2:  # a slow step is not run again
+                windows.append(_timed(lambda: step(run, sequences, 1), AIM / 2))
+
+        # Three times, with the other measurements between them: a machine that others share is slow by the second.
+        windows = list[Timing]()
+        look()
         micro_batches = survey.config.global_batch / processes / sequences
-        another = _timed(lambda: step(run, sequences, 2)).seconds - first.seconds if micro_batches > 1 else 0.0
+        another = 0.0
+        if micro_batches > 1:
+            another = _timed(lambda: step(run, sequences, 2)).seconds - windows[0].seconds
         sampled = _timed(lambda: _sample(run, survey.vocab_size)).seconds if run.config.sample_prompt else 0.0
+        look()
         evaluated = _timed(lambda: _evaluate(run)).seconds
-        seconds = first.seconds + (micro_batches - 1) * another
-        if run.device.type == "cpu" and processes == 1 and not first.busy:
+        saved = _timed(lambda: _save(run), AIM / 4).seconds
+        look()
+        times = Timing([each for window in windows for each in window.times], sum(window.cpu for window in windows))
+        seconds = times.seconds + (micro_batches - 1) * another
+        if run.device.type == "cpu" and processes == 1 and not times.busy:
             if not is_compiled_module(run.model):
                 step_time.learn(run.config, survey.vocab_size, run.dtype, seconds)
+                seconds = _weighed(seconds, run.config, survey.vocab_size, run.dtype)
             if loading is not None:
                 speed.learn(start=loading + PREPARING)
         return Measured(
             seconds_per_step=seconds,
             seconds_per_eval_token=evaluated / (run.micro_batch * run.config.block_size * processes),
             seconds_per_sample=sampled,
-            seconds_per_save=_timed(lambda: _save(run), AIM / 4).seconds,
-            spread=first.spread,
+            seconds_per_save=saved,
+            spread=times.spread,
             peak=peak_flops(run),
             peak_bytes=peak_bytes(run) if sequences == run.micro_batch else None,
-            busy=first.busy,
+            busy=times.busy,
         )
     finally:
         run.accelerator.end_training()
 
 
+def _weighed(seconds: float, config: Config, vocab_size: int, dtype: str) -> float:
+    """Return the mean of a step's measured time and that which this machine's steps of before make likely.
+
+    A probe sees the machine's speed of a few seconds, the law that of days, but no recipe's own ways: far from its
+    forecast, only the probe counts.
+    """
+    likely = step_time.step_seconds(config, vocab_size, dtype, speed.this_machine(config.cpu_threads))
+    return math.sqrt(seconds * likely) if abs(math.log(seconds / likely)) < ALIKE else seconds
+
+
+ALIKE = 0.25  # the largest log of the ratio of the two
 PREPARING = 1.5  # seconds of a run's start besides the libraries: Python, the text, the folder, the slower first step
 
 
@@ -192,18 +219,30 @@ def _save(run: Run) -> None:
 
 
 class Timing(NamedTuple):
-    """The median of repetitions, half their interquartile range relative to it, and whether other work slowed them."""
+    """The seconds of each repetition of an action, and the CPU seconds of all of them."""
 
-    seconds: float
-    spread: float
-    busy: bool
+    times: list[float]
+    cpu: float
+
+    @property
+    def seconds(self) -> float:
+        """The median."""
+        return statistics.median(self.times)
+
+    @property
+    def spread(self) -> float:
+        """Half the interquartile range, relative to the median."""
+        low, high = np.quantile(self.times, [0.25, 0.75])
+        return float((high - low) / 2 / self.seconds)
+
+    @property
+    def busy(self) -> bool:
+        """Whether other work slowed them: on a CPU, wall time is longer than CPU time if threads wait for a core."""
+        return not torch.accelerator.is_available() and self.cpu < BUSY * torch.get_num_threads() * sum(self.times)
 
 
 def _timed(action: Callable[[], None], aim: float = AIM) -> Timing:
-    """Time a warmed-up action for `aim` seconds, at least three times.
-
-    On a CPU, wall time is also compared with CPU time: it is longer if threads wait for a core.
-    """
+    """Time a warmed-up action for `aim` seconds, at least three times."""
     action()
     times: list[float] = []
     cpu = time.process_time()
@@ -215,12 +254,7 @@ def _timed(action: Callable[[], None], aim: float = AIM) -> Timing:
         times.append(time.perf_counter() - start)
         if times[-1] > LONGEST:
             break
-    cpu = time.process_time() - cpu
-    threads = torch.get_num_threads()
-    busy = not torch.accelerator.is_available() and cpu < BUSY * threads * sum(times)
-    median = statistics.median(times)
-    low, high = np.quantile(times, [0.25, 0.75])
-    return Timing(median, float((high - low) / 2 / median), busy)
+    return Timing(times, time.process_time() - cpu)
 
 
 def _wait() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -205,6 +206,22 @@ def test_a_probe_measures_this_machine(tiny: dict[str, Any], write_recipe: Calla
     memory = found["memory"]
     assert memory["peak_bytes"] == pytest.approx(memory["measured_peak_bytes"], rel=0.05)
     assert not Path(tiny["out_dir"]).exists(), "nothing is written"
+
+
+@pytest.mark.parametrize(("likely", "told"), [(1.2, math.sqrt(1.2)), (0.9, math.sqrt(0.9)), (2.0, 1.0), (0.5, 1.0)])
+def test_a_probe_is_weighed_with_what_the_machine_did_before(
+    likely: float, told: float, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The machine's speed of a few seconds is not that of the run; but only the probe knows the recipe's own ways."""
+    from hfgpt.plan import probe, step_time
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(probe, "AIM", 0.01)
+    monkeypatch.setattr(probe.Timing, "seconds", 1.0)
+    monkeypatch.setattr(probe.Timing, "busy", False)
+    monkeypatch.setattr(step_time, "step_seconds", lambda *_: likely)
+    shape = config.build(tiny | {"sample_prompt": "", "device": "cpu"}, "run")
+    assert probe.probe(Survey(shape, 65, "", None, None, False)).seconds_per_step == pytest.approx(told)
 
 
 # ------------------------------------------------------------------------------------------------------ the script
