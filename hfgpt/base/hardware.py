@@ -117,13 +117,15 @@ def cpu_dtype(n_embd: int) -> str:
 def usual_bfloat16_ratio() -> float:
     """Return the speed of bfloat16 matrix products relative to float32's on a CPU with this one's instructions.
 
-    Measured with torch: 1.9 on an AMD Zen 4; 4.4 on a Zen 5, and AMX is faster still: the forecasts learn that.
-    Intel's AVX512-BF16 is slower than its float32 (a Xeon of family 6, model 207: 165 against 320 GFLOP/s). AVX-512
-    alone emulates bfloat16 at a tenth. Without it torch multiplies one number at a time (an AMD Zen 3: 0.83 against
+    Measured with torch: 1.9 on an AMD Zen 4, 4.4 on a Zen 5; AMX is faster than 1.9, but was not measured here. Intel's
+    AVX512-BF16 is slower than its float32 (a Xeon of family 6, model 207: 165 against 320 GFLOP/s). AVX-512 alone
+    emulates bfloat16 at a tenth. Without it torch multiplies one number at a time (an AMD Zen 3: 0.83 against
     65 GFLOP/s).
     """
     able = set(_cpu("flags").split())
-    if "amx_bf16" in able or ("avx512_bf16" in able and _cpu("vendor_id") == "AuthenticAMD"):
+    if "avx512_bf16" in able and _cpu("vendor_id") == "AuthenticAMD":
+        return 4.4 if int(_cpu("cpu family") or 0) >= ZEN_5 else 1.9
+    if "amx_bf16" in able:
         return 1.9
     return 0.5 if "avx512_bf16" in able else 0.1 if "avx512f" in able else 0.013
 
@@ -140,6 +142,9 @@ def _cpu(key: str) -> str:
     except OSError:
         return ""
     return field[1].strip() if field else ""
+
+
+ZEN_5 = 26  # AMD's number of the family
 
 
 def processor() -> str:
