@@ -132,7 +132,7 @@ def draw(entries: list[dict[str, Any]], language: str, target: Path) -> None:
                 axes.plot(places, [statistics.fmean(each) for each in seeds], color=colour, label=entry["recipe"])
             axes.set(xscale="log", xlabel=words[unit])
         figure.axes[0].set_ylabel(words["loss"])
-        figure.axes[0].legend()
+        figure.axes[-1].legend()  # where no curve is
         title(figure, words["title"].format(machine=entries[0]["machine"]))
         save(figure, target)
 

@@ -9,6 +9,7 @@ object interface and the Agg backend only: no window, no global state. Imports n
 
 import contextlib
 import json
+import logging
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,6 +65,7 @@ CHINESE = (
 @contextmanager
 def drawing() -> Iterator[None]:
     """Inside, figures have this style, and labels are in a language that the fonts can display."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # says of each font that has a single weight
     language = current() if current() == "en" or _chinese_fonts() else "en"
     with rc_context({**STYLE, "font.family": [LATIN, *_chinese_fonts()]}), using(language):
         yield

@@ -157,6 +157,18 @@ def test_drawing_needs_no_torch_and_no_pyplot() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_font_of_a_single_weight_is_drawn_without_a_word(tmp_path: Path) -> None:
+    """Many Chinese fonts have one; matplotlib said so twice a figure, in the middle of a run's lines."""
+    program = (
+        "from matplotlib.figure import Figure; from hfgpt.runs.plots import drawing\n"
+        "with drawing():\n"
+        "    figure = Figure(); figure.suptitle('A', family=['DejaVu Sans Display'], weight='bold')\n"
+        f"    figure.savefig({str(tmp_path / 'a.png')!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_figures_speak_chinese_only_if_a_font_can_write_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with using("zh"), plots.drawing():
         assert current() == ("zh" if plots._chinese_fonts() else "en")
