@@ -162,7 +162,7 @@ def test_a_font_of_a_single_weight_is_drawn_without_a_word(tmp_path: Path) -> No
     program = (
         "from matplotlib.figure import Figure; from hfgpt.runs.plots import drawing\n"
         "with drawing():\n"
-        "    figure = Figure(); figure.suptitle('A', family=['DejaVu Sans Display'], weight='bold')\n"
+        "    figure = Figure(); figure.suptitle('\\u220f', family=['DejaVu Sans Display'], weight='bold')\n"
         f"    figure.savefig({str(tmp_path / 'a.png')!r})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
