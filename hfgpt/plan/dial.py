@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from hfgpt.base import threads
@@ -61,11 +62,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
     """
     if survey.config.pretrained:
         return _fine_tune(survey, target, budget)
-
-    def rank(target: Target) -> list[Candidate]:
-        return _ranked(survey, target, budget)
-
-    ranked = rank(target)
+    ranked = _ranked(survey, target, budget)
     if not ranked:
         raise grid.too_short(survey, target) or InputError(
             "time-budget = {budget}: the smallest model does not make {steps} steps in that time on {device} → "
@@ -80,7 +77,8 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         threads.configure(best.config.cpu_threads)  # before torch is loaded
         from hfgpt.plan import trial
 
-        settled = trial.settle(rank, target, budget, TRIALS * budget, began)
+        rank = partial(_ranked, survey, budget=budget)
+        settled = trial.settle(ranked, rank, target, budget, TRIALS * budget, began)
         best, spent, seen = settled.best, settled.seconds, settled.forecast
         ranked, target = settled.ranked, settled.target
     best = _finished(best, target, budget)

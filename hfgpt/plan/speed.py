@@ -55,7 +55,7 @@ class Speed:
     bandwidth: float  # bytes/s of a copy in memory, read and written
     call: float  # seconds of a small numpy operation, the unit of a step's fixed costs
     busy: bool  # whether other work ran meanwhile; the machine may then be faster
-    # seconds from a training command to its first step, from a trial or a probe; None before the first
+    # seconds from a training command to its first step, from a run, a trial or a probe; None before the first
     start: float | None = None
     # for each of PARTS the log of its real time over the measured one, and their covariance
     corrections: Sequence[float] = (0.0, 0.0, 0.0, 0.0)

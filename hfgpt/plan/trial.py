@@ -155,6 +155,7 @@ class Settled:
 
 
 def settle(
+    ranked: list[Candidate],
     rank: Callable[[Target], list[Candidate]],
     target: Target,
     budget: float,
@@ -164,12 +165,12 @@ def settle(
     """Time the best candidate's step, rank them again at the machine's true speed, and try the first few shapes.
 
     Args:
-        rank: returns the candidates for a device by expected loss, best first; at least one for `target`.
+        ranked: the candidates for `target` by expected loss, best first; at least one.
+        rank: returns them for another speed of the machine.
         budget: seconds of the run that is planned.
         limit: seconds for the trials, not counting the loading of the libraries and of the text.
         began: when the libraries began to load, by time.perf_counter; None: they were loaded before.
     """
-    ranked = rank(target)
     prepared = prepare(ranked[0].config)
     tokens = Tokens(prepared.train, prepared.val, ranked[0].survey.vocab_size)
     if began is not None and target.speed is not None and not target.speed.busy and not speed.loaded():

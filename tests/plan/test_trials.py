@@ -69,7 +69,7 @@ def candidates(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_trials_keep_their_time_and_measure_the_steps(candidates: list[Candidate]) -> None:
     target = find_target(candidates[0].config)
     began = time.perf_counter()
-    done = trial.settle(lambda _: candidates, target, 60, 3.0)
+    done = trial.settle(candidates, lambda _: candidates, target, 60, 3.0)
     best, forecast = done.best, done.forecast
     assert done.seconds <= time.perf_counter() - began
     if best.measured is None:  # the machine was busy
@@ -100,7 +100,7 @@ def test_a_trial_that_is_slower_than_foreseen_keeps_its_result(
 
     monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(trial, "train", slowed)
-    done = trial.settle(lambda _: candidates, find_target(candidates[0].config), 60, 8.0)
+    done = trial.settle(candidates, lambda _: candidates, find_target(candidates[0].config), 60, 8.0)
     assert done.best.measured is not None
     assert (done.best.config.n_embd, done.best.measured.seconds_per_step) == (32, 0.0145)
     assert done.forecast.source == "trials"
@@ -111,7 +111,7 @@ def test_steps_that_other_work_slowed_do_not_count(
     candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial.Trial, "busy", property(lambda self: True))
-    done = trial.settle(lambda _: candidates, find_target(candidates[0].config), 60, 1.0)
+    done = trial.settle(candidates, lambda _: candidates, find_target(candidates[0].config), 60, 1.0)
     assert done.best == replace(candidates[0], busy=True)
     assert done.forecast.source == "laws"
 
@@ -135,7 +135,7 @@ def test_candidates_are_ranked_again_at_the_speed_that_a_step_shows(
         seen.append(timing.time(survey, target).seconds_per_step)
         return [Candidate(grid.with_length(survey, 500), 2.0, 20.0)]
 
-    settled = trial.settle(rank, target, 60, 2.0)
+    settled = trial.settle(rank(target), rank, target, 60, 2.0)
     assert seen[0] == said
     assert seen[1] < said / 2
     assert timing.time(survey, settled.target).seconds_per_step == seen[1]
