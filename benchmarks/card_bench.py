@@ -7,6 +7,7 @@ Out: :class:`Bench`, which runs hfgpt's own scripts, each in its own process; fi
 from __future__ import annotations
 
 import functools
+import itertools
 import statistics
 import sys
 import time
@@ -62,12 +63,15 @@ class Bench:
         env = watch.environment(None, self.scratch) | {"HFGPT_LANG": "en", "PYTHONWARNINGS": "error:compile"}
         return watch.run([sys.executable, *command], env, cwd, limit=self.deadline - time.monotonic())
 
-    def train(self, name: str, *flags: str, launch: tuple[str | Path, ...] = ()) -> list[dict[str, Any]]:
+    def train(self, name: str, *flags: str) -> list[dict[str, Any]]:
         """Run scripts/train.py with these arguments in its own folder; return its records."""
+        return self.launch(name, (ROOT / "scripts" / "train.py",), *flags)[0]
+
+    def launch(self, name: str, program: tuple[str | Path, ...], *flags: str) -> tuple[list[dict[str, Any]], list[str]]:
+        """Train by another program; return its records, and what it printed."""
         folder = self.scratch / name
-        program = launch or (ROOT / "scripts" / "train.py",)
-        self.run(*program, *self.cut(flags), f"--device={self.device}", f"--out_dir={folder}")
-        return peers.records(folder / "metrics.jsonl")
+        done = self.run(*program, *self.cut(flags), f"--device={self.device}", f"--out_dir={folder}")
+        return peers.records(folder / "metrics.jsonl"), done.lines
 
     def cut(self, flags: Sequence[str]) -> list[str]:
         """Return the arguments; on a CPU with a tiny shape in place of theirs."""
@@ -115,11 +119,16 @@ def losses(records: list[dict[str, Any]]) -> list[float]:
 
 
 def speed(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the median speed of the second half, when the model is compiled and warm, and the peak memory."""
-    steps = [line for line in records if "tokens_per_second" in line]
+    """Return the median seconds of a step in the second half, when the model is compiled and warm, and the peak memory.
+
+    As with nanoGPT's lines, the time is that from one record to the next.
+    """
+    steps, seconds = [line for line in records if "tokens_per_second" in line], peers.our_steps(records)
     late = steps[len(steps) // 2 :]
-    rate = statistics.median(line["tokens_per_second"] for line in late)
-    out = {"tokens_per_second": rate, "memory_bytes": max(line["memory_bytes"] for line in steps)}
+    out = {
+        "seconds": statistics.median(seconds[len(seconds) // 2 :]),
+        "memory_bytes": max(line["memory_bytes"] for line in steps),
+    }
     if mfu := [line["mfu"] for line in late if "mfu" in line]:
         out["mfu"] = statistics.median(mfu)
     return out
@@ -130,17 +139,18 @@ def gap(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
 
-def besides(records: list[dict[str, Any]], tokens: int) -> float:
-    """Return the seconds of a run that its steps, of so many tokens, did not take: evaluations, checkpoints, records.
+def delays(records: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Return the seconds of each evaluation, and those from an evaluation's record to the end of the next step.
 
-    A record's speed is that of the steps since the one before it.
+    In the latter the checkpoint is written and the model exported; a run must record each step.
     """
-    steps, seconds = 0, max(line["seconds"] for line in records)
-    for line in records:
-        if "tokens_per_second" in line:
-            seconds -= (line["step"] - steps) * tokens / line["tokens_per_second"]
-            steps = line["step"]
-    return float(seconds)
+    evaluations, afterwards = list[float](), list[float]()
+    for before, line in itertools.pairwise(records):
+        if "val_loss" in line and "train_loss" in before:
+            evaluations.append(line["seconds"] - before["seconds"])
+        if "val_loss" in before and "train_loss" in line and line["step"] > 1:
+            afterwards.append(line["seconds"] - before["seconds"])
+    return evaluations, afterwards
 
 
 @functools.cache

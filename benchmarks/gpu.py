@@ -7,13 +7,15 @@
 In:  NANOGPT, a checkout of nanoGPT to run beside it (optional); a card (`--device cpu` tries the command itself).
 Out: the table, and benchmarks/results/gpu-<card>.json with the versions. All parts take about half an hour, nanoGPT
      included: a call begins no part that would not end in time, and the next call goes on. A failed part reports what
-     it saw, and the others continue; the next call tries it again, after those that were not measured yet.
+     it saw, and the others continue; the next call tries it again, after those that were not measured yet. The exit
+     status is 1 as long as a part failed or a figure misses its goal.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -26,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from card_bench import Bench, card_name
-from card_parts import PARTS
+from card_parts import BESIDE, PARTS
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "accelerate", "triton", "numpy")
@@ -41,39 +43,45 @@ def main() -> int:
         return 0
     card = "cpu" if arguments.device == "cpu" else card_name()
     if not card:
-        print(
-            "there is no CUDA card here: nothing is measured (--device cpu tries the command itself)", file=sys.stderr
+        said = (
+            "there is no CUDA card here that torch can use: nothing is measured (--device cpu tries the command)"
         )
+        print(said, *(f"{name} {version}" for name, version in versions().items()), sep="\n  ", file=sys.stderr)
         return 2
     path = arguments.json or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
-    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    parts: dict[str, Any] = {} if arguments.again and not arguments.only else saved.get("parts", {})
+    parts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    names = arguments.only or list(PARTS)
     checkout = os.environ.get("NANOGPT")
-    failed = False
+    for name, part in parts.items():  # its figures stay until it is measured again
+        part["again"] |= (arguments.again and name in names) or bool(checkout and name in BESIDE and not part["beside"])
     with tempfile.TemporaryDirectory(prefix="hfgpt-gpu-") as scratch:
         deadline = math.inf if card == "cpu" else time.monotonic() + arguments.seconds
         bench = Bench(Path(scratch), arguments.device, Path(checkout).resolve() if checkout else None, deadline)
-        for name in due(arguments.only or list(PARTS), {} if arguments.again else parts):
+        for name in due(names, parts):
             if time.monotonic() + PARTS[name][1] > bench.deadline:
                 print(f"{name}: left for the next call, {arguments.seconds} s are nearly over")
                 continue
             parts[name] = measure(name, bench)
-            failed |= bool(parts[name]["error"]) or any(row["holds"] is False for row in parts[name]["rows"])
-            path.write_text(json.dumps({"card": card, "versions": versions(), "parts": parts}, indent=1) + "\n")
+            path.write_text(json.dumps({"card": card, "parts": parts}, indent=1) + "\n")
     print(table(card, parts))
-    return int(failed)
+    return int(any(part["error"] or any(row["holds"] is False for row in part["rows"]) for part in parts.values()))
 
 
 def due(names: list[str], parts: dict[str, Any]) -> list[str]:
     """Return the parts to measure: those not measured yet, then those that had failed; say which are done."""
+    new = [name for name in names if name not in parts or parts[name]["again"]]
+    failed = [name for name in names if name not in new and parts[name]["error"]]
     for name in names:
-        if name in parts and not parts[name]["error"]:
+        if name not in (*new, *failed):
             print(f"{name}: measured already (--again repeats it)")
-    return [name for name in names if name not in parts] + [name for name in names if parts.get(name, {}).get("error")]
+    return new + failed
 
 
 def measure(name: str, bench: Bench) -> dict[str, Any]:
-    """Return the rows of a part, as far as it got, its error, and the end of what the failed command printed."""
+    """Return the rows of a part, as far as it got, its error, and the end of what the failed command printed.
+
+    With them: the versions, whether nanoGPT ran beside it, and `again`, set once it is to be measured again.
+    """
     rows, error, said, began = [], "", list[str](), time.monotonic()
     print(f"{name} …", flush=True)
     try:
@@ -84,21 +92,16 @@ def measure(name: str, bench: Bench) -> dict[str, Any]:
         error, said = f"{type(problem).__name__}: {problem}", [*getattr(problem, "lines", [])][-60:]
         print("".join(said[-20:]), end="")
         print(f"✗ {name}: {error}", flush=True)
-    return {"rows": rows, "error": error, "said": said, "seconds": round(time.monotonic() - began, 1)}
+    made = {"versions": versions(), "beside": bench.nanogpt is not None, "again": False}
+    return {"rows": rows, "error": error, "said": said, "seconds": round(time.monotonic() - began, 1)} | made
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the packages that are installed."""
-    return {each: importlib.metadata.version(each) for each in PACKAGES if installed(each)}
+    """Return the versions of the installed packages, and of the CUDA that torch was built for."""
+    import torch
 
-
-def installed(name: str) -> bool:
-    """Whether a package is installed."""
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    found = {name: importlib.metadata.version(name) for name in PACKAGES if importlib.util.find_spec(name)}
+    return found | {"CUDA": torch.version.cuda or "none", "cuDNN": str(torch.backends.cudnn.version() or "none")}
 
 
 def line(row: dict[str, Any]) -> str:

@@ -37,8 +37,9 @@ TABLE = HERE / "results" / "loss_pairs.csv"
 CHINESE = HERE.parent / "docs" / "course" / "tang300.txt"
 LENGTHS = (40_000, 160_000, 320_000, 640_000, 2_000_000)  # characters, or as many as the text has
 FRACTIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of the run, at which it is evaluated
-TRIALS = (0.03, 0.07, 0.1)  # of its steps
-SHORTEST, LONGEST = 8.0, 40.0  # seconds of a run, about; rows 0 to 37 took 4 to 25, and 51 on were drawn for 5 to 18
+TRIALS = (0.025, 0.05, 0.1)  # of its steps; 0.03, 0.07 and 0.1 in the rows before 60
+# Seconds of a run, about, as a learner's dial plans them. The rows before 60 took 4 to 40: a tenth of that says little.
+SHORTEST, LONGEST = 30.0, 100.0
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters", "optimizer", "learning_rate",
          "muon_learning_rate", "dropout")  # fmt: skip
 
@@ -81,7 +82,7 @@ def draw(number: int, texts: Sequence[str] = TEXTS) -> dict[str, Any]:
             "n_embd": 32 * heads,
             "block_size": int(rng.choice([32, 64, 128])),
             "batch_size": int(rng.choice([8, 16, 32])),
-            "max_iters": int(np.exp(rng.uniform(np.log(500), np.log(4000)))),
+            "max_iters": int(np.exp(rng.uniform(np.log(600), np.log(8000)))),
             "optimizer": "muon" if rng.random() < 0.75 else "adamw",
             "dropout": float(rng.choice([0.0, 0.1, 0.2], p=[0.7, 0.15, 0.15])),
         }
@@ -162,9 +163,10 @@ def rows() -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=200)
-    parser.add_argument("--text", action="append", help="a file in place of the usual texts; may be repeated")
+    parser.add_argument("--text", action="append", help="a file, or one of the usual texts; may be repeated")
     options = parser.parse_args()
-    texts = [str(Path(name).resolve()) for name in options.text] if options.text else TEXTS
+    own = [name if name in TEXTS else str(Path(name).resolve()) for name in options.text or []]
+    texts = own or TEXTS
     ends = time.monotonic() + options.seconds
     number = max(table.numbers(TABLE), default=-1) + 1
     while time.monotonic() < ends:

@@ -88,11 +88,12 @@ def loop(device: str) -> dict[str, Any]:
 
 
 def profiled(step: Callable[[], None], device: str) -> dict[str, float]:
-    """Profile five steps."""
-    with torch.profiler.profile() as profiler:
-        for _ in range(5):
-            step()
-        wait(device)
+    """Profile five steps, after one whose profile is dropped: starting the profiler itself holds up the first step."""
+    for steps in (1, 5):
+        with torch.profiler.profile() as profiler:
+            for _ in range(steps):
+                step()
+            wait(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
@@ -213,11 +214,15 @@ def a_run(shape: Shape, vocabulary: int, device: str, **values: Any) -> Iterator
 
 
 def masks(device: str) -> dict[str, Any]:
-    """Return three steps' losses and a later one's seconds, with each kind of document mask and without documents."""
+    """Return a step's seconds with each kind of document mask and without one, and how far its gradients are off.
+
+    The loss of random tokens hardly depends on the mask, but the gradients of attention do: `off` is the norm of their
+    difference from those of the boolean mask, as a share.
+    """
     from hfgpt.train.step import train_step
 
     shape, vocabulary = model_of(device)
-    shape, seen = replace(shape, n_layer=min(FEW, shape.n_layer)), {}
+    shape, seen, boolean = replace(shape, n_layer=min(FEW, shape.n_layer)), {}, torch.empty(0)
     for name, compiled, masked in (("boolean", False, True), ("blocks", True, True), ("none", True, False)):
         more = {"compile": compiled, "document_mask": masked, "tokenizer": "bpe"}
         with a_run(shape, vocabulary, device, **more) as run:
@@ -228,11 +233,22 @@ def masks(device: str) -> dict[str, Any]:
             def step(run: Any = run, batch: Any = batch) -> Any:
                 return train_step(run, batch, shape.tokens, 1e-4)
 
-            steps = [step() for _ in range(3)]
-            values = [float(each.nll) / each.targets for each in steps]
-            seconds = in_turn({name: step}, 1, 3 if device == "cpu" else 10)[name]
-            seen[name] = {"losses": values, "seconds": statistics.median(seconds)}
+            gradients = attention_gradients(run, batch)
+            boolean = gradients if name == "boolean" else boolean
+            off = float((gradients - boolean).norm() / boolean.norm())
+            seconds = in_turn({name: step}, 1, 3 if device == "cpu" else 10, warm=2)[name]
+            seen[name] = {"off": off, "seconds": statistics.median(seconds)}
     return seen
+
+
+def attention_gradients(run: Any, batch: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """Return the gradients of all attention weights at this batch, and set them to zero again."""
+    for part in batch:
+        run.accelerator.backward(run.model(**part))
+    named = [(name, each.grad) for name, each in run.model.named_parameters() if each.ndim == 2]
+    gradients = torch.cat([each.float().flatten().cpu() for name, each in named if "attn" in name and each is not None])
+    run.optimizer.zero_grad()
+    return gradients
 
 
 # ------------------------------------------------------------------------------------------------- capped memory
@@ -268,20 +284,41 @@ def fits(device: str, flag: str) -> dict[str, Any]:
         return {"steps": sum("train_loss" in line for line in records), "micro_batch": found[0], "peak": peak}
 
 
-# -------------------------------------------------------------------------------------- two processes on one card
+# ------------------------------------------------------------------------------------------------ several processes
 
 
-def train_over_gloo(words: list[str]) -> None:
-    """Run scripts/train.py in a process group over gloo, since NCCL refuses two processes on one card."""
+def train(words: list[str], gloo: bool) -> None:
+    """Run scripts/train.py with its model wrapped as for several processes, even if there is one; name the wrapper.
+
+    With one process on a card, Accelerate would leave out DDP. Over gloo two processes may share a card, which NCCL
+    refuses.
+    """
     import torch.distributed as dist
+    from accelerate import Accelerator
 
-    dist.init_process_group("gloo")
-    if torch.cuda.is_available():
-        os.environ["LOCAL_RANK"] = "0"  # by which Accelerate chooses the card for the model, for DDP and for barriers
+    if gloo:
+        dist.init_process_group("gloo")
+        if torch.cuda.is_available():
+            os.environ["LOCAL_RANK"] = "0"  # by which Accelerate chooses the card for the model, DDP and barriers
+    prepare = Accelerator.prepare
+
+    def named(self: Any, *arguments: Any, **options: Any) -> Any:
+        done = prepare(self, *arguments, **options)
+        kinds = {kind.__name__ for module in done[0].modules() for kind in type(module).__mro__}  # the model is first
+        if self.is_main_process:
+            print(json.dumps({"wrapper": next((kind for kind in WRAPPERS if kind in kinds), "none")}), flush=True)
+        return done
+
+    Accelerator.prepare = named
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_FSDP") != "true":
+        Accelerator.multi_device = property(lambda self: True)
     from hfgpt.commands import run
 
     sys.argv = ["train.py", *words]
     run("train")
+
+
+WRAPPERS = ("DistributedDataParallel", "FSDPModule")
 
 
 MEASUREMENTS: dict[str, Callable[..., Any]] = {"loop": loop, "memory": memory, "masks": masks, "fits": fits}
@@ -293,9 +330,10 @@ def main() -> None:
     )
     parser.add_argument("measurement", choices=[*MEASUREMENTS, "train"])
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--gloo", action="store_true", help="for train: the processes share a card")
     known, rest = parser.parse_known_args()
     if known.measurement == "train":
-        train_over_gloo([*rest, f"--device={known.device}"])
+        train([*rest, f"--device={known.device}"], known.gloo)
         return
     print(json.dumps(MEASUREMENTS[known.measurement](known.device, *rest)))
 

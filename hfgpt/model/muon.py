@@ -5,6 +5,7 @@ Out: one torch optimizer for both.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -111,7 +112,17 @@ class Muon(torch.optim.Optimizer):
         super().__init__([*adamw.param_groups, *matrices], {})
         self._adamw, self._dtype = adamw, dtype
         self._step_supports_amp_scaling = True  # a GradScaler then sets found_inf, without reading it
+        self._alone = False
         self.found_inf: Tensor | None = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it, a step takes its usual memory but waits for no other process; its updates mean nothing."""
+        self._alone = True
+        try:
+            yield
+        finally:
+            self._alone = False
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -142,7 +153,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         directions = _whole(weights, list(torch._foreach_lerp(gradients, averages, group["momentum"])))
         inputs, outputs = weights[0].shape[0], weights[0].shape[1] // group["parts"]
-        updates = _shards(weights, _together(directions, group["parts"], self._dtype))
+        updates = _shards(weights, _together(directions, group["parts"], self._dtype, alone=self._alone))
         kept = 1 - group["lr"] * group["weight_decay"]
         if left_out is None:
             torch._foreach_mul_(local_weights, kept)
@@ -194,8 +205,11 @@ def _shards(weights: list[nn.Parameter], whole: list[Tensor]) -> list[Tensor]:
     ]  # fmt: skip
 
 
-def _together(directions: list[Tensor], parts: int, dtype: torch.dtype) -> list[Tensor]:
-    """Orthogonalise directions of one shape: each process computes some of them, then all gather the results."""
+def _together(directions: list[Tensor], parts: int, dtype: torch.dtype, *, alone: bool) -> list[Tensor]:
+    """Orthogonalise directions of one shape: each process computes some of them, then all gather the results.
+
+    `alone` leaves out the gathering, but not its memory: all results are zeros.
+    """
     processes = _processes()
     if processes == 1:
         return list(_orthogonal(directions, parts, dtype).unbind())
@@ -206,7 +220,10 @@ def _together(directions: list[Tensor], parts: int, dtype: torch.dtype) -> list[
         orthogonal = _orthogonal(local_directions, parts, dtype)
         share[: len(orthogonal)] = orthogonal
     shares = share.new_empty((processes, *share.shape))
-    dist.all_gather_single(shares.flatten(0, 1), share)
+    if alone:
+        shares.zero_()
+    else:
+        dist.all_gather_single(shares.flatten(0, 1), share)
     return [shares[number % processes, number // processes] for number in range(count)]
 
 

@@ -18,7 +18,7 @@ from hfgpt.base.units import duration
 from hfgpt.model.schedule import learning_rate
 from hfgpt.train import checkpoint
 from hfgpt.train.collective import SHARE, Waiting
-from hfgpt.train.memory import advice, can_try, is_out_of_memory
+from hfgpt.train.memory import advice, is_out_of_memory
 from hfgpt.train.resume import save
 from hfgpt.train.run import Run
 
@@ -57,7 +57,7 @@ def explained(run: Run, position: dict[str, Any] | None = None) -> Iterator[None
                 saved=rescue(run, position),
                 advice=advice(run),
             )
-            by_itself = "\n      " + _("(or --fit=always, which finds that by itself)") if can_try(run) else ""
+            by_itself = "\n      " + _("(or --fit=always, which finds that by itself)") if run.replicated else ""
             raise failed(run, message + by_itself) from error
         if reason := lost_process(error):
             raise failed(run, _("step {step}: {reason}", step=step, reason=reason)) from error

@@ -82,6 +82,8 @@ def make_accelerator(config: Config) -> Accelerator:
         _be_deterministic()
     if device == "cpu":
         hardware.keep_freed_memory()
+    if compiles:
+        _compile_for_resuming(config.deterministic)
     dynamo = TorchDynamoPlugin(backend="inductor" if compiles else "no", dynamic=False)
     accelerator = Accelerator(
         cpu=cpu,
@@ -251,6 +253,17 @@ def _be_deterministic() -> None:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+
+
+def _compile_for_resuming(deterministic: bool) -> None:
+    """Make the compiled step depend on nothing that a checkpoint lacks."""
+    from torch._functorch import config as autograd
+    from torch._inductor import config as inductor
+
+    # torch would draw the dropout that checkpointing recomputes from generators of its own.
+    autograd.graphsafe_rng_functionalization = False
+    # Timings would choose between kernels that round differently.
+    inductor.deterministic = deterministic
 
 
 def wants_compilation(config: Config, device: str, dtype: str, processes: int) -> bool:

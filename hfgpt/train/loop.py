@@ -32,7 +32,7 @@ from hfgpt.train.report import finish, introduce
 from hfgpt.train.resume import reserve, save
 from hfgpt.train.run import Run
 from hfgpt.train.start import start
-from hfgpt.train.step import StepResult, global_loss, must_look, settle, to_device, train_step
+from hfgpt.train.step import StepResult, global_loss, must_look, order_buckets, settle, to_device, train_step
 from hfgpt.train.stop import TIME_IS_UP, Stop, describe
 
 
@@ -68,6 +68,7 @@ def train(
     try:
         with about_card(run.device.type == "cuda"), explained(run), watched(run):
             fit(run)
+            order_buckets(run)
             introduce(run)
             meter = Meter(run)
             started = time.monotonic()

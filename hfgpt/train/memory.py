@@ -12,6 +12,7 @@ import gc
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -26,13 +27,11 @@ from hfgpt.base.language import _
 from hfgpt.base.units import divisors
 from hfgpt.config import Config
 from hfgpt.model import sizes
+from hfgpt.model.muon import Muon
 from hfgpt.train.collective import gather
 from hfgpt.train.run import Run
 
 STATE = 16  # bytes per parameter: weight, gradient and AdamW's two averages, in float32
-
-# Under FSDP and DeepSpeed a forward pass is a collective: a process that fails in it would leave the others waiting.
-REPLICATED = {DistributedType.NO, *(kind for kind in DistributedType if kind.name.startswith("MULTI_"))}
 
 
 # ------------------------------------------------------------------------------------------------ before the model
@@ -122,7 +121,7 @@ def fit(run: Run) -> None:
     mode = run.config.fit
     if mode == "never" or (mode == "auto" and run.device.type == "cpu"):
         return
-    if not can_try(run):
+    if not run.replicated:  # a process that fails in a forward pass would leave the others waiting
         run.display.say(
             _(
                 "fit = {mode!r}: not tried under {engine}, where a process that runs out of memory leaves the others "
@@ -155,11 +154,6 @@ def fit(run: Run) -> None:
                 taken=run.micro_batch,
             )
         )
-
-
-def can_try(run: Run) -> bool:
-    """Whether a process can try a micro-batch by itself."""
-    return run.accelerator.distributed_type in REPLICATED
 
 
 def smaller(run: Run) -> Iterator[int]:
@@ -244,14 +238,15 @@ def _drop_gradient(parameter: Tensor) -> None:
 
 
 def idle_update(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-    """Make a fresh optimizer create its averages, without changing a weight."""
+    """Make a fresh optimizer create its averages, without changing a weight, and without the other processes."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     try:
-        optimizer.step()
+        with optimizer.alone() if isinstance(optimizer, Muon) else nullcontext():
+            optimizer.step()
     finally:
         optimizer.zero_grad()
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -267,9 +262,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means that a device or the host ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and (
-        should_reduce_batch_size(error) or "CUBLAS_STATUS_ALLOC_FAILED" in str(error)
-    )
+    said = str(error)  # also by CUDA itself and by Triton, which load kernels and pin memory beside torch's allocator
+    known = "out of memory" in said.lower() or "CUBLAS_STATUS_ALLOC_FAILED" in said
+    return isinstance(error, RuntimeError) and (known or should_reduce_batch_size(error))
 
 
 def advice(run: Run) -> str:

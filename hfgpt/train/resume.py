@@ -92,9 +92,10 @@ def export_model(run: Run, then: Callable[[], None]) -> None:
 def reserve(run: Run) -> None:
     """Reserve memory for background writes, so that the first checkpoint does not delay the steps.
 
-    Call it once the optimizer has its averages. Shards need no reserve: gathering them takes longer.
+    Call it once the optimizer has its averages. Where they are spread over the processes, none is needed: gathering
+    them takes longer.
     """
-    if run.main and run.writer.background and not run.sharded:
+    if run.main and run.writer.background and run.replicated:
         run.writer.reserve("weights", model_tensors(run))
         run.writer.reserve("averages", optimizer_tensors(run))
 

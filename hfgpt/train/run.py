@@ -95,6 +95,15 @@ class Run:
         return bool(self.accelerator.is_main_process)
 
     @property
+    def replicated(self) -> bool:
+        """Whether each process holds all weights and averages, so that one can act on them without the others.
+
+        Under FSDP and DeepSpeed, a forward pass and reading the averages are collectives.
+        """
+        kind = self.accelerator.distributed_type
+        return bool(kind == DistributedType.NO or kind.name.startswith("MULTI_"))
+
+    @property
     def sharded(self) -> bool:
         """Whether each process holds only a part of the weights (FSDP)."""
         return bool(self.accelerator.distributed_type == DistributedType.FSDP)

@@ -140,7 +140,8 @@ def _into_deepspeed(model: nn.Module, optimizer: Any, new: dict[str, Tensor], me
         step = next(iter(means.values()))["step"]
         for flat in optimizer.optimizer.single_partition_of_fp32_groups:
             zeros = {key: torch.zeros_like(flat) for key in ADAM}
-            _inner(optimizer).state[flat] = {"step": step.clone(), **zeros}
+            # a fused AdamW has its step count on the device
+            _inner(optimizer).state[flat] = {"step": step.to(flat.device, torch.float32, copy=True), **zeros}
     _link_deepspeed(optimizer)
     for name, parameter in model.named_parameters():
         safe_set_full_fp32_param(parameter, new[name])

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
+from accelerate.utils import DistributedType
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -90,9 +91,29 @@ def train_step(run: Run, batches: list[dict[str, Tensor]], targets: int, learnin
     return result
 
 
+def order_buckets(run: Run) -> None:
+    """Have DDP group the gradients as in every later step, before the first one. Collective.
+
+    It reduces those of its first backward pass in one bucket, and then forms buckets in the order of their arrival.
+    From three processes on, a sum's last bits depend on its place in a bucket: after a resume, the first step would not
+    equal that of an undisturbed run. Nothing else changes; the gradients are dropped.
+    """
+    if run.accelerator.num_processes == 1 or not run.replicated or run.config.eval_only:
+        return
+    devices = [] if run.device.type == "cpu" else [run.device]
+    tokens = torch.zeros((run.micro_batch, run.config.block_size + 1), dtype=torch.long, device=run.device)
+    run.model.train()
+    with in_time(), torch.random.fork_rng(devices, device_type=run.device.type):
+        torch.autograd.backward(run.model(input_ids=tokens[:, :-1], targets=tokens[:, 1:]))
+    run.optimizer.zero_grad()
+
+
 def update(run: Run, result: StepResult, norm: Tensor | float) -> StepResult:
     """Update the weights, unless the gradients are not finite or too large."""
     if must_look(run):
+        deepspeed = run.accelerator.distributed_type == DistributedType.DEEPSPEED
+        if deepspeed and not math.isfinite(global_loss(run, result)):
+            norm = math.nan  # DeepSpeed says -1, or the norm of the step before
         result = result._replace(norm=float(norm))
         if may_step(run, result.grad_norm):
             run.optimizer.step()

@@ -19,7 +19,10 @@ from survival import ROOT, figures
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
-from hfgpt.train import launch, states
+from hfgpt.plan import probe
+from hfgpt.plan.survey import Survey
+from hfgpt.train import launch, resume, states, step
+from hfgpt.train.writer import Writer
 
 TRAIN_LOSS = 1  # the index in a row of figures()
 
@@ -115,6 +118,87 @@ def test_deepspeed_updates_before_a_guard_can_look(key: str, value: Any) -> None
         launch.check_engine(guarded, DistributedType.DEEPSPEED)
     launch.check_engine(guarded, DistributedType.MULTI_GPU)
     launch.check_engine(config.build({}, "test"), DistributedType.DEEPSPEED)
+
+
+@pytest.fixture
+def sharing(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a run that was prepared as usual, and takes itself for one of DeepSpeed's."""
+    survey = Survey(config.build(tiny | {"background_save": True}, "test"), 300, "", None, None, False)
+    run = probe.prepare(survey)
+    run.writer = Writer(background=True)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    return run
+
+
+def test_deepspeeds_averages_are_not_read_by_the_main_process_alone(
+    sharing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading them is a collective: the main process would wait for the others in it."""
+
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("a collective that only one process begins")
+
+    monkeypatch.setattr(states, "weights", read)
+    monkeypatch.setattr(states, "averages", read)
+    resume.reserve(sharing)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.MULTI_GPU)
+    with pytest.raises(AssertionError, match="only one process"):
+        resume.reserve(sharing)
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(3.0, 1.0), (math.nan, math.nan), (math.inf, math.nan)])
+def test_deepspeed_hides_a_loss_that_is_not_finite(sharing: Any, loss: float, norm: float) -> None:
+    """Its norm is then -1, or that of the step before; max_bad_steps counts by the loss."""
+    result = step.StepResult(1, torch.tensor(loss), 64, math.nan)
+    assert step.update(sharing, result, 1.0).grad_norm == pytest.approx(norm, nan_ok=True)
+
+
+def test_deepspeeds_step_count_is_where_a_fused_adamw_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device of the flat weights, in float32; a checkpoint has it on the CPU."""
+    flat = torch.empty(4, device="meta")
+    inner = SimpleNamespace(state={})
+    outer = SimpleNamespace(optimizer=inner, single_partition_of_fp32_groups=[flat],
+                            _lazy_init_hp_params_optimizer_state=lambda: None)  # fmt: skip
+    accessors = SimpleNamespace(safe_set_full_fp32_param=lambda *_: None, safe_set_full_optimizer_state=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "deepspeed", SimpleNamespace(utils=accessors))
+    monkeypatch.setitem(sys.modules, "deepspeed.utils", accessors)
+    net = torch.nn.Linear(2, 2, bias=False)
+    means = {"weight": {"step": torch.tensor(7), "exp_avg": torch.zeros(2, 2), "exp_avg_sq": torch.zeros(2, 2)}}
+    accelerator: Any = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    states.load(accelerator, net, SimpleNamespace(optimizer=outer), {"weight": torch.zeros(2, 2)}, means)
+    assert (inner.state[flat]["step"].device.type, inner.state[flat]["step"].dtype) == ("meta", torch.float32)
+
+
+@pytest.mark.e2e
+def test_three_processes_resume_bit_for_bit(recipe: Path, run_script: Any, tmp_path: Path) -> None:
+    """With two, DDP's sums are the same in any order; with three, their bits depend on how it groups the gradients."""
+    launch = ("-m", "torch.distributed.run", "--nproc_per_node=3")
+    recipe_of_eight = ("train.py", recipe, "--batch_size=6", "--n_layer=3", "--lr_decay_iters=8", "--eval_interval=4")
+
+    def train(folder: str, *words: str) -> None:
+        done = run_script(*recipe_of_eight, *words, f"--out_dir={tmp_path / folder}", launch=launch)
+        assert done.returncode == 0, done.stderr
+
+    train("whole", "--max_iters=8")
+    train("halves", "--max_iters=4")
+    train("halves", "--max_iters=8", "--resume")
+    weights = [(tmp_path / folder / "checkpoint-8/model.safetensors").read_bytes() for folder in ("whole", "halves")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, while it compiles
+def test_a_compiled_step_depends_on_nothing_that_a_checkpoint_lacks(tiny: dict[str, Any]) -> None:
+    """No generators of torch's own for the dropout that checkpointing recomputes, no choice of kernels by timings."""
+    from torch._functorch import config as autograd
+    from torch._inductor import config as inductor
+
+    try:
+        for wanted in (True, False):
+            launch.make_accelerator(config.build(tiny | {"compile": True, "deterministic": wanted}, "test"))
+            assert inductor.deterministic == wanted
+            assert not autograd.graphsafe_rng_functionalization
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_deterministic_switches_torch(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,18 @@ def forward(self, input_ids, targets):
 model.LanguageModel.forward = forward
 """
 
+# ... whose second process cannot even create the averages at the first try.
+SMALLER_DEVICE = """
+from hfgpt.train import memory
+update, tries = memory.idle_update, []
+def idle_update(optimizer, parameters):
+    tries.append(0)
+    if os.environ.get("RANK") == "1" and len(tries) == 1:
+        raise torch.AcceleratorError("CUDA error: out of memory")
+    update(optimizer, parameters)
+memory.idle_update = idle_update
+"""
+
 
 def room_for(monkeypatch: pytest.MonkeyPatch, sequences: int, steps: int = 0) -> list[int]:
     """Simulate a device that runs out of memory above so many sequences, after some passes; return the tries."""
@@ -208,9 +220,13 @@ def test_what_to_change_where_batches_are_single(tiny: dict[str, Any]) -> None:
 def test_two_processes_agree(
     dropped: dict[str, Any], write_recipe: Callable[..., Path], run_script: Any, tmp_path: Path
 ) -> None:
-    """Only one of them runs out of memory: both take its micro-batch, and neither waits for the other."""
+    """Only one of them runs out of memory: both take its micro-batch, and neither waits for the other.
+
+    Muon's processes share the work of an update, but not in a trial.
+    """
+    dropped["optimizer"] = "muon"
     program = tmp_path / "small_device.py"
-    program.write_text(SMALL_DEVICE + (ROOT / "scripts" / "train.py").read_text(), encoding="utf-8")
+    program.write_text(SMALL_DEVICE + SMALLER_DEVICE + (ROOT / "scripts" / "train.py").read_text(), encoding="utf-8")
     fitted, asked = tmp_path / "fitted", tmp_path / "asked"
     done = run_script(program, write_recipe(dropped), f"--out_dir={fitted}", launch=TWO)
     assert done.returncode == 0, done.stderr
@@ -219,6 +235,22 @@ def test_two_processes_agree(
     done = run_script("train.py", small, f"--out_dir={asked}", launch=TWO)
     assert done.returncode == 0, done.stderr
     assert differences(fitted, asked) == []
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        ("CUDA out of memory. Tried to allocate 20.00 GiB.", True),
+        ("CUDA error: out of memory\nCUDA kernel errors might be reported at some other call", True),
+        ("Triton Error [CUDA]: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8589934592 bytes.", True),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+    ],
+)
+def test_out_of_memory_by_whoever_says_it(said: str, means: bool) -> None:
+    assert memory.is_out_of_memory(RuntimeError(said)) == means
+    assert not memory.is_out_of_memory(ValueError(said))
 
 
 def test_a_model_that_does_not_fit_at_all(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
