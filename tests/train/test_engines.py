@@ -85,6 +85,17 @@ def test_fsdp2_compiled_has_the_losses_of_ddp(recipe: Path, tmp_path: Path, pyth
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("more", [(), ("--activation_checkpointing",)], ids=["plain", "checkpointing"])
+def test_ddp_compiled_has_the_losses_of_ddp(more: tuple[str, ...], recipe: Path, tmp_path: Path, python: str) -> None:
+    """A model of several buckets, at which torch splits the compiled graph; with accumulation."""
+    flags = ("--dtype=float32", "--n_layer=4", "--n_embd=256", "--batch_size=2", "--gradient_accumulation_steps=4")
+    for folder, compiled in (("eager", "--no_compile"), ("compiled", "--compile")):
+        two_processes(python, "ddp", recipe, *flags, *more, compiled, "--max_iters=6", f"--out_dir={tmp_path / folder}")
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), abs=1e-5)
+
+
+@pytest.mark.long
 def test_deepspeed_trains_resumes_and_leaves_like_one_process(recipe: Path, run_script: Any, tmp_path: Path) -> None:
     """DeepSpeed's configuration as it is, but for one process: its CPU backend counts two processes as one."""
     pytest.importorskip("deepspeed", reason="needs DeepSpeed: DS_BUILD_OPS=0 pip install deepspeed")
