@@ -47,6 +47,7 @@ def profile(bench: Bench) -> Iterator[Row]:
     yield Row("the host waits for the card a step", seen["waits"], "times", "≤ 1", bench.trial or seen["waits"] <= 1)
     yield Row("the card is idle", seen["idle"], "of a step", "< 0.05", bench.trial or seen["idle"] < 0.05)
     yield Row("the head alone", seen["head_seconds"] * 1e3, "ms")
+    yield Row("the head's share", seen["head_seconds"] / seen["seconds"], "of a step")
     yield Row("a step without a wait", seen["error"] or "none", "", "none", not seen["error"])
 
 

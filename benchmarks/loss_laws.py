@@ -94,7 +94,8 @@ class Example(NamedTuple):
 
 
 # These are left out together.
-KINDS = dict.fromkeys(("tang300", "docs-zh", "handbook-zh", "manzh"), "Chinese") | {"pylib": "code"}
+KINDS = dict.fromkeys(("tang300", "docs-zh", "handbook-zh", "manzh", "sanguo", "d2lzh"), "Chinese")
+KINDS |= dict.fromkeys(("pylib", "redis", "cpp", "perl"), "code")
 
 
 def rows() -> list[dict[str, Any]]:
