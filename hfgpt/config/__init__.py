@@ -10,5 +10,15 @@ transformers, so ``--help`` and errors appear at once.
 from hfgpt.config.fields import CALLED, EMBEDDED_DATASET, GROUPS, INSTEAD, RENAMED, Config, with_role
 from hfgpt.config.reading import PARAMETERS, build, load, parse_overrides, remarks
 from hfgpt.config.recipe_files import find_recipe, read_recipe, run_folder, shipped_recipes
-from hfgpt.config.reference import allowed, default_of, group_of, help_text, to_yaml, unit_of, yaml_scalar
+from hfgpt.config.reference import (
+    DERIVED,
+    allowed,
+    default_of,
+    derivable,
+    group_of,
+    help_text,
+    to_yaml,
+    unit_of,
+    yaml_scalar,
+)
 from hfgpt.config.rules import choose_tokenizer, default_warmup, resolve

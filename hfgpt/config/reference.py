@@ -116,7 +116,7 @@ def to_yaml(config: Config, *, in_folder: bool = False) -> str:
     Args:
         in_folder: leave out `out_dir`, since the recipe lies in its run folder.
     """
-    comments = _derived(config)
+    comments = derivable(config) - config.model_fields_set
     lines = []
     for group, title in GROUPS.items():
         lines.append(f"# {_(title)}")
@@ -129,12 +129,19 @@ def to_yaml(config: Config, *, in_folder: bool = False) -> str:
     return "\n".join(lines)
 
 
-def _derived(config: Config) -> set[str]:
-    """Return the fields that were not given and whose values :func:`resolve` derives from the others."""
-    keys = {"warmup_iters", "lr_decay_iters", "min_lr", "vocab_size", "tokenizer"} - config.model_fields_set
-    empty = {key: Config.model_fields[key].default for key in keys}
-    again = resolve(Config.model_construct(_fields_set=set(), **{**config.model_dump(), **empty}), "")
-    return {key for key in keys if getattr(config, key) == getattr(again, key) != empty[key]}
+DERIVED = ("warmup_iters", "lr_decay_iters", "min_lr", "vocab_size", "tokenizer")
+
+
+def derivable(config: Config) -> set[str]:
+    """Return the fields whose values :func:`resolve` would derive from the others, given or not."""
+    out = set[str]()
+    for key in DERIVED:
+        default = Config.model_fields[key].default
+        given = config.model_fields_set - {key}
+        again = resolve(Config.model_construct(_fields_set=given, **{**config.model_dump(), key: default}), "")
+        if getattr(config, key) == getattr(again, key) != default:
+            out.add(key)
+    return out
 
 
 def yaml_scalar(value: Any) -> str:

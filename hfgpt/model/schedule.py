@@ -76,6 +76,12 @@ def explained(config: Config) -> str:
     }
     if config.lr_schedule == "constant":
         return _("{warmup} steps of warm-up to {peak}, which then holds", **values)
+    if config.lr_schedule == "wsd":
+        values["shape"] = config.decay_shape
+        return _(
+            "{warmup} steps of warm-up to {peak}, held until step {decay}, then by {shape!r} to {low} at step {end}",
+            **values,
+        )
     if config.lr_schedule == "hold_cosine":
         return _("{warmup} steps of warm-up to {peak}, held until step {decay}, {low} at step {end}", **values)
     return _("{warmup} steps of warm-up to {peak}, then a cosine to {low} at step {decay}", **values)

@@ -87,7 +87,8 @@ class Way:
 def remedies(survey: Survey, target: Target) -> list[Way]:
     """Return the ways of the chapter's decision tree (6.1), in order, each alone, and activation checkpointing."""
     config = survey.config
-    halved = {"batch_size": config.batch_size // 2} if config.batch_size % 2 == 0 else {}
+    shared = config.batch_size % 2 == 0 and config.global_batch // 2 % target.processes == 0
+    halved = {"batch_size": config.batch_size // 2} if shared else {}
     shorter = {"block_size": config.block_size // 2} if config.block_size > 1 else {}
     fewer = {"vocab_size": max(257, config.vocab_size // 2)} if config.vocab_size and not config.pretrained else {}
     checkpointing = {} if config.activation_checkpointing else {"activation_checkpointing": True}

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from hfgpt import config as configs
 from hfgpt.base import threads
 from hfgpt.base.command import typed
@@ -216,14 +218,16 @@ def recipe_text(config: Config, reasons: Mapping[str, str], head: str) -> str:
         reasons: the reason for a value, by key.
         head: the comment at the top of the file.
     """
-    plain = configs.build({}, "run")
+    plain, derived = configs.build({}, "run"), configs.derivable(config)
     lines = [f"# {line}".rstrip() for line in head.splitlines()]
     for group, title in configs.GROUPS.items():
         entries = []
         for key in Config.model_fields:
             value = getattr(config, key)
-            default = (getattr(plain, key), Config.model_fields[key].default)
-            if configs.group_of(key) != group or (value in default and key not in reasons):
+            usual = value in (getattr(plain, key), Config.model_fields[key].default)
+            if key in configs.DERIVED:  # from this recipe's other values, which are not those of an empty one
+                usual = key in derived or value is None
+            if configs.group_of(key) != group or (usual and key not in reasons):
                 continue
             comment = _(str(Config.model_fields[key].description))
             if unit := configs.unit_of(key):
@@ -251,6 +255,7 @@ def write_recipe(
     try:
         text = recipe_text(config, reasons, head)
         text.encode()
+        configs.build(yaml.safe_load(text), path.stem)  # a recipe that training would refuse is not written
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text)
     except (OSError, UnicodeError) as error:

@@ -198,6 +198,7 @@ def _fine_tune(survey: Survey, target: Target, budget: float | None) -> Choice:
     rate = usual_learning_rate(chapter.count(survey), True)
     planned = batches.change(
         fitted,
+        **grid.UNPLANNED,
         learning_rate=rate,
         min_lr=rate / 10,
         max_iters=most,

@@ -123,15 +123,22 @@ def _shaped(survey: Survey, values: dict[str, Any], processes: int) -> Config | 
         "gradient_accumulation_steps": processes,
         "beta2": 0.99,
         "muon_momentum": 0.9 if values["batch_size"] <= 64 else 0.95,
-        "lr_schedule": "cosine",
         "min_lr": 0.0,
         "dropout": 0.0,
         "eval_iters": 20,
         "early_stopping_patience": None,
-        "time_budget": None,
         "activation_checkpointing": False,
     }
-    return survey.config.model_copy(update=values | fixed)
+    return survey.config.model_copy(update=values | fixed | UNPLANNED)
+
+
+# Values of the recipe at hand that a chosen length and a chosen interval would contradict.
+UNPLANNED: dict[str, Any] = {
+    "lr_schedule": "cosine",
+    "time_budget": None,
+    "batch_warmup_iters": 0,
+    "eval_tasks_interval": None,
+}
 
 
 def _lengths(survey: Survey, target: Target, budget: float | None) -> Iterator[Candidate]:

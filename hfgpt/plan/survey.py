@@ -141,8 +141,9 @@ def survey_of(config: Config, size: int | None = None) -> Survey:
 def _of_text(config: Config, text: Text | None) -> Survey:
     entries, source = _vocabulary(config, text)
     if config.pretrained:
-        config, entries = _pretrained(config)
-        source = _("that of {model}", model=config.init_from)
+        config, own = _pretrained(config)
+        if not config.new_embeddings:  # new ones have the tokenizer's vocabulary
+            entries, source = own, _("that of {model}", model=config.init_from)
     tokens, approximate = None, False
     if text is not None:
         kept = 1.0 if text.has_validation else 1 - config.val_fraction

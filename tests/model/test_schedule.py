@@ -113,3 +113,11 @@ def test_a_branch_of_the_stable_part_has_the_rates_of_the_longer_run_so_far() ->
     """The purpose of wsd: the stable part does not depend on the run's last step."""
     short, long = (made(lr_schedule="wsd", max_iters=n, warmup_iters=10, lr_decay_iters=n - 50) for n in (200, 900))
     assert all(schedule.learning_rate(step, short) == schedule.learning_rate(step, long) for step in range(151))
+
+
+@pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
+def test_a_schedule_is_told_as_it_runs(shape: str) -> None:
+    told = schedule.explained(made(lr_schedule="wsd", decay_shape=shape, max_iters=5000, lr_decay_iters=4000))
+    assert "held until step 4,000" in told
+    assert f"by '{shape}' to" in told
+    assert told.endswith("at step 5,000")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hfgpt import config
 from hfgpt.base import language
@@ -19,6 +20,7 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.terminal import json_text
 from hfgpt.base.units import duration
 from hfgpt.commands import plan
+from hfgpt.plan import command
 from hfgpt.plan.survey import Survey
 
 ROOT = Path(__file__).parents[2]
@@ -160,6 +162,54 @@ def test_the_written_recipe_trains_as_it_is(tiny_text: Path, tmp_path: Path) -> 
     assert "expected loss" in path.read_text()
     with pytest.raises(InputError, match="exists already"):
         plan.run([STANDARD, f"--write={path}"])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"max_iters": 20_000, "warmup_iters": 250, "lr_decay_iters": 5000, "min_lr": 6e-5},
+        {"max_iters": 20_000, "learning_rate": 1e-3},
+        {"lr_schedule": "wsd", "max_iters": 1000, "lr_decay_iters": 900},
+        {"tokenizer": "bpe", "vocab_size": 8192},
+        {"dataset": "stories.txt", "tokenizer": "gpt2", "n_embd": 96, "n_head": 3},
+    ],
+)
+def test_a_recipe_is_written_with_all_that_it_was_given(values: dict[str, Any]) -> None:
+    """Also what an empty recipe would derive, and this one would not."""
+    given = config.build(values, "mine")
+    again = config.build(yaml.safe_load(command.recipe_text(given, {}, "")) or {}, "mine")
+    assert again == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--init_from=gpt2", "--lr_schedule=hold_cosine", "--tokenizer=gpt2", "--gpu=A100"),
+        ("--eval_tasks=questions.jsonl", "--eval_interval=250", "--eval_tasks_interval=250", "--no_trials"),
+        ("--batch_warmup_iters=100", "--no_trials"),
+    ],
+    ids=["schedule", "questions", "batch warm-up"],
+)
+def test_a_recipe_chosen_for_a_time_is_one_that_trains(given: tuple[str, ...], tmp_path: Path) -> None:
+    """Whatever the recipe at hand says that its new length would contradict."""
+    path = tmp_path / "mine.yaml"
+    plan.run(["--time-budget=10m", "--dataset=tinyshakespeare", f"--write={path}", *given])
+    assert config.load(path).max_iters > 0
+
+
+def test_a_recipe_that_training_would_refuse_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    odd = config.build({}, "mine").model_copy(update={"eval_interval": 7, "eval_tasks_interval": 10})
+    with pytest.raises(InputError, match="eval_tasks_interval"):
+        command.write_recipe(path, odd, {}, "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_that_its_processes_cannot_share_is_no_remedy() -> None:
+    """Half of 12 sequences cannot be shared by 4 processes; the recipe itself can."""
+    remedies = figures("--gpu=A100", "--processes=4")["remedies"]
+    assert {way["name"]: way["change"] for way in remedies}["smaller batch"] == {}
 
 
 def test_nothing_that_does_not_fit_is_written(tmp_path: Path) -> None:

@@ -69,6 +69,13 @@ def test_what_is_not_here_is_assumed() -> None:
     assert "assumed" in of(tokenizer="somebody/else").vocabulary
 
 
+def test_new_embeddings_have_the_tokenizers_vocabulary() -> None:
+    kept = of(init_from="gpt2", tokenizer="gpt2")
+    renewed = of(init_from="gpt2", tokenizer="char", new_embeddings=True)
+    assert (kept.vocab_size, renewed.vocab_size) == (50257, of(tokenizer="char").vocab_size)
+    assert (renewed.config.n_layer, renewed.config.n_embd) == (12, 768)
+
+
 def test_pretrained_shapes(tmp_path: Path) -> None:
     found = of(init_from="gpt2-medium")
     assert (found.config.n_layer, found.config.n_head, found.config.n_embd, found.vocab_size) == (24, 16, 1024, 50257)
