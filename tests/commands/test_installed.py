@@ -46,10 +46,11 @@ def hfgpt(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Program:
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = Path(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", str(wheel)]
-    subprocess.run(command, check=True)
+    # pip would take a checkout on PYTHONPATH for the installed package
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run(command, env=environment, check=True)
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     work = tmp_path_factory.mktemp("work")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
     def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         program = python.with_name("hfgpt")
