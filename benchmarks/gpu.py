@@ -43,9 +43,7 @@ def main() -> int:
         return 0
     card = "cpu" if arguments.device == "cpu" else card_name()
     if not card:
-        said = (
-            "there is no CUDA card here that torch can use: nothing is measured (--device cpu tries the command)"
-        )
+        said = "there is no CUDA card here that torch can use: nothing is measured (--device cpu tries the command)"
         print(said, *(f"{name} {version}" for name, version in versions().items()), sep="\n  ", file=sys.stderr)
         return 2
     path = arguments.json or RESULTS / f"gpu-{re.sub('[^a-z0-9]+', '-', card.lower()).strip('-')}.json"

@@ -92,7 +92,7 @@ def export_model(run: Run, then: Callable[[], None]) -> None:
 def reserve(run: Run) -> None:
     """Reserve memory for background writes, so that the first checkpoint does not delay the steps.
 
-    Call it once the optimizer has its averages. Where they are spread over the processes, none is needed: gathering
+    Call it once the optimizer has its averages. Averages that are spread over the processes need no reserve: gathering
     them takes longer.
     """
     if run.main and run.writer.background and run.replicated:
