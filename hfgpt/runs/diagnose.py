@@ -218,6 +218,8 @@ def _ahead(facts: Facts) -> str | None:
     def rate(step: int) -> float:
         return learning_rate(step, config)
 
+    if facts.undecided:
+        return None
     if not facts.finished:
         end = laws.end_of_run(facts.eval_steps, facts.val, rate, facts.past_warmup, config.max_iters)
         if end is None:

@@ -181,9 +181,11 @@ def calmer(facts: Facts, strongly: bool) -> list[Remedy]:
     remedies = [set_rate(facts, lower).expecting(expected)]
     if c is None or not 0 < c.grad_clip <= 1:
         remedies.append(change(_("clip the gradients"), "3.3", c, grad_clip=1.0))
-    if c is None or (c.warmup_iters or 0) < c.max_iters // 10:
-        warmup = {"warmup_iters": c.max_iters // 10} if c else {}
-        remedies.append(change(_("a longer warm-up"), "4.1", c, **warmup))
+    longest = (c.max_iters // 10 if c.time_budget is None else min(2000, c.max_iters // 10)) if c else 0
+    if c is None or (c.warmup_iters or 0) < longest:
+        # Until a time_budget is over, the folder's recipe has another length, which the value would not fit.
+        fits = c is not None and (c.time_budget is None or facts.finished)
+        remedies.append(change(_("a longer warm-up"), "4.1", c, **({"warmup_iters": longest} if fits else {})))
     if c is not None and c.dtype == "float16":
         remedies.append(change(_("numbers of a wider range"), "6.1, strategy 5", c, dtype="float32"))
     return remedies

@@ -18,7 +18,7 @@ from hfgpt import config as configs
 from hfgpt.base.errors import ConfigError, InputError
 from hfgpt.base.lock import holder_of
 from hfgpt.config import Config
-from hfgpt.runs import metrics, reference, segments
+from hfgpt.runs import horizon, metrics, reference, segments
 from hfgpt.runs.facts import Surroundings
 from hfgpt.runs.metrics import UNREADABLE, Record, merge, read_text, whole_step
 
@@ -53,6 +53,7 @@ def read_run(source: str | Path) -> History:
     around = Surroundings()
     if path.suffix == ".jsonl":
         records, config = metrics.read(path), _recipe_beside(path)
+        config = config and horizon.decided(config, records)
         around = surroundings(path.parent)
     elif path.suffix == ".json":
         records = read_trainer_state(path)

@@ -22,6 +22,7 @@ from test_language import words_of
 from hfgpt import config as configs
 from hfgpt.base.errors import Fault, InputError
 from hfgpt.base.language import using
+from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
 from hfgpt.data import tokenizer
 from hfgpt.inference.sampling import Sampling
@@ -435,6 +436,27 @@ def test_a_run_that_stopped_early_is_not_paused(tmp_path: Path) -> None:
     assert state.finished
     with using("zh"):
         assert "提前停止" in train_tab.progress(state)
+
+
+def test_a_run_with_a_time_budget_is_as_long_as_its_record_says(tmp_path: Path) -> None:
+    """Its recipe gets the decided length only at the end."""
+    trainer, folder = Trainer(tmp_path, ["train.py"]), tmp_path / "timed"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text("time_budget: 10m\n")  # max_iters: 5000
+    writer = MetricsWriter(folder / "metrics.jsonl")
+    for step in (7990, 8000):
+        writer.write(step, train_loss=1.5, seconds=step / 100)
+    state = trainer.state("timed")
+    assert (state.steps, state.finished) == (0, False), "nothing is decided"
+    assert "5,000" not in train_tab.progress(state)
+    writer.write(8000, horizon=60_000)
+    state = trainer.state("timed")
+    assert (state.step, state.steps, state.finished) == (8000, 60_000, False)
+    with FolderLock(folder):
+        left = trainer.state("timed").seconds_left
+    assert left == pytest.approx(520)
+    writer.write(60_000, train_loss=1.2)
+    assert trainer.state("timed").finished
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 61, "a b"])
