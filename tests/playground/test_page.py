@@ -325,6 +325,34 @@ def test_the_losses_of_a_text_are_those_of_its_model(out: Path) -> None:
     assert f"{sum(got.tolist()) / len(got):.4f}" in html
 
 
+@pytest.mark.parametrize("text", ["a😀b", "😀ab", "你好"])
+def test_the_tokens_of_a_character_are_counted_one_by_one(tmp_path: Path, text: str) -> None:
+    import torch
+
+    from hfgpt.inference import exported
+
+    made = tokenizer.train_bpe(["abc abc abc"], 257)  # so an emoji is of four tokens
+    model = tiny_model(made)
+    (tmp_path / "bytes").mkdir()
+    export.write(tmp_path / "bytes", model, made, export.weights(model.state_dict()))
+    model, made = exported.load_folder(tmp_path / "bytes", "cpu")
+    ids = torch.tensor([made.encode(text, add_special_tokens=False)])
+    with torch.inference_mode():
+        losses = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, :-1].float(), ids[0, 1:])
+    shown, _unknown = Writer().losses(tmp_path / "bytes", text)
+    assert len(shown) == len(text) < ids.shape[1]
+    html = text_tab.coloured(shown)
+    assert f"{losses.item():.4f}" in html
+    assert f"of {ids.shape[1] - 1} tokens" in html
+    assert max(piece.tokens for piece in shown) > 1
+    heats = [float(heat) for heat in re.findall(r'--heat:([\d.]+)" title', html)]
+    assert heats == [
+        pytest.approx(min(1, piece.loss / piece.tokens / text_tab.STRONGEST), abs=0.006)
+        for piece in shown
+        if piece.loss is not None
+    ]
+
+
 @pytest.mark.parametrize(("text", "said"), [("", "at least two tokens"), ("a" * 2001, "shorten it to 2,000")])
 def test_a_text_that_cannot_be_judged_is_one_message(out: Path, text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
