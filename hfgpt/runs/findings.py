@@ -118,6 +118,7 @@ def _typed(key: str, value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------ remedies
 
 FAR = 8.0  # factor above or below the rule of thumb's learning rate
+MOST_DROPOUT = 0.5  # with more a model hardly learns
 PATIENCE = 3  # early stopping's patience in evaluations, by default
 
 
@@ -219,7 +220,7 @@ def generalise(facts: Facts) -> list[Remedy]:
     the best evaluation, since it makes a model learn more slowly, which pays only over many epochs.
     """
     c = facts.config
-    dropout = {"dropout": min(0.5, rounded((c.dropout or 0.1) + 0.1))} if c else {}
+    dropout = {"dropout": min(MOST_DROPOUT, rounded((c.dropout or 0.1) + 0.1))} if c else {}
     decay = {"weight_decay": rounded(2 * c.weight_decay) or 0.1} if c else {}
     stop = {"early_stopping_patience": PATIENCE} if c else {}
     stops = c is not None and c.early_stopping_patience is not None
@@ -233,11 +234,10 @@ def generalise(facts: Facts) -> list[Remedy]:
             "slowly, and the text had been seen {times:.1f} times only",
             low=low, end=end, times=seen,
         )  # fmt: skip
-    regularise = [
-        change(_("more dropout"), "6.3, strategy 1", c, **dropout).expecting(expected),
-        change(_("more weight decay"), "6.3, strategy 2", c, **decay),
-        smaller(facts),
-    ]
+    regularise = [change(_("more weight decay"), "6.3, strategy 2", c, **decay), smaller(facts)]
+    if c is None or c.dropout < MOST_DROPOUT:
+        regularise.insert(0, change(_("more dropout"), "6.3, strategy 1", c, **dropout))
+    regularise[0] = regularise[0].expecting(expected)
     remedies = [
         *(regularise if repeated else [sooner(facts)]),
         more_text(facts),

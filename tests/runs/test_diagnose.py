@@ -162,6 +162,19 @@ def test_dropout_is_a_trade_off_where_the_text_was_hardly_repeated(epochs: float
     assert ("trade-off" in dropout.expected) == (epochs < 4)
 
 
+@pytest.mark.parametrize(("dropout", "advised"), [(0.0, "0.2"), (0.45, "0.5"), (0.5, None), (0.6, None)])
+def test_dropout_is_raised_to_half_at_most(dropout: float, advised: str | None) -> None:
+    records = falling(1.0, 400)
+    for record in records:
+        if "val_loss" in record and record["step"] > 100:
+            record["val_loss"] = 1.3 + (record["step"] - 100) / 500
+    finding = diagnose.diagnose(records, recipe(max_iters=400, eval_interval=20, dropout=dropout))[0]
+    assert finding.kind == "overfitting"
+    overrides = [remedy.override for remedy in finding.remedies if "dropout" in remedy.what]
+    assert overrides == ([f"--dropout={advised}"] if advised else [])
+    assert "the lowest of this run" in finding.remedies[0].expected
+
+
 @pytest.mark.parametrize("name", SICK)
 def test_the_first_advice_names_the_figure_to_expect(name: str) -> None:
     run = read_run(CURVES / name)
@@ -376,6 +389,23 @@ def test_notes_tell_of_compilation_and_of_time_spent_evaluating() -> None:
     notes = "\n".join(diagnose.notes(records, recipe(compile=True, eval_interval=20)))
     assert "the first step took 30s, as long as 299 usual ones. That is compilation" in notes
     assert re.search(r"Evaluations.*took 67% of the time.*--eval_interval=40", notes)
+
+
+def test_a_batch_warm_up_is_no_slow_start_and_hides_no_evaluations() -> None:
+    """Its first steps have a few sequences, which take less time than their share of a whole step's."""
+    warms = recipe(eval_interval=20, batch_warmup_iters=190)
+    records = falling()
+    for record in records:
+        seconds = warms.tokens_by(record["step"]) / (64 * 256) * 0.1
+        record |= {"tokens_per_second": 64 * 256 / 0.1, "seconds": seconds + record["step"] // 20 * 1.5}
+    records[1]["tokens_per_second"] = 256 / 0.1  # one sequence
+    notes = "\n".join(diagnose.notes(records, warms))
+    assert "Slow start" not in notes
+    assert re.search(r"Evaluations.*took 59% of the time", notes)
+    records[1]["tokens_per_second"] = 256 / 30
+    assert "the first step took 30s" in "\n".join(diagnose.notes(records, warms))
+    records[0]["branch_step"] = 100
+    assert "Slow start" not in "\n".join(diagnose.notes(records, warms)), "that step was another run's"
 
 
 def test_notes_tell_whether_a_longer_run_would_help() -> None:
