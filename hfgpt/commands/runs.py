@@ -11,6 +11,7 @@ from hfgpt.base.command import Reader, typed
 from hfgpt.base.language import _
 from hfgpt.base.terminal import json_text, say
 from hfgpt.runs import diagnose as diagnosis
+from hfgpt.runs import horizon
 from hfgpt.runs.facts import Facts
 from hfgpt.runs.history import read_run
 
@@ -37,7 +38,7 @@ def diagnose(words: list[str]) -> None:
         print(json_text(diagnosis.as_json(run)))
         return
     step = f"{run.records[-1]['step']:,}"
-    if run.config:
+    if run.config and not horizon.undecided(run.config, run.records):
         say(_("{name}: {step} of {steps} steps", name=run.name, step=step, steps=f"{run.config.max_iters:,}") + "\n")
     else:
         say(_("{name}: {step} steps", name=run.name, step=step) + "\n")

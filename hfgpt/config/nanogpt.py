@@ -5,8 +5,10 @@ Out: a recipe's keys and values.
 """
 
 import ast
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +76,38 @@ def read_config(path: Path, text: str) -> dict[str, Any]:
     values = {key: value for key, value in values.items() if key not in helpers or key in known}
     if "dataset" not in values:
         return _schedule(values)
-    recipe = _schedule({**DEFAULTS, **({} if "max_iters" in values else LONG_RUN), **values})
+    recipe = _with_defaults(values)
     recipe["dataset"], tokenizer = _find_dataset(str(recipe["dataset"]), path)
     if not str(recipe.get("init_from", "scratch")).startswith("gpt2"):  # pretrained models bring their own tokenizer
         recipe.setdefault("tokenizer", tokenizer)
     return recipe
+
+
+def read_printed(settings: Iterable[tuple[str, str]], tokens_per_iter: int | None) -> dict[str, Any]:
+    """Return the recipe of a run whose log nanoGPT printed; empty if the log shows no setting.
+
+    Args:
+        settings: (name, value as printed) in the log's order; what is not a plain value is left out.
+        tokens_per_iter: as printed; it decides gradient_accumulation_steps, whose default was not always 40.
+    """
+    values = dict[str, Any]()
+    for key, printed in settings:
+        with suppress(SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError):
+            values[key] = _evaluate(ast.parse(printed.strip(), mode="eval").body, values, set())
+    values = {key: value for key, value in values.items() if key in Config.model_fields or key in RENAMED}
+    if not values and tokens_per_iter is None:
+        return {}
+    recipe = _with_defaults(values)
+    sizes = [recipe.get(key, Config.model_fields[key].default) for key in ("batch_size", "block_size")]
+    if tokens_per_iter and all(isinstance(size, int) and size > 0 for size in sizes):
+        steps, rest = divmod(tokens_per_iter, math.prod(sizes))
+        if steps and not rest:
+            recipe["gradient_accumulation_steps"] = steps
+    return recipe
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    return _schedule({**DEFAULTS, **({} if "max_iters" in values else LONG_RUN), **values})
 
 
 def _assign(statement: ast.stmt, values: dict[str, Any], helpers: set[str], shown: str) -> None:

@@ -34,7 +34,7 @@ def learning_rate(step: int, config: Config) -> float:
         return peak
     start, end = (warmup, decay) if config.lr_schedule == "cosine" else (decay, config.max_iters)
     shape = config.decay_shape if config.lr_schedule == "wsd" else "cosine"
-    done = min(1.0, max(0.0, (step - start) / (end - start)))
+    done = min(1.0, max(0.0, (step - start) / (end - start or 1)))  # equal in a run that a time_budget cut short
     return low + SHAPES[shape](done) * (peak - low)
 
 

@@ -30,10 +30,11 @@ MOST_TOKENS = 2000  # of the user's own text
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a text, and the loss of its tokens in nats; None for the first token."""
+    """A piece of a text, and the summed loss of its predicted tokens in nats; None for the first token alone."""
 
     text: str
     loss: float | None
+    tokens: int  # that were predicted: several if they share a character, 0 for the first token alone
 
 
 class Writer:
@@ -90,11 +91,12 @@ class Writer:
         begin = 0
         for (_start, end), loss in zip(spans, [None, *_next_losses(model, ids)], strict=True):
             piece = text[begin:end]
+            tokens = 0 if loss is None else 1
             if piece or not pieces:
-                pieces.append(Piece(piece, loss))
+                pieces.append(Piece(piece, loss, tokens))
             else:  # a token inside a character, which was shown with its first byte
                 last = pieces[-1]
-                pieces[-1] = Piece(last.text, loss if last.loss is None else last.loss + (loss or 0.0))
+                pieces[-1] = Piece(last.text, (last.loss or 0.0) + (loss or 0.0), last.tokens + tokens)
             begin = max(begin, end)
         return pieces, exported.left_out(tokenizer, text)
 
@@ -284,11 +286,11 @@ STRONGEST = 6.0  # nats at which the colour is strongest: one in 400
 
 def coloured(pieces: Sequence[Piece]) -> str:
     """Show the text, its mean loss, and the colour scale."""
-    losses = [piece.loss for piece in pieces if piece.loss is not None]
-    mean = sum(losses) / len(losses)
+    count = sum(piece.tokens for piece in pieces)
+    mean = sum(piece.loss or 0.0 for piece in pieces) / count
     figures = tiles(
         [
-            tile("mean-loss", _("loss"), f"{mean:.4f}", _("nats a token, of {count:,} tokens", count=len(losses))),
+            tile("mean-loss", _("loss"), f"{mean:.4f}", _("nats a token, of {count:,} tokens", count=count)),
             tile("perplexity", _("perplexity"), f"{math.exp(min(mean, 700)):,.4g}", _("as if choosing among so many")),
         ]
     )
@@ -303,7 +305,13 @@ def _piece(piece: Piece) -> str:
     if piece.loss is None:
         return f'<span class="first">{shown}</span>'
     probability = math.exp(-piece.loss)
-    label = _("loss {loss:.2f}, probability {probability}", loss=piece.loss,
-             probability=f"{probability:.1%}" if probability >= 0.001 else f"{probability:.1e}")  # fmt: skip
-    heat = min(1.0, piece.loss / STRONGEST)
+    figures = {
+        "loss": piece.loss,
+        "probability": f"{probability:.1%}" if probability >= 0.001 else f"{probability:.1e}",
+    }
+    if piece.tokens > 1:
+        label = _("loss {loss:.2f} of {tokens} tokens, probability {probability}", tokens=piece.tokens, **figures)
+    else:
+        label = _("loss {loss:.2f}, probability {probability}", **figures)
+    heat = min(1.0, piece.loss / piece.tokens / STRONGEST)
     return f'<span style="--heat:{heat:.2f}" title="{escape(label)}">{shown}</span>'

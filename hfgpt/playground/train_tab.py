@@ -111,11 +111,11 @@ def progress(state: State) -> str:
     """Show a run's progress: its step, the time left, its losses, and its last output."""
     share = round(100 * state.step / state.steps) if state.steps else 0
     left = "–" if state.seconds_left is None else duration(state.seconds_left)
-    of = _("of {steps:,}", steps=state.steps)
+    of = _("of {steps:,}", steps=state.steps) if state.steps else ""
     figures = tiles(
         [
             tile("step", _("steps"), f"{state.step:,}", of, share),
-            tile("left", _("time left"), left, f"{share}%"),
+            tile("left", _("time left"), left, f"{share}%" if state.steps else ""),
             tile("train-loss", _("train loss"), loss(state.train_loss), ""),
             tile("val-loss", _("validation loss"), loss(state.val_loss), ""),
         ]

@@ -22,7 +22,7 @@ from hfgpt.base.files import check_regular
 from hfgpt.base.lock import holder_of
 from hfgpt.base.terminal import visible
 from hfgpt.config import EMBEDDED_DATASET, Config
-from hfgpt.runs import metrics
+from hfgpt.runs import horizon, metrics
 from hfgpt.runs.facts import Facts
 from hfgpt.sweep import storage
 from hfgpt.sweep.training import ask_to_stop, spawn
@@ -40,7 +40,7 @@ class State:
 
     name: str  # of the run
     running: bool  # whether a process trains it
-    # steps done, and all steps
+    # steps done, and all steps; 0 if their number is not known, as before a time_budget has decided it
     step: int
     steps: int
     seconds_left: float | None  # None if unknown, or if the run is not in progress
@@ -139,10 +139,11 @@ class Trainer:
         running = process is not None or holder_of(folder) is not None
         step = int(records[-1]["step"]) if records else 0
         config = self._config(name)
-        steps = config.max_iters if config else 0
+        config = config and horizon.decided(config, records)
+        steps = config.max_iters if config and not horizon.undecided(config, records) else 0
         timed = [record for record in records if "seconds" in record][-RECENT:]
         left = None
-        if running and len(timed) > 1 and (gained := timed[-1]["step"] - timed[0]["step"]) > 0:
+        if running and steps and len(timed) > 1 and (gained := timed[-1]["step"] - timed[0]["step"]) > 0:
             left = (timed[-1]["seconds"] - timed[0]["seconds"]) / gained * max(0, steps - step)
         return State(name, running, step, steps, left, _last(records, "train_loss"), _last(records, "val_loss"),
                      self._log(name), not running and Facts(records, config).stopped_early,

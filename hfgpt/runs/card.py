@@ -260,7 +260,7 @@ def _recipe(recipe: Config | None, changes: Sequence[Segment], last_step: int) -
     for before, now in itertools.pairwise(changes):
         values = segments.in_words(before.recipe, now.recipe)
         text += "\n- " + _("From step {step:,} on: {values}", step=now.step, values=markdown.code(values))
-    if last_step > recipe.max_iters:
+    if last_step > recipe.max_iters and not recipe.time_budget:  # there the clock decides the length
         text += "\n\n" + _("The record continues to step {step:,}, beyond this recipe's max_iters.", step=last_step)
     return _section(_("Recipe"), f"{text}\n\n{markdown.block(public.recipe(configs.to_yaml(recipe)), 'yaml')}")
 

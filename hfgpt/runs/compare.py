@@ -26,8 +26,8 @@ from hfgpt.runs.facts import Facts
 from hfgpt.runs.history import History, read_run, trials_of
 from hfgpt.runs.statistics import Ranking, rank
 
-# Fields derived from another one (min_lr from learning_rate), and the seed, are not differences of their own.
-DERIVED = {"min_lr", "warmup_iters", "lr_decay_iters", "seed"}
+# Fields that follow another one by default (min_lr follows learning_rate): then they are not differences of their own.
+DERIVED = {"min_lr", "warmup_iters", "lr_decay_iters"}
 UNDISTURBED = ("finished", "running", "stopped")  # outcomes of a run whose last loss counts
 
 
@@ -226,16 +226,14 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
     runs = [read_run(source) for source in sources]
     dumps = [_readable(run.config) if run.config else {} for run in runs]
     differing = [key for key in Config.model_fields if len({repr(dump.get(key)) for dump in dumps}) > 1]
-    keys = [key for key in differing if key not in DERIVED]
+    keys = _deciding(differing, dumps)
     settings = [[dump.get(key) for key in keys] for dump in dumps]
     seeds = "seed" in differing and all(dumps) and any(settings.count(own) > 1 for own in settings)
-    if not keys and not seeds:
-        keys = differing
     few = len(keys) <= 2  # if more fields differ, the runs say nothing about any single one
     entries = []
     for run, dump in zip(runs, dumps, strict=True):
         values = {key: dump.get(key) for key in keys} if few else {}
-        setting = ", ".join(f"{key}={value}" for key, value in values.items())
+        setting = ", ".join(f"{key}={value}" for key, value in values.items() if key in dump)
         label = ", ".join(filter(None, (setting, f"seed={dump['seed']}"))) if seeds and few else setting or run.name
         facts = Facts(run.records, run.config, run.around)
         outcome = "stopped" if facts.abandoned else "finished" if facts.finished else "running"
@@ -246,7 +244,20 @@ def of_folders(sources: Sequence[str | Path]) -> Comparison:
 
 def _readable(config: Config) -> dict[str, Any]:
     """Return the fields that can differ between runs; a mix as its corpora and weights, without JSON."""
-    return {**config.model_dump(exclude={*with_role("output")}), "dataset": in_short(config.dataset)}
+    clock = segments.of_the_clock(config)  # two seeds of one time_budget are of one setting
+    return {**config.model_dump(exclude={*with_role("output"), *clock}), "dataset": in_short(config.dataset)}
+
+
+def _deciding(differing: Sequence[str], dumps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the fields that tell settings apart; of the derived ones those that the other fields do not explain."""
+    keys = [key for key in differing if key not in DERIVED | {"seed"}]
+    if not keys:
+        return [key for key in differing if key != "seed"]
+    for key in (key for key in differing if key in DERIVED):
+        others = {repr([dump.get(other) for other in keys]) for dump in dumps}
+        if len({repr([dump.get(other) for other in [*keys, key]]) for dump in dumps}) > len(others):
+            keys.append(key)
+    return keys
 
 
 def _changes(entries: Sequence[Entry]) -> list[str]:

@@ -218,6 +218,8 @@ def _ahead(facts: Facts) -> str | None:
     def rate(step: int) -> float:
         return learning_rate(step, config)
 
+    if facts.undecided:
+        return None
     if not facts.finished:
         end = laws.end_of_run(facts.eval_steps, facts.val, rate, facts.past_warmup, config.max_iters)
         if end is None:
@@ -293,10 +295,10 @@ def _clipping(facts: Facts) -> str | None:
 def _slow_start(facts: Facts) -> str | None:
     """Report the extra time of the first recorded step: compilation, kernel selection, filling caches."""
     first = next((r for r in facts.records if r["step"] <= 1 and "train_loss" in r), None)
-    if first is None or not facts.step_seconds:
+    if first is None or not facts.step_seconds or "branch_step" in facts.records[0]:  # then it is another run's
         return None
-    speed = first.get("tokens_per_second")
-    seconds = facts.config.tokens_per_iter / speed if speed and facts.config else first.get("seconds", 0.0)
+    speed = first.get("tokens_per_second")  # a batch warm-up begins with a few sequences
+    seconds = facts.config.tokens_by(1) / speed if speed and facts.config else first.get("seconds", 0.0)
     extra = seconds - facts.step_seconds
     if not extra >= 2 or seconds < 5 * facts.step_seconds:
         return None
@@ -312,7 +314,8 @@ def _evaluating(facts: Facts) -> str | None:
     if facts.config is None or not facts.step_seconds or len(steps) < 3:
         return None
     total = seconds[-1] - seconds[0]
-    spent = total - (steps[-1] - steps[0]) * facts.step_seconds
+    tokens = facts.config.tokens_by(int(steps[-1])) - facts.config.tokens_by(int(steps[0]))
+    spent = total - tokens / facts.config.tokens_per_iter * facts.step_seconds
     if total <= 0 or spent < 0.3 * total or spent < 10:
         return None
     what = _("evaluate less often")

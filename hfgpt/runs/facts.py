@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from hfgpt.config import Config
+from hfgpt.runs import horizon
 from hfgpt.runs.metrics import Record, series, smooth
 
 # Of the chance loss: roughly what counting pairs of letters reaches in English (2.5 nats of 4.2), where the record does
@@ -59,7 +60,14 @@ class Facts:
     @property
     def finished(self) -> bool:
         """Whether the run has reached its end; true if its length is not known."""
-        return self.config is None or self.last_step >= self.config.max_iters or self.stopped_early
+        if self.config is None or self.stopped_early:
+            return True
+        return self.last_step >= self.config.max_iters and not self.undecided
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the run's length is not known, since the clock has yet to decide it."""
+        return self.config is not None and horizon.undecided(self.config, self.records)
 
     @property
     def stopped_early(self) -> bool:

@@ -118,6 +118,7 @@ def _typed(key: str, value: Any) -> str:
 # ------------------------------------------------------------------------------------------------------------ remedies
 
 FAR = 8.0  # factor above or below the rule of thumb's learning rate
+MOST_DROPOUT = 0.5  # with more a model hardly learns
 PATIENCE = 3  # early stopping's patience in evaluations, by default
 
 
@@ -181,9 +182,11 @@ def calmer(facts: Facts, strongly: bool) -> list[Remedy]:
     remedies = [set_rate(facts, lower).expecting(expected)]
     if c is None or not 0 < c.grad_clip <= 1:
         remedies.append(change(_("clip the gradients"), "3.3", c, grad_clip=1.0))
-    if c is None or (c.warmup_iters or 0) < c.max_iters // 10:
-        warmup = {"warmup_iters": c.max_iters // 10} if c else {}
-        remedies.append(change(_("a longer warm-up"), "4.1", c, **warmup))
+    longest = (c.max_iters // 10 if c.time_budget is None else min(2000, c.max_iters // 10)) if c else 0
+    if c is None or (c.warmup_iters or 0) < longest:
+        # Until a time_budget is over, the folder's recipe has another length, which the value would not fit.
+        fits = c is not None and (c.time_budget is None or facts.finished)
+        remedies.append(change(_("a longer warm-up"), "4.1", c, **({"warmup_iters": longest} if fits else {})))
     if c is not None and c.dtype == "float16":
         remedies.append(change(_("numbers of a wider range"), "6.1, strategy 5", c, dtype="float32"))
     return remedies
@@ -217,7 +220,7 @@ def generalise(facts: Facts) -> list[Remedy]:
     the best evaluation, since it makes a model learn more slowly, which pays only over many epochs.
     """
     c = facts.config
-    dropout = {"dropout": min(0.5, rounded((c.dropout or 0.1) + 0.1))} if c else {}
+    dropout = {"dropout": min(MOST_DROPOUT, rounded((c.dropout or 0.1) + 0.1))} if c else {}
     decay = {"weight_decay": rounded(2 * c.weight_decay) or 0.1} if c else {}
     stop = {"early_stopping_patience": PATIENCE} if c else {}
     stops = c is not None and c.early_stopping_patience is not None
@@ -231,11 +234,10 @@ def generalise(facts: Facts) -> list[Remedy]:
             "slowly, and the text had been seen {times:.1f} times only",
             low=low, end=end, times=seen,
         )  # fmt: skip
-    regularise = [
-        change(_("more dropout"), "6.3, strategy 1", c, **dropout).expecting(expected),
-        change(_("more weight decay"), "6.3, strategy 2", c, **decay),
-        smaller(facts),
-    ]
+    regularise = [change(_("more weight decay"), "6.3, strategy 2", c, **decay), smaller(facts)]
+    if c is None or c.dropout < MOST_DROPOUT:
+        regularise.insert(0, change(_("more dropout"), "6.3, strategy 1", c, **dropout))
+    regularise[0] = regularise[0].expecting(expected)
     remedies = [
         *(regularise if repeated else [sooner(facts)]),
         more_text(facts),

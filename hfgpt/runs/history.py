@@ -4,7 +4,6 @@ In:  a run folder, a Trainer's ``trainer_state.json``, or the log that nanoGPT p
 Out: one :class:`History`, its records by our names (:mod:`hfgpt.runs.metrics`).
 """
 
-import ast
 import itertools
 import json
 import math
@@ -12,13 +11,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hfgpt import config as configs
 from hfgpt.base.errors import ConfigError, InputError
 from hfgpt.base.lock import holder_of
-from hfgpt.config import Config
-from hfgpt.runs import metrics, reference, segments
+from hfgpt.config import Config, nanogpt
+from hfgpt.runs import horizon, metrics, reference, segments
 from hfgpt.runs.facts import Surroundings
 from hfgpt.runs.metrics import UNREADABLE, Record, merge, read_text, whole_step
 
@@ -53,6 +51,7 @@ def read_run(source: str | Path) -> History:
     around = Surroundings()
     if path.suffix == ".jsonl":
         records, config = metrics.read(path), _recipe_beside(path)
+        config = config and horizon.decided(config, records)
         around = surroundings(path.parent)
     elif path.suffix == ".json":
         records = read_trainer_state(path)
@@ -146,6 +145,8 @@ NANOGPT_EVALUATION = re.compile(rf"\bstep {STEP}: train loss {NUMBER}, val loss 
 NANOGPT_STEP = re.compile(rf"\biter {STEP}: loss {NUMBER}, time {NUMBER}ms(?:, mfu {NUMBER}%)?")
 NANOGPT_SETTING = re.compile(r"^(?:Overriding: )?([a-z_0-9]{1,40}) = ([^#\n]{1,200})", re.MULTILINE)
 
+NANOGPT_TOKENS = re.compile(r"\btokens per iteration will be: (\d[\d,]{0,20})")
+
 
 def read_nanogpt(path: Path) -> tuple[list[Record], Config | None]:
     """Read the steps and evaluations that nanoGPT printed, and those of its settings that exist here."""
@@ -173,15 +174,10 @@ def _steps(text: str) -> Iterator[Record]:
 
 
 def _settings(text: str) -> Config | None:
-    """nanoGPT prints its config file and overrides; the rest has its defaults, which are mostly ours."""
-    values: dict[str, Any] = {}
-    for key, value in NANOGPT_SETTING.findall(text):
-        if key in Config.model_fields or key in configs.RENAMED:
-            try:
-                values[key] = ast.literal_eval(value.strip())
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue  # an expression, such as 5 * 8
+    """nanoGPT prints its config file and overrides; the rest has its defaults."""
+    tokens = NANOGPT_TOKENS.search(text)
+    recipe = nanogpt.read_printed(NANOGPT_SETTING.findall(text), int(tokens[1].replace(",", "")) if tokens else None)
     try:
-        return configs.build({"max_iters": 600_000, **values}, "nanogpt") if values else None
+        return configs.build(recipe, "nanogpt") if recipe else None
     except ConfigError:
         return None  # a value that is invalid here: diagnose the log without its recipe

@@ -10,7 +10,8 @@ evaluation blocks) in nats per token; ``learning_rate``; ``grad_norm`` before cl
 its resume; ``data_seconds``, spent waiting for data, per step; ``epoch``, how often the training text was seen;
 ``pairs_loss``, at the first evaluation, what counting pairs of tokens reaches on the validation split, in nats;
 ``branched`` and ``branch_step``, in the first record of a run that continues from another's checkpoint, when it
-branched (seconds since 1970) and from which step.
+branched (seconds since 1970) and from which step; ``horizon``, with a time budget, the length in steps that the run
+decided then.
 
 A number that is not finite (a diverged loss) is written as ``null``, since JSON has no NaN, and is read as NaN.
 A value that was not measured is left out. Imports neither torch nor transformers.

@@ -34,9 +34,13 @@ class Segment:
 
 def deciding(config: Config, dtype: str) -> dict[str, Any]:
     """Return the values of a resolved config that decide what a run computes; `dtype` is its resolved 'auto'."""
-    decided = {"max_iters", "warmup_iters", "lr_decay_iters"} if config.time_budget else set[str]()  # set by the clock
-    values = {key: value for key, value in config.model_dump().items() if key not in LOCAL | decided}
+    values = config.model_dump(exclude={*LOCAL, *of_the_clock(config)})
     return {**values, "dtype": dtype}
+
+
+def of_the_clock(config: Config) -> set[str]:
+    """Return the fields that the clock sets in a run with a time budget."""
+    return {"max_iters", "warmup_iters", "lr_decay_iters"} if config.time_budget else set()
 
 
 def read(folder: Path) -> list[Segment]:

@@ -15,8 +15,8 @@ import math
 import time
 
 from hfgpt.base.units import seconds_of
-from hfgpt.config import Config
 from hfgpt.runs import card, diagnose, metrics
+from hfgpt.runs.horizon import lengthened
 from hfgpt.train.collective import gather, on_main, patiently
 from hfgpt.train.meter import Meter
 from hfgpt.train.run import Run
@@ -59,7 +59,7 @@ class Horizon:
                 self._drawing = on_main(lambda: rehearse(self._run)) or 0.0
             self._mark = self._meter.mark()
             self._from = self._run.progress.step + FIRST
-        elif length and length != self._run.config.max_iters:
+        elif length and (length != self._run.config.max_iters or not self._run.progress.horizons):
             self._run.progress.horizons.append(length)
             self._run.record(horizon=length)
             self._apply()
@@ -128,15 +128,3 @@ def rehearse(run: Run) -> float:
     card.write(run.folder, run.config.license)
     diagnose.summary(metrics.read(run.metrics.path), run.config)
     return time.monotonic() - began
-
-
-def lengthened(recipe: Config, decisions: list[int]) -> Config:
-    """Return the recipe with the last decided length; decay scales with it, warm-up with the first decided length."""
-    length, warmup, decay = decisions[-1], recipe.warmup_iters or 0, recipe.lr_decay_iters or recipe.max_iters
-    return recipe.model_copy(
-        update={
-            "max_iters": length,
-            "warmup_iters": min(2000, warmup * decisions[0] // recipe.max_iters, max(0, length - 1)),
-            "lr_decay_iters": max(1, decay * length // recipe.max_iters),
-        }
-    )

@@ -4,7 +4,6 @@ In:  a resolved Config, and whether to resume or to overwrite.
 Out: a :class:`~hfgpt.train.run.Run` that is ready to train; or an InputError, and nothing was written.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -22,6 +21,7 @@ from hfgpt.data import prepare as preparing
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.model import gpt2, optim
 from hfgpt.runs import metrics
+from hfgpt.runs.horizon import decisions
 from hfgpt.runs.metrics import FILE_NAME, MetricsWriter
 from hfgpt.share.background import BackgroundPusher
 from hfgpt.train import folder, launch, memory, origin, states, tasks
@@ -185,9 +185,9 @@ def horizons_after(record: Path, step: int) -> dict[int, int]:
 
     They include the last step of the record, with 0 if nothing was decided there.
     """
-    lines = [line for line in (metrics.read(record) if record.is_file() else []) if line["step"] > step]
-    decided = {int(line["step"]): int(line["horizon"]) for line in lines if 0 < line.get("horizon", 0) < math.inf}
-    return {int(line["step"]): 0 for line in lines[-1:]} | decided
+    records = metrics.read(record) if record.is_file() else []
+    last = {int(line["step"]): 0 for line in records[-1:]} | decisions(records)
+    return {at: length for at, length in last.items() if at > step}
 
 
 def lock_folder(config: Config, action: Callable[[], FolderLock | None]) -> FolderLock | None:

@@ -22,6 +22,7 @@ from test_language import words_of
 from hfgpt import config as configs
 from hfgpt.base.errors import Fault, InputError
 from hfgpt.base.language import using
+from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
 from hfgpt.data import tokenizer
 from hfgpt.inference.sampling import Sampling
@@ -324,6 +325,34 @@ def test_the_losses_of_a_text_are_those_of_its_model(out: Path) -> None:
     assert f"{sum(got.tolist()) / len(got):.4f}" in html
 
 
+@pytest.mark.parametrize("text", ["a😀b", "😀ab", "你好"])
+def test_the_tokens_of_a_character_are_counted_one_by_one(tmp_path: Path, text: str) -> None:
+    import torch
+
+    from hfgpt.inference import exported
+
+    made = tokenizer.train_bpe(["abc abc abc"], 257)  # so an emoji is of four tokens
+    model = tiny_model(made)
+    (tmp_path / "bytes").mkdir()
+    export.write(tmp_path / "bytes", model, made, export.weights(model.state_dict()))
+    model, made = exported.load_folder(tmp_path / "bytes", "cpu")
+    ids = torch.tensor([made.encode(text, add_special_tokens=False)])
+    with torch.inference_mode():
+        losses = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, :-1].float(), ids[0, 1:])
+    shown, _unknown = Writer().losses(tmp_path / "bytes", text)
+    assert len(shown) == len(text) < ids.shape[1]
+    html = text_tab.coloured(shown)
+    assert f"{losses.item():.4f}" in html
+    assert f"of {ids.shape[1] - 1} tokens" in html
+    assert max(piece.tokens for piece in shown) > 1
+    heats = [float(heat) for heat in re.findall(r'--heat:([\d.]+)" title', html)]
+    assert heats == [
+        pytest.approx(min(1, piece.loss / piece.tokens / text_tab.STRONGEST), abs=0.006)
+        for piece in shown
+        if piece.loss is not None
+    ]
+
+
 @pytest.mark.parametrize(("text", "said"), [("", "at least two tokens"), ("a" * 2001, "shorten it to 2,000")])
 def test_a_text_that_cannot_be_judged_is_one_message(out: Path, text: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
@@ -435,6 +464,27 @@ def test_a_run_that_stopped_early_is_not_paused(tmp_path: Path) -> None:
     assert state.finished
     with using("zh"):
         assert "提前停止" in train_tab.progress(state)
+
+
+def test_a_run_with_a_time_budget_is_as_long_as_its_record_says(tmp_path: Path) -> None:
+    """Its recipe gets the decided length only at the end."""
+    trainer, folder = Trainer(tmp_path, ["train.py"]), tmp_path / "timed"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text("time_budget: 10m\n")  # max_iters: 5000
+    writer = MetricsWriter(folder / "metrics.jsonl")
+    for step in (7990, 8000):
+        writer.write(step, train_loss=1.5, seconds=step / 100)
+    state = trainer.state("timed")
+    assert (state.steps, state.finished) == (0, False), "nothing is decided"
+    assert "5,000" not in train_tab.progress(state)
+    writer.write(8000, horizon=60_000)
+    state = trainer.state("timed")
+    assert (state.step, state.steps, state.finished) == (8000, 60_000, False)
+    with FolderLock(folder):
+        left = trainer.state("timed").seconds_left
+    assert left == pytest.approx(520)
+    writer.write(60_000, train_loss=1.2)
+    assert trainer.state("timed").finished
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 61, "a b"])

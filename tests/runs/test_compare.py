@@ -278,6 +278,42 @@ def test_seeds_of_a_setting_are_one_row_with_mean_and_interval(tmp_path: Path) -
     assert "| learning_rate=0.001 | 3 | 1.8200 | 1.7703 – 1.8697 | 0.0200 | – |" in path.read_text()
 
 
+@pytest.mark.parametrize("other", [{}, {"dropout": 0.1}], ids=["alone", "beside another field"])
+def test_a_warm_up_of_its_own_is_a_setting_of_its_own(tmp_path: Path, other: dict[str, Any]) -> None:
+    runs = {(10, 1): 1.501, (10, 2): 1.502, (50, 1): 1.201, (50, 2): 1.202}
+    folders = [
+        make_run(tmp_path / f"{warmup}-{seed}", loss, warmup_iters=warmup, seed=seed)
+        for (warmup, seed), loss in runs.items()
+    ]
+    folders += [make_run(tmp_path / "other", 1.9, warmup_iters=10, seed=1, **other)] if other else []
+    made = compare.of_folders(folders)
+    assert [setting.final for setting in made.settings][:2] == [pytest.approx(1.5015), pytest.approx(1.2015)]
+    assert "warmup_iters=50" in made.settings[1].label
+    assert len(made.settings) == (3 if other else 2)
+
+
+def test_a_schedule_that_follows_the_length_is_no_difference_of_its_own(tmp_path: Path) -> None:
+    folders = [
+        make_run(tmp_path / f"{steps}-{seed}", 2.0, steps=steps, seed=seed) for steps in (100, 200) for seed in (1, 2)
+    ]
+    made = compare.of_folders(folders)
+    assert [setting.label for setting in made.settings] == ["max_iters=100", "max_iters=200"]
+
+
+def test_seeds_of_one_time_budget_are_one_setting(tmp_path: Path) -> None:
+    """The clock gives each of them another length."""
+    folders = [
+        make_run(tmp_path / f"{budget}-{seed}", 2.0, steps=100 + 10 * seed, time_budget=budget, seed=seed)
+        for budget in ("10m", "20m")
+        for seed in (1, 2)
+    ]
+    made = compare.of_folders(folders)
+    assert [(setting.label, len(setting.entries)) for setting in made.settings] == [
+        ("time_budget=10m", 2),
+        ("time_budget=20m", 2),
+    ]
+
+
 def test_settings_that_seeds_cannot_tell_apart_have_no_winner(tmp_path: Path) -> None:
     made = seeded(tmp_path, {1e-3: [1.80, 1.85, 1.82], 3e-3: [1.81, 1.83, 1.84]})
     said = "\n".join(answer(made))

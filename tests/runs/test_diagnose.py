@@ -162,6 +162,19 @@ def test_dropout_is_a_trade_off_where_the_text_was_hardly_repeated(epochs: float
     assert ("trade-off" in dropout.expected) == (epochs < 4)
 
 
+@pytest.mark.parametrize(("dropout", "advised"), [(0.0, "0.2"), (0.45, "0.5"), (0.5, None), (0.6, None)])
+def test_dropout_is_raised_to_half_at_most(dropout: float, advised: str | None) -> None:
+    records = falling(1.0, 400)
+    for record in records:
+        if "val_loss" in record and record["step"] > 100:
+            record["val_loss"] = 1.3 + (record["step"] - 100) / 500
+    finding = diagnose.diagnose(records, recipe(max_iters=400, eval_interval=20, dropout=dropout))[0]
+    assert finding.kind == "overfitting"
+    overrides = [remedy.override for remedy in finding.remedies if "dropout" in remedy.what]
+    assert overrides == ([f"--dropout={advised}"] if advised else [])
+    assert "the lowest of this run" in finding.remedies[0].expected
+
+
 @pytest.mark.parametrize("name", SICK)
 def test_the_first_advice_names_the_figure_to_expect(name: str) -> None:
     run = read_run(CURVES / name)
@@ -378,6 +391,23 @@ def test_notes_tell_of_compilation_and_of_time_spent_evaluating() -> None:
     assert re.search(r"Evaluations.*took 67% of the time.*--eval_interval=40", notes)
 
 
+def test_a_batch_warm_up_is_no_slow_start_and_hides_no_evaluations() -> None:
+    """Its first steps have a few sequences, which take less time than their share of a whole step's."""
+    warms = recipe(eval_interval=20, batch_warmup_iters=190)
+    records = falling()
+    for record in records:
+        seconds = warms.tokens_by(record["step"]) / (64 * 256) * 0.1
+        record |= {"tokens_per_second": 64 * 256 / 0.1, "seconds": seconds + record["step"] // 20 * 1.5}
+    records[1]["tokens_per_second"] = 256 / 0.1  # one sequence
+    notes = "\n".join(diagnose.notes(records, warms))
+    assert "Slow start" not in notes
+    assert re.search(r"Evaluations.*took 59% of the time", notes)
+    records[1]["tokens_per_second"] = 256 / 30
+    assert "the first step took 30s" in "\n".join(diagnose.notes(records, warms))
+    records[0]["branch_step"] = 100
+    assert "Slow start" not in "\n".join(diagnose.notes(records, warms)), "that step was another run's"
+
+
 def test_notes_tell_whether_a_longer_run_would_help() -> None:
     assert any("levelled out" in note for note in diagnose.notes(falling(), recipe()))
     assert any("--max_iters=200" in note for note in diagnose.notes(falling(1.5, 100), recipe(max_iters=100)))
@@ -397,10 +427,66 @@ def test_a_run_of_few_evaluations_that_still_learnt_is_told_to_go_on() -> None:
 def test_a_run_whose_time_decides_is_told_a_longer_time() -> None:
     """Its max_iters has no effect."""
     timed = recipe(max_iters=100, time_budget="1m40s")
-    notes = "\n".join(diagnose.notes(falling(1.5, 100), timed))
+    records = falling(1.5, 100)
+    records[4]["horizon"] = 100
+    notes = "\n".join(diagnose.notes(records, timed))
     assert "--time_budget=200s" in notes
     assert "--max_iters" not in notes
-    assert diagnose.suggestion(falling(1.5, 100), timed) == "--time_budget=200s"
+    assert diagnose.suggestion(records, timed) == "--time_budget=200s"
+
+
+def timed_run(folder: Path, last: int, horizons: dict[int, int], **first: float) -> Path:
+    """Write the folder of a run with a time budget whose recipe still has the length that it began with."""
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("time_budget: 10m\nblock_size: 64\n")  # max_iters: 5000
+    lines = [{"step": 0, "val_loss": 4.2, "train_eval_loss": 4.2, **first}]
+    for step in range(last // 40, last + 1, last // 40):
+        loss = 1.5 + 2.7 * math.exp(-step / (last / 10))
+        lines.append({"step": step, "train_loss": loss, "train_eval_loss": loss, "val_loss": loss + 0.02})
+    lines += [{"step": step, "horizon": length} for step, length in horizons.items()]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_a_run_with_a_time_budget_is_as_long_as_its_record_says(tmp_path: Path) -> None:
+    """Its recipe gets the decided length only at the end; until then its max_iters says nothing."""
+    killed = timed_run(tmp_path / "killed", 8000, {8: 50_000, 4000: 60_000})
+    (killed / "checkpoint-7750").mkdir()
+    (killed / "checkpoint-7750" / "COMPLETE").touch()
+    run = read_run(killed)
+    assert run.config is not None
+    assert (run.config.max_iters, run.config.warmup_iters, run.config.lr_decay_iters) == (60_000, 2000, 60_000)
+    (finding,) = diagnose.diagnose(run.records, run.config, run.around)
+    assert finding.kind == "interrupted"
+    said = script(str(killed)).stdout
+    assert "of 60,000 steps" in said
+    assert f"train.py {killed} --resume" in said
+    assert "more steps would end" not in said
+    short = timed_run(tmp_path / "short", 1600, {8: 2000})
+    with FolderLock(short):
+        said = script(str(short)).stdout
+    assert "At its end, step 2,000, the validation loss is expected at" in said
+    assert "stopped before" not in script(str(timed_run(tmp_path / "ended", 2000, {8: 2000}))).stdout
+
+
+def test_a_run_whose_clock_has_decided_nothing_has_no_length(tmp_path: Path) -> None:
+    """The decisions that a branch copied are those of another run."""
+    for name, first in (("new", {}), ("branch", {"branch_step": 900, "branched": 1.7e9})):
+        folder = timed_run(tmp_path / name, 8000, {8: 6000} if first else {}, **first)
+        run = read_run(folder)
+        assert run.config is not None
+        assert "interrupted" in [each.kind for each in diagnose.diagnose(run.records, run.config, run.around)]
+        assert f"{name}: 8,000 steps\n" in script(str(folder)).stdout
+
+
+def test_a_recipe_that_has_the_decided_length_is_read_as_it_is(tmp_path: Path) -> None:
+    """It was scaled when it was written."""
+    folder = timed_run(tmp_path / "ended", 60_000, {8: 50_000, 4000: 60_000})
+    (folder / "recipe.yaml").write_text("time_budget: 10m\nmax_iters: 60000\nwarmup_iters: 900\nblock_size: 64\n")
+    run = read_run(folder)
+    assert run.config is not None
+    assert (run.config.max_iters, run.config.warmup_iters) == (60_000, 900)
+    assert "interrupted" not in [each.kind for each in diagnose.diagnose(run.records, run.config, run.around)]
 
 
 def test_a_healthy_run_without_a_forecast_is_told_what_would_lower_its_loss() -> None:

@@ -185,6 +185,69 @@ def test_nanogpts_printed_log_reads(tmp_path: Path) -> None:
     assert (run.config.tokens_per_iter, run.config.max_iters, run.config.compile) == (16_384, 5000, False)
 
 
+GPT2_LOG = """Overriding config with config/train_gpt2.py:
+# config for training GPT-2 (124M) down to very nice loss of ~2.85 on 1 node of 8X A100 40GB
+wandb_log = True
+wandb_project = 'owt'
+wandb_run_name='gpt2-124M'
+
+# these make the total batch size be ~0.5M
+# 12 batch size * 1024 block size * 5 gradaccum * 8 GPUs = 491,520
+batch_size = 12
+block_size = 1024
+gradient_accumulation_steps = 5 * 8
+
+# this makes total number of tokens be 300B
+max_iters = 600000
+lr_decay_iters = 600000
+
+# eval stuff
+eval_interval = 1000
+eval_iters = 200
+log_interval = 10
+
+# weight decay
+weight_decay = 1e-1
+
+tokens per iteration will be: 491,520
+step 0: train loss 10.9898, val loss 10.9879
+iter 0: loss 10.9886, time 30000.00ms, mfu -100.00%
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "tokens"),
+    [
+        ({}, 491_520),
+        ({"tokens per iteration will be: 491,520\n": ""}, 491_520),
+        ({"gradient_accumulation_steps = 5 * 8\n": ""}, 491_520),
+        ({"gradient_accumulation_steps = 5 * 8\n": "", "491,520\nstep": "61,440\nstep"}, 61_440),
+        ({"gradient_accumulation_steps = 5 * 8\n": "", "tokens per iteration will be: 491,520\n": ""}, 491_520),
+        ({"5 * 8\n": "n\n", "batch_size": "n = 2 * 2\nbatch_size", "491,520\nstep": "49,152\nstep"}, 49_152),
+        ({"491,520\nstep": "491,521\nstep"}, 491_520),
+    ],
+)
+def test_a_printed_log_says_how_many_tokens_a_step_has(tmp_path: Path, lines: dict[str, str], tokens: int) -> None:
+    text = GPT2_LOG
+    for old, new in lines.items():
+        assert old in text
+        text = text.replace(old, new, 1)
+    (tmp_path / "gpt2.log").write_text(text)
+    recipe = read_run(tmp_path / "gpt2.log").config
+    assert recipe is not None
+    assert (recipe.tokens_by(1), recipe.max_iters) == (tokens, 600_000)
+
+
+def test_a_log_without_settings_has_nanogpts_own(tmp_path: Path) -> None:
+    steps = GPT2_LOG[GPT2_LOG.index("step 0") :]
+    (tmp_path / "tail.log").write_text(steps)
+    assert read_run(tmp_path / "tail.log").config is None, "the beginning is missing"
+    (tmp_path / "whole.log").write_text("tokens per iteration will be: 491,520\n" + steps)
+    recipe = read_run(tmp_path / "whole.log").config
+    assert recipe is not None
+    assert (recipe.tokens_by(1), recipe.max_iters, recipe.warmup_iters) == (491_520, 600_000, 2000)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -14,6 +14,7 @@ from survival import figures
 from hfgpt import config
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs import metrics
+from hfgpt.runs.horizon import lengthened
 from hfgpt.train import checkpoint, horizon, meter, start
 from hfgpt.train import evaluate as evaluate_module
 from hfgpt.train import loop as train
@@ -91,9 +92,23 @@ def test_the_schedule_is_finished_and_evaluated_in_time(
     # The rates follow from the record alone.
     lengths = list[int]()
     for step in range(1, last):
-        assert rates[step] == learning_rate(step, horizon.lengthened(resolved, lengths) if lengths else resolved)
+        assert rates[step] == learning_rate(step, lengthened(resolved, lengths) if lengths else resolved)
         if step in decided:
             lengths.append(int(decided[step]))
+
+
+def test_the_first_decision_is_recorded_also_where_the_recipe_has_that_length(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without one in its record, a run counts as not decided yet, and so as not finished."""
+    clock, records = Clock(monkeypatch, step=0.2), list[dict[int, float]]()
+    for name in ("a", "b"):
+        length = next(iter(records[0].values())) if records else 40
+        timed = {"max_iters": length, "warmup_iters": 4, "time_budget": "20s", "out_dir": str(tmp_path / name)}
+        clock.now = 0.0
+        assert train.train(config.build(tiny | TIMED | timed, "test"), began=0.0) == 0
+        records.append(series(tmp_path / name, "horizon"))
+    assert records[1] == records[0]
 
 
 def test_a_late_and_heavy_load_also_slows_the_end(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
