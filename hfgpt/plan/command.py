@@ -24,7 +24,7 @@ from hfgpt.base.terminal import wrap
 from hfgpt.base.units import duration, size
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.model import sizes
-from hfgpt.plan import batches, dial, loss, timing
+from hfgpt.plan import batches, dial, grid, loss, timing
 from hfgpt.plan.batches import Recommendation
 from hfgpt.plan.dial import Choice
 from hfgpt.plan.loss import Forecast
@@ -140,6 +140,8 @@ def _make(survey: Survey, target: Target, options: Options) -> Plan:
         choice = dial.choose(survey, target, options.time_budget, trials=trials)
         survey, target = choice.survey, choice.target
     measured = _probe(survey, options.processes) if options.probe else choice.measured if choice else None
+    if choice is None:
+        survey = grid.by_the_clock(survey, target, measured)
     return Plan(
         before=before,
         survey=survey,

@@ -11,7 +11,7 @@ from itertools import chain, product
 from typing import Any
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.units import rounded
+from hfgpt.base.units import rounded, seconds_of
 from hfgpt.config import Config
 from hfgpt.config.rules import default_warmup
 from hfgpt.plan import batches, chapter, loss, timing
@@ -20,6 +20,7 @@ from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target, find_target
 from hfgpt.plan.timing import Measured
 from hfgpt.runs.facts import usual_learning_rate
+from hfgpt.runs.horizon import lengthened
 
 HEAD = 32  # channels per head in small models; 64 from a width of 512 on, as in GPT-2
 LEAST_STEPS = 50  # fewest steps of a run
@@ -190,6 +191,15 @@ def affordable(survey: Survey, target: Target, budget: float | None, measured: M
     if steps > LEAST_STEPS and target.own_memory:  # a longer run may be compiled, which makes its steps faster
         steps = _affordable(with_length(survey, steps), target, budget, measured)
     return steps
+
+
+def by_the_clock(survey: Survey, target: Target, measured: Measured | None = None) -> Survey:
+    """Return a recipe with a `time_budget` at the length that its time allows, and any other as it is."""
+    budget = survey.config.time_budget
+    for _evaluations in range(3 if budget else 0):  # their number follows from the length
+        steps = _affordable(survey, target, seconds_of(budget or ""), measured)
+        survey = replace(survey, config=lengthened(survey.config, [max(1, steps)]))
+    return survey
 
 
 def _affordable(survey: Survey, target: Target, budget: float, measured: Measured | None) -> int:

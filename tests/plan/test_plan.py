@@ -206,6 +206,16 @@ def test_a_recipe_that_training_would_refuse_is_not_written(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("minutes", [2, 60])
+def test_a_recipe_with_a_time_budget_is_planned_for_its_time(minutes: int, tmp_path: Path) -> None:
+    """More steps than max_iters says, or fewer: the clock decides."""
+    recipe = tmp_path / "timed.yaml"
+    recipe.write_text(Path(STANDARD).read_text() + f"\ntime_budget: {minutes}m\n")
+    planned = figures(str(recipe), "--gpu=RTX 3060")
+    assert 0.8 < planned["time"]["total_seconds"] / (60 * minutes) <= 1
+    assert planned["schedule"][-1]["step"] != config.load(STANDARD).max_iters
+
+
 def test_a_batch_that_its_processes_cannot_share_is_no_remedy() -> None:
     """Half of 12 sequences cannot be shared by 4 processes; the recipe itself can."""
     remedies = figures("--gpu=A100", "--processes=4")["remedies"]
