@@ -15,6 +15,7 @@ from hfgpt.base.errors import ConfigError, Fault, InputError
 from hfgpt.base.language import _
 from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
+from hfgpt.config.fields import BatchSizes
 
 Equal = Literal["steps", "tokens", "time"]
 
@@ -88,10 +89,10 @@ class Sweep:
         Raises:
             InputError: a trial cannot run, two have the same name, or what is held equal contradicts what is swept.
         """
-        faults = []
+        faults, budgets = [], list[str]()
         for trial in self.trials:
             try:
-                self.config(trial)
+                budgets += filter(None, [self.config(trial).time_budget])
             except ConfigError as error:
                 for fault in error.faults:
                     rule = fault.rule
@@ -103,16 +104,31 @@ class Sweep:
         names = [trial.name for trial in self.trials]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError("trials: two of them have the name {name!r}", name=twice)
-        if self.equal == "time" and not configs.build(self.recipe, "base").max_time:
+        if self.equal == "steps":
+            return
+        if budgets:
+            raise InputError(
+                "time_budget = {time!r}: decides the length of a trial, as equal = {equal!r} does → leave one of the "
+                "two out",
+                time=budgets[0],
+                equal=self.equal,
+            )
+        for key in ("max_iters", "max_time"):
+            if any(key in trial.values for trial in self.trials):
+                raise InputError(
+                    "equal = {equal!r}: decides {key}, which is swept here → sweep something else",
+                    equal=self.equal,
+                    key=key,
+                )
+        base = configs.build(self.recipe, "base")  # its length is the yardstick, so it must be valid too
+        if self.equal == "time" and not base.max_time:
             raise InputError("equal = 'time': needs the time that each trial gets → add --max_time=10m")
-        if self.equal == "tokens" and any("max_iters" in trial.values for trial in self.trials):
-            raise InputError("equal = 'tokens': decides max_iters, which is swept here → sweep something else")
 
 
 def equalised(sweep: Sweep, trial: Trial, seconds_per_step: float | None) -> Config:
     """Return a trial's config with its length changed, so that all trials get equal steps, tokens or training time.
 
-    The learning-rate schedule and the evaluations are scaled with it.
+    Its schedules and evaluations are scaled with it, and the result is as valid as the trial's own config.
 
     Args:
         sweep, trial: the sweep, and one of its trials.
@@ -122,11 +138,36 @@ def equalised(sweep: Sweep, trial: Trial, seconds_per_step: float | None) -> Con
     if sweep.equal == "steps":
         return config
     if sweep.equal == "tokens":
-        steps = config.batch_sizes.steps(base.tokens_by(base.max_iters) / config.block_size)
+        sequences = base.tokens_by(base.max_iters) / config.block_size
     else:
         assert seconds_per_step is not None, "measured before"
-        steps = config.batch_sizes.steps(seconds_of(base.max_time or "") / seconds_per_step * config.global_batch)
-    steps = max(2, round(steps))
-    keys = ("warmup_iters", "lr_decay_iters", "eval_interval", "log_interval")
-    scaled = {key: max(1, round(getattr(config, key) * steps / config.max_iters)) for key in keys}
-    return config.model_copy(update={**scaled, "max_iters": steps, "max_time": None})
+        sequences = seconds_of(base.max_time or "") / seconds_per_step * config.global_batch
+    # The batch's warm-up comes first: the number of steps that read these sequences follows from it.
+    batch_warmup = round(config.batch_warmup_iters * sequences / config.batch_sizes.before(config.max_iters))
+    steps = max(2, round(BatchSizes(config.global_batch, batch_warmup).steps(sequences)))
+    return _stretched(config, steps).model_copy(update={"batch_warmup_iters": min(batch_warmup, steps - 1)})
+
+
+def _stretched(config: Config, steps: int) -> Config:
+    """Return a config with this many steps, and what is counted in steps scaled within the rules between fields."""
+    assert config.warmup_iters is not None, "resolve() fills it in"
+
+    def scaled(count: int | None) -> int:
+        return max(1, round((count or 0) * steps / config.max_iters))
+
+    # Rounding a few steps must not close the gaps that the rules ask for between the warm-up, the decay and the end.
+    holds = config.lr_schedule in ("hold_cosine", "wsd")
+    warmup = min(scaled(config.warmup_iters), steps - (2 if holds else 1)) if config.warmup_iters else 0
+    decay = max(warmup + 1, scaled(config.lr_decay_iters))
+    interval, tasks_interval = scaled(config.eval_interval), config.eval_tasks_interval
+    return config.model_copy(
+        update={
+            "max_iters": steps,
+            "max_time": None,
+            "warmup_iters": warmup,
+            "lr_decay_iters": min(decay, steps - 1) if holds else decay,
+            "eval_interval": interval,
+            "eval_tasks_interval": tasks_interval and tasks_interval // config.eval_interval * interval,
+            "log_interval": scaled(config.log_interval),
+        }
+    )

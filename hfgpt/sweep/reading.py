@@ -17,10 +17,12 @@ from hfgpt import config as configs
 from hfgpt.base import language
 from hfgpt.base.errors import ConfigError, Fault, InputError
 from hfgpt.base.language import N_, _, listed
-from hfgpt.config import Config
+from hfgpt.config import Config, with_role
 from hfgpt.sweep.definition import Equal, Sweep, Trial
 
-NOT_SWEPT = ("out_dir", "project", "sample_prompt", "init_from")  # values of these fields may contain a comma
+# values of these fields may contain a comma
+NOT_SWEPT = ("out_dir", "project", "wandb_project", "sample_prompt", "init_from", *with_role("paths"))
+COMMA = re.compile(r",(?![^\[]*\])")  # between values, not inside a mix of corpora in brackets
 
 
 def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Sweep:
@@ -155,8 +157,8 @@ def _read_words(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, list[An
             fixed.append(word)
         elif match := RANGE.fullmatch(text):
             ranges[key] = _range(key, float(match[1]), float(match[2]))
-        elif "," in text:
-            parts = [part.strip() for part in text.split(",") if part.strip()]
+        elif COMMA.search(text):
+            parts = [part.strip() for part in COMMA.split(text) if part.strip()]
             values = [configs.parse_overrides([f"--{key}={part}"])[key] for part in parts]
             swept[key] = values
         else:

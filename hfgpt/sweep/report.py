@@ -44,8 +44,7 @@ def comparison(sweep: Sweep, outcomes: Mapping[str, str]) -> Comparison:
         run = read_run(folder) if records(folder) else None
         outcome = outcomes.get(trial.name, "waiting")
         entries.append(Entry(trial.label, trial.values, run, outcome, setting=trial.setting))
-    time_each = configs.build(sweep.recipe, "base").max_time
-    compared = Comparison(sweep.name, entries, sweep.question, _(HELD[sweep.equal], time=time_each), sweep.grid)
+    compared = Comparison(sweep.name, entries, sweep.question, _held(sweep), sweep.grid)
     by_value = isolation(compared)
     edges = {key: values for key in by_value if (values := beyond(sweep, compared, key))}
     remarks = [
@@ -56,6 +55,15 @@ def comparison(sweep: Sweep, outcomes: Mapping[str, str]) -> Comparison:
     remarks += _pruned(sweep, outcomes)
     data = {"isolation": by_value, "try_next": edges}
     return replace(compared, remarks=remarks, sections=_isolation_tables(by_value), data=data)
+
+
+def _held(sweep: Sweep) -> str:
+    """Say what is held equal between trials; "" where their steps differ, or the clock decides them."""
+    if sweep.equal == "steps":
+        configs_of = [sweep.config(trial) for trial in sweep.trials]
+        same = len({config.max_iters for config in configs_of}) == 1
+        return _(HELD["steps"]) if same and not any(config.time_budget for config in configs_of) else ""
+    return _(HELD[sweep.equal], time=sweep.recipe.get("max_time"))
 
 
 def isolation(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:

@@ -195,6 +195,7 @@ class Claim:
         for step, loss in zip(*series(records, "val_loss"), strict=True):
             percent = round(100 * step / max_iters)
             if percent > reported and math.isfinite(loss):
+                reported = percent  # the first of several: Optuna warns of every other one
                 self._optuna_trial.report(loss, percent)
                 self._optuna_trial.set_user_attr("reported", percent)
 

@@ -92,7 +92,9 @@ def _last_words(log: Path) -> str:
     for pattern in (own, r"[\w.]*(Error|Exception)\b", r""):
         for line in reversed(lines):
             if re.match(pattern, line):
-                return line[:200]
+                # The lines below say which faults a recipe has.
+                below = text.rpartition(line)[2].split("\n")[1:] if line.endswith((":", "：")) else []
+                return " ".join([line, *(part.strip() for part in below[:1])])[:200]
     return N_("it printed nothing")
 
 
@@ -153,27 +155,44 @@ class Signals:
             signal.signal(number, handler)
 
 
+class Unmeasured(Exception):
+    """A step could not be measured; `outcome` is how a trial ends that needs the measurement."""
+
+    def __init__(self, outcome: str) -> None:
+        self.outcome = outcome
+
+
+def probe_of(config: Config, folder: Path) -> Config:
+    """Return a short run with the same steps: without what another length could contradict, and what reaches others."""
+    return config.model_copy(
+        update={"max_iters": PROBE_STEPS, "max_time": None, "time_budget": None, "out_dir": str(folder),
+                "lr_schedule": "constant", "warmup_iters": 1, "lr_decay_iters": PROBE_STEPS, "batch_warmup_iters": 0,
+                "eval_interval": PROBE_STEPS, "eval_iters": 1, "log_interval": 1, "sample_prompt": "",
+                "val_datasets": None, "eval_tasks": None, "eval_tasks_interval": None, "checkpoint_interval": None,
+                "report_to": "none", "push_to_hub": False}
+    )  # fmt: skip
+
+
 def seconds_per_step(train: Sequence[str], config: Config, folder: Path, name: str, signals: Signals) -> float:
-    """Return the seconds per step, the median of a short run in `folder`/probes; NaN if that run fails.
+    """Return the seconds per step, the median of a short run in `folder`/probes.
 
     Raises:
+        Unmeasured: that run recorded no step.
         Stopped: a signal came, and the run has ended.
     """
-    probe = config.model_copy(
-        update={"max_iters": PROBE_STEPS, "eval_interval": PROBE_STEPS, "eval_iters": 1, "log_interval": 1,
-                "warmup_iters": 1, "batch_warmup_iters": 0, "lr_decay_iters": PROBE_STEPS, "sample_prompt": "",
-                "max_time": None, "out_dir": str(folder / "probes" / name)}
-    )  # fmt: skip
+    probe, log = probe_of(config, folder / "probes" / name), folder / "logs" / f"probe-{name}.log"
     recipe = folder / "recipes" / f"probe-{name}.yaml"
     write_recipe(recipe, probe)
-    with (folder / "logs" / f"probe-{name}.log").open("w") as out:
+    with log.open("w") as out:
         process = spawn([*train, str(recipe), "--overwrite"], out)
         with signals.passed_on(process):
-            process.wait()
+            code = process.wait()
     signals.check()
     try:
-        speeds = series(read(probe.run_dir / FILE_NAME), "tokens_per_second")[1]
+        speeds = series(records(probe.run_dir), "tokens_per_second")[1]
     except InputError:
-        return math.nan
-    later = sorted(speeds[len(speeds) // 2 :])  # the first steps warm up
-    return probe.tokens_per_iter / later[len(later) // 2] if later else math.nan
+        speeds = []
+    later = sorted(speed for speed in speeds[len(speeds) // 2 :] if 0 < speed < math.inf)  # the first steps warm up
+    if later:
+        return probe.tokens_per_iter / later[len(later) // 2]
+    raise Unmeasured(outcome(name, probe, code, log)[0] if code else "failed: " + N_("no step was recorded"))

@@ -126,7 +126,7 @@ def _run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> Path
             _("--prune stops nothing here: it begins once {n} trials have finished, with a trial after them",
               n=STARTUP_TRIALS)
         )  # fmt: skip
-    seconds = _measure_steps(sweep, train, say) if sweep.equal == "time" else {}
+    seconds, unmeasured = _measure_steps(sweep, train, say) if sweep.equal == "time" else ({}, {})
     ended = ("finished", "failed", "diverged", "pruned")
     done = [name for name, outcome in storage.outcomes().items() if outcome.startswith(ended)]
     with Signals() as signals:
@@ -142,28 +142,29 @@ def _run(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> Path
                 progress.show(None)
             else:
                 with claim:
-                    config = _config(sweep, claim, seconds)
-                    _run_trial(sweep, claim, config, train, signals, progress)
+                    setting = claim.trial.setting
+                    if setting in unmeasured:  # at its own length it would have another time than the others
+                        own = sweep.config(claim.trial).run_dir
+                        _end(claim, unmeasured[setting], None, own, progress)
+                    else:
+                        config = equalised(sweep, claim.trial, seconds.get(setting))
+                        _run_trial(sweep, claim, config, train, signals, progress)
             signals.check()
     with storage.lock():
         return report.write(sweep, storage.outcomes())
 
 
-def _config(sweep: Sweep, claim: Claim, seconds: dict[str, float]) -> Config:
-    step = seconds.get(claim.trial.setting, math.nan)
-    if sweep.equal == "time" and not math.isfinite(step):
-        return sweep.config(claim.trial)  # it cannot train: the trial itself will report why
-    return equalised(sweep, claim.trial, step)
+def _measure_steps(
+    sweep: Sweep, train: Sequence[str], say: Callable[[str], None]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the seconds per step by setting, and how the trials end of settings whose step cannot be measured.
 
-
-def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None]) -> dict[str, float]:
-    """Return the seconds per step by setting. They are measured once and kept, so that a resume has the same length.
-
-    Settings whose steps do the same work share a measurement: otherwise its error would give one of them more steps.
+    The seconds are measured once and kept, so that a resume has the same length. Settings whose steps do the same work
+    share a measurement: otherwise its error would give one of them more steps.
     """
     path = sweep.folder / "seconds_per_step.json"
     with wait_for(sweep.folder / "locks" / "measuring"):
-        known, failed = _known_seconds(path), set[str]()
+        known, failed = _known_seconds(path), dict[str, str]()
         alike = _alike(sweep)
         # Of the settings with the same work one is measured; if it cannot train, the next one.
         while missing := {
@@ -176,16 +177,20 @@ def _measure_steps(sweep: Sweep, train: Sequence[str], say: Callable[[str], None
             with Signals() as signals:  # not before: Ctrl-C must end the wait above
                 for _round in range(PROBE_ROUNDS):
                     for setting, trial in missing.items():
-                        measured[setting].append(
-                            training.seconds_per_step(train, sweep.config(trial), sweep.folder, trial.name, signals)
-                        )
-            times = {setting: min(times) for setting, times in measured.items() if all(map(math.isfinite, times))}
-            known, failed = known | times, failed | (missing.keys() - times.keys())
+                        if setting in failed:
+                            continue
+                        config = sweep.config(trial)
+                        try:
+                            seconds = training.seconds_per_step(train, config, sweep.folder, trial.name, signals)
+                            measured[setting].append(seconds)
+                        except training.Unmeasured as error:
+                            failed[setting] = error.outcome
+            known |= {setting: min(times) for setting, times in measured.items() if setting not in failed}
         for same in alike:
-            seconds = [known[setting] for setting in same if setting in known][:1]
-            known |= {setting: second for second in seconds for setting in same if setting not in known}
+            times = [known[setting] for setting in same if setting in known][:1]
+            known |= {setting: second for second in times for setting in same if setting not in known}
         replace_file(path, json.dumps(known, indent=2) + "\n")
-    return known
+    return known, {setting: outcome for setting, outcome in failed.items() if setting not in known}
 
 
 def _alike(sweep: Sweep) -> list[list[str]]:
@@ -233,6 +238,11 @@ def _run_trial(
         outcome, value = f"pruned at {share:.0%}", None
     else:
         outcome, value = training.outcome(trial.label, config, child.returncode, log)
-    claim.end(outcome, value, config.run_dir)
+    _end(claim, outcome, value, config.run_dir, progress)
+
+
+def _end(claim: Claim, outcome: str, value: float | None, folder: Path, progress: Progress) -> None:
+    """Record and print how a trial ended."""
+    claim.end(outcome, value, folder)
     shown = _("validation loss {loss:.4f}", loss=value) if value is not None else ended(outcome)
-    progress.end(trial, _("{label}: {what}", label=trial.label, what=shown))
+    progress.end(claim.trial, _("{label}: {what}", label=claim.trial.label, what=shown))

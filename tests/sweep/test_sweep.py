@@ -301,6 +301,15 @@ def test_optuna_knows_it_all(define: Callable[..., Sweep], stand_in: Callable[..
     assert sorted(study(made).best_trial.intermediate_values) == [0, 20, 40, 60, 80, 100]
 
 
+def test_more_evaluations_than_optuna_counts_raise_no_warning(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path]
+) -> None:
+    """Warnings are errors in a test."""
+    made = define("--learning_rate=0.1,0.2", "--max_iters=300", "--eval_interval=1")
+    trials.run(made, [str(stand_in())], lambda _: None)
+    assert sorted(study(made).best_trial.intermediate_values) == list(range(101))
+
+
 def test_a_finished_sweep_runs_nothing_again_and_failures_only_when_asked(
     define: Callable[..., Sweep], stand_in: Callable[..., Path]
 ) -> None:
