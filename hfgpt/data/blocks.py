@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future
 from functools import lru_cache
 from itertools import pairwise
@@ -66,12 +66,11 @@ class TokenStream:
     def read(self, start: int, out: NDArray[Any]) -> None:
         """Fill `out` with the tokens starting at `start`; all must exist."""
         at = bisect_right(self._starts, start) - 1
-        chunk = self._chunks[at][start - self._starts[at] :]
-        if len(chunk) >= len(out):
-            out[:] = chunk[: len(out)]
-        else:
-            out[: len(chunk)] = chunk
-            self.read(start + len(chunk), out[len(chunk) :])
+        skip, filled = start - self._starts[at], 0
+        while filled < len(out):
+            part = self._chunks[at][skip : skip + len(out) - filled]
+            out[filled : filled + len(part)] = part
+            at, skip, filled = at + 1, 0, filled + len(part)
 
     def part(self, start: int, stop: int) -> TokenStream:
         """Return the tokens [start, stop) as a new stream."""
@@ -118,10 +117,15 @@ def check_length(config: Config, train: Sized, val: Sized, advice: str) -> None:
 # --------------------------------------------------------------------------------------------------- order and batches
 
 
-@lru_cache(maxsize=2)  # a batch may span two epochs
 def permutation(n: int, *seed: int) -> NDArray[np.int64]:
     """Return a permutation of 0 … n-1 that depends only on the seed, since numpy has frozen RandomState's streams."""
-    return np.random.RandomState(seed).permutation(n)
+    return _permutations(n)(*seed)
+
+
+@lru_cache(maxsize=64)  # corpora of a mix; a single cache for all would recompute their permutations in each batch
+def _permutations(n: int) -> Callable[..., NDArray[np.int64]]:
+    """Return a function from a seed to its permutation, which remembers two: a batch may span two epochs."""
+    return lru_cache(maxsize=2)(lambda *seed: np.random.RandomState(seed).permutation(n))
 
 
 def order(n_blocks: int, seed: int, positions: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:

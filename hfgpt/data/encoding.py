@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tiktoken_ext.openai_public import r50k_pat_str  # how GPT-2 splits text before merging bytes
 from tokenizers import Tokenizer
 
+from hfgpt.base.errors import InputError, first_line
 from hfgpt.data.tokenizer import BYTE_TOKENS, is_char, vocabulary_size
 from hfgpt.data.tokenizer_file import faults_as_messages, panics_as_messages
 
@@ -30,6 +31,7 @@ ABSENT = 0xFFFF_FFFF  # in the char encoder's table: a character outside the voc
 SPACE = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")  # Unicode's White_Space
 WORD = re.compile(rf"{SPACE.pattern}*{SPACE.pattern.replace('[', '[^')}+|{SPACE.pattern}+")
 KNOWN_WORDS = 1 << 18  # about this many words are cached, in some 50 MB
+LONGEST_WORD = 64  # characters of a cached word; without spaces, as in Chinese, a "word" is a whole line
 
 Encoder = Callable[[list[str]], list[NDArray[Any]]]
 
@@ -102,7 +104,18 @@ def _gpt2_encoder(pipeline: dict[str, Any]) -> Encoder:
         if token not in added
     }
     encoding = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=added)
-    return lambda texts: [encoding.encode_to_numpy(text, allowed_special="all") for text in texts]
+
+    def encode(texts: list[str]) -> list[NDArray[Any]]:
+        try:
+            return [encoding.encode_to_numpy(text, allowed_special="all") for text in texts]
+        except ValueError as error:  # the pattern needs a step of a limited stack for each space
+            raise InputError(
+                "dataset: GPT-2's tokenizer cannot read a row of about a million spaces or line breaks ({reason})\n"
+                "    → shorten such rows in the text",
+                reason=first_line(error)[:200],
+            ) from None
+
+    return encode
 
 
 def _word_encoder(encode: Encoder) -> Encoder:
@@ -119,7 +132,11 @@ def _word_encoder(encode: Encoder) -> Encoder:
             if len(known) > KNOWN_WORDS:
                 known.clear()
                 new = list(set(words))
-            known.update(zip(new, (ids.tobytes() for ids in encode(new)), strict=True))
+            fresh = dict(zip(new, (ids.tobytes() for ids in encode(new)), strict=True))
+            known.update((word, ids) for word, ids in fresh.items() if len(word) <= LONGEST_WORD)
+            return np.frombuffer(
+                b"".join(fresh[word] if word in fresh else known[word] for word in words), dtype=np.uint32
+            )
         return np.frombuffer(b"".join(map(known.__getitem__, words)), dtype=np.uint32)
 
     return lambda texts: [encode_one(text) for text in texts]

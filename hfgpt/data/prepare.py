@@ -12,7 +12,9 @@ import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from hfgpt.base import threads
 from hfgpt.base.errors import InputError
@@ -24,12 +26,12 @@ from hfgpt.config.yaml_text import corpora
 from hfgpt.data import reading, sources
 from hfgpt.data import tokenizer as tokenizers
 from hfgpt.data.bins import Bins, find_bins, map_tokens
+from hfgpt.data.bins_tokenizer import check_tokenizer, tokenizer_of_files
 from hfgpt.data.blocks import AnyBatches, Batches, Prefetched, TokenStream, check_length
 from hfgpt.data.mix import MixedBatches, blend
 from hfgpt.data.pieces import content_digest, highest_token, key_of
 from hfgpt.data.sources import Sources
 from hfgpt.data.streamed import evaluated_tokens, stream
-from hfgpt.data.tokenizer import char_tokenizer, read_meta
 from hfgpt.data.tokens import the_only_one, tokenise
 
 if TYPE_CHECKING:
@@ -153,30 +155,17 @@ def _choose_tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTr
     """Return the config's tokenizer, or that of token files that bring their own.
 
     Raises:
-        InputError: the token files do not have a tokenizer, or cannot be mixed with the other corpora.
+        InputError: token files do not have a tokenizer, have another one, or cannot be mixed with the other corpora.
     """
-    for corpus in named:
-        files = corpus.texts
-        if not isinstance(files, Bins):
-            continue
-        if files.meta is not None:
-            if len(named) > 1:
-                raise InputError(
-                    "dataset = {name!r}: holds character ids, which mean other characters in the rest of the mix"
-                    "\n    → give the text that they were made from",
-                    name=corpus.config.dataset,
-                )
-            return char_tokenizer(read_meta(files.meta))
-        if config.tokenizer in tokenizers.TRAINED:
-            if files.tokenizer is not None:
-                return tokenizers.load(str(files.tokenizer))
-            raise InputError(
-                "tokenizer = {tokenizer!r}: {name!r} holds tokens already, such as those of GPT-2's tokenizer\n"
-                "    → set tokenizer to 'gpt2', or to a folder that holds the one they were made with",
-                tokenizer=config.tokenizer,
-                name=corpus.config.dataset,
-            )
-    return _tokenizer(config, [corpus for corpus in named if isinstance(corpus.texts, Sources)], cache)
+    bins = {corpus.config.dataset: corpus.texts for corpus in named if isinstance(corpus.texts, Bins)}
+    tokenizer = tokenizer_of_files(config, bins, alone=len(named) == 1)
+    if tokenizer is not None and len(named) == 1:
+        return tokenizer
+    if tokenizer is None:
+        tokenizer = _tokenizer(config, [corpus for corpus in named if isinstance(corpus.texts, Sources)], cache)
+    for name, files in bins.items():
+        check_tokenizer(name, files, tokenizer, config)
+    return tokenizer
 
 
 def _tokenizer(config: Config, named: list[_Named], cache: Path) -> PreTrainedTokenizerFast:
@@ -224,9 +213,19 @@ def _tokens_of(corpus: _Named, tokenizer: PreTrainedTokenizerFast, cache: Path) 
 
 
 def _tokens_of_bins(config: Config, files: Bins, tokenizer: PreTrainedTokenizerFast, cache: Path) -> _Tokens:
+    train, val = (_mapped(config, paths, tokenizer, cache) for paths in (files.train, files.val))
+    marks = [content_digest(path, cache) for path in (*files.train, *files.val)] + [tokenizers.fingerprint(tokenizer)]
+    if not val:
+        return _cut(config, TokenStream(train), key_of(*marks), _("prepare more text, or change val_fraction"))
+    check_length(config, TokenStream(train), TokenStream(val), _("prepare more text"))
+    return _Tokens(TokenStream(train), TokenStream(val), key_of(*marks))
+
+
+def _mapped(config: Config, paths: list[Path], tokenizer: PreTrainedTokenizerFast, cache: Path) -> list[NDArray[Any]]:
+    """Map token files, after checking that the tokenizer knows their tokens."""
     size = tokenizers.vocabulary_size(tokenizer)
-    train, val = ([map_tokens(path, config.bin_dtype) for path in paths] for paths in (files.train, files.val))
-    for path, tokens in zip([*files.train, *files.val], [*train, *val], strict=True):
+    mapped = [map_tokens(path, config.bin_dtype) for path in paths]
+    for path, tokens in zip(paths, mapped, strict=True):
         if (highest := highest_token(path, tokens, cache)) >= size:
             raise InputError(
                 "dataset = {name!r}: has the token {highest}, and the tokenizer {tokenizer!r} knows {size}\n"
@@ -236,11 +235,7 @@ def _tokens_of_bins(config: Config, files: Bins, tokenizer: PreTrainedTokenizerF
                 tokenizer=config.tokenizer,
                 size=size,
             )
-    marks = [content_digest(path, cache) for path in (*files.train, *files.val)] + [tokenizers.fingerprint(tokenizer)]
-    if not val:
-        return _cut(config, TokenStream(train), key_of(*marks), _("prepare more text, or change val_fraction"))
-    check_length(config, TokenStream(train), TokenStream(val), _("prepare more text"))
-    return _Tokens(TokenStream(train), TokenStream(val), key_of(*marks))
+    return mapped
 
 
 def _cut(config: Config, tokens: TokenStream, key: str, advice: str) -> _Tokens:
@@ -294,11 +289,12 @@ def _further(
         alone = config.model_copy(update={"dataset": source, "streaming": False})
         try:
             texts = find_bins(alone) or sources.find(alone, cache)
+            if isinstance(texts, Bins):
+                check_tokenizer(source, texts, tokenizer, config)
+                sets[name] = TokenStream(_mapped(alone, texts.val or texts.train, tokenizer, cache))
+                continue
         except InputError as error:
             raise InputError(str(error).replace("dataset = ", "val_datasets = ", 1)) from None
-        if isinstance(texts, Bins):
-            sets[name] = TokenStream([map_tokens(path, config.bin_dtype) for path in texts.val or texts.train])
-            continue
         pieces, content = (texts.val, texts.val_fingerprint) if texts.val else (texts.train, texts.train_fingerprint)
         sets[name] = tokenise(alone, pieces, tokenizer, key_of(content, tokenizers.fingerprint(tokenizer)), cache)
     for name, tokens in sets.items():

@@ -214,7 +214,9 @@ def _lines(piece: Piece) -> Iterator[tuple[int, bytes, Iterator[bytes] | None]]:
             long = _LongBytes(rest, chunks)
             yield position, b"", iter(long)
             position, rest = position + long.length, long.behind
-    yield position, rest, None
+    for line in rest.split(b"\n"):  # several, if a long line ended in the last chunk
+        yield position, line, None
+        position += len(line) + 1
 
 
 class _LongBytes:

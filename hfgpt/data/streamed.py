@@ -149,7 +149,7 @@ def _batches(
     def lane_of(number: int, i: int, corpus: _Corpus) -> Lane:
         if lanes == 1 or corpus.units >= UNITS * lanes:
             source = corpus.source((seed,), number, lanes)
-        else:  # a small corpus of a mix: each lane reads all of it, in its own order
+        else:  # a small corpus of a mix: each lane reads all of it, local files in an order of its own
             source = corpus.source((seed, number), 0, 1)
         words = (seed, number, i) if mixed else (seed, number) if lanes > 1 else (seed,)
         return Lane(source, config.block_size, window, words, readers)

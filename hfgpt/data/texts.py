@@ -39,7 +39,8 @@ class TextStream:
         lanes: int = 1,
     ) -> None:
         self._pieces, self._column, self._seed = pieces, column, tuple(seed)
-        self._rows = rows if rows is None or lanes == 1 else rows.shard(lanes, lane)
+        # A dataset holds one position. A shard is a new object, even if it is the only one: each stream has its own.
+        self._rows = None if rows is None else rows.shard(lanes, lane)
         self._lane, self.lanes = lane, lanes
 
     def from_start(self) -> Iterator[Part]:

@@ -72,7 +72,8 @@ def evaluate_folder(
     config = _recipe(exported.check_folder(folder), dataset)
     gpt2, tokenizer = exported.load_folder(folder, device)
     block = gpt2.config.n_positions
-    corpus = prepare(config.model_copy(update={"tokenizer": str(folder), "block_size": block}))
+    needed = {"tokenizer": str(folder), "block_size": block, "val_datasets": None}  # further texts are not evaluated
+    corpus = prepare(config.model_copy(update=needed))
     stream = corpus.val if split == "val" else corpus.train
     model = LanguageModel(gpt2, tokenizer.eos_token_id if config.document_mask else None).eval()
     count = CharacterCounter(tokenizer)

@@ -94,3 +94,22 @@ def test_evaluation_blocks_are_spread_over_the_split() -> None:
     assert 980 < chosen[-1] < 1000
     assert blocks.evaluation_blocks(stream, 8, 1000).tolist() == list(range(1000)), "all of a small split"
     assert blocks.evaluation_blocks(TokenStream([]), 8, 5).tolist() == []
+
+
+def test_a_read_spans_thousands_of_chunks() -> None:
+    """A folder of tiny files has a chunk for each."""
+    tokens = np.arange(2300 * 480, dtype=np.uint32)
+    out = np.empty(2**20, dtype=np.uint32)
+    stream = TokenStream(np.split(tokens, 2300))
+    stream.read(0, out)
+    assert np.array_equal(out, tokens[: 2**20])
+    stream.read(1001, out[:700])
+    assert np.array_equal(out[:700], tokens[1001:1701])
+
+
+def test_a_mix_of_many_corpora_computes_each_permutation_once() -> None:
+    """Each corpus keeps those of two epochs, which a batch may span."""
+    sizes = range(1000, 1010)
+    first = [blocks.permutation(n, 1, epoch) for n in sizes for epoch in (0, 1)]
+    again = [blocks.permutation(n, 1, epoch) for n in sizes for epoch in (0, 1)]
+    assert all(one is other for one, other in zip(first, again, strict=True))

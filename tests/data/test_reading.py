@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,3 +78,15 @@ def test_half_a_surrogate_pair_is_no_crash(tmp_path: Path) -> None:
 def test_the_byte_order_mark_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_bytes(b"\xef\xbb\xbfa\r\n")
     assert documents(tmp_path / "d.txt", tmp_path) == ["a\r\n"]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zst])
+@pytest.mark.parametrize("short", [1, 2, 3])
+def test_lines_that_follow_a_long_one_in_the_last_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: Callable[[bytes], bytes], short: int
+) -> None:
+    monkeypatch.setattr(pieces, "PART", 1000)
+    texts = ["a b " * 3000, *(f"line {i}" for i in range(short))]  # more than LONG parts, then less than one
+    name = "d.jsonl.gz" if pack is gzip.compress else "d.jsonl.zst"
+    (tmp_path / name).write_bytes(pack("".join(json.dumps({"text": text}) + "\n" for text in texts).encode()))
+    assert documents(tmp_path / name, tmp_path / "cache") == texts

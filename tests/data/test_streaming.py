@@ -261,6 +261,34 @@ def test_a_long_document_of_a_stream_is_gone_on_with_in_its_middle(
         assert [next(again)[0].tolist() for _ in range(3)] == [tokens.tolist() for tokens, _ in seen[at : at + 3]]
 
 
+@pytest.mark.parametrize("lane", [0, 1])
+def test_two_lanes_that_read_all_of_one_dataset_keep_their_own_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lane: int
+) -> None:
+    monkeypatch.setattr(pieces, "PART", 1)  # a part is one document
+    pq.write_table(pa.table({"text": [f"{i:06d}" for i in range(200)]}), tmp_path / "0.parquet", row_group_size=7)
+    rows = datasets.load_dataset("parquet", data_dir=str(tmp_path), split="train", streaming=True)
+
+    def lanes() -> list[TextStream]:
+        return [TextStream([], rows, "text", (1, number)) for number in range(2)]
+
+    def texts_of(parts: Iterator[tuple[Part, Any]], n: int) -> list[tuple[list[str], Any]]:
+        return [(part.texts, place) for part, place in itertools.islice(parts, n)]
+
+    opened = [stream.parts(0, None, None) for stream in lanes()]
+    seen: list[list[Any]] = [[], []]
+    for first, second in [(3, 1), (9, 2), (1, 30)]:  # one lane is ahead, then the other
+        for number, n in enumerate((first, second)):
+            seen[number] += texts_of(opened[number], n)
+    assert [text for text, _place in seen[lane]] == [[f"{i:06d}"] for i in range(len(seen[lane]))]
+    places = [each[len(each) // 2][1] for each in seen]
+    resumed = [stream.parts(0, None, place) for stream, place in zip(lanes(), places, strict=True)]
+    begun = [texts_of(parts, 1) for parts in resumed]  # both lanes load a place before either one goes on
+    again = begun[lane] + texts_of(resumed[lane], 5)
+    expected = seen[lane][len(seen[lane]) // 2 :][:6]
+    assert [text for text, _place in again] == [text for text, _place in expected]
+
+
 # ------------------------------------------------------------------------------------------------------- from a config
 
 

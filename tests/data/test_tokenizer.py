@@ -116,6 +116,15 @@ def test_gpt2s_encoder_is_for_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not encoding.is_gpt2(pipeline | {"normalizer": {"type": "NFC"}})
 
 
+def test_gpt2s_encoder_says_what_it_cannot_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = train_like_gpt2()
+    monkeypatch.setattr(encoding, "GPT2_MERGES", digest_of_merges(made))
+    encode = encoder.__wrapped__(made.backend_tokenizer.to_str())
+    assert len(encode([" " * 100_000])[0]) > 0
+    with pytest.raises(InputError, match="a row of about a million spaces"):
+        encode(["a" + " " * 1_500_000 + "b"])
+
+
 def test_gpt2s_encoder_splits_at_every_character_as_tokenizers_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try each character between letters, digits, spaces and punctuation: the libraries' Unicode tables differ."""
     made = train_like_gpt2()

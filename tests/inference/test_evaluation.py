@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,29 @@ def test_a_bpe_model_counts_characters_not_tokens(text: str, tiny_text: Path, tm
 def test_a_folder_without_a_recipe_needs_a_dataset_at_most(text: str, tiny_text: Path, tmp_path: Path) -> None:
     path = write_folder(tmp_path / "bare", tokenizer.train_char([text]))
     assert evaluation.evaluate_folder(path, dataset=str(tiny_text), device="cpu")["tokens"]
+
+
+def test_token_files_of_another_tokenizer_are_refused(text: str, tiny_text: Path, tmp_path: Path) -> None:
+    """Their ids lie within the vocabulary, so the loss would be a number without a meaning."""
+    characters = sorted(set(text))
+    ids = np.array([characters.index(letter) for letter in text[:5000]], dtype=np.uint16)
+    (tmp_path / "tokens").mkdir()
+    for split in ("train", "val"):
+        ids.tofile(tmp_path / "tokens" / f"{split}.bin")
+    (tmp_path / "tokens" / "meta.pkl").write_bytes(pickle.dumps({"itos": dict(enumerate(characters))}))
+    bpe = write_folder(tmp_path / "bpe", tokenizer.train_bpe([text], 300), dataset=str(tiny_text))
+    with pytest.raises(InputError, match=r"dataset = '.*tokens': holds tokens of another tokenizer"):
+        evaluation.evaluate_folder(bpe, dataset=str(tmp_path / "tokens"), device="cpu")
+    for name, made in (("char", tokenizer.train_char([text])), ("meta", tokenizer.char_tokenizer(characters))):
+        same = write_folder(tmp_path / name, made, dataset=str(tmp_path / "tokens"))
+        assert evaluation.evaluate_folder(same, device="cpu")["blocks"] == (len(ids) - 1) // BLOCK
+
+
+def test_the_recipes_further_texts_are_not_read(text: str, tiny_text: Path, tmp_path: Path) -> None:
+    """An evaluation does not use them, and on another machine they may not exist."""
+    gone = str(tmp_path / "gone.txt")
+    path = write_folder(tmp_path / "x", tokenizer.train_char([text]), dataset=str(tiny_text), val_datasets=gone)
+    assert evaluation.evaluate_folder(path, device="cpu")["tokens"]
 
 
 @pytest.mark.parametrize(
