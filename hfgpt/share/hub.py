@@ -57,7 +57,8 @@ def push(
         private: whether a newly created repository is private; None uses the account's setting.
         revision: branch to push to, created if it does not exist; None: the main branch.
         include_checkpoints: also push the checkpoints, and remove older ones there that the folder no longer has.
-        overwrite: push even if the repository holds another run's model.
+        overwrite: push even if the repository holds another run's model, and remove the checkpoints there that this
+            push does not include.
         license: for a newly written card, see :func:`hfgpt.runs.card.model_card`.
         run_dir: the run folder, if `folder` is a snapshot of it: one process pushes a run at a time.
         api: a client with an endpoint and a token of its own.
@@ -82,7 +83,10 @@ def push(
                 remote = patiently(lambda: client.list_repo_files(repo, revision=revision))
                 if not overwrite and {"config.json", metrics.FILE_NAME} & {*remote}:
                     _check_same_run(path, repo, revision, client, remote)
-                stale = contents.stale(path, remote) if include_checkpoints else []
+                if overwrite:  # a checkpoint of the replaced run would be resumed with this run's record
+                    stale = sorted(contents.checkpoint_files(remote).keys() - {*names})
+                else:
+                    stale = contents.stale(path, remote) if include_checkpoints else []
                 # Files that the repository already has are skipped.
                 added = [CommitOperationAdd(name, contents.public_content(path, name)) for name in names]
                 removed = [CommitOperationDelete(name) for name in stale]

@@ -285,6 +285,23 @@ def test_a_newer_checkpoint_of_another_machine_stays(server: hub_server.Hub, run
     assert "checkpoint-9/COMPLETE" in files(server)
 
 
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_another_runs_checkpoints_do_not_stay_beside_the_run_that_replaces_it(
+    server: hub_server.Hub, run: Path, tmp_path: Path, checkpoints: bool
+) -> None:
+    """Otherwise a resume from the Hub continues the old run, from its checkpoint with the new run's record."""
+    for step in (5, 9):
+        write_checkpoint(run, step)
+    write_run(run, **{"checkpoint-5/rng-2.json": "{}"})
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    other = write_run(tmp_path / "other", **{"metrics.jsonl": '{"step": 0, "seconds": 4.56, "val_loss": 4.0}\n'})
+    write_checkpoint(other, 5)
+    hub.push(other, REPO, include_checkpoints=checkpoints, overwrite=True, api=client(server))
+    own = {f"checkpoint-5/{path.name}" for path in (other / "checkpoint-5").iterdir()}
+    assert {name for name in files(server) if "/" in name} == (own if checkpoints else set())
+    assert b"4.56" in files(server)["metrics.jsonl"]
+
+
 # ---------------------------------------------------------------------------------------------- faults
 
 
