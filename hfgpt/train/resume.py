@@ -92,8 +92,8 @@ def export_model(run: Run, then: Callable[[], None]) -> None:
 def reserve(run: Run) -> None:
     """Reserve memory for background writes, so that the first checkpoint does not delay the steps.
 
-    Call it once the optimizer has its averages. Where they are spread over the processes, it is of no use: gathering them
-    takes longer.
+    Call it once the optimizer has its averages. Where they are spread over the processes, it does nothing: gathering
+    them takes longer.
     """
     if run.main and run.writer.background and run.replicated:
         run.writer.reserve("weights", model_tensors(run))
