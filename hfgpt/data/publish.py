@@ -72,7 +72,9 @@ def push_dataset(folder: Path, repo_id: str, private: bool) -> str:
     older = ["train_[0-9]*.bin", "val_[0-9]*.bin", *TOKENIZER_FILES]  # an earlier push's would be trained on too
     try:
         address = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=kinds, delete_patterns=older)
+        api.upload_folder(
+            repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=kinds, delete_patterns=older
+        )
     except Exception as error:  # any client error: name, login, network
         reason = first_line(error)
         command = f"hf upload {repo_id} {folder} --repo-type dataset"
