@@ -63,7 +63,7 @@ def save(run: Run) -> None:
             checkpoint.write(run.folder, step, weights, averages, generators, state)
             checkpoint.rotate(run.folder, step, run.config.save_total_limit, best)
             discard_previous(run.folder)
-            if pusher is not None and pusher.checkpoints:
+            if pusher is not None and (pusher.checkpoints or pusher.held_back):
                 pusher.submit()
 
         writer.do(write)

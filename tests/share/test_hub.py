@@ -522,9 +522,30 @@ def test_checkpoints_follow_in_the_background_and_old_ones_go(server: hub_server
             assert {f"{folder}/{name}" for name in ("COMPLETE", "model.safetensors", "state.json")} <= commit.keys()
 
 
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_nothing_is_pushed_before_the_first_checkpoint(server: hub_server.Hub, run: Path, checkpoints: bool) -> None:
+    """A run killed before it begins anew, with another record, and would find its name taken."""
+    warnings = list[str]()
+    pusher = BackgroundPusher(run, REPO, checkpoints=checkpoints, warn=warnings.append, api=client(server))
+    pusher.submit()
+    assert pusher.close(timeout=60)
+    assert REPO not in server.repos
+    assert pusher.held_back
+    write_run(run, **{"metrics.jsonl": '{"step": 0, "seconds": 9}\n'})
+    write_checkpoint(run, 5)
+    pusher = BackgroundPusher(run, REPO, checkpoints=checkpoints, warn=warnings.append, api=client(server))
+    pusher.submit()
+    assert not pusher.held_back
+    assert pusher.close(timeout=60)
+    assert not warnings
+    assert ("checkpoint-5/COMPLETE" in files(server)) == checkpoints
+    assert b"9" in files(server)["metrics.jsonl"]
+
+
 def test_pushing_in_the_background_waits_for_nothing_and_pushes_the_newest(server: hub_server.Hub, run: Path) -> None:
     gate, warnings = threading.Event(), list[str]()
     api = client(server)
+    write_checkpoint(run, 5)
     create, begun = api.create_repo, threading.Event()
     api.create_repo = lambda *a, **k: (begun.set(), gate.wait(30), create(*a, **k))[2]  # type: ignore[method-assign]
     pusher = BackgroundPusher(run, REPO, warn=warnings.append, api=api)
@@ -552,6 +573,7 @@ def test_pushing_in_the_background_waits_for_nothing_and_pushes_the_newest(serve
 
 def test_failures_in_the_background_are_one_warning(server: hub_server.Hub, run: Path) -> None:
     warnings = list[str]()
+    write_checkpoint(run, 5)
     pusher = BackgroundPusher(run, "bob/bard", warn=warnings.append, api=client(server))
     for _ in range(3):
         pusher.submit()
@@ -606,6 +628,7 @@ def test_a_push_that_failed_is_tried_again(server: hub_server.Hub, run: Path, mo
 def test_closing_does_not_wait_for_ever(server: hub_server.Hub, run: Path) -> None:
     gate = threading.Event()
     api = client(server)
+    write_checkpoint(run, 5)
     api.create_repo = lambda *_a, **_k: gate.wait(60)  # type: ignore[method-assign]
     pusher = BackgroundPusher(run, REPO, warn=lambda _text: None, api=api)
     pusher.submit()
