@@ -14,7 +14,7 @@ from hfgpt.base.files import WRITING, filled_at_once, write_text
 from hfgpt.base.language import _, strerror
 from hfgpt.config import Config
 from hfgpt.config.yaml_text import corpora
-from hfgpt.data.bins import write_shards
+from hfgpt.data.bins import TOKENIZER_FILES, write_shards
 from hfgpt.data.prepare import Corpus, prepare
 from hfgpt.data.tokenizer import vocabulary_size
 
@@ -69,9 +69,12 @@ def push_dataset(folder: Path, repo_id: str, private: bool) -> str:
         Failure: the Hub cannot be reached, or refuses; the folder stays unchanged.
     """
     api, kinds = HfApi(), ["*.bin", "*.json", "*.txt", "*.md"]
+    older = ["train_[0-9]*.bin", "val_[0-9]*.bin", *TOKENIZER_FILES]  # an earlier push's would be trained on too
     try:
         address = api.create_repo(repo_id, repo_type="dataset", private=private or None, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=kinds)
+        api.upload_folder(
+            repo_id=repo_id, repo_type="dataset", folder_path=folder, allow_patterns=kinds, delete_patterns=older
+        )
     except Exception as error:  # any client error: name, login, network
         reason = first_line(error)
         command = f"hf upload {repo_id} {folder} --repo-type dataset"

@@ -32,6 +32,7 @@ class BackgroundPusher:
         warn: called with the first failure in a row, from the pushing thread.
 
     Attributes:
+        held_back: whether a submission waits for the run's first checkpoint; submit again once it is written.
         problem: why the Hub lacks the last submission; None if it does not, or if nothing has failed so far.
     """
 
@@ -53,6 +54,7 @@ class BackgroundPusher:
         self._state = threading.Condition()
         self._waiting: Path | None = None
         self._closed = False
+        self.held_back = False
         self.problem: Exception | None = None
         self._number = 0
         self._thread = threading.Thread(target=self._work, name="push", daemon=True)
@@ -64,10 +66,11 @@ class BackgroundPusher:
     def submit(self) -> None:
         """Push the folder's present state, soon. Returns at once; never raises.
 
-        With checkpoints, nothing is pushed before the first one: a run killed earlier starts again as a new run, which
-        would find its name taken.
+        Nothing is pushed before the first checkpoint: a run killed earlier starts again as a new run, which would find
+        its name taken.
         """
-        if self.checkpoints and not contents.checkpoint_steps(self._run_dir):
+        self.held_back = not contents.checkpoint_steps(self._run_dir)
+        if self.held_back:
             return
         try:
             frozen = self._freeze()

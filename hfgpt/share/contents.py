@@ -6,7 +6,7 @@ Out: names inside the folder, and the content to push for each. Other files (a t
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -75,8 +75,14 @@ def newest(repo_files: Iterable[str]) -> list[str]:
     return [f"checkpoint-{max(steps)}"] if steps else []
 
 
-def stale(folder: Path, repo_files: Sequence[str]) -> list[str]:
+def checkpoint_files(repo_files: Iterable[str]) -> dict[str, int]:
+    """Return a repository's files of checkpoints, with their steps."""
+    matches = ((name, _STEP.fullmatch(name.partition("/")[0])) for name in repo_files)
+    return {name: int(match[1]) for name, match in matches if match}
+
+
+def stale(folder: Path, repo_files: Iterable[str]) -> list[str]:
     """Return a repository's files of checkpoints that the folder no longer has and that are older than its newest."""
     local = set(checkpoint_steps(folder))
-    steps = {name: int(match[1]) for name in repo_files if (match := _STEP.fullmatch(name.split("/")[0]))}
+    steps = checkpoint_files(repo_files)
     return [name for name, step in steps.items() if local and step not in local and step < max(local)]

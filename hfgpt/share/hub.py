@@ -57,7 +57,7 @@ def push(
         private: whether a newly created repository is private; None uses the account's setting.
         revision: branch to push to, created if it does not exist; None: the main branch.
         include_checkpoints: also push the checkpoints, and remove older ones there that the folder no longer has.
-        overwrite: push even if the repository holds another run's model.
+        overwrite: push even if the repository holds another run's model, and then remove that run's checkpoints.
         license: for a newly written card, see :func:`hfgpt.runs.card.model_card`.
         run_dir: the run folder, if `folder` is a snapshot of it: one process pushes a run at a time.
         api: a client with an endpoint and a token of its own.
@@ -83,6 +83,9 @@ def push(
                 if not overwrite and {"config.json", metrics.FILE_NAME} & {*remote}:
                     _check_same_run(path, repo, revision, client, remote)
                 stale = contents.stale(path, remote) if include_checkpoints else []
+                checkpoints = contents.checkpoint_files(remote).keys()
+                if overwrite and checkpoints and not _is_same_run(path, repo, revision, client, remote):
+                    stale = sorted(checkpoints - {*names})  # one of them would be resumed with this run's record
                 # Files that the repository already has are skipped.
                 added = [CommitOperationAdd(name, contents.public_content(path, name)) for name in names]
                 removed = [CommitOperationDelete(name) for name in stale]
@@ -137,6 +140,14 @@ def alone(path: Path) -> Iterator[None]:
         lock.release()
         with contextlib.suppress(OSError):  # another process waits for it
             (path / LOCK).rmdir()
+
+
+def _is_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, repo_files: Sequence[str]) -> bool:
+    """Whether the repository holds this run, at whatever step: the first line of its record identifies a run."""
+    if metrics.FILE_NAME not in repo_files:
+        return False
+    record = Path(patiently(lambda: api.hf_hub_download(repo, metrics.FILE_NAME, revision=revision)))
+    return first_line(record.parent) == first_line(folder)
 
 
 def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, repo_files: Sequence[str]) -> None:

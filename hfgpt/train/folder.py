@@ -20,12 +20,13 @@ from hfgpt.runs import metrics, segments
 from hfgpt.train import checkpoint
 
 PREVIOUS, MOVING = ".previous", ".moving"
+LAUNCH = ".launch"  # which launch of torchrun began the run
 
 # The files of a run. Other files in its folder (trackers' logs, notes) stay where they are.
 RUN_FILES = (
     "checkpoint-*", "model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja", "recipe.yaml",
-    metrics.FILE_NAME, metrics.SAMPLES, segments.FILE_NAME, "loss.png", "README.md",
+    metrics.FILE_NAME, metrics.SAMPLES, segments.FILE_NAME, "loss.png", "README.md", LAUNCH,
 )  # fmt: skip
 
 
@@ -92,6 +93,7 @@ class Use(NamedTuple):
     step: int | None  # keep the record up to this step; None: there is nothing to keep
     branch_from: Path | None = None  # a checkpoint whose run's record is copied
     other_text: bool = False  # whether the branch is on another text, so that the two records do not belong together
+    launch: str = ""  # torchrun's, by hfgpt.train.launch.launch_id
 
 
 def claim(config: Config, lock: FolderLock | None, use: Use, dtype: str) -> FolderLock:
@@ -114,8 +116,12 @@ def claim(config: Config, lock: FolderLock | None, use: Use, dtype: str) -> Fold
     try:
         refuse_older_run(folder, not use.begins_anew, use.overwrite)
         record = folder / metrics.FILE_NAME
+        if use.begins_anew:  # ids that users give are used again: if the older run is put back, it is not this launch's
+            (folder / LAUNCH).unlink(missing_ok=True)
         if use.begins_anew and holds_run(folder):
             set_aside(folder)
+        if use.begins_anew and use.launch:
+            replace_file(folder / LAUNCH, use.launch)
         if use.branch_from is not None and not record.exists():
             copy_record(use.branch_from, folder, use.other_text)
         if use.step is not None:
@@ -146,6 +152,12 @@ def copy_record(branch_from: Path, folder: Path, other_text: bool) -> None:
     for name in (segments.FILE_NAME, *([] if other_text else [metrics.SAMPLES])):
         if (source / name).is_file():
             replace_file(folder / name, (source / name).read_text(encoding="utf-8", errors="replace"))
+
+
+def was_begun_by(folder: Path, launch: str) -> bool:
+    """Return whether this launch of torchrun began the folder's run, before a process died and it restarted all."""
+    marker = folder / LAUNCH
+    return bool(launch) and marker.is_file() and marker.read_text(encoding="utf-8", errors="replace") == launch
 
 
 def set_aside(folder: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -188,6 +189,18 @@ def restarts() -> int:
     """Return how often torchrun has restarted all processes because one died."""
     times = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return int(times) if times.isdecimal() else 0
+
+
+def launch_id() -> str:
+    """Return what distinguishes torchrun's launch from any other, the same after a restart; empty without torchrun."""
+    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return ""
+    if (given := os.environ.get("TORCHELASTIC_RUN_ID", "none")) != "none":
+        return given
+    # <a folder that torchrun makes for each launch>/attempt_0/0/error.json
+    parents = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents
+    parent = os.getppid()
+    return str(parents[2]) if len(parents) > 2 else f"{parent} {hardware.began(parent)}"
 
 
 def join_after_restart(backend: str | None) -> None:

@@ -8,8 +8,9 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from pydantic import TypeAdapter
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from hfgpt.runs import segments
 from hfgpt.runs.metrics import whole_step
 from hfgpt.share import export
 from hfgpt.train import checkpoint, states
-from hfgpt.train.collective import in_time
+from hfgpt.train.collective import in_time, on_main
 from hfgpt.train.display import Display
 from hfgpt.train.folder import discard_previous
 from hfgpt.train.identity import corpus_facts, identity
@@ -63,7 +64,7 @@ def save(run: Run) -> None:
             checkpoint.write(run.folder, step, weights, averages, generators, state)
             checkpoint.rotate(run.folder, step, run.config.save_total_limit, best)
             discard_previous(run.folder)
-            if pusher is not None and pusher.checkpoints:
+            if pusher is not None and (pusher.checkpoints or pusher.held_back):
                 pusher.submit()
 
         writer.do(write)
@@ -129,33 +130,72 @@ def wait_for_main(run: Run) -> None:
 
 
 def find_checkpoint(config: Config, display: Display) -> checkpoint.Checkpoint | None:
-    """Return the newest valid checkpoint; None if there is not one yet and the run begins.
+    """Return the newest valid checkpoint; None if there is not one yet and the run begins. Collective.
 
     Raises:
-        InputError: there are checkpoints, but all of them are damaged.
+        InputError: there are checkpoints, but all of them are damaged; or a process cannot read the main process's.
     """
-    if not checkpoint.steps(config.run_dir):
-        display.say(_("{folder} holds no checkpoint yet: beginning at step 0", folder=config.run_dir))
-        return None
-    return check_state(checkpoint.newest_valid(config.run_dir, display.warn))
+
+    def newest() -> checkpoint.Checkpoint | None:
+        if not checkpoint.steps(config.run_dir):
+            display.say(_("{folder} holds no checkpoint yet: beginning at step 0", folder=config.run_dir))
+            return None
+        return check_state(checkpoint.newest_valid(config.run_dir, display.warn))
+
+    return the_same(newest)
 
 
-def read_branch(path: Path, config: Config) -> checkpoint.Checkpoint:
-    """Return the checkpoint from which a branch continues.
+def read_branch(path: Path, config: Config) -> checkpoint.Checkpoint | None:
+    """Return the checkpoint from which a branch continues. Collective.
 
     Raises:
         InputError: it is damaged, or belongs to the run in out_dir.
     """
-    if path.resolve().parent == config.run_dir.resolve():
-        raise InputError(
-            "branch_from = {checkpoint!r}: is of the run in out_dir → set out_dir to a new folder, or continue with "
-            "--resume",
-            checkpoint=str(path),
-        )
-    try:
-        return check_state(checkpoint.read(path))
-    except checkpoint.CheckpointError as error:
-        raise InputError(f"branch_from: {error}") from None
+
+    def read() -> checkpoint.Checkpoint:
+        if path.resolve().parent == config.run_dir.resolve():
+            raise InputError(
+                "branch_from = {checkpoint!r}: is of the run in out_dir → set out_dir to a new folder, or continue "
+                "with --resume",
+                checkpoint=str(path),
+            )
+        try:
+            return check_state(checkpoint.read(path))
+        except checkpoint.CheckpointError as error:
+            raise InputError(f"branch_from: {error}") from None
+
+    return the_same(read)
+
+
+def the_same(find: Callable[[], checkpoint.Checkpoint | None]) -> checkpoint.Checkpoint | None:
+    """Let the main process find a checkpoint, and the others read exactly that. Collective.
+
+    Each would find the newest that it sees: where a disk shows one of them less, they would go on from different steps.
+
+    Raises:
+        InputError: the main process raised it, or another one cannot read the same; every process raises it.
+    """
+    saved, problem = on_main(find), ""
+    chosen: tuple[Path, Any] | None = (saved.path, saved.state["files"]) if saved else None
+    chosen = broadcast_object_list([chosen])[0]
+    if chosen is not None and saved is None:
+        path, files = chosen
+        try:
+            saved = checkpoint.read(path)
+            if saved.state["files"] != files:
+                problem = _("{checkpoint} has other content", checkpoint=path)
+        except checkpoint.CheckpointError as error:
+            problem = str(error)
+    problems = gather_object([problem])
+    for process, reason in enumerate(problems):
+        if reason:
+            raise InputError(
+                "process {process} does not see the checkpoint from which the main process goes on: {reason}\n"
+                "    → give every process the same out_dir, and start again",
+                process=process,
+                reason=reason,
+            )
+    return saved
 
 
 def check_state(saved: checkpoint.Checkpoint) -> checkpoint.Checkpoint:

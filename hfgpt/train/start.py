@@ -54,8 +54,8 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False, bran
     Raises:
         InputError: config, data, model, launch or folder do not fit together; nothing was written.
     """
-    if launch.restarts():  # torchrun restarts all processes when one has died; the run resumes
-        resume, overwrite = True, False
+    if launch.restarts() and not overwrite:  # torchrun restarts all processes when one has died; the run resumes
+        resume = True
     resume = resume or config.init_from == "resume"
     with ExitStack() as undo:
         run = prepare(config, resume, overwrite, branch_from, undo)
@@ -65,7 +65,7 @@ def start(config: Config, *, resume: bool = False, overwrite: bool = False, bran
 
 def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | None, undo: ExitStack) -> Run:
     """The body of :func:`start`; clean-up for a failure is pushed onto `undo`."""
-    writes = not config.eval_only
+    writes, replaces_pushed = not config.eval_only, overwrite
     if writes:
         folder.check_folder(config, resume, overwrite)
         if branch_from is not None:
@@ -78,6 +78,10 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
     lock = lock_folder(config, lambda: folder.hold(config, resume, overwrite)) if writes else None
     if lock is not None:
         undo.callback(lock.release)
+    if overwrite and writes:  # after a restart, the folder may hold this launch's own run
+        begun = on_main(lambda: launch.restarts() > 0 and folder.was_begun_by(config.run_dir, launch.launch_id()))
+        if broadcast_object_list([begun])[0]:
+            resume, overwrite = True, False
     saved = find_checkpoint(config, display) if resume else None
     branches = saved is None and branch_from is not None
     if saved is None and branch_from is not None:
@@ -99,13 +103,13 @@ def prepare(config: Config, resume: bool, overwrite: bool, branch_from: Path | N
         launch.start_tracker(accelerator, config)
         begins_anew = overwrite or not resume
         step = saved.state["step"] if saved else None if begins_anew else -1
-        use = folder.Use(begins_anew, overwrite, step, branch_from, run.begins_text)
+        use = folder.Use(begins_anew, overwrite, step, branch_from, run.begins_text, launch.launch_id())
         run.lock = lock_folder(config, lambda: folder.claim(config, lock, use, run.dtype))
         if run.lock is not None:
             undo.callback(run.lock.release)
     bring_to_devices(run, saved)
     if run.main and config.push_to_hub and writes:
-        run.pusher = pusher(run, overwrite)
+        run.pusher = pusher(run, replaces_pushed)
         if saved is not None and branch_from is None:  # what an earlier start did not finish pushing
             run.pusher.submit()
     if accelerator.num_processes > 1:  # from here on no process has a reason to be late

@@ -6,18 +6,22 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hub_server
+import huggingface_hub
 import numpy as np
 import pytest
 from data_texts import LINES, all_tokens, recipe
+from huggingface_hub import HfApi
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
+from hfgpt.data import publish
 from hfgpt.data.prepare import prepare
-from hfgpt.data.publish import write_dataset
+from hfgpt.data.publish import push_dataset, write_dataset
 
 
 def as_llmc_reads(path: Path) -> list[int]:
@@ -61,6 +65,37 @@ class DatasetHandler(hub_server.Handler):
         super().handle_any()
 
     do_GET = do_POST = do_HEAD = do_PUT = handle_any
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.close_session()  # the client of another test remembers that it is offline
+    with hub_server.running() as hub:
+        hub.RequestHandlerClass = DatasetHandler
+        client = HfApi(endpoint=hub.url, token=hub_server.TOKEN)
+        monkeypatch.setattr(publish, "HfApi", lambda: client)
+        yield hub
+    huggingface_hub.close_session()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
+def test_a_dataset_pushed_again_has_no_shard_of_the_push_before(corpus_file: Path, hub: hub_server.Hub) -> None:
+    """Otherwise a run trains on both pushes at once, whose tokenizers may differ."""
+    many, few = (corpus_file.parent / name for name in ("many", "few"))
+    write_dataset(recipe(corpus_file), many, 500)
+    write_dataset(recipe(corpus_file, tokenizer="bpe", vocab_size=300), few, 5000)
+    push_dataset(many, "ada/tokens", private=False)
+    notes = {"notes.md": hub_server.Blob(b"mine", False)}
+    hub.repos["ada/tokens"].commit("main", "by hand", notes, [])
+    push_dataset(few, "ada/tokens", private=False)
+    held = hub.repos["ada/tokens"].files()
+    assert held is not None
+    assert held.keys() - {".gitattributes"} == {path.name for path in few.iterdir()} | {"notes.md"}
+    assert all(held[path.name].data == path.read_bytes() for path in few.glob("*.bin"))
 
 
 TOKENS_OF = """

@@ -285,6 +285,33 @@ def test_a_newer_checkpoint_of_another_machine_stays(server: hub_server.Hub, run
     assert "checkpoint-9/COMPLETE" in files(server)
 
 
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_another_runs_checkpoints_do_not_stay_beside_the_run_that_replaces_it(
+    server: hub_server.Hub, run: Path, tmp_path: Path, checkpoints: bool
+) -> None:
+    """Otherwise a resume from the Hub continues the old run, from its checkpoint with the new run's record."""
+    for step in (5, 9):
+        write_checkpoint(run, step)
+    write_run(run, **{"checkpoint-5/rng-2.json": "{}"})
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    other = write_run(tmp_path / "other", **{"metrics.jsonl": '{"step": 0, "seconds": 4.56, "val_loss": 4.0}\n'})
+    write_checkpoint(other, 5)
+    hub.push(other, REPO, include_checkpoints=checkpoints, overwrite=True, api=client(server))
+    own = {f"checkpoint-5/{path.name}" for path in (other / "checkpoint-5").iterdir()}
+    assert {name for name in files(server) if "/" in name} == (own if checkpoints else set())
+    assert b"4.56" in files(server)["metrics.jsonl"]
+
+
+def test_a_runs_own_checkpoints_stay_when_it_is_pushed_over_itself(server: hub_server.Hub, run: Path) -> None:
+    """As from a folder that was pulled without them."""
+    write_checkpoint(run, 5)
+    hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    before = {name for name in files(server) if "/" in name}
+    assert before
+    hub.push(run, REPO, overwrite=True, api=client(server))
+    assert {name for name in files(server) if "/" in name} == before
+
+
 # ---------------------------------------------------------------------------------------------- faults
 
 
@@ -505,9 +532,30 @@ def test_checkpoints_follow_in_the_background_and_old_ones_go(server: hub_server
             assert {f"{folder}/{name}" for name in ("COMPLETE", "model.safetensors", "state.json")} <= commit.keys()
 
 
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_nothing_is_pushed_before_the_first_checkpoint(server: hub_server.Hub, run: Path, checkpoints: bool) -> None:
+    """A run killed before it begins anew, with another record, and would find its name taken."""
+    warnings = list[str]()
+    pusher = BackgroundPusher(run, REPO, checkpoints=checkpoints, warn=warnings.append, api=client(server))
+    pusher.submit()
+    assert pusher.close(timeout=60)
+    assert REPO not in server.repos
+    assert pusher.held_back
+    write_run(run, **{"metrics.jsonl": '{"step": 0, "seconds": 9}\n'})
+    write_checkpoint(run, 5)
+    pusher = BackgroundPusher(run, REPO, checkpoints=checkpoints, warn=warnings.append, api=client(server))
+    pusher.submit()
+    assert not pusher.held_back
+    assert pusher.close(timeout=60)
+    assert not warnings
+    assert ("checkpoint-5/COMPLETE" in files(server)) == checkpoints
+    assert b"9" in files(server)["metrics.jsonl"]
+
+
 def test_pushing_in_the_background_waits_for_nothing_and_pushes_the_newest(server: hub_server.Hub, run: Path) -> None:
     gate, warnings = threading.Event(), list[str]()
     api = client(server)
+    write_checkpoint(run, 5)
     create, begun = api.create_repo, threading.Event()
     api.create_repo = lambda *a, **k: (begun.set(), gate.wait(30), create(*a, **k))[2]  # type: ignore[method-assign]
     pusher = BackgroundPusher(run, REPO, warn=warnings.append, api=api)
@@ -535,6 +583,7 @@ def test_pushing_in_the_background_waits_for_nothing_and_pushes_the_newest(serve
 
 def test_failures_in_the_background_are_one_warning(server: hub_server.Hub, run: Path) -> None:
     warnings = list[str]()
+    write_checkpoint(run, 5)
     pusher = BackgroundPusher(run, "bob/bard", warn=warnings.append, api=client(server))
     for _ in range(3):
         pusher.submit()
@@ -589,6 +638,7 @@ def test_a_push_that_failed_is_tried_again(server: hub_server.Hub, run: Path, mo
 def test_closing_does_not_wait_for_ever(server: hub_server.Hub, run: Path) -> None:
     gate = threading.Event()
     api = client(server)
+    write_checkpoint(run, 5)
     api.create_repo = lambda *_a, **_k: gate.wait(60)  # type: ignore[method-assign]
     pusher = BackgroundPusher(run, REPO, warn=lambda _text: None, api=api)
     pusher.submit()

@@ -55,6 +55,18 @@ class OnHub:
         loop.to_device = slowly
 
 
+class KilledOnHub(OnHub):
+    """An `OnHub` whose process is killed when it begins to write a checkpoint, at the first time or a later one."""
+
+    def __init__(self, url: str, folder: Path, time: int) -> None:
+        super().__init__(url, folder)
+        self.kill = survival.KillAt("begin", time)
+
+    def __call__(self) -> None:
+        super().__call__()
+        self.kill()
+
+
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
@@ -162,6 +174,22 @@ def test_a_polite_stop_pushes_its_checkpoint_first(
     os.kill(process.pid, signal.SIGTERM)
     assert survival.finish(process) == 128 + signal.SIGTERM, (tmp_path / "log").read_text()
     assert newest_held(server) == newest_here(folder) >= 7
+
+
+@pytest.mark.e2e
+def test_a_run_killed_before_its_first_checkpoint_is_pushed_when_it_begins_anew(
+    server: hub_server.Hub, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also without checkpoints on the Hub; and the first model is there as soon as the first checkpoint is written."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    run = moving(tiny, 15) | {"out_dir": str(folder), "push_to_hub": True, "hub_model_id": REPO}
+    for time_of_death, pushed in ((1, False), (2, True)):
+        process = survival.attempt(run, KilledOnHub(server.url, folder, time_of_death), log=log)
+        assert survival.finish(process) == -signal.SIGKILL, log.read_text()
+        assert (REPO in server.repos) == pushed, log.read_text()
+    assert survival.finish(survival.attempt(run, OnHub(server.url, folder), log=log)) == 0
+    held = server.repos[REPO].files() or {}
+    assert held["metrics.jsonl"].data == (folder / "metrics.jsonl").read_bytes(), log.read_text()
 
 
 @pytest.mark.long

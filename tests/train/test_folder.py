@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,8 +20,9 @@ from survival import attempt, differences, do_train, finish, wait_for_step
 from hfgpt import config
 from hfgpt.base.errors import InputError, RunError
 from hfgpt.base.lock import FolderLock
-from hfgpt.runs import metrics
+from hfgpt.runs import metrics, segments
 from hfgpt.train import checkpoint, folder
+from hfgpt.train import launch as train_launch
 from hfgpt.train import loop as train
 
 
@@ -107,9 +109,58 @@ def test_overwrite_that_is_killed(tiny: dict[str, Any], stage: str) -> None:
     assert contents(path).keys() == before.keys()
 
 
-def kill() -> None:
-    import os
+@pytest.mark.parametrize("named", ["by torchrun", "by the user, twice the same"])
+@pytest.mark.parametrize("died", ["before its first checkpoint", "after it"])
+def test_a_restart_by_torchrun_with_overwrite_resumes_only_its_own_launchs_run(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, died: str, named: str
+) -> None:
+    """Before its first checkpoint the old run is put back, which was to be replaced: it must not go on."""
 
+    def launched(launch: str, attempt: int) -> None:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", run_id)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", f"/tmp/{launch}/none_x/attempt_{attempt}/0/error.json")
+
+    run_id = "none" if named == "by torchrun" else "100"
+    monkeypatch.setattr(train_launch, "join_after_restart", lambda _backend: None)  # this process is alone
+    launched("first", 0)
+    path = do_train(tiny)
+    old = (path / "metrics.jsonl").read_bytes().split(b"\n")[0]
+    launched("second", 0)
+    new = tiny | {"seed": 2, "learning_rate": 2e-3, "max_iters": 12}
+    kill_at = kill_in_evaluation if died.startswith("before") else survival.KillAt("begin", 2)
+    process = attempt(new, Launched(run_id, kill_at), resume=False, overwrite=True)
+    assert finish(process) == -signal.SIGKILL
+    began = (path / "metrics.jsonl").read_bytes().split(b"\n")[0] if died == "after it" else old
+    launched("second", 1)
+    do_train(new, overwrite=True)
+    records = metrics.read(path / "metrics.jsonl")
+    assert [record["step"] for record in records][:1] == [0]
+    assert records[-1]["step"] == 12
+    first = (path / "metrics.jsonl").read_bytes().split(b"\n")[0]
+    assert first != old
+    assert died.startswith("before") or first == began, "it went on"
+    assert [part.step for part in segments.read(path)] == [0], "one recipe"
+    assert segments.read(path)[0].recipe["seed"] == 2
+    assert not (path / folder.PREVIOUS).exists()
+
+
+class Launched:
+    """A `change` that sets the variables of torchrun's second launch, and makes another change."""
+
+    def __init__(self, run_id: str, change: Callable[[], None]) -> None:
+        self.run_id, self.change = run_id, change
+
+    def __call__(self) -> None:
+        os.environ |= {
+            "TORCHELASTIC_RESTART_COUNT": "0",
+            "TORCHELASTIC_RUN_ID": self.run_id,
+            "TORCHELASTIC_ERROR_FILE": "/tmp/second/none_x/attempt_0/0/error.json",
+        }
+        self.change()
+
+
+def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 

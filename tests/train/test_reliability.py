@@ -470,6 +470,40 @@ def test_the_main_processs_own_work_is_waited_for(
 
 
 @pytest.mark.e2e
+def test_all_processes_resume_what_the_main_process_chose(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path]
+) -> None:
+    """A shared disk may show a process the newest checkpoint later."""
+    path = survival.do_train(tiny)
+    assert checkpoint.steps(path) == [8, 4]
+    code, output = launch_odd(
+        "unlike.py", write_recipe(tiny | {"max_iters": 12, "process_timeout": "5s"}), TEST_SEES="older"
+    )
+    assert code == 0, output
+    assert "going on after step 8" in output
+    assert figures(path)[-1][0] == 12
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("sees", "reason"), [("broken", "cannot be read here"), ("other", "checkpoint-8 has other content")]
+)
+def test_a_process_that_does_not_see_the_checkpoint_ends_all(
+    tiny: dict[str, Any], write_recipe: Callable[..., Path], sees: str, reason: str
+) -> None:
+    path = survival.do_train(tiny)
+    before = (path / "metrics.jsonl").read_bytes()
+    code, output = launch_odd(
+        "unlike.py", write_recipe(tiny | {"max_iters": 12, "process_timeout": "5s"}), TEST_SEES=sees
+    )
+    assert code != 0
+    assert "process 1 does not see the checkpoint from which the main process goes on" in output
+    assert reason in output
+    assert "exitcode  : 2" in output
+    assert (path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.e2e
 def test_a_time_budget_costs_no_collective_a_step(
     tiny: dict[str, Any], write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
