@@ -26,6 +26,7 @@ EVERY = 0.02  # share of the time budget between two decisions
 LATE = 0.6  # share of the time budget at which the end is rehearsed, with a record that is nearly as long
 MARGIN = 0.03  # share of the time budget kept as a margin
 REHEARSE = -1  # in place of a length
+MORE, ENDING = 0.05, 4.0  # a finished run goes on for more than this share of the budget and these seconds
 SETTLED = 0.05  # last share of the time budget, in which the decayed learning rate is not raised again
 
 
@@ -43,6 +44,19 @@ class Horizon:
         # the evaluation and the rehearsal as last timed, and the fastest step since
         self._timed, self._fastest = (0.0, 0.0), math.inf
         if self._budget and run.progress.horizons:
+            self._apply()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Lengthen a run that was at its end, if it is resumed with clearly more time. Collective."""
+        run, step = self._run, self._run.progress.step
+        if step < run.config.max_iters or max(run.recorded_horizons, default=-1) > step:
+            return
+        left, so_far = self._ends - time.monotonic(), step / run.progress.seconds
+        more = int(left * so_far) if left > MORE * self._budget + ENDING else 0
+        if (length := step + int(gather(run.device, more)[0])) > step:
+            run.progress.horizons.append(length)
+            run.record(horizon=length)
             self._apply()
 
     def look(self, together: bool) -> None:

@@ -97,6 +97,23 @@ def test_the_schedule_is_finished_and_evaluated_in_time(
             lengths.append(int(decided[step]))
 
 
+def test_a_finished_run_goes_on_if_it_gets_more_time(tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same time, or hardly more, it is complete."""
+    clock, ends = Clock(monkeypatch, step=0.2), list[float]()
+    for budget, resume in (("20s", False), ("20s", True), ("21s", True), ("40s", True)):
+        resolved = config.build(tiny | TIMED | {"time_budget": budget}, "test")
+        clock.now = 0.0
+        assert train.train(resolved, resume=resume, began=0.0) == 0
+        ends.append(max(series(resolved.run_dir, "learning_rate")))
+        if budget == "20s" and not resume:
+            spent = clock.now
+    assert ends[0] == ends[1] == ends[2] < 0.6 * ends[3]
+    assert 0.9 * 40 < spent + clock.now <= 40
+    rates = series(resolved.run_dir, "learning_rate")
+    assert rates[ends[3]] == pytest.approx(resolved.min_lr, rel=0.02)
+    assert ends[3] in series(resolved.run_dir, "val_loss")
+
+
 def test_the_first_decision_is_recorded_also_where_the_recipe_has_that_length(
     tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
