@@ -21,6 +21,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
+import pytest
+
 OWNER, TOKEN, READ_ONLY = "ada", "hf_write", "hf_read"
 LFS_SUFFIXES = (".safetensors", ".png")
 
@@ -337,3 +340,16 @@ def running() -> Iterator[Hub]:
         hub.shutdown()
         hub.server_close()
         thread.join()
+
+
+@contextmanager
+def reached(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Run a Hub that huggingface_hub in this process may ask, although the tests are offline otherwise."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.utils.disable_progress_bars()
+    huggingface_hub.close_session()  # the client of another test remembers that it is offline
+    with running() as hub:
+        yield hub
+    huggingface_hub.close_session()

@@ -257,10 +257,10 @@ def write_recipe(
     try:
         text = recipe_text(config, reasons, head)
         text.encode()
-        configs.build(yaml.safe_load(text), path.stem)  # a recipe that training would refuse is not written
+        written = configs.build(yaml.safe_load(text), path.stem)  # what training would refuse is not written
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text)
     except (OSError, UnicodeError) as error:
         reason = strerror(error) if isinstance(error, OSError) else _("its name is not UTF-8")
         raise InputError("write = {path!r}: cannot be written: {reason}", path=str(path), reason=reason) from None
-    return configs.load(path)
+    return written

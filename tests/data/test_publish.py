@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import hub_server
-import huggingface_hub
 import numpy as np
 import pytest
 from data_texts import LINES, all_tokens, recipe
@@ -69,17 +68,11 @@ class DatasetHandler(hub_server.Handler):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.utils.disable_progress_bars()
-    huggingface_hub.close_session()  # the client of another test remembers that it is offline
-    with hub_server.running() as hub:
+    with hub_server.reached(monkeypatch) as hub:
         hub.RequestHandlerClass = DatasetHandler
         client = HfApi(endpoint=hub.url, token=hub_server.TOKEN)
         monkeypatch.setattr(publish, "HfApi", lambda: client)
         yield hub
-    huggingface_hub.close_session()
 
 
 @pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")

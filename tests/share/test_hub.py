@@ -85,15 +85,9 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(time, "sleep", lambda _seconds: None)  # neither the client nor hfgpt waits between attempts
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.utils.disable_progress_bars()
-    huggingface_hub.close_session()  # the client of another test remembers that it is offline
-    with hub_server.running() as server:
+    with hub_server.reached(monkeypatch) as server:
         yield server
-    huggingface_hub.close_session()
 
 
 def client(server: hub_server.Hub, token: str = hub_server.TOKEN) -> HfApi:

@@ -69,14 +69,8 @@ class KilledOnHub(OnHub):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_server.Hub]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.utils.disable_progress_bars()
-    huggingface_hub.close_session()
-    with hub_server.running() as server:
+    with hub_server.reached(monkeypatch) as server:
         yield server
-    huggingface_hub.close_session()
 
 
 def kill_at_request(server: hub_server.Hub, process: survival.Attempt, number: int) -> None:
