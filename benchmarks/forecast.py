@@ -30,7 +30,7 @@ import numpy as np
 import yaml
 from loss_runs import CHINESE, text
 
-from hfgpt.plan.loss import OVERFITS
+from hfgpt.model.loss_law import OVERFITS
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parent / "scripts"

@@ -4,7 +4,7 @@
 
 In:  benchmarks/results/loss_runs.csv (loss_runs.py) and loss_pairs.csv (loss_pairs.py), finished blind tests
      (forecast.py), searches for the best recipe (regret.py), the runs in tests/fixtures/curves, and published ones.
-Out: the coefficients in hfgpt/plan/laws.json; on the screen the errors, each text left out in turn.
+Out: the coefficients in hfgpt/model/laws.json; on the screen the errors, each text left out in turn.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import csv
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,8 +24,12 @@ import yaml
 from loss_runs import CHINESE, TABLE, recipe, text
 
 from hfgpt.config import Config, build
-from hfgpt.plan import grid, laws, loss, ngrams
-from hfgpt.plan.survey import BYTE_ENTRIES, Statistics
+from hfgpt.data import ngrams
+from hfgpt.model import laws, loss_law
+from hfgpt.model.loss_law import BYTE_ENTRIES, Statistics
+from hfgpt.model.schedule import learning_rate
+from hfgpt.plan import grid
+from hfgpt.runs import laws as curves
 
 # Each coefficient starts at its prior; its deviation (of the logarithm) limits how far the fit moves it.
 PRIORS = {
@@ -208,7 +212,7 @@ def fit(runs: Sequence[Example], start: np.ndarray | None = None) -> np.ndarray:
 
     def errors(vector: np.ndarray) -> np.ndarray:
         law = unpack(vector[:known])
-        off = np.array([loss.lowest(law, *run.given) - run.best for run in runs])
+        off = np.array([loss_law.lowest(law, *run.given) - run.best for run in runs])
         own = vector[known:] * TEXT
         return np.concatenate([(off + own[group]) / scale, vector])
 
@@ -232,14 +236,14 @@ def fit(runs: Sequence[Example], start: np.ndarray | None = None) -> np.ndarray:
 
 def overfitted(run: Example) -> bool:
     """Whether it ended above its lowest loss after learning its text; a leap without learning does not count."""
-    return run.end > run.best + loss.OVERFITS and not run.train_loss > run.best
+    return run.end > run.best + loss_law.OVERFITS and not run.train_loss > run.best
 
 
 def fit_odds(runs: Sequence[Example]) -> dict[str, float]:
     """Fit the logistic regression by Newton's method, and the power law of the rise."""
     unit = {key: 0.0 for key in ODDS}
     features = np.array([
-        [loss.odds(unit | {key: 1.0}, run.config, run.vocabulary, run.train_tokens) for key in ODDS] for run in runs
+        [loss_law.odds(unit | {key: 1.0}, run.config, run.vocabulary, run.train_tokens) for key in ODDS] for run in runs
     ])  # fmt: skip
     happened, weights, ridge = np.array([overfitted(run) for run in runs], dtype=float), np.zeros(len(ODDS)), 0.02
     for _ in range(50):
@@ -247,8 +251,11 @@ def fit_odds(runs: Sequence[Example]) -> dict[str, float]:
         slope = (features * (chance * (1 - chance))[:, None]).T @ features + ridge * np.eye(len(ODDS))
         weights -= np.linalg.solve(slope, features.T @ (chance - happened) + ridge * weights)
     law = dict(zip(ODDS, map(float, weights), strict=True))
-    risen = [(np.log(np.log1p(np.exp(loss.odds(law, *run.given[:3])))), np.log((run.end - run.best) / run.text.unigram))
-             for run in runs if overfitted(run) and run.end > run.best + 0.1]  # fmt: skip
+    risen = [
+        (np.log(np.log1p(np.exp(loss_law.odds(law, *run.given[:3])))), np.log((run.end - run.best) / run.text.unigram))
+        for run in runs
+        if overfitted(run) and run.end > run.best + 0.1
+    ]
     x, y = np.array(risen).T
     power = float(np.clip(np.polyfit(x, y, 1)[0], 0.7, 2.5))
     left = y - power * x
@@ -258,9 +265,9 @@ def fit_odds(runs: Sequence[Example]) -> dict[str, float]:
 
 def spreads(runs: Sequence[Example], off: np.ndarray) -> dict[str, float]:
     """Return the intervals' width, from errors on texts left out, and how much of a trial's error to keep."""
-    usual = [i for i, run in enumerate(runs) if run.config.max_iters >= USUAL and run.end < run.best + loss.OVERFITS
+    usual = [i for i, run in enumerate(runs) if run.config.max_iters >= USUAL and run.end < run.best + loss_law.OVERFITS
              and run.share == 1]  # fmt: skip
-    size = np.array([min(1.0, run.train_tokens / loss.LARGE) for run in runs])
+    size = np.array([min(1.0, run.train_tokens / loss_law.LARGE) for run in runs])
     slope = -np.polyfit(np.log(size[usual]), np.log(np.abs(off[usual]) + 0.01), 1)[0]
     power = float(np.clip(slope, 0.0, 0.5))
     inside = float(np.quantile(np.abs(off[usual]) * size[usual] ** power, INSIDE))
@@ -279,7 +286,7 @@ def spreads(runs: Sequence[Example], off: np.ndarray) -> dict[str, float]:
     print(
         f"{len(both)} with a trial of a tenth: {without:.3f} without; with {choices[best]:.2f} of its error {with_it}"
     )
-    return {"spread": inside / loss.WIDTH, "spread size": power, "offset kept": float(choices[best])}
+    return {"spread": inside / loss_law.WIDTH, "spread size": power, "offset kept": float(choices[best])}
 
 
 def tried() -> float:
@@ -298,6 +305,31 @@ def tried() -> float:
                 shares.append(abs(off) / (said["high"] - said["loss"] if off > 0 else said["loss"] - said["low"]))
     print(f"{len(shares)} blind forecasts after trials: within {np.quantile(shares, INSIDE):.2f} of the interval")
     return float(min(1.0, np.quantile(shares, INSIDE)))
+
+
+def during(runs: Sequence[Example], off: np.ndarray, law: dict[str, float]) -> None:
+    """Report what the curve, the law (which has not seen the text) and both say of a run's end while it runs."""
+    rows = {row["number"]: row for row in loss_pairs.rows()}
+    known = [(rows[run.pair], run, error) for run, error in zip(runs, off, strict=True)
+             if run.pair >= 0 and run.share == 1 and run.config.max_iters >= USUAL and not overfitted(run)
+             and len(rows[run.pair]["curve"]) == len(loss_pairs.FRACTIONS) + 1]  # fmt: skip
+    for share in (0.25, 0.5, 0.7):
+        said: dict[str, list[curves.Prediction]] = {"curve": [], "both": []}
+        ends = [run.end for _row, run, _error in known]
+        for row, run, error in known:
+            half = loss_law.WIDTH * loss_law.spread(law, run.train_tokens)
+            before = curves.Prediction(run.best - error, run.best - error - half, run.best - error + half)
+            seen = [point for point in row["curve"] if point[0] <= 1.01 * share * run.config.max_iters]
+            rate = partial(learning_rate, config=run.config)
+            if (curve := curves.fit_curve(*zip(*seen, strict=True), rate)) is not None:
+                said["curve"].append(curve.at(run.config.max_iters))
+                said["both"].append(curves.together(before, said["curve"][-1]) or before)
+        for name, all_said in said.items():
+            errors = [abs(end - one.loss) for end, one in zip(ends, all_said, strict=True)]
+            inside = sum(one.low <= end <= one.high for end, one in zip(ends, all_said, strict=True))
+            width = np.median([one.high - one.low for one in all_said])
+            print(f"at {share:.0%} of {len(ends)} runs, {name}: inside in {inside}, {width:.2f} nats wide; "
+                  f"error {np.median(errors):.3f} at the median, {np.quantile(errors, 0.95):.3f} at 95%")  # fmt: skip
 
 
 def blind_tests() -> list[list[dict[str, Any]]]:
@@ -324,12 +356,13 @@ def main() -> None:
         kept, held = [run for run in runs if run.name != name], [i for i, run in enumerate(runs) if run.name == name]
         part = unpack(fit(kept, whole)) | fit_odds(kept)
         for i in held:
-            off[i] = runs[i].best - loss.lowest(part, *runs[i].given)
-            foreseen[i] = loss.odds(part, *runs[i].given[:3]) > 0
+            off[i] = runs[i].best - loss_law.lowest(part, *runs[i].given)
+            foreseen[i] = loss_law.odds(part, *runs[i].given[:3]) > 0
         own = [off[i] for i in held if runs[i].config.max_iters >= SHORT]
         if own:
             print(f"  {name}: {len(own)} runs, mean {np.mean(own):+.3f}, deviation {np.std(own):.3f}")
     law |= spreads(runs, off) | {"tried": tried()}
+    during(runs, off, law)
     happened = np.array([overfitted(run) for run in runs])
     often = np.array([run.epochs > 2 and run.share == 1 for run in runs])
     print(f"overfitting: happened in {happened.sum()} of {len(runs)}, foreseen in {np.sum(foreseen & happened)} of "
@@ -337,7 +370,7 @@ def main() -> None:
           f"text more than twice, {np.sum((foreseen == happened) & often)} foreseen rightly")  # fmt: skip
     own = [run for run in runs if run.config.max_iters < 5000]  # without the published ones
     law["most tokens"] = float(max(run.config.tokens_per_iter * run.config.max_iters for run in own))
-    law["most body"] = float(max(loss.body(run.config, run.vocabulary) for run in own))
+    law["most body"] = float(max(loss_law.body(run.config, run.vocabulary) for run in own))
     if not options.only:
         laws.write(loss={key: float(f"{value:.4g}") for key, value in law.items()})
 

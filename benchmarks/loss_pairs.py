@@ -30,7 +30,8 @@ import table
 from loss_runs import encode, step_seconds
 
 from hfgpt.config import Config, build
-from hfgpt.plan import grid, ngrams
+from hfgpt.data import ngrams
+from hfgpt.plan import grid
 
 HERE = Path(__file__).parent
 TABLE = HERE / "results" / "loss_pairs.csv"

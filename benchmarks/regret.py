@@ -30,8 +30,9 @@ import optuna
 import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from hfgpt.plan import grid, ngrams
-from hfgpt.plan.survey import BYTE_ENTRIES
+from hfgpt.data import ngrams
+from hfgpt.model.loss_law import BYTE_ENTRIES
+from hfgpt.plan import grid
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parent / "scripts"

@@ -1,7 +1,7 @@
 """Timed steps of many shapes, and the coefficients by which hfgpt/plan/step_time.py prices a CPU step.
 
     python benchmarks/step_times.py --count 120     about two seconds per shape; resumes
-    python benchmarks/step_times.py --fit           writes the coefficients into hfgpt/plan/laws.json
+    python benchmarks/step_times.py --fit           writes the coefficients into hfgpt/model/laws.json
     python benchmarks/step_times.py --elsewhere     each processor's steps by the law of the other ones, as it learns
 
 Out: benchmarks/results/step_times.csv: the CPU time of the fastest step of a shape on one thread, since other work on
@@ -31,8 +31,9 @@ from numpy.typing import NDArray  # noqa: E402
 
 from hfgpt.base import hardware  # noqa: E402
 from hfgpt.config import Config, build  # noqa: E402
+from hfgpt.model import laws  # noqa: E402
 from hfgpt.model.sizes import flops_per_token, flops_per_update  # noqa: E402
-from hfgpt.plan import laws, speed, step_time  # noqa: E402
+from hfgpt.plan import speed, step_time  # noqa: E402
 from hfgpt.plan.speed import Speed  # noqa: E402
 
 Array = NDArray[Any]

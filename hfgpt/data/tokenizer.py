@@ -161,7 +161,7 @@ def load(name: str) -> PreTrainedTokenizerFast:
 # --------------------------------------------------------------------------------------------- what training must know
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the highest token id plus one: the rows that a model's embedding needs."""
     return int(max(tokenizer.get_vocab().values())) + 1
 

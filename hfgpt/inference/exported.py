@@ -92,14 +92,14 @@ def generation_config(config: GPT2Config, tokenizer: PreTrainedTokenizerBase) ->
     """Return the generation config with which Transformers' pipeline works with its own defaults.
 
     ``max_length`` is the block size: otherwise the pipeline adds 256 tokens to any prompt and runs past the positions
-    of a smaller model. An empty prompt starts with :func:`start_id`. Ids without a token (a padded vocabulary) are
-    never sampled.
+    of a smaller model. An empty prompt starts with :func:`start_id`. Ids without a token (a padded vocabulary, or one
+    with holes) are never sampled.
     """
     from transformers import GenerationConfig
 
     eos = tokenizer.eos_token_id
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos
-    beyond = list(range(len(tokenizer), config.vocab_size))
+    beyond = sorted({*range(config.vocab_size)} - {*tokenizer.get_vocab().values()})
     return GenerationConfig(
         max_length=config.n_positions,
         bos_token_id=start_id(tokenizer),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import N_
-from hfgpt.data.tokenizer import token_ids
+from hfgpt.data.tokenizer import token_ids, vocabulary_size
 from hfgpt.data.tokenizer_file import panics_as_messages
 from hfgpt.inference.exported import start_id
 
@@ -101,7 +101,7 @@ def generate_many(
     sampling = sampling or Sampling()
     ids = token_ids(tokenizer, prompt) or [start_id(tokenizer)]
     texts = [PieceDecoder(tokenizer) for _ in range(samples)]
-    for tokens in draw_many(model, ids, len(tokenizer), tokenizer.eos_token_id, sampling, samples):
+    for tokens in draw_many(model, ids, vocabulary_size(tokenizer), tokenizer.eos_token_id, sampling, samples):
         pieces = ["" if token is None else text.add(token) for text, token in zip(texts, tokens, strict=True)]
         if any(pieces):
             yield pieces

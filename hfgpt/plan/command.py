@@ -24,10 +24,10 @@ from hfgpt.base.terminal import wrap
 from hfgpt.base.units import duration, size
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.model import sizes
+from hfgpt.model.loss_law import Forecast
 from hfgpt.plan import batches, dial, grid, loss, timing
 from hfgpt.plan.batches import Recommendation
 from hfgpt.plan.dial import Choice
-from hfgpt.plan.loss import Forecast
 from hfgpt.plan.memory import Memory
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target

@@ -4,8 +4,9 @@ In:  a Survey (the text, and what the recipe fixes beside its shape), a Target, 
 Out: :class:`Choice`: the recipe, its expected loss, the reason for each value, and the second best.
 
 Every shape on a grid is priced (hfgpt/plan/timing.py) and given as many steps as the time allows; the loss laws
-(hfgpt/plan/loss.py) predict the final loss of each. Then the best candidates are trained briefly (hfgpt/plan/trial.py),
-for at most a tenth of the time: this measures their step times and how far this text deviates from the laws.
+(hfgpt/model/loss_law.py) predict the final loss of each. Then the best candidates are trained briefly
+(hfgpt/plan/trial.py), for at most a tenth of the time: this measures their step times and how far this text
+deviates from the laws.
 """
 
 import math
@@ -21,9 +22,10 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, listed
 from hfgpt.base.units import duration, number
 from hfgpt.config.rules import default_warmup
+from hfgpt.model import loss_law
+from hfgpt.model.loss_law import Forecast
 from hfgpt.plan import batches, chapter, grid, loss, timing
 from hfgpt.plan.grid import Candidate
-from hfgpt.plan.loss import Forecast
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
 from hfgpt.plan.timing import Measured
@@ -72,7 +74,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
             device=target.name,
         )
     best, spent, seen = ranked[0], 0.0, None
-    if trials and budget is not None and loss.covered(survey.config):
+    if trials and budget is not None and loss_law.covered(survey.config):
         began = time.perf_counter() if "torch" not in sys.modules else None
         threads.configure(best.config.cpu_threads)  # before torch is loaded
         from hfgpt.plan import trial
@@ -117,7 +119,7 @@ def _finished(best: Candidate, target: Target, budget: float | None) -> Candidat
     if budget is not None and config.max_iters >= 0.9 * most:
         interval = min(config.eval_interval, math.ceil(config.max_iters * OFTEN / best.seconds))
         return replace(best, survey=batches.change(survey, time_budget=f"{round(budget)}s", eval_interval=interval))
-    if not loss.covered(config) and config.tokens_by(config.max_iters) <= 4 * (survey.train_tokens or math.inf):
+    if not loss_law.covered(config) and config.tokens_by(config.max_iters) <= 4 * (survey.train_tokens or math.inf):
         return best
     interval = max(1, math.ceil(config.max_iters / CAREFUL))
     return replace(best, survey=batches.change(survey, eval_interval=interval, early_stopping_patience=PATIENCE))
@@ -148,7 +150,7 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
     by_law = _("the law's optimum for {n} steps at this width", n=f"{config.max_iters:,}")
     if grid.large(config):
         by_law = _("usual for models of this size")
-    if not loss.covered(config):
+    if not loss_law.covered(config):
         reasons["dropout"] = _("0.1 for a text that is seen more than four times, otherwise 0")
     reasons["learning_rate"] = by_law if rate == "learning_rate" else _("of the embeddings and norms, beside Muon")
     if rate == "muon_learning_rate":

@@ -14,8 +14,9 @@ from hfgpt.base.errors import InputError
 from hfgpt.base.units import rounded, seconds_of
 from hfgpt.config import Config
 from hfgpt.config.rules import default_warmup
+from hfgpt.model import loss_law
+from hfgpt.model.laws import laws
 from hfgpt.plan import batches, chapter, loss, timing
-from hfgpt.plan.laws import laws
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target, find_target
 from hfgpt.plan.timing import Measured
@@ -163,7 +164,7 @@ def _lengths(survey: Survey, target: Target, budget: float | None) -> Iterator[C
 
 def _dropouts(config: Config, epochs: float) -> tuple[float, ...]:
     """Return the dropouts to consider. Where no law of ours judges them, a text seen often gets the chapter's."""
-    if loss.covered(config):
+    if loss_law.covered(config):
         return DROPOUTS if epochs > 2 else DROPOUTS[:1]
     return (0.1,) if epochs > 4 else (0.0,)
 
@@ -241,7 +242,7 @@ def rates_for(config: Config) -> dict[str, float]:
     if large(config):
         count = chapter.rules_of_thumb(config).parameters
         return {"learning_rate": usual_learning_rate(count), "muon_learning_rate": 0.02}
-    best = loss.best_rate(law, config)
+    best = loss_law.best_rate(law, config)
     if config.optimizer == "muon":
         return {
             "muon_learning_rate": rounded(min(0.06, max(0.015, best))),
@@ -253,8 +254,8 @@ def rates_for(config: Config) -> dict[str, float]:
 def expected(survey: Survey) -> float:
     """Return the loss by which recipes are compared: our law's, or the published one's if tokens are not characters."""
     config = survey.config
-    if loss.covered(config) and survey.statistics is not None and survey.train_tokens is not None:
-        return loss.predict(laws().loss, config, survey.vocab_size, survey.train_tokens, survey.statistics)
+    if loss_law.covered(config) and survey.statistics is not None and survey.train_tokens is not None:
+        return loss_law.predict(laws().loss, config, survey.vocab_size, survey.train_tokens, survey.statistics)
     return loss.published(config, survey.vocab_size, survey.train_tokens)
 
 

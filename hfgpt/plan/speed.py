@@ -23,7 +23,7 @@ from hfgpt.base import hardware, threads
 from hfgpt.base.errors import UNREADABLE
 from hfgpt.base.files import expanded, replace_file
 from hfgpt.base.language import _
-from hfgpt.plan.laws import laws
+from hfgpt.model.laws import laws
 
 FRESH = 30 * 86400  # seconds for which a measurement is valid
 FRESH_IF_BUSY = 600  # ... if other work on the machine disturbed it

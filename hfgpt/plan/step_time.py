@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfgpt.config import Config
+from hfgpt.model.laws import laws
 from hfgpt.model.sizes import flops_per_update, parameters
 from hfgpt.plan import speed as machine
-from hfgpt.plan.laws import laws
 from hfgpt.plan.speed import PARTS, Speed
 
 Array = NDArray[np.float64]

@@ -21,8 +21,8 @@ from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.config.yaml_text import corpora
 from hfgpt.data.tokenizer_file import LARGEST as LARGEST_FILE
 from hfgpt.model.folder import LARGEST, read_config, read_json
+from hfgpt.model.loss_law import BYTE_ENTRIES, EMBEDDED_STATISTICS, Statistics
 
-BYTE_ENTRIES = 256  # entries of a character vocabulary beside the characters (hfgpt/data/tokenizer.py)
 READ_UP_TO = 64 << 20  # largest text in bytes that is read; of a larger corpus only the size is used
 CHARACTERS_PER_TOKEN = 4.0  # approximate, for a BPE vocabulary on English prose
 ASSUMED_CHARACTERS = 100  # assumed distinct characters, if the corpus is not available
@@ -37,24 +37,6 @@ RELEASED = {
     "gpt2-large": (36, 20, 1280),
     "gpt2-xl": (48, 25, 1600),
 }
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Cross-entropies in nats per character, on the held-out end of a text."""
-
-    orders: tuple[float, ...]  # of n-gram models of order 1, 2, …
-    characters: int  # how many characters were counted
-
-    @property
-    def unigram(self) -> float:
-        """The cross-entropy from character frequencies alone."""
-        return self.orders[0]
-
-    @property
-    def best(self) -> float:
-        """The lowest of them: the best that n-grams reach on this text."""
-        return min(self.orders)
 
 
 @dataclass(frozen=True)
@@ -76,7 +58,7 @@ class Text:
         """Its predictability; None if it was not read, is too short or repeats one character."""
         if self.counted or len(self.sample) < LEAST_COUNTED:
             return self.counted
-        from hfgpt.plan import ngrams  # load numpy only if there is something to count
+        from hfgpt.data import ngrams  # load numpy only if there is something to count
 
         counted = Statistics(*ngrams.measure(self.sample))
         return counted if counted.unigram > 0 else None
@@ -117,8 +99,6 @@ class Survey:
         return self.text.statistics if self.text else None
 
 
-# Counted once for the embedded Shakespeare (a test recounts), since reading it takes half of a plan's time.
-EMBEDDED_STATISTICS = Statistics((3.3277, 2.4837, 2.0968, 1.8212, 1.7177, 1.7036, 1.7159, 1.7207), 500_000)
 EMBEDDED = Text(4_814_324, 4_814_324, distinct=74, has_validation=False, counted=EMBEDDED_STATISTICS)
 
 LEAST_COUNTED = 2000  # characters: fewer say nothing about a text

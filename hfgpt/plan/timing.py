@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hfgpt.config import Config
 from hfgpt.config.fields import EVAL_BATCH, SAMPLE_TOKENS
+from hfgpt.model.laws import laws
 from hfgpt.model.sizes import (
     COMPILING,
     HOST_SECONDS_PER_BLOCK,
@@ -18,7 +19,6 @@ from hfgpt.model.sizes import (
     parameters,
 )
 from hfgpt.plan import step_time
-from hfgpt.plan.laws import laws
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
 

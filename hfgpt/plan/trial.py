@@ -26,11 +26,11 @@ from hfgpt.data.blocks import Batches, TokenStream, evaluation_blocks
 from hfgpt.data.prepare import prepare
 from hfgpt.inference.figures import evaluate_blocks
 from hfgpt.model import gpt2, optim
+from hfgpt.model.laws import laws
+from hfgpt.model.loss_law import Forecast
 from hfgpt.model.schedule import learning_rate
 from hfgpt.plan import batches, grid, loss, speed, step_time, timing
 from hfgpt.plan.grid import Candidate
-from hfgpt.plan.laws import laws
-from hfgpt.plan.loss import Forecast
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target
 from hfgpt.plan.timing import Measured

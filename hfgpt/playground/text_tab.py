@@ -19,6 +19,7 @@ from hfgpt.base import threads
 from hfgpt.base.errors import InputError, first_line
 from hfgpt.base.language import N_, _, plural
 from hfgpt.base.units import duration
+from hfgpt.data.tokenizer import vocabulary_size
 from hfgpt.inference import exported
 from hfgpt.inference import sampling as sample
 from hfgpt.playground.pieces import Labels, in_language, message, slider, tile, tiles
@@ -65,7 +66,7 @@ class Writer:
         ids = tokenizer.encode(prompt, add_special_tokens=False) or [exported.start_id(tokenizer)]
         decoder, text, count = sample.PieceDecoder(tokenizer), prompt, 0
         yield text, unknown, count
-        for token in sample.draw_tokens(model, ids, len(tokenizer), tokenizer.eos_token_id, how):
+        for token in sample.draw_tokens(model, ids, vocabulary_size(tokenizer), tokenizer.eos_token_id, how):
             text, count = text + decoder.add(token), count + 1
             if time.monotonic() - shown >= SHOWN_EVERY:
                 shown = time.monotonic()

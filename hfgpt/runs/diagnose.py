@@ -221,7 +221,8 @@ def _ahead(facts: Facts) -> str | None:
     if facts.undecided:
         return None
     if not facts.finished:
-        end = laws.end_of_run(facts.eval_steps, facts.val, rate, facts.past_warmup, config.max_iters)
+        before = laws.beforehand(facts.records, config)
+        end = laws.end_of_run(facts.eval_steps, facts.val, rate, facts.past_warmup, config.max_iters, before)
         if end is None:
             return None
         return _("At its end, step {step:,}, the validation loss is expected at {loss}.",

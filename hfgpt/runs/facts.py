@@ -15,7 +15,7 @@ from typing import Any
 
 from hfgpt.config import Config
 from hfgpt.runs import horizon
-from hfgpt.runs.metrics import Record, series, smooth
+from hfgpt.runs.metrics import NGRAM_LOSS, Record, series, smooth
 
 # Of the chance loss: roughly what counting pairs of letters reaches in English (2.5 nats of 4.2), where the record does
 # not say what it reaches in the run's own text.
@@ -146,7 +146,8 @@ class Facts:
     @property
     def pairs(self) -> float | None:
         """The loss that counting pairs of tokens reaches on this text; None if it was not recorded."""
-        return next((record["pairs_loss"] for record in self.records if "pairs_loss" in record), None)
+        key = NGRAM_LOSS.format(2)
+        return next((record[key] for record in self.records if key in record), None)
 
     @property
     def high(self) -> bool:

@@ -1,13 +1,15 @@
 """Extrapolation of learning curves: the loss at a later step, or at the end of a longer run, with an interval.
 
-In:  a run's evaluated losses by step, and its learning rate as a function of the step.
+In:  a run's evaluated losses by step, its learning rate as a function of the step, and what the law of the loss said
+     before it began.
 Out: predictions with 95% intervals.
 
 The law is that of Tissue, Wang and Wang, 2024 (arXiv 2408.11029): loss = floor + a · S1^-alpha - c · S2, where S1 sums
 the learning rates so far, and S2 the effect of the rate's decay, with a memory. A drift is added for what four
 parameters cannot describe: an integrated random walk over log S1, which widens the interval with the distance ahead.
 All laws on a grid are fitted together by linear regression, and weighted by how well they explain the curve (Bayesian
-model averaging). The priors were chosen on the curves of benchmarks/results/loss_pairs.csv. Imports numpy alone.
+model averaging). The priors were chosen on the curves of benchmarks/results/loss_pairs.csv. Imports neither torch nor
+scipy.
 """
 
 import math
@@ -18,6 +20,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hfgpt.config import Config
+from hfgpt.model import loss_law
+from hfgpt.runs.metrics import NGRAM_LOSS, Record
 
 Array = NDArray[np.float64]
 
@@ -114,20 +120,52 @@ def fit_curve(steps: Sequence[float], losses: Sequence[float], rate: Rate | None
     return Curve(chosen[:, 0], chosen[:, 1], rate or (lambda step: 1.0))
 
 
-def end_of_run(steps: Sequence[float], losses: Sequence[float], rate: Rate, warmup: int, end: int) -> Prediction | None:
+def beforehand(records: Sequence[Record], config: Config) -> Prediction | None:
+    """Return what the law of the loss says of a run's end, by what its record says of its text.
+
+    None if the law does not cover the run, or says that it overfits, so that a fitted curve says nothing of its end.
+    """
+    text = next((record for record in records if "vocab_size" in record), None)
+    if text is None:
+        return None
+    orders = [text[key] for order in range(1, len(text)) if (key := NGRAM_LOSS.format(order)) in text]
+    statistics = loss_law.Statistics(tuple(orders), int(text["train_tokens"]))
+    said = loss_law.foreseen(config, int(text["vocab_size"]), int(text["train_tokens"]), statistics)
+    return Prediction(said.loss, said.low, said.high) if said and not said.overfits else None
+
+
+def end_of_run(
+    steps: Sequence[float],
+    losses: Sequence[float],
+    rate: Rate,
+    warmup: int,
+    end: int,
+    before: Prediction | None = None,
+) -> Prediction | None:
     """Predict the loss of a run's last step.
 
     Args:
         steps, losses, rate: as for :func:`fit_curve`.
         warmup: the last step of the warm-up, which does not show how the rest will fall.
         end: the last step.
+        before: a prediction that does not come from this curve; the errors of the two are taken to be independent.
 
     Returns:
-        The prediction; None inside the warm-up, of a short record, or if its interval is too wide to say anything.
+        The prediction; None if its interval is too wide to say anything. Inside the warm-up and of a short record it is
+        that from before, or None.
     """
     curve = fit_curve(steps, losses, rate) if steps and steps[-1] > warmup else None
-    expected = curve.at(end) if curve is not None else None
+    expected = together(before, curve.at(end) if curve else None)
     return expected if expected is not None and expected.telling else None
+
+
+def together(before: Prediction | None, now: Prediction | None) -> Prediction | None:
+    """Combine two predictions whose errors are independent; intervals that do not touch show the one before wrong."""
+    if before is None or now is None or before.low > now.high or before.high < now.low:
+        return now or before
+    weights = np.array([before.half, now.half]) ** -2.0
+    loss, half = float(weights @ [before.loss, now.loss] / weights.sum()), float(weights.sum() ** -0.5)
+    return Prediction(loss, loss - half, loss + half)
 
 
 Travelled = tuple[Array, Array]

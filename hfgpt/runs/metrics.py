@@ -8,7 +8,8 @@ Names and units: ``train_loss`` (of that step's global batch), ``train_eval_loss
 evaluation blocks) in nats per token; ``learning_rate``; ``grad_norm`` before clipping; ``tokens_per_second``; ``mfu``
 (share of the device's peak); ``memory_bytes``; ``seconds`` since the run began, without the time between a stop and
 its resume; ``data_seconds``, spent waiting for data, per step; ``epoch``, how often the training text was seen;
-``pairs_loss``, at the first evaluation, what counting pairs of tokens reaches on the validation split, in nats;
+``ngram_loss_1``, ``_2`` …, at the first evaluation, what counting single tokens, pairs … reaches on the validation
+split, in nats, and with these, where the law of the loss covers the run, ``train_tokens`` and ``vocab_size``;
 ``branched`` and ``branch_step``, in the first record of a run that continues from another's checkpoint, when it
 branched (seconds since 1970) and from which step; ``horizon``, with a time budget, the length in steps that the run
 decided then.
@@ -31,6 +32,7 @@ from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.language import strerror
 
 FILE_NAME = "metrics.jsonl"
+NGRAM_LOSS = "ngram_loss_{}"  # by the order
 SAMPLES = "samples.jsonl"
 
 Record = dict[str, float]

@@ -37,7 +37,8 @@ def names(folder: Path, include_checkpoints: bool) -> list[str]:
             raise InputError("{path}: is a link, and links are not pushed; put the file there", path=folder / name)
     paths = [path for pattern in FILES for path in folder.glob(pattern) if path.is_file()]
     if include_checkpoints:
-        whole = (path for path in folder.glob(CHECKPOINTS) if (path / MARKER).is_file())
+        named = (path for path in folder.glob(CHECKPOINTS) if _STEP.fullmatch(path.name))  # not one that was replaced
+        whole = (path for path in named if (path / MARKER).is_file())
         paths += [path for checkpoint in whole for path in checkpoint.glob("*") if path.is_file()]
     kept = (path for path in paths if not path.is_symlink() and (path.parent == folder or not path.parent.is_symlink()))
     return sorted(path.relative_to(folder).as_posix() for path in kept)

@@ -20,10 +20,14 @@ from typing import IO, Any, Self
 import psutil
 
 from hfgpt import config as configs
+from hfgpt.base import hardware
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import check_regular, replace_file
 from hfgpt.base.language import N_, VARIABLE, _, current
+from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
+from hfgpt.model import sizes
+from hfgpt.runs import horizon
 from hfgpt.runs.compare import Entry
 from hfgpt.runs.history import History
 from hfgpt.runs.metrics import FILE_NAME, Record, read, series
@@ -64,6 +68,13 @@ def start(train: Sequence[str], config: Config, recipe: Path, log: Path) -> subp
 def write_recipe(path: Path, config: Config) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, configs.to_yaml(config))
+
+
+def share(config: Config, written: Sequence[Record]) -> float:
+    """Return how much of its length a training has done; 0 while the clock has yet to decide its length."""
+    if not written or horizon.undecided(config, written):
+        return 0.0
+    return min(1.0, written[-1]["step"] / horizon.decided(config, written).max_iters)
 
 
 def records(folder: Path) -> list[Record]:
@@ -163,10 +174,18 @@ class Unmeasured(Exception):
 
 
 def probe_of(config: Config, folder: Path) -> Config:
-    """Return a short run with the same steps: without what another length could contradict, and what reaches others."""
+    """Return a short run with the same steps: without what another length could contradict, and what reaches others.
+
+    `compile: auto` goes by the time of a whole run, which is what each trial gets.
+    """
+    compiled: bool | str = config.compile
+    if compiled == "auto" and config.max_time:
+        own_card = config.device in ("auto", "cuda") and sys.platform != "darwin" and hardware.local_accelerator()
+        compiled = bool(own_card) and seconds_of(config.max_time) > sizes.COMPILING
     return config.model_copy(
-        update={"max_iters": PROBE_STEPS, "max_time": None, "time_budget": None, "out_dir": str(folder),
-                "lr_schedule": "constant", "warmup_iters": 1, "lr_decay_iters": PROBE_STEPS, "batch_warmup_iters": 0,
+        update={"compile": compiled, "max_iters": PROBE_STEPS, "max_time": None, "time_budget": None,
+                "out_dir": str(folder), "lr_schedule": "constant", "warmup_iters": 1, "lr_decay_iters": PROBE_STEPS,
+                "batch_warmup_iters": 0,
                 "eval_interval": PROBE_STEPS, "eval_iters": 1, "log_interval": 1, "sample_prompt": "",
                 "val_datasets": None, "eval_tasks": None, "eval_tasks_interval": None, "checkpoint_interval": None,
                 "report_to": "none", "push_to_hub": False}

@@ -24,6 +24,7 @@ from hfgpt.base.language import _, plural
 from hfgpt.base.terminal import visible
 from hfgpt.base.units import duration
 from hfgpt.config import Config, with_role
+from hfgpt.runs import horizon
 from hfgpt.runs.answer import ended
 from hfgpt.sweep import report, training
 from hfgpt.sweep.definition import STARTUP_TRIALS, Sweep, Trial, equalised
@@ -51,7 +52,7 @@ class Progress:
         written = records(self._sweep.folder / "trials" / trial.name)
         if not written or not recipe.exists():
             return 0.0
-        share = min(1.0, written[-1]["step"] / configs.load(recipe).max_iters)
+        share = training.share(configs.load(recipe), written)
         if share == 1.0:
             self._complete.add(trial.name)
         return share
@@ -224,16 +225,17 @@ def _run_trial(
         while child.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(POLL_SECONDS)
-            claim.report(training.records(config.run_dir), config.max_iters)
+            written = training.records(config.run_dir)
+            claim.report(written, horizon.decided(config, written).max_iters)
             if sweep.prune and not pruned and claim.is_hopeless():
                 pruned = True
                 signals.stop_child()
             progress.show(trial)
     written = training.records(config.run_dir)
-    claim.report(written, config.max_iters)
+    claim.report(written, horizon.decided(config, written).max_iters)
     if signals.received:
         return
-    share = written[-1]["step"] / config.max_iters if written else 0.0
+    share = training.share(config, written)
     if pruned and share < 1:
         outcome, value = f"pruned at {share:.0%}", None
     else:

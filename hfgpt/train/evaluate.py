@@ -8,16 +8,18 @@ import math
 
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _
-from hfgpt.config import Config
+from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.config.fields import SAMPLE_TOKENS
+from hfgpt.data import ngrams
 from hfgpt.data.blocks import TokenStream, evaluation_blocks
 from hfgpt.data.encoding import CharacterCounter
-from hfgpt.data.pairs import pairs_loss
 from hfgpt.data.prepare import Corpus
+from hfgpt.data.tokenizer import vocabulary_size
 from hfgpt.inference import figures as language
 from hfgpt.inference import sampling
+from hfgpt.model import loss_law
 from hfgpt.model.schedule import learning_rate
-from hfgpt.runs import card, laws, metrics
+from hfgpt.runs import card, horizon, laws, metrics
 from hfgpt.train.collective import in_time, total
 from hfgpt.train.failures import diverged
 from hfgpt.train.meter import Meter
@@ -75,8 +77,8 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     if config.eval_only:
         return True
     first, run.begins_text = run.begins_text or progress.step == 0, False
-    if first and (bound := pairs_loss(run.corpus.train, run.corpus.val)) is not None:
-        figures["pairs_loss"] = bound
+    if first and run.main:
+        figures |= of_the_text(run)
     progress.seconds = meter.seconds()
     run.record(seconds=progress.seconds, **figures)
     if not math.isfinite(figures["val_loss"]):  # such weights are neither the best nor worth resuming from
@@ -94,12 +96,34 @@ def evaluate(run: Run, meter: Meter, stop: Stop, last: bool = False) -> bool:
     return True
 
 
+def of_the_text(run: Run) -> dict[str, float]:
+    """Count the text's n-grams: all that the law of the loss asks for, if it covers the run; else single and pairs."""
+    config, corpus = run.config, run.corpus
+    covered = loss_law.covered(config) and run.progress.step == 0
+    covered = covered and corpus.train_tokens is not None and not corpus.validation_sets
+    if covered and config.dataset == EMBEDDED_DATASET and config.val_fraction == loss_law.HELD_OUT:
+        orders = loss_law.EMBEDDED_STATISTICS.orders
+    else:
+        orders = ngrams.of_splits(corpus.train, corpus.val, ngrams.ORDERS if covered else 2)
+    figures = {metrics.NGRAM_LOSS.format(order): loss for order, loss in enumerate(orders, 1)}
+    if covered and figures and corpus.train_tokens:
+        figures |= {"train_tokens": corpus.train_tokens, "vocab_size": vocabulary_size(corpus.tokenizer)}
+    return figures
+
+
 def forecast(run: Run) -> laws.Prediction | None:
     """Return the validation loss that the record predicts for the last step; None if it cannot tell yet."""
-    steps, losses = metrics.series(metrics.read(run.metrics.path), "val_loss")
-    config = run.config
+    records, config = metrics.read(run.metrics.path), run.config
+    if horizon.undecided(config, records):
+        return None
+    steps, losses = metrics.series(records, "val_loss")
     return laws.end_of_run(
-        steps, losses, lambda step: learning_rate(step, config), config.warmup_iters or 0, config.max_iters
+        steps,
+        losses,
+        lambda step: learning_rate(step, config),
+        config.warmup_iters or 0,
+        config.max_iters,
+        laws.beforehand(records, config),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import subprocess
@@ -167,6 +168,25 @@ def test_an_id_without_a_token_is_never_drawn(chars: Any) -> None:
     assert max(sample.draw_tokens(padded, [1], known, None, drawing)) < known
     assert max(sample.draw_tokens(padded, [1], known + 500, None, drawing)) >= known  # or this test shows nothing
     assert exported.generation_config(padded.config, chars).suppress_tokens == list(range(known, known + 500))
+
+
+def test_a_vocabulary_with_holes_is_drawn_to_its_highest_id(chars: Any, tmp_path: Path) -> None:
+    chars.save_pretrained(tmp_path)
+    description = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = description["model"]["vocab"]
+    last, highest = max(vocabulary, key=vocabulary.get), len(vocabulary) + 40
+    hole = vocabulary[last]
+    vocabulary[last] = highest
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description), encoding="utf-8")
+    made = tokenizer.load(str(tmp_path))
+    model = tiny_model(made)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.zero_()
+        model.transformer.ln_f.bias.copy_(100 * model.lm_head.weight[highest])  # every next token is the last one
+    drawn = "".join(sample.generate(model, made, "T", Sampling(max_new_tokens=3, temperature=0)))
+    assert drawn == made.decode([highest] * 3)
+    suppressed = exported.generation_config(model.config, made).suppress_tokens
+    assert suppressed == list(range(hole, highest))
 
 
 # ---------------------------------------------------------------------------------------------- the text

@@ -20,7 +20,9 @@ from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.commands.train import learn
 from hfgpt.config import Config
-from hfgpt.model import schedule
+from hfgpt.data import ngrams
+from hfgpt.model import loss_law, schedule
+from hfgpt.model.laws import laws
 from hfgpt.plan import (
     batches,
     command,
@@ -28,15 +30,12 @@ from hfgpt.plan import (
     grid,
     loss,
     memory,
-    ngrams,
     speed,
     step_time,
-    survey,
     tables,
     timing,
 )
 from hfgpt.plan.dial import Choice
-from hfgpt.plan.laws import laws
 from hfgpt.plan.speed import Speed
 from hfgpt.plan.survey import Survey, survey_of
 from hfgpt.plan.target import Target, find_target
@@ -329,17 +328,17 @@ def test_ddp_keeps_its_buckets_while_it_accumulates() -> None:
 
 def test_the_embedded_text_is_as_it_was_counted() -> None:
     whole = gzip.decompress((files("hfgpt.data") / "shakespeare.txt.gz").read_bytes()).decode()
-    assert survey.Statistics(*ngrams.measure(whole)) == survey.EMBEDDED_STATISTICS
+    assert loss_law.Statistics(*ngrams.measure(whole)) == loss_law.EMBEDDED_STATISTICS
 
 
 def test_a_text_without_order_is_not_predictable() -> None:
     rng = np.random.default_rng(0)
     noise = "".join(rng.choice(list("abcdefgh"), size=20_000))
-    counted = survey.Statistics(*ngrams.measure(noise))
+    counted = loss_law.Statistics(*ngrams.measure(noise))
     assert counted.unigram == pytest.approx(np.log(8), abs=0.01)
     assert counted.best == pytest.approx(np.log(8), abs=0.01), "probabilities that add up to more would be lower"
     assert min(counted.orders[4:]) > np.log(8), "a long context of noise does not help"
-    assert survey.Statistics(*ngrams.measure("ab" * 10_000)).best < 0.01
+    assert loss_law.Statistics(*ngrams.measure("ab" * 10_000)).best < 0.01
 
 
 # ------------------------------------------------------------------------------------------------------- loss
@@ -366,7 +365,7 @@ def test_a_text_whose_pairs_say_more_is_sooner_learnt() -> None:
     """Two texts of the same unigram and best entropies: after a short run, what lies between them decides."""
     law, shape = laws().loss, (fast(max_iters=300), 330, 1_000_000)
     hard, easy = (
-        loss.lowest(law, *shape, survey.Statistics((3.3, pair, triple, 1.8, 1.7), 500_000))
+        loss_law.lowest(law, *shape, loss_law.Statistics((3.3, pair, triple, 1.8, 1.7), 500_000))
         for pair, triple in ((2.7, 2.2), (2.2, 2.0))
     )
     assert easy < hard - 0.1
@@ -395,11 +394,11 @@ def test_the_laws_on_the_runs_that_they_were_fitted_on() -> None:
         whole = ("n_layer", "n_head", "n_embd", "block_size", "batch_size", "max_iters")
         values: dict[str, Any] = {key: int(row[key]) for key in whole}
         values |= {key: float(row[key]) for key in ("learning_rate", "muon_learning_rate", "dropout")}
-        counted = survey.Statistics(tuple(map(float, row["orders"].split())), int(row["characters"]))
+        counted = loss_law.Statistics(tuple(map(float, row["orders"].split())), int(row["characters"]))
         shape, sizes = fast(**values, optimizer=row["optimizer"]), (int(row["vocabulary"]), int(row["train_tokens"]))
-        said = loss.by_law(laws().loss, shape, *sizes, counted)
+        said = loss_law.by_law(laws().loss, shape, *sizes, counted)
         ends = float(row["val_loss"])
-        rises = ends > float(row["best_val_loss"]) + loss.OVERFITS
+        rises = ends > float(row["best_val_loss"]) + loss_law.OVERFITS
         foreseen.append(said.overfits == rises)
         if not rises:
             off.append(said.loss - ends)
@@ -514,7 +513,7 @@ def test_a_card_s_time_is_used_by_a_model_of_its_size(
     """The ranges are wide: they lie around what is usual (Hoffmann et al. 2022; Zhang et al. 2024)."""
     choice = chosen_by_size(size, tokenizer, gpu, hours, processes)
     chosen = choice.survey.config
-    assert parameters[0] < loss.body(chosen, choice.survey.vocab_size) < parameters[1]
+    assert parameters[0] < loss_law.body(chosen, choice.survey.vocab_size) < parameters[1]
     assert tokens_a_step[0] < chosen.tokens_per_iter < tokens_a_step[1]
     assert chosen.block_size >= 512
     assert 0.9 * hours * 3600 < choice.seconds < hours * 3600
@@ -544,7 +543,7 @@ def test_a_text_seen_often_gets_dropout_and_an_early_end_where_no_law_of_ours_ju
     chosen = choice.survey.config
     assert chosen.dropout == 0.1
     assert chosen.early_stopping_patience
-    assert loss.body(chosen, choice.survey.vocab_size) < 30e6
+    assert loss_law.body(chosen, choice.survey.vocab_size) < 30e6
 
 
 def test_a_short_text_gets_a_small_model_on_a_card_too(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_underfitting_takes_the_chapters_steps() -> None:
 def test_a_run_is_measured_against_counting_pairs_in_its_own_text(pairs: float, kind: str) -> None:
     """A Chinese text's ratio to a random guess is not that of English letters."""
     records = falling(1.5)
-    records[0]["pairs_loss"] = pairs
+    records[0]["ngram_loss_2"] = pairs
     (finding,) = diagnose.diagnose(records, recipe())
     assert finding.kind == kind
     assert ("which token follows which reaches 1.40" in finding.evidence) == (kind == "underfitting")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from hfgpt.model import loss_law
 from hfgpt.model.schedule import learning_rate
 from hfgpt.runs.history import read_run
-from hfgpt.runs.laws import Curve, end_of_run, fit_curve
+from hfgpt.runs.laws import Curve, Prediction, beforehand, end_of_run, fit_curve, together
 
 CURVES = Path(__file__).parents[1] / "fixtures" / "curves"
 FALLING = sorted(path.name for path in CURVES.iterdir() if path.name.startswith(("healthy.", "underfitting.")))
@@ -96,3 +97,45 @@ def test_a_forecast_that_cannot_tell_is_not_made() -> None:
     assert near is not None
     assert near.half < 0.25 * near.loss
     assert end_of_run([], [], rate, 0, 100) is None
+
+
+def test_two_predictions_together_are_surer_than_either() -> None:
+    law, curve = Prediction(1.6, 1.4, 1.8), Prediction(1.5, 1.4, 1.6)
+    both = together(law, curve)
+    assert both is not None
+    assert both.loss == pytest.approx(1.52), "weighted by precision"
+    assert both.half == pytest.approx(0.2 / 5**0.5)
+    assert together(None, curve) == curve
+    assert together(law, None) == law
+    assert together(law, Prediction(2.5, 2.3, 2.7)) == Prediction(2.5, 2.3, 2.7), "the law was wrong about this run"
+
+
+def record_of(vocabulary: int, tokens: int) -> dict[str, float]:
+    losses = {f"ngram_loss_{order}": loss for order, loss in enumerate(loss_law.EMBEDDED_STATISTICS.orders, 1)}
+    return {"step": 0, "val_loss": 5.8, "vocab_size": vocabulary, "train_tokens": tokens, **losses}
+
+
+def test_before_a_run_the_law_of_the_loss_speaks_and_then_both() -> None:
+    run = read_run(CURVES / "healthy.seed_0")
+    recipe = run.config
+    assert recipe is not None
+    records = [record_of(330, 4_332_891)]
+    law = beforehand(records, recipe)
+    assert law is not None
+    assert law == end_of_run([0], [5.8], float, 0, recipe.max_iters, law)
+    assert beforehand([{"step": 0, "val_loss": 5.8, "ngram_loss_2": 2.5}], recipe) is None, "not a run that it covers"
+    assert beforehand([record_of(330, 2_000)], recipe) is None, "it overfits: a fitted curve does not know that"
+    steps, losses = run.series("val_loss")
+    half_way = [(step, loss) for step, loss in zip(steps, losses, strict=True) if step <= recipe.max_iters / 2]
+
+    def rate(step: int) -> float:
+        return learning_rate(step, recipe)
+
+    alone, both = (
+        end_of_run(*zip(*half_way, strict=True), rate, recipe.warmup_iters or 0, recipe.max_iters, before)
+        for before in (None, law)
+    )
+    assert alone is not None
+    assert both is not None
+    assert both.half < min(alone.half, law.half)
+    assert both.low <= losses[-1] <= both.high

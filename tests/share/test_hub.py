@@ -129,7 +129,9 @@ def test_a_branch_is_not_pushed_over_its_trunk(server: hub_server.Hub, run: Path
 def test_a_push_is_one_commit(server: hub_server.Hub, run: Path) -> None:
     """Whenever it is killed, the Hub holds all of the previous push or all of this one: a run can resume from it."""
     write_checkpoint(run, 5)
+    shutil.copytree(run / "checkpoint-5", run / "checkpoint-5.old")  # of a replacement that was interrupted
     hub.push(run, REPO, include_checkpoints=True, api=client(server))
+    assert not [name for name in files(server) if ".old" in name]
     [(_, message, names)] = server.repos[REPO].log
     assert message == "Step 5"
     assert {"config.json", "README.md", "model.safetensors", "metrics.jsonl", "checkpoint-5/COMPLETE"} <= {*names}

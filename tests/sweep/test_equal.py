@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from hfgpt import config as configs
+from hfgpt.base import hardware
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
 from hfgpt.sweep import reading, training, trials
@@ -84,6 +85,28 @@ def test_the_recipe_that_measures_a_step_loads(
     config = configs.build(BASE | of_schedule(schedule) | more, "trial")
     probe = reload(training.probe_of(config, tmp_path))
     assert (probe.max_iters, probe.time_budget, probe.max_time) == (training.PROBE_STEPS, None, None)
+
+
+@pytest.mark.parametrize(("card", "time", "compiled"), [("NVIDIA L4", "1h", True), ("NVIDIA L4", "2m", False),
+                                                      (None, "1h", False)], ids=str)  # fmt: skip
+def test_a_step_is_measured_compiled_where_the_trial_will_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, card: str | None, time: str, compiled: bool
+) -> None:
+    """`compile: auto` would run twenty steps eager, so that a compiled trial would get the time of another step."""
+    monkeypatch.setattr(hardware, "local_accelerator", lambda: card)
+    monkeypatch.setattr(sys, "platform", "linux")
+    config = configs.build(BASE | {"max_time": time, "device": "auto", "compile": "auto"}, "trial")
+    assert training.probe_of(config, tmp_path).compile is compiled
+    eager = config.model_copy(update={"compile": False})
+    assert training.probe_of(eager, tmp_path).compile is False
+
+
+def test_the_share_of_a_trial_whose_length_the_clock_decides() -> None:
+    config = configs.build(BASE | {"time_budget": "1m"}, "trial")
+    assert training.share(config, []) == 0
+    assert training.share(config, [{"step": 5, "train_loss": 3.0}]) == 0, "not known yet"
+    lasting = [{"step": 8, "horizon": 4000.0}, {"step": 1000, "train_loss": 2.0}]
+    assert training.share(config, lasting) == 0.25
 
 
 def test_the_recipe_that_measures_a_step_needs_and_tells_nothing_else(

@@ -19,6 +19,8 @@ from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.inference import figures as language
 from hfgpt.model.schedule import learning_rate
+from hfgpt.plan import loss
+from hfgpt.plan.survey import survey_of
 from hfgpt.runs import metrics, segments
 from hfgpt.train import checkpoint, stop
 
@@ -208,15 +210,28 @@ def test_nohup_is_heeded(tiny: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------- where it leads
 
 
+def test_before_its_first_step_a_run_says_what_plan_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unless the clock has yet to decide its length."""
+    values = {"n_layer": 1, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "max_iters": 300}
+    values |= {"eval_interval": 300, "eval_iters": 1, "device": "cpu"}
+    planned = loss.forecast(survey_of(config.build(values, "run")))
+    assert planned is not None
+    do_train(values | {"out_dir": str(tmp_path / "steps")})
+    assert f"validation loss expected at the end: {planned.loss:.2f} ± " in capsys.readouterr().out
+    do_train(values | {"time_budget": "3s", "out_dir": str(tmp_path / "time")})
+    assert "expected at the end" not in capsys.readouterr().out.split("step 1")[0]
+
+
 def test_the_forecast_is_renewed_while_it_trains(tiny: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    """From the fourth evaluation on, with an interval; not at the end, and not where the loss has risen."""
+    """By the law alone, then by the curve too, with an interval; not at the end, and not where the loss has risen."""
     values = tiny | {"max_iters": 60, "eval_interval": 6, "learning_rate": 1e-2, "warmup_iters": 6}
     path = do_train(values)
     lines = capsys.readouterr().out.splitlines()
     said = [line for line in lines if "validation loss expected at the end: " in line]
     steps, losses = metrics.series(metrics.read(path / "metrics.jsonl"), "val_loss")
     lowest = [loss < min(losses[:index], default=math.inf) for index, loss in enumerate(losses)]
-    assert len(said) == sum(better for step, better in zip(steps, lowest, strict=True) if 24 <= step < 60) > 3
-    loss, half = (float(part) for part in said[-1].split(": ")[1].split(" ± "))
-    final = losses[-1]
-    assert abs(loss - final) <= half + 0.005
+    assert len(said) == sum(better for step, better in zip(steps, lowest, strict=True) if step < 60) > 7
+    assert len(set(said[:4])) == 1, "the curve tells from the fourth evaluation on"
+    expected, half = (float(part) for part in said[-1].split(": ")[1].split(" ± "))
+    assert abs(expected - losses[-1]) <= half + 0.005
+    assert half < float(said[0].split(" ± ")[1])

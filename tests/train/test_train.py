@@ -447,7 +447,8 @@ def test_the_record_has_every_figure(tiny: dict[str, Any]) -> None:
     assert steps_lines[0] == steps - {"mfu"}  # a CPU's peak is not measured before the first step
     assert {frozenset(keys) for keys in steps_lines[1:]} == {frozenset(steps)}
     first, *later = [line.keys() for line in lines if "val_loss" in line]
-    assert first == evaluated | {"pairs_loss"}
+    of_the_text = {f"ngram_loss_{order}" for order in range(1, 9)} | {"train_tokens", "vocab_size"}
+    assert first == evaluated | of_the_text
     assert {frozenset(keys) for keys in later} == {frozenset(evaluated)}
     for line in lines:
         if "val_loss" in line:

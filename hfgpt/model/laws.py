@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("laws.json")
 
 @dataclass(frozen=True)
 class Laws:
-    """Coefficients: `step` for the time of a CPU step (hfgpt/plan/step_time.py), `loss` for the loss (loss.py)."""
+    """Coefficients: `step` for the time of a CPU step (hfgpt/plan/step_time.py), `loss` for the loss (loss_law.py)."""
 
     step: dict[str, Any]
     loss: dict[str, Any]
