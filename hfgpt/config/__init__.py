@@ -8,7 +8,7 @@ transformers, so ``--help`` and errors appear at once.
 """
 
 from hfgpt.config.fields import CALLED, EMBEDDED_DATASET, GROUPS, INSTEAD, RENAMED, Config, with_role
-from hfgpt.config.reading import PARAMETERS, build, load, parse_overrides, remarks
+from hfgpt.config.reading import PARAMETERS, build, load, merge, parse_overrides, remarks
 from hfgpt.config.recipe_files import find_recipe, read_recipe, run_folder, shipped_recipes
 from hfgpt.config.reference import (
     DERIVED,

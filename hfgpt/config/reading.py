@@ -176,16 +176,17 @@ def load(
         changes: values in the place of the recipe's own, as an earlier recipe of its run had them.
     """
     typed, wrong = _overrides(overrides)
-    values = _recipe_beside(recipe, typed, changes or {})
+    values = {**(read_recipe(recipe) if recipe is not None else {}), **(changes or {})}
     if recipe is not None and (folder := run_folder(recipe)) is not None:
         values["out_dir"] = str(folder)
     name = Path(recipe).stem if recipe is not None else "run"
-    return build({**values, **typed}, name, [*faults, *wrong])
+    return build(merge(values, typed), name, [*faults, *wrong])
 
 
-def _recipe_beside(recipe: str | Path | None, typed: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe's values, without those that the command line sets under another name or changes indirectly."""
-    values = {**(read_recipe(recipe) if recipe is not None else {}), **changes}
+def merge(values: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe's values with the typed ones in their place, also those typed under another name, and with an
+    lr_decay_iters that follows the typed max_iters.
+    """
     replaced = set[str]()
     for old, to_new in RENAMED.items():  # such as decay_lr and lr_schedule
         new = to_new(None)[0]
@@ -193,7 +194,7 @@ def _recipe_beside(recipe: str | Path | None, typed: Mapping[str, Any], changes:
             replaced |= {old, new}
     if follows(values, typed):
         replaced.add("lr_decay_iters")
-    return {key: value for key, value in values.items() if key not in replaced}
+    return {**{key: value for key, value in values.items() if key not in replaced}, **typed}
 
 
 def follows(values: Mapping[str, Any], typed: Mapping[str, Any]) -> bool:

@@ -82,14 +82,16 @@ def suited_recipe() -> str:
 
 
 def settings(recipe: str | None) -> dict[str, Any]:
-    """Return the knobs' values as given in a recipe; None if a default follows from other values.
+    """Return the knobs' values as given in a recipe; None if a default follows from other values, as lr_decay_iters
+    follows max_iters if the recipe sets both to the same value.
 
     Raises:
         InputError: the recipe cannot be used.
     """
     configs.load(recipe)
     values = configs.read_recipe(recipe) if recipe else {}
-    return {knob.key: values.get(knob.key, Config.model_fields[knob.key].default) for knob in ALL}
+    values = {knob.key: values.get(knob.key, Config.model_fields[knob.key].default) for knob in ALL}
+    return values | ({"lr_decay_iters": None} if values["lr_decay_iters"] == values["max_iters"] else {})
 
 
 def answer(recipe: str | None, typed: Mapping[str, Any], card: str | None) -> Answer:
@@ -110,7 +112,7 @@ def answer(recipe: str | None, typed: Mapping[str, Any], card: str | None) -> An
     words = [_override(key, value) for key, value in changed.items()]
     command = typed_command("train", *([recipe] if recipe else []), *words)
     try:
-        config = configs.build({**values, **changed}, Path(recipe).stem if recipe else "run")
+        config = configs.build(configs.merge(values, changed), Path(recipe).stem if recipe else "run")
         return Answer(plan.make(config, plan.Options(gpu=card)), command, config)
     except ConfigError as error:
         return Answer(None, command, faults=error.faults)

@@ -6,7 +6,7 @@ Out: a :class:`Sweep`: its trials, all valid, and the config of each, with steps
 :mod:`hfgpt.sweep.trials` runs it. Everything is decided and checked here, before the first trial begins.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,15 +55,21 @@ class Sweep:
 
     # its title, and the question that it is to answer
     name: str
-    recipe: dict[str, Any]  # the base recipe's keys and the overrides common to all trials
+    recipe: dict[str, Any]  # the base recipe's keys
     trials: list[Trial]  # every setting with the first seed, then every setting with the second, and so on
     folder: Path  # where the sweep is written
+    overrides: dict[str, Any] = field(default_factory=dict)  # common to all trials
     equal: Equal = "steps"  # what is held equal between trials
     question: str = ""
     grid: bool = True  # whether the settings are all combinations of values, not a random sample
     # whether failed trials are retried, and hopeless ones are stopped early
     retry_failed: bool = False
     prune: bool = False
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The recipe's keys with the overrides common to all trials."""
+        return configs.merge(self.recipe, self.overrides)
 
     def config(self, trial: Trial) -> Config:
         """Return a trial's own config, before anything is held equal.
@@ -74,7 +80,7 @@ class Sweep:
         changes: dict[str, Any] = {"out_dir": str(self.folder / "trials" / trial.name)}
         if trial.seed is not None:
             changes["seed"] = trial.seed
-        return configs.build({**self.recipe, **trial.values, **changes}, trial.name)
+        return configs.build(configs.merge(self.recipe, {**self.overrides, **trial.values, **changes}), trial.name)
 
     def settings(self) -> dict[str, list[Trial]]:
         """Return the trials by setting, one per seed."""
@@ -89,10 +95,12 @@ class Sweep:
         Raises:
             InputError: a trial cannot run, two have the same name, or what is held equal contradicts what is swept.
         """
-        faults, budgets = [], list[str]()
+        faults, budgets, limits = [], list[str](), list[str]()
         for trial in self.trials:
             try:
-                budgets += filter(None, [self.config(trial).time_budget])
+                config = self.config(trial)
+                budgets += filter(None, [config.time_budget])
+                limits += filter(None, [config.max_time])
             except ConfigError as error:
                 for fault in error.faults:
                     rule = fault.rule
@@ -104,6 +112,13 @@ class Sweep:
         names = [trial.name for trial in self.trials]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError("trials: two of them have the name {name!r}", name=twice)
+        if limits and self.equal != "time":
+            raise InputError(
+                "max_time = {time!r}: would end a trial before its last step, and equal = {equal!r} compares whole "
+                "ones → add --equal time, which gives each trial this time, or --max_time=none",
+                time=limits[0],
+                equal=self.equal,
+            )
         if self.equal == "steps":
             return
         if budgets:
@@ -120,7 +135,7 @@ class Sweep:
                     equal=self.equal,
                     key=key,
                 )
-        base = configs.build(self.recipe, "base")  # its length is the yardstick, so it must be valid too
+        base = configs.build(self.common, "base")  # its length is the yardstick, so it must be valid too
         if self.equal == "time" and not base.max_time:
             raise InputError("equal = 'time': needs the time that each trial gets → add --max_time=10m")
 
@@ -134,7 +149,7 @@ def equalised(sweep: Sweep, trial: Trial, seconds_per_step: float | None) -> Con
         sweep, trial: the sweep, and one of its trials.
         seconds_per_step: measured for this trial's setting; for equal time.
     """
-    config, base = sweep.config(trial), configs.build(sweep.recipe, "base")
+    config, base = sweep.config(trial), configs.build(sweep.common, "base")
     if sweep.equal == "steps":
         return config
     if sweep.equal == "tokens":

@@ -42,21 +42,22 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
     experiment = "base" in file
     if experiment:
         _check_experiment(file)
-        base = configs.read_recipe(Path(source).parent / str(file["base"])) | (file.get("set") or {})
+        base = configs.merge(configs.read_recipe(Path(source).parent / str(file["base"])), file.get("set") or {})
         swept = {key: list(values) for key, values in (file.get("sweep") or {}).items()}
         named = [_named_trial(source, entry) for entry in file.get("trials") or []]
     fixed, typed, ranges = _read_words(words)
     swept = {key: values for key, values in (swept | typed).items() if key not in fixed}
     _check_distinct(swept)
-    base = {**base, **fixed}
-    seeds = _seeds(base, swept, options.get("seeds") or (str(file["seeds"]) if experiment and "seeds" in file else ""))
+    seeds = _seeds(
+        base | fixed, swept, options.get("seeds") or (str(file["seeds"]) if experiment and "seeds" in file else "")
+    )
     equal = options.get("equal") or (file.get("equal") if experiment else None) or "steps"
     if equal not in get_args(Equal):
         raise InputError("equal = {given!r}: must be one of {choices}", given=equal, choices=listed(get_args(Equal)))
     stem = Path(source).stem
     name = stem if experiment else "-".join([stem, *swept, *ranges])
     if options.get("random"):
-        settings = _sample(base, swept, ranges, _count("random", options["random"]))
+        settings = _sample(base, fixed, swept, ranges, _count("random", options["random"]))
     elif ranges:
         raise InputError("{key}: a range is searched at random → add --random N", key=next(iter(ranges)))
     else:
@@ -81,6 +82,7 @@ def define(source: str, words: Sequence[str], options: Mapping[str, str]) -> Swe
         recipe=base,
         trials=trials,
         folder=Path(options.get("out_dir") or f"out/sweep-{name}"),
+        overrides=fixed,
         equal=cast(Equal, equal),
         question=_in_language(file.get("question", "")) if experiment else "",
         grid=not options.get("random"),
@@ -237,20 +239,28 @@ def _file_name(text: str) -> str:
 
 
 def _sample(
-    base: Mapping[str, Any], swept: Mapping[str, Sequence[Any]], ranges: Mapping[str, tuple[float, float]], count: int
+    base: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    swept: Mapping[str, Sequence[Any]],
+    ranges: Mapping[str, tuple[float, float]],
+    count: int,
 ) -> list[Trial]:
     """Return valid random combinations, reproducibly; a longer search begins with those of a shorter one.
 
     Raises:
         ConfigError: hardly any combination is valid; lists the faults of the last one.
     """
-    generator, trials, fault = random.Random(configs.build(base, "sweep").seed), dict[str, Trial](), None
+    generator, trials, fault = (
+        random.Random(configs.build(configs.merge(base, fixed), "sweep").seed),
+        dict[str, Trial](),
+        None,
+    )
     for _attempt in range(100 * count):
         values: dict[str, Any] = {key: generator.choice(options) for key, options in swept.items()}
         values |= {key: _draw(generator, key, *ends) for key, ends in ranges.items()}
         trial = _trial(values)
         try:
-            configs.build({**base, **values}, trial.name)
+            configs.build(configs.merge(base, {**fixed, **values}), trial.name)
         except ConfigError as error:
             fault = error
             continue

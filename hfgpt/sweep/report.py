@@ -63,7 +63,7 @@ def _held(sweep: Sweep) -> str:
         configs_of = [sweep.config(trial) for trial in sweep.trials]
         same = len({config.max_iters for config in configs_of}) == 1
         return _(HELD["steps"]) if same and not any(config.time_budget for config in configs_of) else ""
-    return _(HELD[sweep.equal], time=sweep.recipe.get("max_time"))
+    return _(HELD[sweep.equal], time=sweep.common.get("max_time"))
 
 
 def isolation(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:

@@ -25,6 +25,7 @@ from hfgpt.base.hardware import began
 from hfgpt.base.language import _, listed
 from hfgpt.base.lock import FolderLock, Holder, holder_of, machine
 from hfgpt.base.terminal import say
+from hfgpt.base.units import is_number
 from hfgpt.runs.metrics import Record, series
 from hfgpt.sweep.definition import STARTUP_TRIALS, Sweep, Trial
 
@@ -160,18 +161,34 @@ class Storage:
         return list(self.study.get_trials(deepcopy=False, states=[state]))
 
     def _suggest(self, trial: Trial, optuna_trial: Any) -> None:
-        """Pass the trial's values to Optuna as parameters, numbers with the sweep's range."""
-        for key in trial.values:
-            values = [other.values[key] for other in self._sweep.trials if key in other.values]
-            numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-            if len(numbers) < len(values) or len(set(values)) < 2:
-                optuna_trial.suggest_categorical(key, list(dict.fromkeys(values)))
-                continue
-            wide = min(numbers) > 0 and max(numbers) >= 10 * min(numbers)
-            suggest = (
-                optuna_trial.suggest_int if all(isinstance(n, int) for n in numbers) else optuna_trial.suggest_float
-            )
-            suggest(key, min(numbers), max(numbers), log=wide)
+        """Pass the trial's values to Optuna: as parameters, numbers with the sweep's range, as far as it takes them.
+
+        Optuna fixes a parameter's kind, its scale and the values of a choice at its first trial, but the sweep may be
+        extended by another value. Such a value becomes an attribute of its trial.
+        """
+        known = dict[str, Any]()
+        for other in self.study.get_trials(deepcopy=False):
+            known = other.distributions | known
+        for key, value in trial.values.items():
+            try:
+                self._suggest_one(key, known.get(key), optuna_trial)
+            except ValueError:
+                optuna_trial.set_user_attr(key, value)
+
+    def _suggest_one(self, key: str, known: Any, optuna_trial: Any) -> None:
+        """Pass a value of the trial to Optuna as a parameter; `known` is the form that the parameter has already.
+
+        Raises:
+            ValueError: the value does not fit into that form.
+        """
+        values = [other.values[key] for other in self._sweep.trials if key in other.values]
+        numbers = [value for value in values if is_number(value)]
+        if len(numbers) < len(values):
+            optuna_trial.suggest_categorical(key, getattr(known, "choices", list(dict.fromkeys(values))))
+            return
+        wide = getattr(known, "log", min(numbers) > 0 and max(numbers) >= 10 * min(numbers))
+        suggest = optuna_trial.suggest_int if all(isinstance(n, int) for n in numbers) else optuna_trial.suggest_float
+        suggest(key, min(numbers), max(numbers), log=wide)
 
 
 class Claim:
@@ -232,7 +249,7 @@ def _torn(journal: Path) -> bytes:
 def _identity(sweep: Sweep) -> dict[str, Any]:
     return {
         "name": sweep.name,
-        "recipe": sweep.recipe,
+        "recipe": sweep.common,
         "equal": sweep.equal,
         "question": sweep.question,
         "trials": [asdict(trial) for trial in sweep.trials],

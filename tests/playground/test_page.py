@@ -84,6 +84,16 @@ def test_the_command_trains_what_was_planned() -> None:
     assert configs.load(STANDARD, words[1:]) == answer.config
 
 
+def test_the_decay_follows_the_steps_as_in_the_terminal() -> None:
+    fast = "recipes/fast_cpu.yaml"
+    for change, decay in (({"max_iters": 800}, 800), ({"max_iters": 800, "lr_decay_iters": 400}, 400)):
+        answer = knobs.answer(fast, typed(fast, **change), CARD)
+        words = shlex.split(answer.command)
+        assert answer.config is not None
+        assert answer.config.lr_decay_iters == decay
+        assert configs.load(fast, words[words.index(fast) + 1 :]) == answer.config
+
+
 def test_more_layers_are_more_of_everything() -> None:
     before, after = (knobs.answer(STANDARD, typed(n_layer=n), CARD).plan for n in (6, 12))
     assert before is not None

@@ -163,6 +163,9 @@ def test_a_random_search_leaves_out_what_is_not_valid(define: Callable[..., Swee
         ),
         (("--batch_size=4,8",), {"equal": "cost"}, "equal = 'cost'"),
         (("--batch_size=4,8",), {"equal": "time"}, "add --max_time"),
+        (("--batch_size=4,8", "--max_time=10m"), {}, "max_time = '10m': .* add --equal time"),
+        (("--batch_size=4,8", "--max_time=10m"), {"equal": "tokens"}, "max_time = '10m': .* add --equal time"),
+        (("--max_time=10m,20m",), {}, "max_time = '10m': .* or --max_time=none"),
         (("--max_iters=4,8",), {"equal": "tokens"}, "decides max_iters"),
     ],
 )
@@ -172,6 +175,11 @@ def test_what_cannot_be_swept_is_said_before_anything_is_written(
     with pytest.raises(InputError, match=said):
         define(*words, **options)
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_experiment_is_valid_as_it_is(path: Path) -> None:
+    assert len(sweep.define(str(path), [], {}).trials) > 1
 
 
 @pytest.mark.parametrize(
@@ -193,6 +201,31 @@ def test_a_cut_of_an_experiment_keeps_its_schedule_whole() -> None:
     c = made.config(made.trials[0])
     assert (c.max_iters, c.lr_decay_iters, c.warmup_iters) == (40, 40, 2)
     assert c.n_embd == 128, "what a trial says of itself wins"
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "decays"),
+    [
+        (("--max_iters=800",), {"seeds": "2"}, [800, 800]),
+        (("--max_iters=200,400,800",), {}, [200, 400, 800]),
+        (("--max_iters=400,800", "--lr_decay_iters=300"), {}, [300, 300]),
+        (("--max_iters=400,800", "--lr_decay_iters=400"), {}, [400, 400]),
+        (("--learning_rate=1e-4..1e-2", "--max_iters=800"), {"random": "2"}, [800, 800]),
+    ],
+)
+def test_the_decay_ends_with_each_trial_as_it_does_in_training(
+    words: tuple[str, ...], options: dict[str, str], decays: list[int]
+) -> None:
+    """fast_cpu sets both to 400, and so lr_decay_iters follows a typed max_iters."""
+    made = sweep.define("fast_cpu", words, options)
+    assert [made.config(trial).lr_decay_iters for trial in made.trials] == decays
+
+
+def test_the_decay_ends_with_each_trial_of_an_experiment(tmp_path: Path) -> None:
+    lengths = "trials: [{name: a, max_iters: 300}, {name: b, max_iters: 500}]\n"
+    (tmp_path / "longer.yaml").write_text(f"base: {ROOT}/recipes/fast_cpu.yaml\nset: {{max_iters: 100}}\n{lengths}")
+    made = sweep.define(str(tmp_path / "longer.yaml"), [], {})
+    assert [made.config(trial).lr_decay_iters for trial in made.trials] == [300, 500]
 
 
 def test_faults_of_an_experiments_file_are_told_together(tmp_path: Path) -> None:
@@ -327,6 +360,27 @@ def test_a_longer_random_search_adds_to_the_shorter(
     for count in (2, 4):
         made = define("--learning_rate=1e-3..1e-1", random=str(count))
         trials.run(made, [str(stand_in())], lambda _: None)
+        assert attempts(made) == [1] * count
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ("--activation_function=gelu,relu2", ",gelu_new"),
+        ("--learning_rate=0.1,0.2", ",0.001"),  # a linear scale, then a logarithmic one
+        ("--weight_decay=0.001,0.1", ",0"),
+        ("--grad_clip=0,1", ",0.5"),
+        ("--vocab_size=300,400", ",none"),
+    ],
+)
+def test_a_sweep_goes_on_with_another_value(
+    define: Callable[..., Sweep], stand_in: Callable[..., Path], words: str, more: str
+) -> None:
+    fixed = ["--tokenizer=bpe", "--max_iters=20"]
+    for typed, count in ((words, 2), (words + more, 3), (words + more, 3)):
+        made = define(typed, *fixed)
+        trials.run(made, [str(stand_in())], lambda _: None)
+        assert [row["outcome"] for row in report(made)["runs"]] == ["finished"] * count
         assert attempts(made) == [1] * count
 
 
