@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 
 from hfgpt import config as configs
-from hfgpt.base.command import typed
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import check_regular, replace_file
 from hfgpt.base.language import N_, _, sentences
@@ -193,9 +192,8 @@ def _usage(shape: dict[str, int], recipe: Config | None) -> str:
     return "\n\n".join((
         _("With Transformers alone; put the repository's name, or the folder, for `MODEL`:"),
         USAGE.replace('"The"', json.dumps(prompt, ensure_ascii=False)),
-        _("Prompt and new text together fill at most the context of {tokens} tokens. "
-          "`{command}` of hfgpt continues past it.",
-          tokens=shape["block_size"], command=typed("sample", "MODEL")),
+        _("Prompt and new text together fill at most the context of {tokens} tokens. `hfgpt sample MODEL` continues "
+          "past it.", tokens=shape["block_size"]),
     ))  # fmt: skip
 
 

@@ -188,7 +188,8 @@ def test_names_and_samples_from_outside_are_shown_and_not_obeyed(tmp_path: Path)
     assert "**b**" not in shown
 
 
-def test_no_path_of_this_machine_is_told(tmp_path: Path) -> None:
+def test_no_path_of_this_machine_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/lovelace/hfgpt/scripts/train.py"])
     secret = {
         "dataset": "/home/lovelace/secret/poems.txt",
         "tokenizer": "~lovelace/secret/tok",

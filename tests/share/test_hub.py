@@ -18,7 +18,7 @@ import hub_server
 import huggingface_hub
 import numpy as np
 import pytest
-from conftest import files_of_at_most
+from conftest import ROOT, files_of_at_most
 from huggingface_hub import HfApi
 from safetensors.numpy import load, save
 
@@ -722,6 +722,8 @@ def test_another_machine_resumes_what_was_pushed(
     shutil.copytree(whole, halfway)
     shutil.rmtree(halfway / "checkpoint-8")
     hub.push(halfway, REPO, include_checkpoints=True, api=client(server))
+    for name, content in files(server).items():  # the script, the text and the folder were named by absolute paths
+        assert not [path for path in (ROOT, tmp_path, Path(tiny["dataset"]).parent) if bytes(path) in content], name
     pulled = hub.pull(REPO, tmp_path / "pulled", api=client(server))
     # A pushed run contains no path of this machine, so the text must be given again.
     done = run_script("train.py", pulled, "--resume", f"--dataset={tiny['dataset']}")

@@ -382,6 +382,7 @@ def test_the_scripts(checkout: Path, tmp_path: Path, run_script: Any) -> None:
     ckpt = checkout / "out-letters" / "ckpt.pt"
     done = run_script("import_nanogpt.py", ckpt, tmp_path / "imported")
     assert (done.returncode, done.stderr) == (0, "")
+    assert "scripts" not in (tmp_path / "imported" / "README.md").read_text(), "the card names no path of this machine"
     done = run_script("export_nanogpt.py", tmp_path / "imported", tmp_path / "back")
     assert (done.returncode, done.stderr) == (0, "")
     assert "note: copy" in done.stdout
