@@ -589,6 +589,29 @@ def test_failures_in_the_background_are_one_warning(server: hub_server.Hub, run:
     assert "no right to write" in warnings[0]
 
 
+def test_a_snapshot_that_fails_leaves_nothing_behind(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    """On a full disk its links would keep deleted checkpoints there; and no failure ends the run."""
+    warnings = list[str]()
+    write_checkpoint(run, 5)
+    pusher = BackgroundPusher(run, REPO, checkpoints=True, warn=warnings.append, api=client(server))
+    with files_of_at_most(10):
+        pusher.submit()
+    assert not list(run.glob(".pushing-*"))
+    assert "File too large" in warnings.pop()
+    pusher.submit()
+    assert pusher.close(timeout=60)
+    assert "checkpoint-5/COMPLETE" in files(server)
+    assert pusher.problem is None
+
+    (run / "config.json").rename(tmp_path / "config.json")
+    (run / "config.json").symlink_to(tmp_path / "config.json")
+    pusher = BackgroundPusher(run, REPO, warn=warnings.append, api=client(server))
+    pusher.submit()
+    assert pusher.close(timeout=60)
+    assert "is a link, and links are not pushed" in warnings.pop()
+    assert not list(run.glob(".pushing-*"))
+
+
 def test_a_token_that_the_hub_does_not_know_is_heard_of_before_the_first_push(
     server: hub_server.Hub, run: Path
 ) -> None:
