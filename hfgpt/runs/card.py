@@ -44,18 +44,19 @@ FIGURES = (
 )
 
 
-def write(run_dir: str | Path, license: str = "mit") -> Path:
+def write(run_dir: str | Path, license: str | None = None) -> Path:
     """Write the card into the run folder atomically (see :func:`model_card`) and return its path."""
     path = Path(run_dir) / FILE_NAME
     replace_file(path, model_card(run_dir, license))
     return path
 
 
-def model_card(run_dir: str | Path, license: str = "mit") -> str:
+def model_card(run_dir: str | Path, license: str | None = None) -> str:
     """Return the card of a run, finished or in progress, or of an imported model.
 
     Args:
-        license: the model's licence, by the Hub's name for it ('mit', 'apache-2.0', 'other' …).
+        license: the model's licence, by the Hub's name for it ('mit', 'apache-2.0', 'other' …). None: the recipe's; a
+            model without a recipe, such as an imported one, states no licence.
 
     Raises:
         InputError: the folder has no GPT-2 config.json, or a file in it is damaged; names the file.
@@ -106,9 +107,11 @@ def _best(evaluations: Sequence[Record]) -> Record | None:
     return min(finite, key=lambda record: record["val_loss"]) if finite else None
 
 
-def _front_matter(name: str, recipe: Config | None, best: Record | None, license: str) -> str:
+def _front_matter(name: str, recipe: Config | None, best: Record | None, license: str | None) -> str:
+    if license is None and recipe is not None:
+        license = recipe.license
     fields: dict[str, Any] = {
-        "license": license,
+        **({} if license is None else {"license": license}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["hfgpt", "gpt2", "text-generation"],

@@ -19,11 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import huggingface_hub
+import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.files import disk_errors, expanded
+from hfgpt.base.files import disk_errors, expanded, replacing
 from hfgpt.base.lock import FolderLock
 from hfgpt.inference.exported import check_folder
 from hfgpt.runs import card, metrics, segments
@@ -45,7 +46,7 @@ def push(
     revision: str | None = None,
     include_checkpoints: bool = False,
     overwrite: bool = False,
-    license: str = "mit",
+    license: str | None = None,
     run_dir: Path | None = None,
     api: HfApi | None = None,
 ) -> str:
@@ -58,7 +59,8 @@ def push(
         revision: branch to push to, created if it does not exist; None: the main branch.
         include_checkpoints: also push the checkpoints, and remove older ones there that the folder no longer has.
         overwrite: push even if the repository holds another run's model, and then remove that run's checkpoints.
-        license: for a newly written card, see :func:`hfgpt.runs.card.model_card`.
+        license: the licence that the card is to state; None leaves a card that is there as it is, see
+            :func:`hfgpt.runs.card.model_card` for a new one.
         run_dir: the run folder, if `folder` is a snapshot of it: one process pushes a run at a time.
         api: a client with an endpoint and a token of its own.
 
@@ -70,9 +72,11 @@ def push(
     path, client = check_folder(folder), api or HfApi()
     with alone(run_dir or path):
         _needs_token(client)
+        names = [*contents.names(path, include_checkpoints), *LAST]
         if not (path / "README.md").is_file():
             card.write(path, license)
-        names = [*contents.names(path, include_checkpoints), *LAST]
+        elif license is not None:
+            _state_license(path / "README.md", license)
         with explained(repo_id, client, revision):
             url = patiently(lambda: client.create_repo(repo_id, private=private, exist_ok=True))
             repo = url.repo_id
@@ -103,6 +107,24 @@ def push(
                     ) from None
                 raise
     return str(url)
+
+
+def _state_license(readme: Path, license: str) -> None:
+    """State a licence in a card that is there; all else in it, which may be the user's own words, stays.
+
+    Raises:
+        InputError: the card's front matter cannot be read.
+    """
+    try:
+        stated = huggingface_hub.metadata_load(readme) or {}
+    except (ValueError, yaml.YAMLError, RecursionError):
+        raise InputError(
+            "{path}: its front matter is not a YAML mapping → correct it, or remove the file for a new card",
+            path=readme,
+        ) from None
+    with replacing(readme) as changed:
+        shutil.copyfile(readme, changed)
+        huggingface_hub.metadata_save(changed, {**stated, "license": license})
 
 
 def check_token(repo_id: str, api: HfApi | None = None) -> None:

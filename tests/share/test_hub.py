@@ -143,6 +143,26 @@ def test_a_card_that_is_there_is_kept(server: hub_server.Hub, run: Path) -> None
     assert files(server)["README.md"] == b"my own words"
 
 
+def test_a_licence_that_is_typed_is_in_the_card(server: hub_server.Hub, run: Path) -> None:
+    """Also in a card that is there already, with all else in it: each run has one."""
+    hub.push(run, REPO, api=client(server))
+    new = files(server)["README.md"]
+    hub.push(run, REPO, license="apache-2.0", api=client(server))
+    assert files(server)["README.md"] == new.replace(b"\n---\n", b"\nlicense: apache-2.0\n---\n", 1)
+    for own, pushed in (
+        ("my own words", "---\nlicense: mit\n---\nmy own words"),
+        ("---\nlicense:\n- x\ntags: [a]\n---\n\n# ---", "---\nlicense: mit\ntags:\n- a\n---\n\n# ---"),
+    ):
+        write_run(run, **{"README.md": own})
+        hub.push(run, REPO, license="mit", api=client(server))
+        assert files(server)["README.md"].decode() == pushed
+    for damaged in ("---\n[\n---\n", "---\n- a\n---\n"):
+        write_run(run, **{"README.md": damaged})
+        with pytest.raises(InputError, match=r"README\.md: its front matter is not a YAML mapping"):
+            hub.push(run, REPO, license="mit", api=client(server))
+        assert (run / "README.md").read_text(encoding="utf-8") == damaged
+
+
 def test_a_name_alone_is_the_tokens_own_account(server: hub_server.Hub, run: Path) -> None:
     assert hub.push(run, "bard", private=True, api=client(server)).endswith(REPO)
     assert server.repos[REPO].private

@@ -132,7 +132,7 @@ def test_the_characters_keep_their_ids(checkout: Path, tmp_path: Path) -> None:
     text = "bad cab,\n  'nomad'!"
     assert made.encode(text) == [CHARACTERS.index(c) for c in text]
     assert made.decode(made.encode(text)) == text
-    assert (folder / "README.md").is_file()
+    assert "license:" not in (folder / "README.md").read_text(encoding="utf-8"), "its author has not stated one here"
 
 
 def test_an_imported_folder_samples_in_the_pipeline(checkout: Path, tmp_path: Path) -> None:
