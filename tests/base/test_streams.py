@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -61,6 +62,16 @@ def test_characters_that_an_encoding_lacks_become_plain_ones(encoding: str) -> N
     assert printed("'a → b — c… n² ─ 中'", encoding) == (0, b"a -> b - c... n^2 - \\u4e2d\n".replace(
         b"n^2", "n²".encode(encoding) if encoding == "latin-1" else b"n^2"
     ))  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "utf-8"])
+def test_json_is_json_in_every_encoding(encoding: str) -> None:
+    """And holds the same data: a plan or a diagnosis is read by programs."""
+    value = {"dataset": "caf\xe9 \u2192 \u4e2d \u2026 \U0001f600"}
+    code, output = printed(f"__import__('hfgpt.base.terminal', fromlist=['']).json_text({value})", encoding)
+    assert code == 0
+    assert json.loads(output.decode(encoding)) == value
+    assert ("\u4e2d".encode() in output) == (encoding == "utf-8")
 
 
 def test_chinese_reads_right_in_a_gbk_terminal() -> None:
