@@ -93,6 +93,28 @@ def test_onnx_has_the_same_logits_in_one_file(folder: Path, ids: torch.Tensor, t
     assert held < parameters + 100, "the token embedding is in it twice"
 
 
+def test_onnx_of_a_model_that_sees_one_token(tmp_path: Path) -> None:
+    """Its time is always 1, which the exporter takes for a fixed size."""
+    import onnxruntime
+
+    model = write_model(tmp_path / "model", "char", "abc", n_positions=1, n_layer=1)
+    assert to_onnx(model, tmp_path / "model.onnx") < 1e-4
+    assert [axis.shape for axis in onnxruntime.InferenceSession(tmp_path / "model.onnx").get_inputs()] == [["batch", 1]]
+
+
+def test_what_the_exporter_cannot_do_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = GPT2LMHeadModel.forward
+
+    def of_the_data(self: GPT2LMHeadModel, ids: torch.Tensor, **how: Any) -> Any:
+        return forward(self, ids if ids.sum() > 3 else ids + 1, **how)
+
+    model = write_model(tmp_path / "model", "char", "abc", n_layer=1)
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", of_the_data)
+    with pytest.raises(ConversionError, match=r"^torch cannot export the model as ONNX: .*; nothing is written$"):
+        to_onnx(model, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 @pytest.mark.parametrize("folder", ["char"], indirect=True)
 def test_a_wrong_graph_is_not_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hfgpt.share.onnx.TOLERANCE", 0.0)
