@@ -20,7 +20,7 @@ from hfgpt.base.language import _
 from hfgpt.config import EMBEDDED_DATASET, Config
 from hfgpt.config.yaml_text import corpora
 from hfgpt.data.tokenizer_file import LARGEST as LARGEST_FILE
-from hfgpt.model.folder import LARGEST, read_config, read_json
+from hfgpt.model.folder import DEFAULTS, LARGEST, read_config, read_json
 from hfgpt.model.loss_law import BYTE_ENTRIES, EMBEDDED_STATISTICS, Statistics
 
 READ_UP_TO = 64 << 20  # largest text in bytes that is read; of a larger corpus only the size is used
@@ -240,18 +240,30 @@ def _size(ids: list[Any]) -> int:
 
 def _pretrained(config: Config) -> tuple[Config, int]:
     """Return the config with a pretrained model's own shape, and the rows of its token embedding."""
-    name, vocab_size = config.init_from, GPT2_VOCABULARY
+    name, saved = config.init_from, dict[str, Any](DEFAULTS)
     shape = None if Path(name).is_dir() else _released(name)
-    if shape is None and (path := _at_hand(name, "config.json")):
-        saved = read_config(path)
-        shape, vocab_size = (saved["n_layer"], saved["n_head"], saved["n_embd"]), saved["vocab_size"]
-    if shape is None:
+    if shape is not None:
+        saved |= dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True))
+    elif path := _at_hand(name, "config.json"):
+        saved |= read_config(path)
+    else:
         raise InputError(
             "init_from = {name!r}: is neither a folder nor in the Hub's cache here, so its shape is not known\n"
             "    → download it first (hf download {name}), or give a folder with config.json",
             name=name,
         )
-    return config.model_copy(update=dict(zip(("n_layer", "n_head", "n_embd"), shape, strict=True))), vocab_size
+    if config.block_size > saved["n_positions"]:
+        raise InputError(
+            "block_size = {block}: {source} has positions for {positions} tokens → set block_size to at most "
+            "{positions}",
+            block=config.block_size,
+            source=name,
+            positions=saved["n_positions"],
+        )
+    own = {key: saved[key] for key in ("n_layer", "n_head", "n_embd", "n_inner")}
+    own |= {"activation_function": saved.get("activation_function", "gelu_new")}
+    own |= {"tie_word_embeddings": saved.get("tie_word_embeddings", True)}
+    return config.model_copy(update=own), saved["vocab_size"]
 
 
 def _released(name: str) -> tuple[int, int, int] | None:

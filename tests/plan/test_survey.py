@@ -83,6 +83,14 @@ def test_pretrained_shapes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(shape))
     found = of(init_from=str(tmp_path))
     assert (found.config.n_layer, found.config.n_embd, found.vocab_size) == (3, 8, 77)
+    shape |= {"n_inner": 20, "tie_word_embeddings": False, "activation_function": "gelu_new", "n_positions": 64}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    found = of(init_from=str(tmp_path), block_size=64, n_inner=48, activation_function="relu2")
+    own = (found.config.n_inner, found.config.tie_word_embeddings, found.config.activation_function)
+    assert own == (20, False, "gelu_new"), "the pretrained model's own, whatever is typed"
+    for name, positions in ((str(tmp_path), 64), ("gpt2", 1024)):
+        with pytest.raises(InputError, match=f"has positions for {positions} tokens"):
+            of(init_from=name, block_size=positions + 1)
     with pytest.raises(InputError, match="hf download somebody/model"):
         of(init_from="somebody/model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
