@@ -110,7 +110,7 @@ def test_of_a_large_text_the_beginning_is_read(tmp_path: Path) -> None:
     path = tmp_path / "large.txt"
     path.write_text("天地玄黄，宇宙洪荒。\n" * (survey.MOST_SAMPLED // 10), encoding="utf-8")
     with path.open("r+b") as file:
-        file.truncate(survey.READ_UP_TO + 1)  # sparse from there: a zero is no text, and reading it would be an error
+        file.truncate(survey.READ_UP_TO + 1)  # sparse from there: a zero is not text
     found = of(dataset=str(path), tokenizer="char")
     assert found.corpus_bytes == survey.READ_UP_TO + 1
     assert found.approximate
