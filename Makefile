@@ -22,6 +22,8 @@ COMMA := ,
 LISTED = $(shell nvidia-smi --list-gpus 2>/dev/null | sed -n 's/^GPU .*/card/p; s/^ *MIG .*/slice/p')
 CARDS := $(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),$(if $(filter slice,$(LISTED)),1,$(words $(LISTED))),$(words $(subst $(COMMA), ,$(CUDA_VISIBLE_DEVICES))))
 CARDS := $(or $(filter-out 0,$(CARDS)),1)
+# The cards share a step's sequences equally: of six, the demonstration run's 16 sequences use four.
+CARDS := $(shell n=$(CARDS); while [ $$((16 % n)) -ne 0 ]; do n=$$((n - 1)); done; echo $$n)
 LAUNCH = --quiet --num_processes $(CARDS) --num_machines 1 --mixed_precision no --dynamo_backend no \
 	$(if $(filter-out 1,$(CARDS)),--multi_gpu)
 
@@ -113,5 +115,5 @@ $(READY): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard hfgpt/loc
 	@began=$$(date +%s); $(PIP) --quiet --editable '.[dev]' && echo "$(PACKAGES)  $$(($$(date +%s) - began)) $(SECONDS)"
 	@touch $(READY)
 
-clean:
-	rm -rf $(VENV) out site build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean:  # not out/, where the runs are
+	rm -rf $(VENV) site build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -92,7 +92,8 @@ def draw(number: int, texts: Sequence[str] = TEXTS) -> dict[str, Any]:
         seconds = row["max_iters"] * step_seconds(*shape, speed=90e9, fixed=(1e-3, 2e-3))
         if SHORTEST < seconds < LONGEST:
             break
-    rates = grid.rates_for(recipe(row | {"learning_rate": 1e-3, "muon_learning_rate": 0.03}))
+    start = recipe(row | {"learning_rate": 1e-3, "muon_learning_rate": 0.03})
+    rates = grid.rates_for(start, row["characters"] * 9 // 10)
     if rng.random() < 0.3:  # as a person sets them
         rates = {"learning_rate": float(rng.choice([1e-3, 3e-3]))}
     return row | {"muon_learning_rate": 0.03} | rates

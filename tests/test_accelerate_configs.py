@@ -135,6 +135,7 @@ def test_fsdp_is_version_2() -> None:
         ("GPU 0: A\nGPU 1: B\nGPU 2: C\nGPU 3: D", "0,3", 2),
         ("GPU 0: A\nGPU 1: B", "", 1),  # no card: a CPU's process
         ("GPU 0: A\n  MIG 1g.10gb     Device  0: (UUID)\n  MIG 1g.10gb     Device  1: (UUID)", None, 1),
+        ("\n".join(f"GPU {card}: A" for card in range(6)), None, 4),  # 16 sequences cannot be shared by six
         ("", None, 1),
     ],
 )

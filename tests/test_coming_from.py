@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from hfgpt import config
 from hfgpt.config import RENAMED, Config, nanogpt
 
 SECTIONS = re.split(r"^## ", (ROOT / "docs" / "en" / "coming-from.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[
@@ -80,3 +82,16 @@ def test_the_trainers_names_are_the_trainers() -> None:
 def test_every_name_of_nanogpt_is_listed() -> None:
     assert theirs("nanoGPT") == set(NANOGPT)
     assert {*RENAMED, *nanogpt.DEFAULTS, *nanogpt.LEFT_OUT} <= set(NANOGPT)
+
+
+def test_a_file_of_nanogpt_that_names_no_dataset_does_not_train_on_another_text(tmp_path: Path) -> None:
+    """Its config/train_gpt2.py relies on the default, openwebtext."""
+    path = tmp_path / "config" / "train_gpt2.py"
+    path.parent.mkdir()
+    path.write_text("wandb_log = False\nbatch_size = 12\nmax_iters = 600000\n")
+    resolved = config.load(path)
+    assert (resolved.dataset, resolved.tokenizer) == (str(tmp_path / "data" / "openwebtext"), "gpt2")
+    assert resolved.gradient_accumulation_steps == 40
+    assert config.load(path, ["--dataset=shakespeare"]).dataset == "shakespeare"
+    path.write_text("batch_size = 12\nmax_iters = 600\n")  # the chapter's
+    assert config.load(path).dataset == "shakespeare"

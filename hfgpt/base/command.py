@@ -305,7 +305,9 @@ class Reader:
         given = texts.get(key, [])
         if key in self._flags:
             given = [text if text is not None else "true" for text in given]
-            given += ["false" for _text in texts.get(f"no_{key}", [])]
+            denied = texts.get(f"no_{key}", [])
+            given += ["false" for _text in denied]
+            faults += [Fault(f"no_{key}", text, _("takes no value")) for text in denied if text is not None]
         if len(given) > 1:
             faults.append(Fault(key, given[-1], _("is given twice on the command line")))
         elif given and given[0] is None:

@@ -104,4 +104,4 @@ class Failure(TranslatedError):
 
 
 class ConversionError(Failure):
-    """An exported file does not hold the same model."""
+    """A model cannot be exported, or the exported file does not hold the same model."""

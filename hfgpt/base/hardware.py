@@ -32,19 +32,33 @@ from hfgpt.base.language import _, listed
 def local_accelerator() -> str | None:
     """Return the name of this machine's first accelerator, without loading torch; None if there is not one.
 
-    Hidden cards (CUDA_VISIBLE_DEVICES empty or -1) do not count. torch may disagree if it was built without support for
-    the card.
+    Hidden cards (CUDA_VISIBLE_DEVICES empty or -1) do not count; the first of those that it lists is meant. torch may
+    disagree if it was built without support for the card.
     """
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return _output(["sysctl", "-n", "machdep.cpu.brand_string"])
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
         return None
-    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    for information in cards if visible is None or len(cards) == 1 else []:
         if model := re.search(r"^Model:\s*(.+)$", information.read_text(), flags=re.MULTILINE):
             return model[1].strip()
-    if shutil.which("nvidia-smi"):
-        return _output(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"])
-    return None
+    return _of_the_driver("name")
+
+
+def local_memory() -> int | None:
+    """Return the bytes of memory of this machine's first NVIDIA card; None if its driver does not say."""
+    mib = (_of_the_driver("memory.total") or "").removesuffix("MiB").strip()
+    return int(mib) << 20 if mib.isdigit() else None
+
+
+def _of_the_driver(query: str) -> str | None:
+    """Return what NVIDIA's driver says of the first card that CUDA sees."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    first = (os.environ.get("CUDA_VISIBLE_DEVICES") or "").partition(",")[0].strip()
+    return _output(["nvidia-smi", *(["-i", first] if first else []), f"--query-gpu={query}", "--format=csv,noheader"])
 
 
 def _output(command: list[str]) -> str | None:
@@ -301,7 +315,9 @@ def find_card(name: str) -> Card:
             best = (*fit, card)
     if best is None:
         raise InputError(_unknown(name))
-    return best[2]
+    card, stated = best[2], int((wanted_memory or "0gb")[:-2]) * GIB
+    differs = stated and abs(stated - card.memory_bytes) > 0.1 * card.memory_bytes  # another version of the card
+    return replace(card, memory_bytes=stated) if differs else card
 
 
 def _slice(card: Card, compute: int, memory: int) -> Card:

@@ -151,8 +151,8 @@ def _can_show(text: str) -> bool:
 
 # Replacements for encodings without these characters.
 PLAIN = {"→": "->", "←": "<-", "–": "-", "—": "-", "…": "...", "×": "x", "·": ".", "≤": "<=", "≥": ">=", "≈": "~",
-         "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*", "−": "-", "²": "^2", "─": "-", "━": "-", "│": "|",
-         "┃": "|", "\N{NO-BREAK SPACE}": " "}  # fmt: skip
+         "‘": "'", "’": "'", "“": '"', "”": '"', "•": "*", "−": "-", "±": "+/-", "²": "^2", "─": "-", "━": "-",
+         "│": "|", "┃": "|", "\N{NO-BREAK SPACE}": " "}  # fmt: skip
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

@@ -5,6 +5,7 @@ Out: the same text without terminal control sequences, in the given width.
 """
 
 import argparse
+import codecs
 import json
 import os
 import re
@@ -44,8 +45,12 @@ def say_reading(repository: str) -> None:
 
 
 def json_text(value: object) -> str:
-    """Return JSON that is safe on a terminal: control characters are written as JSON escapes."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
+    """Return JSON for standard output, safe on a terminal: control characters are written as JSON escapes.
+
+    So are all characters beyond ASCII where the output is not in UTF-8: printing would replace what its encoding lacks.
+    """
+    in_utf8 = codecs.lookup(sys.stdout.encoding or "ascii").name == "utf-8"
+    text = json.dumps(value, indent=2, ensure_ascii=not in_utf8)
     steering = {c for c in set(text) - {"\n"} if unicodedata.category(c) in STEERING or c in DIRECTION}
     return "".join(f"\\u{ord(c):04x}" if c in steering else c for c in text) if steering else text
 

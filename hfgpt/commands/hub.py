@@ -25,7 +25,7 @@ def push(words: list[str]) -> None:
     reader.option("revision", _("BRANCH"), _("branch to push to (the main one)"))
     reader.flag("include_checkpoints", _("push the checkpoints too"))
     reader.flag("overwrite", _("replace another model that has this name"))
-    reader.option("license", _("NAME"), _("licence of the model, for a newly written card (mit)"), default="mit")
+    reader.option("license", _("NAME"), _("licence that the card is to state (the one it states)"))
     arguments = reader.read(words)
     from hfgpt.share import hub
 

@@ -23,6 +23,10 @@ DEFAULTS: dict[str, Any] = {"eval_interval": 2000, "log_interval": 1, "gradient_
 # Its defaults for a file without max_iters: GPT-2's own run. They make no sense for another length.
 LONG_RUN: dict[str, Any] = {"max_iters": 600_000, "warmup_iters": 2000, "lr_decay_iters": 600_000, "min_lr": 6e-5}
 
+# A file that sets one of these is nanoGPT's even if it names no dataset, as config/train_gpt2.py does.
+ITS_OWN = {"wandb_log", "wandb_project", "wandb_run_name", "eval_only", "init_from"}
+ITS_DATASET = "openwebtext"  # its default
+
 # Ignored: names of runs, the communication backend; GPT-2 in Transformers always has biases.
 LEFT_OUT = ("wandb_run_name", "backend", "bias")
 
@@ -50,7 +54,8 @@ def read_config(path: Path, text: str) -> dict[str, Any]:
     The file is parsed, never executed: it may assign numbers, text, True and False, and arithmetic on numbers and
     earlier names. Imports are skipped. A file with a `dataset` is nanoGPT's and gets nanoGPT's defaults. Its dataset
     becomes the folder of token files that nanoGPT prepared, if one exists near the file or the working folder;
-    otherwise both Shakespeare datasets become the embedded one. A file without a `dataset` is the chapter's.
+    otherwise both Shakespeare datasets become the embedded one. A file without a `dataset` is the chapter's, unless it
+    sets what only nanoGPT knows.
 
     Args:
         path: the file's path, for messages and for finding its dataset.
@@ -75,7 +80,12 @@ def read_config(path: Path, text: str) -> dict[str, Any]:
     known = {*Config.model_fields, *RENAMED, *INSTEAD}
     values = {key: value for key, value in values.items() if key not in helpers or key in known}
     if "dataset" not in values:
-        return _schedule(values)
+        assigned = {
+            name.id for name in ast.walk(tree) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+        }
+        if not assigned & ITS_OWN:
+            return _schedule(values)
+        values["dataset"] = ITS_DATASET
     recipe = _with_defaults(values)
     recipe["dataset"], tokenizer = _find_dataset(str(recipe["dataset"]), path)
     if not str(recipe.get("init_from", "scratch")).startswith("gpt2"):  # pretrained models bring their own tokenizer

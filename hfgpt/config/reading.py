@@ -28,12 +28,26 @@ from hfgpt.config.yaml_text import LEADING_ZERO, RecipeLoader, leading_zero
 # -------------------------------------------------------------------------------------------------- the command line
 
 
+FLAGS_ELSEWHERE = (
+    "decay_lr",
+    "wandb_log",
+    "bias",
+    "bf16",
+    "fp16",
+    "gradient_checkpointing",
+)  # nanoGPT's, the Trainer's
+
+
 def _kind(key: str) -> str:
     field = Config.model_fields.get(key)
     takes = alternatives(field.annotation) if field is not None else []
-    if bool in takes or key in ("decay_lr", "wandb_log", "bias"):
+    if bool in takes or key in FLAGS_ELSEWHERE:
         return "flag"
     return "text" if str in takes else "value"
+
+
+# What a pretrained model brings along.
+OWN_SHAPE = ("n_layer", "n_head", "n_embd", "n_inner", "activation_function", "tie_word_embeddings")
 
 
 # Every parameter that a command line may set, and its kind: for base.command.Reader.
@@ -237,7 +251,8 @@ def remarks(recipe: str | Path | None, overrides: Iterable[str], config: Config)
     for keys, idle, reason in (
         (("lr_decay_iters", "min_lr"), config.lr_schedule == "constant", "lr_schedule: constant"),
         (("muon_learning_rate", "muon_momentum"), config.optimizer != "muon", f"optimizer: {config.optimizer}"),
-        (("n_layer", "n_head", "n_embd"), config.pretrained, f"init_from: {config.init_from}"),
+        (OWN_SHAPE, config.pretrained, f"init_from: {config.init_from}"),
+        (("decay_shape",), config.lr_schedule != "wsd", f"lr_schedule: {config.lr_schedule}"),
         (("project",), config.report_to == "none", "report_to: none"),
         (("hub_model_id", "hub_private"), not config.push_to_hub, "push_to_hub: false"),
     ):

@@ -25,6 +25,7 @@ from hfgpt.base.language import _, sentences
 from hfgpt.base.units import number
 from hfgpt.config import Config
 from hfgpt.model.laws import laws
+from hfgpt.model.schedule import learning_rate
 from hfgpt.model.sizes import parameters
 
 Law = Mapping[str, float]  # coefficients by name
@@ -88,9 +89,39 @@ def covered(config: Config) -> bool:
     return config.tokenizer == "char" and not config.pretrained
 
 
+# What the runs behind the law had at most or at least, with a margin; a law of powers says nothing outside.
+SHORTEST_BLOCK, FEWEST_STEPS, MOST_DROPOUT, MOST_DECAY = 16, 40, 0.4, 1.0
+SLOWEST, FASTEST = 1 / 50, 3.5  # learning rates, in units of the best one
+HIGHEST_END, LONGEST_WARMUP = 0.35, 0.35  # the last learning rate, and the warm-up, as shares of the peak and the run
+
+
+def outside(config: Config) -> str | None:
+    """Return the setting by which a recipe is far from every run behind the law; None if it is like these."""
+    law, muon = laws().loss, config.optimizer == "muon"
+    rates = {"muon_learning_rate": config.muon_learning_rate} if muon else {}
+    rates |= {"learning_rate": config.learning_rate}
+    best = {"muon_learning_rate": best_rate(law, config), "learning_rate": law["embedding rate"]}
+    if not muon:
+        best["learning_rate"] = best_rate(law, config)
+    far = next((key for key, rate in rates.items() if not SLOWEST <= rate / best[key] <= FASTEST), None)
+    ends_high = learning_rate(config.max_iters, config) > HIGHEST_END * config.learning_rate
+    others = {
+        "block_size": config.block_size < SHORTEST_BLOCK,
+        "max_iters": config.max_iters < FEWEST_STEPS,
+        "dropout": config.dropout > MOST_DROPOUT,
+        "weight_decay": config.weight_decay > MOST_DECAY,
+        "warmup_iters": (config.warmup_iters or 0) > LONGEST_WARMUP * config.max_iters,
+        "lr_schedule": ends_high and config.lr_schedule == "constant",
+        "min_lr": ends_high and config.lr_schedule != "constant",
+    }
+    return far or next((key for key, away in others.items() if away), None)
+
+
 def foreseen(config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> Forecast | None:
-    """Forecast by the shipped law; None if it does not cover the recipe."""
-    return by_law(laws().loss, config, vocab_size, train_tokens, text) if covered(config) else None
+    """Forecast by the shipped law; None if it does not cover the recipe, or was fitted on nothing like it."""
+    if not covered(config) or outside(config) is not None:
+        return None
+    return by_law(laws().loss, config, vocab_size, train_tokens, text)
 
 
 def by_law(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> Forecast:
@@ -136,6 +167,7 @@ def lowest(law: Law, config: Config, vocab_size: int, train_tokens: int, text: S
     single, pair, triple = text.orders[:3]
     early = single - law["pairs"] * (single - pair) - law["triples"] * (pair - triple)  # soon learnt, on any text
     reducible = powers(law, config, vocab_size, effective_tokens(seen, train_tokens, law["repeats"]))
+    reducible *= 1 + rates_off(law, config, train_tokens)
     reducible *= max(early - floor, 0.1)
     # A loss hardly exceeds the unigram entropy, so the sum of powers is bent there.
     most = law["bend"] * max(text.unigram - floor, 0.1)
@@ -158,9 +190,13 @@ def odds(law: Law, config: Config, vocab_size: int, train_tokens: int) -> float:
 
 
 def rise(law: Law, config: Config, vocab_size: int, train_tokens: int, text: Statistics) -> float:
-    """Return the nats by which the final loss is expected to exceed the lowest, as the text is memorised."""
-    beyond = odds(law, config, vocab_size, train_tokens)
-    return float(law["rise"] * text.unigram * math.log1p(math.exp(min(beyond, 50.0))) ** law["rise power"])
+    """Return the nats by which the final loss is expected to exceed the lowest, as the text is memorised.
+
+    It is the size of the rise times its chance: otherwise a run that will not overfit was expected to rise a little.
+    """
+    beyond = min(50.0, max(-50.0, odds(law, config, vocab_size, train_tokens)))
+    chance = 1 / (1 + math.exp(-beyond))
+    return float(chance * law["rise"] * text.unigram * math.log1p(math.exp(beyond)) ** law["rise power"])
 
 
 def body(config: Config, vocab_size: int) -> int:
@@ -170,7 +206,7 @@ def body(config: Config, vocab_size: int) -> int:
 
 
 def powers(law: Law, config: Config, vocab_size: int, tokens: float) -> float:
-    """Return the reducible loss as a share of the text's scale, after so many tokens of the text."""
+    """Return the reducible loss at the best rates as a share of the text's scale, after so many tokens of the text."""
     weights, muon = body(config, vocab_size), config.optimizer == "muon"
     steps = config.max_iters * (law["muon steps"] if muon else 1.0)
     reducible = (
@@ -188,7 +224,7 @@ def powers(law: Law, config: Config, vocab_size: int, tokens: float) -> float:
         + law["muon trained"] * muon * trained
         + law["size trained"] * math.log(weights / 3e5) * trained
     )
-    return float(reducible * (1 + rates_off(law, config)))
+    return float(reducible)
 
 
 LONGEST = 5e6  # tokens seen in the longest runs behind the law: what pays off later is not extrapolated
@@ -221,15 +257,39 @@ def best_rate(law: Law, config: Config) -> float:
         law[f"{optimizer} rate"]
         - law[f"{optimizer} rate steps"] * math.log(config.max_iters / 300)
         - law[f"{optimizer} rate width"] * math.log(config.n_embd / 128)
+        + law[f"{optimizer} rate batch"] * _batch(config)
     )
 
 
-def rates_off(law: Law, config: Config) -> float:
+def best_embedding_rate(law: Law, config: Config, train_tokens: int) -> float:
+    """Return the learning rate at the law's minimum for what Muon leaves to AdamW, the embeddings above all.
+
+    It falls as the text is repeated: embeddings that change fast learn a small text by heart.
+    """
+    epochs = min(math.log(MOST_REPEATS), max(0.0, math.log(config.tokens_by(config.max_iters) / train_tokens)))
+    return math.exp(
+        math.log(law["embedding rate"])
+        + law["embedding rate batch"] * _batch(config)
+        + law["embedding rate epochs"] * epochs
+    )
+
+
+MOST_REPEATS = 10.0  # epochs, above which the rate falls no further
+BATCHES = (256, 8192)  # tokens of a step, between which the rates were fitted
+
+
+def _batch(config: Config) -> float:
+    """Return the logarithm of a step's tokens in units of 1024, within the fitted range."""
+    return math.log(min(BATCHES[1], max(BATCHES[0], config.tokens_per_iter)) / 1024)
+
+
+def rates_off(law: Law, config: Config, train_tokens: int) -> float:
     """Return the share by which a rate other than the best raises the reducible loss."""
     muon = config.optimizer == "muon"
     rate = config.muon_learning_rate if muon else config.learning_rate
     off = math.log(rate / best_rate(law, config))
     share: float = law["muon rate cost" if muon else "adamw rate cost"] * off**2
     if muon:
-        share += law["embedding rate cost"] * math.log(config.learning_rate / law["embedding rate"]) ** 2
+        embeddings = best_embedding_rate(law, config, train_tokens)
+        share += law["embedding rate cost"] * math.log(config.learning_rate / embeddings) ** 2
     return share

@@ -212,7 +212,7 @@ def _affordable(survey: Survey, target: Target, budget: float, measured: Measure
 def with_length(survey: Survey, steps: int) -> Survey:
     """Return the recipe at a length, which determines schedule, rates and evaluations."""
     config = survey.config.model_copy(update={"max_iters": steps})
-    rates = rates_for(config)
+    rates = rates_for(config, survey.train_tokens)
     config = config.model_copy(
         update={
             **rates,
@@ -233,8 +233,8 @@ def large(config: Config) -> bool:
     return chapter.rules_of_thumb(config).parameters > 20e6
 
 
-def rates_for(config: Config) -> dict[str, float]:
-    """Return both peak learning rates of a run of this shape and length.
+def rates_for(config: Config, train_tokens: int | None) -> dict[str, float]:
+    """Return both peak learning rates of a run of this shape and length, on a text of so many tokens if known.
 
     They follow the laws within the fitted range; large models use the chapter's (3.1).
     """
@@ -244,9 +244,11 @@ def rates_for(config: Config) -> dict[str, float]:
         return {"learning_rate": usual_learning_rate(count), "muon_learning_rate": 0.02}
     best = loss_law.best_rate(law, config)
     if config.optimizer == "muon":
+        unseen = config.tokens_by(config.max_iters)  # as if no token were repeated
+        embeddings = loss_law.best_embedding_rate(law, config, train_tokens or unseen)
         return {
-            "muon_learning_rate": rounded(min(0.06, max(0.015, best))),
-            "learning_rate": rounded(min(6e-3, max(1.5e-3, law["embedding rate"]))),
+            "muon_learning_rate": rounded(min(0.08, max(0.015, best))),
+            "learning_rate": rounded(min(6e-3, max(1e-3, embeddings))),
         }
     return {"learning_rate": rounded(min(6e-3, max(1e-3, best)))}
 

@@ -7,7 +7,6 @@ Out: :class:`~hfgpt.model.loss_law.Forecast`; or a figure by which recipes that 
 from dataclasses import replace
 
 from hfgpt.config import Config
-from hfgpt.model.laws import laws
 from hfgpt.model.loss_law import Forecast, body, effective_tokens, foreseen
 from hfgpt.plan.survey import Survey
 
@@ -20,13 +19,9 @@ def forecast(survey: Survey) -> Forecast | None:
 
 
 def after_trial(before: Forecast, offset: float) -> Forecast:
-    """Return the forecast after a trial of the dial's recipe, which shifted it by so many nats.
-
-    The interval is narrower then, as blind forecasts of such recipes have shown.
-    """
-    narrower, end = laws().loss["tried"], before.loss + offset
-    low, high = end - (before.loss - before.low) * narrower, end + (before.high - before.loss) * narrower
-    return replace(before, loss=end, low=low, high=high, best=before.best + offset, source="trials")
+    """Return the forecast after a trial of the dial's recipe, which shifted it by so many nats."""
+    shifted = {key: getattr(before, key) + offset for key in ("loss", "low", "high", "best")}
+    return replace(before, **shifted, source="trials")
 
 
 def published(config: Config, vocab_size: int, train_tokens: int | None) -> float:

@@ -14,6 +14,7 @@ from hfgpt.base.units import duration, number, short, size
 from hfgpt.config import yaml_scalar
 from hfgpt.config.fields import EMBEDDED_DATASET
 from hfgpt.model import schedule, sizes
+from hfgpt.model.loss_law import outside
 from hfgpt.plan import batches, chapter, timing
 from hfgpt.plan.batches import Way
 from hfgpt.plan.command import Options, Plan
@@ -104,6 +105,9 @@ def no_forecast(plan: Plan) -> str:
         return _("No loss is forecast: the laws are about models from scratch.")
     if config.tokenizer != "char":
         return _("No loss is forecast: the laws are about characters (tokenizer: char).")
+    if (far := outside(config)) is not None:
+        return _("No loss is forecast: no run behind the laws was like this one, by its {key} of {value}.",
+                 key=far, value=getattr(config, far))  # fmt: skip
     if plan.survey.assumed:
         return _("No loss is forecast: that takes the text. Below, English plays of this size stand for it.")
     if plan.survey.text is not None and plan.survey.text.sample:

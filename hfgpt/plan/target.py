@@ -54,13 +54,15 @@ def find_target(config: Config, gpu: str | None = None, vram: int | None = None,
     local = None if gpu or config.device == "cpu" else hardware.local_accelerator()
     if not (gpu or local) and (config.device == "cpu" or (config.device == "auto" and vram is None)):
         return _cpu(config, vram, processes)
-    note = ""
+    note, wanted = "", gpu or local or REFERENCE
+    if local and vram is None and (vram := hardware.local_memory()):  # it tells the versions of a card apart
+        wanted = f"{local} {round(vram / hardware.GIB)}GB"
     try:
-        card = hardware.find_card(gpu or local or REFERENCE)
+        card = hardware.find_card(wanted)
     except InputError:
         if gpu:
             raise
-        card = hardware.find_card(REFERENCE)
+        card = replace(hardware.find_card(REFERENCE), name=str(local))
         note = _("{card} is not in the table of cards; its speed is assumed to be an {reference}'s",
                  card=local, reference=REFERENCE)  # fmt: skip
     if not (gpu or local):

@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 
 from hfgpt import config as configs
-from hfgpt.base.command import typed
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import check_regular, replace_file
 from hfgpt.base.language import N_, _, sentences
@@ -45,18 +44,19 @@ FIGURES = (
 )
 
 
-def write(run_dir: str | Path, license: str = "mit") -> Path:
+def write(run_dir: str | Path, license: str | None = None) -> Path:
     """Write the card into the run folder atomically (see :func:`model_card`) and return its path."""
     path = Path(run_dir) / FILE_NAME
     replace_file(path, model_card(run_dir, license))
     return path
 
 
-def model_card(run_dir: str | Path, license: str = "mit") -> str:
+def model_card(run_dir: str | Path, license: str | None = None) -> str:
     """Return the card of a run, finished or in progress, or of an imported model.
 
     Args:
-        license: the model's licence, by the Hub's name for it ('mit', 'apache-2.0', 'other' …).
+        license: the model's licence, by the Hub's name for it ('mit', 'apache-2.0', 'other' …). None: the recipe's; a
+            model without a recipe, such as an imported one, states no licence.
 
     Raises:
         InputError: the folder has no GPT-2 config.json, or a file in it is damaged; names the file.
@@ -107,9 +107,11 @@ def _best(evaluations: Sequence[Record]) -> Record | None:
     return min(finite, key=lambda record: record["val_loss"]) if finite else None
 
 
-def _front_matter(name: str, recipe: Config | None, best: Record | None, license: str) -> str:
+def _front_matter(name: str, recipe: Config | None, best: Record | None, license: str | None) -> str:
+    if license is None and recipe is not None:
+        license = recipe.license
     fields: dict[str, Any] = {
-        "license": license,
+        **({} if license is None else {"license": license}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["hfgpt", "gpt2", "text-generation"],
@@ -193,9 +195,8 @@ def _usage(shape: dict[str, int], recipe: Config | None) -> str:
     return "\n\n".join((
         _("With Transformers alone; put the repository's name, or the folder, for `MODEL`:"),
         USAGE.replace('"The"', json.dumps(prompt, ensure_ascii=False)),
-        _("Prompt and new text together fill at most the context of {tokens} tokens. "
-          "`{command}` of hfgpt continues past it.",
-          tokens=shape["block_size"], command=typed("sample", "MODEL")),
+        _("Prompt and new text together fill at most the context of {tokens} tokens. `hfgpt sample MODEL` continues "
+          "past it.", tokens=shape["block_size"]),
     ))  # fmt: skip
 
 

@@ -69,12 +69,12 @@ class BackgroundPusher:
         Nothing is pushed before the first checkpoint: a run killed earlier starts again as a new run, which would find
         its name taken.
         """
-        self.held_back = not contents.checkpoint_steps(self._run_dir)
-        if self.held_back:
-            return
         try:
+            self.held_back = not contents.checkpoint_steps(self._run_dir)
+            if self.held_back:
+                return
             frozen = self._freeze()
-        except OSError as error:
+        except Exception as error:  # no error of a push is worth losing a run
             self._failed(error)
             return
         with self._state:
@@ -94,14 +94,19 @@ class BackgroundPusher:
     def _freeze(self) -> Path:
         self._number += 1
         frozen = self._run_dir / f".pushing-{self._number}"
-        frozen.mkdir()
-        for name in (*contents.names(self._run_dir, self.checkpoints), *contents.LAST):
-            source, target = self._run_dir / name, frozen / name
-            target.parent.mkdir(exist_ok=True)
-            if name.endswith(".safetensors") or "/" in name:  # always replaced, never modified in place
-                _link(source, target)
-            elif source.is_file():
-                shutil.copyfile(source, target)
+        names = (*contents.names(self._run_dir, self.checkpoints), *contents.LAST)
+        try:
+            frozen.mkdir()
+            for name in names:
+                source, target = self._run_dir / name, frozen / name
+                target.parent.mkdir(exist_ok=True)
+                if name.endswith(".safetensors") or "/" in name:  # always replaced, never modified in place
+                    _link(source, target)
+                elif source.is_file():
+                    shutil.copyfile(source, target)
+        except BaseException:  # its links would keep deleted checkpoints on the disk
+            shutil.rmtree(frozen, ignore_errors=True)
+            raise
         return frozen
 
     def _work(self) -> None:
@@ -133,7 +138,7 @@ class BackgroundPusher:
                 folder, self._repo_id, private=self._private, overwrite=self._overwrite,
                 include_checkpoints=self.checkpoints, run_dir=self._run_dir, api=self._api,
             )  # fmt: skip
-        except Exception as error:  # no error of a push is worth losing a run
+        except Exception as error:
             self._failed(error)
             return False
         self._overwrite = False  # the repository's content is now this run's

@@ -169,9 +169,7 @@ def _check_known(config: GPT2Config, folder: str | Path) -> None:
             folder=str(folder),
             activation=config.activation_function,
         )
-    for key, published in (
-        ("tie_word_embeddings", True), ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)
-    ):  # fmt: skip
+    for key, published in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
         if getattr(config, key) != published:
             raise InputError(
                 "{folder!r}: its {key} is {value}, which llama.cpp's GPT-2 does not know",
@@ -182,10 +180,12 @@ def _check_known(config: GPT2Config, folder: str | Path) -> None:
 
 
 def _gguf_tensors(model: GPT2LMHeadModel) -> dict[str, NDArray[np.float32]]:
-    """Return the tensors by llama.cpp's names, matrices as (out, in). Without the head, which is tied."""
+    """Return the tensors by llama.cpp's names, matrices as (out, in); the head only if it is not the embedding."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, model.config.n_layer)
     tensors = {}
-    for name, tensor in model.transformer.state_dict(prefix="transformer.").items():
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
         if name.endswith(TRANSPOSED):
             tensor = tensor.T
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))

@@ -11,19 +11,21 @@ Imports neither torch nor transformers.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import huggingface_hub
+import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.files import disk_errors, expanded
+from hfgpt.base.files import disk_errors, expanded, replacing
 from hfgpt.base.lock import FolderLock
 from hfgpt.inference.exported import check_folder
 from hfgpt.runs import card, metrics, segments
@@ -45,7 +47,7 @@ def push(
     revision: str | None = None,
     include_checkpoints: bool = False,
     overwrite: bool = False,
-    license: str = "mit",
+    license: str | None = None,
     run_dir: Path | None = None,
     api: HfApi | None = None,
 ) -> str:
@@ -58,7 +60,8 @@ def push(
         revision: branch to push to, created if it does not exist; None: the main branch.
         include_checkpoints: also push the checkpoints, and remove older ones there that the folder no longer has.
         overwrite: push even if the repository holds another run's model, and then remove that run's checkpoints.
-        license: for a newly written card, see :func:`hfgpt.runs.card.model_card`.
+        license: the licence that the card is to state; None leaves a card that is there as it is, see
+            :func:`hfgpt.runs.card.model_card` for a new one.
         run_dir: the run folder, if `folder` is a snapshot of it: one process pushes a run at a time.
         api: a client with an endpoint and a token of its own.
 
@@ -70,9 +73,11 @@ def push(
     path, client = check_folder(folder), api or HfApi()
     with alone(run_dir or path):
         _needs_token(client)
+        names = [*contents.names(path, include_checkpoints), *LAST]
         if not (path / "README.md").is_file():
             card.write(path, license)
-        names = [*contents.names(path, include_checkpoints), *LAST]
+        elif license is not None:
+            _state_license(path / "README.md", license)
         with explained(repo_id, client, revision):
             url = patiently(lambda: client.create_repo(repo_id, private=private, exist_ok=True))
             repo = url.repo_id
@@ -80,11 +85,12 @@ def push(
                 patiently(lambda: client.create_branch(repo, branch=revision, exist_ok=True))
             try:
                 remote = patiently(lambda: client.list_repo_files(repo, revision=revision))
+                theirs = functools.partial(_download, client, repo, revision, remote)
                 if not overwrite and {"config.json", metrics.FILE_NAME} & {*remote}:
-                    _check_same_run(path, repo, revision, client, remote)
+                    _check_same_run(path, repo, remote, theirs)
                 stale = contents.stale(path, remote) if include_checkpoints else []
                 checkpoints = contents.checkpoint_files(remote).keys()
-                if overwrite and checkpoints and not _is_same_run(path, repo, revision, client, remote):
+                if overwrite and checkpoints and not _is_same_run(path, theirs(metrics.FILE_NAME)):
                     stale = sorted(checkpoints - {*names})  # one of them would be resumed with this run's record
                 # Files that the repository already has are skipped.
                 added = [CommitOperationAdd(name, contents.public_content(path, name)) for name in names]
@@ -103,6 +109,24 @@ def push(
                     ) from None
                 raise
     return str(url)
+
+
+def _state_license(readme: Path, license: str) -> None:
+    """State a licence in a card that is there; all else in it, which may be the user's own words, stays.
+
+    Raises:
+        InputError: the card's front matter cannot be read.
+    """
+    try:
+        stated = huggingface_hub.metadata_load(readme) or {}
+    except (ValueError, yaml.YAMLError, RecursionError):
+        raise InputError(
+            "{path}: its front matter is not a YAML mapping → correct it, or remove the file for a new card",
+            path=readme,
+        ) from None
+    with replacing(readme) as changed:
+        shutil.copyfile(readme, changed)
+        huggingface_hub.metadata_save(changed, {**stated, "license": license})
 
 
 def check_token(repo_id: str, api: HfApi | None = None) -> None:
@@ -142,48 +166,48 @@ def alone(path: Path) -> Iterator[None]:
             (path / LOCK).rmdir()
 
 
-def _is_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, repo_files: Sequence[str]) -> bool:
-    """Whether the repository holds this run, at whatever step: the first line of its record identifies a run."""
-    if metrics.FILE_NAME not in repo_files:
-        return False
-    record = Path(patiently(lambda: api.hf_hub_download(repo, metrics.FILE_NAME, revision=revision)))
-    return first_line(record.parent) == first_line(folder)
+def _download(api: HfApi, repo: str, revision: str | None, repo_files: Sequence[str], name: str) -> Path | None:
+    """Download a file of a repository; None if it does not hold one of this name."""
+    if name not in repo_files:
+        return None
+    return Path(patiently(lambda: api.hf_hub_download(repo, name, revision=revision)))
 
 
-def _check_same_run(folder: Path, repo: str, revision: str | None, api: HfApi, repo_files: Sequence[str]) -> None:
+def _is_same_run(folder: Path, record: Path | None) -> bool:
+    """Whether a repository's record is this run's, at whatever step; its first line identifies a run."""
+    return (first_line(record.parent) if record else b"") == first_line(folder)
+
+
+def _check_same_run(folder: Path, repo: str, repo_files: Sequence[str], theirs: Callable[[str], Path | None]) -> None:
     """Refuse to overwrite another run's model, or what another machine has added to this run.
 
-    The first line of its record identifies a run. It went on elsewhere if the Hub's copy was evaluated later than this
-    one, or had a recipe that this one never had.
+    It went on elsewhere if the Hub's copy was evaluated later than this one, or had a recipe that this one never had.
     """
-
-    def download(name: str) -> Path:
-        return Path(patiently(lambda: api.hf_hub_download(repo, name, revision=revision)))
-
-    record = download(metrics.FILE_NAME) if metrics.FILE_NAME in repo_files else None
-    if (first_line(record.parent) if record else b"") == first_line(folder):
-        if record is None:
-            return
-        theirs = segments.read(download(segments.FILE_NAME).parent) if segments.FILE_NAME in repo_files else []
-        step, own = (_last_evaluated(path) for path in (record, folder / metrics.FILE_NAME))
-        if step > own or any(segment not in segments.read(folder) for segment in theirs):
+    record = theirs(metrics.FILE_NAME)
+    if not _is_same_run(folder, record):
+        if contents.newest(repo_files):
             raise InputError(
-                "{repo}: holds steps of this run that this folder does not have, up to step {step}\n    → continue "
-                "them with --resume=hf://{repo}, choose another name, or replace them with --overwrite",
+                "{repo}: the name is taken: it holds another run\n    → resume that run with --resume=hf://{repo}, "
+                "choose another name, or replace it with --overwrite",
                 repo=repo,
-                step=step,
             )
-        return
-    if contents.newest(repo_files):
         raise InputError(
-            "{repo}: the name is taken: it holds another run\n    → resume that run with --resume=hf://{repo}, "
-            "choose another name, or replace it with --overwrite",
+            "{repo}: the name is taken: it holds another model\n    → choose another name, or replace it with "
+            "--overwrite",
             repo=repo,
         )
-    raise InputError(
-        "{repo}: the name is taken: it holds another model\n    → choose another name, or replace it with --overwrite",
-        repo=repo,
-    )
+    if record is None:  # both are models without a record
+        return
+    steps = theirs(segments.FILE_NAME)
+    step, own = (_last_evaluated(path) for path in (record, folder / metrics.FILE_NAME))
+    unknown = [each for each in segments.read(steps.parent) if each not in segments.read(folder)] if steps else []
+    if step > own or unknown:
+        raise InputError(
+            "{repo}: holds steps of this run that this folder does not have, up to step {step}\n    → continue "
+            "them with --resume=hf://{repo}, choose another name, or replace them with --overwrite",
+            repo=repo,
+            step=step,
+        )
 
 
 def _last_evaluated(record: Path) -> int:

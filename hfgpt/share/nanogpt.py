@@ -36,6 +36,8 @@ TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "ml
 COMPILED = "_orig_mod."  # torch.compile's prefix of each name
 ACTIVATION = "hfgpt_activation"
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh")
+GPT2_SIZES = range(50257, 50304 + 1)  # rows of a model with GPT-2's vocabulary, which nanoGPT pads to 50304
+MOST_PADDING = 127  # rows without a token, in a vocabulary that is padded to a multiple of 64 or 128
 
 FIXED = {
     "tie_word_embeddings": True,
@@ -56,8 +58,9 @@ def import_checkpoint(
     Args:
         checkpoint: the file that nanoGPT's train.py saved.
         folder: a new or empty folder.
-        meta: the meta.pkl of a character-level model; None looks in the nanoGPT checkout around the checkpoint.
-        tokenizer: Hub id or folder of the tokenizer if there is no meta.pkl; None: GPT-2's.
+        meta: the meta.pkl of a character-level model; None looks beside the checkpoint, then in the nanoGPT checkout
+            around it.
+        tokenizer: Hub id or folder of the tokenizer if there is no meta.pkl; None: GPT-2's, if the model has its size.
 
     Raises:
         InputError: the checkpoint, the vocabulary or the folder cannot be used; nothing was written.
@@ -66,15 +69,20 @@ def import_checkpoint(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError("{folder!r}: is in use already; name a new folder", folder=str(folder))
     loaded = _load(expanded(checkpoint))
-    own = _tokenizer_for(expanded(checkpoint), loaded, meta, tokenizer)
+    if meta is None and tokenizer is None:
+        meta = _meta_around(expanded(checkpoint), loaded.get("config"))
+    own = _tokenizer(loaded, tokenizer) if meta is None else char_tokenizer(read_meta(meta))
     gpt2 = _to_gpt2(loaded, own.eos_token_id)
     check_finite(gpt2, checkpoint)
-    if len(own) > gpt2.config.vocab_size:
+    rows, tokens = gpt2.config.vocab_size, len(own)
+    # nanoGPT's train.py gives a model as many rows as the meta.pkl has characters.
+    if tokens > rows or (meta is not None and tokens < rows and (rows % 64 or rows - tokens > MOST_PADDING)):
         raise InputError(
-            "the tokenizer has {tokens:,} tokens, the model {rows:,}: they do not belong together\n    → give the "
-            "model's own with --meta or --tokenizer",
-            tokens=len(own),
-            rows=gpt2.config.vocab_size,
+            "{source}: has {tokens:,} tokens, the model {rows:,}: they do not belong together\n    → give the model's "
+            "own with --meta or --tokenizer",
+            source=meta or tokenizer or "gpt2",
+            tokens=tokens,
+            rows=rows,
         )
 
     try:
@@ -176,20 +184,23 @@ def _gpt2_config(args: dict[str, Any], state: dict[str, Tensor], eos: int | None
     )
 
 
-def _tokenizer_for(
-    checkpoint: Path, loaded: dict[str, Any], meta: str | Path | None, name: str | None
-) -> PreTrainedTokenizerFast:
-    if meta is None and name is None:
-        settings = loaded.get("config")
-        dataset = settings.get("dataset") if isinstance(settings, dict) else None
-        if isinstance(dataset, str) and dataset:
-            beside = checkpoint.resolve().parent.parent / "data" / Path(dataset).name / "meta.pkl"  # nanoGPT/out-x/
-            with contextlib.suppress(OSError, ValueError):  # a name that a file cannot have
-                meta = beside if beside.is_file() else None
-    if meta is not None:
-        return char_tokenizer(read_meta(meta))
-    size = loaded["model_args"].get("vocab_size", 0)
-    if name is None and (not isinstance(size, int) or size < 50257):
+def _meta_around(checkpoint: Path, settings: Any) -> Path | None:
+    """Return the meta.pkl beside the checkpoint, where an export writes it, or else that of its dataset."""
+    places = [checkpoint.with_name("meta.pkl")]
+    dataset = settings.get("dataset") if isinstance(settings, dict) else None
+    if isinstance(dataset, str) and dataset:
+        places.append(checkpoint.resolve().parent.parent / "data" / Path(dataset).name / "meta.pkl")  # nanoGPT/out-x/
+    for place in places:
+        with contextlib.suppress(OSError, ValueError):  # a name that a file cannot have
+            if place.is_file():
+                return place
+    return None
+
+
+def _tokenizer(loaded: dict[str, Any], name: str | None) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of this name; None: GPT-2's, if the vocabulary has its size."""
+    size = loaded["model_args"].get("vocab_size")
+    if name is None and not (isinstance(size, int) and size in GPT2_SIZES):
         raise InputError(
             "the checkpoint's vocabulary is not GPT-2's, and there is no meta.pkl around it\n    → give the meta.pkl "
             "of its dataset with --meta, or its tokenizer with --tokenizer"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from hfgpt.base.errors import ConversionError, InputError
+from hfgpt.base.errors import ConversionError, InputError, first_line
 from hfgpt.base.files import new_file
 from hfgpt.inference import exported
 
@@ -35,7 +35,7 @@ def to_onnx(folder: str | Path, target: str | Path) -> float:
     Raises:
         InputError: the folder holds no exported GPT-2, `target` exists or cannot be written, or the model is too
             large for one file.
-        ConversionError: the logits differ.
+        ConversionError: the exporter failed, or the logits differ.
     """
     exported.check_folder(folder)
     with new_file(target) as temporary:
@@ -63,8 +63,9 @@ def _write_onnx(model: GPT2LMHeadModel, path: Path) -> None:
             logits: Tensor = self.gpt2(input_ids, use_cache=False).logits
             return logits
 
-    # The exporter treats an axis of size 1 as static.
+    # The exporter treats an axis of size 1 as static, as the time of a model of one position is.
     example = torch.zeros(2, min(2, model.config.n_positions), dtype=torch.int64)
+    axes = {0: "batch", 1: "time"} if model.config.n_positions > 1 else {0: "batch"}
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)  # it warns that torchvision is not installed
@@ -74,8 +75,13 @@ def _write_onnx(model: GPT2LMHeadModel, path: Path) -> None:
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
             program = torch.onnx.export(
                 Logits().eval(), (example,), dynamo=True, verbose=False, input_names=["input_ids"],
-                output_names=["logits"], dynamic_shapes={"input_ids": {0: "batch", 1: "time"}},
+                output_names=["logits"], dynamic_shapes={"input_ids": axes},
             )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:  # its own text is a page of advice to PyTorch's developers
+        raise ConversionError(
+            "torch cannot export the model as ONNX: {reason}; nothing is written",
+            reason=first_line(error.__cause__ or error),
+        ) from error
     finally:
         registration.setLevel(level)
     assert program is not None, "the exporter returns a program unless it is given a file"

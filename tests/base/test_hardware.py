@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hfgpt import config
 from hfgpt.base import hardware
 from hfgpt.base.errors import InputError
+from hfgpt.plan.target import find_target
 
 NAMES = {
     "NVIDIA GeForce RTX 3060": "RTX 3060",
@@ -127,6 +130,40 @@ def test_a_run_multiplies_in_what_the_card_has() -> None:
     assert hardware.training_peak("NVIDIA A100-SXM4-40GB", "float32") == 156e12  # TF32
     assert hardware.training_peak("Tesla T4", "float16") == 65e12
     assert hardware.training_peak("Tesla T4", "float32") == hardware.training_peak("Tesla T4", "bfloat16") == 8.1e12
+
+
+@pytest.mark.parametrize(
+    ("named", "memory"),
+    [("RTX 3060 8GB", 8), ("RTX 5060 Ti 8GB", 8), ("RTX 3050 6GB", 6), ("P100-PCIE-12GB", 12), ("H100 96GB", 96),
+     ("RTX 3060", 12), ("NVIDIA A100-SXM4-80GB", 80), ("NVIDIA H100 80GB HBM3", 80)],
+)  # fmt: skip
+def test_a_memory_that_the_name_states_is_the_cards(named: str, memory: int) -> None:
+    assert hardware.find_card(named).memory_bytes == memory * hardware.GIB
+
+
+def test_the_card_that_cuda_sees_and_its_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("""#!/bin/sh
+case "$*" in
+  *"-i 1"*name*) echo "NVIDIA GeForce RTX 4060 Ti" ;;
+  *"-i 1"*memory*) echo "16380 MiB" ;;
+  *name*) echo "Tesla T4" ;;
+  *memory*) echo "15360 MiB" ;;
+esac
+""")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (hardware.local_accelerator(), hardware.local_memory()) == ("Tesla T4", 15360 << 20)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert (hardware.local_accelerator(), hardware.local_memory()) == ("NVIDIA GeForce RTX 4060 Ti", 16380 << 20)
+    planned = find_target(config.build({}, "test"))
+    assert (planned.name, planned.memory_bytes) == ("RTX 4060 Ti 16GB", 16380 << 20)
+    driver.write_text('#!/bin/sh\ncase "$*" in *name*) echo "RTX 2060 SUPER" ;; *) echo "8192 MiB" ;; esac\n')
+    unknown = find_target(config.build({}, "test"))
+    assert (unknown.name, unknown.memory_bytes) == ("RTX 2060 SUPER", 8192 << 20)
+    assert "its speed is assumed" in unknown.note
 
 
 def test_hidden_cards_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -63,6 +64,16 @@ def test_characters_that_an_encoding_lacks_become_plain_ones(encoding: str) -> N
     ))  # fmt: skip
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "utf-8"])
+def test_json_is_json_in_every_encoding(encoding: str) -> None:
+    """And holds the same data: a plan or a diagnosis is read by programs."""
+    value = {"dataset": "caf\xe9 \u2192 \u4e2d \u2026 \U0001f600"}
+    code, output = printed(f"__import__('hfgpt.base.terminal', fromlist=['']).json_text({value})", encoding)
+    assert code == 0
+    assert json.loads(output.decode(encoding)) == value
+    assert ("\u4e2d".encode() in output) == (encoding == "utf-8")
+
+
 def test_chinese_reads_right_in_a_gbk_terminal() -> None:
     assert printed("'验证损失 → 4.2'", "gbk") == (0, "验证损失 → 4.2\n".encode("gbk"))
     assert printed("language.current()", "gbk", "zh") == (0, b"zh\n")
@@ -100,12 +111,11 @@ def test_another_language_is_refused(words: list[str], capsys: pytest.CaptureFix
     assert "must be en | zh" in capsys.readouterr().err
 
 
-def test_a_run_is_printed_in_latin_1(
-    tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Script
-) -> None:
+def test_a_run_is_printed_in_ascii(tiny: dict[str, Any], write_recipe: Callable[..., Path], run_script: Script) -> None:
     recipe = write_recipe({**tiny, "sample_prompt": "\n"})
-    done = run_script("train.py", recipe, env={"PYTHONIOENCODING": "latin-1", "HFGPT_LANG": "zh"})
+    done = run_script("train.py", recipe, env={"PYTHONIOENCODING": "ascii", "HFGPT_LANG": "zh"})
     assert done.returncode == 0, done.stderr
+    assert "\\xb1" not in done.stdout, "the loss that is expected is shown with +/-"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="descriptors are closed otherwise there")

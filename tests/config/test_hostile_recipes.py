@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,10 @@ def test_the_decay_follows_a_length_that_is_typed_where_it_ends_with_the_run() -
         (["--min_lr=1e-5", "--lr_schedule=constant"], "min_lr has no effect with lr_schedule: constant"),
         (["--muon_momentum=0.9"], "muon_momentum has no effect with optimizer: adamw"),
         (["--n_layer=3", "--init_from=gpt2"], "n_layer has no effect with init_from: gpt2"),
+        (["--n_inner=64", "--init_from=gpt2"], "n_inner has no effect with init_from: gpt2"),
+        (["--activation_function=relu2", "--init_from=gpt2"], "activation_function has no effect with init_from"),
+        (["--no_tie_word_embeddings", "--init_from=gpt2"], "tie_word_embeddings has no effect with init_from: gpt2"),
+        (["--decay_shape=linear"], "decay_shape has no effect with lr_schedule: cosine"),
         (["--project=mine"], "project has no effect with report_to: none"),
         (["--max_iters=900", "--lr_decay_iters=300"], "stays at min_lr (6e-05) from step 300 to the end at 900"),
     ],
@@ -262,3 +267,17 @@ def test_a_recipe_cannot_turn_a_terminals_text() -> None:
     assert visible(text) == text
     assert yaml.safe_load(text)["sample_prompt"] == values["sample_prompt"]
     assert config.build(yaml.safe_load(text), "test").dataset == values["dataset"]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--no_compile=banana", "no_compile = 'banana': takes no value"),
+        ("--bf16", "use dtype: bfloat16"),
+        ("--gradient_checkpointing", "use activation_checkpointing"),
+        ("--num_epochs=3", "use max_iters"),
+    ],
+)
+def test_flags_are_answered_at_once(word: str, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        config.load(None, [word])

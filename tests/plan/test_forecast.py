@@ -418,12 +418,12 @@ def test_an_interval_is_wider_where_nothing_was_measured() -> None:
     assert "guess" not in usual.sentence()
 
 
-def test_a_trial_moves_the_forecast_and_narrows_it() -> None:
+def test_a_trial_moves_the_forecast() -> None:
     said = loss.forecast(survey_of(fast()))
     assert said is not None
     tried = loss.after_trial(said, 0.1)
     assert tried.loss == pytest.approx(said.loss + 0.1)
-    assert 0.5 < (tried.high - tried.low) / (said.high - said.low) < 0.7
+    assert (tried.low, tried.high) == pytest.approx((said.low + 0.1, said.high + 0.1))
     assert tried.source == "trials"
 
 
@@ -431,10 +431,39 @@ def test_what_no_law_covers_has_no_forecast_and_says_why() -> None:
     for values, why in (
         ({"tokenizer": "gpt2"}, "characters"),
         ({"dataset": "user/name"}, "not on this machine"),
+        ({"block_size": 4}, "by its block_size of 4"),
+        ({"max_iters": 20}, "by its max_iters of 20"),
+        ({"learning_rate": 3.0}, "by its learning_rate of 3.0"),
+        ({"optimizer": "muon", "muon_learning_rate": 1e-5}, "by its muon_learning_rate of 1e-05"),
+        ({"lr_schedule": "constant"}, "by its lr_schedule of constant"),
+        ({"min_lr": 9e-4, "learning_rate": 1e-3}, "by its min_lr of 0.0009"),
+        ({"warmup_iters": 900, "max_iters": 1000}, "by its warmup_iters of 900"),
+        ({"weight_decay": 5.0}, "by its weight_decay of 5.0"),
     ):
         plan = command.make(recipe(n_layer=1, n_head=1, n_embd=32, **values), command.Options())
         assert plan.forecast is None
         assert why in " ".join(tables.render(plan, None, command.Options()).split())
+
+
+def test_a_run_that_will_not_overfit_is_expected_to_rise_hardly() -> None:
+    """One layer on 5.6 epochs of a Chinese novel: it was seen to end at 4.36 to 4.43, and 4.84 was forecast once."""
+    novel = loss_law.Statistics((6.3817, 4.9552, 4.653, 4.6292, 4.6252, 4.6256, 4.6261, 4.6269), 500_000)
+    shape = fast(n_layer=1, n_embd=256, block_size=128, batch_size=32, max_iters=750, learning_rate=2e-3)
+    said = loss_law.by_law(laws().loss, shape, 4486, 545_741, novel)
+    assert not said.overfits
+    assert said.loss - said.best < 0.05
+    assert said.low < 4.36 < said.high
+
+
+def test_the_best_rates_know_the_batch_and_how_often_the_text_is_seen() -> None:
+    law = laws().loss
+    small, large = (fast(batch_size=size, max_iters=800) for size in (8, 64))
+    assert loss_law.best_rate(law, large) > 1.5 * loss_law.best_rate(law, small), "of Muon"
+    once, often = (loss_law.best_embedding_rate(law, large, tokens) for tokens in (3_000_000, 600_000))
+    assert often < 0.6 * once
+    assert loss_law.best_embedding_rate(law, large, 10_000) == loss_law.best_embedding_rate(law, large, 1_000), (
+        "a limit"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- the dial

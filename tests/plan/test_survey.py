@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.data import reading, sources
+from hfgpt.data.prepare import prepare
 from hfgpt.plan import survey
 from hfgpt.plan.survey import Survey
 
@@ -83,6 +85,14 @@ def test_pretrained_shapes(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(shape))
     found = of(init_from=str(tmp_path))
     assert (found.config.n_layer, found.config.n_embd, found.vocab_size) == (3, 8, 77)
+    shape |= {"n_inner": 20, "tie_word_embeddings": False, "activation_function": "gelu_new", "n_positions": 64}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    found = of(init_from=str(tmp_path), block_size=64, n_inner=48, activation_function="relu2")
+    own = (found.config.n_inner, found.config.tie_word_embeddings, found.config.activation_function)
+    assert own == (20, False, "gelu_new"), "the pretrained model's own, whatever is typed"
+    for name, positions in ((str(tmp_path), 64), ("gpt2", 1024)):
+        with pytest.raises(InputError, match=f"has positions for {positions} tokens"):
+            of(init_from=name, block_size=positions + 1)
     with pytest.raises(InputError, match="hf download somebody/model"):
         of(init_from="somebody/model")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
@@ -96,13 +106,32 @@ def test_a_missing_file_is_an_error(name: str) -> None:
         of(dataset=name)
 
 
-def test_a_large_text_is_not_read(tmp_path: Path) -> None:
+def test_of_a_large_text_the_beginning_is_read(tmp_path: Path) -> None:
     path = tmp_path / "large.txt"
-    with path.open("wb") as file:
-        file.truncate(survey.READ_UP_TO + 1)  # sparse: reading it would return zeros, and the test would notice
-    found = of(dataset=str(path))
+    path.write_text("天地玄黄，宇宙洪荒。\n" * (survey.MOST_SAMPLED // 10), encoding="utf-8")
+    with path.open("r+b") as file:
+        file.truncate(survey.READ_UP_TO + 1)  # sparse from there: a zero is not text
+    found = of(dataset=str(path), tokenizer="char")
     assert found.corpus_bytes == survey.READ_UP_TO + 1
     assert found.approximate
+    assert found.train_tokens == pytest.approx(0.9 * survey.READ_UP_TO * 11 / 31, rel=0.01), "characters, not bytes"
+    assert found.vocab_size == 11 + survey.BYTE_ENTRIES
+    assert "assumed" in found.vocabulary
+
+
+@pytest.mark.parametrize(("text", "entries", "least", "most"), [
+    ("tang300", 1024, 0.7, 0.95), ("shakespeare", 1024, 2.2, 2.8), ("shakespeare", 8192, 3.2, 4.0),
+])  # fmt: skip
+def test_the_tokens_of_a_vocabulary_that_is_trained_here(text: str, entries: int, least: float, most: float) -> None:
+    """A Chinese character is about a token, where an English token holds several."""
+    dataset = str(ROOT / "docs" / "course" / "tang300.txt") if text == "tang300" else text
+    values = {"dataset": dataset, "tokenizer": "bpe", "vocab_size": entries}
+    found, characters = of(**values), of(dataset=dataset, tokenizer="char").train_tokens
+    assert found.train_tokens is not None
+    assert characters is not None
+    assert least < characters / found.train_tokens < most
+    made = prepare(config.build(values, "test")) if text == "tang300" else None
+    assert made is None or found.train_tokens == pytest.approx(len(made.train), rel=0.2)
 
 
 def test_a_mix_and_token_files_are_counted_as_far_as_they_are_here(tmp_path: Path) -> None:

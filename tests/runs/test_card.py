@@ -64,6 +64,12 @@ def test_the_front_matter_is_what_the_hub_reads(folder: Path) -> None:
     }
 
 
+def test_the_licence_is_the_recipes_unless_another_is_named(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "bard", LOSSES, license="cc-by-4.0")
+    assert front(card.model_card(folder))["license"] == "cc-by-4.0"
+    assert front(card.model_card(folder, "mit"))["license"] == "mit"
+
+
 def test_huggingface_hub_reads_the_figures_back(folder: Path) -> None:
     from huggingface_hub import ModelCard
 
@@ -128,7 +134,7 @@ def test_an_imported_model_has_a_card_too(folder: Path) -> None:
     for name in ("recipe.yaml", "metrics.jsonl"):
         (folder / name).unlink()
     text = card.model_card(folder)
-    assert "model-index" not in front(text)
+    assert not {"model-index", "license"} & front(text).keys(), "its licence is its author's to state"
     assert "## Figures" not in text
     assert "## How to use it" in text
 
@@ -188,7 +194,8 @@ def test_names_and_samples_from_outside_are_shown_and_not_obeyed(tmp_path: Path)
     assert "**b**" not in shown
 
 
-def test_no_path_of_this_machine_is_told(tmp_path: Path) -> None:
+def test_no_path_of_this_machine_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/lovelace/hfgpt/scripts/train.py"])
     secret = {
         "dataset": "/home/lovelace/secret/poems.txt",
         "tokenizer": "~lovelace/secret/tok",

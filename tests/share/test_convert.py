@@ -39,10 +39,11 @@ print("answers:", json.dumps(answers))
 """
 
 
-@pytest.fixture(scope="module", params=["char", "bpe"])
+@pytest.fixture(scope="module", params=["char", "bpe", "untied"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_text: Path) -> Path:
     """Return an exported model with weights large enough for its logits to differ, and more rows than tokens."""
-    return write_model(tmp_path_factory.mktemp(request.param), request.param, tiny_text.read_text("utf-8"))
+    config = {"tie_word_embeddings": False} if request.param == "untied" else {}
+    return write_model(tmp_path_factory.mktemp(request.param), request.param, tiny_text.read_text("utf-8"), **config)
 
 
 def write_model(folder: Path, kind: str, text: str, **config: Any) -> Path:
@@ -92,6 +93,29 @@ def test_onnx_has_the_same_logits_in_one_file(folder: Path, ids: torch.Tensor, t
     assert held < parameters + 100, "the token embedding is in it twice"
 
 
+def test_onnx_of_a_model_that_sees_one_token(tmp_path: Path) -> None:
+    """Its time is always 1, which the exporter takes for a fixed size."""
+    import onnxruntime
+
+    model = write_model(tmp_path / "model", "char", "abc", n_positions=1, n_layer=1)
+    assert to_onnx(model, tmp_path / "model.onnx") < 1e-4
+    assert [axis.shape for axis in onnxruntime.InferenceSession(tmp_path / "model.onnx").get_inputs()] == [["batch", 1]]
+
+
+def test_what_the_exporter_cannot_do_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = GPT2LMHeadModel.forward
+
+    def of_the_data(self: GPT2LMHeadModel, ids: torch.Tensor, **how: Any) -> Any:
+        return forward(self, ids if ids.sum() > 3 else ids + 1, **how)
+
+    model = write_model(tmp_path / "model", "char", "abc", n_layer=1)
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", of_the_data)
+    with pytest.raises(ConversionError, match=r"^torch cannot export the model as ONNX: .*; nothing is written$"):
+        to_onnx(model, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("folder", ["char"], indirect=True)
 def test_a_wrong_graph_is_not_kept(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hfgpt.share.onnx.TOLERANCE", 0.0)
     with pytest.raises(ConversionError, match=r"logits differ from Transformers' by \d"):
@@ -109,8 +133,13 @@ def test_gguf_gives_the_tensors_back(folder: Path, ids: torch.Tensor, tmp_path: 
     assert to_gguf(folder, tmp_path / "model.gguf") == []
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
-    state = GPT2LMHeadModel.from_pretrained(folder).transformer.state_dict()
-    assert len(tensors) == len(state)
+    model = GPT2LMHeadModel.from_pretrained(folder)
+    state = model.transformer.state_dict()
+    if model.config.tie_word_embeddings:
+        assert len(tensors) == len(state)
+    else:
+        assert len(tensors) == len(state) + 1
+        np.testing.assert_array_equal(tensors["output.weight"], model.lm_head.weight.detach())
     np.testing.assert_array_equal(tensors["blk.1.attn_qkv.weight"], state["h.1.attn.c_attn.weight"].T)
     np.testing.assert_array_equal(tensors["blk.0.ffn_down.weight"], state["h.0.mlp.c_proj.weight"].T)
     np.testing.assert_array_equal(tensors["position_embd.weight"], state["wpe.weight"])

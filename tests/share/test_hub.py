@@ -18,7 +18,7 @@ import hub_server
 import huggingface_hub
 import numpy as np
 import pytest
-from conftest import files_of_at_most
+from conftest import ROOT, files_of_at_most
 from huggingface_hub import HfApi
 from safetensors.numpy import load, save
 
@@ -141,6 +141,26 @@ def test_a_card_that_is_there_is_kept(server: hub_server.Hub, run: Path) -> None
     (run / "README.md").write_text("my own words", encoding="utf-8")
     hub.push(run, REPO, api=client(server))
     assert files(server)["README.md"] == b"my own words"
+
+
+def test_a_licence_that_is_typed_is_in_the_card(server: hub_server.Hub, run: Path) -> None:
+    """Also in a card that is there already, with all else in it: each run has one."""
+    hub.push(run, REPO, api=client(server))
+    new = files(server)["README.md"]
+    hub.push(run, REPO, license="apache-2.0", api=client(server))
+    assert files(server)["README.md"] == new.replace(b"\n---\n", b"\nlicense: apache-2.0\n---\n", 1)
+    for own, pushed in (
+        ("my own words", "---\nlicense: mit\n---\nmy own words"),
+        ("---\nlicense:\n- x\ntags: [a]\n---\n\n# ---", "---\nlicense: mit\ntags:\n- a\n---\n\n# ---"),
+    ):
+        write_run(run, **{"README.md": own})
+        hub.push(run, REPO, license="mit", api=client(server))
+        assert files(server)["README.md"].decode() == pushed
+    for damaged in ("---\n[\n---\n", "---\n- a\n---\n"):
+        write_run(run, **{"README.md": damaged})
+        with pytest.raises(InputError, match=r"README\.md: its front matter is not a YAML mapping"):
+            hub.push(run, REPO, license="mit", api=client(server))
+        assert (run / "README.md").read_text(encoding="utf-8") == damaged
 
 
 def test_a_name_alone_is_the_tokens_own_account(server: hub_server.Hub, run: Path) -> None:
@@ -589,6 +609,29 @@ def test_failures_in_the_background_are_one_warning(server: hub_server.Hub, run:
     assert "no right to write" in warnings[0]
 
 
+def test_a_snapshot_that_fails_leaves_nothing_behind(server: hub_server.Hub, run: Path, tmp_path: Path) -> None:
+    """On a full disk its links would keep deleted checkpoints there; and no failure ends the run."""
+    warnings = list[str]()
+    write_checkpoint(run, 5)
+    pusher = BackgroundPusher(run, REPO, checkpoints=True, warn=warnings.append, api=client(server))
+    with files_of_at_most(10):
+        pusher.submit()
+    assert not list(run.glob(".pushing-*"))
+    assert "File too large" in warnings.pop()
+    pusher.submit()
+    assert pusher.close(timeout=60)
+    assert "checkpoint-5/COMPLETE" in files(server)
+    assert pusher.problem is None
+
+    (run / "config.json").rename(tmp_path / "config.json")
+    (run / "config.json").symlink_to(tmp_path / "config.json")
+    pusher = BackgroundPusher(run, REPO, warn=warnings.append, api=client(server))
+    pusher.submit()
+    assert pusher.close(timeout=60)
+    assert "is a link, and links are not pushed" in warnings.pop()
+    assert not list(run.glob(".pushing-*"))
+
+
 def test_a_token_that_the_hub_does_not_know_is_heard_of_before_the_first_push(
     server: hub_server.Hub, run: Path
 ) -> None:
@@ -722,6 +765,8 @@ def test_another_machine_resumes_what_was_pushed(
     shutil.copytree(whole, halfway)
     shutil.rmtree(halfway / "checkpoint-8")
     hub.push(halfway, REPO, include_checkpoints=True, api=client(server))
+    for name, content in files(server).items():  # the script, the text and the folder were named by absolute paths
+        assert not [path for path in (ROOT, tmp_path, Path(tiny["dataset"]).parent) if bytes(path) in content], name
     pulled = hub.pull(REPO, tmp_path / "pulled", api=client(server))
     # A pushed run contains no path of this machine, so the text must be given again.
     done = run_script("train.py", pulled, "--resume", f"--dataset={tiny['dataset']}")

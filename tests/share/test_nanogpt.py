@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,7 @@ def test_the_characters_keep_their_ids(checkout: Path, tmp_path: Path) -> None:
     text = "bad cab,\n  'nomad'!"
     assert made.encode(text) == [CHARACTERS.index(c) for c in text]
     assert made.decode(made.encode(text)) == text
-    assert (folder / "README.md").is_file()
+    assert "license:" not in (folder / "README.md").read_text(encoding="utf-8"), "its author has not stated one here"
 
 
 def test_an_imported_folder_samples_in_the_pipeline(checkout: Path, tmp_path: Path) -> None:
@@ -282,11 +283,11 @@ def test_a_folder_in_place_of_the_checkpoint_is_told_apart(tmp_path: Path, held:
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     torch.save(checkpoint(), tmp_path / "ckpt.pt")
-    many = write_meta(tmp_path / "meta.pkl", [chr(0x4E00 + i) for i in range(100)])
-    with pytest.raises(InputError, match="do not belong together"):
-        nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported", meta=many)
     with pytest.raises(InputError, match=r"no meta\.pkl"):
         nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported")
+    torch.save(checkpoint(vocab_size=100_000), tmp_path / "large.pt")
+    with pytest.raises(InputError, match=r"vocabulary is not GPT-2's, and there is no meta\.pkl"):
+        nanogpt.import_checkpoint(tmp_path / "large.pt", tmp_path / "imported")
     torch.save(checkpoint(vocab_size=50304), tmp_path / "gpt2.pt")
     with pytest.raises(InputError, match="GPT-2's tokenizer is not on this machine"):
         nanogpt.import_checkpoint(tmp_path / "gpt2.pt", tmp_path / "imported")
@@ -294,6 +295,17 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "imported" / "notes.txt").touch()
     with pytest.raises(InputError, match="in use"):
         nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported")
+
+
+@pytest.mark.parametrize(("rows", "characters"), [(21, 100), (21, 20), (30, 21), (192, 21)])
+@pytest.mark.parametrize("named", [True, False])
+def test_another_datasets_characters_are_refused(tmp_path: Path, rows: int, characters: int, named: bool) -> None:
+    """Otherwise the model would write gibberish."""
+    torch.save(checkpoint(vocab_size=rows), tmp_path / "ckpt.pt")
+    other = write_meta(tmp_path / ("other.pkl" if named else "meta.pkl"), [chr(0x4E00 + i) for i in range(characters)])
+    message = f"{re.escape(str(other))}: has {characters} tokens, the model {rows}: they do not belong together"
+    with pytest.raises(InputError, match=message):
+        nanogpt.import_checkpoint(tmp_path / "ckpt.pt", tmp_path / "imported", meta=other if named else None)
 
 
 # ---------------------------------------------------------------------------------------------- exporting
@@ -337,7 +349,7 @@ def test_a_model_of_ours_keeps_its_logits_but_for_gelu(tmp_path: Path) -> None:
         nanogpt.export_checkpoint(tmp_path / "run", tmp_path / "out")
 
     # And back: the same logits and tokens, of text with characters that the corpus lacks too.
-    back = nanogpt.import_checkpoint(tmp_path / "out" / "ckpt.pt", tmp_path / "back", tmp_path / "out" / "meta.pkl")
+    back = nanogpt.import_checkpoint(tmp_path / "out" / "ckpt.pt", tmp_path / "back")  # with the meta.pkl beside it
     again, read = exported.load_folder(back, "cpu")
     with torch.no_grad():
         assert torch.equal(again(ids).logits, gpt2(ids).logits)
@@ -382,6 +394,7 @@ def test_the_scripts(checkout: Path, tmp_path: Path, run_script: Any) -> None:
     ckpt = checkout / "out-letters" / "ckpt.pt"
     done = run_script("import_nanogpt.py", ckpt, tmp_path / "imported")
     assert (done.returncode, done.stderr) == (0, "")
+    assert "scripts" not in (tmp_path / "imported" / "README.md").read_text(), "the card names no path of this machine"
     done = run_script("export_nanogpt.py", tmp_path / "imported", tmp_path / "back")
     assert (done.returncode, done.stderr) == (0, "")
     assert "note: copy" in done.stdout
