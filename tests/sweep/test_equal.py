@@ -203,7 +203,7 @@ def test_a_schedule_without_a_warmup_does_not_get_one(define: Callable[..., Swee
         (["--time_budget=3m,5m"], "tokens", "time_budget = '3m'"),
         (["--max_iters=50,100", "--max_time=5m"], "time", "equal = 'time': decides max_iters, which is swept here"),
         (["--max_time=5m,6m"], "time", "equal = 'time': decides max_time, which is swept here"),
-        (["--max_time=5m,6m"], "tokens", "equal = 'tokens': decides max_time, which is swept here"),
+        (["--max_time=5m,6m"], "tokens", "max_time = '5m': would end a trial before its last step"),
         (["--n_head=1,2"], "tokens", "n_head = 3: must divide n_embd"),
     ],
 )
