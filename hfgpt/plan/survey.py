@@ -186,8 +186,9 @@ def _text(config: Config) -> Text | None:
         return None
     _root, paths = local
     size = sum(path.stat().st_size * (3 if path.suffix in (".gz", ".zst") else 1) for path in paths)
-    most = math.inf if size <= READ_UP_TO else MOST_SAMPLED  # below that it is too small to be cached
-    sources_found = sources.find(config.model_copy(update={"streaming": False}), Path())
+    most = math.inf if size <= READ_UP_TO else MOST_SAMPLED
+    # As a stream: then nothing computes a digest of the content, which would be kept in a cache.
+    sources_found = sources.find(config.model_copy(update={"streaming": True}), Path())
     distinct, characters, length, sample = set[str](), 0, 0, list[str]()
     texts = (text for piece in sources_found.train for part in reading.read(piece) for text in part.texts)
     for text in texts:

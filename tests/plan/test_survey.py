@@ -106,12 +106,14 @@ def test_a_missing_file_is_an_error(name: str) -> None:
         of(dataset=name)
 
 
-def test_of_a_large_text_the_beginning_is_read(tmp_path: Path) -> None:
+def test_of_a_large_text_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.txt"
     path.write_text("天地玄黄，宇宙洪荒。\n" * (survey.MOST_SAMPLED // 10), encoding="utf-8")
     with path.open("r+b") as file:
         file.truncate(survey.READ_UP_TO + 1)  # sparse from there: a zero is not text
+    monkeypatch.chdir(tmp_path)
     found = of(dataset=str(path), tokenizer="char")
+    assert [file.name for file in tmp_path.iterdir()] == ["large.txt"], "nothing is written"
     assert found.corpus_bytes == survey.READ_UP_TO + 1
     assert found.approximate
     assert found.train_tokens == pytest.approx(0.9 * survey.READ_UP_TO * 11 / 31, rel=0.01), "characters, not bytes"
