@@ -72,7 +72,7 @@ def model_card(run_dir: str | Path, license: str | None = None) -> str:
         f"# {markdown.text(name)}\n\n{_what_it_is(shape, recipe, metrics.branch_step(records))}",
         _section(_("How to use it"), _usage(shape, recipe)),
         _figures(evaluations, best, recipe, folder),
-        _apart(evaluations, best),
+        _apart(records, best),
         _sample(folder),
         _recipe(recipe, segments.read(folder), int(records[-1]["step"]) if records else 0),
         _section(_("Limits"), _limits(shape, recipe)),
@@ -214,9 +214,9 @@ def _figures(evaluations: Sequence[Record], best: Record | None, recipe: Config 
     return "\n".join(lines)
 
 
-def _apart(evaluations: Sequence[Record], best: Record | None) -> str:
+def _apart(records: Sequence[Record], best: Record | None) -> str:
     """Return the figures of tasks and single validation texts: at the step of the weights, or where last measured."""
-    figures = metrics.apart(evaluations)
+    figures = metrics.apart(records)
     if not figures:
         return ""
     lines = [f"| {_('measured')} | {_('value')} |", "|:--|--:|"]

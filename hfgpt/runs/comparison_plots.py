@@ -176,7 +176,7 @@ def along(run: History, key: str, by: By) -> Series:
 
 
 def _places(run: History, steps: Sequence[float], by: By) -> dict[float, float]:
-    """Return where steps are in steps, tokens or seconds; the seconds of the last timed step before those that were not timed."""
+    """Return the places of steps: in seconds, a step that was not timed is at the last timed one before it."""
     if by == "steps":
         return dict(zip(steps, steps, strict=True))
     if by == "tokens":

@@ -42,8 +42,10 @@ MOST_STEPS = 2**53  # above it, floats cannot represent every integer
 
 
 def apart(records: Sequence[Record]) -> dict[str, float]:
-    """Return the last figures of tasks and of single validation texts, by name: `accuracy/…`, `val_loss/…`."""
-    figures = {key: value for record in records for key, value in record.items() if "/" in key}
+    """Return a run's last figures of tasks and of single validation texts, by name: `accuracy/…`, `val_loss/…`."""
+    first = branch_step(records) or 0  # those before are of another run's models
+    own = (record for record in records if record["step"] >= first)
+    figures = {key: value for record in own for key, value in record.items() if "/" in key}
     return {key: value for key, value in figures.items() if not key.startswith(OF_THE_TRAINING)}
 
 
