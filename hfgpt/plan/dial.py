@@ -61,23 +61,22 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         trials: whether candidates may be trained briefly on this machine.
 
     Raises:
-        InputError: the text is too short, the memory too small, or not even the smallest model takes a useful number
-            of steps in the time.
+        InputError: the text is too short, alone or for its vocabulary, the memory too small, or not even the smallest
+            model takes a useful number of steps in the time.
     """
     if survey.config.pretrained:
         return _fine_tune(survey, target, budget)
     ranked = _ranked(survey, target, budget)
     if not ranked:
-        raise (
-            grid.too_short(survey, target)
-            or grid.too_large(survey, target)
-            or InputError(
-                "time-budget = {budget}: the smallest model does not make {steps} steps in that time on {device} → "
-                "give more time",
-                budget=duration(budget or 0),
-                steps=grid.LEAST_STEPS,
-                device=target.name,
-            )
+        for fault in (grid.too_short, grid.too_many_entries, grid.too_large):
+            if error := fault(survey, target):
+                raise error
+        raise InputError(
+            "time-budget = {budget}: the smallest model does not make {steps} steps in that time on {device} → "
+            "give more time",
+            budget=duration(budget or 0),
+            steps=grid.LEAST_STEPS,
+            device=target.name,
         )
     best, spent, seen = ranked[0], 0.0, None
     if trials and budget is not None and loss_law.covered(survey.config):

@@ -105,6 +105,22 @@ def too_large(survey: Survey, target: Target) -> InputError | None:
     return out_of_memory(target, _("the smallest model"), least, _("take a device with more memory"))
 
 
+def too_many_entries(survey: Survey, target: Target) -> InputError | None:
+    """Return the error of a vocabulary with which every shape of the grid has too many parameters for the text."""
+    tokens = survey.train_tokens
+    if tokens is None or any(
+        chapter.count(shape) <= _largest_for(tokens) for shape, _target in _shapes(survey, target)
+    ):
+        return None
+    return InputError(
+        "tokenizer = {tokenizer!r}: with its {entries:,} tokens even the smallest model has too many parameters for a "
+        "text of {tokens:,} → take a smaller vocabulary (tokenizer: char, or bpe with vocab_size), or give more text",
+        tokenizer=survey.config.tokenizer,
+        entries=survey.vocab_size,
+        tokens=tokens,
+    )
+
+
 def out_of_memory(target: Target, model: str, needed: int, advice: str) -> InputError:
     """Return the error of a model, by name, that does not fit; `needed` in bytes."""
     return InputError(
@@ -206,8 +222,11 @@ def _largest(survey: Survey, seen: int) -> float:
     """Return the most parameters to consider: the laws do not cover larger models with so few tokens."""
     if survey.train_tokens is None:
         return SEEN * seen
-    own = OWN * survey.train_tokens / math.sqrt(max(1.0, survey.train_tokens / 1e6))
-    return min(SEEN * seen, max(SMALL, own))
+    return min(SEEN * seen, _largest_for(survey.train_tokens))
+
+
+def _largest_for(tokens: int) -> float:
+    return max(SMALL, OWN * tokens / math.sqrt(max(1.0, tokens / 1e6)))
 
 
 # Parameters allowed for any text, and per token of a text up to a million; beyond, they grow as its square root (as in

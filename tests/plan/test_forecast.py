@@ -673,6 +673,13 @@ def test_a_text_too_short_for_every_shape_is_said_to_be(tmp_path: Path, budget: 
     assert dial.choose(long_enough, find_target(long_enough.config), budget, trials=False).survey.config.max_iters >= 50
 
 
+@pytest.mark.parametrize("budget", [None, 60])
+def test_a_text_too_short_for_its_vocabulary_is_said_to_be(tmp_path: Path, budget: int | None) -> None:
+    what = survey_of(recipe(dataset=str(small_text(tmp_path, 60_000)), tokenizer="gpt2"))
+    with pytest.raises(InputError, match=r"with its 50,257 tokens even the smallest model .* smaller vocabulary"):
+        dial.choose(what, find_target(what.config), budget, trials=False)
+
+
 def test_without_trials_no_torch_is_loaded() -> None:
     code = (
         "import sys; from hfgpt.commands import plan; plan.run(['--time-budget=60s', '--no_trials']); "
