@@ -39,6 +39,11 @@ def shown(value: Any) -> str:
     return str(float(f"{value:.6g}")) if isinstance(value, float) else str(value)
 
 
+def signed(value: float) -> str:
+    """Format a difference with its sign and three decimals."""
+    return f"{round(value, 3) + 0:+.3f}"  # adding 0 makes -0 positive
+
+
 def divisors(number: int, most: int) -> Iterator[int]:
     """Return a number's divisors up to `most`, largest first."""
     small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]

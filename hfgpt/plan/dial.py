@@ -20,7 +20,7 @@ from typing import Any
 from hfgpt.base import threads
 from hfgpt.base.errors import InputError
 from hfgpt.base.language import _, listed
-from hfgpt.base.units import duration, number
+from hfgpt.base.units import duration, number, signed
 from hfgpt.config.rules import default_warmup
 from hfgpt.model import loss_law
 from hfgpt.model.loss_law import Forecast
@@ -45,7 +45,8 @@ class Choice:
     forecast: Forecast | None  # its expected loss; None if no law of ours covers it
     seconds: float  # expected duration of the run
     budget: float | None = None  # seconds that it was chosen for
-    second_best: dict[str, Any] | None = None  # the values of the second-best shape, and its loss
+    # the values of the second-best shape, and its loss; where no law of ours says one, its difference in nats
+    second_best: dict[str, Any] | None = None
     trial_seconds: float = 0.0  # seconds spent on trials
     measured: Measured | None = None  # what a trial of the recipe measured; None without a trial
     busy: bool = False  # whether other work on the machine invalidated the trials
@@ -60,13 +61,17 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         trials: whether candidates may be trained briefly on this machine.
 
     Raises:
-        InputError: the text is too short, or not even the smallest model takes a useful number of steps in the time.
+        InputError: the text is too short, alone or for its vocabulary, the memory too small, or not even the smallest
+            model takes a useful number of steps in the time.
     """
     if survey.config.pretrained:
         return _fine_tune(survey, target, budget)
     ranked = _ranked(survey, target, budget)
     if not ranked:
-        raise grid.too_short(survey, target) or InputError(
+        for fault in (grid.too_short, grid.too_many_entries, grid.too_large):
+            if error := fault(survey, target):
+                raise error
+        raise InputError(
             "time-budget = {budget}: the smallest model does not make {steps} steps in that time on {device} → "
             "give more time",
             budget=duration(budget or 0),
@@ -88,6 +93,10 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
     forecast = seen or loss.forecast(best.survey)
     keys = (*grid.CPU_GRID, "n_head", "dropout", "max_iters")
     values = {key: getattr(second.config, key) for key in keys} if second else {}
+    if second and grid.by_our_law(second.survey) is None:
+        values["loss_difference"] = round(second.loss - best.loss, 4)
+    elif second:
+        values["loss"] = round(second.loss, 4)
     return Choice(
         survey=best.survey,
         target=grid.own_target(target, best.config),
@@ -95,7 +104,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         forecast=forecast,
         seconds=best.seconds,
         budget=budget,
-        second_best=values | {"loss": round(second.loss, 4)} if second else None,
+        second_best=values or None,
         trial_seconds=spent,
         measured=best.measured,
         busy=best.busy,
@@ -131,7 +140,7 @@ CAREFUL, PATIENCE = 8, 3  # evaluations of a run that may overfit, and its early
 
 def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> dict[str, str]:
     """Give a reason for each chosen value: the final loss of the best recipe with another value."""
-    config = best.config
+    config, absolute = best.config, grid.by_our_law(best.survey) is not None
     reasons = {}
     for key in (*grid.CPU_GRID, "dropout"):
         rivals: dict[Any, float] = {}
@@ -139,12 +148,15 @@ def _reasons(best: Candidate, ranked: list[Candidate], budget: float | None) -> 
             rivals.setdefault(getattr(candidate.config, key), candidate.loss)  # ranked: the first is the best
         chosen = getattr(config, key)
         others = _nearest(chosen, [value for value in rivals if value != chosen])
-        rival_losses = listed(_("{label}: {what}", label=value, what=f"{rivals[value]:.3f}") for value in others)
-        reasons[key] = (
-            _("expected loss {loss}; with {others}", loss=f"{rivals.get(chosen, best.loss):.3f}", others=rival_losses)
-            if rival_losses
-            else _("no other value suits the text, the time and the memory")
-        )
+        own = rivals.get(chosen, best.loss)
+        losses = {value: f"{rivals[value]:.3f}" if absolute else signed(rivals[value] - own) for value in others}
+        with_others = listed(_("{label}: {what}", label=value, what=what) for value, what in losses.items())
+        if not others:
+            reasons[key] = _("no other value suits the text, the time and the memory")
+        elif absolute:
+            reasons[key] = _("expected loss {loss}; with {others}", loss=f"{own:.3f}", others=with_others)
+        else:
+            reasons[key] = _("expected difference in nats with {others}", others=with_others)
     reasons["n_head"] = _("heads of {n} channels", n=config.n_embd // config.n_head)
     rate = "muon_learning_rate" if config.optimizer == "muon" else "learning_rate"
     by_law = _("the law's optimum for {n} steps at this width", n=f"{config.max_iters:,}")
@@ -184,7 +196,11 @@ def _nearest(own: Any, others: Iterable[Any]) -> list[Any]:
 def _fine_tune(survey: Survey, target: Target, budget: float | None) -> Choice:
     """Choose for a pretrained model, of fixed shape: length by time and four epochs, rate by the chapter (3.1)."""
     fitted, fits = grid.no_larger_batch(survey, target)
-    most = grid.affordable(fitted, target, budget) if fits else 0
+    if not fits:
+        least = batches.fit(survey, target).memory.needed
+        advice = _("take a device with more memory, a smaller model or a smaller block_size")
+        raise grid.out_of_memory(target, survey.config.init_from, least, advice)
+    most = grid.affordable(fitted, target, budget)
     if survey.train_tokens is not None:
         epochs = chapter.MOST_EPOCHS_PRETRAINED * survey.train_tokens
         most = min(most, max(grid.LEAST_STEPS, math.ceil(epochs / fitted.config.tokens_per_iter)))

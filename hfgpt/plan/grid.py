@@ -11,7 +11,8 @@ from itertools import chain, product
 from typing import Any
 
 from hfgpt.base.errors import InputError
-from hfgpt.base.units import rounded, seconds_of
+from hfgpt.base.language import _
+from hfgpt.base.units import rounded, seconds_of, size
 from hfgpt.config import Config
 from hfgpt.config.rules import default_warmup
 from hfgpt.model import loss_law
@@ -19,7 +20,7 @@ from hfgpt.model.laws import laws
 from hfgpt.plan import batches, chapter, loss, timing
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import Target, find_target
-from hfgpt.plan.timing import Measured
+from hfgpt.plan.timing import Measured, Time
 from hfgpt.runs.facts import usual_learning_rate
 from hfgpt.runs.horizon import lengthened
 
@@ -77,6 +78,14 @@ def _grids(target: Target) -> tuple[dict[str, tuple[Any, ...]], ...]:
 
 def candidates(survey: Survey, target: Target, budget: float | None) -> Iterator[Candidate]:
     """Return every recipe of the grid that time and memory allow, with its expected loss."""
+    for shape, suited in _shapes(survey, target):
+        shaped, fits = no_larger_batch(shape, suited)
+        if fits:
+            yield from _lengths(shaped, suited, budget)
+
+
+def _shapes(survey: Survey, target: Target) -> Iterator[tuple[Survey, Target]]:
+    """Return the shapes of the grid for which the text is long enough, each with the target at its precision."""
     targets: dict[int, Target] = {}
     for values in chain.from_iterable(product(*grid.values()) for grid in _grids(target)):
         config = _shaped(survey, dict(zip(CPU_GRID, values, strict=True)), target.processes)
@@ -84,10 +93,44 @@ def candidates(survey: Survey, target: Target, budget: float | None) -> Iterator
             continue
         if config.n_embd not in targets:
             targets[config.n_embd] = own_target(target, config)
-        suited = targets[config.n_embd]
-        shaped, fits = no_larger_batch(replace(survey, config=config), suited)
-        if fits:
-            yield from _lengths(shaped, suited, budget)
+        yield replace(survey, config=config), targets[config.n_embd]
+
+
+def too_large(survey: Survey, target: Target) -> InputError | None:
+    """Return the error of a memory that is too small for every shape of the grid that suits the text."""
+    fits = [batches.fit(shape, suited) for shape, suited in _shapes(survey, target)]
+    if not fits or any(fit.fits for fit in fits):
+        return None
+    least = min(fit.memory.needed for fit in fits)
+    return out_of_memory(target, _("the smallest model"), least, _("take a device with more memory"))
+
+
+def too_many_entries(survey: Survey, target: Target) -> InputError | None:
+    """Return the error of a vocabulary with which every shape of the grid has too many parameters for the text."""
+    tokens = survey.train_tokens
+    if tokens is None or any(
+        chapter.count(shape) <= _largest_for(tokens) for shape, _target in _shapes(survey, target)
+    ):
+        return None
+    return InputError(
+        "tokenizer = {tokenizer!r}: with its {entries:,} tokens even the smallest model has too many parameters for a "
+        "text of {tokens:,} → take a smaller vocabulary (tokenizer: char, or bpe with vocab_size), or give more text",
+        tokenizer=survey.config.tokenizer,
+        entries=survey.vocab_size,
+        tokens=tokens,
+    )
+
+
+def out_of_memory(target: Target, model: str, needed: int, advice: str) -> InputError:
+    """Return the error of a model, by name, that does not fit; `needed` in bytes."""
+    return InputError(
+        "{device} has {memory} of memory, and {model} needs {needed} → {advice}",
+        model=model,
+        needed=size(needed),
+        device=target.name,
+        memory=size(target.memory_bytes),
+        advice=advice,
+    )
 
 
 def too_short(survey: Survey, target: Target) -> InputError | None:
@@ -158,8 +201,14 @@ def _lengths(survey: Survey, target: Target, budget: float | None) -> Iterator[C
             return
         for dropout in _dropouts(survey.config, steps * per_step / (survey.train_tokens or math.inf)):
             planned = with_length(batches.change(survey, dropout=dropout), steps)
-            ends = expected(planned)
-            yield Candidate(planned, ends, timing.time(planned, target).total_seconds)
+            time = timing.time(planned, target)
+            if budget is not None and time.total_seconds > budget:  # the length was computed for steps without dropout
+                fewer = _steps_in(budget, time)
+                if fewer < LEAST_STEPS:
+                    continue
+                planned = with_length(planned, fewer)
+                time = timing.time(planned, target)
+            yield Candidate(planned, expected(planned), time.total_seconds)
 
 
 def _dropouts(config: Config, epochs: float) -> tuple[float, ...]:
@@ -173,8 +222,11 @@ def _largest(survey: Survey, seen: int) -> float:
     """Return the most parameters to consider: the laws do not cover larger models with so few tokens."""
     if survey.train_tokens is None:
         return SEEN * seen
-    own = OWN * survey.train_tokens / math.sqrt(max(1.0, survey.train_tokens / 1e6))
-    return min(SEEN * seen, max(SMALL, own))
+    return min(SEEN * seen, _largest_for(survey.train_tokens))
+
+
+def _largest_for(tokens: int) -> float:
+    return max(SMALL, OWN * tokens / math.sqrt(max(1.0, tokens / 1e6)))
 
 
 # Parameters allowed for any text, and per token of a text up to a million; beyond, they grow as its square root (as in
@@ -204,7 +256,10 @@ def by_the_clock(survey: Survey, target: Target, measured: Measured | None = Non
 
 
 def _affordable(survey: Survey, target: Target, budget: float, measured: Measured | None) -> int:
-    time = timing.time(survey, target, measured)
+    return _steps_in(budget, timing.time(survey, target, measured))
+
+
+def _steps_in(budget: float, time: Time) -> int:
     fixed = time.start_seconds + time.saving_seconds + time.evaluation_seconds
     return int((USED * budget - fixed) / time.seconds_per_step)
 
@@ -254,11 +309,20 @@ def rates_for(config: Config, train_tokens: int | None) -> dict[str, float]:
 
 
 def expected(survey: Survey) -> float:
-    """Return the loss by which recipes are compared: our law's, or the published one's if tokens are not characters."""
+    """Return the loss by which recipes are compared: our law's, or else the published one's.
+
+    The published one is of web text in GPT-2's tokens, not of this text: only differences count.
+    """
+    own = by_our_law(survey)
+    return loss.published(survey.config, survey.vocab_size, survey.train_tokens) if own is None else own
+
+
+def by_our_law(survey: Survey) -> float | None:
+    """Return the loss that our law predicts; None if it does not cover the recipe, or the text is not known."""
     config = survey.config
-    if loss_law.covered(config) and survey.statistics is not None and survey.train_tokens is not None:
-        return loss_law.predict(laws().loss, config, survey.vocab_size, survey.train_tokens, survey.statistics)
-    return loss.published(config, survey.vocab_size, survey.train_tokens)
+    if not loss_law.covered(config) or survey.statistics is None or survey.train_tokens is None:
+        return None
+    return loss_law.predict(laws().loss, config, survey.vocab_size, survey.train_tokens, survey.statistics)
 
 
 def no_larger_batch(survey: Survey, target: Target) -> tuple[Survey, bool]:

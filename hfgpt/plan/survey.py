@@ -7,29 +7,21 @@ Out: a :class:`Survey`: the config with the shape of the model to train, the siz
 Nothing is downloaded, tokenised or written, and neither torch nor transformers is loaded, so that planning is instant.
 """
 
-import gzip
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hfgpt.base.errors import UNREADABLE, InputError
 from hfgpt.base.files import expanded
 from hfgpt.base.language import _
-from hfgpt.config import EMBEDDED_DATASET, Config
-from hfgpt.config.yaml_text import corpora
+from hfgpt.config import Config
+from hfgpt.config.yaml_text import corpora, named
 from hfgpt.data.tokenizer_file import LARGEST as LARGEST_FILE
 from hfgpt.model.folder import DEFAULTS, LARGEST, read_config, read_json
-from hfgpt.model.loss_law import BYTE_ENTRIES, EMBEDDED_STATISTICS, Statistics
+from hfgpt.model.loss_law import BYTE_ENTRIES, Statistics
+from hfgpt.plan.corpus import Text, assumed, find_text
 
-READ_UP_TO = 64 << 20  # largest text in bytes that is read; of a larger corpus the beginning is
-# Characters per token of English, and of Chinese. GPT-2's vocabulary was made from English: a Chinese character usually
-# takes two of its tokens. Vocabularies that are trained here were measured on novels, manuals and code, with 512 to
-# 16,384 entries: within 20%.
-OF_GPT2 = (4.0, 0.5)
-OF_BPE_512, PER_DOUBLING = (2.0, 0.67), (0.39, 0.175)
 ASSUMED_CHARACTERS = 100  # assumed distinct characters, if the corpus is not available
 GPT2_VOCABULARY = 50257
 
@@ -45,32 +37,6 @@ RELEASED = {
 
 
 @dataclass(frozen=True)
-class Text:
-    """An available corpus."""
-
-    # its size
-    bytes: int
-    characters: int
-    distinct: int | None  # its distinct characters; None if it was not read
-    has_validation: bool  # whether it has its own validation split
-    # excerpt for counting its statistics; "" if it was not read
-    sample: str = field(default="", repr=False)
-    counted: Statistics | None = None  # its statistics, if they were counted before
-    assumed: bool = False  # whether only its size is known, and English plays of this size stand for it
-    partly: bool = False  # whether only its beginning was read: its characters and distinct ones follow from that
-
-    @cached_property
-    def statistics(self) -> Statistics | None:
-        """Its predictability; None if it was not read, is too short or repeats one character."""
-        if self.counted or len(self.sample) < LEAST_COUNTED:
-            return self.counted
-        from hfgpt.data import ngrams  # load numpy only if there is something to count
-
-        counted = Statistics(*ngrams.measure(self.sample))
-        return counted if counted.unigram > 0 else None
-
-
-@dataclass(frozen=True)
 class Survey:
     """What is known about a recipe before it runs."""
 
@@ -81,6 +47,8 @@ class Survey:
     train_tokens: int | None  # tokens of the training split; None if it is not available
     approximate: bool  # whether train_tokens is estimated from the size of the text
     text: Text | None = None  # the text itself; None if it is not available
+    # tokens of each text whose loss is measured besides: of val_datasets, and of a mix's corpora; None if unknown
+    further: tuple[int | None, ...] = ()
 
     @property
     def val_tokens(self) -> int | None:
@@ -105,12 +73,6 @@ class Survey:
         return self.text.statistics if self.text else None
 
 
-EMBEDDED = Text(4_814_324, 4_814_324, distinct=74, has_validation=False, counted=EMBEDDED_STATISTICS)
-
-LEAST_COUNTED = 2000  # characters: fewer say nothing about a text
-MOST_SAMPLED = 4_000_000  # characters that are kept for counting
-
-
 def survey_of(config: Config, size: int | None = None) -> Survey:
     """Look up what the config names.
 
@@ -121,94 +83,31 @@ def survey_of(config: Config, size: int | None = None) -> Survey:
     Raises:
         InputError: the name of the dataset or pretrained model is wrong, or it cannot be read.
     """
-    return _of_text(config, _assumed(size) if size else _text(config))
-
-
-def _of_text(config: Config, text: Text | None) -> Survey:
+    text = assumed(size) if size else find_text(config, _vocabulary(config, None)[0])
     entries, source = _vocabulary(config, text)
+    tokens, approximate = None, False
+    if text is not None:
+        kept = 1.0 if text.has_validation else 1 - config.val_fraction
+        tokens = int(text.tokens(config, entries) * kept)
+        approximate = config.tokenizer != "char" or text.distinct is None or text.partial
+    further = tuple(int(other.tokens(config, entries)) if other else None for other in _further(config, entries))
+    if (parts := len(corpora(config.dataset))) > 1:  # each one's validation split, taken to be equally long
+        held_out = None if tokens is None else int(tokens * config.val_fraction / (1 - config.val_fraction) / parts)
+        further += parts * (held_out,)
     if config.pretrained:
         config, own = _pretrained(config)
         if not config.new_embeddings:  # new ones have the tokenizer's vocabulary
             entries, source = own, _("that of {model}", model=config.init_from)
-    tokens, approximate = None, False
-    if text is not None:
-        kept = 1.0 if text.has_validation else 1 - config.val_fraction
-        approximate = config.tokenizer != "char" or text.distinct is None or text.partly
-        tokens = int(text.characters / characters_per_token(config, text.bytes / max(1, text.characters)) * kept)
-    return Survey(config, entries, source, text.bytes if text else None, tokens, approximate, text)
+    return Survey(config, entries, source, text.bytes if text else None, tokens, approximate, text, further)
 
 
-def characters_per_token(config: Config, bytes_per_character: float = 1.0) -> float:
-    """Return about how many characters a token of the recipe's tokenizer holds; exactly 1 for `char`.
-
-    Args:
-        bytes_per_character: of the text in UTF-8: 1 for English, 3 for Chinese.
-    """
-    if config.tokenizer == "char":
-        return 1.0
-    english, chinese = OF_GPT2
-    if config.tokenizer == "bpe" and config.vocab_size:
-        doublings = math.log2(config.vocab_size / 512)
-        english, chinese = (max(0.4, at + by * doublings) for at, by in zip(OF_BPE_512, PER_DOUBLING, strict=True))
-    share = min(1.0, max(0.0, (bytes_per_character - 1) / 2))  # of Chinese
-    return 1 / ((1 - share) / english + share / chinese)
-
-
-# ------------------------------------------------------------------------------------------------------- corpus
-
-
-def _assumed(size: int) -> Text:
-    """Return a text of so many bytes: the start of the embedded one, or its statistics if it is not longer."""
-    if size >= EMBEDDED_STATISTICS.characters:
-        return replace(EMBEDDED, bytes=size, characters=size, assumed=True)
-    from hfgpt.data import sources
-
-    with gzip.open(sources.EMBEDDED, "rt", encoding="utf-8") as file:
-        start = file.read(size)
-    return Text(size, size, len(set(start)), False, start, assumed=True)
-
-
-def _text(config: Config) -> Text | None:
-    """Return the corpus, read if it is small; None if it is not on this machine."""
-    if config.dataset == EMBEDDED_DATASET:
-        return EMBEDDED
-    entries = corpora(config.dataset)
-    if len(entries) > 1:
-        return _together([_text(config.model_copy(update={"dataset": name})) for name, _weight in entries])
-    from hfgpt.data.bins import tokens_here
-
-    if (here := tokens_here(config)) is not None:
-        characters = here[0] * characters_per_token(config)
-        return Text(int(characters), int(characters), None, here[1])
-    from hfgpt.data import reading, sources
-
-    if (local := sources.local_files(config.dataset)) is None:
-        return None
-    _root, paths = local
-    size = sum(path.stat().st_size * (3 if path.suffix in (".gz", ".zst") else 1) for path in paths)
-    most = math.inf if size <= READ_UP_TO else MOST_SAMPLED  # below that it is too small to be cached
-    sources_found = sources.find(config.model_copy(update={"streaming": False}), Path())
-    distinct, characters, length, sample = set[str](), 0, 0, list[str]()
-    texts = (text for piece in sources_found.train for part in reading.read(piece) for text in part.texts)
-    for text in texts:
-        distinct.update(text)
-        if characters < MOST_SAMPLED:
-            sample.append(text[: MOST_SAMPLED - characters])
-        characters += len(text)
-        length += len(text) if text.isascii() else len(text.encode())
-        if characters >= most:
-            whole = int(size * characters / length)
-            return Text(size, whole, len(distinct), bool(sources_found.val), "".join(sample), partly=True)
-    return Text(length, characters, len(distinct), bool(sources_found.val), "".join(sample))
-
-
-def _together(texts: Sequence[Text | None]) -> Text | None:
-    """Merge the corpora of a mix; None if one of them is not on this machine."""
-    available = [text for text in texts if text is not None]
-    if len(available) < len(texts):
-        return None
-    size, characters = sum(text.bytes for text in available), sum(text.characters for text in available)
-    return Text(size, characters, None, any(text.has_validation for text in available))
+def _further(config: Config, entries: int) -> Iterator[Text | None]:
+    """Return the texts of `val_datasets`; None for one that is not on this machine."""
+    for _name, source in named(config.val_datasets):
+        try:
+            yield find_text(config.model_copy(update={"dataset": source, "streaming": False}), entries)
+        except InputError as error:
+            raise InputError(str(error).replace("dataset = ", "val_datasets = ", 1)) from None
 
 
 # ---------------------------------------------------------------------------------------------------- vocabulary
@@ -217,11 +116,17 @@ def _together(texts: Sequence[Text | None]) -> Text | None:
 def _vocabulary(config: Config, text: Text | None) -> tuple[int, str]:
     """Return the size of the vocabulary, and the source of the number."""
     if config.tokenizer == "char":
-        if text is not None and text.distinct is not None and (text.partly or text.assumed):
+        if text is not None and text.distinct is not None and text.assumed:
             return text.distinct + BYTE_ENTRIES, _(
                 "assumed: {characters} characters, and {bytes} bytes", characters=text.distinct, bytes=BYTE_ENTRIES
             )
         if text is not None and text.distinct is not None:
+            if text.partial:
+                return text.distinct + BYTE_ENTRIES, _(
+                    "at least {characters} characters of the text, and {bytes} bytes",
+                    characters=text.distinct,
+                    bytes=BYTE_ENTRIES,
+                )
             return text.distinct + BYTE_ENTRIES, _(
                 "{characters} characters of the text, and {bytes} bytes", characters=text.distinct, bytes=BYTE_ENTRIES
             )

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 
 from hfgpt.base.command import typed
 from hfgpt.base.language import N_, _, listed, sentences
-from hfgpt.base.units import duration, number, short, size
+from hfgpt.base.units import duration, number, short, signed, size
 from hfgpt.config import yaml_scalar
 from hfgpt.config.fields import EMBEDDED_DATASET
 from hfgpt.model import schedule, sizes
@@ -18,9 +18,9 @@ from hfgpt.model.loss_law import outside
 from hfgpt.plan import batches, chapter, timing
 from hfgpt.plan.batches import Way
 from hfgpt.plan.command import Options, Plan
+from hfgpt.plan.corpus import LEAST_COUNTED
 from hfgpt.plan.layout import Table, command, paragraph, show
 from hfgpt.plan.memory import BINDS
-from hfgpt.plan.survey import LEAST_COUNTED
 
 RULE = N_("chapter's rule of thumb")
 LONG = 2 * 3600  # seconds from which a run on a CPU gets a shorter one beside it
@@ -225,11 +225,16 @@ def time(plan: Plan, price_per_hour: float | None = None) -> Table:
     rules = chapter.rules_of_thumb(config)
     chapter_step = _("a step of the standard recipe on an RTX 3060, from experience (5.3)")
     evaluations = _("{n} times, with a sample", n=timing.evaluations(config))
+    if config.eval_tasks:
+        evaluations = _("{n} times, with a sample; the time of eval_tasks is not counted", n=timing.evaluations(config))
+    steps = f"max_iters {config.max_iters:,}"
+    if took.low_steps < took.high_steps:
+        steps = _("{steps}; by the clock, {low:,} to {high:,}", steps=steps, low=took.low_steps, high=took.high_steps)
     rows = [
         (_("a step"), duration(took.seconds_per_step), _(SOURCES[took.source])),
         (_("tokens a second"), f"{took.tokens_per_second:,.0f}", f"MFU {took.mfu:.1%}"),
         (_("start"), duration(took.start_seconds), _("libraries, model, text")),
-        (_("all steps"), duration(took.training_seconds), f"max_iters {config.max_iters:,}"),
+        (_("all steps"), duration(took.training_seconds), steps),
         (_("evaluation"), duration(took.evaluation_seconds), evaluations),
         (_("saving"), duration(took.saving_seconds), _("checkpoints and the model")),
         (_("total"), duration(took.total_seconds), _("19 of 20 runs: {range}", range=_range(took))),
@@ -269,9 +274,14 @@ def recommendation(plan: Plan, written: Path | None = None) -> Table:
         notes.append(_("No micro-batch fits without these remedies, which are applied: {remedies}.", remedies=remedies))
     if choice:
         if choice.second_best:
-            shape = listed(f"{key} {short(value)}" for key, value in choice.second_best.items() if key != "loss")
-            loss = f"{choice.second_best['loss']:.3f}"
-            notes.append(_("Second best, with an expected loss of {loss}: {values}.", loss=loss, values=shape))
+            shape = dict(choice.second_best)
+            loss, difference = shape.pop("loss", None), signed(shape.pop("loss_difference", 0.0))
+            what = listed(f"{key} {short(value)}" for key, value in shape.items())
+            notes.append(
+                _("Second best, with an expected difference of {nats} nats: {values}.", nats=difference, values=what)
+                if loss is None
+                else _("Second best, with an expected loss of {loss}: {values}.", loss=f"{loss:.3f}", values=what)
+            )
         if choice.trial_seconds:
             notes.append(_("Trials took {time}.", time=duration(choice.trial_seconds)))
         if choice.busy:

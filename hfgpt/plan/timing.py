@@ -7,6 +7,7 @@ Out: :class:`Time` in seconds, with a range; :class:`Cost`.
 import math
 from dataclasses import dataclass
 
+from hfgpt.base.units import seconds_of
 from hfgpt.config import Config
 from hfgpt.config.fields import EVAL_BATCH, SAMPLE_TOKENS
 from hfgpt.model.laws import laws
@@ -25,17 +26,23 @@ from hfgpt.plan.target import Target
 
 @dataclass(frozen=True)
 class Time:
-    """A run's duration in seconds; 19 of 20 runs are expected between `low_seconds` and `high_seconds`."""
+    """A run's duration in seconds; 19 of 20 runs are expected between `low_seconds` and `high_seconds`.
+
+    The clock ends a run with a `time_budget`: its steps are what is uncertain, between `low_steps` and `high_steps`.
+    """
 
     seconds_per_step: float  # one optimizer step
     training_seconds: float  # all steps
-    evaluation_seconds: float  # both losses at every evaluation, and its sample
+    evaluation_seconds: float  # all losses at every evaluation, and its sample; not eval_tasks
     saving_seconds: float  # checkpoints and the exported model
     start_seconds: float  # from the command to the first step
     total_seconds: float  # the total of these
     # the range of the total
     low_seconds: float
     high_seconds: float
+    # the range of the steps; both are max_iters if the clock does not decide
+    low_steps: int
+    high_steps: int
     tokens_per_second: float  # of all processes together
     mfu: float  # model FLOPs utilisation: the share of the peak that the model's arithmetic uses
     source: str  # 'probe', 'machine' (priced by this machine's speed) or 'card' (by the card's data sheet)
@@ -64,6 +71,7 @@ class Measured:
 # machine, besides the spread of its own steps. On a CPU the fit (laws.json) and the machine's speeds have their own.
 CARD_SPREAD, PROBE_SPREAD = 0.35, 0.05
 
+ENDS = 0.95  # least share of a time_budget that a run uses: it keeps a margin of 3%
 VARIES = 0.07  # of a machine's own speed, from one hour to another
 BUSY_SPREAD = 0.25  # other work comes and goes
 CORES_SPREAD = 0.05  # per doubling of the cores beyond the two that the law was fitted on
@@ -93,6 +101,15 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
     if target.kind == "accelerator" and compiles(config, target):
         start += COMPILE_START
     total, spread = training + evaluating + saving + start, _spread(survey, target, measured)
+    low, high = total * math.exp(-2 * spread), total * math.exp(2 * spread)
+    low_steps = high_steps = config.max_iters
+    if config.time_budget:
+        # A run makes at least one step, even if its start alone takes longer than the budget.
+        high = max(float(seconds_of(config.time_budget)), total - training)
+        total = min(total, high)
+        low = min(total, ENDS * high)
+        low_steps = max(1, round(low_steps * math.exp(-2 * spread)))
+        high_steps = round(high_steps * math.exp(2 * spread))
     speed = config.tokens_per_iter / measurements.seconds_per_step
     peak = (measured.peak if measured else None) or target.peak
     return Time(
@@ -102,8 +119,10 @@ def time(survey: Survey, target: Target, measured: Measured | None = None) -> Ti
         saving_seconds=saving,
         start_seconds=start,
         total_seconds=total,
-        low_seconds=total * math.exp(-2 * spread),
-        high_seconds=total * math.exp(2 * spread),
+        low_seconds=low,
+        high_seconds=high,
+        low_steps=low_steps,
+        high_steps=high_steps,
         tokens_per_second=speed,
         mfu=speed * flops_per_token(config, survey.vocab_size) / (peak * target.processes),
         source="probe" if measured else "machine" if target.speed else "card",
@@ -180,13 +199,14 @@ def evaluations(config: Config) -> int:
 
 
 def evaluation_tokens(survey: Survey) -> int:
-    """Return the tokens of one evaluation, on both splits."""
+    """Return the tokens of one evaluation, on both splits and on the further texts."""
     config = survey.config
     most = config.eval_iters * EVAL_BATCH * config.block_size
+    further = sum(most if tokens is None else min(most, tokens) for tokens in survey.further)
     if survey.train_tokens is None:
-        return 2 * most
+        return 2 * most + further
     val_tokens = int(survey.train_tokens * config.val_fraction / (1 - config.val_fraction))
-    return min(most, survey.train_tokens) + min(most, val_tokens)
+    return min(most, survey.train_tokens) + min(most, val_tokens) + further
 
 
 @dataclass(frozen=True)

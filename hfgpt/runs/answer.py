@@ -23,9 +23,13 @@ def answer(comparison: Comparison) -> list[str]:
     ended = comparison.ended
     if not ended:
         return [_("No run came to an end with a loss; see the outcomes below.")]
-    sentences = [*_comparable(comparison), *_unfinished(comparison), *_best(comparison), *_certainty(comparison)]
+    sentences = [*_comparable(comparison), *_unfinished(comparison)]
+    if comparison.same_models:
+        sentences += [_cost(ended), *_trouble(comparison)]
+        return [sentence for sentence in sentences if sentence]
+    sentences += [*_best(comparison), *_certainty(comparison)]
     axes = comparison.axes
-    if len(axes) == 1 and comparison.joined:
+    if len(axes) == 1 and comparison.joined and not _all_tie(comparison):
         sentences += _trend(axes[0], ended)
     if comparison.keys == ["learning_rate"]:
         sentences += [_rates(comparison), *_refuted(comparison)]
@@ -108,6 +112,14 @@ def _certainty(comparison: Comparison) -> list[str]:
               difference=(others[0].final or 0) - (best.final or 0), share=SAME)
         ]  # fmt: skip
     return []
+
+
+def _all_tie(comparison: Comparison) -> bool:
+    """Whether the settings are not told apart: then a trend over them is chance."""
+    ended, ranking = comparison.ended, comparison.ranking
+    if ranking is not None and len(ranking.ties) == len(ranking.behind):
+        return True
+    return indistinct(ended[0].final, ended[-1].final)
 
 
 def _trend(key: str, ended: Sequence[Setting]) -> list[str]:
@@ -205,20 +217,22 @@ def _at_equal(comparison: Comparison, by: By) -> str:
     shortest, longest = min(known), max(known)
     if longest < 1.2 * shortest:
         return ""
-    ends = [(setting, mean([_loss_at(entry, by, shortest) for entry in setting.entries])) for setting in ended]
+    runs = {setting.label: [entry for entry in setting.entries if entry.final is not None] for setting in ended}
+    ends = [(s, mean([_loss_at(entry, by, shortest) for entry in runs[s.label]])) for s in ended]
     ordered = sorted(((s, loss) for s, loss in ends if loss is not None), key=lambda pair: pair[1])
     if len(ordered) < 2:
         return ""
     order = listed([_("{loss:.3f} with {label}", loss=loss, label=setting.label) for setting, loss in ordered])
+    recipes = [entry.config for entries in runs.values() for entry in entries]
+    falls = not any(recipe is not None and recipe.lr_schedule == "constant" for recipe in recipes)
+    still_high = _("The longer runs' learning rate had not come down yet.") if falls else ""
     if by == "tokens":
-        return _(
-            "At equal tokens ({tokens} tokens, where the shortest run ends) the order is: {order}; the longer runs' "
-            "learning rate had not come down yet.", tokens=quantity(shortest), order=order,
-        )  # fmt: skip
-    return _(
-        "At equal time ({time} of training, where the shortest run ends) the order is: {order}; the longer runs' "
-        "learning rate had not come down yet.", time=duration(shortest), order=order,
-    )  # fmt: skip
+        said = _("At equal tokens ({tokens} tokens, where the shortest run ends) the order is: {order}.",
+                 tokens=quantity(shortest), order=order)  # fmt: skip
+    else:
+        said = _("At equal time ({time} of training, where the shortest run ends) the order is: {order}.",
+                 time=duration(shortest), order=order)  # fmt: skip
+    return sentences(said, still_high)
 
 
 def _length(entry: Entry, by: By) -> float | None:
@@ -226,24 +240,28 @@ def _length(entry: Entry, by: By) -> float | None:
 
 
 def _loss_at(entry: Entry, by: By, place: float) -> float | None:
-    """Interpolate the validation loss at a number of tokens or seconds."""
+    """Interpolate the validation loss at a number of tokens or seconds; None if it is not known or not finite there."""
     if entry.run is None:
         return None
     xs, losses = comparison_plots.along(entry.run, "val_loss", by)
+    loss = losses[-1] if xs and math.isclose(xs[-1], place, rel_tol=0.02) else math.nan
     for x0, x1, y0, y1 in zip(xs, xs[1:], losses, losses[1:], strict=False):
         if x0 <= place <= x1 and x1 > x0:
-            return y0 + (y1 - y0) * (place - x0) / (x1 - x0)
-    return losses[-1] if xs and math.isclose(xs[-1], place, rel_tol=0.02) else None
+            loss = y0 + (y1 - y0) * (place - x0) / (x1 - x0)
+            break
+    return loss if math.isfinite(loss) else None
 
 
 def _cost(ended: Sequence[Setting]) -> str:
-    times = [(setting, mean([entry.last("seconds") for entry in setting.entries])) for setting in ended]
+    """Say how long the runs took that came to their end."""
+    done = {s.label: [e for e in s.entries if e.outcome == "finished" and e.final is not None] for s in ended}
+    times = [(setting, mean([entry.last("seconds") for entry in done[setting.label]])) for setting in ended]
     timed = sorted(((s, seconds) for s, seconds in times if seconds is not None), key=lambda pair: pair[1])
     if len(timed) < 2:
         return ""
     shown = []
     for setting, seconds in timed:
-        speed = mean([entry.tokens_per_second for entry in setting.entries])
+        speed = mean([entry.tokens_per_second for entry in done[setting.label]])
         values = {"time": duration(seconds), "label": setting.label}
         shown.append(_("{time} ({speed} tokens/s) with {label}", speed=quantity(speed), **values)
                      if speed else _("{time} with {label}", **values))  # fmt: skip

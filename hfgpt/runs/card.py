@@ -65,14 +65,14 @@ def model_card(run_dir: str | Path, license: str | None = None) -> str:
     shape = _shape(folder)
     recipe = configs.load(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else None
     records = metrics.read(folder / metrics.FILE_NAME) if (folder / metrics.FILE_NAME).is_file() else []
-    evaluations = [record for record in records if "val_loss" in record]
+    evaluations, best = [record for record in records if "val_loss" in record], metrics.best(records)
     name = folder.resolve().name
     sections = [
-        f"---\n{_front_matter(name, recipe, _best(evaluations), license)}---",
-        f"# {markdown.text(name)}\n\n{_what_it_is(shape, recipe, records[0].get('branch_step') if records else None)}",
+        f"---\n{_front_matter(name, recipe, best, license)}---",
+        f"# {markdown.text(name)}\n\n{_what_it_is(shape, recipe, metrics.branch_step(records))}",
         _section(_("How to use it"), _usage(shape, recipe)),
-        _figures(evaluations, recipe, folder),
-        _apart(evaluations, _best(evaluations)),
+        _figures(evaluations, best, recipe, folder),
+        _apart(records, best),
         _sample(folder),
         _recipe(recipe, segments.read(folder), int(records[-1]["step"]) if records else 0),
         _section(_("Limits"), _limits(shape, recipe)),
@@ -99,12 +99,6 @@ def _shape(folder: Path) -> dict[str, int]:
     except (OSError, *UNREADABLE):
         raise InputError("{path}: not the description of a GPT-2 model", path=path) from None
     return {**shape, "vocab_size": vocabulary, "parameters": total}
-
-
-def _best(evaluations: Sequence[Record]) -> Record | None:
-    """Return the evaluation whose model was exported."""
-    finite = [record for record in evaluations if math.isfinite(record["val_loss"])]
-    return min(finite, key=lambda record: record["val_loss"]) if finite else None
 
 
 def _front_matter(name: str, recipe: Config | None, best: Record | None, license: str | None) -> str:
@@ -152,7 +146,7 @@ def _section(heading: str, text: str) -> str:
     return f"## {heading}\n\n{text}"
 
 
-def _what_it_is(shape: dict[str, int], recipe: Config | None, branch_step: float | None) -> str:
+def _what_it_is(shape: dict[str, int], recipe: Config | None, branch_step: int | None) -> str:
     lines = [
         _("A GPT-2 language model of {parameters:,} parameters: {n_layer} layers, {n_head} heads, width {n_embd}, a "
           "context of {block_size} tokens and a vocabulary of {vocab_size:,}.", **shape)
@@ -173,7 +167,7 @@ def _what_it_is(shape: dict[str, int], recipe: Config | None, branch_step: float
             ))  # fmt: skip
         if branch_step is not None:
             lines.append(_("It is a branch: its first {step:,} steps are those of another run, whose text and recipe "
-                           "may have been others.", step=int(branch_step)))  # fmt: skip
+                           "may have been others.", step=branch_step))  # fmt: skip
         if not _is_hub_id(recipe.dataset):
             lines.append(_("If the text has no validation split of its own, its last {share:.0%} was kept apart to "
                            "evaluate on.", share=recipe.val_fraction))  # fmt: skip
@@ -200,10 +194,9 @@ def _usage(shape: dict[str, int], recipe: Config | None) -> str:
     ))  # fmt: skip
 
 
-def _figures(evaluations: Sequence[Record], recipe: Config | None, folder: Path) -> str:
+def _figures(evaluations: Sequence[Record], best: Record | None, recipe: Config | None, folder: Path) -> str:
     if not evaluations:
         return ""
-    best = _best(evaluations)
     columns = (_("step"), _("tokens"), _("train loss"), _("val loss"), _("perplexity"), _("bits per character"))
     lines = [f"## {_('Figures')}", "", f"| {' | '.join(columns)} |", "|--:" * len(columns) + "|"]
     for record in _some(evaluations, best):
@@ -221,9 +214,9 @@ def _figures(evaluations: Sequence[Record], recipe: Config | None, folder: Path)
     return "\n".join(lines)
 
 
-def _apart(evaluations: Sequence[Record], best: Record | None) -> str:
+def _apart(records: Sequence[Record], best: Record | None) -> str:
     """Return the figures of tasks and single validation texts: at the step of the weights, or where last measured."""
-    figures = metrics.apart(evaluations)
+    figures = metrics.apart(records)
     if not figures:
         return ""
     lines = [f"| {_('measured')} | {_('value')} |", "|:--|--:|"]

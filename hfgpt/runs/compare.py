@@ -22,7 +22,7 @@ from hfgpt.base.terminal import visible
 from hfgpt.config import Config, group_of, with_role
 from hfgpt.config.yaml_text import in_short
 from hfgpt.runs import diagnose, markdown, metrics, plots, segments
-from hfgpt.runs.facts import Facts
+from hfgpt.runs.facts import Facts, Surroundings
 from hfgpt.runs.history import History, read_run, trials_of
 from hfgpt.runs.statistics import Ranking, rank
 
@@ -47,7 +47,8 @@ class Entry:
         self.label = " ".join(visible(self.label).split())
         self.setting = " ".join(visible(self.setting).split()) or self.label
         if self.run is not None:
-            self.kinds = [finding.kind for finding in diagnose.diagnose(self.run.records, self.run.config)]
+            around = Surroundings(changes=self.run.around.changes)  # `outcome` says whether it was stopped
+            self.kinds = [finding.kind for finding in diagnose.diagnose(self.run.records, self.run.config, around)]
             if "diverged" in self.kinds:
                 self.outcome = "diverged"
             if self.outcome not in UNDISTURBED:
@@ -79,10 +80,9 @@ class Entry:
 
     @property
     def best(self) -> tuple[float, int] | None:
-        """The lowest validation loss and its step."""
-        steps, values = self.run.series("val_loss") if self.run else ([], [])
-        pairs = [(value, int(step)) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
-        return min(pairs) if pairs else None
+        """The validation loss of the exported model, the run's lowest, and its step."""
+        best = metrics.best(self.run.records) if self.run else None
+        return (best["val_loss"], int(best["step"])) if best else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -185,8 +185,8 @@ class Comparison:
 
     @cached_property
     def ranking(self) -> Ranking | None:
-        """The settings ranked by mean loss; None if each has a single seed."""
-        if not any(len(setting.finals) > 1 for setting in self.ended):
+        """The settings ranked by mean loss; None if each has a single seed, or all are the same models."""
+        if self.same_models or not any(len(setting.finals) > 1 for setting in self.ended):
             return None
         return rank({setting.label: setting.finals for setting in self.ended}, paired=self.same_order)
 
@@ -201,7 +201,13 @@ class Comparison:
     def measured_on(self) -> list[str]:
         """The fields in which the runs differ and which decide on which tokens their losses are measured."""
         recipes = [entry.config for entry in self.entries if entry.config]
-        return [key for key in with_role("text") if len({repr(getattr(recipe, key)) for recipe in recipes}) > 1]
+        deciding = (*with_role("text"), "eval_iters")
+        return [key for key in deciding if len({repr(getattr(recipe, key)) for recipe in recipes}) > 1]
+
+    @property
+    def same_models(self) -> bool:
+        """Whether the settings differ only in the number of tokens that losses are measured on."""
+        return self.keys == ["eval_iters"]
 
     @property
     def axes(self) -> list[str]:

@@ -4,6 +4,7 @@ In:  the histories of runs, grouped by setting (several seeds).
 Out: PNG files, or SVG for a page. Imports neither torch nor transformers.
 """
 
+import bisect
 import io
 import math
 import statistics as numbers
@@ -110,7 +111,7 @@ def heading_against(by: By) -> str:
 def _mean(curve: Curve, by: By) -> tuple[list[float], list[float], list[float], list[float]]:
     """Return positions, mean validation losses and their intervals, at the evaluations that all seeds have."""
     series = [dict(zip(*run.series("val_loss"), strict=True)) for run in curve.runs]
-    places = [dict(zip(run.series("val_loss")[0], along(run, "val_loss", by)[0], strict=False)) for run in curve.runs]
+    places = [_places(run, run.series("val_loss")[0], by) for run in curve.runs]
     common = [step for step in series[0] if all(step in by_step for by_step in (*series, *places))]
     xs, means, lows, highs = list[float](), list[float](), list[float](), list[float]()
     for step in common:
@@ -167,15 +168,22 @@ def panel(curves: Sequence[Curve], key: str, by: By) -> str:
 
 
 def along(run: History, key: str, by: By) -> Series:
-    """Return a series against steps, tokens or seconds (the record's own, or those of the last timed one before it)."""
+    """Return a series against steps, tokens or seconds, without the values whose place is not known."""
     steps, values = run.series(key)
+    places = _places(run, steps, by)
+    placed = [(places[step], value) for step, value in zip(steps, values, strict=True) if step in places]
+    return [place for place, _ in placed], [value for _, value in placed]
+
+
+def _places(run: History, steps: Sequence[float], by: By) -> dict[float, float]:
+    """Return the places of steps: in seconds, a step that was not timed is at the last timed one before it."""
     if by == "steps":
-        return steps, values
+        return dict(zip(steps, steps, strict=True))
     if by == "tokens":
-        return ([run.config.tokens_by(int(step)) for step in steps], values) if run.config else ([], [])
-    clock = dict(zip(*run.series("seconds"), strict=True))
-    timed = [(clock[step], value) for step, value in zip(steps, values, strict=True) if step in clock]
-    return [seconds for seconds, _ in timed], [value for _, value in timed]
+        return {step: run.config.tokens_by(int(step)) for step in steps} if run.config else {}
+    timed, seconds = run.series("seconds")
+    before = {step: bisect.bisect_right(timed, step) for step in steps}
+    return {step: seconds[count - 1] for step, count in before.items() if count}
 
 
 def _axis(curves: Sequence[Curve], by: By) -> tuple[float, str]:

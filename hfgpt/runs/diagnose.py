@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from hfgpt.base import course
-from hfgpt.base.language import _, sentences, using
+from hfgpt.base.language import _, plural, sentences, using
 from hfgpt.base.terminal import visible
 from hfgpt.base.units import duration
 from hfgpt.config import Config
@@ -132,8 +132,9 @@ def _notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
     if "diverged" in kinds:
         every = [_slow_start(facts), _evaluating(facts)]
     else:
-        outlook = [] if kinds & NOT_LONGER else _outlook(facts, kinds)
+        outlook = [] if kinds & NOT_LONGER or facts.stopped_early else _outlook(facts, kinds)
         every = [
+            _stopped_early(facts),
             _standing(facts),
             *outlook,
             _one_spike(facts),
@@ -142,6 +143,20 @@ def _notes(facts: Facts, findings: Sequence[Finding]) -> list[str]:
             _evaluating(facts),
         ]
     return [note for note in every if note is not None]
+
+
+def _stopped_early(facts: Facts) -> str | None:
+    """Say that early stopping ended the run: a longer one would end at the same step."""
+    config = facts.config
+    if config is None or config.early_stopping_patience is None or not facts.stopped_early:
+        return None
+    return plural(
+        "Early stopping ended the run at step {step:,} of {steps:,}: the last evaluation brought no better validation "
+        "loss.",
+        "Early stopping ended the run at step {step:,} of {steps:,}: the last {n} evaluations brought no better "
+        "validation loss.",
+        config.early_stopping_patience, step=facts.last_step, steps=config.max_iters,
+    )  # fmt: skip
 
 
 def _outlook(facts: Facts, kinds: set[Kind]) -> list[str | None]:
@@ -270,7 +285,7 @@ def _memorises(facts: Facts) -> bool:
 
 def _one_spike(facts: Facts) -> str | None:
     spikes = facts.leaps()
-    if len(spikes) != 1:
+    if len(spikes) != 1 or spikes[0][0] == facts.steps[-1]:  # later records must show that it came back
         return None
     step, top = spikes[0]
     return _("The train loss leapt once, to {top:.3g} at step {step:,}, and came back.", top=top, step=step)

@@ -15,7 +15,7 @@ from typing import Any
 
 from hfgpt.config import Config
 from hfgpt.runs import horizon
-from hfgpt.runs.metrics import NGRAM_LOSS, Record, series, smooth
+from hfgpt.runs.metrics import NGRAM_LOSS, Record, branch_step, series, smooth
 
 # Of the chance loss: roughly what counting pairs of letters reaches in English (2.5 nats of 4.2), where the record does
 # not say what it reaches in the run's own text.
@@ -26,9 +26,9 @@ MEMORISING = 0.4  # nats between train and validation loss from which repeats te
 REPEATS = 4.0  # epochs up to which repeated text is about as good as new (Muennighoff and others, 2023)
 SPIKE = 1.0  # nats above the smoothed curve
 
-# The series whose last values show divergence, and how many of them in a row must be NaN or infinite: loss
-# scaling in float16 expects single overflows of the gradients.
-LOST_IN_A_ROW = {"train_loss": 1, "val_loss": 1, "grad_norm": 2}
+# Last gradients in a row that are NaN or infinite in a run that diverged: loss scaling in float16 expects single
+# overflows. Our own records leave those out, so that there a single one at the end says that training stopped on it.
+OVERFLOWS = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Surroundings:
 
     written: float | None = None  # when the record was last written, in seconds since 1970, if no process trains here
     saved: int | None = None  # the step of the newest checkpoint
-    changed: int | None = None  # the step after which the recipe first changed
+    changes: tuple[int, ...] = ()  # the steps after which the recipe changed
 
 
 class Facts:
@@ -53,8 +53,12 @@ class Facts:
 
     @cached_property
     def lost_at(self) -> int | None:
-        """The step since which a loss, or two gradients in a row, are not finite; None if the run recovered."""
-        since = [_lost_since(self.records, key, least) for key, least in LOST_IN_A_ROW.items()]
+        """The step since which a loss or the gradients are not finite; None if the run recovered."""
+        last = self.records[-1] if self.records else {}
+        ours = any("seconds" in record for record in self.records)
+        stopped = ours and "val_loss" not in last and not math.isfinite(last.get("grad_norm", 0.0))
+        in_a_row = {"train_loss": 1, "val_loss": 1, "grad_norm": 1 if stopped else OVERFLOWS}
+        since = [_lost_since(self.records, key, least) for key, least in in_a_row.items()]
         return min((step for step in since if step is not None), default=None)
 
     @property
@@ -73,7 +77,30 @@ class Facts:
     def stopped_early(self) -> bool:
         """Whether early stopping ended the run."""
         patience = self.config.early_stopping_patience if self.config else None
-        return patience is not None and bool(self.val) and len(self.val) - 1 - self.best >= patience
+        waited = self.without_improvement
+        return patience is not None and bool(waited) and waited[-1][1] >= patience
+
+    @cached_property
+    def without_improvement(self) -> list[tuple[int, int]]:
+        """The step of each evaluation of the run's own, and how many in a row have brought no better loss by then.
+
+        As in training, one that is not due, such as that before a stop for max_time, counts only if it is better.
+        """
+        lowest, waited, out = math.inf, 0, list[tuple[int, int]]()
+        first = branch_step(self.records) or 0
+        for step, loss in zip(self.eval_steps, self.val, strict=True):
+            if step < first:
+                continue
+            c = self.config
+            due = c is None or step % c.eval_interval == 0 or step >= c.max_iters
+            waited = 0 if loss < lowest else waited + due
+            lowest = min(lowest, loss)
+            out.append((int(step), waited))
+        return out
+
+    def ended_by(self, patience: int) -> int | None:
+        """Return the step at which early stopping with this patience would have ended the run; None if nowhere."""
+        return next((step for step, waited in self.without_improvement if waited >= patience), None)
 
     @property
     def abandoned(self) -> bool:
@@ -83,19 +110,45 @@ class Facts:
     @property
     def changed(self) -> int | None:
         """The step after which the recipe or the text first changed."""
-        branched = self.records[0].get("branch_step") if self.records and self.start is None else None
-        steps = [int(step) for step in (self.around.changed, branched) if step is not None and math.isfinite(step)]
-        return min(steps, default=None)
+        branched = branch_step(self.records) if self.start is None else None
+        return min((step for step in (*self.around.changes, branched) if step is not None), default=None)
+
+    @cached_property
+    def breaks(self) -> list[int]:
+        """The steps after which a loss may rise in a sound run: of a new recipe, a branch, or a rate that rises again.
+
+        A rate rises again after it held or fell, as in a run that is resumed to be longer; not in the first warm-up.
+        """
+        steps, rates = finite(self.records, "learning_rate")
+        branched, peaked = branch_step(self.records), False
+        breaks = [*self.around.changes, *([] if branched is None else [branched])]
+        for step, before, now in zip(steps, rates, rates[1:], strict=False):
+            peaked = peaked or now <= before
+            if peaked and now > before:
+                breaks.append(int(step))
+        return sorted(breaks)
 
     @property
     def past_warmup(self) -> int:
         """The last step of the warm-up; a tenth of the run if the recipe is unknown."""
         return (self.config.warmup_iters or 0) if self.config else self.last_step // 10
 
+    @cached_property
+    def own(self) -> list[int]:
+        """The indices of the run's evaluations, without those that a branch copied; of all if it has no own yet."""
+        first = branch_step(self.records) or 0
+        every = range(len(self.val))
+        return [i for i in every if self.eval_steps[i] >= first] or list(every)
+
     @property
     def best(self) -> int:
-        """The index of the evaluation with the lowest validation loss."""
-        return self.val.index(min(self.val))
+        """The index of the evaluation with the run's lowest validation loss, whose model was exported."""
+        return min(self.own, key=self.val.__getitem__)
+
+    @property
+    def lowest(self) -> float:
+        """The run's lowest validation loss."""
+        return self.val[self.best]
 
     @property
     def end(self) -> float:
@@ -158,10 +211,16 @@ class Facts:
 
     @property
     def peak_rate(self) -> float | None:
-        """The highest learning rate of the run."""
+        """The highest learning rate of the run's recipe; without one, of its steps."""
         if self.config is not None:
             return self.config.learning_rate
         return max(finite(self.records, "learning_rate")[1], default=None)
+
+    @property
+    def highest_rate(self) -> float | None:
+        """The highest learning rate of any step, also of earlier recipes of the run."""
+        rates = [*finite(self.records, "learning_rate")[1], self.peak_rate]
+        return max((rate for rate in rates if rate is not None), default=None)
 
     @property
     def rule_of_thumb(self) -> float:

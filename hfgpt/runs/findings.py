@@ -93,12 +93,18 @@ def change(what: str, section: str, config: Config | None, **new: Any) -> Remedy
 
 
 def following(config: Config, new: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that scale with the changed ones: the schedule with the length, other rates with the rate."""
+    """Return the fields that follow the changed ones: the schedule the length, other rates the rate, and the tasks the
+    evaluations.
+    """
     fields: dict[str, Any] = {}
     if "max_iters" in new and config.lr_decay_iters:
-        fields["lr_decay_iters"] = max(1, round(config.lr_decay_iters * new["max_iters"] / config.max_iters))
-        if 2 * (config.warmup_iters or 0) >= fields["lr_decay_iters"]:
-            fields["warmup_iters"] = fields["lr_decay_iters"] // 20
+        decay = max(1, round(config.lr_decay_iters * new["max_iters"] / config.max_iters))
+        if config.lr_schedule != "constant":
+            fields["lr_decay_iters"] = decay
+        if 2 * (config.warmup_iters or 0) >= decay:
+            fields["warmup_iters"] = decay // 20
+    if "eval_interval" in new and config.eval_tasks_interval and config.eval_tasks_interval % new["eval_interval"]:
+        fields["eval_tasks_interval"] = -(-config.eval_tasks_interval // new["eval_interval"]) * new["eval_interval"]
     if "learning_rate" in new:
         factor = new["learning_rate"] / config.learning_rate
         if config.min_lr:
@@ -157,10 +163,13 @@ def sooner(facts: Facts) -> Remedy | None:
     """
     c, best = facts.config, facts.eval_steps[facts.best]
     what = _("fewer steps, so that the learning rate has come down before the text is learnt by heart")
-    expected = _("at the end about {loss:.2f}, the lowest of this run", loss=min(facts.val))
+    more = SOONER
+    if c is not None and c.lr_schedule == "constant":  # then nothing happens after the best evaluation that helps
+        what, more = _("fewer steps, so that the run ends before the text is learnt by heart"), 1.0
+    expected = _("at the end about {loss:.2f}, the lowest of this run", loss=facts.lowest)
     if c is None:
         return change(what, "6.3, strategy 5", c).expecting(expected)
-    steps = round(SOONER * best / c.eval_interval) * c.eval_interval or round(SOONER * best)
+    steps = round(more * best / c.eval_interval) * c.eval_interval or round(more * best)
     if not 0 < steps < 0.9 * c.max_iters:
         return None
     return change(what, "6.3, strategy 5", c, **_length(c, steps)).expecting(expected)
@@ -175,7 +184,7 @@ def calmer(facts: Facts, strongly: bool) -> list[Remedy]:
     c, rate = facts.config, facts.peak_rate or facts.rule_of_thumb
     lower = min(rate / (10 if strongly else 2), facts.rule_of_thumb if rate > FAR * facts.rule_of_thumb else rate)
     if facts.val:
-        expected = _("no leap, and a validation loss below {loss:.2f}, the lowest of this run", loss=min(facts.val))
+        expected = _("no leap, and a validation loss below {loss:.2f}, the lowest of this run", loss=facts.lowest)
     else:
         lowest = min(facts.losses, default=0.0)
         expected = _("no leap, and a loss below {loss:.2f}, the lowest of this run", loss=lowest)
@@ -198,7 +207,7 @@ def fit_better(facts: Facts) -> list[Remedy]:
     The rate is raised to at most three times the rule of thumb.
     """
     c = facts.config
-    falls = len(facts.val) > 1 and facts.val[-1] < 0.99 * facts.val[-2]
+    falls = len(facts.val) > 1 and facts.val[-1] < 0.99 * facts.val[-2] and not facts.stopped_early
     remedies = [longer(facts).expecting(_lower(facts))] if falls else []
     if c is None or not c.pretrained:
         bigger = {"n_layer": 2 * c.n_layer, "n_head": 2 * c.n_head, "n_embd": 2 * c.n_embd} if c else {}
@@ -206,7 +215,7 @@ def fit_better(facts: Facts) -> list[Remedy]:
     weaker = {key: rounded(getattr(c, key) / 2) for key in ("dropout", "weight_decay") if c and getattr(c, key) > 0}
     if c is None or weaker:
         remedies.append(change(_("less regularisation"), "6.4, strategy 2", c, **weaker))
-    if not falls:
+    if not falls and not facts.stopped_early:
         remedies.append(longer(facts))
     rate, usual = facts.peak_rate or facts.rule_of_thumb, facts.rule_of_thumb
     if rate <= usual:
@@ -224,7 +233,9 @@ def generalise(facts: Facts) -> list[Remedy]:
     decay = {"weight_decay": rounded(2 * c.weight_decay) or 0.1} if c else {}
     stop = {"early_stopping_patience": PATIENCE} if c else {}
     stops = c is not None and c.early_stopping_patience is not None
-    low, end, seen = min(facts.val), facts.val[-1], facts.epochs_at(facts.eval_steps[facts.best])
+    ended = facts.ended_by(PATIENCE)  # a plateau before the best evaluation would have ended the run there
+    keeps = ended is None or ended > facts.eval_steps[facts.best]
+    low, end, seen = facts.lowest, facts.val[-1], facts.epochs_at(facts.eval_steps[facts.best])
     repeated = seen is None or seen >= REPEATS
     if repeated:
         expected = _("at the end about {low:.2f}, the lowest of this run, not {end:.2f}", low=low, end=end)
@@ -242,7 +253,9 @@ def generalise(facts: Facts) -> list[Remedy]:
         *(regularise if repeated else [sooner(facts)]),
         more_text(facts),
         *([sooner(facts)] if repeated else regularise),
-        None if stops else change(_("stop when the validation loss no longer falls"), "6.3, strategy 5", c, **stop),
+        None
+        if stops or not keeps
+        else change(_("stop when the validation loss no longer falls"), "6.3, strategy 5", c, **stop),
     ]
     return [remedy for remedy in remedies if remedy is not None]
 
@@ -256,7 +269,7 @@ def smaller(facts: Facts) -> Remedy:
 def more_text(facts: Facts) -> Remedy:
     """Use more data."""
     what = _("more text, which helps most: a larger file, a folder of files, or a Hub dataset")
-    expected = _("a lowest validation loss below {loss:.2f}", loss=min(facts.val))
+    expected = _("a lowest validation loss below {loss:.2f}", loss=facts.lowest)
     return Remedy(what, "6.3, strategy 4", f"--dataset={_('PATH_OR_HUB_ID')}").expecting(expected)
 
 

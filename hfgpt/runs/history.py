@@ -73,8 +73,8 @@ def surroundings(folder: Path) -> Surroundings:
     except (OSError, ValueError):  # a folder that cannot be read, or holds what looks like a checkpoint
         return Surroundings()
     parts = segments.read(folder)
-    changed = (now.step for before, now in itertools.pairwise(parts) if reference.differ(before.recipe, now.recipe))
-    return Surroundings(written, max(steps, default=None), next(changed, None))
+    changes = (now.step for before, now in itertools.pairwise(parts) if reference.differ(before.recipe, now.recipe))
+    return Surroundings(written, max(steps, default=None), tuple(changes))
 
 
 def _record_file(source: Path) -> Path:

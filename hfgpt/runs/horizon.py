@@ -10,16 +10,16 @@ A run folder's recipe holds the length that was decided only once the run has en
 from collections.abc import Sequence
 
 from hfgpt.config import Config
-from hfgpt.runs.metrics import MOST_STEPS, Record
+from hfgpt.runs.metrics import MOST_STEPS, Record, branch_step
 
 
 def decisions(records: Sequence[Record]) -> dict[int, int]:
     """Return the lengths that a run decided, by step; without those that a branch copied from another run."""
-    branched = records[0].get("branch_step", -1) if records else -1
+    branched = branch_step(records)
     return {
         int(record["step"]): int(record["horizon"])
         for record in records
-        if 1 <= record.get("horizon", 0) <= MOST_STEPS and not record["step"] <= branched
+        if 1 <= record.get("horizon", 0) <= MOST_STEPS and (branched is None or record["step"] > branched)
     }
 
 

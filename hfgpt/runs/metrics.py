@@ -42,9 +42,24 @@ MOST_STEPS = 2**53  # above it, floats cannot represent every integer
 
 
 def apart(records: Sequence[Record]) -> dict[str, float]:
-    """Return the last figures of tasks and of single validation texts, by name: `accuracy/…`, `val_loss/…`."""
-    figures = {key: value for record in records for key, value in record.items() if "/" in key}
+    """Return a run's last figures of tasks and of single validation texts, by name: `accuracy/…`, `val_loss/…`."""
+    first = branch_step(records) or 0  # those before are of another run's models
+    own = (record for record in records if record["step"] >= first)
+    figures = {key: value for record in own for key, value in record.items() if "/" in key}
     return {key: value for key, value in figures.items() if not key.startswith(OF_THE_TRAINING)}
+
+
+def branch_step(records: Sequence[Record]) -> int | None:
+    """Return the step from which a run branched off another one, whose record comes before it; None if it did not."""
+    step = records[0].get("branch_step", math.nan) if records else math.nan
+    return int(step) if math.isfinite(step) else None
+
+
+def best(records: Sequence[Record]) -> Record | None:
+    """Return the evaluation whose model a run exports: of its own, not of those that a branch copied, the lowest."""
+    first = branch_step(records) or 0
+    own = (line for line in records if line["step"] >= first and math.isfinite(line.get("val_loss", math.nan)))
+    return min(own, key=lambda record: record["val_loss"], default=None)
 
 
 # ------------------------------------------------------------------------------------------------------ writing
@@ -91,6 +106,9 @@ def begin_branch(target: Path, step: int, source: Path | None) -> None:
         source: the record to copy; None for a branch on another text, whose losses do not continue the other run's.
     """
     records: list[Record] = read(source) if source is not None else [{"step": 0}]
+    for record in records:
+        if record["step"] == step:  # the branch measures it again if an evaluation is due there, and exports it then
+            record.pop("val_loss", None)
     if records:
         records[0] |= {"branched": time.time(), "branch_step": step}
     files.replace_file(target, "".join(map(_to_line, records)))

@@ -29,6 +29,7 @@ from hfgpt.base.language import _, current, using
 from hfgpt.base.units import quantity
 from hfgpt.config import Config
 from hfgpt.model import sizes
+from hfgpt.runs import metrics
 from hfgpt.runs.history import History, read_run
 from hfgpt.runs.metrics import smooth
 
@@ -197,20 +198,21 @@ def _draw_losses(axes: Axes, run: History) -> None:
             axes.plot(*run.series(key), color=colour, lw=1.6, marker=marker, ms=5, label=label)
     axes.set_ylabel(loss_label())
     fit_losses(axes, [value for key in ("train_loss", "train_eval_loss", "val_loss") for value in run.series(key)[1]])
-    _mark_best(axes, *run.series("val_loss"))
+    _mark_best(axes, run)
     _mark_divergence(axes, steps, values)
 
 
-def _mark_best(axes: Axes, steps: Sequence[float], values: Sequence[float]) -> None:
-    finite = [(value, step) for step, value in zip(steps, values, strict=True) if math.isfinite(value)]
-    if finite:
-        value, step = min(finite)
+def _mark_best(axes: Axes, run: History) -> None:
+    best = metrics.best(run.records)
+    if best is not None:
+        value, step = best["val_loss"], best["step"]
         label = _("best validation loss {loss:.4f}, at step {step:,}", loss=value, step=int(step))
         axes.plot([step], [value], marker="*", ms=18, mfc="white", mec=VERMILION, mew=1.6, ls="", zorder=5, label=label)
 
 
 def _mark_divergence(axes: Axes, steps: Sequence[float], values: Sequence[float]) -> None:
-    lost = [step for step, value in zip(steps, values, strict=True) if not math.isfinite(value)]
+    known = max((step for step, value in zip(steps, values, strict=True) if math.isfinite(value)), default=-math.inf)
+    lost = [step for step in steps if step > known]  # empty if the run recovered
     if lost:
         axes.axvline(lost[0], color=GREY, ls="--")
         text = _("not a number from step {step:,}", step=int(lost[0]))

@@ -103,9 +103,15 @@ def _spikes(facts: Facts) -> Sign | None:
 
 
 def _train_rises(facts: Facts) -> Sign | None:
+    """The loss may rise to the level of a new recipe or a higher rate; once it falls again, it should only fall."""
     lowest, low_step, rise, since = math.inf, 0.0, 0.0, 0
+    breaks, settling = list(facts.breaks), False
     for step, loss in facts.train_eval.items():
-        if loss < lowest:
+        settling = settling and loss >= lowest
+        while breaks and step > breaks[0]:
+            breaks.pop(0)
+            settling = True
+        if settling or loss < lowest:
             lowest, low_step = loss, step
         elif loss - lowest > rise:
             rise, since = loss - lowest, int(low_step)
@@ -117,7 +123,7 @@ def _train_rises(facts: Facts) -> Sign | None:
 
 def _high_rate(facts: Facts) -> Sign | None:
     rate, begun = facts.peak_rate, facts.last_step > 2 * facts.past_warmup
-    if rate is None or rate < FAR * facts.rule_of_thumb or not facts.high or not begun:
+    if rate is None or rate < FAR * facts.rule_of_thumb or not facts.high or not begun or facts.changed is not None:
         return None
     text = _(
         "The loss stays at {loss:.2f}, where a random guess costs {chance:.2f}, at a learning rate of {rate:g}: "
@@ -129,7 +135,7 @@ def _high_rate(facts: Facts) -> Sign | None:
 
 def learning_rate_too_low(facts: Facts) -> Finding | None:
     """The loss falls smoothly but far too slowly, at a rate far below the rule of thumb (3.1)."""
-    rate, config = facts.peak_rate, facts.config
+    rate, config = facts.highest_rate, facts.config
     enough = config is None or facts.finished or facts.last_step >= config.max_iters / 4
     if rate is None or rate > facts.rule_of_thumb / FAR * 1.25 or not facts.high or not enough:
         return None
@@ -138,8 +144,8 @@ def learning_rate_too_low(facts: Facts) -> Finding | None:
         "the rule of thumb is {usual:g} (3.1).",
         steps=facts.last_step, start=facts.start, end=facts.end, rate=rate, usual=facts.rule_of_thumb,
     )  # fmt: skip
-    advice = [findings.set_rate(facts, facts.rule_of_thumb), findings.longer(facts)]
-    return Finding("learning_rate_too_low", 0, evidence, advice)
+    longer = [] if facts.stopped_early else [findings.longer(facts)]
+    return Finding("learning_rate_too_low", 0, evidence, [findings.set_rate(facts, facts.rule_of_thumb), *longer])
 
 
 def underfitting(facts: Facts) -> Finding | None:
@@ -166,7 +172,7 @@ def overfitting(facts: Facts) -> Finding | None:
     """The validation loss rises while the train loss still falls, or is far above it without improving (6.3)."""
     if not facts.val or facts.eval_steps[-1] == 0:
         return None
-    low, best_step = facts.val[facts.best], facts.eval_steps[facts.best]
+    low, best_step = facts.lowest, facts.eval_steps[facts.best]
     later = facts.val[facts.best + 1 :]
     rises = bool(later) and facts.val[-1] > low * 1.01 + 0.02 and (len(later) > 1 or facts.val[-1] > low + 2 * RISE)
     learns = facts.train_end < facts.train_at(best_step) - 0.02
@@ -194,10 +200,10 @@ def gap(facts: Facts) -> bool:
 def _saved(facts: Facts) -> str:
     """Say what early stopping would have saved; "" if nothing."""
     patience = (facts.config.early_stopping_patience if facts.config else None) or PATIENCE
-    stop = facts.best + patience
-    if stop >= len(facts.eval_steps) - 1:
+    stop = facts.ended_by(patience)
+    if stop is None or not facts.eval_steps[facts.best] < stop < facts.eval_steps[-1]:
         return ""
-    steps = int(facts.eval_steps[-1] - facts.eval_steps[stop])
+    steps = int(facts.eval_steps[-1] - stop)
     saved = {"patience": patience, "steps": steps, "all": facts.last_step, "share": steps / facts.last_step}
     if facts.step_seconds:
         return _(

@@ -11,7 +11,7 @@ from hfgpt.base import hardware
 from hfgpt.base.errors import InputError
 from hfgpt.config import Config
 from hfgpt.model import sizes
-from hfgpt.plan import chapter, survey, timing
+from hfgpt.plan import chapter, corpus, survey, timing
 from hfgpt.plan import memory as memories
 from hfgpt.plan.survey import Survey
 from hfgpt.plan.target import find_target
@@ -214,4 +214,4 @@ def test_cost() -> None:
 def test_epochs_need_a_corpus() -> None:
     assert chapter.tokens(found(max_iters=5000)).epochs == pytest.approx(81_920_000 / 4e6)
     assert chapter.tokens(found(train_tokens=None)).epochs is None
-    assert survey.survey_of(recipe()).train_tokens == int(survey.EMBEDDED.characters * 0.9)
+    assert survey.survey_of(recipe()).train_tokens == int(corpus.EMBEDDED.characters * 0.9)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
 from hfgpt.data import reading, sources
-from hfgpt.data.prepare import prepare
-from hfgpt.plan import survey
+from hfgpt.plan import corpus, survey
 from hfgpt.plan.survey import Survey
 
 
@@ -25,9 +24,9 @@ def test_the_embedded_corpus_is_as_it_is_said_to_be() -> None:
     pieces = sources.find(config.build({}, "run"), cache).train
     text = "".join(text for piece in pieces for part in reading.read(piece) for text in part.texts)
     assert (len(text), len(text.encode()), len(set(text))) == (
-        survey.EMBEDDED.characters,
-        survey.EMBEDDED.bytes,
-        survey.EMBEDDED.distinct,
+        corpus.EMBEDDED.characters,
+        corpus.EMBEDDED.bytes,
+        corpus.EMBEDDED.distinct,
     )
 
 
@@ -106,39 +105,62 @@ def test_a_missing_file_is_an_error(name: str) -> None:
         of(dataset=name)
 
 
-def test_of_a_large_text_the_beginning_is_read(tmp_path: Path) -> None:
+def test_of_a_large_text_only_the_start_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes are not taken for characters: a Chinese one has three in each."""
     path = tmp_path / "large.txt"
-    path.write_text("天地玄黄，宇宙洪荒。\n" * (survey.MOST_SAMPLED // 10), encoding="utf-8")
-    with path.open("r+b") as file:
-        file.truncate(survey.READ_UP_TO + 1)  # sparse from there: a zero is not text
-    found = of(dataset=str(path), tokenizer="char")
-    assert found.corpus_bytes == survey.READ_UP_TO + 1
+    with path.open("wb") as file:
+        file.write("话说天下大势，分久必合，合久必分。\n".encode() * 200_000)
+        file.truncate(corpus.READ_UP_TO + 1)  # sparse: reading it would return zeros, and the test would notice
+    monkeypatch.chdir(tmp_path)
+    found = of(dataset=str(path))
+    assert [file.name for file in tmp_path.iterdir()] == ["large.txt"], "nothing is written"
+    assert found.corpus_bytes == corpus.READ_UP_TO + 1
+    assert found.train_tokens == pytest.approx((corpus.READ_UP_TO + 1) * 18 / 52 * 0.9, rel=0.01)
     assert found.approximate
-    assert found.train_tokens == pytest.approx(0.9 * survey.READ_UP_TO * 11 / 31, rel=0.01), "characters, not bytes"
-    assert found.vocab_size == 11 + survey.BYTE_ENTRIES
-    assert "assumed" in found.vocabulary
+    assert found.vocabulary.startswith("at least 13 characters")
+    assert found.vocab_size == 13 + 256
 
 
-@pytest.mark.parametrize(("text", "entries", "least", "most"), [
-    ("tang300", 1024, 0.7, 0.95), ("shakespeare", 1024, 2.2, 2.8), ("shakespeare", 8192, 3.2, 4.0),
-])  # fmt: skip
-def test_the_tokens_of_a_vocabulary_that_is_trained_here(text: str, entries: int, least: float, most: float) -> None:
-    """A Chinese character is about a token, where an English token holds several."""
-    dataset = str(ROOT / "docs" / "course" / "tang300.txt") if text == "tang300" else text
-    values = {"dataset": dataset, "tokenizer": "bpe", "vocab_size": entries}
-    found, characters = of(**values), of(dataset=dataset, tokenizer="char").train_tokens
-    assert found.train_tokens is not None
-    assert characters is not None
-    assert least < characters / found.train_tokens < most
-    made = prepare(config.build(values, "test")) if text == "tang300" else None
-    assert made is None or found.train_tokens == pytest.approx(len(made.train), rel=0.2)
+NOVEL = Path(__file__).parents[2] / "docs/course/tang300.txt"
+
+
+@pytest.mark.parametrize("vocab_size", [512, 1024, 2048])
+@pytest.mark.parametrize("script", ["Chinese", "English", "both"])
+def test_the_tokens_of_a_bpe_vocabulary_are_estimated_by_script_and_size(
+    vocab_size: int, script: str, tmp_path: Path
+) -> None:
+    """Within a fifth; four characters a token, as in large English vocabularies, would be off by up to seven times."""
+    from hfgpt.data import tokenizer
+
+    with gzip.open(sources.EMBEDDED, "rt", encoding="utf-8") as file:
+        english = file.read(150_000)
+    chinese = NOVEL.read_text(encoding="utf-8")
+    text = {"Chinese": chinese, "English": english, "both": english + chinese}[script]
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    found = of(dataset=str(tmp_path / "text.txt"), tokenizer="bpe", vocab_size=vocab_size)
+    made = len(tokenizer.token_ids(tokenizer.train_bpe([text], vocab_size), text))
+    assert found.train_tokens == pytest.approx(0.9 * made, rel=0.2)
+    assert found.approximate
+
+
+def test_gpt2_s_own_tokenizer_takes_two_tokens_for_a_chinese_character() -> None:
+    found = of(dataset=str(NOVEL), tokenizer="gpt2")
+    assert found.train_tokens == pytest.approx(0.9 * 62_410, rel=0.1), "its tokens, counted once with its merges"
+
+
+def test_a_mix_of_chinese_texts_has_at_least_the_characters_of_each(tmp_path: Path) -> None:
+    mix = [{"name": str(NOVEL), "weight": 2}, {"name": "shakespeare", "weight": 1}]
+    found = survey.survey_of(config.build({"dataset": mix}, "run"))
+    assert found.vocab_size == of(dataset=str(NOVEL)).vocab_size
+    assert found.vocabulary.startswith("at least")
+    assert len(found.further) == 2, "the loss of each is measured besides that of the mix"
 
 
 def test_a_mix_and_token_files_are_counted_as_far_as_they_are_here(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("abcd " * 2000)
     mix = [{"name": str(tmp_path / "*.txt"), "weight": 2}, {"name": "shakespeare", "weight": 1}]
     found = survey.survey_of(config.build({"dataset": mix}, "run"))
-    assert found.corpus_bytes == 10_000 + survey.EMBEDDED.bytes
+    assert found.corpus_bytes == 10_000 + corpus.EMBEDDED.bytes
     absent = [*mix, {"name": "nobody/nothing", "weight": 1}]
     assert survey.survey_of(config.build({"dataset": absent}, "run")).corpus_bytes is None
     (tmp_path / "bins").mkdir()

@@ -117,6 +117,19 @@ def test_a_long_record_shows_first_last_and_best(tmp_path: Path) -> None:
     assert f"**{best}**" in steps
 
 
+def test_the_figures_of_a_branch_are_its_own(folder: Path) -> None:
+    """The copied record ends lower than the branch, but the weights are the branch's."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines[0] |= {"branched": 1.7e9, "branch_step": 25, "accuracy/x": 0.75}
+    lines[-1]["accuracy/y"] = 0.5
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = card.model_card(folder)
+    assert front(text)["model-index"][0]["results"][0]["metrics"][0]["value"] == 2.75
+    assert "| **30** |" in text
+    assert "| 20 |" in text
+    assert ("accuracy/x" in text, "accuracy/y" in text) == (False, True), "the trunk's tasks are not measured on it"
+
+
 def test_a_diverged_evaluation_is_never_the_best(tmp_path: Path) -> None:
     matter = front(card.model_card(write_run(tmp_path / "nan", {0: 4.0, 10: float("nan")})))
     assert matter["model-index"][0]["results"][0]["metrics"][0]["value"] == 4.0

@@ -69,10 +69,90 @@ def test_the_models_kept_are_compared_where_a_run_ends_above_its_lowest_loss(tmp
     assert "all the way" not in said, "two values do not make a trend"
 
 
+def test_the_model_kept_of_a_branch_is_its_own(tmp_path: Path) -> None:
+    made = entries(tmp_path, "dropout", {0.0: 1.9, 0.2: 2.1})
+    assert made[0].run
+    made[0].run.records[0]["branch_step"] = 80
+    made[0].run.records[3]["val_loss"] = 1.2  # step 30
+    made[0].run.records[-1]["val_loss"] = 2.5
+    assert made[0].best == (pytest.approx(2.13), 90)
+    assert "lowest loss: 2.1000 with dropout=0.2, up to 2.1300 with dropout=0.0" in words(made)
+
+
+def test_a_run_with_a_new_recipe_is_not_called_too_high(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 1.0, steps=100)
+    writer = MetricsWriter(folder / "metrics.jsonl")
+    for step in (70, 80, 90, 100):
+        writer.write(step, train_eval_loss=2.5 - step / 1000)
+    assert Entry("run", {}, read_run(folder)).kinds == ["learning_rate_too_high"]
+    lines = [{"step": step, "recipe": {"dropout": dropout}} for step, dropout in ((0, 0.0), (60, 0.3))]
+    (folder / "segments.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Entry("run", {}, read_run(folder)).kinds == ["healthy"]
+
+
 def test_equal_runs_are_called_equal(tmp_path: Path) -> None:
     said = words(entries(tmp_path, "seed", {1: 2.0, 2: 2.0 + 1e-8}))
     assert "All of them end with the same validation loss, 2.0000." in said
     assert "behind" not in said
+
+
+def test_equal_runs_have_no_trend(tmp_path: Path) -> None:
+    said = words(entries(tmp_path, "grad_clip", {1.0: 1.6009, 2.0: 1.60089, 4.0: 1.60088}))
+    assert "All of them end with the same validation loss, 1.6009." in said
+    assert "From grad_clip" not in said
+
+
+def test_seeds_that_are_not_told_apart_have_no_trend(tmp_path: Path) -> None:
+    def said(ends: dict[float, float], spread: float) -> str:
+        runs = [
+            make_run(tmp_path / f"{spread}-{rate}-{seed}", end + spread * ((seed * 7 + i) % 3), seed=seed, dropout=rate)
+            for i, (rate, end) in enumerate(ends.items())
+            for seed in range(3)
+        ]
+        return " ".join(answer(compare.of_folders(runs)))
+
+    ends = {0.0: 2.0, 0.1: 2.1, 0.2: 2.2}
+    assert "the loss rises all the way" in said(ends, 0.001)
+    assert "all the way" not in said(ends, 0.5)
+
+
+def test_the_number_of_evaluated_tokens_makes_no_model_better(tmp_path: Path) -> None:
+    said = words(entries(tmp_path, "eval_iters", {2: 2.1, 20: 1.9, 200: 2.0}))
+    assert "The runs differ in eval_iters" in said
+    assert "lowest" not in said
+    assert "From eval_iters" not in said
+    folders = [
+        make_run(tmp_path / f"{iters}-{seed}", iters + seed / 10, eval_iters=iters, seed=seed)
+        for iters in (1, 2)
+        for seed in (1, 2, 3)
+    ]
+    comparison = compare.of_folders(folders)
+    assert comparison.ranking is None
+    assert "better" not in " ".join(answer(comparison))
+
+
+def test_the_time_of_training_is_that_of_the_runs_that_ended(tmp_path: Path) -> None:
+    made = entries(tmp_path, "dropout", {0.0: 2.0, 0.2: 2.1})
+    died = Entry(
+        "seed", {"dropout": 0.0}, read_run(make_run(tmp_path / "died", 2.0, 50)), "failed", setting="dropout=0.0"
+    )
+    assert "Training took 10s with dropout=0.0, 10s with dropout=0.2." in words([*made, died])
+
+
+def test_a_loss_that_is_not_a_number_has_no_place_in_an_order(tmp_path: Path) -> None:
+    made = entries(tmp_path, "batch_size", {2: 2.2, 4: 2.0, 8: 1.8})
+    assert made[2].run
+    made[2].run.records[2]["val_loss"] = math.nan
+    said = words(made)
+    assert "At equal tokens (1,600 tokens, where the shortest run ends) the order is: 2.200" in said
+    assert "nan" not in said
+
+
+def test_a_constant_rate_is_not_said_to_come_down(tmp_path: Path) -> None:
+    said = [words(entries(tmp_path / each, "batch_size", {4: 2.0, 8: 1.8}, lr_schedule=each))
+            for each in ("cosine", "constant")]  # fmt: skip
+    assert all("At equal tokens" in each for each in said)
+    assert ["learning rate had not come down yet." in each for each in said] == [True, False]
 
 
 def test_a_lowest_point_in_the_middle_and_a_near_tie(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from hfgpt import config
 from hfgpt.base.lock import FolderLock
 from hfgpt.config import Config
 from hfgpt.runs import diagnose
+from hfgpt.runs.facts import Surroundings
 from hfgpt.runs.history import read_run
 from hfgpt.runs.metrics import Record
 
@@ -340,6 +341,138 @@ def test_a_train_loss_that_rises_on_the_same_blocks_is_a_rate_too_high() -> None
     assert finding.remedies[0].override == "--learning_rate=0.0003 --min_lr=3e-05", "half, as 3.1 says"
 
 
+def extended(rate: float, later: float, rise: float, end: float = 1.5) -> list[Record]:
+    """Return the record of a run whose rate changes after step 100, where its loss rises over a few evaluations."""
+    records = falling(end)
+    for record in records[1:]:
+        record["learning_rate"] = rate if record["step"] <= 100 else later
+    for record in records:
+        if record["step"] > 100 and "val_loss" in record:
+            for key in ("train_eval_loss", "val_loss"):
+                record[key] += rise * min(1.0, (record["step"] - 100) / 60)
+    return records
+
+
+def test_a_loss_that_rises_with_the_rate_of_a_longer_run_is_no_rate_too_high() -> None:
+    """A run of wsd that was resumed to be longer ends its decay and holds the peak again."""
+    assert kinds(extended(1e-3, 1e-3, 0.4), recipe()) == ["learning_rate_too_high"]
+    warming = extended(1e-3, 1e-3, 0.4)
+    for record in warming[1:]:
+        record["learning_rate"] = 5e-6 * record["step"]
+    assert kinds(warming, recipe()) == ["learning_rate_too_high"], "a first warm-up"
+    records = extended(1e-3, 1e-3, 0.4)
+    for record in records[81:101]:
+        record["learning_rate"] = 1e-4
+    assert kinds(records, recipe()) == ["healthy"]
+    for record in records[180:]:  # from where it falls again it should only fall
+        for key in record.keys() & {"train_eval_loss", "val_loss"}:
+            record[key] += {180: -0.2, 200: 0.2}[record["step"]]
+    assert kinds(records, recipe()) == ["learning_rate_too_high"]
+
+
+def test_a_loss_that_rises_with_a_new_recipe_is_no_rate_too_high() -> None:
+    """With more dropout the evaluated train loss rises, whatever the rate."""
+    records, around = extended(1e-3, 2e-4, 0.4), Surroundings(changes=(100,))
+    assert [found.kind for found in diagnose.diagnose(records, recipe(), around)] == ["healthy"]
+    records[0]["branch_step"] = 100
+    assert kinds(records, recipe()) == ["healthy"]
+
+
+def test_the_rate_of_the_last_steps_is_not_said_to_be_that_of_all() -> None:
+    records = extended(5e-3, 1e-5, 0.0, end=2.9)
+    assert "learning_rate_too_low" in kinds(extended(1e-5, 1e-5, 0.0, end=2.9), recipe(learning_rate=1e-5))
+    assert "learning_rate_too_low" not in kinds(records, recipe(learning_rate=1e-5))
+    changed = Surroundings(changes=(100,))
+    for around, told in ((Surroundings(), True), (changed, False)):
+        findings = diagnose.diagnose(records, recipe(learning_rate=0.05), around)
+        assert any("at a learning rate of 0.05" in found.evidence for found in findings) is told
+
+
+def test_a_run_that_training_stopped_for_its_gradients_has_diverged() -> None:
+    """Its last record says so; our own record leaves the overflows of float16 out, a Trainer's does not."""
+    stop: Record = {"step": 191, "train_loss": 1.5, "learning_rate": 1e-3, "grad_norm": math.nan}
+    (finding,) = diagnose.diagnose([*falling(steps=190, seconds=1.0), stop], recipe(), Surroundings(written=1e9))
+    assert (finding.kind, finding.since_step) == ("diverged", 191)
+    assert kinds([*falling(steps=190), stop], recipe()) == ["healthy"]
+    finished = falling(seconds=1.0)
+    finished[-1]["grad_norm"] = math.nan
+    assert kinds(finished, recipe()) == ["healthy"], "the evaluation after it is sound"
+
+
+def plateau(*steps: int) -> list[Record]:
+    """Return the record of a run of 200 steps, whose evaluations at these steps are no better than those before."""
+    records = falling(1.5)
+    for step in steps:
+        records[step]["val_loss"] = 1.56
+    return records
+
+
+STOPS = {"max_iters": 400, "eval_interval": 20, "early_stopping_patience": 3}
+
+
+def test_a_run_that_early_stopping_ended_is_not_told_to_be_longer() -> None:
+    records = plateau(160, 180, 200)
+    assert kinds(records, recipe(**STOPS)) == ["healthy"]
+    notes = "\n".join(diagnose.notes(records, recipe(**STOPS)))
+    assert (
+        "Early stopping ended the run at step 200 of 400: the last 3 evaluations brought no better validation loss."
+        in notes
+    )
+    assert "--max_iters" not in notes
+    high = falling(3.5, learning_rate=1e-5)
+    for step in (160, 180, 200):
+        high[step]["val_loss"] = 3.6
+    findings = diagnose.diagnose(high, recipe(learning_rate=1e-5, **STOPS))
+    assert [finding.kind for finding in findings] == ["learning_rate_too_low", "underfitting"]
+    assert not any("max_iters" in (remedy.override or "") for finding in findings for remedy in finding.remedies)
+
+
+def test_early_stopping_counts_as_training_does() -> None:
+    """Not the evaluations of a branch's trunk, nor those worse ones that are out of turn, as before a stop."""
+    around = Surroundings(written=1e9)
+
+    def found(records: list[Record]) -> list[str]:
+        return [finding.kind for finding in diagnose.diagnose(records, recipe(**STOPS), around)]
+
+    assert found(plateau(160, 180, 200)) == ["healthy"]
+    assert found(plateau(180, 190, 200)) == ["interrupted"]
+    branch = plateau(160, 180, 200)
+    branch[0]["branch_step"] = 180
+    assert found(branch) == ["interrupted"]
+
+
+def test_early_stopping_is_not_advised_where_an_earlier_plateau_would_have_ended_the_run() -> None:
+    def said(plateau: float) -> str:
+        records = falling(1.0, 400)
+        for record in records:
+            if "val_loss" in record:
+                record["train_eval_loss"] -= 0.001 * record["step"]
+                if record["step"] > 160:
+                    record["val_loss"] = 1.3 + record["step"] / 500
+                elif 20 < record["step"] < 100:
+                    record["val_loss"] = plateau
+        findings = diagnose.diagnose(records, recipe(max_iters=400, eval_interval=20))
+        assert findings[0].kind == "overfitting"
+        return diagnose.report(findings)
+
+    assert "--early_stopping_patience=3" in said(2.0)
+    assert "would have kept the same best model" in said(2.0)
+    assert "arly" not in said(3.0)
+
+
+def test_no_rate_comes_down_with_a_constant_one() -> None:
+    records = falling(1.0, 400)
+    for record in records:
+        if "val_loss" in record:
+            record["train_eval_loss"] -= 0.001 * record["step"]
+            if record["step"] > 100:
+                record["val_loss"] = 1.3 + record["step"] / 500
+    said = diagnose.report(diagnose.diagnose(records, recipe(max_iters=400, eval_interval=20, lr_schedule="constant")))
+    assert "so that the run ends before the text is learnt by heart: max_iters 400 → 100" in said
+    assert "lr_decay_iters" not in said
+    assert "come down" not in said
+
+
 def test_one_spike_is_noted_and_several_are_an_alarm() -> None:
     records = falling()
     records[100]["train_loss"] += 3
@@ -406,6 +539,21 @@ def test_a_batch_warm_up_is_no_slow_start_and_hides_no_evaluations() -> None:
     assert "the first step took 30s" in "\n".join(diagnose.notes(records, warms))
     records[0]["branch_step"] = 100
     assert "Slow start" not in "\n".join(diagnose.notes(records, warms)), "that step was another run's"
+
+
+def test_a_leap_has_come_back_once_a_later_record_shows_it() -> None:
+    records = falling()
+    records[100]["train_loss"] += 3
+    assert "came back" not in "\n".join(diagnose.notes(records[:101], recipe()))
+    assert "and came back" in "\n".join(diagnose.notes(records[:102], recipe()))
+
+
+def test_fewer_evaluations_keep_the_tasks_in_step() -> None:
+    often = recipe(eval_interval=20, eval_tasks_interval=60)
+    records = falling()
+    for record in records:
+        record |= {"tokens_per_second": 64 * 256 / 0.1, "seconds": 0.1 * record["step"] + record["step"] // 20 * 1.5}
+    assert "(--eval_interval=40 --eval_tasks_interval=80)" in "\n".join(diagnose.notes(records, often))
 
 
 def test_notes_tell_whether_a_longer_run_would_help() -> None:

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
@@ -68,6 +70,45 @@ def test_the_loss_curve_of_any_run(tmp_path: Path, kind: dict[str, object]) -> N
     assert plots.loss_curve(folder) == folder / "loss.png"
     assert width(folder / "loss.png") == 1200
     assert not list(folder.glob("*.tmp"))
+
+
+def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the words in a run's figure."""
+    figures: list[Figure] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "save", lambda figure, target: figures.append(figure))
+        plots.loss_curve(folder)
+    return [text.get_text() for text in figures[0].findobj(Text) if isinstance(text, Text)]
+
+
+def test_the_best_loss_of_a_branch_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path / "branch")
+    writer = MetricsWriter(folder / "metrics.jsonl")
+    writer.write(0, branch_step=70)
+    writer.write(60, val_loss=1.0)
+    assert any("best validation loss 1.7070, at step 100" in word for word in drawn(folder, monkeypatch))
+
+
+def test_a_run_that_recovered_is_not_said_to_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path / "recovered")
+    MetricsWriter(folder / "metrics.jsonl").write(50, train_loss=math.nan)
+    assert not any("not a number" in word for word in drawn(folder, monkeypatch))
+    lost = make_run(tmp_path / "lost", lost_at=50)
+    assert any("not a number from step 50" in word for word in drawn(lost, monkeypatch))
+
+
+def test_losses_are_drawn_at_their_times_whatever_steps_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"iter {step}: loss 3.0, time 100.00ms, mfu 1.00%" for step in range(0, 101, 7)]
+    lines += [f"step {step}: train loss 3.0, val loss {4 - step / 100}" for step in range(0, 101, 20)]
+    (tmp_path / "log.txt").write_text("\n".join(lines))
+    figures: list[Figure] = []
+    monkeypatch.setattr(comparison_plots, "save", lambda figure, target: figures.append(figure))
+    comparison_plots.compare_curves([Curve("a", read_run(tmp_path / "log.txt"))], "time", tmp_path / "time.png")
+    (line,) = [line for line in figures[0].axes[0].lines if line.get_label() == "a"]
+    assert line.get_ydata() == pytest.approx([4 - step / 100 for step in range(0, 101, 20)])
+    assert line.get_xdata() == pytest.approx([0.1 * (step // 7 * 7 + 1) for step in range(0, 101, 20)])
 
 
 def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:

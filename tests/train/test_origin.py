@@ -39,6 +39,21 @@ def test_a_branch_with_the_same_recipe_is_the_same_run(tiny: dict[str, Any], tmp
     assert {file: file.read_bytes() for file in trunk.rglob("*") if file.is_file()} == before
 
 
+def test_the_card_of_a_branch_shows_the_loss_of_its_own_model(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Its trunk ended lower, and was evaluated where it stopped, which the branch does not repeat."""
+    trunk = do_train(tiny | {"out_dir": str(tmp_path / "trunk"), "max_iters": 6, "eval_interval": 4})
+    line = metrics.read(trunk / "metrics.jsonl")[-1]
+    assert (line["step"], line["val_loss"] < 9) == (6, True)
+    metrics.MetricsWriter(trunk / "metrics.jsonl").write(6, val_loss=0.5)
+    longer = {"out_dir": str(tmp_path / "branch"), "max_iters": 10, "eval_interval": 4}
+    branch = do_train(tiny | longer, branch_from=trunk / "checkpoint-6")
+    progress = checkpoint.read(branch / "checkpoint-10").state["progress"]
+    best = metrics.best(metrics.read(branch / "metrics.jsonl"))
+    assert best is not None
+    assert (best["step"], best["val_loss"]) == (progress["best_step"], progress["best_val_loss"])
+    assert f"value: {best['val_loss']:.4f}".rstrip("0") in (branch / "README.md").read_text()
+
+
 def test_a_branch_decays_from_its_checkpoint(tiny: dict[str, Any], tmp_path: Path) -> None:
     trunk = do_train(tiny | LONG | {"lr_schedule": "constant", "learning_rate": 1e-3})
     decay = {"lr_schedule": "hold_cosine", "lr_decay_iters": 12, "max_iters": 16, "learning_rate": 1e-3}
