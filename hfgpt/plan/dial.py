@@ -46,6 +46,7 @@ class Choice:
     seconds: float  # expected duration of the run
     budget: float | None = None  # seconds that it was chosen for
     second_best: dict[str, Any] | None = None  # the values of the second-best shape, and its loss
+    faster: bool = False  # whether the second best ends at most EQUAL lower, and takes longer
     trial_seconds: float = 0.0  # seconds spent on trials
     measured: Measured | None = None  # what a trial of the recipe measured; None without a trial
     busy: bool = False  # whether other work on the machine invalidated the trials
@@ -96,6 +97,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         seconds=best.seconds,
         budget=budget,
         second_best=values | {"loss": round(second.loss, 4)} if second else None,
+        faster=second is not None and best.loss - EQUAL <= second.loss < best.loss and second.seconds > best.seconds,
         trial_seconds=spent,
         measured=best.measured,
         busy=best.busy,

@@ -197,12 +197,12 @@ def _vocabulary(config: Config, text: Text | None) -> tuple[int, str]:
     """Return the size of the vocabulary, and the source of the number."""
     if config.tokenizer == "char":
         if text is not None and text.distinct is not None:
-            return text.distinct + BYTE_ENTRIES, _(
-                "{characters} characters of the text, and {bytes} bytes", characters=text.distinct, bytes=BYTE_ENTRIES
-            )
-        return ASSUMED_CHARACTERS + BYTE_ENTRIES, _(
-            "assumed: {characters} characters, and {bytes} bytes", characters=ASSUMED_CHARACTERS, bytes=BYTE_ENTRIES
-        )
+            count, assumed = text.distinct, text.assumed
+        else:
+            count, assumed = ASSUMED_CHARACTERS, True
+        of_text = _("{characters} characters of the text, and {bytes} bytes", characters=count, bytes=BYTE_ENTRIES)
+        guess = _("assumed: {characters} characters, and {bytes} bytes", characters=count, bytes=BYTE_ENTRIES)
+        return count + BYTE_ENTRIES, guess if assumed else of_text
     if config.tokenizer == "bpe":
         assert config.vocab_size is not None, "resolve() fills in vocab_size for 'bpe'"
         return config.vocab_size, _("trained on the text, as vocab_size says")

@@ -271,7 +271,9 @@ def recommendation(plan: Plan, written: Path | None = None) -> Table:
         if choice.second_best:
             shape = listed(f"{key} {short(value)}" for key, value in choice.second_best.items() if key != "loss")
             loss = f"{choice.second_best['loss']:.3f}"
-            notes.append(_("Second best, with an expected loss of {loss}: {values}.", loss=loss, values=shape))
+            second = _("Second best, with an expected loss of {loss}: {values}.", loss=loss, values=shape)
+            slower = _("Slower, with nearly the same expected loss of {loss}: {values}.", loss=loss, values=shape)
+            notes.append(slower if choice.faster else second)
         if choice.trial_seconds:
             notes.append(_("Trials took {time}.", time=duration(choice.trial_seconds)))
         if choice.busy:
