@@ -143,6 +143,16 @@ def test_a_thing_has_one_name_in_chinese() -> None:
     assert found == []
 
 
+def test_a_chinese_message_claims_no_more_than_the_english_one() -> None:
+    with language.using("zh"):
+        went = "The loss went from {start:.2f} to {end:.2f} in {n:,} steps."
+        one = went.replace("steps", "step")
+        assert "从 1.20 变为 1.40" in language.plural(one, went, 40, start=1.2, end=1.4), "it did not fall"
+        advice = language._("give more text, or change val_fraction")
+        either = language._("set block_size to at most {most}, or {advice}", most=9, advice=advice)
+        assert either == "把 block_size 设为不超过 9；或者提供更多文本，或调整 val_fraction", "not both"
+
+
 # Fields that are numbers: those with a number's format, and those that the code names so.
 NUMBER = r"\d|{n}|{\w+:[^}]*[dfgeE%,]}|{(?:time|budget|low|high|left)}"
 

@@ -255,7 +255,7 @@ class Reader:
     def _stray(self, word: str) -> Fault:
         key = re.match(r"-?(\w+)[=＝]", word)
         if key and key[1] in {*self._options, *self._parameters}:
-            fix = _("write {form}", form="--" + word.removeprefix("-").replace("＝", "=", 1))
+            fix = _("write {form}", form="--" + _in_ascii(word.removeprefix("-")))
             return Fault(repr(word), None, _("lacks its two hyphens"), fix)
         if self._takes_parameters:
             return Fault(repr(word), None, _("is not an override"), _("write --key=value; the recipe comes first"))
@@ -326,7 +326,7 @@ class Reader:
         self._choices.add_argument("--help", action="store_true", help=_("show this page"))
         places = [f"{place.metavar}{' …' if place.many else ''}" for place in self._positionals]
         shown = [word if place.required else f"[{word}]" for word, place in zip(places, self._positionals, strict=True)]
-        more = ["[--key=value …]"] if self._takes_parameters else []
+        more = [f"[{_('--key=value')} …]"] if self._takes_parameters else []
         usage = _("usage: {command}", command=" ".join([typed(self._name), *shown, f"[{_('options')}]", *more]))
         self._parser.epilog = self._notes if isinstance(self._notes, str) else self._notes()
         return f"{usage}\n\n{self._parser.format_help().strip()}"
@@ -340,13 +340,19 @@ def _narrowed(text: str) -> str:
     return narrow if narrow.isascii() else ""
 
 
+def _in_ascii(word: str) -> str:
+    """Return key=value with the equals sign, and a number, of an English keyboard."""
+    key, *value = re.split("[=＝]", word, maxsplit=1)
+    return "=".join([key, *(_narrowed(text) or text for text in value)])
+
+
 def _mistyped(word: str) -> Fault | None:
     """Return the fault of an option typed with a Chinese keyboard's dash or equals sign; None for other words."""
     word = word if len(word) <= 120 else f"{word[:120]}…"
     if dashes := re.match(r"[\u2010-\u2015\u2212\uff0d]+-?", word):
-        fix = _("write {form}", form="--" + word[dashes.end() :].replace("＝", "="))
+        fix = _("write {form}", form="--" + _in_ascii(word[dashes.end() :]))
         return Fault(word, None, _("begins with the dash {dash}, not with two hyphens", dash=word[0]), fix)
     if word.startswith("--") and "＝" in word.partition("=")[0]:
-        fix = _("write {form}", form=word.replace("＝", "=", 1))
+        fix = _("write {form}", form=_in_ascii(word))
         return Fault(word, None, _("has the full-width sign ＝ in the place of ="), fix)
     return None

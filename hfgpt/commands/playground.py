@@ -29,7 +29,7 @@ def main(words: list[str]) -> None:
             'pip install -e ".[playground]"'
         ),
     )
-    parser.argument("folder", _("OUT"), _("folder that holds the runs (out)"), required=False)
+    parser.argument("folder", _("RUNS"), _("folder that holds the runs (out)"), required=False)
     parser.option("recipe", _("FILE"), _("recipe to start from (one that suits this machine)"))
     parser.option("host", _("ADDRESS"), _("address to listen on (127.0.0.1: this machine alone)"), default="127.0.0.1")
     parser.option("port", "N", _("port to listen on (7860)"), whole, 7860)

@@ -101,7 +101,7 @@ def check_length(config: Config, train: Sized, val: Sized, advice: str) -> None:
     for name, tokens in ((_("training split"), train), (_("validation split"), val)):
         if len(tokens) < need:
             if len(tokens) > SHORTEST:
-                advice = _("set block_size to at most {most}, {advice}", most=len(tokens) - 1, advice=advice)
+                advice = _("set block_size to at most {most}, or {advice}", most=len(tokens) - 1, advice=advice)
             raise InputError(
                 "block_size = {block_size}: one block takes {need:,} tokens, and the {split} of {name!r} has "
                 "{tokens:,}\n    → {advice}",

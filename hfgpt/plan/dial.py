@@ -47,6 +47,7 @@ class Choice:
     budget: float | None = None  # seconds that it was chosen for
     # the values of the second-best shape, and its loss; where no law of ours says one, its difference in nats
     second_best: dict[str, Any] | None = None
+    faster: bool = False  # whether the second best ends at most EQUAL lower, and takes longer
     trial_seconds: float = 0.0  # seconds spent on trials
     measured: Measured | None = None  # what a trial of the recipe measured; None without a trial
     busy: bool = False  # whether other work on the machine invalidated the trials
@@ -105,6 +106,7 @@ def choose(survey: Survey, target: Target, budget: float | None, *, trials: bool
         seconds=best.seconds,
         budget=budget,
         second_best=values or None,
+        faster=second is not None and best.loss - EQUAL <= second.loss < best.loss and second.seconds > best.seconds,
         trial_seconds=spent,
         measured=best.measured,
         busy=best.busy,

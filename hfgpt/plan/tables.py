@@ -280,6 +280,10 @@ def recommendation(plan: Plan, written: Path | None = None) -> Table:
             notes.append(
                 _("Second best, with an expected difference of {nats} nats: {values}.", nats=difference, values=what)
                 if loss is None
+                else _(
+                    "Slower, with nearly the same expected loss of {loss}: {values}.", loss=f"{loss:.3f}", values=what
+                )
+                if choice.faster
                 else _("Second best, with an expected loss of {loss}: {values}.", loss=f"{loss:.3f}", values=what)
             )
         if choice.trial_seconds:

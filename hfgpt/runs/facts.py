@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from hfgpt.config import Config
+from hfgpt.model.loss_law import BYTE_ENTRIES
 from hfgpt.runs import horizon
 from hfgpt.runs.metrics import NGRAM_LOSS, Record, branch_step, series, smooth
 
@@ -185,15 +186,19 @@ class Facts:
         """The loss of guessing among the characters or tokens that occur; None if unknown.
 
         A new model begins there. A pretrained one begins below it; without a recipe, a small learning rate indicates a
-        pretrained model. The 256 spare byte tokens of tokenizer 'char' hardly ever occur.
+        pretrained model. The 256 spare byte tokens of tokenizer 'char' hardly ever occur. Where the vocabulary's size
+        was not recorded, the loss of a new model tells it roughly.
         """
         if self.start is None or (self.config is not None and self.config.pretrained):
             return None
         if self.config is None and self.peak_rate is not None and self.peak_rate <= 1e-4 and self.start < 5.2:
             return None
         if self.config is not None and self.config.tokenizer == "char":
+            recorded = next(iter(finite(self.records, "vocab_size")[1]), 0.0) - BYTE_ENTRIES
+            if recorded > 1:
+                return math.log(recorded)
             symbols = math.exp(min(self.start, 20.0))
-            return math.log(max(symbols - 256, 60)) if symbols > 290 else self.start
+            return math.log(max(symbols - BYTE_ENTRIES, 60)) if symbols > 290 else self.start
         return self.start
 
     @property

@@ -20,3 +20,19 @@ def test_a_gap_stands_after_each_name(name: str, capsys: pytest.CaptureFixture[s
     for line, after in itertools.pairwise(lines):
         if line.startswith("  --") and not after.startswith("      "):
             assert "  " in line.strip(), line
+
+
+@pytest.mark.parametrize(
+    ("name", "usage"),
+    [
+        ("train", "[--名称=值 …]"),
+        ("playground", "[存放训练的文件夹]"),
+        ("evaluate", "训练文件夹"),
+    ],
+)
+def test_the_first_line_of_help_is_chinese(name: str, usage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with language.using("zh"), contextlib.suppress(SystemExit):
+        carry_out(name, ["--help"])
+    first = capsys.readouterr().out.splitlines()[0]
+    assert usage in first
+    assert "key" not in first

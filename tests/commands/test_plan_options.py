@@ -67,6 +67,10 @@ def test_bad_input_is_said_all_at_once(words: list[str], messages: list[str]) ->
     assert all(message in str(caught.value) for message in messages), caught.value
 
 
+def test_what_is_assumed_of_a_text_that_is_elsewhere_is_said() -> None:
+    assert "assumed: 74 characters, and 256 bytes" in " ".join(plan.run([STANDARD, "--size=20MB"]).split())
+
+
 def test_a_recipe_for_a_text_that_is_elsewhere(tmp_path: Path) -> None:
     """By its size alone: a small text gets a small model; no loss is forecast, since the text decides it."""
     made: dict[str, dict[str, Any]] = {}

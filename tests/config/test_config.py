@@ -746,6 +746,10 @@ def test_every_name_that_a_page_gives_a_parameter_is_understood() -> None:
         (["――batch_size=16"], "write --batch_size=16"),
         (["－－batch_size＝16"], "write --batch_size=16"),
         (["--batch_size＝16"], "has the full-width sign ＝ in the place of =\n    → write --batch_size=16"),
+        (["--batch_size＝１６"], "write --batch_size=16"),
+        (["—batch_size＝１６"], "write --batch_size=16"),
+        (["batch_size＝１６"], "write --batch_size=16"),
+        (["--dataset＝诗＝１.txt"], "write --dataset=诗＝１.txt"),
     ],
 )
 def test_signs_of_a_chinese_keyboard_are_named(words: list[str], message: str) -> None:

@@ -91,7 +91,11 @@ def test_the_fingerprint_tells_what_is_trained_on(corpus_file: Path) -> None:
     ("text", "more", "message"),
     [
         ("ten chars\n", {}, "training split .* has 9.*block_size to at most 8"),
-        ("x" * 100, {"val_fraction": 0.1}, "validation split .* has 10.*at most 9, give more text, or change val_frac"),
+        (
+            "x" * 100,
+            {"val_fraction": 0.1},
+            "validation split .* has 10.*at most 9, or give more text, or change val_frac",
+        ),
         ("x", {}, "training split .* has 0\n    → give more text"),
         ("x" * 5000, {"streaming": True, "eval_iters": 200}, "lower eval_iters: it holds out 5,000 tokens"),
         ("x" * 10, {"streaming": True}, "block_size = 16"),

@@ -18,6 +18,7 @@ import pytest
 
 from hfgpt import config
 from hfgpt.base.errors import InputError
+from hfgpt.commands import plan
 from hfgpt.commands.train import learn
 from hfgpt.config import Config
 from hfgpt.data import ngrams
@@ -556,6 +557,10 @@ def test_a_faster_recipe_is_chosen_among_equals_and_the_second_is_not_better() -
         assert choice.second_best is not None
         assert choice.second_best["loss_difference"] > -dial.EQUAL
     assert choice.seconds < 3600, "ten hours reach no more than one"
+    words = ["--size=20MB", "--tokenizer=char", "--gpu=H100", "--time-budget=10h"]
+    told = " ".join(plan.run(words).split())
+    assert "Slower, with nearly the same expected loss of" in told
+    assert "Second best" not in told, "it would end a little lower than the first"
 
 
 def test_checkpoints_on_a_card_cost_a_copy_except_the_last() -> None:

@@ -298,6 +298,14 @@ def test_the_spare_bytes_of_the_character_tokenizer_are_no_chance_to_beat() -> N
     assert "underfitting" not in kinds(records, recipe(tokenizer="bpe", vocab_size=330))
 
 
+@pytest.mark.parametrize("start", [5.70, 5.90])
+def test_a_random_guess_is_among_the_characters_of_the_text(start: float) -> None:
+    """Their number was recorded; the loss of a new model tells it roughly."""
+    records = falling(2.9)
+    records[0] |= {"val_loss": start, "vocab_size": 74 + 256}
+    assert "costs 4.30" in diagnose.diagnose(records, recipe(tokenizer="char"))[0].evidence
+
+
 @pytest.mark.parametrize("key", ["train_loss", "val_loss", "grad_norm"])
 def test_a_number_that_is_none_means_divergence_and_nothing_else(key: str) -> None:
     records = falling()
