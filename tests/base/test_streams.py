@@ -67,7 +67,7 @@ def test_characters_that_an_encoding_lacks_become_plain_ones(encoding: str) -> N
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "utf-8"])
 def test_json_is_json_in_every_encoding(encoding: str) -> None:
     """And holds the same data: a plan or a diagnosis is read by programs."""
-    value = {"dataset": "caf\xe9 \u2192 \u4e2d \u2026 \U0001f600"}
+    value = {"dataset": "\xe9t\xe9 \u2192 \u4e2d \u2026 \U0001f600"}
     code, output = printed(f"__import__('hfgpt.base.terminal', fromlist=['']).json_text({value})", encoding)
     assert code == 0
     assert json.loads(output.decode(encoding)) == value
