@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from hfgpt import config as configs
-from hfgpt.base import threads
+from hfgpt.base import hardware, threads
 from hfgpt.base.command import typed
 from hfgpt.base.errors import InputError
 from hfgpt.base.files import expanded, replace_file
@@ -103,6 +103,11 @@ def make(config: Config, options: Options) -> Plan:
     if survey.config.pretrained or not options.chooses:  # otherwise block_size suits the text
         check_text(survey)
     target = find_target(survey.config, options.gpu, options.vram, options.processes)
+    if options.probe and (options.gpu or (target.kind == "accelerator" and not hardware.local_accelerator())):
+        raise InputError(
+            "probe: it measures this machine's own device → leave out --probe, or what names another device (--gpu, "
+            "--vram, --device)"
+        )
     with about_card(target.own_memory):
         return _make(survey, target, options)
 

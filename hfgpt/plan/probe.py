@@ -59,7 +59,8 @@ def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> M
     measured, so that a recipe with much accumulation need not run a whole step.
 
     Args:
-        processes: how many share a step; this machine times one share, without communication.
+        processes: how many share a step; this machine times one share, without communication. On a CPU they share the
+            cores too, so each is slower by their number.
         loading: seconds that the libraries took to load; None if they were loaded already.
 
     Raises:
@@ -93,13 +94,15 @@ def probe(survey: Survey, processes: int = 1, loading: float | None = None) -> M
                 seconds = _weighed(seconds, run.config, survey.vocab_size, run.dtype)
             if loading is not None:
                 speed.learn(start=loading + PREPARING)
+        at_once = processes if run.device.type == "cpu" else 1
+        peak = peak_flops(run)
         return Measured(
-            seconds_per_step=seconds,
-            seconds_per_eval_token=evaluated / (run.micro_batch * run.config.block_size * processes),
+            seconds_per_step=seconds * at_once,
+            seconds_per_eval_token=evaluated * at_once / (run.micro_batch * run.config.block_size * processes),
             seconds_per_sample=sampled,
             seconds_per_save=saved,
             spread=times.spread,
-            peak=peak_flops(run),
+            peak=peak / at_once if peak else None,
             peak_bytes=peak_bytes(run) if sequences == run.micro_batch else None,
             busy=times.busy,
         )

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from hfgpt import config
-from hfgpt.base import language
+from hfgpt.base import hardware, language
 from hfgpt.base.errors import InputError
 from hfgpt.base.terminal import json_text
 from hfgpt.base.units import duration
@@ -266,6 +266,31 @@ def test_a_probe_measures_this_machine(tiny: dict[str, Any], write_recipe: Calla
     memory = found["memory"]
     assert memory["peak_bytes"] == pytest.approx(memory["measured_peak_bytes"], rel=0.05)
     assert not Path(tiny["out_dir"]).exists(), "nothing is written"
+
+
+@pytest.mark.parametrize("words", [("--gpu=A100",), ("--vram=8GB",), ("--device=cuda",)])
+def test_a_probe_of_another_device_is_refused(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this machine takes says nothing about a card that is elsewhere."""
+    monkeypatch.setattr(hardware, "local_accelerator", lambda: None)
+    with pytest.raises(InputError, match="probe: it measures this machine's own device"):
+        plan.run([STANDARD, "--probe", *words])
+
+
+def test_processes_on_a_cpu_share_its_cores(
+    tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A probe times one of them alone, with all cores."""
+    from hfgpt.plan import probe
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(probe, "AIM", 0.01)
+    monkeypatch.setattr(probe.Timing, "seconds", 1.0)
+    what = Survey(config.build(tiny | {"sample_prompt": "", "device": "cpu"}, "run"), 65, "", None, None, False)
+    one, two = (probe.probe(what, processes) for processes in (1, 2))
+    assert two.seconds_per_step == pytest.approx(2.0)
+    tokens = what.config.block_size * what.config.batch_size
+    assert two.seconds_per_eval_token == pytest.approx(2 / tokens)
+    assert one.seconds_per_eval_token == pytest.approx(1 / tokens)
 
 
 @pytest.mark.parametrize(("likely", "told"), [(1.2, math.sqrt(1.2)), (0.9, math.sqrt(0.9)), (2.0, 1.0), (0.5, 1.0)])
